@@ -1,0 +1,237 @@
+"""Every option, declared once: the command line, config files and saved configs come from here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from fge.errors import UserError
+
+Switch = Literal["auto", "on", "off"]
+Precision = Literal["auto", "off", "bf16", "fp16"]
+
+
+def _invocation(default: Any) -> Any:
+    """Declare an option that says how to run, not what comes out."""
+    return field(default=default, metadata={"affects_result": False})
+
+
+def _unsaved(default: Any) -> Any:
+    """Declare an option of this one invocation, which no config file holds."""
+    return field(default=default, metadata={"affects_result": False, "saved": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Options that every training command shares."""
+
+    out: Path | None = _unsaved(None)
+    """Run folder; the next free runs/COMMAND-NNN by default."""
+    config: Path | None = _unsaved(None)
+    """Take options from the config.json of a run; flags override it."""
+    resume: bool = _unsaved(False)
+    """Continue the run in --out where it was interrupted."""
+    overwrite: bool = _unsaved(False)
+    """Replace the run in --out."""
+
+    data: str = "fashion-mnist-mini"
+    """fashion-mnist-mini, fashion-mnist, cifar10, cifar100, a folder of train/CLASS and test/CLASS
+    images, or an .npz file."""
+    data_dir: Path | None = _invocation(None)
+    """Folder of the named data set's files; ./data by default."""
+    train_size: int | None = None
+    """Use so many training images (validation part included), balanced over classes."""
+    test_size: int | None = None
+    """Use so many test images, balanced over classes."""
+    val_fraction: float = 0.1
+    """Part of the training images held out for validation."""
+    crop_padding: int | None = None
+    """Random crops from images padded by so many pixels; an eighth of the side by default, as in
+    the papers (4 for 32 x 32)."""
+    flip: bool = True
+    """Mirror training images at random."""
+
+    model: str = "convnet"
+    """convnet, vgg16, vgg16-bn, preresnet20/56/110/164, wrn28-10, torchvision:NAME, or your own as
+    package.module:factory."""
+
+    epochs: int = 40
+    """The whole training budget, in epochs."""
+    batch_size: int = 128
+    """Images per training step."""
+    lr: float = 0.05
+    """Learning rate of the conventional schedule: constant to 50 % of the budget, then linear down
+    to 1 % at 90 % (arXiv 1802.10026)."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty of SGD."""
+    seed: int = 0
+    """Seed of initialisation, shuffling and augmentation."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N; auto takes CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads; PyTorch's choice by default."""
+    eval_batch_size: int = 250
+    """Images per evaluation batch."""
+    channels_last: Switch = "auto"
+    """Memory format of images and convolutions; auto measures."""
+    compile: Switch = "auto"
+    """torch.compile; auto measures, and weighs compile time against the work that remains."""
+    amp: Precision = "auto"
+    """Automatic mixed precision; auto measures."""
+
+    def __post_init__(self) -> None:
+        """Check each value on its own and those that hang together.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size, threads=self.threads)
+        _at_least(1, train_size=self.train_size, test_size=self.test_size)
+        _at_least(1, eval_batch_size=self.eval_batch_size)
+        _at_least(0, crop_padding=self.crop_padding, seed=self.seed)
+        _not_negative(lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum)
+        if self.lr == 0:
+            raise UserError("lr must be above 0, got 0")
+        if self.momentum >= 1:
+            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
+        if self.resume and self.overwrite:
+            raise UserError("give --resume or --overwrite, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGEConfig(RunConfig):
+    """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
+
+    start_epoch: int | None = None
+    """First epoch of the cycles; by default about 40 % of the budget, placed so that the budget
+    ends at a minimum of the learning rate."""
+    cycle_epochs: int = 4
+    """Epochs per cycle, an even number."""
+    max_lr: float = 0.1
+    """Learning rate at the start of a cycle."""
+    min_lr: float = 0.001
+    """Learning rate in the middle of a cycle, where a snapshot is kept."""
+    pretrained: Path | None = None
+    """Start cycling from these weights (.safetensors, or a .pt state dict) at once."""
+    single: bool = False
+    """Also train the single network of the same budget, from the shared first part of the run."""
+
+    def __post_init__(self) -> None:
+        """Check the cycles as well.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        super().__post_init__()
+        check_learning_rates(self.max_lr, self.min_lr)
+        if self.cycle_epochs < 2 or self.cycle_epochs % 2:
+            raise UserError(f"cycle_epochs must be even and >= 2, got {self.cycle_epochs}")
+        if self.pretrained is not None and self.start_epoch not in (None, 0):
+            raise UserError(
+                f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
+            )
+        if self.pretrained is not None and self.single:
+            raise UserError("--single shares the start of the run, which --pretrained leaves out")
+        start, half = self.first_cycle_epoch, self.cycle_epochs // 2
+        if not 0 <= start < self.epochs:
+            raise UserError(
+                f"start_epoch must be in [0, epochs) = [0, {self.epochs}), got {start}"
+            )
+        if start + half > self.epochs:
+            raise UserError(
+                f"cycle_epochs {self.cycle_epochs} is too long: the first snapshot would end epoch "
+                f"{start + half} of {self.epochs}; use cycle_epochs <= "
+                f"{max(2 * (self.epochs - start), 2)} or epochs >= {start + half}"
+            )
+
+    @property
+    def first_cycle_epoch(self) -> int:
+        """The epoch (0-based) at which the cycles begin."""
+        if self.start_epoch is not None:
+            return self.start_epoch
+        if self.pretrained is not None:
+            return 0
+        half = self.cycle_epochs // 2
+        cycles = round((self.epochs * (1 - START_FRACTION) - half) / self.cycle_epochs)
+        return max(0, self.epochs - half - max(cycles, 0) * self.cycle_epochs)
+
+    @property
+    def last_cycle_epoch(self) -> int:
+        """The epoch at which cycling stops: the last minimum within the budget."""
+        half = self.cycle_epochs // 2
+        cycles = (self.epochs - self.first_cycle_epoch - half) // self.cycle_epochs
+        return self.first_cycle_epoch + half + cycles * self.cycle_epochs
+
+
+START_FRACTION = 0.4
+"""Where the cycles begin unless told otherwise, as a part of the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Apply the ensemble of a finished run to new images."""
+
+    run: Path
+    """Run folder of an fge command."""
+    images: Path
+    """An image, a folder of images (searched through), or an .npz with an array 'images'."""
+    out: Path | None = None
+    """Where predictions.csv and predictions.npz go; RUN/predict-IMAGES by default."""
+    model: str | None = None
+    """The run's package.module:factory, given again to allow its import."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    threads: int | None = None
+    """CPU threads; PyTorch's choice by default."""
+    batch_size: int = 250
+    """Images per batch."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        _at_least(1, batch_size=self.batch_size, threads=self.threads)
+
+
+def check_learning_rates(max_lr: float, min_lr: float) -> None:
+    """Check the two ends of a cycle.
+
+    Raises:
+        UserError: one is negative or not finite, or they are in the wrong order.
+    """
+    _not_negative(max_lr=max_lr, min_lr=min_lr)
+    if max_lr == 0:
+        raise UserError("max_lr must be above 0, got 0")
+    if min_lr > max_lr:
+        raise UserError(f"min_lr must not exceed max_lr, got min_lr {min_lr} > max_lr {max_lr}")
+
+
+def saved_fields(config: type[RunConfig] | RunConfig) -> list[str]:
+    """Return the names of the options that a config file holds."""
+    return [f.name for f in fields(config) if f.metadata.get("saved", True)]
+
+
+def affects_result(config: RunConfig, name: str) -> bool:
+    """Say whether the option may change what a run produces."""
+    return any(f.name == name and f.metadata.get("affects_result", True) for f in fields(config))
+
+
+def _at_least(bound: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < bound:
+            raise UserError(f"{name} must be >= {bound}, got {value}")
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{name} must be finite and >= 0, got {value}")

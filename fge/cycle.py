@@ -1,0 +1,108 @@
+"""``FGE``: cyclic learning rate, snapshots and ensemble inside somebody's own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fge.ensemble import Ensemble
+from fge.errors import UserError
+from fge.schedule import TriangularLR
+from fge.snapshots import SnapshotStore
+
+
+class FGE:
+    """Fast Geometric Ensembling (arXiv 1802.10026) in three lines of a training loop.
+
+    Call :meth:`step` after every optimizer step. It sets the next learning rate and, at each
+    minimum of the cycle, keeps a snapshot of the model with its buffers.
+
+    Args:
+        model: any module; wrappers of ``torch.compile`` and data-parallel are seen through.
+        optimizer: any optimizer; its learning rates are set from now on.
+        cycle_steps: optimizer steps per cycle, even.
+        max_lr: rate at the start of a cycle; one number, or one per parameter group.
+        min_lr: rate in the middle of a cycle; one number, or one per parameter group.
+        out: folder of the snapshots.
+        forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
+            as ``model(x)``.
+
+    Raises:
+        UserError: a learning rate or ``cycle_steps`` that makes no cycle.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        cycle_steps: int,
+        max_lr: float | Sequence[float],
+        min_lr: float | Sequence[float],
+        out: str | Path,
+        forward_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.forward_fn = forward_fn
+        self.scheduler = TriangularLR(
+            optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
+        )
+        self.store = SnapshotStore(out)
+        self._owns_store = len(self.store) == 0
+
+    def step(self) -> bool:
+        """Set the learning rate of the next optimizer step; keep a snapshot at a minimum.
+
+        Returns:
+            Whether a snapshot was kept.
+
+        Raises:
+            UserError: the folder held snapshots before, and no saved state was loaded.
+        """
+        if not self._owns_store:
+            raise UserError(
+                f"{self.store.path} already holds {len(self.store)} snapshots; load the saved "
+                "state to go on from them, or give another folder"
+            )
+        self.scheduler.step()
+        if not self.scheduler.at_minimum:
+            return False
+        self.store.append(
+            self.model, step=self.scheduler.last_epoch, lr=self.scheduler.get_last_lr()[0]
+        )
+        return True
+
+    def ensemble(self) -> Ensemble:
+        """Return the ensemble of the snapshots so far.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        return Ensemble(self.model, self.store, forward_fn=self.forward_fn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs beside the model's and the optimizer's own state."""
+        return {"scheduler": self.scheduler.state_dict(), "snapshots": len(self.store)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state: position in the cycle and number of snapshots.
+
+        The cycle's options are those given to the constructor. Snapshots later than the state are
+        dropped. Load the optimizer's state first, since it holds a learning rate of its own.
+
+        Raises:
+            UserError: the folder holds fewer snapshots than the state speaks of.
+        """
+        expected = state_dict["snapshots"]
+        if len(self.store) < expected:
+            raise UserError(
+                f"{self.store.path} holds {len(self.store)} snapshots, the state speaks of "
+                f"{expected}: give the folder that the state was saved with"
+            )
+        self.store.truncate(expected)
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self._owns_store = True

@@ -1,0 +1,92 @@
+"""Predictions of each member on disk, so that no member is evaluated twice."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fge.errors import UserError
+from fge.files import write_bytes
+
+
+class PredictionFile:
+    """An ``.npz`` of class probabilities per member.
+
+    Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
+    ``probabilities`` (S, N, C) float32. The file is rewritten whole after each member.
+
+    Args:
+        path: the file; read where it exists.
+        targets: labels (N,) of the split.
+
+    Raises:
+        UserError: the file cannot be read, or is of other targets.
+    """
+
+    def __init__(self, path: Path, targets: Tensor) -> None:
+        self.path = path
+        self.targets: NDArray[np.int64] = targets.cpu().numpy()
+        self._members: dict[str, tuple[str, NDArray[np.float32]]] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                stored = {name: archive[name] for name in archive.files}
+            rows = zip(
+                stored["members"], stored["sha256"], stored["probabilities"], strict=True
+            )
+            self._members = {str(name): (str(key), probs) for name, key, probs in rows}
+            same = np.array_equal(stored["targets"], self.targets)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} cannot be read: {error}") from None
+        if not same:
+            raise UserError(f"{self.path} was made from other labels than the data has now")
+
+    def get(self, member: str, sha256: str) -> Tensor | None:
+        """Return the stored probabilities (N, C) of a member with exactly these weights."""
+        key, probs = self._members.get(member, ("", None))
+        return torch.from_numpy(probs).double() if key == sha256 and probs is not None else None
+
+    def __contains__(self, member: str) -> bool:
+        """Say whether there is a prediction of the member."""
+        return member in self._members
+
+    def probabilities(self, member: str) -> Tensor:
+        """Return the stored probabilities (N, C) of a member, float64."""
+        return torch.from_numpy(self._members[member][1]).double()
+
+    def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
+        """Store a member's probabilities (N, C); return them as they were rounded."""
+        rounded = probs.float().numpy()
+        self._members[member] = (sha256, rounded)
+        self._write()
+        return torch.from_numpy(rounded).double()
+
+    def keep(self, members: Iterable[str]) -> None:
+        """Drop all members but those named, and put them in that order."""
+        wanted = {name: self._members[name] for name in members if name in self._members}
+        if list(wanted) != list(self._members):
+            self._members = wanted
+            self._write()
+
+    def _write(self) -> None:
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            targets=self.targets,
+            members=np.array(list(self._members)),
+            sha256=np.array([key for key, _ in self._members.values()]),
+            probabilities=np.stack([probs for _, probs in self._members.values()])
+            if self._members
+            else np.empty((0, len(self.targets), 0), np.float32),
+        )
+        write_bytes(self.path, buffer.getvalue())

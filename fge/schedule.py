@@ -1,0 +1,155 @@
+"""Learning-rate schedules, as PyTorch ``LRScheduler`` objects that step once per update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fge.config import check_learning_rates
+from fge.errors import UserError
+
+
+def triangular(step: int, *, max_lr: float, min_lr: float, cycle_steps: int) -> float:
+    """Return the learning rate of FGE at a step, counted from 0.
+
+    With u = (step mod c) / c for a cycle of c steps, the rate falls linearly from ``max_lr`` to
+    ``min_lr`` while u < 1/2 and rises back after (arXiv 1802.10026, equation 3)::
+
+        max_lr * (1 - 2u) + min_lr * 2u            u <  1/2
+        max_lr * (2u - 1) + min_lr * (2 - 2u)      u >= 1/2
+
+    >>> [round(triangular(s, max_lr=0.5, min_lr=0.1, cycle_steps=4), 3) for s in range(5)]
+    [0.5, 0.3, 0.1, 0.3, 0.5]
+    """
+    u = (step % cycle_steps) / cycle_steps
+    if u < 0.5:
+        return max_lr * (1 - 2 * u) + min_lr * 2 * u
+    return max_lr * (2 * u - 1) + min_lr * (2 - 2 * u)
+
+
+def endpoint_factor(epoch: int, epochs: int) -> float:
+    """Return the factor of the base rate in an epoch, counted from 1, of the endpoint schedule.
+
+    With alpha = epoch / epochs: 1 while alpha <= 0.5, then linear down to 0.01 at 0.9, then 0.01
+    (the schedule of the reference implementation of arXiv 1802.10026).
+
+    >>> [round(endpoint_factor(e, 10), 4) for e in (1, 5, 6, 9, 10)]
+    [1.0, 1.0, 0.7525, 0.01, 0.01]
+    """
+    alpha = epoch / epochs
+    if alpha <= 0.5:
+        return 1.0
+    if alpha <= 0.9:
+        return 1.0 - (alpha - 0.5) / 0.4 * 0.99
+    return 0.01
+
+
+class ClosedFormLR(LRScheduler):
+    """A schedule that is a function of the step alone, so that its state is its position."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position; the options belong to the constructor."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the saved position and set the learning rates that belong to it."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1
+        self._last_lr = [float(rate) for rate in self.get_lr()]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], float | int):
+                group["lr"] = rate
+            else:  # a tensor, as capturable and compiled optimizers keep it
+                group["lr"].fill_(rate)
+
+    @property
+    def at_minimum(self) -> bool:
+        """Whether the weights as they are now are to be kept."""
+        return False
+
+
+class TriangularLR(ClosedFormLR):
+    """The cyclic learning rate of FGE: linear from ``max_lr`` to ``min_lr`` and back.
+
+    Call :meth:`step` after every optimizer step. ``at_minimum`` is true before the one step of a
+    cycle that would use ``min_lr``: the moment to keep a snapshot.
+
+    Args:
+        optimizer: its learning rates are set, the first at once.
+        max_lr: rate at the start of a cycle; one number, or one per parameter group.
+        min_lr: rate in the middle of a cycle; one number, or one per parameter group.
+        cycle_steps: optimizer steps per cycle, even.
+        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+
+    Raises:
+        UserError: ``cycle_steps`` is odd or below 2, a rate is negative, rates are in the wrong
+            order, or there is not one rate per parameter group.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        max_lr: float | Sequence[float],
+        min_lr: float | Sequence[float],
+        cycle_steps: int,
+        last_epoch: int = -1,
+    ) -> None:
+        if cycle_steps < 2 or cycle_steps % 2:
+            raise UserError(f"cycle_steps must be even and >= 2, got {cycle_steps}")
+        self.cycle_steps = cycle_steps
+        self.max_lrs = _per_group("max_lr", max_lr, optimizer)
+        self.min_lrs = _per_group("min_lr", min_lr, optimizer)
+        for high, low in zip(self.max_lrs, self.min_lrs, strict=True):
+            check_learning_rates(high, low)
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the present step."""
+        return [
+            triangular(self.last_epoch, max_lr=high, min_lr=low, cycle_steps=self.cycle_steps)
+            for high, low in zip(self.max_lrs, self.min_lrs, strict=True)
+        ]
+
+    @property
+    def at_minimum(self) -> bool:
+        """Whether the next step would use ``min_lr``."""
+        return self.last_epoch % self.cycle_steps == self.cycle_steps // 2
+
+
+class EndpointLR(ClosedFormLR):
+    """The conventional schedule of a single network, constant within an epoch.
+
+    Args:
+        optimizer: its learning rates are the base rates.
+        epochs: length of the whole schedule.
+        steps_per_epoch: optimizer steps per epoch.
+        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int, last_epoch: int = -1
+    ) -> None:
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the present step."""
+        factor = endpoint_factor(self.last_epoch // self.steps_per_epoch + 1, self.epochs)
+        return [base * factor for base in self.base_lrs]
+
+
+def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
+    groups = len(optimizer.param_groups)
+    if isinstance(value, int | float):
+        return [float(value)] * groups
+    rates = [float(rate) for rate in value]
+    if len(rates) != groups:
+        raise UserError(
+            f"{name} must be one number or one per parameter group ({groups}), got {len(rates)}"
+        )
+    return rates

@@ -1,0 +1,264 @@
+"""Training in stages, from checkpoint to checkpoint, with snapshots and predictions on disk."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fge import metrics
+from fge.batches import EvalBatches, TrainBatches
+from fge.ensemble import RunningMean
+from fge.learner import Learner
+from fge.methods import Stage
+from fge.predictions import PredictionFile
+from fge.runfolder import RunFolder
+from fge.schedule import ClosedFormLR
+from fge.snapshots import SnapshotStore
+from fge.tensors import load_weights
+from fge.train import EpochEnd, train
+
+_CHECKPOINT = "checkpoint"
+
+
+class Observer:
+    """What a training run tells while it goes; the base class keeps silent."""
+
+    def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
+        """Hear of a finished epoch: ``done`` of ``total`` that the run has."""
+
+    def snapshot(self, record: dict[str, Any]) -> None:
+        """Hear of a snapshot, with its validation figures and those of the ensemble so far."""
+
+    def note(self, text: str) -> None:
+        """Hear a sentence."""
+
+
+class StagedTraining:
+    """Runs the stages of a method in a run folder; each epoch ends with a checkpoint.
+
+    Args:
+        folder: where everything is kept; what a checkpoint there speaks of is gone on from.
+        learner: with initial (or pretrained) weights.
+        stages: of the method, in order.
+        batches: of the training split.
+        validation: batches of the validation split, or None where there is none.
+        seed: of the run.
+        observer: is told of epochs and snapshots.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        learner: Learner,
+        stages: Sequence[Stage],
+        *,
+        batches: TrainBatches,
+        validation: EvalBatches | None,
+        seed: int,
+        observer: Observer,
+    ) -> None:
+        self.folder = folder
+        self.learner = learner
+        self.stages = stages
+        self.batches = batches
+        self.validation = validation
+        self.seed = seed
+        self.observer = observer
+        self.stores = {s.name: SnapshotStore(folder.path / s.store) for s in stages if s.store}
+        self.val_predictions = validation and PredictionFile(
+            folder.predictions / "val.npz", validation.split.labels
+        )
+        self.records = 0
+        self._clock = time.perf_counter()
+
+    def run(self) -> None:
+        """Train what is left of the stages.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+        """
+        checkpoint = self.folder.read_state(_CHECKPOINT)
+        reached = self._restore(checkpoint) if checkpoint else self._begin()
+        for stage in self.stages[reached:]:
+            resumed = checkpoint if checkpoint and checkpoint["stage"] == stage.name else None
+            if resumed is None and stage.after is not None:
+                start = self.folder.read_state(stage.after)
+                assert start is not None, f"stage {stage.after} left no state"
+                self.learner.load_state_dict(start)
+            self._run_stage(stage, resumed)
+        if self.val_predictions:
+            self.val_predictions.keep(member for member, _, _ in self.members())
+
+    def members(self) -> list[tuple[str, SnapshotStore, int]]:
+        """Return name, store and position of every snapshot, in the order of the stages."""
+        return [
+            (member_name(name, position), store, position)
+            for name, store in self.stores.items()
+            for position in range(len(store))
+        ]
+
+    def predict_members(self, path: Path, batches: EvalBatches) -> PredictionFile:
+        """Evaluate each snapshot on ``batches``, unless ``path`` holds its prediction already."""
+        predictions = PredictionFile(path, batches.split.labels)
+        for name, store, position in self.members():
+            key = store.facts(position)["sha256"]
+            if predictions.get(name, key) is None:
+                load_weights(self.learner.model, store[position], store.path)
+                predictions.add(name, key, self.learner.predict(batches))
+        predictions.keep(name for name, _, _ in self.members())
+        return predictions
+
+    def _begin(self) -> int:
+        """Leave nothing of an attempt that ended before its first checkpoint."""
+        self.folder.clear_states()
+        self.folder.cut_log(0)
+        for store in self.stores.values():
+            store.truncate(0)
+        return 0
+
+    def _restore(self, checkpoint: dict[str, Any]) -> int:
+        """Go back to a checkpoint, dropping what came after it; return its stage's position."""
+        self.learner.load_state_dict(checkpoint["learner"])
+        self.records = checkpoint["records"]
+        self.folder.cut_log(self.records)
+        for name, store in self.stores.items():
+            store.truncate(checkpoint["snapshots"][name])
+        return [stage.name for stage in self.stages].index(checkpoint["stage"])
+
+    def _run_stage(self, stage: Stage, resumed: dict[str, Any] | None) -> None:
+        schedule = stage.schedule(self.learner.optimizer, len(self.batches))
+        first = stage.first_epoch
+        if resumed is not None:
+            schedule.load_state_dict(resumed["schedule"])
+            first = resumed["epoch"]
+        self._clock = time.perf_counter()
+        train(
+            self.learner,
+            schedule,
+            self.batches,
+            first_epoch=first,
+            last_epoch=stage.last_epoch,
+            seed=self.seed,
+            on_minimum=lambda epoch: self._keep(stage, schedule, epoch),
+            on_epoch=lambda end: self._end_epoch(stage, schedule, end),
+        )
+        if any(later.after == stage.name for later in self.stages):
+            self.folder.write_state(stage.name, self.learner.state_dict())
+
+    def _end_epoch(self, stage: Stage, schedule: ClosedFormLR, end: EpochEnd) -> None:
+        seconds = time.perf_counter() - self._clock
+        finished = end.epoch + 1
+        if stage.keep == "end" and finished == stage.last_epoch:
+            self._keep(stage, schedule, finished)
+        record = {
+            "event": "epoch",
+            "stage": stage.name,
+            "epoch": end.epoch,
+            "next_lr": schedule.get_last_lr()[0],
+            "train_loss": end.train_loss,
+        }
+        self._log(record)
+        self.folder.timing(
+            {
+                "event": "epoch",
+                "stage": stage.name,
+                "epoch": end.epoch,
+                "seconds": round(seconds, 4),
+                "images_per_second": round(end.images / seconds, 1),
+                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+        self._checkpoint(stage, schedule, finished)
+        self.observer.epoch(record, self._epochs_done(stage, finished), self._epochs_done())
+        self._clock = time.perf_counter()
+
+    def _epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
+        """Return the epochs trained when ``stage`` has reached ``epoch``; all by default."""
+        done = 0
+        for other in self.stages:
+            if other is stage:
+                return done + epoch - other.first_epoch
+            done += other.last_epoch - other.first_epoch
+        return done
+
+    def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+        self.folder.write_state(
+            _CHECKPOINT,
+            {
+                "stage": stage.name,
+                "epoch": epoch,
+                "learner": self.learner.state_dict(),
+                "schedule": schedule.state_dict(),
+                "snapshots": {name: len(store) for name, store in self.stores.items()},
+                "records": self.records,
+            },
+        )
+
+    def _keep(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+        """Keep a snapshot, with its validation figures and those of the ensemble with it."""
+        store = self.stores[stage.name]
+        facts: dict[str, Any] = {
+            "step": epoch * len(self.batches),
+            "epoch": epoch,
+            "lr": schedule.get_last_lr()[0],
+        }
+        training = self.learner.model.training
+        probs = self.learner.predict(self.validation) if self.validation else None
+        self.learner.model.train(training)
+        if probs is not None and self.validation:
+            targets = self.validation.split.labels.cpu()
+            facts["val_error"] = metrics.error(probs, targets)
+            facts["val_nll"] = metrics.nll(probs, targets)
+        distance = _distance(store, self.learner)
+        store.append(self.learner.model, **facts)
+        position = len(store) - 1
+        record = {"event": "snapshot", "stage": stage.name, "member": position + 1, **facts}
+        if distance is not None:
+            record["distance"] = distance
+        if probs is not None and self.val_predictions:
+            key = store.facts(position)["sha256"]
+            self.val_predictions.add(member_name(stage.name, position), key, probs)
+            record |= self._ensemble_figures(stage.name)
+        self._log(record)
+        self.observer.snapshot(record)
+
+    def _ensemble_figures(self, stage: str) -> dict[str, float]:
+        """Return the validation figures of the stage's snapshots so far, averaged."""
+        assert self.val_predictions is not None
+        mean = RunningMean()
+        for name, store, position in self.members():
+            probs = self.val_predictions.get(name, store.facts(position)["sha256"])
+            if store is self.stores[stage] and probs is not None:
+                mean.update(probs)
+        targets = self.val_predictions.targets
+        return {
+            "ensemble_val_error": metrics.error(mean.value, targets),
+            "ensemble_val_nll": metrics.nll(mean.value, targets),
+        }
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.folder.log(record)
+        self.records += 1
+
+
+def member_name(stage: str, position: int) -> str:
+    """Return what a snapshot is called in prediction files: ``fge-0001``, ..."""
+    return f"{stage}-{position + 1:04d}"
+
+
+def _distance(store: SnapshotStore, learner: Learner) -> float | None:
+    """Return |w - w_last| over the parameters, where there is a last snapshot."""
+    if len(store) == 0:
+        return None
+    last = store[len(store) - 1]
+    squares: list[Tensor] = [
+        (parameter.detach().cpu().double() - last[name].double()).square().sum()
+        for name, parameter in learner.model.named_parameters()
+    ]
+    return float(torch.stack(squares).sum().sqrt())

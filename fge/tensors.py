@@ -1,0 +1,173 @@
+"""Tensors on disk without pickle: state dicts, and nested training states, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from fge.errors import UserError
+from fge.files import write_bytes
+
+_SKELETON = "skeleton"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's own module below ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):  # what torch.compile returns
+            model = model._orig_mod
+        else:
+            return model
+
+
+def canonical_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the model's tensors by name: on the CPU, contiguous, each with its own memory."""
+    state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    return {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+
+
+def encode_weights(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as the bytes of a ``.safetensors`` file."""
+    return save(dict(state))
+
+
+def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
+    """Return the tensors in ``.safetensors`` bytes; ``source`` names them in errors.
+
+    Raises:
+        UserError: they are no complete safetensors file.
+    """
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise UserError(f"{source} is not a complete safetensors file: {error}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a ``.safetensors`` file or, unpickled safely, a ``.pt`` file.
+
+    A training state written by :func:`write_state` gives its model's weights.
+
+    Raises:
+        UserError: no such file, or it holds no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        tensors = decode_weights(path.read_bytes(), path)
+        prefix = "model."
+        if is_state(path):
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        return tensors
+    return _read_torch_weights(path)
+
+
+def is_state(path: Path) -> bool:
+    """Say whether a ``.safetensors`` file is a training state of :func:`write_state`."""
+    return _SKELETON in _metadata(path.read_bytes())
+
+
+def _read_torch_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a bad file
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
+    for key in ("state_dict", "model_state", "model"):
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
+    return canonical_state(value)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Copy ``state`` into ``model``; ``source`` names it in errors.
+
+    Raises:
+        UserError: tensors are missing, left over, misshapen or not finite; the first is named.
+    """
+    target = unwrap(model)
+    expected = target.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{source}: tensor {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}"
+            )
+    for name, tensor in state.items():
+        if name not in expected:
+            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
+    target.load_state_dict(dict(state))
+
+
+def write_state(path: Path, value: dict[str, Any]) -> None:
+    """Write a nested value of dicts, lists, plain scalars and tensors, atomically."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _split(value, "", tensors)
+    write_bytes(path, save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_state` wrote.
+
+    Raises:
+        UserError: the file is incomplete or of another kind.
+    """
+    data = path.read_bytes()
+    tensors = decode_weights(data, path)
+    metadata = _metadata(data)
+    if _SKELETON not in metadata:
+        raise UserError(f"{path} is not a training state")
+    joined = _join(json.loads(metadata[_SKELETON]), tensors)
+    assert isinstance(joined, dict)
+    return joined
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of safetensors bytes: the header is JSON behind its 8-byte length."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
+
+
+def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested value into ``tensors``; return what is left, as JSON."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        prefix = f"{name}." if name else ""
+        return {"items": [[k, _split(v, f"{prefix}{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_split(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise TypeError(f"cannot store a {type(value).__name__} at {name!r}")
+
+
+def _join(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    if "tensor" in node:
+        return tensors[node["tensor"]]
+    if "items" in node:
+        return {key: _join(child, tensors) for key, child in node["items"]}
+    if "list" in node:
+        return [_join(child, tensors) for child in node["list"]]
+    return node["value"]
