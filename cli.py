@@ -7,14 +7,16 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import tyro
 
-from fge.config import FGEConfig, PredictConfig, RunConfig
+from fge.config import FGEConfig, PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
 from fge.errors import DivergenceError, UserError, unknown
+
+T = TypeVar("T")
+C = TypeVar("C", bound=RunConfig)
 
 COMMANDS: dict[str, type] = {"fge": FGEConfig, "predict": PredictConfig}
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
@@ -44,15 +46,15 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if command == "fge":
-        config = _with_config_file(command, COMMANDS[command], rest)
-        from fge import run
+        config = _with_config_file(command, FGEConfig, rest)
+        from fge import run  # torch is imported here, once the options are known to be good
 
         run.fge(config)
     else:
-        config = _parse(command, COMMANDS[command], rest)
+        prediction = _parse(command, PredictConfig, rest)
         from fge import run
 
-        run.predict(config)
+        run.predict(prediction)
     return OK
 
 
@@ -62,7 +64,7 @@ def _overview() -> str:
     return "\n".join([*lines, "", "python cli.py COMMAND --help lists the options of a command."])
 
 
-def _with_config_file(command: str, kind: type[RunConfig], arguments: list[str]) -> RunConfig:
+def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     """Parse options over those of ``--config``, or of the run that ``--resume`` goes on with."""
     config = _parse(command, kind, arguments)
     source = config.config
@@ -71,29 +73,21 @@ def _with_config_file(command: str, kind: type[RunConfig], arguments: list[str])
     if source is None:
         return config
     base, _ = read_config(source, command, kind)
-    config = _parse(command, kind, arguments, default=base)
-    _check_import(config, source, arguments)
-    return config
+    merged = _parse(command, kind, arguments, default=base)
+    explicit = any(re.match(r"--model(=|$)", argument) for argument in arguments)
+    check_import(merged.model, merged.model if explicit else None, source)
+    return merged
 
 
-def _check_import(config: RunConfig, source: Path, arguments: list[str]) -> None:
-    """Refuse to import a model factory that only a file names."""
-    custom = ":" in config.model and not config.model.startswith("torchvision:")
-    if custom and not any(re.match(r"--model(=|$)", argument) for argument in arguments):
-        raise UserError(
-            f"{source} names the model factory {config.model!r}, which is code to import; if you "
-            f"trust it, add --model {config.model}"
-        )
-
-
-def _parse(command: str, kind: type, arguments: list[str], default: Any = None) -> Any:
+def _parse(command: str, kind: type[T], arguments: list[str], default: T | None = None) -> T:
     """Parse options with tyro; its boxed messages become one line."""
     _check_names(kind, arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            extra = {} if default is None else {"default": default}
-            return tyro.cli(kind, prog=f"python cli.py {command}", args=arguments, **extra)
+            extra: dict[str, Any] = {} if default is None else {"default": default}
+            parsed = tyro.cli(kind, prog=f"python cli.py {command}", args=arguments, **extra)
+            return cast(T, parsed)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -122,7 +116,8 @@ def _one_line(message: str) -> str:
         if set(line) == {"─"}:
             break
         head.append(line)
-    return " ".join(head) or " ".join(message.split())
+    text = " ".join(head) or " ".join(message.split())
+    return re.sub(r"^Error parsing \w*Config: ", "", text)
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.data import Dataset, Split
+from fge.data import Split
 from fge.seeds import generator
 
 DEFAULT_PADDING_DIVISOR = 8
@@ -19,16 +19,26 @@ class Normaliser:
     """uint8 images to float32: (x - mean) / std per channel.
 
     Args:
-        dataset: whose training mean and standard deviation are used.
+        mean: per channel, in grey levels from 0 to 255.
+        std: per channel, likewise.
         device: where the images are.
         channels_last: memory format of what comes out.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, *, channels_last: bool) -> None:
-        std = torch.tensor(dataset.std, device=device).view(1, -1, 1, 1)
-        mean = torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1)
-        self.scale = 1 / std
-        self.shift = -mean / std
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        means, stds = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+            for values in (mean, std)
+        )
+        self.scale = 1 / stds
+        self.shift = -means / stds
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:

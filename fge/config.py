@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fge.errors import UserError
 
@@ -13,33 +13,29 @@ Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 
 
-def _invocation(default: Any) -> Any:
-    """Declare an option that says how to run, not what comes out."""
-    return field(default=default, metadata={"affects_result": False})
-
-
-def _unsaved(default: Any) -> Any:
-    """Declare an option of this one invocation, which no config file holds."""
-    return field(default=default, metadata={"affects_result": False, "saved": False})
+_HOW_TO_RUN = {"affects_result": False}
+"""Marks an option that says how to run, not what comes out."""
+_THIS_INVOCATION = {"affects_result": False, "saved": False}
+"""Marks an option of one invocation, which no config file holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Options that every training command shares."""
 
-    out: Path | None = _unsaved(None)
+    out: Path | None = field(default=None, metadata=_THIS_INVOCATION)
     """Run folder; the next free runs/COMMAND-NNN by default."""
-    config: Path | None = _unsaved(None)
+    config: Path | None = field(default=None, metadata=_THIS_INVOCATION)
     """Take options from the config.json of a run; flags override it."""
-    resume: bool = _unsaved(False)
+    resume: bool = field(default=False, metadata=_THIS_INVOCATION)
     """Continue the run in --out where it was interrupted."""
-    overwrite: bool = _unsaved(False)
+    overwrite: bool = field(default=False, metadata=_THIS_INVOCATION)
     """Replace the run in --out."""
 
     data: str = "fashion-mnist-mini"
-    """fashion-mnist-mini, fashion-mnist, cifar10, cifar100, a folder of train/CLASS and test/CLASS
-    images, or an .npz file."""
-    data_dir: Path | None = _invocation(None)
+    """fashion-mnist-mini, fashion-mnist, cifar10, cifar100, an .npz file,
+    or a folder of images in train/CLASS/ and test/CLASS/."""
+    data_dir: Path | None = field(default=None, metadata=_HOW_TO_RUN)
     """Folder of the named data set's files; ./data by default."""
     train_size: int | None = None
     """Use so many training images (validation part included), balanced over classes."""
@@ -48,22 +44,22 @@ class RunConfig:
     val_fraction: float = 0.1
     """Part of the training images held out for validation."""
     crop_padding: int | None = None
-    """Random crops from images padded by so many pixels; an eighth of the side by default, as in
-    the papers (4 for 32 x 32)."""
+    """Random crops from training images padded by so many pixels;
+    by default an eighth of the side, as in the papers (4 for 32 x 32)."""
     flip: bool = True
     """Mirror training images at random."""
 
     model: str = "convnet"
-    """convnet, vgg16, vgg16-bn, preresnet20/56/110/164, wrn28-10, torchvision:NAME, or your own as
-    package.module:factory."""
+    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10,
+    torchvision:NAME, or your own as package.module:factory."""
 
     epochs: int = 40
     """The whole training budget, in epochs."""
     batch_size: int = 128
     """Images per training step."""
     lr: float = 0.05
-    """Learning rate of the conventional schedule: constant to 50 % of the budget, then linear down
-    to 1 % at 90 % (arXiv 1802.10026)."""
+    """Learning rate of the conventional schedule (arXiv 1802.10026):
+    constant to 50 % of the budget, then linear down to 1 % at 90 %."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -110,8 +106,8 @@ class FGEConfig(RunConfig):
     """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
 
     start_epoch: int | None = None
-    """First epoch of the cycles; by default about 40 % of the budget, placed so that the budget
-    ends at a minimum of the learning rate."""
+    """First epoch of the cycles, counted from 0; by default about 40 %
+    of the budget, placed so that it ends at a minimum of the rate."""
     cycle_epochs: int = 4
     """Epochs per cycle, an even number."""
     max_lr: float = 0.1
@@ -141,9 +137,7 @@ class FGEConfig(RunConfig):
             raise UserError("--single shares the start of the run, which --pretrained leaves out")
         start, half = self.first_cycle_epoch, self.cycle_epochs // 2
         if not 0 <= start < self.epochs:
-            raise UserError(
-                f"start_epoch must be in [0, epochs) = [0, {self.epochs}), got {start}"
-            )
+            raise UserError(f"start_epoch must be in [0, epochs) = [0, {self.epochs}), got {start}")
         if start + half > self.epochs:
             raise UserError(
                 f"cycle_epochs {self.cycle_epochs} is too long: the first snapshot would end epoch "
@@ -176,7 +170,7 @@ START_FRACTION = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Apply the ensemble of a finished run to new images."""
+    """Apply the saved ensemble of an fge run to new images."""
 
     run: Path
     """Run folder of an fge command."""
@@ -213,6 +207,29 @@ def check_learning_rates(max_lr: float, min_lr: float) -> None:
         raise UserError("max_lr must be above 0, got 0")
     if min_lr > max_lr:
         raise UserError(f"min_lr must not exceed max_lr, got min_lr {min_lr} > max_lr {max_lr}")
+
+
+def is_factory(model: str) -> bool:
+    """Say whether the name is that of a user's own ``package.module:factory``."""
+    return ":" in model and not model.startswith("torchvision:")
+
+
+def check_import(model: str, given: str | None, source: object) -> None:
+    """Refuse to import a factory that only a file names, since importing runs code.
+
+    Args:
+        model: the name in the file.
+        given: the name on the command line, if any.
+        source: the file.
+
+    Raises:
+        UserError: ``model`` is a factory, and not the one given.
+    """
+    if is_factory(model) and given != model:
+        raise UserError(
+            f"{source} names the model factory {model!r}, which is code to import; if you trust "
+            f"it, add --model {model}"
+        )
 
 
 def saved_fields(config: type[RunConfig] | RunConfig) -> list[str]:

@@ -91,11 +91,7 @@ def check_unchanged(saved: C, asked: C) -> None:
 
 def keep_settled(saved: C, asked: C) -> C:
     """Return the saved configuration with this invocation's own options."""
-    own = {
-        name: getattr(asked, name)
-        for name in vars(asked)
-        if not affects_result(asked, name)
-    }
+    own = {name: getattr(asked, name) for name in vars(asked) if not affects_result(asked, name)}
     return replace(saved, **own)
 
 

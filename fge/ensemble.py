@@ -181,7 +181,7 @@ class Ensemble(nn.Module):
         first: Tensor | None = None
         for state in self.members:
             self.model.load_state_dict(state)
-            parts = []
+            parts: list[Tensor] = []
             for batch, logits in predict_logits(self.model, batches, forward_fn=self.forward_fn):
                 if not parts:
                     first = _same_order(first, batch)

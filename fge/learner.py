@@ -59,7 +59,7 @@ class Learner:
         self.batch_size = batch_size
         self.loss_fn = loss_fn
         if self.speed.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
@@ -69,11 +69,11 @@ class Learner:
         with self._autocast():
             loss = self.loss_fn(self._forward(inputs, self.batch_size), targets)
         if self.scaler.is_enabled():
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()

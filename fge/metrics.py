@@ -62,9 +62,7 @@ def summary(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     }
 
 
-def _checked(
-    probs: ArrayLike, targets: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _checked(probs: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     p = np.asarray(probs, dtype=np.float64)
     y = np.asarray(targets)
     if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:

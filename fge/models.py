@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fge.architectures.convnet import convnet
 from fge.architectures.preresnet import preresnet, wide_resnet
 from fge.architectures.vgg import vgg16
+from fge.config import is_factory
 from fge.errors import UserError, unknown
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
@@ -30,11 +31,6 @@ MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
 }
 
 _TORCHVISION = "torchvision:"
-
-
-def is_factory(name: str) -> bool:
-    """Say whether the name is that of a user's own ``package.module:factory``."""
-    return ":" in name and not name.startswith(_TORCHVISION)
 
 
 def build_model(

@@ -41,9 +41,7 @@ class PredictionFile:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 stored = {name: archive[name] for name in archive.files}
-            rows = zip(
-                stored["members"], stored["sha256"], stored["probabilities"], strict=True
-            )
+            rows = zip(stored["members"], stored["sha256"], stored["probabilities"], strict=True)
             self._members = {str(name): (str(key), probs) for name, key, probs in rows}
             same = np.array_equal(stored["targets"], self.targets)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -76,9 +76,7 @@ def fge_results(
             mean.update(test.probabilities(member))
         figures = metrics.summary(mean.value, test.targets)
         size = len(members)
-        return MethodResult(
-            name, size, epochs, size, size * weight_bytes, chosen=chosen, **figures
-        )
+        return MethodResult(name, size, epochs, size, size * weight_bytes, chosen=chosen, **figures)
 
     results = []
     if "single-0001" in test:
@@ -87,8 +85,10 @@ def fge_results(
     if all("val_nll" in facts for facts in snapshots):
         best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
         results.append(result("best-snapshot", names[best : best + 1], used, names[best]))
-    for size in range(2, len(names) + 1):
-        results.append(result("fge", names[:size], int(snapshots[size - 1]["epoch"])))
+    results += [
+        result("fge", names[:size], int(snapshots[size - 1]["epoch"]))
+        for size in range(2, len(names) + 1)
+    ]
     return results
 
 
@@ -135,9 +135,7 @@ def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[st
     return [heading for _, heading, _ in _COLUMNS], rows
 
 
-def write_report(
-    folder: RunFolder, results: Sequence[MethodResult], facts: dict[str, Any]
-) -> None:
+def write_report(folder: RunFolder, results: Sequence[MethodResult], facts: dict[str, Any]) -> None:
     """Write ``report.json``, ``report.md`` and ``report.html``.
 
     Args:

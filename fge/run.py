@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,18 +13,21 @@ from torch import nn
 from fge import plots, report
 from fge.autotune import choose_speed
 from fge.batches import DEFAULT_PADDING_DIVISOR, EvalBatches, Normaliser, TrainBatches
-from fge.config import FGEConfig, RunConfig
+from fge.config import FGEConfig, Precision, PredictConfig, RunConfig, check_import
 from fge.configfile import check_unchanged, keep_settled, read_config, to_options, write_config
 from fge.console import ConsoleObserver
-from fge.data import Dataset, load_dataset
+from fge.data import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
+from fge.ensemble import Ensemble
 from fge.errors import DivergenceError, UserError
 from fge.figures import training_curves
 from fge.learner import Learner, Speed
 from fge.methods import fge_stages
 from fge.models import build_model
+from fge.predict import read_inputs, write_predictions
 from fge.runfolder import RunFolder, open_run_folder
 from fge.seeds import derive_seed
+from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining
 from fge.tensors import load_weights, read_weights
 
@@ -53,6 +57,37 @@ def fge(config: FGEConfig) -> Path:
             )
             raise
     return folder.path
+
+
+def predict(config: PredictConfig) -> Path:
+    """Apply the ensemble of a finished run to images; return the folder of the predictions.
+
+    Raises:
+        UserError: no run there, no snapshots, or images that do not fit.
+    """
+    device = torch.device(choose_device(config.device))
+    set_threads(config.threads)
+    run_config, content = read_config(config.run / "config.json", "fge", FGEConfig)
+    facts = content["dataset"]
+    check_import(run_config.model, config.model, config.run / "config.json")
+    files, images = read_inputs(config.images, facts["channels"], tuple(facts["image_size"]))
+    model = build_model(
+        run_config.model,
+        in_channels=facts["channels"],
+        num_classes=len(facts["classes"]),
+        image_size=tuple(facts["image_size"]),
+    )
+    store = SnapshotStore(config.run / "snapshots")
+    if len(store) == 0:
+        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    normaliser = Normaliser(facts["mean"], facts["std"], device)
+    unlabelled = Split(images.to(device), torch.zeros(len(images), dtype=torch.int64))
+    batches = EvalBatches(unlabelled, normaliser, config.batch_size)
+    probs = Ensemble(model.to(device), store).predict_proba(batches)
+    out = config.out or config.run / f"predict-{config.images.stem}"
+    write_predictions(out, files, probs, facts["classes"])
+    ConsoleObserver().note(f"{len(files)} predictions by {len(store)} snapshots are in {out}")
+    return out
 
 
 def _train_and_report(
@@ -147,8 +182,7 @@ def _settle_speed(
     if "auto" not in (config.channels_last, config.compile, config.amp):
         return config
     observer.note("measuring memory formats and precisions ...")
-    plain = Normaliser(dataset, dataset.train.labels.device, channels_last=False)
-    batches = _train_batches(config, dataset, plain)
+    batches = _train_batches(config, dataset, _normaliser(dataset))
     inputs, targets = next(iter(batches))
     epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
     choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
@@ -158,8 +192,13 @@ def _settle_speed(
         config,
         channels_last="on" if choice.speed.channels_last else "off",
         compile="on" if choice.speed.compile else "off",
-        amp=choice.speed.amp,
+        amp=cast(Precision, choice.speed.amp),
     )
+
+
+def _normaliser(dataset: Dataset, *, channels_last: bool = False) -> Normaliser:
+    device = dataset.train.labels.device
+    return Normaliser(dataset.mean, dataset.std, device, channels_last=channels_last)
 
 
 def _train_batches(config: FGEConfig, dataset: Dataset, normaliser: Normaliser) -> TrainBatches:
@@ -192,8 +231,7 @@ def _wire(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    device = dataset.train.labels.device
-    normaliser = Normaliser(dataset, device, channels_last=speed.channels_last)
+    normaliser = _normaliser(dataset, channels_last=speed.channels_last)
     val, test = (
         EvalBatches(split, normaliser, config.eval_batch_size)
         for split in (dataset.val, dataset.test)

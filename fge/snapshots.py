@@ -46,9 +46,7 @@ class SnapshotStore:
         return snapshots
 
     def _write_index(self, index: list[dict[str, Any]]) -> None:
-        write_json(
-            self.path / "index.json", {"schema_version": SCHEMA_VERSION, "snapshots": index}
-        )
+        write_json(self.path / "index.json", {"schema_version": SCHEMA_VERSION, "snapshots": index})
         self._index = index
 
     def append(self, model: nn.Module | Mapping[str, Tensor], **facts: Any) -> Path:

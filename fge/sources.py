@@ -81,7 +81,9 @@ def cifar10(data_dir: Path) -> RawData:
 
 def cifar100(data_dir: Path) -> RawData:
     """Return CIFAR-100 from ``data_dir`` or a download."""
-    return _from_torchvision("CIFAR100", "cifar100", data_dir, "the unpacked folder cifar-100-python")
+    return _from_torchvision(
+        "CIFAR100", "cifar100", data_dir, "the unpacked folder cifar-100-python"
+    )
 
 
 def from_npz(path: Path) -> RawData:

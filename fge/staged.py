@@ -71,8 +71,10 @@ class StagedTraining:
         self.seed = seed
         self.observer = observer
         self.stores = {s.name: SnapshotStore(folder.path / s.store) for s in stages if s.store}
-        self.val_predictions = validation and PredictionFile(
-            folder.predictions / "val.npz", validation.split.labels
+        self.val_predictions = (
+            PredictionFile(folder.predictions / "val.npz", validation.split.labels)
+            if validation is not None
+            else None
         )
         self.records = 0
         self._clock = time.perf_counter()

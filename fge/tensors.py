@@ -22,11 +22,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module below ``torch.compile`` and data-parallel wrappers."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):  # what torch.compile returns
-            model = model._orig_mod
-        else:
+            inner = model.module
+        else:  # what torch.compile returns
+            inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def canonical_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ def train(
     first_epoch: int,
     last_epoch: int,
     seed: int = 0,
-    on_minimum: Callable[[int], None] = lambda epoch: None,
-    on_epoch: Callable[[EpochEnd], None] = lambda end: None,
+    on_minimum: Callable[[int], None] | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
 ) -> None:
     """Train for the epochs [first_epoch, last_epoch), one schedule step per optimizer step.
 
@@ -78,10 +78,12 @@ def train(
             rate = float(schedule.get_last_lr()[0])
             losses.add(learner.step(inputs, targets), rate, len(inputs))
             schedule.step()
-            if schedule.at_minimum:
+            if schedule.at_minimum and on_minimum:
                 losses.check()
                 on_minimum(epoch + (number == len(batches)))
-        on_epoch(EpochEnd(epoch, losses.mean(), losses.images))
+        end = EpochEnd(epoch, losses.mean(), losses.images)
+        if on_epoch:
+            on_epoch(end)
 
 
 class _Losses:
