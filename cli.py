@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import tyro
@@ -66,17 +68,27 @@ def _overview() -> str:
 
 def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     """Parse options over those of ``--config``, or of the run that ``--resume`` goes on with."""
-    config = _parse(command, kind, arguments)
-    source = config.config
-    if config.resume and config.out is not None and (config.out / "config.json").is_file():
-        source = config.out / "config.json"
-    if source is None:
-        return config
-    base, _ = read_config(source, command, kind)
+    source = _last_value(arguments, "--config")
+    out = _last_value(arguments, "--out")
+    if "--resume" in arguments and out is not None and (Path(out) / "config.json").is_file():
+        source = str(Path(out) / "config.json")
+    if source is None or "--help" in arguments:
+        return _parse(command, kind, arguments)
+    base, _ = read_config(Path(source), command, kind)
     merged = _parse(command, kind, arguments, default=base)
-    explicit = any(re.match(r"--model(=|$)", argument) for argument in arguments)
-    check_import(merged.model, merged.model if explicit else None, source)
+    check_import(merged.model, _last_value(arguments, "--model"), source)
     return merged
+
+
+def _last_value(arguments: list[str], option: str) -> str | None:
+    """Return what follows an option, where it is given: ``--name VALUE`` or ``--name=VALUE``."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            value = following
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _parse(command: str, kind: type[T], arguments: list[str], default: T | None = None) -> T:
@@ -109,15 +121,15 @@ def _check_names(kind: type, arguments: list[str]) -> None:
 
 
 def _one_line(message: str) -> str:
-    """Return the sentence at the head of a boxed message."""
-    lines = [line.strip("│ ").strip() for line in message.splitlines() if line.startswith("│")]
-    head = []
-    for line in lines:
-        if set(line) == {"─"}:
-            break
-        head.append(line)
-    text = " ".join(head) or " ".join(message.split())
+    """Return the sentence at the head of a message that tyro put in a box, drawn or in ASCII."""
+    lines = [line.strip("│|+╭╮╰╯ ") for line in message.splitlines()]
+    untitled = itertools.dropwhile(_is_rule, lines[1:])
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), untitled))
     return re.sub(r"^Error parsing \w*Config: ", "", text)
+
+
+def _is_rule(line: str) -> bool:
+    return re.fullmatch(r"[─-]*", line) is not None
 
 
 def _fail(message: str, code: int) -> int:

@@ -55,13 +55,12 @@ def choose_speed(
     Raises:
         UserError: compilation was asked for and is not possible.
     """
+    check_compile(config, inputs.device)
     speed = Speed(
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         amp="off" if config.amp == "auto" else config.amp,
     )
-    if speed.compile and (obstacle := _compile_obstacle(inputs.device)):
-        raise UserError(f"--compile on: {obstacle}; use --compile off or auto")
     if "auto" not in (config.channels_last, config.compile, config.amp):
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
@@ -69,10 +68,8 @@ def choose_speed(
     with torch.random.fork_rng(devices=devices):
         if config.channels_last == "auto":
             speed = trial.consider("channels_last", replace(speed, channels_last=True), speed)
-        if config.amp == "auto" and inputs.device.type == "cuda":
+        if config.amp == "auto":
             speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
-        elif config.amp == "auto":
-            trial.reasons.append("amp: off, as it gains little on a CPU")
         if config.compile == "auto":
             speed = _consider_compile(trial, speed, steps)
     return Choice(speed, trial.reasons)
@@ -94,6 +91,16 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
         )
         return speed
     return trial.consider("compile", replace(speed, compile=True), speed, steps=steps)
+
+
+def check_compile(config: RunConfig, device: torch.device) -> None:
+    """Check that compilation is possible where it is asked for.
+
+    Raises:
+        UserError: it is asked for and is not possible.
+    """
+    if config.compile == "on" and (obstacle := _compile_obstacle(device)):
+        raise UserError(f"--compile on: {obstacle}; use --compile off or auto")
 
 
 def _compile_obstacle(device: torch.device) -> str | None:

@@ -11,8 +11,15 @@ from torch import Tensor
 from fge.data import Split
 from fge.seeds import generator
 
-DEFAULT_PADDING_DIVISOR = 8
-"""Crops move by up to an eighth of the side: 4 pixels for 32 x 32, as in the papers."""
+
+def default_padding(image_size: tuple[int, int]) -> int:
+    """Return how far crops move by default.
+
+    An eighth of the side from 32 pixels on, which makes the papers' 4 for 32 x 32; else 2, which
+    did best on the validation images of ``fashion-mnist-mini``.
+    """
+    side = min(image_size)
+    return side // 8 if side >= 32 else 2
 
 
 class Normaliser:

@@ -19,6 +19,29 @@ _THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates that suit a model: conventional, and the two ends of a cycle."""
+
+    lr: float
+    max_lr: float
+    min_lr: float
+
+
+_RATES = {
+    "convnet": Rates(0.2, 0.2, 0.001),  # benchmarks/search_default_job.py
+    "vgg16": Rates(0.05, 0.01, 0.01),  # this and the next two: arXiv 1802.10026
+    "preresnet": Rates(0.1, 0.05, 0.01),
+    "wrn28-10": Rates(0.1, 0.05, 0.01),
+}
+_USUAL_RATES = Rates(0.05, 0.05, 0.0005)
+
+
+def rates_of(model: str) -> Rates:
+    """Return the learning rates used for a model unless told otherwise."""
+    return next((rates for name, rates in _RATES.items() if model.startswith(name)), _USUAL_RATES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Options that every training command shares."""
@@ -45,7 +68,7 @@ class RunConfig:
     """Part of the training images held out for validation."""
     crop_padding: int | None = None
     """Random crops from training images padded by so many pixels;
-    by default an eighth of the side, as in the papers (4 for 32 x 32)."""
+    by default 2, or an eighth of the side from 32 pixels on (the papers' 4)."""
     flip: bool = True
     """Mirror training images at random."""
 
@@ -57,9 +80,10 @@ class RunConfig:
     """The whole training budget, in epochs."""
     batch_size: int = 128
     """Images per training step."""
-    lr: float = 0.05
+    lr: float | None = None
     """Learning rate of the conventional schedule (arXiv 1802.10026):
-    constant to 50 % of the budget, then linear down to 1 % at 90 %."""
+    constant to 50 % of the budget, then linear down to 1 % at 90 %.
+    By default what suits the model: the papers' for theirs, else 0.05."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -90,8 +114,8 @@ class RunConfig:
         _at_least(1, train_size=self.train_size, test_size=self.test_size)
         _at_least(1, eval_batch_size=self.eval_batch_size)
         _at_least(0, crop_padding=self.crop_padding, seed=self.seed)
-        _not_negative(lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum)
-        if self.lr == 0:
+        _not_negative(lr=self.base_lr, weight_decay=self.weight_decay, momentum=self.momentum)
+        if self.base_lr == 0:
             raise UserError("lr must be above 0, got 0")
         if self.momentum >= 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
@@ -99,6 +123,11 @@ class RunConfig:
             raise UserError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
         if self.resume and self.overwrite:
             raise UserError("give --resume or --overwrite, not both")
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate of the conventional schedule: ``lr``, or what suits the model."""
+        return rates_of(self.model).lr if self.lr is None else self.lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +139,11 @@ class FGEConfig(RunConfig):
     of the budget, placed so that it ends at a minimum of the rate."""
     cycle_epochs: int = 4
     """Epochs per cycle, an even number."""
-    max_lr: float = 0.1
-    """Learning rate at the start of a cycle."""
-    min_lr: float = 0.001
-    """Learning rate in the middle of a cycle, where a snapshot is kept."""
+    max_lr: float | None = None
+    """Learning rate at the start of a cycle; by default what suits the model."""
+    min_lr: float | None = None
+    """Learning rate in the middle of a cycle, where a snapshot is kept;
+    by default what suits the model."""
     pretrained: Path | None = None
     """Start cycling from these weights (.safetensors, or a .pt state dict) at once."""
     single: bool = False
@@ -126,7 +156,7 @@ class FGEConfig(RunConfig):
             UserError: naming the option, its value and what it may be.
         """
         super().__post_init__()
-        check_learning_rates(self.max_lr, self.min_lr)
+        check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
         if self.cycle_epochs < 2 or self.cycle_epochs % 2:
             raise UserError(f"cycle_epochs must be even and >= 2, got {self.cycle_epochs}")
         if self.pretrained is not None and self.start_epoch not in (None, 0):
@@ -144,6 +174,14 @@ class FGEConfig(RunConfig):
                 f"{start + half} of {self.epochs}; use cycle_epochs <= "
                 f"{max(2 * (self.epochs - start), 2)} or epochs >= {start + half}"
             )
+
+    @property
+    def cycle_lrs(self) -> Rates:
+        """The learning rates of the run, each as given, or what suits the model."""
+        usual = rates_of(self.model)
+        high = usual.max_lr if self.max_lr is None else self.max_lr
+        low = min(usual.min_lr, high) if self.min_lr is None else self.min_lr
+        return Rates(self.base_lr, high, low)
 
     @property
     def first_cycle_epoch(self) -> int:

@@ -75,14 +75,14 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
 def check_unchanged(saved: C, asked: C) -> None:
     """Check that options asked for at ``--resume`` are those that the run was begun with.
 
-    ``auto`` agrees with whatever it was settled to.
+    ``auto`` and None, an option left open, agree with whatever it was settled to.
 
     Raises:
         UserError: naming the first option that differs and affects the result.
     """
     for name in saved_fields(saved):
         before, now = getattr(saved, name), getattr(asked, name)
-        if affects_result(saved, name) and now not in (before, "auto"):
+        if affects_result(saved, name) and now not in (before, "auto", None):
             raise UserError(
                 f"cannot resume with {name} {now}: the run was begun with {before}; "
                 "drop the option, or give another --out"

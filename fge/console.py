@@ -17,7 +17,7 @@ class ConsoleObserver(Observer):
     """Tells of epochs, snapshots and notes; a context manager, for the live bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
         self._live = self.console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),

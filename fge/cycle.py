@@ -72,7 +72,7 @@ class FGE:
         if not self.scheduler.at_minimum:
             return False
         self.store.append(
-            self.model, step=self.scheduler.last_epoch, lr=self.scheduler.get_last_lr()[0]
+            self.model, step=self.scheduler.last_epoch, lr=float(self.scheduler.get_last_lr()[0])
         )
         return True
 

@@ -106,6 +106,11 @@ def load_dataset(
     train = _first(raw.train, "train_size", train_size)
     test = _first(raw.test, "test_size", test_size)
     val_count = round(val_fraction * len(train.labels))
+    if val_fraction > 0 and val_count == 0:
+        raise UserError(
+            f"val_fraction {val_fraction} of {len(train.labels)} images leaves no validation "
+            "image; raise it, or use 0 to do without validation"
+        )
     train, val = _slice(train, val_count, None), _slice(train, 0, val_count)
     _check_classes(train, raw.classes)
     pixels = train.images.reshape(-1, train.images.shape[3])

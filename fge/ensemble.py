@@ -26,7 +26,7 @@ class RunningMean:
         self._mean: Tensor | None = None
 
     def update(self, value: Tensor) -> Tensor:
-        """Take one more array in; return the mean so far."""
+        """Take one more array in; return the mean so far, good until the next update."""
         self.count += 1
         if self._mean is None:
             self._mean = value.double().clone()
@@ -66,11 +66,8 @@ def predict_logits(
         for batch in batches:
             empty = False
             moved = to_device(batch, device)
-            with torch.inference_mode():
-                logits = forward(model, moved)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise UserError(f"the model must return logits of shape (N, C), got {shape}")
+            with torch.no_grad():  # not inference_mode: a model may keep what it computes here
+                logits = _checked(forward(model, moved))
             yield moved, logits
     finally:
         for module, training in modes:
@@ -158,7 +155,7 @@ class Ensemble(nn.Module):
         dtype = torch.float32
         for state in self.members:
             self.model.load_state_dict(state)
-            logits = (self.forward_fn or call_model)(self.model, batch)
+            logits = _checked((self.forward_fn or call_model)(self.model, batch))
             dtype = logits.dtype
             mean.update(self._transform(logits))
         return self._finish(mean.value).to(dtype)
@@ -220,14 +217,17 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def _checked(logits: Any) -> Tensor:
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(f"the model must return logits of shape (N, C), got {found}")
+
+
 def _states(members: Sequence[Mapping[str, Tensor] | nn.Module]) -> list[dict[str, Tensor]]:
-    """Return the members as state dicts; modules are copied, for they may train on."""
-    return [
-        {name: tensor.detach().clone() for name, tensor in unwrap(member).state_dict().items()}
-        if isinstance(member, nn.Module)
-        else dict(member)
-        for member in members
-    ]
+    """Return the members as copied state dicts, for what they belong to may train on."""
+    states = (unwrap(m).state_dict() if isinstance(m, nn.Module) else m for m in members)
+    return [{name: tensor.detach().clone() for name, tensor in s.items()} for s in states]
 
 
 def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:

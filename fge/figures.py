@@ -33,10 +33,10 @@ def _rate(config: FGEConfig, point: int) -> float:
     """Return the learning rate at a point of the run, ``_POINTS_PER_EPOCH`` to an epoch."""
     start = config.first_cycle_epoch * _POINTS_PER_EPOCH
     if point < start:
-        return config.lr * endpoint_factor(point // _POINTS_PER_EPOCH + 1, config.epochs)
+        return config.base_lr * endpoint_factor(point // _POINTS_PER_EPOCH + 1, config.epochs)
     return triangular(
         point - start,
-        max_lr=config.max_lr,
-        min_lr=config.min_lr,
+        max_lr=config.cycle_lrs.max_lr,
+        min_lr=config.cycle_lrs.min_lr,
         cycle_steps=config.cycle_epochs * _POINTS_PER_EPOCH,
     )

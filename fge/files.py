@@ -8,7 +8,9 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+_BLOCK = 4096
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -44,11 +46,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    """Append one JSON line, in the place of an incomplete last line where there is one."""
+    with path.open("ab+") as file:
+        file.truncate(_complete_length(file))
+        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _complete_length(file: BinaryIO) -> int:
+    """Return the length of a file up to the end of its last complete line."""
+    length = file.seek(0, os.SEEK_END)
+    while length > 0:
+        start = max(length - _BLOCK, 0)
+        file.seek(start)
+        found = file.read(length - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        length = start
+    return 0
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

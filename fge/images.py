@@ -11,7 +11,15 @@ from PIL import Image, UnidentifiedImageError
 from fge.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
-_GREY_MODES = {"1", "L", "I", "I;16", "F"}
+_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
+_GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow's word for a broken chunk
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -56,7 +64,9 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
             grey = image.mode in _GREY_MODES if channels is None else channels == 1
+            if image.mode in _DEEP_MODES:  # Pillow would clip 16 bits where it should scale
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{file} cannot be read as an image: {error}") from None
     return array[..., None] if array.ndim == 2 else array

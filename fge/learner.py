@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.ensemble import predict_proba
+from fge.errors import DivergenceError
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,7 +80,11 @@ class Learner:
         return loss.detach()
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
-        """Return class probabilities (N, C) float64 on the CPU, in evaluation mode."""
+        """Return class probabilities (N, C) float64 on the CPU, in evaluation mode.
+
+        Raises:
+            DivergenceError: they are not finite.
+        """
         first: list[int] = []
 
         def forward(_: nn.Module, batch: Any) -> Tensor:
@@ -87,7 +92,10 @@ class Learner:
             with self._autocast():
                 return self._forward(batch[0], first[0]).float()
 
-        return predict_proba(self.model, batches, forward_fn=forward)
+        probs = predict_proba(self.model, batches, forward_fn=forward)
+        if not bool(torch.isfinite(probs).all()):
+            raise DivergenceError("the model's predictions are not finite")
+        return probs
 
     def _forward(self, inputs: Tensor, full: int | None) -> Tensor:
         """Apply the model; batches of another size than ``full`` go around the compiled one."""

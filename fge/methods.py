@@ -79,7 +79,7 @@ def _endpoint(
 def _triangular(config: FGEConfig, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
     return TriangularLR(
         optimizer,
-        max_lr=config.max_lr,
-        min_lr=config.min_lr,
+        max_lr=config.cycle_lrs.max_lr,
+        min_lr=config.cycle_lrs.min_lr,
         cycle_steps=config.cycle_epochs * steps_per_epoch,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -127,25 +128,27 @@ def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
 def _try_out(
     name: str, model: nn.Module, in_channels: int, num_classes: int, image_size: tuple[int, int]
 ) -> None:
+    """Apply a copy to two blank images in evaluation and in training mode.
+
+    No random number is drawn from the caller's generator, whatever the model draws.
+    """
     height, width = image_size
     images = torch.zeros(2, in_channels, height, width)
-    model.eval()
-    try:
-        with torch.inference_mode():
-            output = model(images)
-    except Exception as error:
-        raise UserError(
-            f"model {name!r} cannot take images of {in_channels} x {height} x {width}: "
-            f"{_reason(error)}"
-        ) from error
-    finally:
-        model.train()
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, num_classes):
-        raise UserError(
-            f"model {name!r} must return logits of shape (N, {num_classes}) for the "
-            f"{num_classes} classes of the data, got {shape} for N = 2"
-        )
+    for training in (False, True):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                output = copy.deepcopy(model).train(training)(images)
+        except Exception as error:
+            raise UserError(
+                f"model {name!r} cannot take images of {in_channels} x {height} x {width}: "
+                f"{_reason(error)}"
+            ) from error
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != (2, num_classes):
+            raise UserError(
+                f"model {name!r} must return logits of shape (N, {num_classes}) for the "
+                f"{num_classes} classes of the data, got {shape} for N = 2"
+            )
 
 
 def _reason(error: Exception) -> str:

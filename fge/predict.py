@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.errors import UserError
 from fge.files import write_bytes, write_text
 from fge.images import list_images, read_images
@@ -50,11 +51,7 @@ def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple
 
 
 def _from_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array = archive["images"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path} has no readable array 'images': {error}") from None
+    array = read_npz(path, ["images"])["images"]
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
         raise UserError(
             f"{path}: images must be uint8 (N, H, W) or (N, H, W, C) with N >= 1, "

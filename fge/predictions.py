@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.errors import UserError
 from fge.files import write_bytes
+
+_ARRAYS = ("targets", "members", "sha256", "probabilities")
 
 
 class PredictionFile:
@@ -38,15 +40,10 @@ class PredictionFile:
             self._read()
 
     def _read(self) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                stored = {name: archive[name] for name in archive.files}
-            rows = zip(stored["members"], stored["sha256"], stored["probabilities"], strict=True)
-            self._members = {str(name): (str(key), probs) for name, key, probs in rows}
-            same = np.array_equal(stored["targets"], self.targets)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} cannot be read: {error}") from None
-        if not same:
+        stored = read_npz(self.path, _ARRAYS)
+        rows = zip(stored["members"], stored["sha256"], stored["probabilities"], strict=True)
+        self._members = {str(name): (str(key), probs) for name, key, probs in rows}
+        if not np.array_equal(stored["targets"], self.targets):
             raise UserError(f"{self.path} was made from other labels than the data has now")
 
     def get(self, member: str, sha256: str) -> Tensor | None:

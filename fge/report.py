@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 _COLUMNS = (
     ("method", "method", "{}"),
     ("members", "members", "{}"),
-    ("error", "error %", "{:.2f}"),
+    ("error", "error", "{:.2f}"),
     ("nll", "NLL", "{:.4f}"),
     ("brier", "Brier", "{:.4f}"),
     ("ece", "ECE", "{:.4f}"),

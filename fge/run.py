@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from fge import plots, report
-from fge.autotune import choose_speed
-from fge.batches import DEFAULT_PADDING_DIVISOR, EvalBatches, Normaliser, TrainBatches
-from fge.config import FGEConfig, Precision, PredictConfig, RunConfig, check_import
+from fge.batches import EvalBatches, Normaliser
+from fge.config import FGEConfig, PredictConfig, check_import, is_factory
 from fge.configfile import check_unchanged, keep_settled, read_config, to_options, write_config
 from fge.console import ConsoleObserver
-from fge.data import Dataset, Split, load_dataset
+from fge.data import Dataset, Split
 from fge.devices import choose_device, set_threads
 from fge.ensemble import Ensemble
 from fge.errors import DivergenceError, UserError
 from fge.figures import training_curves
-from fge.learner import Learner, Speed
-from fge.methods import fge_stages
 from fge.models import build_model
 from fge.predict import read_inputs, write_predictions
+from fge.predictions import PredictionFile
 from fge.runfolder import RunFolder, open_run_folder
-from fge.seeds import derive_seed
+from fge.setup import (
+    initial_model,
+    load_data,
+    make_training,
+    settle_machine,
+    settle_options,
+    settle_speed,
+)
 from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining
-from fge.tensors import load_weights, read_weights
 
 
 def fge(config: FGEConfig) -> Path:
@@ -41,22 +46,36 @@ def fge(config: FGEConfig) -> Path:
         KeyboardInterrupt: after saying how to resume.
     """
     config, resumed_data = _resumed(config)
-    config = _settle_machine(config)
-    dataset = _load(config)
+    config = settle_machine(config)
+    dataset = load_data(config)
+    config = settle_options(config, dataset)
     if resumed_data not in (None, dataset.fingerprint):
         raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
-    model = _initial_model(config, dataset)
+    model = initial_model(config, dataset)
     folder = open_run_folder(config.out, "fge", resume=config.resume, overwrite=config.overwrite)
     with ConsoleObserver() as observer:
         observer.note(f"run folder: {folder.path}")
         try:
             _train_and_report(config, dataset, model, folder, observer)
         except KeyboardInterrupt:
-            observer.note(
-                f"interrupted; go on with: python cli.py fge --out {folder.path} --resume"
-            )
+            observer.note(f"interrupted; {_how_to_go_on(config, folder)}")
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk of {folder.path} is full; free some space, then "
+                f"{_how_to_go_on(config, folder)}"
+            ) from error
     return folder.path
+
+
+def _how_to_go_on(config: FGEConfig, folder: RunFolder) -> str:
+    if not folder.config.exists():
+        return "run the command again"
+    words = ["python", "cli.py", "fge", "--out", str(folder.path), "--resume"]
+    words += ["--model", config.model] if is_factory(config.model) else []
+    return f"go on with: {shlex.join(words)}"
 
 
 def predict(config: PredictConfig) -> Path:
@@ -68,7 +87,9 @@ def predict(config: PredictConfig) -> Path:
     device = torch.device(choose_device(config.device))
     set_threads(config.threads)
     run_config, content = read_config(config.run / "config.json", "fge", FGEConfig)
-    facts = content["dataset"]
+    facts = content.get("dataset")
+    if not isinstance(facts, dict):
+        raise UserError(f"{config.run} is no run folder: its config.json says nothing of the data")
     check_import(run_config.model, config.model, config.run / "config.json")
     files, images = read_inputs(config.images, facts["channels"], tuple(facts["image_size"]))
     model = build_model(
@@ -100,33 +121,48 @@ def _train_and_report(
     started = time.perf_counter()
     device = torch.device(config.device)
     dataset, model = dataset.to(device), model.to(device)
-    config = _settle_speed(config, dataset, model, observer)
-    write_config(folder.config, "fge", config, dataset=report.dataset_facts(dataset))
+    facts = report.dataset_facts(dataset)
+    write_config(folder.config, "fge", config, dataset=facts)
+    config = settle_speed(config, dataset, model, observer)
+    write_config(folder.config, "fge", config, dataset=facts)
     environment = report.environment_facts(device, torch.get_num_threads())
     folder.timing({"event": "begin", "environment": environment})
-    training, test_batches = _wire(config, dataset, model, folder, observer)
+    training, test_batches = make_training(config, dataset, model, folder, observer)
     try:
         training.run()
+        test = training.predict_members(folder.predictions / "test.npz", test_batches)
     except DivergenceError as error:
         kept = len(training.stores["fge"])
         raise DivergenceError(f"{error}; {kept} snapshots are kept in {folder.path}") from None
-    test = training.predict_members(folder.predictions / "test.npz", test_batches)
-    store = training.stores["fge"]
+    content = report.run_facts("fge", config, to_options(config), dataset, environment)
+    _report(config, training, test, content, observer)
+    seconds = time.perf_counter() - started
+    folder.timing({"event": "end", "seconds": round(seconds, 2)})
+    observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
+
+
+def _report(
+    config: FGEConfig,
+    training: StagedTraining,
+    test: PredictionFile,
+    content: dict[str, Any],
+    observer: ConsoleObserver,
+) -> None:
+    """Draw the figure, write the report and show its table."""
+    folder, store = training.folder, training.stores["fge"]
+    weights = training.learner.model.state_dict().values()
     results = report.fge_results(
         test,
         [store.facts(position) for position in range(len(store))],
-        weight_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
         budget=config.epochs,
     )
     curves = training_curves(config, folder.records())
     plots.save_figure(plots.training_figure(curves), folder.figures / "training.png")
-    content = report.run_facts("fge", config, to_options(config), dataset, environment)
     report.write_report(folder, results, content)
-    seconds = time.perf_counter() - started
-    folder.timing({"event": "end", "seconds": round(seconds, 2)})
-    observer.table(f"{config.model} on {dataset.name}, test set", *report.table_rows(results))
+    title = f"{config.model} on {content['data']}: test set, error in percent"
+    observer.table(title, *report.table_rows(results))
     observer.note(report.verdict(results))
-    observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
 
 
 def _resumed(config: FGEConfig) -> tuple[FGEConfig, str | None]:
@@ -137,112 +173,3 @@ def _resumed(config: FGEConfig) -> tuple[FGEConfig, str | None]:
     saved, content = read_config(file, "fge", FGEConfig)
     check_unchanged(saved, config)
     return keep_settled(saved, config), str(content.get("dataset", {}).get("sha256"))
-
-
-def _settle_machine(config: FGEConfig) -> FGEConfig:
-    """Settle device and threads, and set what depends on them in PyTorch."""
-    device = choose_device(config.device)
-    torch.backends.cudnn.benchmark = True
-    return replace(config, device=str(device), threads=set_threads(config.threads))
-
-
-def _load(config: RunConfig) -> Dataset:
-    dataset = load_dataset(
-        config.data,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        val_fraction=config.val_fraction,
-    )
-    if config.batch_size > len(dataset.train):
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
-            "images; lower it"
-        )
-    return dataset
-
-
-def _initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
-    torch.manual_seed(derive_seed(config.seed, "initialisation"))
-    model = build_model(
-        config.model,
-        in_channels=dataset.in_channels,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
-    )
-    if config.pretrained is not None:
-        load_weights(model, read_weights(config.pretrained), config.pretrained)
-    return model
-
-
-def _settle_speed(
-    config: FGEConfig, dataset: Dataset, model: nn.Module, observer: ConsoleObserver
-) -> FGEConfig:
-    """Settle memory format, precision and compilation; say what was chosen."""
-    if "auto" not in (config.channels_last, config.compile, config.amp):
-        return config
-    observer.note("measuring memory formats and precisions ...")
-    batches = _train_batches(config, dataset, _normaliser(dataset))
-    inputs, targets = next(iter(batches))
-    epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
-    choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
-    for reason in choice.reasons:
-        observer.note(f"  {reason}")
-    return replace(
-        config,
-        channels_last="on" if choice.speed.channels_last else "off",
-        compile="on" if choice.speed.compile else "off",
-        amp=cast(Precision, choice.speed.amp),
-    )
-
-
-def _normaliser(dataset: Dataset, *, channels_last: bool = False) -> Normaliser:
-    device = dataset.train.labels.device
-    return Normaliser(dataset.mean, dataset.std, device, channels_last=channels_last)
-
-
-def _train_batches(config: FGEConfig, dataset: Dataset, normaliser: Normaliser) -> TrainBatches:
-    padding = config.crop_padding
-    if padding is None:
-        padding = min(dataset.image_size) // DEFAULT_PADDING_DIVISOR
-    return TrainBatches(
-        dataset.train,
-        normaliser,
-        config.batch_size,
-        seed=config.seed,
-        crop_padding=padding,
-        flip=config.flip,
-    )
-
-
-def _wire(
-    config: FGEConfig,
-    dataset: Dataset,
-    model: nn.Module,
-    folder: RunFolder,
-    observer: ConsoleObserver,
-) -> tuple[StagedTraining, EvalBatches]:
-    """Return the training and the batches of the test set."""
-    speed = Speed(config.channels_last == "on", config.compile == "on", config.amp)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    normaliser = _normaliser(dataset, channels_last=speed.channels_last)
-    val, test = (
-        EvalBatches(split, normaliser, config.eval_batch_size)
-        for split in (dataset.val, dataset.test)
-    )
-    training = StagedTraining(
-        folder,
-        Learner(model, optimizer, speed, batch_size=config.batch_size),
-        fge_stages(config),
-        batches=_train_batches(config, dataset, normaliser),
-        validation=val if len(dataset.val) else None,
-        seed=config.seed,
-        observer=observer,
-    )
-    return training, test

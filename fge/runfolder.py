@@ -93,10 +93,12 @@ def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: 
             raise UserError("--resume and --overwrite need --out, the folder of the run")
         return RunFolder(_next_free(command))
     if resume:
-        if not out.is_dir():
+        if not out.is_dir() or not _is_run(out):
             raise UserError(f"no run to resume in {out}")
         remove_temporaries(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    elif out.exists() and any(out.iterdir()):
         if not overwrite:
             raise UserError(
                 f"{out} is not empty; continue the run there with --resume, replace it with "
@@ -116,6 +118,12 @@ def _next_free(command: str) -> Path:
             continue
         return path
     raise AssertionError("unreachable")
+
+
+def _is_run(path: Path) -> bool:
+    """Say whether the folder is a run, or what one leaves that was cut off at its first file."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".config.json.")}
+    return "config.json" in names or not names
 
 
 def _remove_run(path: Path) -> None:

@@ -41,6 +41,10 @@ class SnapshotStore:
         try:
             index = json.loads(file.read_text(encoding="utf-8"))
             snapshots: list[dict[str, Any]] = index["snapshots"]
+            if not isinstance(snapshots, list):
+                raise TypeError("'snapshots' is not a list")
+            for entry in snapshots:
+                _ = entry["file"], entry["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is not a snapshot index: {error}") from None
         return snapshots
@@ -60,8 +64,11 @@ class SnapshotStore:
             The file written.
 
         Raises:
+            UserError: a fact is called ``file`` or ``sha256``, which the index has itself.
             OSError: it could not be written; the store is as it was.
         """
+        if taken := {"file", "sha256"} & set(facts):
+            raise UserError(f"the index has a {taken.pop()!r} of its own; name the fact otherwise")
         data = encode_weights(canonical_state(model))
         name = f"{len(self) + 1:04d}.safetensors"
         write_bytes(self.path / name, data)
@@ -83,8 +90,8 @@ class SnapshotStore:
         if length < len(self):
             self._write_index(self._index[:length])
         named = {entry["file"] for entry in self._index}
-        for file in self.path.glob("[0-9]*.safetensors"):
-            if file.name not in named:
+        for file in self.path.glob("*.safetensors"):
+            if file.stem.isdigit() and len(file.stem) >= 4 and file.name not in named:
                 file.unlink()
 
     def verify(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from dataclasses import dataclass
 from importlib import resources
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fge.arrays import read_npz
 from fge.errors import UserError
 from fge.images import list_images, read_images
 
@@ -92,23 +92,13 @@ def from_npz(path: Path) -> RawData:
     Raises:
         UserError: the file is missing, damaged, or lacks an array.
     """
-    if not path.is_file():
-        raise UserError(f"no data file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in _NPZ_KEYS if key not in archive.files]
-            if missing:
-                raise UserError(f"{path} has no array {missing[0]!r}; it needs {_NPZ_KEYS}")
-            arrays = {key: archive[key] for key in _NPZ_KEYS}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read, it may be truncated: {error}") from None
+    arrays = read_npz(path, _NPZ_KEYS)
     train, test = (
         RawSplit(_with_channels(arrays[f"{s}_images"]), arrays[f"{s}_labels"])
         for s in ("train", "test")
     )
-    classes = int(train.labels.max()) + 1 if train.labels.size else 0
+    countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
+    classes = int(train.labels.max()) + 1 if countable else 0
     return RawData(path.stem, tuple(str(c) for c in range(classes)), train, test)
 
 
@@ -205,7 +195,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
         return values.reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read, it may be truncated: {error}") from None
+        raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
 
 
 def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawData:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fge import metrics
 from fge.batches import EvalBatches, TrainBatches
 from fge.ensemble import RunningMean
+from fge.errors import DivergenceError
 from fge.learner import Learner
 from fge.methods import Stage
 from fge.predictions import PredictionFile
@@ -21,7 +22,7 @@ from fge.runfolder import RunFolder
 from fge.schedule import ClosedFormLR
 from fge.snapshots import SnapshotStore
 from fge.tensors import load_weights
-from fge.train import EpochEnd, train
+from fge.train import EpochEnd, diverged, train
 
 _CHECKPOINT = "checkpoint"
 
@@ -112,9 +113,15 @@ class StagedTraining:
             key = store.facts(position)["sha256"]
             if predictions.get(name, key) is None:
                 load_weights(self.learner.model, store[position], store.path)
-                predictions.add(name, key, self.learner.predict(batches))
+                predictions.add(name, key, self._predict_member(store.facts(position), batches))
         predictions.keep(name for name, _, _ in self.members())
         return predictions
+
+    def _predict_member(self, facts: dict[str, Any], batches: EvalBatches) -> Tensor:
+        try:
+            return self.learner.predict(batches)
+        except DivergenceError as error:
+            raise diverged(f"{error}", facts["step"] - 1, facts["lr"]) from None
 
     def _begin(self) -> int:
         """Leave nothing of an attempt that ended before its first checkpoint."""
@@ -162,7 +169,7 @@ class StagedTraining:
             "event": "epoch",
             "stage": stage.name,
             "epoch": end.epoch,
-            "next_lr": schedule.get_last_lr()[0],
+            "next_lr": float(schedule.get_last_lr()[0]),
             "train_loss": end.train_loss,
         }
         self._log(record)
@@ -208,7 +215,7 @@ class StagedTraining:
         facts: dict[str, Any] = {
             "step": epoch * len(self.batches),
             "epoch": epoch,
-            "lr": schedule.get_last_lr()[0],
+            "lr": float(schedule.get_last_lr()[0]),
         }
         training = self.learner.model.training
         probs = self.learner.predict(self.validation) if self.validation else None

@@ -31,8 +31,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def canonical_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the model's tensors by name: on the CPU, contiguous, each with its own memory."""
+    """Return the model's tensors by name: on the CPU, contiguous, each with its own memory.
+
+    Raises:
+        UserError: the state holds something else than tensors.
+    """
     state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"the model's state {name!r} is a {type(value).__name__}; only tensors can be kept"
+            )
     return {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
@@ -68,16 +77,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights file {path}")
     if path.suffix == ".safetensors":
         tensors = decode_weights(path.read_bytes(), path)
-        prefix = "model."
-        if is_state(path):
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        return tensors
+        return _model_weights(tensors) if is_state(path) else tensors
     return _read_torch_weights(path)
 
 
 def is_state(path: Path) -> bool:
     """Say whether a ``.safetensors`` file is a training state of :func:`write_state`."""
     return _SKELETON in _metadata(path.read_bytes())
+
+
+def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in a training state of a learner, or of a run's checkpoint."""
+    for prefix in ("model.", "learner.model."):
+        named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if named:
+            return named
+    return {}
 
 
 def _read_torch_weights(path: Path) -> dict[str, Tensor]:
@@ -113,7 +128,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     for name, tensor in state.items():
         if name not in expected:
             raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A buffer may be infinite by design (an attention mask); it then equals the model's own.
+        odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if odd and not torch.equal(tensor, expected[name].to(tensor)):
             raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
     target.load_state_dict(dict(state))
 
@@ -136,8 +153,12 @@ def read_state(path: Path) -> dict[str, Any]:
     metadata = _metadata(data)
     if _SKELETON not in metadata:
         raise UserError(f"{path} is not a training state")
-    joined = _join(json.loads(metadata[_SKELETON]), tensors)
-    assert isinstance(joined, dict)
+    try:
+        joined = _join(json.loads(metadata[_SKELETON]), tensors)
+    except (ValueError, KeyError, TypeError):
+        joined = None
+    if not isinstance(joined, dict):
+        raise UserError(f"{path} has a damaged header and is no training state any more")
     return joined
 
 
@@ -152,6 +173,8 @@ def _metadata(data: bytes) -> dict[str, str]:
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Move the tensors of a nested value into ``tensors``; return what is left, as JSON."""
     if isinstance(value, Tensor):
+        while name in tensors:  # {"a": {"b": ..}, "a.b": ..}
+            name += "_"
         tensors[name] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, Mapping):

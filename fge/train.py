@@ -80,10 +80,35 @@ def train(
             schedule.step()
             if schedule.at_minimum and on_minimum:
                 losses.check()
-                on_minimum(epoch + (number == len(batches)))
+                step = epoch * len(batches) + number - 1
+                _check_weights(learner, step, rate)
+                try:
+                    on_minimum(epoch + (number == len(batches)))
+                except DivergenceError as error:
+                    raise diverged(str(error), step, rate) from None
         end = EpochEnd(epoch, losses.mean(), losses.images)
         if on_epoch:
             on_epoch(end)
+
+
+def _check_weights(learner: Learner, step: int, rate: float) -> None:
+    """Check what no loss has seen yet: weights and running statistics after the last step."""
+    statistics = [
+        (f"{name}.{kind}", getattr(module, kind))
+        for name, module in learner.model.named_modules()
+        for kind in ("running_mean", "running_var")
+        if isinstance(getattr(module, kind, None), Tensor)
+    ]
+    for name, tensor in (*learner.model.named_parameters(), *statistics):
+        if not bool(torch.isfinite(tensor).all()):
+            raise diverged(f"the weights {name!r} are not finite", step, rate)
+
+
+def diverged(what: str, step: int, rate: float) -> DivergenceError:
+    """Return the error that names the 0-based step and the learning rate."""
+    return DivergenceError(
+        f"{what} after step {step} with learning rate {rate:g}; lower the learning rates"
+    )
 
 
 class _Losses:

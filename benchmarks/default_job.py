@@ -1,0 +1,118 @@
+"""What the default job gains: mean and spread over seeds, on the test set.
+
+    python benchmarks/default_job.py [--seeds 0 1 2 3 4 5 6] [--out RUNS_FOLDER]
+
+Runs ``python cli.py fge --single`` once per seed, one after the other, and compares the ensemble
+with its last snapshot and with the single network of the same budget: means, standard deviations,
+and the mean paired difference with its 95 % interval (Student's t over seeds). The claim to check:
+the ensemble's mean test error and NLL are both below those of the two. Wall times are those of the
+whole command without ``--single``'s extra network, start-up included. Runs that are there are not
+run again; raw figures are in ``benchmarks/results/default_job.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from fge.files import write_json
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "default_job.json"
+METRICS = ("error", "nll", "brier", "ece")
+
+
+def run_seed(seed: int, out: Path) -> dict[str, Any]:
+    """Run the job of a seed unless its report exists; return its methods and wall time."""
+    folder = out / f"seed-{seed}"
+    seconds = None
+    if not (folder / "report.json").exists():
+        arguments = ["fge", "--single", "--seed", str(seed), "--out", str(folder)]
+        if folder.exists():
+            arguments.append("--resume")
+        started = time.perf_counter()
+        subprocess.run([sys.executable, str(ROOT / "cli.py"), *arguments], check=True)
+        seconds = time.perf_counter() - started
+    report = json.loads((folder / "report.json").read_text())
+    return {
+        "seed": seed,
+        "methods": report["methods"],
+        "config": report["config"],
+        "environment": report["environment"],
+        "seconds": None if seconds is None else round(seconds - single_seconds(folder), 1),
+    }
+
+
+def single_seconds(folder: Path) -> float:
+    """Return the time that training the single network took."""
+    records = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    return sum(float(r["seconds"]) for r in records if r.get("stage") == "single")
+
+
+def figures(results: list[dict[str, Any]], key: tuple[str, int], metric: str) -> list[float]:
+    """Return a metric of a method over the seeds."""
+    return [
+        next(m[metric] for m in r["methods"] if (m["name"], m["members"]) == key) for r in results
+    ]
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Return the mean paired difference and the half-width of its 95 % interval."""
+    spread = statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.mean(differences), float(stats.t.ppf(0.975, len(differences) - 1)) * spread
+
+
+def print_results(results: list[dict[str, Any]]) -> None:
+    """Print the table as Markdown, and whether the claim holds."""
+    keys = list(dict.fromkeys((m["name"], m["members"]) for m in results[0]["methods"]))
+    print("| method | members | epochs | error % | NLL | Brier | ECE |")
+    print("| :-- | --: | --: | --: | --: | --: | --: |")
+    for key in keys:
+        epochs = figures(results, key, "train_epochs")[0]
+        cells = []
+        for metric in METRICS:
+            values = figures(results, key, metric)
+            digits = 2 if metric == "error" else 4
+            mean, spread = statistics.mean(values), statistics.stdev(values)
+            cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+        print(f"| {key[0]} | {key[1]} | {epochs} | {' | '.join(cells)} |")
+    ensemble = keys[-1]
+    for other in (("last-snapshot", 1), ("single", 1)):
+        for metric in ("error", "nll"):
+            ours, theirs = (figures(results, key, metric) for key in (ensemble, other))
+            mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
+            verdict = "holds" if mean < 0 else "does NOT hold"
+            wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
+            print(
+                f"{ensemble[0]} ({ensemble[1]}) - {other[0]}: {metric} {mean:+.4f} ± {half:.4f} "
+                f"(95 %), lower in {wins} of {len(ours)} seeds: the claim {verdict}"
+            )
+    times = [r["seconds"] for r in results if r["seconds"] is not None]
+    if times:
+        print(f"wall time of the default job: {min(times):.0f} to {max(times):.0f} s")
+
+
+def main() -> None:
+    """Run the seeds, write and print the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(7)))
+    parser.add_argument("--out", type=Path, default=Path("runs/default-job"))
+    arguments = parser.parse_args()
+    known = {r["seed"]: r for r in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    for seed in arguments.seeds:
+        if seed not in known:
+            known[seed] = run_seed(seed, arguments.out)
+            write_json(RESULTS, [known[s] for s in sorted(known)])
+    print_results([known[s] for s in sorted(known)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Two eager training and evaluation loops, as one would write them by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from fge.data import Dataset
+from fge.models import build_model
+
+BATCH, EVAL_BATCH, PADDING = 128, 250, 3
+TRAIN_STEPS = 12
+
+Contender = Callable[[], int]
+"""One round of work; returns the number of images."""
+
+
+def new_model(name: str, dataset: Dataset) -> nn.Module:
+    """Build the same initial model for every contender."""
+    torch.manual_seed(0)
+    return build_model(
+        name,
+        in_channels=dataset.in_channels,
+        num_classes=len(dataset.classes),
+        image_size=dataset.image_size,
+    )
+
+
+def new_optimizer(model: nn.Module) -> torch.optim.SGD:
+    """Return PyTorch's SGD as a plain loop would make it."""
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+
+class PILImages(TorchDataset[tuple[Tensor, int]]):
+    """A map-style data set of PIL images and a transform."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Any) -> None:
+        to_pil = transforms.ToPILImage()
+        self.images = [to_pil(image) for image in images]
+        self.labels = labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return a transformed image and its label."""
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Go through the loader again and again."""
+    while True:
+        yield from loader
+
+
+def dataloader_train(model: nn.Module, dataset: Dataset, workers: int) -> Contender:
+    """(a) in training."""
+    normalise = transforms.Normalize(
+        [m / 255 for m in dataset.mean], [s / 255 for s in dataset.std]
+    )
+    augment = [
+        transforms.RandomCrop(dataset.image_size, padding=PADDING),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        normalise,
+    ]
+    images = PILImages(dataset.train.images, dataset.train.labels, transforms.Compose(augment))
+    loader = DataLoader(
+        images, BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    stream = endless(loader)
+    optimizer = new_optimizer(model.train())
+
+    def work() -> int:
+        for _ in range(TRAIN_STEPS):
+            inputs, targets = next(stream)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return TRAIN_STEPS * BATCH
+
+    return work
+
+
+def dataloader_eval(model: nn.Module, dataset: Dataset, workers: int) -> Contender:
+    """(a) in evaluation."""
+    normalise = transforms.Normalize(
+        [m / 255 for m in dataset.mean], [s / 255 for s in dataset.std]
+    )
+    transform = transforms.Compose([transforms.ToTensor(), normalise])
+    images = PILImages(dataset.val.images, dataset.val.labels, transform)
+    loader = DataLoader(images, EVAL_BATCH, num_workers=workers, persistent_workers=workers > 0)
+    model.eval()
+
+    def work() -> int:
+        with torch.no_grad():
+            torch.cat([model(inputs).softmax(1) for inputs, _ in loader])
+        return len(images)
+
+    return work
+
+
+def in_memory_train(model: nn.Module, dataset: Dataset) -> Contender:
+    """(b) in training: crop and flip of whole batches by indexing, as one would write it."""
+    height, width = dataset.image_size
+    padded = F.pad(dataset.train.images.contiguous(), [PADDING] * 4)
+    labels, mean, std = dataset.train.labels, dataset.mean[0], dataset.std[0]
+    optimizer = new_optimizer(model.train())
+
+    def augmented(index: Tensor) -> Tensor:
+        offsets = torch.randint(0, 2 * PADDING + 1, (len(index), 2))
+        rows = offsets[:, :1] + torch.arange(height)
+        columns = offsets[:, 1:] + torch.arange(width)
+        images = padded[index[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
+        flipped = torch.where(torch.rand(len(index), 1, 1) < 0.5, images.flip(2), images)
+        return ((flipped.float() - mean) / std)[:, None]
+
+    def work() -> int:
+        for _ in range(TRAIN_STEPS):
+            index = torch.randint(0, len(labels), (BATCH,))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(augmented(index)), labels[index])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return TRAIN_STEPS * BATCH
+
+    return work
+
+
+def in_memory_eval(model: nn.Module, dataset: Dataset) -> Contender:
+    """(b) in evaluation."""
+    images, mean, std = dataset.val.images.contiguous(), dataset.mean[0], dataset.std[0]
+    model.eval()
+
+    def work() -> int:
+        with torch.no_grad():
+            parts = [
+                model((batch.float() - mean) / std).softmax(1)
+                for batch in torch.split(images, EVAL_BATCH)
+            ]
+        return len(torch.cat(parts))
+
+    return work

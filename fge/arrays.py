@@ -1,0 +1,37 @@
+"""Arrays in ``.npz`` files, read without unpickling."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fge.errors import UserError
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the arrays called ``names``.
+
+    Raises:
+        UserError: no such file, it is damaged or no ``.npz``, or it lacks an array.
+    """
+    if not path.is_file():
+        raise UserError(f"no data file {path}")
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array, not the arrays of an .npz")
+        with archive:
+            missing = [name for name in names if name not in archive.files]
+            if missing:
+                raise UserError(f"{path} has no array {missing[0]!r}; it needs {', '.join(names)}")
+            return {name: archive[name] for name in names}
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None

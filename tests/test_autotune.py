@@ -1,0 +1,281 @@
+"""Choosing memory format, precision and compilation by measurement."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fge import autotune
+from fge.autotune import Choice, choose_speed
+from fge.config import FGEConfig
+from fge.errors import UserError
+from fge.learner import Learner, Speed
+
+PLAIN = Speed()
+Measured = Callable[[Speed], tuple[float, float]]
+
+
+@pytest.fixture(autouse=True)
+def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_TIMED_SECONDS", 0.0)
+
+
+def make_model() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolution, linear = nn.Conv2d(1, 4, 3), nn.Linear(4 * 16, 3)
+    return nn.Sequential(
+        convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), linear
+    )
+
+
+def choose(
+    *, model: nn.Module | None = None, steps: int = 100, dtype: str = "off", **options: Any
+) -> Choice:
+    settings = {"channels_last": "off", "compile": "off", "amp": dtype} | options
+    images = torch.linspace(-1, 1, 8 * 36).view(8, 1, 6, 6)
+    targets = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    config = FGEConfig(**settings)
+    return choose_speed(config, model or make_model(), images, targets, steps=steps)
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune.shutil, "which", lambda _name: None)
+
+
+def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune.shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[Speed]:
+    """Let trials yield (seconds a step, loss) by ``measured``; return what was tried."""
+    tried: list[Speed] = []
+
+    def run(_trial: object, speed: Speed) -> tuple[float, float]:
+        tried.append(speed)
+        return measured(speed)
+
+    monkeypatch.setattr(autotune._Trial, "_run", run)
+    return tried
+
+
+def never(_speed: Speed) -> tuple[float, float]:
+    raise AssertionError("measured, though nothing was to be chosen")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"channels_last": "off", "amp": "off"}, Speed()),
+        ({"channels_last": "on", "amp": "bf16"}, Speed(channels_last=True, amp="bf16")),
+        ({"channels_last": "on", "compile": "on"}, Speed(channels_last=True, compile=True)),
+        ({"amp": "fp16"}, Speed(amp="fp16")),
+    ],
+)
+def test_explicit_options_are_taken_and_not_measured(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], expected: Speed
+) -> None:
+    with_compiler(monkeypatch)
+    tried = measure(monkeypatch, never)
+    assert choose(**options) == Choice(expected, [])
+    assert tried == []
+
+
+def test_only_what_is_left_open_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = measure(monkeypatch, lambda speed: (0.5 if speed.channels_last else 1.0, 2.0))
+    choice = choose(channels_last="auto", amp="bf16")
+    assert tried == [Speed(amp="bf16"), Speed(channels_last=True, amp="bf16")]
+    assert choice.speed == Speed(channels_last=True, amp="bf16")
+    assert choice.reasons == ["channels_last: on, 500.0 ms a step against 1000.0 (2.00 x)"]
+
+
+def test_measuring_leaves_the_random_state_as_it_was() -> None:
+    torch.manual_seed(3)
+    random.seed(3)
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    choose(channels_last="auto", amp="auto")
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    model = make_model()
+    model[3].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    choose(model=model, channels_last="auto", amp="auto")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        assert tensor.stride() == before[name].stride()
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_real_measurement_says_what_it_measured() -> None:
+    choice = choose(channels_last="auto")
+    assert choice.speed in (Speed(), Speed(channels_last=True))
+    verdict = "on" if choice.speed.channels_last else "off"
+    assert choice.reasons[0].startswith(f"channels_last: {verdict}, ")
+    assert " ms a step against " in choice.reasons[0]
+
+
+@pytest.mark.parametrize(("loss", "kept"), [(2.04, "bf16"), (2.1, "off")])
+def test_reduced_precision_may_differ_by_its_rounding(
+    monkeypatch: pytest.MonkeyPatch, loss: float, kept: str
+) -> None:
+    tried = measure(monkeypatch, lambda s: (0.5, loss) if s.amp == "bf16" else (1.0, 2.0))
+    choice = choose(amp="auto")
+    assert tried == [PLAIN, Speed(amp="bf16")]
+    assert choice.speed == Speed(amp=kept)
+
+
+def test_each_choice_is_measured_on_top_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compiler(monkeypatch)
+    gains = {"channels_last": 0.8, "compile": 0.5}
+
+    def measured(speed: Speed) -> tuple[float, float]:
+        factors = [gain for name, gain in gains.items() if getattr(speed, name)]
+        return math.prod(factors) * (2.0 if speed.amp == "bf16" else 1.0), 2.0
+
+    tried = measure(monkeypatch, measured)
+    choice = choose(channels_last="auto", amp="auto", compile="auto", steps=10**6)
+    assert tried == [
+        PLAIN,
+        Speed(channels_last=True),
+        Speed(channels_last=True, amp="bf16"),
+        Speed(channels_last=True, compile=True),
+    ]
+    assert choice.speed == Speed(channels_last=True, compile=True)
+    assert [reason.split(",")[0] for reason in choice.reasons] == [
+        "channels_last: on",
+        "amp bf16: off",
+        "compile: on",
+    ]
+
+
+def test_a_faster_candidate_that_agrees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(monkeypatch, lambda speed: (0.9 if speed.channels_last else 1.0, 2.0))
+    assert choose(channels_last="auto").speed == Speed(channels_last=True)
+
+
+@pytest.mark.parametrize("seconds", [0.98, 1.0, 1.5])
+def test_a_candidate_that_gains_next_to_nothing_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    measure(monkeypatch, lambda speed: (seconds if speed.channels_last else 1.0, 2.0))
+    choice = choose(channels_last="auto")
+    assert choice.speed == PLAIN
+    assert choice.reasons[0].startswith("channels_last: off, ")
+
+
+@pytest.mark.parametrize(("loss", "agrees"), [(2.001, True), (2.01, False), (math.nan, False)])
+def test_a_faster_candidate_whose_loss_disagrees_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, loss: float, agrees: bool
+) -> None:
+    measure(monkeypatch, lambda s: (0.5, loss) if s.channels_last else (1.0, 2.0))
+    choice = choose(channels_last="auto")
+    assert choice.speed.channels_last == agrees
+    assert (f", but its loss {loss:.4g} is not 2" in choice.reasons[0]) == (not agrees)
+
+
+def test_a_candidate_that_computes_something_else_is_found_out_by_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Learner.step
+
+    def wrong(learner: Learner, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = step(learner, inputs, targets)
+        return loss + 0.1 if learner.speed.channels_last else loss
+
+    monkeypatch.setattr(Learner, "step", wrong)
+    choice = choose(channels_last="auto")
+    assert choice.speed == PLAIN
+    assert "but its loss" in choice.reasons[0]
+
+
+def test_a_candidate_that_raises_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Learner.step
+
+    def failing(learner: Learner, inputs: Tensor, targets: Tensor) -> Tensor:
+        if learner.speed.channels_last:
+            raise RuntimeError("unsupported layout\nand a long trace")
+        return step(learner, inputs, targets)
+
+    monkeypatch.setattr(Learner, "step", failing)
+    state = torch.get_rng_state()
+    choice = choose(channels_last="auto")
+    assert choice.speed == PLAIN
+    assert choice.reasons == [
+        "channels_last: off, it fails here (RuntimeError: unsupported layout)"
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_a_compiler_auto_does_without_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_compiler(monkeypatch)
+    tried = measure(monkeypatch, never)
+    choice = choose(compile="auto", steps=10**9)
+    assert choice == Choice(PLAIN, ["compile: off, there is no C++ compiler"])
+    assert tried == []
+
+
+def test_without_a_compiler_it_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_compiler(monkeypatch)
+    message = r"--compile on: there is no C\+\+ compiler; use --compile off or auto"
+    with pytest.raises(UserError, match=message):
+        choose(compile="on")
+
+
+def test_compiling_is_not_tried_where_it_cannot_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compiler(monkeypatch)
+    tried = measure(monkeypatch, lambda _speed: (0.01, 2.0))
+    choice = choose(compile="auto", steps=1000)  # 10 s of training
+    assert tried == [PLAIN]
+    assert choice.speed == PLAIN
+    assert choice.reasons[0].startswith("compile: off, it would save at best about 3 s of the 10 s")
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.5, True), (0.99, False)])
+def test_compiling_is_tried_where_it_may_pay(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, kept: bool
+) -> None:
+    with_compiler(monkeypatch)
+    tried = measure(monkeypatch, lambda speed: (seconds if speed.compile else 1.0, 2.0))
+    choice = choose(compile="auto", steps=10**6)
+    assert tried == [PLAIN, Speed(compile=True)]
+    assert choice.speed.compile == kept
+
+
+def test_a_gain_smaller_than_what_compiling_cost_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_compiler(monkeypatch)
+    clock = iter([0.0, 900.0])  # the trial of the compiled model took 15 minutes
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: next(clock))
+    measure(monkeypatch, lambda speed: (0.8 if speed.compile else 1.0, 2.0))
+    assert choose(compile="auto", steps=1000).speed == PLAIN  # saves 200 s
+
+
+def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_compiler(monkeypatch)
+
+    def measured(speed: Speed) -> tuple[float, float]:
+        if speed.compile:
+            raise RuntimeError("graph break")
+        return 1.0, 2.0
+
+    measure(monkeypatch, measured)
+    choice = choose(compile="auto", steps=10**6)
+    assert choice.speed == PLAIN
+    assert choice.reasons == ["compile: off, it fails here (RuntimeError: graph break)"]

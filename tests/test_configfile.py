@@ -1,0 +1,254 @@
+"""Configurations survive the way through ``config.json``; bad files are told apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fge.config import FGEConfig, saved_fields
+from fge.configfile import (
+    check_unchanged,
+    keep_settled,
+    read_config,
+    to_options,
+    write_config,
+)
+from fge.errors import UserError
+
+rates = st.floats(0, 1e6, allow_nan=False)
+counts = st.none() | st.integers(1, 10**9)
+texts = st.text(max_size=20)
+paths = st.none() | st.text(max_size=20).map(Path)
+switches = st.sampled_from(["auto", "on", "off"])
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> FGEConfig:
+    half = draw(st.integers(1, 20))
+    start = draw(st.none() | st.integers(0, 300))
+    epochs = draw(st.integers((start or 0) + half, 10**6))
+    low, high = sorted([draw(rates), draw(st.floats(1e-300, 1e6))])
+    pretrained = draw(paths) if start in (None, 0) else None
+    return FGEConfig(
+        data=draw(texts),
+        data_dir=draw(paths),
+        train_size=draw(counts),
+        test_size=draw(counts),
+        val_fraction=draw(st.floats(0, 1, exclude_max=True)),
+        crop_padding=draw(st.none() | st.integers(0, 100)),
+        flip=draw(st.booleans()),
+        model=draw(texts),
+        epochs=epochs,
+        batch_size=draw(st.integers(1, 10**6)),
+        lr=draw(st.floats(1e-300, 1e6)),
+        momentum=draw(st.floats(0, 1, exclude_max=True)),
+        weight_decay=draw(rates),
+        seed=draw(st.integers(0, 2**100)),
+        device=draw(texts),
+        threads=draw(counts),
+        eval_batch_size=draw(st.integers(1, 10**6)),
+        channels_last=draw(switches),
+        compile=draw(switches),
+        amp=draw(st.sampled_from(["auto", "off", "bf16", "fp16"])),
+        start_epoch=start,
+        cycle_epochs=2 * half,
+        max_lr=high,
+        min_lr=low,
+        pretrained=pretrained,
+        single=draw(st.booleans()) if pretrained is None else False,
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs())
+def test_any_valid_config_survives_the_file(config: FGEConfig, tmp_path: Path) -> None:
+    write_config(tmp_path / "config.json", "fge", config)
+    read, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
+    assert read == config
+    types = {name: type(getattr(read, name)) for name in vars(read)}
+    assert types == {name: type(getattr(config, name)) for name in vars(config)}
+
+
+def test_the_property_test_draws_every_saved_option() -> None:
+    text = Path(__file__).read_text()
+    assert [name for name in saved_fields(FGEConfig) if f"        {name}=" not in text] == []
+
+
+def test_options_of_one_invocation_are_not_in_the_file(tmp_path: Path) -> None:
+    config = FGEConfig(out=tmp_path, config=tmp_path, resume=True)
+    assert not {"out", "config", "resume", "overwrite"} & set(to_options(config))
+
+
+def test_file_holds_schema_command_and_facts(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.json", "fge", FGEConfig(), dataset={"train": 9})
+    _, content = read_config(tmp_path / "config.json", "fge", FGEConfig)
+    assert content["schema_version"] == 1
+    assert content["command"] == "fge"
+    assert content["dataset"] == {"train": 9}
+
+
+def test_whole_number_for_a_float_is_taken_as_a_float(tmp_path: Path) -> None:
+    config = read_changed(tmp_path, max_lr=1)
+    assert config.max_lr == 1.0
+    assert type(config.max_lr) is float
+
+
+def test_option_left_out_of_the_file_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"options": {"seed": 3}}')
+    config, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
+    assert config == FGEConfig(seed=3)
+
+
+def read_changed(folder: Path, **options: Any) -> FGEConfig:
+    content = {"schema_version": 1, "command": "fge", "options": options}
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_config(folder / "config.json", "fge", FGEConfig)[0]
+
+
+def test_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"config\.json: unknown option 'max_lrr'; did you mean 'max_lr'\?"
+    ):
+        read_changed(tmp_path, max_lrr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": "ten"}, "epochs must be an? int, got 'ten'"),
+        ({"epochs": 10.5}, "epochs must be an? int, got 10.5"),
+        ({"epochs": True}, "epochs must be an? int, got True"),
+        ({"epochs": None}, "epochs must be an? int, got None"),
+        ({"max_lr": "0.1"}, "max_lr must be a float, got '0.1'"),
+        ({"max_lr": True}, "max_lr must be a float, got True"),
+        ({"flip": 1}, "flip must be a bool, got 1"),
+        ({"data": 5}, "data must be a str, got 5"),
+        ({"data_dir": 5}, "data_dir must be a Path, got 5"),
+        ({"threads": [1]}, r"threads must be an? int, got \[1\]"),
+        ({"amp": "fp8"}, "amp must be one of auto, off, bf16, fp16, got 'fp8'"),
+        ({"compile": True}, "compile must be one of auto, on, off, got True"),
+        ({"compile": ["on"]}, r"compile must be one of auto, on, off, got \['on'\]"),
+    ],
+)
+def test_value_of_the_wrong_type_is_named(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"config\.json: {message}$"):
+        read_changed(tmp_path, **options)
+
+
+def test_value_out_of_range_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cycle_epochs must be even and >= 2, got 3"):
+        read_changed(tmp_path, cycle_epochs=3)
+
+
+def test_option_of_one_invocation_in_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown option 'overwrite'"):
+        read_changed(tmp_path, overwrite=True)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config file .*config\.json"):
+        read_config(tmp_path / "config.json", "fge", FGEConfig)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        "null",
+        "{}",
+        '{"options": 3}',
+        '{"options": null}',
+        '{"options": {}, "schema_version": "new"}',
+        '{"options": {}, "schema_version": null}',
+    ],
+)
+def test_file_of_another_kind_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is not a config file"):
+        read_config(tmp_path / "config.json", "fge", FGEConfig)
+
+
+def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not a config file"):
+        read_config(tmp_path / "config.json", "fge", FGEConfig)
+
+
+def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.json", "curve", FGEConfig())
+    with pytest.raises(UserError, match="is of the command 'curve', not 'fge'"):
+        read_config(tmp_path / "config.json", "fge", FGEConfig)
+
+
+def test_file_of_a_later_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"schema_version": 2, "options": {}}')
+    with pytest.raises(UserError, match="schema_version 2; this program reads up to 1"):
+        read_config(tmp_path / "config.json", "fge", FGEConfig)
+
+
+SAVED = FGEConfig(device="cpu", threads=2, channels_last="on", compile="off", amp="off", lr=0.05)
+
+
+def test_the_same_options_may_be_resumed() -> None:
+    check_unchanged(SAVED, SAVED)
+
+
+@pytest.mark.parametrize("name", ["device", "channels_last", "compile", "amp"])
+def test_auto_agrees_with_what_it_was_settled_to(name: str) -> None:
+    check_unchanged(SAVED, replace(SAVED, **{name: "auto"}))  # type: ignore[arg-type]
+
+
+def test_threads_left_open_agree_with_what_they_were_settled_to() -> None:
+    check_unchanged(SAVED, replace(SAVED, threads=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.1}, r"lr 0\.1: the run was begun with 0\.05"),
+        ({"epochs": 41}, r"epochs 41: the run was begun with 40"),
+        ({"channels_last": "off"}, "channels_last off: the run was begun with on"),
+        ({"threads": 1}, "threads 1: the run was begun with 2"),
+        ({"seed": 1}, "seed 1: the run was begun with 0"),
+        ({"data": "cifar10"}, "data cifar10: the run was begun with fashion-mnist-mini"),
+    ],
+)
+def test_changed_option_is_refused_naming_both_values(
+    changes: dict[str, Any], message: str
+) -> None:
+    saved = replace(SAVED, epochs=40)
+    with pytest.raises(UserError, match=f"cannot resume with {message}; drop the option"):
+        check_unchanged(saved, replace(saved, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_dir": Path("elsewhere")},
+        {"out": Path("run")},
+        {"resume": True},
+        {"config": Path("config.json")},
+    ],
+)
+def test_option_that_does_not_affect_the_result_may_change(changes: dict[str, Any]) -> None:
+    check_unchanged(SAVED, replace(SAVED, **changes))
+
+
+def test_resumed_config_keeps_what_auto_was_settled_to() -> None:
+    asked = replace(SAVED, device="auto", channels_last="auto", amp="auto", compile="auto")
+    assert keep_settled(SAVED, asked) == SAVED
+
+
+def test_resumed_config_takes_this_invocation_s_own_options() -> None:
+    own = {"out": Path("run"), "resume": True, "data_dir": Path("elsewhere")}
+    assert keep_settled(SAVED, replace(SAVED, **own)) == replace(SAVED, **own)

@@ -1,0 +1,163 @@
+"""Files are written whole or not at all; records survive an incomplete last line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fge import files
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+
+
+@pytest.fixture
+def umask_027() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_bytes_are_written_and_parents_made(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a" / "b" / "file", b"\x00\xff")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"\x00\xff"
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["file"]
+
+
+def test_text_is_utf8(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file", "Größe\n")
+    assert (tmp_path / "file").read_bytes() == b"Gr\xc3\xb6\xc3\x9fe\n"
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_failing_write_of_a_new_file_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space"):
+        files.write_bytes(tmp_path / "file", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_write_leaves_the_old_content(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    files.write_bytes(tmp_path / "file", b"old")
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match="No space"):
+        files.write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_failing_rename_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_bytes(tmp_path / "file", b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no rename")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="no rename"):
+        files.write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_interruption_between_write_and_rename_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_bytes(tmp_path / "file", b"old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_data_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        calls.append("fsync")
+        sync(handle)
+
+    def replace(source: str, target: Path) -> None:
+        calls.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    files.write_bytes(tmp_path / "file", b"new")
+    assert calls == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.usefixtures("umask_027")
+def test_umask_is_honoured(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "file", b"x")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.usefixtures("umask_027")
+def test_reading_the_umask_does_not_change_it(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "file", b"x")
+    assert os.umask(0o027) == 0o027
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_is_not_finite(tmp_path: Path, value: float) -> None:
+    files.write_json(tmp_path / "file.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "file.json", {"a": value})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": 1}
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 0.1}, {"step": 2, "text": "Größe\nline"}]
+    for record in records:
+        files.append_record(tmp_path / "log.jsonl", record)
+    assert files.read_records(tmp_path / "log.jsonl") == records
+    assert (tmp_path / "log.jsonl").read_text().count("\n") == 2
+
+
+def test_no_file_means_no_records(tmp_path: Path) -> None:
+    assert files.read_records(tmp_path / "log.jsonl") == []
+
+
+@pytest.mark.parametrize("tail", ['{"step": 2', '{"step": 2}', '{"text": "Gr'])
+def test_incomplete_last_line_is_left_out(tmp_path: Path, tail: str) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + tail)
+    assert files.read_records(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
+def test_record_after_an_incomplete_line_is_not_glued_to_it(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    files.append_record(tmp_path / "log.jsonl", {"step": 3})
+    assert files.read_records(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_sha256_of_a_known_text() -> None:
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert files.sha256(b"abc") == expected
+
+
+def test_leftovers_of_interrupted_writes_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    kept = [tmp_path / "file", tmp_path / "sub" / "notes.tmp"]
+    for path in (*kept, tmp_path / ".file.abc.tmp", tmp_path / "sub" / ".file.abc.tmp"):
+        path.write_text("x")
+    files.remove_temporaries(tmp_path)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

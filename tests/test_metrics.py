@@ -1,0 +1,185 @@
+"""Metrics against plain loops and against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fge import metrics
+from fge.errors import UserError
+
+Array = NDArray[np.float64]
+FLOAT32_TINY = 2.0**-126
+
+
+def loop_error(probs: Array, targets: Sequence[int]) -> float:
+    wrong = 0
+    for row, target in zip(probs.tolist(), targets, strict=True):
+        wrong += row.index(max(row)) != target
+    return 100 * wrong / len(targets)
+
+
+def loop_nll(probs: Array, targets: Sequence[int]) -> float:
+    terms = [
+        -math.log(max(row[t], FLOAT32_TINY)) for row, t in zip(probs.tolist(), targets, strict=True)
+    ]
+    return math.fsum(terms) / len(targets)
+
+
+def loop_brier(probs: Array, targets: Sequence[int]) -> float:
+    terms = [
+        (p - (c == target)) ** 2
+        for row, target in zip(probs.tolist(), targets, strict=True)
+        for c, p in enumerate(row)
+    ]
+    return math.fsum(terms) / len(targets)
+
+
+def loop_ece(probs: Array, targets: Sequence[int], bins: int = 15) -> float:
+    total = 0.0
+    for b in range(bins):
+        confidences, hits = [], []
+        for row, target in zip(probs.tolist(), targets, strict=True):
+            if b / bins < max(row) <= (b + 1) / bins:
+                confidences.append(max(row))
+                hits.append(row.index(max(row)) == target)
+        if hits:
+            accuracy = sum(hits) / len(hits)
+            confidence = math.fsum(confidences) / len(confidences)
+            total += len(hits) / len(targets) * abs(accuracy - confidence)
+    return total
+
+
+ORACLES: list[tuple[Callable[..., float], Callable[..., float]]] = [
+    (metrics.error, loop_error),
+    (metrics.nll, loop_nll),
+    (metrics.brier, loop_brier),
+    (metrics.ece, loop_ece),
+]
+
+
+def random_case(seed: int, count: int, classes: int) -> tuple[Array, list[int]]:
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet(np.full(classes, 0.4), size=count)
+    targets = [int(rng.choice(classes, p=row)) for row in probs]
+    return probs, targets
+
+
+CASES = {
+    "many": random_case(0, 400, 10),
+    "two classes": random_case(1, 150, 2),
+    "one example": random_case(2, 1, 5),
+    "one class": (np.ones((4, 1)), [0, 0, 0, 0]),
+    "absent class": (random_case(3, 60, 4)[0], [n % 3 for n in range(60)]),
+    "certain and right": (np.eye(3), [0, 1, 2]),
+    "certain and wrong": (np.eye(3), [1, 2, 0]),
+    "undecided": (np.full((6, 4), 0.25), [0, 1, 2, 3, 0, 0]),
+    "float32": (random_case(4, 80, 6)[0].astype(np.float32).astype(np.float64), [3] * 80),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("metric", "oracle"), ORACLES, ids=["error", "nll", "brier", "ece"])
+def test_metrics_agree_with_plain_loops(
+    metric: Callable[..., float], oracle: Callable[..., float], case: str
+) -> None:
+    probs, targets = CASES[case]
+    assert metric(probs, targets) == pytest.approx(oracle(probs, targets), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 7, 40])
+def test_ece_agrees_with_a_plain_loop_for_other_numbers_of_bins(bins: int) -> None:
+    probs, targets = CASES["many"]
+    expected = loop_ece(probs, targets, bins)
+    assert metrics.ece(probs, targets, bins=bins) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def binary(confidences: Sequence[float]) -> Array:
+    """Return rows that favour class 0 with the given confidences."""
+    return np.array([[c, 1 - c] for c in confidences])
+
+
+@pytest.mark.parametrize(
+    ("confidences", "targets", "expected"),
+    [
+        ([0.8] * 10, [0] * 6 + [1] * 4, 0.2),  # 60 % right at 80 % confidence
+        ([0.8] * 10, [0] * 8 + [1] * 2, 0.0),  # calibrated
+        ([1.0] * 4, [0, 0, 0, 1], 0.25),
+        ([0.9, 0.9, 0.6, 0.6], [0, 1, 0, 0], 0.4),  # bins apart: 1/2 * 0.4 + 1/2 * 0.4
+        ([0.61, 0.65], [0, 1], 0.13),  # one bin: |1/2 - 0.63|
+    ],
+)
+def test_ece_in_closed_form(confidences: list[float], targets: list[int], expected: float) -> None:
+    value = metrics.ece(binary(confidences), targets)
+    assert value == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("edge", range(8, 15))
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below(edge: int) -> None:
+    at, below, above = edge / 15, edge / 15 - 0.01, edge / 15 + 0.01
+    with_below = metrics.ece(binary([at, below]), [0, 1])
+    assert with_below == pytest.approx(abs(1 - at - below) / 2, rel=0, abs=1e-12)
+    with_above = metrics.ece(binary([at, above]), [0, 1])
+    assert with_above == pytest.approx((abs(1 - at) + abs(above)) / 2, rel=0, abs=1e-12)
+
+
+def test_a_certain_miss_costs_a_finite_number_of_nats() -> None:
+    assert metrics.nll([[1.0, 0.0]], [1]) == pytest.approx(126 * math.log(2), rel=1e-15)
+    assert metrics.brier([[1.0, 0.0]], [1]) == 2.0
+    assert metrics.error([[1.0, 0.0]], [1]) == 100.0
+
+
+def test_certain_hits_cost_nothing() -> None:
+    assert metrics.summary(np.eye(3), [0, 1, 2]) == {
+        "error": 0.0,
+        "nll": 0.0,
+        "brier": 0.0,
+        "ece": 0.0,
+    }
+
+
+def test_uniform_predictions_cost_the_log_of_the_number_of_classes() -> None:
+    probs = np.full((5, 10), 0.1)
+    assert metrics.nll(probs, [0, 3, 5, 7, 9]) == pytest.approx(math.log(10), rel=0, abs=1e-12)
+    assert metrics.brier(probs, [0, 3, 5, 7, 9]) == pytest.approx(0.9, rel=0, abs=1e-12)
+
+
+def test_the_summary_holds_each_metric() -> None:
+    probs, targets = CASES["many"]
+    assert metrics.summary(probs, targets) == {
+        "error": metrics.error(probs, targets),
+        "nll": metrics.nll(probs, targets),
+        "brier": metrics.brier(probs, targets),
+        "ece": metrics.ece(probs, targets),
+    }
+
+
+def test_tensors_are_taken_and_float32_is_summed_in_float64() -> None:
+    probs, targets = random_case(5, 300, 7)
+    single = torch.from_numpy(probs).float()
+    value = metrics.nll(single, torch.tensor(targets, dtype=torch.int32))
+    assert value == pytest.approx(loop_nll(single.double().numpy(), targets), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", [pair[0] for pair in ORACLES])
+@pytest.mark.parametrize(
+    ("probs", "targets", "message"),
+    [
+        ([[0.5, 0.5]], [2], r"targets must be integers in \[0, 2\), got int64 from 2 to 2"),
+        ([[0.5, 0.5]], [-1], r"targets must be integers in \[0, 2\), got int64 from -1 to -1"),
+        ([[0.5, 0.5]], [0.0], r"targets must be integers in \[0, 2\), got float64"),
+        ([[0.5, 0.5]], [0, 1], r"probs must be \(N, C\) and targets \(N,\).*\(1, 2\) and \(2,\)"),
+        ([0.5, 0.5], [0, 1], r"probs must be \(N, C\) and targets \(N,\).*\(2,\) and \(2,\)"),
+        (np.zeros((0, 2)), np.zeros(0, int), r"N >= 1, got \(0, 2\) and \(0,\)"),
+    ],
+)
+def test_shapes_and_targets_that_do_not_fit_are_refused(
+    metric: Callable[..., float], probs: object, targets: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        metric(probs, targets)

@@ -1,0 +1,86 @@
+"""The README is true: its commands and examples run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_CLASSES, tiny_arrays, write_tiny_npz
+from PIL import Image
+
+import cli
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in BLOCKS
+    if language == "sh"
+    for line in block.splitlines()
+    if line.startswith("python cli.py")
+]
+SHORT = "--epochs 2 --start-epoch 0 --cycle-epochs 2 --batch-size 16 --compile off --amp off"
+SIDE = 32  # what every architecture named in the README can take
+
+MY_MODELS = """
+from torch import nn
+
+def build(in_channels, num_classes):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the folders and files that the README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    arrays = tiny_arrays()
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        for number, (image, label) in enumerate(zip(images[:48], labels, strict=False)):
+            path = folder / "photos" / part / f"class{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.kron(image, np.ones((4, 4), np.uint8))).save(path)
+    new = folder / "new-photos"
+    new.mkdir()
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(new / "black.png")
+    write_tiny_npz(folder / "photos.npz")
+    (folder / "my_models.py").write_text(MY_MODELS)
+    return folder
+
+
+def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = [block for language, block in BLOCKS if language == "python"]
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+
+
+def test_commands_run_on_short_jobs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
+    import my_models  # type: ignore[import-not-found]
+
+    weights = my_models.build(1, TINY_CLASSES).state_dict()
+    torch.save(weights, "weights.pt")
+    assert len(COMMANDS) >= 6
+    for command in COMMANDS:
+        arguments = shlex.split(command)[2:]
+        if arguments[0] == "fge":
+            arguments += shlex.split(SHORT)
+        assert cli.main(arguments) == 0, command
+    assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
+
+
+def test_the_two_commands_are_the_ones_that_ci_runs() -> None:
+    both = [block.strip() for language, block in BLOCKS if language == "sh"][:2]
+    assert both == ["pip install -e . && python cli.py fge", "pip install -e '.[test]' && pytest"]
+    assert f"\n{both[1]}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
