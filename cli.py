@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib
 import io
 import itertools
 import re
@@ -15,12 +17,19 @@ import tyro
 
 from fge.config import FGEConfig, PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
+from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.errors import DivergenceError, UserError, unknown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 
-COMMANDS: dict[str, type] = {"fge": FGEConfig, "predict": PredictConfig}
+COMMANDS: dict[str, tuple[type, str, str]] = {
+    "fge": (FGEConfig, "fge.run", "fge"),
+    "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
+    "connect": (ConnectConfig, "fge.curve_run", "connect"),
+    "predict": (PredictConfig, "fge.run", "predict"),
+}
+"""Options, module and function of each command."""
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -47,22 +56,21 @@ def _run(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    if command == "fge":
-        config = _with_config_file(command, FGEConfig, rest)
-        from fge import run  # torch is imported here, once the options are known to be good
-
-        run.fge(config)
+    kind, module, function = COMMANDS[command]
+    config: Any
+    if issubclass(kind, RunConfig):
+        config = _with_config_file(command, kind, rest)
     else:
-        prediction = _parse(command, PredictConfig, rest)
-        from fge import run
-
-        run.predict(prediction)
+        config = _parse(command, kind, rest)
+    # PyTorch is imported here, once the options are known to be good.
+    getattr(importlib.import_module(module), function)(config)
     return OK
 
 
 def _overview() -> str:
     lines = ["usage: python cli.py COMMAND [OPTIONS]", ""]
-    lines += [f"  {name:10}{(kind.__doc__ or '').strip()}" for name, kind in COMMANDS.items()]
+    for name, (kind, *_) in COMMANDS.items():
+        lines.append(f"  {name:16}{(kind.__doc__ or '').strip().splitlines()[0]}")
     return "\n".join([*lines, "", "python cli.py COMMAND --help lists the options of a command."])
 
 
@@ -125,7 +133,14 @@ def _one_line(message: str) -> str:
     lines = [line.strip("│|+╭╮╰╯ ") for line in message.splitlines()]
     untitled = itertools.dropwhile(_is_rule, lines[1:])
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), untitled))
-    return re.sub(r"^Error parsing \w*Config: ", "", text)
+    return _with_nearest(re.sub(r"^Error parsing \w*Config: ", "", text))
+
+
+def _with_nearest(text: str) -> str:
+    """Add the nearest choice to a message about a value that is none of them."""
+    found = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
+    near = found and difflib.get_close_matches(found[1], re.findall(r"'(.*?)'", found[2]), n=1)
+    return f"{text} Did you mean {near[0]!r}?" if near else text
 
 
 def _is_rule(line: str) -> bool:

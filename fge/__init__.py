@@ -9,21 +9,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fge.batchnorm import refresh_batch_norm
+    from fge.bootstrap import paired_difference
+    from fge.connect import fit_curve
+    from fge.curve import Bezier, Chain, Curve, PolyChain
+    from fge.curve_evaluation import evaluate_curve, summarise_curve
     from fge.cycle import FGE
     from fge.ensemble import Ensemble
+    from fge.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
+    from fge.origin_path import OriginPath
     from fge.schedule import EndpointLR, TriangularLR
     from fge.snapshots import SnapshotStore
 
 _HOMES = {
-    "FGE": "fge.cycle",
-    "Ensemble": "fge.ensemble",
+    "Bezier": "fge.curve",
+    "Chain": "fge.curve",
+    "Curve": "fge.curve",
     "EndpointLR": "fge.schedule",
-    "TriangularLR": "fge.schedule",
+    "Ensemble": "fge.ensemble",
+    "FGE": "fge.cycle",
+    "OriginPath": "fge.origin_path",
+    "Plane": "fge.landscape",
+    "PlaneGrid": "fge.landscape",
+    "PolyChain": "fge.curve",
     "SnapshotStore": "fge.snapshots",
+    "TriangularLR": "fge.schedule",
+    "evaluate_curve": "fge.curve_evaluation",
+    "evaluate_line": "fge.landscape",
+    "evaluate_plane": "fge.landscape",
+    "fit_curve": "fge.connect",
+    "paired_difference": "fge.bootstrap",
+    "refresh_batch_norm": "fge.batchnorm",
+    "summarise_curve": "fge.curve_evaluation",
 }
 
 __version__ = "0.1.0"
-__all__ = ["FGE", "EndpointLR", "Ensemble", "SnapshotStore", "TriangularLR", "__version__"]
+__all__ = [
+    "FGE",
+    "Bezier",
+    "Chain",
+    "Curve",
+    "EndpointLR",
+    "Ensemble",
+    "OriginPath",
+    "Plane",
+    "PlaneGrid",
+    "PolyChain",
+    "SnapshotStore",
+    "TriangularLR",
+    "__version__",
+    "evaluate_curve",
+    "evaluate_line",
+    "evaluate_plane",
+    "fit_curve",
+    "paired_difference",
+    "refresh_batch_norm",
+    "summarise_curve",
+]
 
 
 def __getattr__(name: str) -> Any:

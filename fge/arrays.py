@@ -31,7 +31,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
             if missing:
                 raise UserError(f"{path} has no array {missing[0]!r}; it needs {', '.join(names)}")
             return {name: archive[name] for name in names}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from fge.checks import check_at_least, check_learning_rates, check_not_negative
 from fge.errors import UserError
+from fge.rates import Rates, rates_of
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
@@ -17,29 +18,6 @@ _HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
 _THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates that suit a model: conventional, and the two ends of a cycle."""
-
-    lr: float
-    max_lr: float
-    min_lr: float
-
-
-_RATES = {
-    "convnet": Rates(0.2, 0.2, 0.001),  # benchmarks/search_default_job.py
-    "vgg16": Rates(0.05, 0.01, 0.01),  # this and the next two: arXiv 1802.10026
-    "preresnet": Rates(0.1, 0.05, 0.01),
-    "wrn28-10": Rates(0.1, 0.05, 0.01),
-}
-_USUAL_RATES = Rates(0.05, 0.05, 0.0005)
-
-
-def rates_of(model: str) -> Rates:
-    """Return the learning rates used for a model unless told otherwise."""
-    return next((rates for name, rates in _RATES.items() if model.startswith(name)), _USUAL_RATES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +54,7 @@ class RunConfig:
     """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10,
     torchvision:NAME, or your own as package.module:factory."""
 
-    epochs: int = 40
+    epochs: int = 100
     """The whole training budget, in epochs."""
     batch_size: int = 128
     """Images per training step."""
@@ -110,11 +88,11 @@ class RunConfig:
         Raises:
             UserError: naming the option, its value and what it may be.
         """
-        _at_least(1, epochs=self.epochs, batch_size=self.batch_size, threads=self.threads)
-        _at_least(1, train_size=self.train_size, test_size=self.test_size)
-        _at_least(1, eval_batch_size=self.eval_batch_size)
-        _at_least(0, crop_padding=self.crop_padding, seed=self.seed)
-        _not_negative(lr=self.base_lr, weight_decay=self.weight_decay, momentum=self.momentum)
+        check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, threads=self.threads)
+        check_at_least(1, train_size=self.train_size, test_size=self.test_size)
+        check_at_least(1, eval_batch_size=self.eval_batch_size)
+        check_at_least(0, crop_padding=self.crop_padding, seed=self.seed)
+        check_not_negative(lr=self.base_lr, weight_decay=self.weight_decay, momentum=self.momentum)
         if self.base_lr == 0:
             raise UserError("lr must be above 0, got 0")
         if self.momentum >= 1:
@@ -135,10 +113,10 @@ class FGEConfig(RunConfig):
     """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
 
     start_epoch: int | None = None
-    """First epoch of the cycles, counted from 0; by default about 40 %
+    """First epoch of the cycles, counted from 0; by default about 75 %
     of the budget, placed so that it ends at a minimum of the rate."""
-    cycle_epochs: int = 4
-    """Epochs per cycle, an even number."""
+    cycle_epochs: int | None = None
+    """Epochs per cycle, an even number; about a tenth of the budget by default."""
     max_lr: float | None = None
     """Learning rate at the start of a cycle; by default what suits the model."""
     min_lr: float | None = None
@@ -148,6 +126,14 @@ class FGEConfig(RunConfig):
     """Start cycling from these weights (.safetensors, or a .pt state dict) at once."""
     single: bool = False
     """Also train the single network of the same budget, from the shared first part of the run."""
+    refit: Literal["bezier", "polychain"] | None = None
+    """Connect consecutive snapshots by curves of low loss, and ensemble points on them too."""
+    refit_points: int = 1
+    """Members taken from each curve between its ends, evenly spaced in t."""
+    refit_epochs: int | None = None
+    """Epochs of each fit; half a cycle by default."""
+    baseline: Path | None = field(default=None, metadata=_HOW_TO_RUN)
+    """A finished curve-ensemble run on the same data and model to set the result beside."""
 
     def __post_init__(self) -> None:
         """Check the cycles as well.
@@ -156,24 +142,33 @@ class FGEConfig(RunConfig):
             UserError: naming the option, its value and what it may be.
         """
         super().__post_init__()
+        check_at_least(1, refit_points=self.refit_points, refit_epochs=self.refit_epochs)
+        if self.refit is None and (self.refit_epochs is not None or self.refit_points != 1):
+            raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
-        if self.cycle_epochs < 2 or self.cycle_epochs % 2:
-            raise UserError(f"cycle_epochs must be even and >= 2, got {self.cycle_epochs}")
+        cycle = self.cycle_epochs
+        if cycle is not None and (cycle < 2 or cycle % 2):
+            raise UserError(f"cycle_epochs must be even and >= 2, got {cycle}")
         if self.pretrained is not None and self.start_epoch not in (None, 0):
             raise UserError(
                 f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
             )
         if self.pretrained is not None and self.single:
             raise UserError("--single shares the start of the run, which --pretrained leaves out")
-        start, half = self.first_cycle_epoch, self.cycle_epochs // 2
+        start, half = self.first_cycle_epoch, self.cycle_length // 2
         if not 0 <= start < self.epochs:
             raise UserError(f"start_epoch must be in [0, epochs) = [0, {self.epochs}), got {start}")
         if start + half > self.epochs:
             raise UserError(
-                f"cycle_epochs {self.cycle_epochs} is too long: the first snapshot would end epoch "
+                f"cycle_epochs {self.cycle_length} is too long: the first snapshot would end epoch "
                 f"{start + half} of {self.epochs}; use cycle_epochs <= "
                 f"{max(2 * (self.epochs - start), 2)} or epochs >= {start + half}"
             )
+
+    @property
+    def cycle_length(self) -> int:
+        """Epochs per cycle: ``cycle_epochs``, or the even number nearest a tenth of the budget."""
+        return self.cycle_epochs or 2 * max(1, round(self.epochs / 20))
 
     @property
     def cycle_lrs(self) -> Rates:
@@ -190,20 +185,21 @@ class FGEConfig(RunConfig):
             return self.start_epoch
         if self.pretrained is not None:
             return 0
-        half = self.cycle_epochs // 2
-        cycles = round((self.epochs * (1 - START_FRACTION) - half) / self.cycle_epochs)
-        return max(0, self.epochs - half - max(cycles, 0) * self.cycle_epochs)
+        cycle, half = self.cycle_length, self.cycle_length // 2
+        cycles = round((self.epochs * (1 - START_FRACTION) - half) / cycle)
+        fitting = max(0, (self.epochs - half) // cycle)
+        return max(0, self.epochs - half - min(max(cycles, 1), fitting) * cycle)
 
     @property
     def last_cycle_epoch(self) -> int:
         """The epoch at which cycling stops: the last minimum within the budget."""
-        half = self.cycle_epochs // 2
-        cycles = (self.epochs - self.first_cycle_epoch - half) // self.cycle_epochs
-        return self.first_cycle_epoch + half + cycles * self.cycle_epochs
+        half = self.cycle_length // 2
+        cycles = (self.epochs - self.first_cycle_epoch - half) // self.cycle_length
+        return self.first_cycle_epoch + half + cycles * self.cycle_length
 
 
-START_FRACTION = 0.4
-"""Where the cycles begin unless told otherwise, as a part of the budget."""
+START_FRACTION = 0.75
+"""Where the cycles begin unless told otherwise, as a part of the budget, if two snapshots fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,20 +227,7 @@ class PredictConfig:
         Raises:
             UserError: naming the option, its value and what it may be.
         """
-        _at_least(1, batch_size=self.batch_size, threads=self.threads)
-
-
-def check_learning_rates(max_lr: float, min_lr: float) -> None:
-    """Check the two ends of a cycle.
-
-    Raises:
-        UserError: one is negative or not finite, or they are in the wrong order.
-    """
-    _not_negative(max_lr=max_lr, min_lr=min_lr)
-    if max_lr == 0:
-        raise UserError("max_lr must be above 0, got 0")
-    if min_lr > max_lr:
-        raise UserError(f"min_lr must not exceed max_lr, got min_lr {min_lr} > max_lr {max_lr}")
+        check_at_least(1, batch_size=self.batch_size, threads=self.threads)
 
 
 def is_factory(model: str) -> bool:
@@ -278,15 +261,3 @@ def saved_fields(config: type[RunConfig] | RunConfig) -> list[str]:
 def affects_result(config: RunConfig, name: str) -> bool:
     """Say whether the option may change what a run produces."""
     return any(f.name == name and f.metadata.get("affects_result", True) for f in fields(config))
-
-
-def _at_least(bound: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < bound:
-            raise UserError(f"{name} must be >= {bound}, got {value}")
-
-
-def _not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and >= 0, got {value}")

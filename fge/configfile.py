@@ -20,7 +20,13 @@ C = TypeVar("C", bound=RunConfig)
 def to_options(config: RunConfig) -> dict[str, Any]:
     """Return the options that a config file holds, as JSON values."""
     options = {name: getattr(config, name) for name in saved_fields(config)}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C:
@@ -106,6 +112,10 @@ def _typed(hint: Any, value: Any, source: str) -> Any:
         if value not in get_args(hint):
             raise UserError(f"{source} must be one of {', '.join(get_args(hint))}, got {value!r}")
         return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{source} must be a list, got {value!r}")
+        return tuple(_typed(get_args(hint)[0], part, source) for part in value)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

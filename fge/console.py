@@ -10,26 +10,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fge.staged import Observer
+from fge.observer import Observer
+
+_POINTS_PER_LINE = 10
+_UNLIMITED = 1000
 
 
 class ConsoleObserver(Observer):
     """Tells of epochs, snapshots and notes; a context manager, for the live bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        self.console = console or Console(
+            highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._live = self.console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
+            TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self._live,
         )
-        self._task = self._progress.add_task("training", total=None)
+        self._task = self._progress.add_task("training", total=None, unit="epochs")
 
     def __enter__(self) -> ConsoleObserver:
         """Start the live bar."""
@@ -48,14 +53,24 @@ class ConsoleObserver(Observer):
     def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
         """Move the bar, or print a line."""
         text = f"{record['stage']}: train loss {record['train_loss']:.4f}"
-        self._progress.update(self._task, completed=done, total=total, description=text)
+        self._advance(text, done, total, "epochs")
         if not self._live:
             self.console.print(f"epoch {done}/{total}  {text}")
 
+    def point(self, what: str, done: int, total: int) -> None:
+        """Move the bar, or print a line now and then."""
+        self._advance(what, done, total, "points")
+        if not self._live and (done == total or done % _POINTS_PER_LINE == 0):
+            self.console.print(f"point {done}/{total}  {what}")
+
+    def _advance(self, text: str, done: int, total: int, unit: str) -> None:
+        self._progress.update(self._task, completed=done, total=total, description=text, unit=unit)
+
     def snapshot(self, record: dict[str, Any]) -> None:
         """Print the figures of a snapshot and of the ensemble with it."""
-        if record["stage"] == "single":
-            text = f"single network, epoch {record['epoch']}"
+        if record["stage"] in ("single", "network"):
+            kind = "single network" if record["stage"] == "single" else "network"
+            text = f"{kind}, epoch {record['epoch']}"
         else:
             text = f"snapshot {record['member']}, epoch {record['epoch']}, lr {record['lr']:g}"
         if "val_error" in record:
@@ -75,7 +90,15 @@ class ConsoleObserver(Observer):
         """Print a table, the first column left and the others right aligned."""
         table = Table(title=title, title_justify="left")
         for position, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if position == 0 else "right")
+            table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        # A file or pipe has no width to keep to; on a terminal, cells that do not fit are folded.
+        console = (
+            self.console
+            if self._live
+            else Console(
+                file=self.console.file, width=_UNLIMITED, markup=False, emoji=False, highlight=False
+            )
+        )
+        console.print(table)

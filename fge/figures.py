@@ -38,5 +38,5 @@ def _rate(config: FGEConfig, point: int) -> float:
         point - start,
         max_lr=config.cycle_lrs.max_lr,
         min_lr=config.cycle_lrs.min_lr,
-        cycle_steps=config.cycle_epochs * _POINTS_PER_EPOCH,
+        cycle_steps=config.cycle_length * _POINTS_PER_EPOCH,
     )

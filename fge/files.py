@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +53,12 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON-lines file anew, atomically."""
+    lines = (json.dumps(record, allow_nan=False) for record in records)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _complete_length(file: BinaryIO) -> int:

@@ -62,7 +62,8 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
         UserError: the file is no readable image.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
             grey = image.mode in _GREY_MODES if channels is None else channels == 1
             if image.mode in _DEEP_MODES:  # Pillow would clip 16 bits where it should scale
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))

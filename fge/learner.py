@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fge.ensemble import predict_proba
-from fge.errors import DivergenceError
+from fge.ensemble import ForwardFn, call_model, predict_proba
+from fge.errors import DivergenceError, UserError
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+LossFn = Callable[[Any, Any], Tensor]
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +34,25 @@ class Speed:
         return _DTYPES[self.amp]
 
 
+def count_examples(batch: Any) -> int:
+    """Return the length of the first tensor in a batch (nested in lists, tuples and dicts).
+
+    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
+    (5, 2)
+
+    Raises:
+        UserError: there is no tensor in it.
+    """
+    parts = [batch]
+    while parts:
+        part = parts.pop(0)
+        if isinstance(part, Tensor):
+            return len(part)
+        if isinstance(part, list | tuple | dict):
+            parts = [*(part.values() if isinstance(part, dict) else part), *parts]
+    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
+
+
 class Learner:
     """A model and its optimizer, with the precision, memory format and compilation in use.
 
@@ -42,7 +61,9 @@ class Learner:
         optimizer: over the model's parameters.
         speed: how to run it; see :class:`Speed`.
         batch_size: the size of full training batches: what a compiled model is made for.
-        loss_fn: of logits (N, C) and targets, averaged over the batch.
+        loss_fn: of outputs (logits (N, C)) and targets, averaged over the batch.
+        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+            ``model(x)``.
     """
 
     def __init__(
@@ -53,31 +74,61 @@ class Learner:
         *,
         batch_size: int | None = None,
         loss_fn: LossFn = F.cross_entropy,
+        forward_fn: ForwardFn | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.speed = speed or Speed()
         self.batch_size = batch_size
         self.loss_fn = loss_fn
+        self.forward_fn = forward_fn or call_model
         if self.speed.channels_last:
             model.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Take one optimizer step; return the loss before it, detached, without waiting."""
+    def step(self, *batch: Any) -> Tensor:
+        """Take one optimizer step; return the loss before it, detached, without waiting.
+
+        Args:
+            batch: ``inputs, targets, ...``; a batch that is one object (a dict, say) is given to
+                ``forward_fn`` and as the targets to ``loss_fn``.
+
+        Raises:
+            UserError: there are no targets for the cross-entropy.
+        """
+        loss = self._backward(batch[0] if len(batch) == 1 else batch)
+        self._update()
+        return loss
+
+    def _backward(self, batch: Any) -> Tensor:
+        """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
         with self._autocast():
-            loss = self.loss_fn(self._forward(inputs, self.batch_size), targets)
+            outputs = self._forward(batch, self.batch_size)
+            loss = self.loss_fn(outputs, self._targets(batch))
+        scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
+        scaled.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _update(self) -> None:
+        """Let the optimizer use the gradients, and drop them."""
         if self.scaler.is_enabled():
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+
+    def _targets(self, batch: Any) -> Any:
+        if isinstance(batch, list | tuple) and len(batch) > 1:
+            return batch[1]
+        if self.loss_fn is F.cross_entropy:
+            raise UserError(
+                f"batches must yield (inputs, targets, ...), got a {type(batch).__name__}; give "
+                "targets, or a loss_fn that does without"
+            )
+        return batch
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
         """Return class probabilities (N, C) float64 on the CPU, in evaluation mode.
@@ -88,20 +139,19 @@ class Learner:
         first: list[int] = []
 
         def forward(_: nn.Module, batch: Any) -> Tensor:
-            first.append(len(batch[0]))
+            first.append(count_examples(batch))
             with self._autocast():
-                return self._forward(batch[0], first[0]).float()
+                return self._forward(batch, first[0]).float()
 
         probs = predict_proba(self.model, batches, forward_fn=forward)
         if not bool(torch.isfinite(probs).all()):
             raise DivergenceError("the model's predictions are not finite")
         return probs
 
-    def _forward(self, inputs: Tensor, full: int | None) -> Tensor:
+    def _forward(self, batch: Any, full: int | None) -> Tensor:
         """Apply the model; batches of another size than ``full`` go around the compiled one."""
-        compiled = self._compiled is not None and len(inputs) == full
-        outputs: Tensor = (self._compiled if compiled else self.model)(inputs)  # type: ignore[misc]
-        return outputs
+        compiled = self._compiled is not None and count_examples(batch) == full
+        return self.forward_fn(self._compiled if compiled else self.model, batch)  # type: ignore[arg-type]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.speed.autocast_dtype

@@ -81,5 +81,5 @@ def _triangular(config: FGEConfig, optimizer: Optimizer, steps_per_epoch: int) -
         optimizer,
         max_lr=config.cycle_lrs.max_lr,
         min_lr=config.cycle_lrs.min_lr,
-        cycle_steps=config.cycle_epochs * steps_per_epoch,
+        cycle_steps=config.cycle_length * steps_per_epoch,
     )

@@ -5,6 +5,8 @@ Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,13 +18,13 @@ TINY = float(np.finfo(np.float32).tiny)
 
 def error(probs: ArrayLike, targets: ArrayLike) -> float:
     """Return the share of examples whose most probable class is wrong, in percent."""
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     return float(100 * np.mean(p.argmax(axis=1) != y))
 
 
 def nll(probs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean of -log p(target), in nats per example."""
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     return float(-np.mean(np.log(np.maximum(p[np.arange(len(y)), y], TINY))))
 
 
@@ -31,7 +33,7 @@ def brier(probs: ArrayLike, targets: ArrayLike) -> float:
 
     Brier 1950: the mean over examples of sum_c (p_c - [c = target])^2.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     onehot = np.zeros_like(p)
     onehot[np.arange(len(y)), y] = 1
     return float(np.mean(np.sum((p - onehot) ** 2, axis=1)))
@@ -43,13 +45,39 @@ def ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> float:
     Guo et al. 2017 (arXiv 1706.04599, equation 3): the confidence (largest probability) falls
     into ``bins`` intervals (b/bins, (b+1)/bins] of equal width; the sum over bins of their share
     of the examples times |accuracy - mean confidence|.
+
+    Raises:
+        UserError: shapes or targets that do not fit, or ``bins`` below 1.
     """
-    p, y = _checked(probs, targets)
-    confidence = p.max(axis=1)
-    correct = p.argmax(axis=1) == y
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    p, y = check_examples(probs, targets)
+    index, confidence, correct = _binned(p, y, bins)
     gap = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(y))
+
+
+class Reliability(NamedTuple):
+    """What a reliability diagram shows, per bin: arrays (bins,); fractions, NaN where empty."""
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+def reliability(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> Reliability:
+    """Return the examples, mean confidence and accuracy of each bin of :func:`ece`.
+
+    Guo et al. 2017 (arXiv 1706.04599, section 2): accuracy over confidence is the reliability
+    diagram; calibrated predictions lie on the diagonal.
+
+    Raises:
+        UserError: shapes or targets that do not fit, or ``bins`` below 1.
+    """
+    p, y = check_examples(probs, targets)
+    index, *values = _binned(p, y, bins)
+    counts = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, weights=weights, minlength=bins) for weights in values]
+    with np.errstate(invalid="ignore"):
+        return Reliability(counts, *(total / counts for total in sums))
 
 
 def summary(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
@@ -62,7 +90,14 @@ def summary(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     }
 
 
-def _checked(probs: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def check_examples(
+    probs: ArrayLike, targets: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return probabilities (N, C) in float64 and targets (N,) in int64.
+
+    Raises:
+        UserError: the shapes do not fit, there is no example, or targets are not classes.
+    """
     p = np.asarray(probs, dtype=np.float64)
     y = np.asarray(targets)
     if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:
@@ -75,3 +110,37 @@ def _checked(probs: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64],
             f"from {y.min()} to {y.max()}"
         )
     return p, y.astype(np.int64)
+
+
+def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]:
+    """Return probabilities (N, C) in float64.
+
+    Args:
+        probs: class probabilities; rounding may carry them 1e-6 past 1.
+        name: what the message calls them.
+
+    Raises:
+        UserError: not of shape (N, C) with N, C >= 1, or values that are not in [0, 1]: most
+            often logits.
+    """
+    p = np.asarray(probs, dtype=np.float64)
+    if p.ndim != 2 or p.size == 0:
+        raise UserError(f"{name} must be (N, C) with N >= 1, got {p.shape}")
+    low, high = float(p.min()), float(p.max())
+    if not (low >= 0 and high <= 1 + 1e-6):  # false for NaN too
+        raise UserError(
+            f"{name} must be probabilities in [0, 1], got values from {low:g} to {high:g}; "
+            "apply a softmax to logits"
+        )
+    return p
+
+
+def _binned(
+    p: NDArray[np.float64], y: NDArray[np.int64], bins: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return each example's bin, its confidence and whether it is right, (N,) each."""
+    if bins < 1:
+        raise UserError(f"bins must be >= 1, got {bins}")
+    confidence = p.max(axis=1)
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return index, confidence, p.argmax(axis=1) == y

@@ -45,11 +45,11 @@ def training_figure(curves: TrainingCurves) -> Figure:
     rate, error, distance = figure.subplots(3, 1, sharex=True)
     rate.plot(curves.rate_epochs, curves.rates, color=RATE, linewidth=1.2)
     rate.set_ylabel("learning rate")
-    rate.set_ylim(bottom=0)
+    rate.set_ylim(0, 1.08 * max(curves.rates))
     _draw_errors(error, curves)
     distance.plot(curves.epochs[1:], curves.distances, "o-", color=SNAPSHOT, markersize=4)
     distance.set_ylabel("distance to\nprevious snapshot")
-    distance.set_ylim(bottom=0)
+    distance.set_ylim(0, 1.08 * max(curves.distances, default=1.0))
     distance.set_xlabel("epochs")
     distance.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (rate, error, distance):

@@ -41,8 +41,16 @@ class PredictionFile:
 
     def _read(self) -> None:
         stored = read_npz(self.path, _ARRAYS)
-        rows = zip(stored["members"], stored["sha256"], stored["probabilities"], strict=True)
-        self._members = {str(name): (str(key), probs) for name, key, probs in rows}
+        names, keys, probs = (stored[name] for name in _ARRAYS[1:])
+        if not (
+            names.ndim == keys.ndim == 1
+            and probs.ndim == 3
+            and len(names) == len(keys) == len(probs)
+            and probs.shape[1] == len(stored["targets"])
+        ):
+            raise UserError(f"{self.path} is damaged: its arrays do not belong together; delete it")
+        rows = zip(names, keys, probs, strict=True)
+        self._members = {str(name): (str(key), row) for name, key, row in rows}
         if not np.array_equal(stored["targets"], self.targets):
             raise UserError(f"{self.path} was made from other labels than the data has now")
 
@@ -50,6 +58,11 @@ class PredictionFile:
         """Return the stored probabilities (N, C) of a member with exactly these weights."""
         key, probs = self._members.get(member, ("", None))
         return torch.from_numpy(probs).double() if key == sha256 and probs is not None else None
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the members, in the order of the file."""
+        return list(self._members)
 
     def __contains__(self, member: str) -> bool:
         """Say whether there is a prediction of the member."""
@@ -61,7 +74,7 @@ class PredictionFile:
 
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
         """Store a member's probabilities (N, C); return them as they were rounded."""
-        rounded = probs.float().numpy()
+        rounded = probs.float().numpy().copy()
         self._members[member] = (sha256, rounded)
         self._write()
         return torch.from_numpy(rounded).double()

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import errno
-import shlex
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fge import plots, report
+from fge import plots, report, results
+from fge.baseline_run import BaselineRun, beside_baseline, read_baseline
 from fge.batches import EvalBatches, Normaliser
-from fge.config import FGEConfig, PredictConfig, check_import, is_factory
-from fge.configfile import check_unchanged, keep_settled, read_config, to_options, write_config
+from fge.config import FGEConfig, PredictConfig, check_import
+from fge.configfile import read_config
 from fge.console import ConsoleObserver
+from fge.curve_plots import curve_figure
+from fge.curve_results import pairs_table
 from fge.data import Dataset, Split
 from fge.devices import choose_device, set_threads
 from fge.ensemble import Ensemble
 from fge.errors import DivergenceError, UserError
 from fge.figures import training_curves
+from fge.methods import fge_stages
 from fge.models import build_model
 from fge.predict import read_inputs, write_predictions
 from fge.predictions import PredictionFile
-from fge.runfolder import RunFolder, open_run_folder
-from fge.setup import (
-    initial_model,
-    load_data,
-    make_training,
-    settle_machine,
-    settle_options,
-    settle_speed,
-)
+from fge.recipes import endpoint_recipe
+from fge.refit import Refit, check_refit, refit
+from fge.session import Session, check_kept, prepare, session
+from fge.setup import eval_batches, initial_model, make_training
 from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining
+from fge.tensors import state_bytes
 
 
 def fge(config: FGEConfig) -> Path:
@@ -45,37 +43,15 @@ def fge(config: FGEConfig) -> Path:
         DivergenceError: the loss stopped being finite; earlier snapshots are usable.
         KeyboardInterrupt: after saying how to resume.
     """
-    config, resumed_data = _resumed(config)
-    config = settle_machine(config)
-    dataset = load_data(config)
-    config = settle_options(config, dataset)
-    if resumed_data not in (None, dataset.fingerprint):
-        raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
+    check_refit(config)
+    check_kept(config, (config.pretrained, config.baseline))
+    config, dataset = prepare(config, "fge")
     model = initial_model(config, dataset)
-    folder = open_run_folder(config.out, "fge", resume=config.resume, overwrite=config.overwrite)
-    with ConsoleObserver() as observer:
-        observer.note(f"run folder: {folder.path}")
-        try:
-            _train_and_report(config, dataset, model, folder, observer)
-        except KeyboardInterrupt:
-            observer.note(f"interrupted; {_how_to_go_on(config, folder)}")
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"the disk of {folder.path} is full; free some space, then "
-                f"{_how_to_go_on(config, folder)}"
-            ) from error
-    return folder.path
-
-
-def _how_to_go_on(config: FGEConfig, folder: RunFolder) -> str:
-    if not folder.config.exists():
-        return "run the command again"
-    words = ["python", "cli.py", "fge", "--out", str(folder.path), "--resume"]
-    words += ["--model", config.model] if is_factory(config.model) else []
-    return f"go on with: {shlex.join(words)}"
+    epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
+    baseline = read_baseline(config.baseline, dataset, config.model) if config.baseline else None
+    with session(config, "fge", dataset, model, epochs=epochs) as run:
+        _train_and_report(run, model, baseline)
+    return run.folder.path
 
 
 def predict(config: PredictConfig) -> Path:
@@ -112,64 +88,79 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _train_and_report(
-    config: FGEConfig,
-    dataset: Dataset,
-    model: nn.Module,
-    folder: RunFolder,
-    observer: ConsoleObserver,
+    run: Session[FGEConfig], model: nn.Module, baseline: BaselineRun | None
 ) -> None:
-    started = time.perf_counter()
-    device = torch.device(config.device)
-    dataset, model = dataset.to(device), model.to(device)
-    facts = report.dataset_facts(dataset)
-    write_config(folder.config, "fge", config, dataset=facts)
-    config = settle_speed(config, dataset, model, observer)
-    write_config(folder.config, "fge", config, dataset=facts)
-    environment = report.environment_facts(device, torch.get_num_threads())
-    folder.timing({"event": "begin", "environment": environment})
-    training, test_batches = make_training(config, dataset, model, folder, observer)
+    training = make_training(
+        run.config,
+        run.dataset,
+        model,
+        run.folder,
+        run.observer,
+        recipe=endpoint_recipe(run.config),
+        stages=fge_stages(run.config),
+    )
+    test_batches = eval_batches(run.config, run.dataset, run.dataset.test)
     try:
         training.run()
-        test = training.predict_members(folder.predictions / "test.npz", test_batches)
+        test = training.predict_members(run.folder.predictions / "test.npz", test_batches)
     except DivergenceError as error:
         kept = len(training.stores["fge"])
-        raise DivergenceError(f"{error}; {kept} snapshots are kept in {folder.path}") from None
-    content = report.run_facts("fge", config, to_options(config), dataset, environment)
-    _report(config, training, test, content, observer)
-    seconds = time.perf_counter() - started
-    folder.timing({"event": "end", "seconds": round(seconds, 2)})
-    observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
+        raise DivergenceError(f"{error}; {kept} snapshots are kept in {run.folder.path}") from None
+    refitted = refit(run, training, test) if run.config.refit else None
+    _report(run, training, test, refitted, baseline)
 
 
 def _report(
-    config: FGEConfig,
+    run: Session[FGEConfig],
     training: StagedTraining,
     test: PredictionFile,
-    content: dict[str, Any],
-    observer: ConsoleObserver,
+    refitted: Refit | None,
+    baseline: BaselineRun | None,
 ) -> None:
-    """Draw the figure, write the report and show its table."""
-    folder, store = training.folder, training.stores["fge"]
-    weights = training.learner.model.state_dict().values()
-    results = report.fge_results(
+    """Draw the figures and write the report."""
+    store, figures = training.stores["fge"], run.folder.figures
+    found = results.fge_results(
         test,
         [store.facts(position) for position in range(len(store))],
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
-        budget=config.epochs,
+        weight_bytes=state_bytes(training.learner.model),
+        budget=run.config.epochs,
     )
-    curves = training_curves(config, folder.records())
-    plots.save_figure(plots.training_figure(curves), folder.figures / "training.png")
-    report.write_report(folder, results, content)
-    title = f"{config.model} on {content['data']}: test set, error in percent"
-    observer.table(title, *report.table_rows(results))
-    observer.note(report.verdict(results))
+    verdicts, ensembles = [results.verdict(found)], found[-1:]
+    curves = training_curves(run.config, run.folder.records())
+    plots.save_figure(plots.training_figure(curves), figures / "training.png")
+    captions = {"training.png": "Learning rate, validation error and distance over epochs"}
+    content: dict[str, Any] = {}
+    tables = []
+    if refitted:
+        found.append(refitted.result)
+        ensembles.append(refitted.result)
+        tables.append(pairs_table(refitted.pairs, "Between consecutive snapshots"))
+        _draw_refit(refitted, figures / "refit.png")
+        captions["refit.png"] = "Loss and error along curves and segments, snapshot to snapshot"
+        content["pairs"] = [pair.as_json() for pair in refitted.pairs]
+        content["turning_angles"] = refitted.turns
+    if baseline:
+        table, sentence = beside_baseline(ensembles, test, baseline)
+        tables.append(table)
+        verdicts.append(sentence)
+    main = report.Table(
+        "Results on the test set", *results.table_rows(found), note=_notes(run.dataset, found)
+    )
+    title = f"{run.config.model} on {run.dataset.name}, seed {run.config.seed}"
+    page = report.Page(title, " ".join(verdicts), [main, *tables], captions)
+    run.finish(page, {"methods": results.as_methods(found), **content})
 
 
-def _resumed(config: FGEConfig) -> tuple[FGEConfig, str | None]:
-    """Return the configuration of the run to resume and the fingerprint of its data."""
-    file = config.out / "config.json" if config.out else None
-    if not (config.resume and file and file.is_file()):
-        return config, None
-    saved, content = read_config(file, "fge", FGEConfig)
-    check_unchanged(saved, config)
-    return keep_settled(saved, config), str(content.get("dataset", {}).get("sha256"))
+def _draw_refit(refitted: Refit, path: Path) -> None:
+    curve, segment = (refitted.joined(name) for name in ("curve", "segment"))
+    plots.save_figure(curve_figure(curve, segment, place="snapshots passed"), path)
+
+
+def _notes(dataset: Dataset, found: Sequence[results.MethodResult]) -> str:
+    chosen = [result.chosen for result in found if result.chosen]
+    best = (
+        f"`best-snapshot` is {chosen[0]}, the one with the lowest validation NLL."
+        if chosen
+        else "Without validation data there is no `best-snapshot`."
+    )
+    return f"{report.splits_note(report.dataset_facts(dataset))} {report.UNITS} {best}"

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from fge.errors import UserError
-from fge.files import append_record, read_records, remove_temporaries, write_text
+from fge.files import append_record, read_records, remove_temporaries, write_records
 from fge.tensors import read_state, write_state
 
 RUNS = Path("runs")
-_ENTRIES = (
-    "config.json",
+_ENTRIES = (  # in the order of removal: what is left by an interruption is still a run, begun anew
+    "state",
     "log.jsonl",
     "timing.jsonl",
     "snapshots",
     "single",
+    "networks",
+    "curves",
     "predictions",
-    "state",
     "report.json",
     "report.md",
     "report.html",
     "figures",
+    "config.json",
 )
 
 
@@ -54,8 +55,7 @@ class RunFolder:
 
     def cut_log(self, length: int) -> None:
         """Drop all but the first ``length`` records."""
-        records = self.records()[:length]
-        write_text(self.log_file, "".join(json.dumps(record) + "\n" for record in records))
+        write_records(self.log_file, self.records()[:length])
 
     def state_path(self, name: str) -> Path:
         """Return the file of a saved training state."""
@@ -129,9 +129,10 @@ def _is_run(path: Path) -> bool:
 def _remove_run(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no run (no config.json), so it is not overwritten")
+    remove_temporaries(path)
     for name in _ENTRIES:
         entry = path / name
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fge.config import check_learning_rates
+from fge.checks import check_learning_rates
 from fge.errors import UserError
 
 
@@ -45,6 +46,49 @@ def endpoint_factor(epoch: int, epochs: int) -> float:
     if alpha <= 0.9:
         return 1.0 - (alpha - 0.5) / 0.4 * 0.99
     return 0.01
+
+
+STEP_MARKS = (0.3, 0.6, 0.8)
+"""Epochs 60, 120 and 160 of 200 as parts of the budget (arXiv 1806.06977)."""
+
+
+def mark_epochs(epochs: int, marks: Sequence[float] = STEP_MARKS) -> tuple[int, ...]:
+    """Return after how many epochs each mark is passed.
+
+    A mark is rounded to the nearest number of epochs, halves upwards, and to 1 at least, so that
+    training starts at the base rate; in a short budget marks may coincide.
+
+    >>> mark_epochs(200), mark_epochs(40), mark_epochs(7), mark_epochs(1)
+    ((60, 120, 160), (12, 24, 32), (2, 4, 6), (1, 1, 1))
+    """
+    # The small term is for products such as 0.29 * 50, which come out just below their half.
+    return tuple(max(1, math.floor(mark * epochs + 0.5 + 1e-9)) for mark in marks)
+
+
+def steps_factor(
+    epoch: int, epochs: int, *, marks: Sequence[float] = STEP_MARKS, factor: float = 0.2
+) -> float:
+    """Return the factor of the base rate in an epoch, counted from 1, of the stepwise schedule.
+
+    It is ``factor`` to the power of the number of marks that were passed before the epoch.
+
+    >>> [round(steps_factor(e, 10), 4) for e in (1, 3, 4, 6, 7, 8, 9, 10)]
+    [1.0, 1.0, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008]
+    """
+    passed = sum(epoch > mark for mark in mark_epochs(epochs, marks))
+    return float(factor**passed)
+
+
+def linear_factor(step: int, steps: int, *, final_factor: float = 0.0) -> float:
+    """Return the factor of the base rate at a step, counted from 0, of the linear schedule.
+
+    1 - (1 - final_factor) * step / steps: ``final_factor`` is reached when all steps are done, so
+    that no step is wasted on a rate of 0; it stays from there on.
+
+    >>> [linear_factor(s, 4) for s in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    return 1.0 - (1.0 - final_factor) * min(step / steps, 1.0)
 
 
 class ClosedFormLR(LRScheduler):
@@ -141,6 +185,100 @@ class EndpointLR(ClosedFormLR):
         """Return the learning rate of each parameter group at the present step."""
         factor = endpoint_factor(self.last_epoch // self.steps_per_epoch + 1, self.epochs)
         return [base * factor for base in self.base_lrs]
+
+
+class StepsLR(ClosedFormLR):
+    """A stepwise schedule: the rate is multiplied by ``factor`` at each mark of the budget.
+
+    By default divided by 5 after 30, 60 and 80 % of the epochs (strategy G of arXiv 1806.06977:
+    after 60, 120 and 160 of 200); :func:`mark_epochs` says how marks are rounded.
+
+    Args:
+        optimizer: its learning rates are the base rates.
+        epochs: length of the whole schedule.
+        steps_per_epoch: optimizer steps per epoch.
+        marks: parts of the budget, between 0 and 1, rising.
+        factor: what the rate is multiplied by, between 0 and 1.
+        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+
+    Raises:
+        UserError: ``epochs`` or ``steps_per_epoch`` is below 1, marks are out of order or out of
+            (0, 1), or ``factor`` is not in (0, 1).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        marks: Sequence[float] = STEP_MARKS,
+        factor: float = 0.2,
+        last_epoch: int = -1,
+    ) -> None:
+        _check_budget(epochs, steps_per_epoch)
+        rising = all(low < high for low, high in zip((0, *marks), (*marks, 1), strict=True))
+        if not rising:
+            raise UserError(f"marks must rise within (0, 1), got {tuple(marks)}")
+        if not 0 < factor < 1:
+            raise UserError(f"factor must be in (0, 1), got {factor}")
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.marks = tuple(marks)
+        self.factor = factor
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the present step."""
+        epoch = self.last_epoch // self.steps_per_epoch + 1
+        factor = steps_factor(epoch, self.epochs, marks=self.marks, factor=self.factor)
+        return [base * factor for base in self.base_lrs]
+
+
+class LinearDecayLR(ClosedFormLR):
+    """A schedule that falls linearly, step by step, over the whole budget.
+
+    The step after the last would use ``final_factor`` times the base rate (strategy C of
+    arXiv 1806.06977 decays linearly; that it ends at 0 is this package's default).
+
+    Args:
+        optimizer: its learning rates are the base rates.
+        epochs: length of the whole schedule.
+        steps_per_epoch: optimizer steps per epoch.
+        final_factor: the part of the base rate that is left at the end, in [0, 1].
+        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+
+    Raises:
+        UserError: ``epochs`` or ``steps_per_epoch`` is below 1, or ``final_factor`` is not in
+            [0, 1].
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        final_factor: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        _check_budget(epochs, steps_per_epoch)
+        if not 0 <= final_factor <= 1:
+            raise UserError(f"final_factor must be in [0, 1], got {final_factor}")
+        self.steps = epochs * steps_per_epoch
+        self.final_factor = final_factor
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the present step."""
+        factor = linear_factor(self.last_epoch, self.steps, final_factor=self.final_factor)
+        return [base * factor for base in self.base_lrs]
+
+
+def _check_budget(epochs: int, steps_per_epoch: int) -> None:
+    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
+        if value < 1:
+            raise UserError(f"{name} must be >= 1, got {value}")
 
 
 def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:

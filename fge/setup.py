@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
+from fge import recipes
 from fge.autotune import check_compile, choose_speed
 from fge.batches import EvalBatches, Normaliser, TrainBatches, default_padding
 from fge.config import FGEConfig, Precision, RunConfig
-from fge.data import Dataset, load_dataset
+from fge.data import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
 from fge.errors import UserError
 from fge.learner import Learner, Speed
-from fge.methods import fge_stages
+from fge.methods import Stage
 from fge.models import build_model
+from fge.observer import Observer
+from fge.recipes import Recipe
 from fge.runfolder import RunFolder
 from fge.seeds import derive_seed
-from fge.staged import Observer, StagedTraining
+from fge.staged import StagedTraining
 from fge.tensors import load_weights, read_weights
 
+C = TypeVar("C", bound=RunConfig)
 
-def settle_machine(config: FGEConfig) -> FGEConfig:
+
+def settle_machine(config: C) -> C:
     """Settle device and threads, and set what depends on them in PyTorch.
 
     Raises:
@@ -35,17 +41,21 @@ def settle_machine(config: FGEConfig) -> FGEConfig:
     return replace(config, device=str(device), threads=set_threads(config.threads))
 
 
-def settle_options(config: FGEConfig, dataset: Dataset) -> FGEConfig:
+def settle_options(config: C, dataset: Dataset) -> C:
     """Put in the place of options left open what they come to for this model and data."""
     padding = default_padding(dataset.image_size)
-    rates = config.cycle_lrs
-    return replace(
+    settled = replace(
         config,
         crop_padding=padding if config.crop_padding is None else config.crop_padding,
-        lr=rates.lr,
-        max_lr=rates.max_lr,
-        min_lr=rates.min_lr,
+        lr=config.base_lr,
     )
+    if isinstance(settled, FGEConfig):
+        rates = settled.cycle_lrs
+        cycle = settled.cycle_length
+        settled = replace(
+            settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle
+        )
+    return settled
 
 
 def load_data(config: RunConfig) -> Dataset:
@@ -69,34 +79,50 @@ def load_data(config: RunConfig) -> Dataset:
     return dataset
 
 
+def new_model(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
+    """Build the model with the initial weights that the seed, the run's by default, gives it.
+
+    Raises:
+        UserError: a model that does not fit the data.
+    """
+    torch.manual_seed(derive_seed(config.seed if seed is None else seed, "initialisation"))
+    return build_model(
+        config.model,
+        in_channels=dataset.in_channels,
+        num_classes=len(dataset.classes),
+        image_size=dataset.image_size,
+    )
+
+
 def initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
     """Build the model with the weights that the seed, or ``pretrained``, gives it.
 
     Raises:
         UserError: a model or weights that do not fit the data.
     """
-    torch.manual_seed(derive_seed(config.seed, "initialisation"))
-    model = build_model(
-        config.model,
-        in_channels=dataset.in_channels,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
-    )
+    model = new_model(config, dataset)
     if config.pretrained is not None:
         load_weights(model, read_weights(config.pretrained), config.pretrained)
     return model
 
 
 def settle_speed(
-    config: FGEConfig, dataset: Dataset, model: nn.Module, observer: Observer
-) -> FGEConfig:
-    """Settle memory format, precision and compilation; say what was chosen."""
+    config: C, dataset: Dataset, model: nn.Module, observer: Observer, *, epochs: int
+) -> C:
+    """Settle memory format, precision and compilation; say what was chosen.
+
+    Args:
+        config: the options, of which those left at ``auto`` are measured.
+        dataset: a batch of it is trained on, on its device.
+        model: copied, not changed.
+        observer: is told the reasons.
+        epochs: of training that lie ahead, against which compile time is weighed.
+    """
     if "auto" not in (config.channels_last, config.compile, config.amp):
         return config
     observer.note("measuring memory formats and precisions ...")
-    batches = _train_batches(config, dataset, _normaliser(dataset))
+    batches = train_batches(config, dataset, recipes.endpoint_recipe(config))
     inputs, targets = next(iter(batches))
-    epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
     choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
     for reason in choice.reasons:
         observer.note(f"  {reason}")
@@ -108,50 +134,76 @@ def settle_speed(
     )
 
 
-def _normaliser(dataset: Dataset, *, channels_last: bool = False) -> Normaliser:
-    device = dataset.train.labels.device
-    return Normaliser(dataset.mean, dataset.std, device, channels_last=channels_last)
+def speed_of(config: RunConfig) -> Speed:
+    """Return how models are run under settled options."""
+    return Speed(config.channels_last == "on", config.compile == "on", config.amp)
 
 
-def _train_batches(config: FGEConfig, dataset: Dataset, normaliser: Normaliser) -> TrainBatches:
-    return TrainBatches(
-        dataset.train,
-        normaliser,
-        config.batch_size,
-        seed=config.seed,
-        crop_padding=config.crop_padding or 0,
-        flip=config.flip,
+def normaliser(config: RunConfig, dataset: Dataset) -> Normaliser:
+    """Return the normalisation of the data set's images, in the run's memory format."""
+    return Normaliser(
+        dataset.mean,
+        dataset.std,
+        dataset.train.labels.device,
+        channels_last=config.channels_last == "on",
     )
 
 
+def train_batches(
+    config: RunConfig, dataset: Dataset, recipe: Recipe, seed: int | None = None
+) -> TrainBatches:
+    """Return the shuffled, augmented training batches of a recipe."""
+    return TrainBatches(
+        dataset.train,
+        normaliser(config, dataset),
+        recipes.batch_size(recipe, len(dataset.train)),
+        seed=config.seed if seed is None else seed,
+        crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
+        flip=config.flip and recipe.augment,
+    )
+
+
+def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatches:
+    """Return a split in order, normalised, in evaluation batches."""
+    return EvalBatches(split, normaliser(config, dataset), config.eval_batch_size)
+
+
 def make_training(
-    config: FGEConfig,
+    config: RunConfig,
     dataset: Dataset,
     model: nn.Module,
     folder: RunFolder,
     observer: Observer,
-) -> tuple[StagedTraining, EvalBatches]:
-    """Return the training and the batches of the test set."""
-    speed = Speed(config.channels_last == "on", config.compile == "on", config.amp)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.base_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
+    *,
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    seed: int | None = None,
+) -> StagedTraining:
+    """Return the training of ``model`` by a recipe through ``stages``.
+
+    Args:
+        config: settled options.
+        dataset: on the run's device.
+        model: with its initial weights, on the run's device.
+        folder: where everything is kept.
+        observer: is told of epochs and snapshots.
+        recipe: optimizer, batch size and augmentation.
+        stages: schedules and snapshots.
+        seed: of shuffling and augmentation; the run's by default.
+    """
+    batches = train_batches(config, dataset, recipe, seed)
+    learner = Learner(
+        model,
+        recipes.make_optimizer(recipe, model.parameters()),
+        speed_of(config),
+        batch_size=batches.batch_size,
     )
-    normaliser = _normaliser(dataset, channels_last=speed.channels_last)
-    val, test = (
-        EvalBatches(split, normaliser, config.eval_batch_size)
-        for split in (dataset.val, dataset.test)
-    )
-    training = StagedTraining(
+    return StagedTraining(
         folder,
-        Learner(model, optimizer, speed, batch_size=config.batch_size),
-        fge_stages(config),
-        batches=_train_batches(config, dataset, normaliser),
-        validation=val if len(dataset.val) else None,
-        seed=config.seed,
+        learner,
+        stages,
+        batches=batches,
+        validation=eval_batches(config, dataset, dataset.val) if len(dataset.val) else None,
+        seed=batches.seed,
         observer=observer,
     )
-    return training, test

@@ -17,6 +17,7 @@ from fge.ensemble import RunningMean
 from fge.errors import DivergenceError
 from fge.learner import Learner
 from fge.methods import Stage
+from fge.observer import Observer
 from fge.predictions import PredictionFile
 from fge.runfolder import RunFolder
 from fge.schedule import ClosedFormLR
@@ -25,19 +26,6 @@ from fge.tensors import load_weights
 from fge.train import EpochEnd, diverged, train
 
 _CHECKPOINT = "checkpoint"
-
-
-class Observer:
-    """What a training run tells while it goes; the base class keeps silent."""
-
-    def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
-        """Hear of a finished epoch: ``done`` of ``total`` that the run has."""
-
-    def snapshot(self, record: dict[str, Any]) -> None:
-        """Hear of a snapshot, with its validation figures and those of the ensemble so far."""
-
-    def note(self, text: str) -> None:
-        """Hear a sentence."""
 
 
 class StagedTraining:
@@ -107,14 +95,18 @@ class StagedTraining:
         ]
 
     def predict_members(self, path: Path, batches: EvalBatches) -> PredictionFile:
-        """Evaluate each snapshot on ``batches``, unless ``path`` holds its prediction already."""
+        """Evaluate each snapshot on ``batches``, unless ``path`` holds its prediction already.
+
+        Predictions of points on paths (``PAIR/PATH/T``) that it holds stay, behind the snapshots.
+        """
         predictions = PredictionFile(path, batches.split.labels)
         for name, store, position in self.members():
             key = store.facts(position)["sha256"]
             if predictions.get(name, key) is None:
                 load_weights(self.learner.model, store[position], store.path)
                 predictions.add(name, key, self._predict_member(store.facts(position), batches))
-        predictions.keep(name for name, _, _ in self.members())
+        snapshots = [name for name, _, _ in self.members()]
+        predictions.keep([*snapshots, *(name for name in predictions.members if "/" in name)])
         return predictions
 
     def _predict_member(self, facts: dict[str, Any], batches: EvalBatches) -> Tensor:

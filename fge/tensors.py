@@ -48,6 +48,11 @@ def canonical_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor
     }
 
 
+def state_bytes(model: nn.Module) -> int:
+    """Return the bytes that the model's parameters and buffers take."""
+    return sum(t.numel() * t.element_size() for t in unwrap(model).state_dict().values())
+
+
 def encode_weights(state: Mapping[str, Tensor]) -> bytes:
     """Return a state dict as the bytes of a ``.safetensors`` file."""
     return save(dict(state))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fge.errors import DivergenceError
-from fge.learner import Learner
+from fge.learner import Learner, count_examples
 from fge.schedule import ClosedFormLR
 from fge.seeds import derive_seed
 
@@ -20,7 +20,7 @@ _CHECK_EVERY = 50
 
 
 class Batches(Protocol):
-    """A re-iterable of ``(inputs, targets)``; ``set_epoch`` is called where there is one."""
+    """A re-iterable of ``(inputs, targets, ...)``; ``set_epoch`` is called where there is one."""
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate once over the epoch."""
@@ -74,9 +74,10 @@ def train(
         torch.manual_seed(derive_seed(seed, "model", epoch))
         learner.model.train()
         losses = _Losses(epoch * len(batches))
-        for number, (inputs, targets) in enumerate(batches, start=1):
+        for number, batch in enumerate(batches, start=1):
             rate = float(schedule.get_last_lr()[0])
-            losses.add(learner.step(inputs, targets), rate, len(inputs))
+            parts = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch,)
+            losses.add(learner.step(*parts), rate, count_examples(batch))
             schedule.step()
             if schedule.at_minimum and on_minimum:
                 losses.check()

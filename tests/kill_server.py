@@ -1,10 +1,11 @@
 """Runs training jobs in forked children and kills them where it is told to.
 
-Started as a script by ``test_resume.py``. Each line on standard input is a JSON job: the options
-of an ``FGEConfig`` and ``kill_at``, the number of the fsync call before which the child kills
-itself with SIGKILL, or ``kill_after``, seconds after which it is killed from outside. Each answer
-is a JSON line: the child's exit status and the number of fsync calls it made. Every file that the
-library writes is synced, so fsync calls lie before and after every change on disk.
+Started as a script by the tests of resuming. Each line on standard input is a JSON job:
+``command``, ``fge`` by default; the ``options`` of its configuration; and ``kill_at``, the number
+of the fsync call before which the child kills itself with SIGKILL, or ``kill_after``, seconds
+after which it is killed from outside. Each answer is a JSON line: the child's exit status and the
+number of fsync calls it made. Every file that the library writes is synced, so fsync calls lie
+before and after every change on disk.
 """
 
 from __future__ import annotations
@@ -14,12 +15,32 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fge.curve_run
 import fge.files
 import fge.run
-from fge.config import FGEConfig
+from fge.config import FGEConfig, RunConfig, saved_fields
+from fge.configfile import from_options
+from fge.curve_config import ConnectConfig, CurveEnsembleConfig
+
+COMMANDS: dict[str, tuple[type[RunConfig], Callable[[Any], Path]]] = {
+    "fge": (FGEConfig, fge.run.fge),
+    "curve-ensemble": (CurveEnsembleConfig, fge.curve_run.curve_ensemble),
+    "connect": (ConnectConfig, fge.curve_run.connect),
+}
+
+
+def run_command(command: str, options: dict[str, Any]) -> None:
+    """Run a command with options as JSON holds them."""
+    kind, function = COMMANDS[command]
+    saved = {name: value for name, value in options.items() if name in saved_fields(kind)}
+    own = {name: value for name, value in options.items() if name not in saved}
+    own["out"] = Path(own["out"])
+    function(replace(from_options(kind, saved, "job"), **own))
 
 
 def child(job: dict[str, Any], counter: int) -> None:
@@ -35,9 +56,7 @@ def child(job: dict[str, Any], counter: int) -> None:
 
     fge.files.os.fsync = counting_fsync  # type: ignore[attr-defined]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    options = job["options"]
-    options["out"] = Path(options["out"])
-    fge.run.fge(FGEConfig(**options))
+    run_command(job.get("command", "fge"), job["options"])
     os.write(counter, str(calls).encode())
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fge.checks import check_learning_rates
 from fge.config import (
     START_FRACTION,
     FGEConfig,
@@ -17,7 +18,6 @@ from fge.config import (
     RunConfig,
     affects_result,
     check_import,
-    check_learning_rates,
     is_factory,
     saved_fields,
 )
@@ -147,13 +147,21 @@ def test_default_start_uses_the_whole_budget(epochs: int, half: int) -> None:
     assume(half <= epochs)
     config = FGEConfig(epochs=epochs, cycle_epochs=2 * half)
     assert config.last_cycle_epoch == epochs
-    # Starts are a cycle apart, so the nearest is at most half a cycle from that part of the budget,
-    # unless that one lies before the first epoch or leaves no room for a cycle.
+    # Of the starts that end at a minimum, a cycle apart, the nearest to that part of the budget;
+    # the last one leaves a single snapshot and is taken only where there is no other.
     first = config.first_cycle_epoch
-    nearest = min(
-        range(epochs - half, -1, -2 * half), key=lambda e: abs(e - START_FRACTION * epochs)
-    )
+    starts = list(range(epochs - half, -1, -2 * half))
+    nearest = min(starts[1:] or starts, key=lambda e: abs(e - START_FRACTION * epochs))
     assert abs(abs(first - START_FRACTION * epochs) - abs(nearest - START_FRACTION * epochs)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length", "start"), [(100, 10, 75), (40, 4, 30), (10, 2, 7), (3, 2, 0), (1, 2, 0)]
+)
+def test_default_cycle_is_an_even_tenth_of_the_budget(epochs: int, length: int, start: int) -> None:
+    config = FGEConfig(epochs=epochs)
+    assert (config.cycle_length, config.first_cycle_epoch) == (length, start)
+    assert config.last_cycle_epoch == epochs
 
 
 @given(epochs=st.integers(1, 60), start=st.integers(0, 59), half=st.integers(1, 60))

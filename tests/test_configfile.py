@@ -62,6 +62,10 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         min_lr=low,
         pretrained=pretrained,
         single=draw(st.booleans()) if pretrained is None else False,
+        refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),
+        refit_points=draw(st.integers(1, 50)) if refit else 1,
+        refit_epochs=draw(counts) if refit else None,
+        baseline=draw(paths),
     )
 
 

@@ -1,4 +1,4 @@
-"""Metrics against plain loops and against values worked out by hand."""
+"""Metrics against plain loops, torchmetrics, scikit-learn and values worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from fge import metrics
 from fge.errors import UserError
@@ -90,6 +97,113 @@ def test_metrics_agree_with_plain_loops(
 ) -> None:
     probs, targets = CASES[case]
     assert metric(probs, targets) == pytest.approx(oracle(probs, targets), rel=1e-12, abs=1e-12)
+
+
+TIES = (np.repeat([[0.4, 0.4, 0.2], [0.2, 0.4, 0.4], [0.1, 0.0, 0.9]], 5, axis=0), [0, 1, 2] * 5)
+SOME_CERTAIN = (
+    np.concatenate([np.eye(4)[[0, 1, 2, 3, 3]], random_case(6, 60, 4)[0]]),
+    [0, 1, 3, 2, 3, *random_case(6, 60, 4)[1]],
+)
+CASES_AND_MORE = CASES | {"ties": TIES, "some certain": SOME_CERTAIN}
+del CASES_AND_MORE["one class"]  # which torchmetrics refuses
+
+
+@pytest.mark.parametrize("case", CASES_AND_MORE)
+def test_the_error_is_that_of_torchmetrics(case: str) -> None:
+    probs, targets = CASES_AND_MORE[case]
+    accuracy = multiclass_accuracy(
+        torch.tensor(probs), torch.tensor(targets), num_classes=probs.shape[1], average="micro"
+    )
+    assert metrics.error(probs, targets) == pytest.approx(100 * (1 - float(accuracy)), abs=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES_AND_MORE)
+def test_nll_is_that_of_torch_and_scikit_learn(case: str) -> None:
+    probs, targets = CASES_AND_MORE[case]
+    logs = torch.tensor(probs).clamp(min=FLOAT32_TINY).log()
+    value = metrics.nll(probs, targets)
+    assert value == pytest.approx(float(F.nll_loss(logs, torch.tensor(targets))), abs=1e-9)
+    if probs[np.arange(len(targets)), targets].min() > 1e-15:  # where scikit-learn clips
+        exact = probs / probs.sum(axis=1, keepdims=True)
+        expected = log_loss(targets, exact, labels=range(probs.shape[1]))
+        assert metrics.nll(exact, targets) == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES_AND_MORE)
+def test_brier_is_that_of_scikit_learn(case: str) -> None:
+    probs, targets = CASES_AND_MORE[case]
+    exact = probs / probs.sum(axis=1, keepdims=True)
+    expected = brier_score_loss(targets, exact, labels=range(probs.shape[1]), scale_by_half=False)
+    assert metrics.brier(exact, targets) == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bins", [1, 15, 20])
+@pytest.mark.parametrize("case", CASES_AND_MORE)
+def test_ece_is_that_of_torchmetrics(case: str, bins: int) -> None:
+    probs, targets = CASES_AND_MORE[case]
+    # torchmetrics puts an edge into the bin above, and certainty into one of its own; just below
+    # the edges both bin alike. It works in float32.
+    below = torch.tensor(probs * (1 - 3e-7))
+    expected = multiclass_calibration_error(
+        below, torch.tensor(targets), num_classes=probs.shape[1], n_bins=bins, norm="l1"
+    )
+    assert metrics.ece(probs, targets, bins=bins) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_reliability_is_the_calibration_curve_of_scikit_learn() -> None:
+    probs, targets = CASES["many"]
+    found = metrics.reliability(probs, targets, bins=10)
+    right = probs.argmax(axis=1) == targets
+    accuracy, confidence = calibration_curve(right, probs.max(axis=1), n_bins=10)
+    filled = found.counts > 0
+    np.testing.assert_allclose(found.accuracy[filled], accuracy, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.confidence[filled], confidence, rtol=0, atol=1e-12)
+    expected = np.histogram(probs.max(axis=1), bins=10, range=(0, 1))[0]
+    np.testing.assert_array_equal(found.counts, expected)
+
+
+def test_reliability_of_bins_without_examples_is_undefined() -> None:
+    found = metrics.reliability([[0.9, 0.1], [1.0, 0.0]], [0, 1], bins=3)
+    assert found.counts.tolist() == [0, 0, 2]
+    np.testing.assert_allclose(found.confidence, [np.nan, np.nan, 0.95], rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(found.accuracy, [np.nan, np.nan, 0.5])
+
+
+@pytest.mark.parametrize("bins", [1, 15])
+def test_ece_is_the_weighted_gap_of_the_reliability_diagram(bins: int) -> None:
+    probs, targets = SOME_CERTAIN
+    counts, confidence, accuracy = metrics.reliability(probs, targets, bins=bins)
+    expected = np.nansum(counts * np.abs(accuracy - confidence)) / len(targets)
+    assert metrics.ece(probs, targets, bins=bins) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [metrics.ece, metrics.reliability])
+def test_fewer_than_one_bin_is_refused(metric: Callable[..., object]) -> None:
+    with pytest.raises(UserError, match="bins must be >= 1, got 0"):
+        metric([[0.5, 0.5]], [0], bins=0)
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        ([[1.5, -0.5]], r"probs must be probabilities in \[0, 1\], got values from -0.5 to 1.5"),
+        ([[-1e-9, 0.5]], "got values from -1e-09 to 0.5"),
+        ([[3.0, 0.0]], "got values from 0 to 3; apply a softmax to logits"),
+        ([[math.nan, 1.0]], "got values from nan to nan"),
+        ([0.5, 0.5], r"probs must be \(N, C\) with N >= 1, got \(2,\)"),
+        (np.zeros((0, 3)), r"N >= 1, got \(0, 3\)"),
+        (np.zeros((2, 0)), r"N >= 1, got \(2, 0\)"),
+    ],
+)
+def test_values_that_are_no_probabilities_are_refused(probs: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        metrics.check_probs(probs)  # type: ignore[arg-type]
+
+
+def test_probabilities_may_be_rounded_past_one_and_are_named_when_refused() -> None:
+    assert metrics.check_probs(np.float32([[1 + 2e-7, 0]])).dtype == np.float64
+    with pytest.raises(UserError, match="member 3 must be probabilities"):
+        metrics.check_probs([[2.0]], name="member 3")
 
 
 @pytest.mark.parametrize("bins", [1, 2, 7, 40])

@@ -12,13 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CyclicLR
+from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR
 
 from fge import EndpointLR, TriangularLR
 from fge.config import FGEConfig
 from fge.errors import UserError
 from fge.methods import fge_stages
-from fge.schedule import ClosedFormLR, triangular
+from fge.schedule import (
+    ClosedFormLR,
+    LinearDecayLR,
+    StepsLR,
+    linear_factor,
+    mark_epochs,
+    steps_factor,
+    triangular,
+)
 
 REFERENCE: dict[str, Any] = json.loads(
     Path(__file__).with_name("reference.json").read_text(encoding="utf-8")
@@ -277,3 +285,140 @@ def test_learning_rates_that_make_no_cycle_are_refused(
 def test_rates_in_the_wrong_order_are_found_in_any_group() -> None:
     with pytest.raises(UserError, match=r"min_lr 0\.3 > max_lr 0\.2"):
         TriangularLR(make_optimizer(1.0, 1.0), max_lr=[0.5, 0.2], min_lr=[0.1, 0.3], cycle_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "marks"),
+    [
+        (200, (60, 120, 160)),
+        (40, (12, 24, 32)),
+        (10, (3, 6, 8)),
+        (7, (2, 4, 6)),  # 2.1, 4.2 and 5.6 epochs
+        (5, (2, 3, 4)),  # 1.5 epochs: halves go up
+        (2, (1, 1, 2)),  # 0.6, 1.2, 1.6
+        (1, (1, 1, 1)),  # the one epoch is at the base rate
+    ],
+)
+def test_the_marks_of_the_stepwise_schedule_scale_with_the_budget(
+    epochs: int, marks: tuple[int, ...]
+) -> None:
+    assert mark_epochs(epochs) == marks
+    optimizer, per_epoch = make_optimizer(0.05, 0.5), 2
+    schedule = StepsLR(optimizer, epochs=epochs, steps_per_epoch=per_epoch)
+    for step in range(epochs * per_epoch):
+        divisions = sum(step // per_epoch >= mark for mark in marks)
+        expected = [0.05 / 5**divisions, 0.5 / 5**divisions]
+        assert rates_of(optimizer) == pytest.approx(expected, rel=1e-12, abs=0)
+        assert not schedule.at_minimum
+        advance(optimizer, schedule, 1)
+
+
+def test_a_mark_at_half_an_epoch_goes_up_whatever_its_product_rounds_to() -> None:
+    assert 0.29 * 50 < 14.5
+    assert mark_epochs(50, (0.29, 0.31)) == (15, 16)
+
+
+def test_steps_lr_is_pytorchs_multi_step_lr() -> None:
+    ours, theirs = make_optimizer(0.7, 0.3), make_optimizer(0.7, 0.3)
+    schedule = StepsLR(ours, epochs=20, steps_per_epoch=3, marks=(0.25, 0.7), factor=0.5)
+    oracle = MultiStepLR(theirs, milestones=[15, 42], gamma=0.5)
+    for _ in range(70):
+        assert rates_of(ours) == pytest.approx(rates_of(theirs), rel=1e-12, abs=0)
+        advance(ours, schedule, 1)
+        theirs.step()
+        oracle.step()
+
+
+def test_steps_lr_without_marks_is_constant() -> None:
+    optimizer = make_optimizer(0.7)
+    schedule = StepsLR(optimizer, epochs=2, steps_per_epoch=3, marks=())
+    advance(optimizer, schedule, 6)
+    assert rates_of(optimizer) == [0.7]
+
+
+def test_the_rate_after_the_budget_is_the_last_one() -> None:
+    assert steps_factor(99, 10) == pytest.approx(0.008, rel=1e-12)
+    assert linear_factor(99, 10, final_factor=0.25) == 0.25
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_linear_decay_lr_falls_by_equal_parts_in_each_group(final: float) -> None:
+    optimizer, steps = make_optimizer(0.05, 0.5), 4 * 3
+    schedule = LinearDecayLR(optimizer, epochs=4, steps_per_epoch=3, final_factor=final)
+    for step in range(steps + 1):
+        factor = (steps - step) / steps + final * step / steps
+        assert rates_of(optimizer) == pytest.approx([0.05 * factor, 0.5 * factor], rel=0, abs=1e-15)
+        advance(optimizer, schedule, 1)
+    assert rates_of(optimizer) == pytest.approx([0.05 * final, 0.5 * final], rel=0, abs=1e-15)
+
+
+def test_linear_decay_lr_is_pytorchs_linear_lr() -> None:
+    ours, theirs = make_optimizer(0.7), make_optimizer(0.7)
+    schedule = LinearDecayLR(ours, epochs=5, steps_per_epoch=7, final_factor=0.2)
+    oracle = LinearLR(theirs, start_factor=1.0, end_factor=0.2, total_iters=35)
+    for _ in range(40):
+        assert rates_of(ours) == pytest.approx(rates_of(theirs), rel=1e-12, abs=0)
+        advance(ours, schedule, 1)
+        theirs.step()
+        oracle.step()
+
+
+def build_schedule(kind: type[ClosedFormLR]) -> tuple[SGD, ClosedFormLR]:
+    optimizer = make_optimizer(1.0, 2.0)
+    return optimizer, kind(optimizer, epochs=10, steps_per_epoch=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [StepsLR, LinearDecayLR])
+@pytest.mark.parametrize("done", [0, 8, 9, 17, 24, 29])
+def test_a_stepwise_or_linear_schedule_goes_on_exactly_where_it_was(
+    kind: type[ClosedFormLR], done: int
+) -> None:
+    optimizer, schedule = build_schedule(kind)
+    advance(optimizer, schedule, done)
+    state = json.loads(json.dumps(schedule.state_dict()))
+    resumed_optimizer, resumed = build_schedule(kind)
+    resumed.load_state_dict(state)
+    for _ in range(12):
+        assert rates_of(resumed_optimizer) == rates_of(optimizer)
+        assert resumed.get_last_lr() == schedule.get_last_lr() == rates_of(optimizer)
+        advance(optimizer, schedule, 1)
+        advance(resumed_optimizer, resumed, 1)
+
+
+@pytest.mark.parametrize("kind", [StepsLR, LinearDecayLR])
+def test_a_stepwise_or_linear_schedule_sets_tensor_rates_in_place(kind: type[ClosedFormLR]) -> None:
+    rate = torch.tensor(2.0, dtype=torch.float64)
+    optimizer = make_optimizer(rate)
+    schedule = kind(optimizer, epochs=10, steps_per_epoch=1)  # type: ignore[call-arg]
+    advance(optimizer, schedule, 6)
+    assert optimizer.param_groups[0]["lr"] is rate
+    expected = {StepsLR: 2 * 0.04, LinearDecayLR: 2 * 0.4}[kind]
+    assert float(rate) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (StepsLR, {"epochs": 0}, "epochs must be >= 1, got 0$"),
+        (StepsLR, {"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0$"),
+        (StepsLR, {"marks": (0.6, 0.3)}, r"marks must rise within \(0, 1\), got \(0.6, 0.3\)"),
+        (StepsLR, {"marks": (0.3, 0.3)}, r"marks must rise within \(0, 1\), got \(0.3, 0.3\)"),
+        (StepsLR, {"marks": (0, 0.3)}, r"marks must rise within \(0, 1\), got \(0, 0.3\)"),
+        (StepsLR, {"marks": (60, 120)}, r"marks must rise within \(0, 1\), got \(60, 120\)"),
+        (StepsLR, {"marks": (float("nan"),)}, r"marks must rise within \(0, 1\), got \(nan,\)"),
+        (StepsLR, {"factor": 5.0}, r"factor must be in \(0, 1\), got 5.0"),
+        (StepsLR, {"factor": 0.0}, r"factor must be in \(0, 1\), got 0.0"),
+        (StepsLR, {"factor": float("nan")}, r"factor must be in \(0, 1\), got nan"),
+        (LinearDecayLR, {"epochs": -1}, "epochs must be >= 1, got -1$"),
+        (LinearDecayLR, {"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0$"),
+        (LinearDecayLR, {"final_factor": 1.5}, r"final_factor must be in \[0, 1\], got 1.5"),
+        (LinearDecayLR, {"final_factor": -0.1}, r"final_factor must be in \[0, 1\], got -0.1"),
+    ],
+)
+def test_options_that_make_no_schedule_are_refused(
+    kind: type[ClosedFormLR], options: dict[str, Any], message: str
+) -> None:
+    optimizer = make_optimizer(1.0)
+    with pytest.raises(UserError, match=f"^{message}"):
+        kind(optimizer, **({"epochs": 10, "steps_per_epoch": 3} | options))
+    assert rates_of(optimizer) == [1.0]

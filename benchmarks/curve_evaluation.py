@@ -1,0 +1,153 @@
+"""What evaluating a curve costs against full passes, and what the shortcut misses.
+
+    python benchmarks/curve_evaluation.py [--points 13] [--data fashion-mnist]
+
+Fashion-MNIST in full (60,000 + 10,000 images), two ``convnet``s trained for a few epochs and the
+Bezier curve between them. At each point of the curve are timed, one after the other:
+
+``ours``: ``evaluate_curve`` as the commands use it: batch-norm statistics and training loss from
+5,120 images, one pass over the test set;
+``full``: statistics re-estimated on all training images, then a full pass over the training set
+for its loss and a full pass over the test set, with the same network, batches and precision.
+
+The first point is dropped as warm-up. Targets: at least 5 x faster by the median, test errors at
+most 0.1 points apart at every point. Raw figures: ``benchmarks/results/curve_evaluation.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fge import metrics
+from fge.batches import EvalBatches
+from fge.batchnorm import refresh_batch_norm
+from fge.connect import fit_curve
+from fge.curve import Curve
+from fge.curve_config import CurveConfig
+from fge.curve_evaluation import evaluate_curve
+from fge.data import Dataset, Split
+from fge.ensemble import predict_logits
+from fge.files import write_json
+from fge.learner import Learner
+from fge.recipes import endpoint_recipe, make_optimizer, make_schedule
+from fge.report import environment_facts
+from fge.setup import eval_batches, load_data, new_model, settle_machine, settle_options
+from fge.setup import train_batches as make_train_batches
+from fge.train import train
+from fge.weights import write_parameters
+
+RESULTS = Path(__file__).parent / "results" / "curve_evaluation.json"
+IMAGES = 5120
+SPEED_TARGET, ERROR_TARGET = 5.0, 0.1
+
+
+def trained(config: CurveConfig, dataset: Dataset, seed: int, epochs: int) -> nn.Module:
+    """Train a network for a few epochs."""
+    model = new_model(config, dataset, seed)
+    recipe = endpoint_recipe(config)
+    optimizer = make_optimizer(recipe, model.parameters())
+    batches = make_train_batches(config, dataset, recipe, seed)
+    schedule = make_schedule(recipe, optimizer, epochs=epochs, steps_per_epoch=len(batches))
+    learner = Learner(model, optimizer)
+    train(learner, schedule, batches, first_epoch=0, last_epoch=epochs, seed=seed)
+    return model
+
+
+def full_pass(
+    model: nn.Module, curve: Curve, t: float, train_set: EvalBatches, test: EvalBatches
+) -> tuple[float, float]:
+    """Return training loss and test error (percent) at t from full passes over everything."""
+    write_parameters(model, curve.at(t))
+    refresh_batch_norm(model, train_set, num_images=None)
+    total = 0.0
+    for batch, logits in predict_logits(model, train_set):
+        total += float(F.cross_entropy(logits, batch[1], reduction="sum"))
+    parts = [logits.softmax(dim=1) for _, logits in predict_logits(model, test)]
+    error = metrics.error(torch.cat(parts), test.split.labels)
+    return total / len(train_set.split), error
+
+
+def compare(
+    model: nn.Module, curve: Curve, dataset: Dataset, config: CurveConfig, points: int
+) -> list[dict[str, Any]]:
+    """Return both results and times at each point."""
+    whole = eval_batches(config, dataset, dataset.train)
+    part = Split(dataset.train.images[:IMAGES], dataset.train.labels[:IMAGES])
+    measured, test = (
+        eval_batches(config, dataset, part),
+        eval_batches(config, dataset, dataset.test),
+    )
+    rows = []
+    for k in range(points):
+        t = k / (points - 1)
+        started = time.perf_counter()
+        (ours,) = evaluate_curve(model, curve, {"train": measured, "test": test}, ts=[t])
+        middle = time.perf_counter()
+        loss, error = full_pass(model, curve, t, whole, test)
+        ended = time.perf_counter()
+        rows.append(
+            {
+                "t": t,
+                "ours": {"train_loss": ours["train_loss"], "test_error": ours["test_error"]},
+                "full": {"train_loss": loss, "test_error": error},
+                "seconds": {"ours": middle - started, "full": ended - middle},
+            }
+        )
+    return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print the points and whether the targets are met."""
+    print("| t | test error ours | full | train loss ours | full | s ours | full |")
+    print("| --: | --: | --: | --: | --: | --: | --: |")
+    for row in rows:
+        ours, full, seconds = row["ours"], row["full"], row["seconds"]
+        print(
+            f"| {row['t']:.3f} | {ours['test_error']:.2f} | {full['test_error']:.2f} "
+            f"| {ours['train_loss']:.4f} | {full['train_loss']:.4f} "
+            f"| {seconds['ours']:.2f} | {seconds['full']:.2f} |"
+        )
+    warm = rows[1:]
+    ratio = statistics.median(r["seconds"]["full"] / r["seconds"]["ours"] for r in warm)
+    gap = max(abs(r["ours"]["test_error"] - r["full"]["test_error"]) for r in rows)
+    for what, value, met in (
+        ("times faster", ratio, ratio >= SPEED_TARGET),
+        ("points of test error apart at most", gap, gap <= ERROR_TARGET),
+    ):
+        print(f"{value:.2f} {what}: {'met' if met else 'NOT met'}")
+
+
+def main() -> None:
+    """Train, fit, compare, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=13)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    config = CurveConfig(data=arguments.data, val_fraction=0.0, batch_size=128, device="cpu")
+    config = settle_machine(config)
+    dataset = load_data(config)
+    config = settle_options(config, dataset)
+    first, second = (trained(config, dataset, seed, arguments.epochs) for seed in (0, 1))
+    batches = make_train_batches(config, dataset, endpoint_recipe(config))
+    curve = fit_curve(
+        first, first, second, batches, epochs=arguments.epochs, lr=config.curve_base_lr
+    )
+    rows = compare(first, curve, dataset, config, arguments.points)
+    facts = environment_facts(torch.device("cpu"), torch.get_num_threads())
+    content = {"environment": facts, "images": IMAGES, "epochs": arguments.epochs, "points": rows}
+    write_json(arguments.results, content)
+    print_rows(rows)
+
+
+if __name__ == "__main__":
+    main()

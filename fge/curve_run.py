@@ -1,0 +1,227 @@
+"""The commands that fit curves, one function each: wiring, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from fge import plots, report, results
+from fge.curve_config import (
+    ConnectConfig,
+    CurveConfig,
+    CurveEnsembleConfig,
+    check_used,
+    pairs_of,
+)
+from fge.curve_ensemble import MIDDLE, ensemble_results, member_ts
+from fge.curve_plots import curve_figure, ensemble_figure
+from fge.curve_results import (
+    connection_verdict,
+    pair_verdict,
+    pairs_table,
+    path_table,
+    strategy_table,
+)
+from fge.curve_study import CurveStudy
+from fge.networks import Network, predict_network, read_networks, train_network
+from fge.pairs import Measured, make_study, measure_pair
+from fge.predictions import PredictionFile
+from fge.preserve import preserved
+from fge.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
+from fge.session import Session, check_kept, prepare, session
+from fge.setup import new_model
+from fge.tensors import load_weights, state_bytes
+
+_CURVE_CAPTION = "Loss and error along curve and segment, on training and test images"
+_ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
+_COST = (
+    "Networks on paths have batch-norm statistics estimated there, which passes training images "
+    "forward (refresh_images in report.json); `ends` are as they were trained."
+)
+_UNKNOWN_COST = (
+    " A network that was read from a file counts as 0 epochs: its training is not known."
+)
+
+
+def curve_ensemble(config: CurveEnsembleConfig) -> Path:
+    """Train two networks, connect them and ensemble along the curve; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        DivergenceError: a loss stopped being finite.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_used(config)
+    check_kept(config, (config.first_weights, config.second_weights))
+    config, dataset = prepare(config, "curve-ensemble")
+    model = new_model(config, dataset)
+    seconds = [config.second] if config.strategies == "none" else list(RECIPES)
+    _check_recipes(config, new_model(config, dataset), [config.first, *seconds])
+    given = _given_networks(config, model)
+    with session(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
+        first = given.get(0) or _train(run, config.first, 0)
+        pairs = []
+        for name in seconds:
+            second = given.get(1) or _train(run, name, 1)
+            pairs.append(_connect_pair(run, model, first, second))
+        _report_ensembles(run, pairs)
+    return run.folder.path
+
+
+def connect(config: ConnectConfig) -> Path:
+    """Fit curves between networks in files, and measure them; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        DivergenceError: a loss stopped being finite.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_used(config)
+    check_kept(config, config.weights)
+    config, dataset = prepare(config, "connect")
+    model = new_model(config, dataset)
+    pairs = pairs_of(config.weights, closed=config.closed)
+    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
+    networks = read_networks(files, model, pairs)
+    with session(config, "connect", dataset, model, epochs=config.epochs) as run:
+        found = []
+        for one, other in pairs:
+            study = _study(run, model, networks[one], networks[other])
+            found.append(measure_pair(study, ()))
+            _draw_curve(run, found[-1])
+        _report_connections(run, found)
+    return run.folder.path
+
+
+@dataclass(frozen=True)
+class _Ensembled:
+    """A measured pair with the lines of its ensembles."""
+
+    measured: Measured
+    results: list[results.MethodResult]
+
+
+def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequence[str]) -> None:
+    """Say what does not fit before anything is trained; ``model`` is of no use afterwards."""
+    for name in names:
+        scale_initialisation(model, _recipe(config, name))
+
+
+def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
+    """Return the networks that files are given for, by position 0 or 1."""
+    paths = {0: config.first_weights, 1: config.second_weights}
+    files = {i: (path, f"{path.stem}-{i + 1}") for i, path in paths.items() if path is not None}
+    pairs = [(0, 1)] if len(files) == 2 else []
+    return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
+
+
+def _train(run: Session[CurveEnsembleConfig], name: str, position: int) -> Network:
+    return train_network(
+        run.config,
+        run.dataset,
+        _recipe(run.config, name),
+        name=f"{name}-{position + 1}",
+        position=position,
+        folder=run.folder.path / "networks",
+        observer=run.observer,
+    )
+
+
+def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
+    if name == "endpoint":
+        return endpoint_recipe(config)
+    own = {
+        "A": {"large_batch_lr": config.large_batch_lr},
+        "B": {"adam_lr": config.adam_lr},
+        "D": {"weight_decay": config.small_weight_decay},
+        "E": {"init_variance": config.init_variance},
+    }
+    return recipe(name, **own.get(name, {}))
+
+
+def _study(
+    run: Session[CurveConfig], model: nn.Module, first: Network, second: Network
+) -> CurveStudy:
+    """Return the study of the curve between two networks, in the run's folder ``curves``."""
+    # Buffers that are no batch-norm statistics are those of the first network all along.
+    load_weights(model, first.state, first.name)
+    labels = run.dataset.test.labels
+    return make_study(
+        run.config,
+        run.dataset,
+        model,
+        folder=run.folder.path / "curves",
+        name=f"{first.name}--{second.name}",
+        ends=(first.vector(model), second.vector(model)),
+        predictions=PredictionFile(run.folder.predictions / "test.npz", labels),
+        observer=run.observer,
+    )
+
+
+def _connect_pair(
+    run: Session[CurveEnsembleConfig], model: nn.Module, first: Network, second: Network
+) -> _Ensembled:
+    """Fit, measure, ensemble and draw one pair."""
+    study = _study(run, model, first, second)
+    with preserved(model):
+        for network in (first, second):
+            predict_network(network, run.config, run.dataset, model, study.predictions)
+    points = run.config.ensemble_points
+    measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
+    _draw_curve(run, measured)
+    found = ensemble_results(study, (first, second), points=points, weight_bytes=state_bytes(model))
+    return _Ensembled(measured, found)
+
+
+def _draw_curve(run: Session[CurveConfig], measured: Measured) -> None:
+    figure = curve_figure(measured.paths["curve"], measured.paths["segment"])
+    plots.save_figure(figure, run.folder.figures / f"curve-{measured.pair.name}.png")
+
+
+def _draw_ensemble(run: Session[CurveConfig], measured: Measured) -> None:
+    curve = measured.study.fit()
+    paths = {"curve": measured.paths["curve"], **measured.study.measure_baselines(curve)}
+    name = f"ensemble-{measured.pair.name}.png"
+    plots.save_figure(ensemble_figure(paths), run.folder.figures / name)
+
+
+def _report_ensembles(run: Session[CurveEnsembleConfig], pairs: Sequence[_Ensembled]) -> None:
+    main = pairs[0]
+    _draw_ensemble(run, main.measured)
+    pair = main.measured.pair
+    ensembles = report.Table(
+        f"Ensembles of {pair.name} on the test set",
+        *results.table_rows(main.results),
+        note=_note(run),
+    )
+    tables = [ensembles, path_table(pair)]
+    if len(pairs) > 1:
+        tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
+    figures = {f"curve-{p.measured.pair.name}.png": _CURVE_CAPTION for p in pairs}
+    figures[f"ensemble-{pair.name}.png"] = _ENSEMBLE_CAPTION
+    title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
+    page = report.Page(title, pair_verdict(pair, main.results), tables, figures)
+    methods = results.as_methods(main.results)
+    for other in pairs[1:]:
+        named = results.as_methods(other.results)
+        methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
+    content = {"methods": methods, "pairs": [p.measured.pair.as_json() for p in pairs]}
+    run.finish(page, content)
+
+
+def _note(run: Session[CurveEnsembleConfig]) -> str:
+    splits = report.splits_note(report.dataset_facts(run.dataset))
+    given = run.config.first_weights or run.config.second_weights
+    return f"{splits} {report.UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
+
+
+def _report_connections(run: Session[ConnectConfig], found: Sequence[Measured]) -> None:
+    pairs = [measured.pair for measured in found]
+    tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
+    figures = {f"curve-{pair.name}.png": _CURVE_CAPTION for pair in pairs}
+    title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
+    page = report.Page(title, connection_verdict(pairs), tables, figures)
+    run.finish(page, {"methods": [], "pairs": [pair.as_json() for pair in pairs]})

@@ -1,0 +1,183 @@
+"""Geometry of weight vectors: how far apart networks lie, and how a trajectory of them turns.
+
+Whether training crosses barriers or moves along a valley is asked of the losses between networks
+and of the steps between them (Gotmare et al. 2018, arXiv 1806.06977); these are the steps. All
+sums are taken in float64, over parts of the vectors, so that memory does not grow with a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fge.errors import UserError
+
+_CHUNK = 1 << 20
+"""Elements of a vector that are held in float64 at a time."""
+
+Vectors = Sequence[Tensor] | Tensor
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the Euclidean distance |a - b| of two vectors (P,).
+
+    Raises:
+        UserError: they are not finite vectors of one length.
+    """
+    _check((a, b))
+    return _distance(a, b)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Return the cosine of the angle between two vectors (P,), in [-1, 1].
+
+    Raises:
+        UserError: they are not finite vectors of one length, or one has length 0.
+    """
+    _check((a, b))
+    return _cosine(_parts(a, b), ("vector 0", "vector 1"))
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """Return the angle between two vectors (P,), in degrees from 0 to 180.
+
+    It is good to about 1e-6 degrees at the ends of that range, and to rounding elsewhere.
+
+    Raises:
+        UserError: they are not finite vectors of one length, or one has length 0.
+    """
+    return math.degrees(math.acos(cosine(a, b)))
+
+
+def pairwise_distances(vectors: Vectors) -> Tensor:
+    """Return the distance between any two vectors.
+
+    Args:
+        vectors: (K, P), or K vectors (P,).
+
+    Returns:
+        distances (K, K) float64, symmetric, 0 on the diagonal.
+
+    Raises:
+        UserError: they are not finite vectors of one length.
+    """
+    _check(vectors)
+    distances = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for row in range(len(vectors)):
+        for column in range(row):
+            value = _distance(vectors[row], vectors[column])
+            distances[row, column] = distances[column, row] = value
+    return distances
+
+
+def pairwise_cosines(vectors: Vectors) -> Tensor:
+    """Return the cosine of the angle between any two vectors.
+
+    Args:
+        vectors: (K, P), or K vectors (P,).
+
+    Returns:
+        cosines (K, K) float64, symmetric, 1 on the diagonal.
+
+    Raises:
+        UserError: they are not finite vectors of one length, or one has length 0.
+    """
+    _check(vectors)
+    cosines = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for row in range(len(vectors)):
+        for column in range(row + 1):
+            names = f"vector {column}", f"vector {row}"
+            value = _cosine(_parts(vectors[column], vectors[row]), names)
+            cosines[row, column] = cosines[column, row] = value
+    return cosines.fill_diagonal_(1.0)
+
+
+def step_lengths(path: Vectors) -> Tensor:
+    """Return the lengths of the steps of a trajectory, from each vector to the next.
+
+    Args:
+        path: (K, P), or K vectors (P,), in the order of the trajectory; K >= 2.
+
+    Returns:
+        lengths (K - 1,) float64.
+
+    Raises:
+        UserError: there are fewer than two vectors, or they are not finite and of one length.
+    """
+    _check(path, at_least=2)
+    lengths = [_distance(path[k + 1], path[k]) for k in range(len(path) - 1)]
+    return torch.tensor(lengths, dtype=torch.float64)
+
+
+def turning_angles(path: Vectors) -> Tensor:
+    """Return the angles between consecutive steps of a trajectory, in degrees.
+
+    The k-th is between w[k+1] - w[k] and w[k+2] - w[k+1]: 0 where the trajectory goes straight
+    on, 90 where it turns off at a right angle (as independent steps in many dimensions nearly do),
+    180 where it turns back.
+
+    Args:
+        path: (K, P), or K vectors (P,), in the order of the trajectory; K >= 3.
+
+    Returns:
+        angles (K - 2,) float64, in [0, 180].
+
+    Raises:
+        UserError: there are fewer than three vectors, they are not finite and of one length, or
+            two that follow one another are equal.
+    """
+    _check(path, at_least=3)
+    cosines = [
+        _cosine(
+            ((v - u, w - v) for u, v, w in _parts(path[k], path[k + 1], path[k + 2])),
+            (f"the step from vector {k} to {k + 1}", f"the step from vector {k + 1} to {k + 2}"),
+        )
+        for k in range(len(path) - 2)
+    ]
+    return torch.tensor([math.degrees(math.acos(c)) for c in cosines], dtype=torch.float64)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return math.sqrt(sum(float((x - y).square().sum()) for x, y in _parts(a, b)))
+
+
+def _cosine(pairs: Iterable[tuple[Tensor, ...]], names: tuple[str, str]) -> float:
+    """Return the cosine between two vectors that come in parts; ``names`` are for errors."""
+    squares, product = [0.0, 0.0], 0.0
+    for a, b in pairs:
+        product += float(a @ b)
+        squares[0] += float(a @ a)
+        squares[1] += float(b @ b)
+    for name, square in zip(names, squares, strict=True):
+        if square == 0:
+            raise UserError(f"{name} has length 0 and no direction; leave it out")
+    return min(1.0, max(-1.0, product / (math.sqrt(squares[0]) * math.sqrt(squares[1]))))
+
+
+def _parts(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the vectors part by part, in float64 on the CPU."""
+    for start in range(0, len(vectors[0]), _CHUNK):
+        yield tuple(
+            vector[start : start + _CHUNK].detach().to("cpu", torch.float64) for vector in vectors
+        )
+
+
+def _check(vectors: Vectors, *, at_least: int = 1) -> None:
+    if len(vectors) < at_least:
+        plural = "" if at_least == 1 else "s"
+        raise UserError(f"give at least {at_least} vector{plural} of weights, got {len(vectors)}")
+    for position, vector in enumerate(vectors):
+        if vector.ndim != 1:
+            raise UserError(
+                f"vector {position} has shape {tuple(vector.shape)}; give flat weights (P,)"
+            )
+        if len(vector) != len(vectors[0]):
+            raise UserError(
+                f"vector {position} has {len(vector)} weights, vector 0 has {len(vectors[0])}; "
+                "compare networks of one architecture"
+            )
+        if not bool(torch.isfinite(vector).all()):
+            raise UserError(f"vector {position} holds values that are not finite")

@@ -1,0 +1,112 @@
+"""Curves through the snapshots of a run: what lies between them, and more members from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from fge.config import FGEConfig, RunConfig
+from fge.curve_config import CurveConfig
+from fge.curve_results import PairResult
+from fge.errors import UserError
+from fge.evaluation import Record
+from fge.geometry import turning_angles
+from fge.pairs import Measured, make_study, measure_pair
+from fge.predictions import PredictionFile
+from fge.results import MethodResult, method_result
+from fge.session import Session
+from fge.staged import StagedTraining, member_name
+from fge.tensors import load_weights, state_bytes
+from fge.weights import flatten
+
+_EVAL_POINTS = 11
+"""Points per path: a run has many pairs, and what rises between neighbours rises broadly."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the curves through a run's snapshots came to.
+
+    ``measured`` per pair; ``turns``: the angles between consecutive steps from snapshot to
+    snapshot in degrees; ``result``: the ensemble of the snapshots and of points on the curves.
+    """
+
+    measured: list[Measured]
+    turns: list[float]
+    result: MethodResult
+
+    @property
+    def pairs(self) -> list[PairResult]:
+        """The result of each pair."""
+        return [measured.pair for measured in self.measured]
+
+    def joined(self, path: str) -> list[Record]:
+        """Return the records along all pairs, with t counted on from pair to pair."""
+        return [
+            {**record, "t": record["t"] + position}
+            for position, measured in enumerate(self.measured)
+            for record in measured.paths[path]
+        ]
+
+
+def check_refit(config: FGEConfig) -> None:
+    """Check that a run with ``refit`` keeps two snapshots or more.
+
+    Raises:
+        UserError: it keeps one.
+    """
+    if config.refit is None:
+        return
+    first_minimum = config.first_cycle_epoch + config.cycle_length // 2
+    if config.last_cycle_epoch == first_minimum:
+        needed = first_minimum + config.cycle_length
+        raise UserError(
+            "--refit connects consecutive snapshots, and this run keeps one; "
+            f"use epochs >= {needed}, shorter cycles or an earlier start_epoch"
+        )
+
+
+def refit(run: Session[FGEConfig], training: StagedTraining, test: PredictionFile) -> Refit:
+    """Connect consecutive snapshots by curves, measure them and ensemble points on them.
+
+    Args:
+        run: whose options ``refit``, ``refit_points`` and ``refit_epochs`` say how.
+        training: finished, with at least two snapshots.
+        test: test predictions of the snapshots; gets those of the points on curves.
+    """
+    store, model = training.stores["fge"], training.learner.model
+    # Buffers that are no batch-norm statistics are those of the first snapshot all along.
+    load_weights(model, store[0], store.path)
+    vectors = [flatten(state, model) for state in store]
+    inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
+    measured, members = [], [member_name("fge", position) for position in range(len(store))]
+    for first in range(len(vectors) - 1):
+        study = make_study(
+            curve_options(run.config),
+            run.dataset,
+            model,
+            folder=run.folder.path / "curves",
+            name=f"{first + 1:04d}--{first + 2:04d}",
+            ends=(vectors[first], vectors[first + 1]),
+            predictions=test,
+            observer=run.observer,
+        )
+        measured.append(measure_pair(study, inner))
+        members += [study.member("curve", t) for t in inner]
+    fitted = sum(found.pair.fit_epochs for found in measured)
+    result = method_result(
+        "fge+refit",
+        test,
+        members,
+        train_epochs=int(store.facts(len(store) - 1)["epoch"]) + fitted,
+        weight_bytes=state_bytes(model),
+        refresh_images=sum(found.study.refresh_images for found in measured) * len(inner),
+    )
+    turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
+    return Refit(measured, turns, result)
+
+
+def curve_options(config: FGEConfig) -> CurveConfig:
+    """Return the options of the fits between a run's snapshots."""
+    shared = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    shared["epochs"] = config.refit_epochs or config.cycle_length // 2
+    return CurveConfig(**shared, family=config.refit or "bezier", eval_points=_EVAL_POINTS)

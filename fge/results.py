@@ -1,0 +1,174 @@
+"""From predictions to lines of the method table, each with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fge import metrics
+from fge.ensemble import RunningMean
+from fge.predictions import PredictionFile
+
+_COLUMNS = (
+    ("name", "method", "{}"),
+    ("members", "members", "{}"),
+    ("error", "error", "{:.2f}"),
+    ("nll", "NLL", "{:.4f}"),
+    ("brier", "Brier", "{:.4f}"),
+    ("ece", "ECE", "{:.4f}"),
+    ("train_epochs", "epochs", "{}"),
+    ("forward_passes", "passes", "{}"),
+)
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One line of the table: a method, what it cost and how it did on the test set.
+
+    ``error`` in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
+    fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
+    needs; ``forward_passes`` are those of one prediction; ``refresh_images`` went through the
+    network to estimate batch-norm statistics of members that training did not leave;
+    ``member_names`` are those in ``predictions/test.npz``.
+    """
+
+    name: str
+    members: int
+    train_epochs: int
+    forward_passes: int
+    weight_bytes: int
+    error: float
+    nll: float
+    brier: float
+    ece: float
+    member_names: tuple[str, ...]
+    refresh_images: int = 0
+    chosen: str | None = None
+
+
+def method_result(
+    name: str,
+    test: PredictionFile,
+    members: Sequence[str],
+    *,
+    train_epochs: int,
+    weight_bytes: int,
+    refresh_images: int = 0,
+    chosen: str | None = None,
+) -> MethodResult:
+    """Return the line of the ensemble that averages the probabilities of ``members``.
+
+    Args:
+        name: of the method.
+        test: test predictions, which hold the members.
+        members: their names there.
+        train_epochs: that the method needs, fits included.
+        weight_bytes: of one network.
+        refresh_images: passed forward for batch-norm statistics.
+        chosen: the member that a rule picked, where one did.
+    """
+    mean = RunningMean()
+    for member in members:
+        mean.update(test.probabilities(member))
+    size = len(members)
+    return MethodResult(
+        name,
+        size,
+        train_epochs,
+        size,
+        size * weight_bytes,
+        member_names=tuple(members),
+        refresh_images=refresh_images,
+        chosen=chosen,
+        **metrics.summary(mean.value, test.targets),
+    )
+
+
+def fge_results(
+    test: PredictionFile,
+    snapshots: Sequence[dict[str, Any]],
+    *,
+    weight_bytes: int,
+    budget: int,
+) -> list[MethodResult]:
+    """Return the table of an FGE run.
+
+    Args:
+        test: test predictions of members ``fge-0001``, ... and, where trained, ``single-0001``.
+        snapshots: their facts (epoch, val_nll) in the order of the cycles.
+        weight_bytes: of one network.
+        budget: epochs of the single network.
+    """
+    names = [f"fge-{position + 1:04d}" for position in range(len(snapshots))]
+    used = int(snapshots[-1]["epoch"])
+
+    def result(
+        name: str, members: Sequence[str], epochs: int, chosen: str | None = None
+    ) -> MethodResult:
+        return method_result(
+            name, test, members, train_epochs=epochs, weight_bytes=weight_bytes, chosen=chosen
+        )
+
+    results = []
+    if "single-0001" in test:
+        results.append(result("single", ["single-0001"], budget))
+    results.append(result("last-snapshot", names[-1:], used))
+    if all("val_nll" in facts for facts in snapshots):
+        best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
+        results.append(result("best-snapshot", names[best : best + 1], used, names[best]))
+    results += [
+        result("fge", names[:size], int(snapshots[size - 1]["epoch"]))
+        for size in range(2, len(names) + 1)
+    ]
+    return results
+
+
+def verdict(results: Sequence[MethodResult]) -> str:
+    """Say in a sentence what the ensemble gained over its last snapshot and the single network.
+
+    It speaks of this one run on these test images, not of the method.
+    """
+    ensembles = [r for r in results if r.name == "fge"]
+    if not ensembles:
+        return "One snapshot only: there is no ensemble to compare; train longer or cycle faster."
+    ensemble = ensembles[-1]
+    others = [r for r in results if r.name in ("last-snapshot", "single")]
+    parts = [f"{comparison(ensemble, other)} than {_described(other)}" for other in others]
+    return (
+        f"The ensemble of {ensemble.members} snapshots ({ensemble.error:.2f} % error, NLL "
+        f"{ensemble.nll:.4f}) has {'; '.join(parts)}. One run, one test set: see the README for "
+        "means over seeds."
+    )
+
+
+def comparison(ours: MethodResult, theirs: MethodResult) -> str:
+    """Say by how much error and NLL of one result differ from those of another."""
+    error = _change(ours.error - theirs.error, "error", "{:.2f} points")
+    return f"{error} and {_change(ours.nll - theirs.nll, 'NLL', '{:.4f}')}"
+
+
+def _described(result: MethodResult) -> str:
+    if result.name == "single":
+        return f"the single network of {result.train_epochs} epochs"
+    return "its last snapshot"
+
+
+def _change(difference: float, name: str, form: str) -> str:
+    if form.format(abs(difference)) == form.format(0):
+        return f"the same {name}"
+    word = "lower" if difference < 0 else "higher"
+    return f"{form.format(abs(difference))} {word} {name}"
+
+
+def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of the method table as text."""
+    rows = [[form.format(asdict(r)[key]) for key, _, form in _COLUMNS] for r in results]
+    return [heading for _, heading, _ in _COLUMNS], rows
+
+
+def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
+    """Return the results as ``report.json`` holds them."""
+    return [{k: v for k, v in asdict(r).items() if v is not None} for r in results]

@@ -1,0 +1,206 @@
+"""An fge run set beside a finished curve-ensemble run: what is compared, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_arrays, write_tiny_npz
+from curve_runs import contents, curve_job, done, flags, job, report, run
+
+from fge.baseline_run import BaselineRun, beside_baseline, mean_probabilities, read_baseline
+from fge.data import load_dataset
+from fge.errors import UserError
+from fge.predictions import PredictionFile
+from fge.results import MethodResult, method_result
+
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("baseline") / "two"
+    return done("curve-ensemble", curve_job(data, out, epochs=1, eval_points=2))
+
+
+def fge_job(data: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return job(data, out, epochs=3, start_epoch=0, cycle_epochs=2, **more)
+
+
+def predictions(folder: Path, **members: float) -> PredictionFile:
+    """Store networks that give the right one of two classes this probability, each image."""
+    file = PredictionFile(folder / "test.npz", torch.zeros(COUNT, dtype=torch.int64))
+    for name, right in members.items():
+        file.add(name, "sha", torch.tensor([[right, 1 - right]] * COUNT))
+    return file
+
+
+def line(name: str, file: PredictionFile, *members: str, epochs: int) -> MethodResult:
+    return method_result(name, file, members, train_epochs=epochs, weight_bytes=4)
+
+
+# ------------------------------------------------------------------------------------ comparison
+
+
+def test_both_runs_stand_side_by_side_with_differences_at_their_cost(tmp_path: Path) -> None:
+    ours = predictions(tmp_path / "ours", a=0.75, b=0.5, c=0.25)
+    theirs = predictions(tmp_path / "theirs", x=0.25, y=0.5)
+    curve = line("curve", theirs, "x", "y", epochs=30)  # mean .375: all wrong
+    run = BaselineRun(tmp_path / "two", line("ends", theirs, "x", epochs=20), curve, theirs)
+    better = line("fge", ours, "a", "b", epochs=24)  # mean .625: all right
+    table, verdict = beside_baseline([better], ours, run)
+    assert [(row[0], row[6], row[7]) for row in table.rows] == [
+        ("fge", "24", "2"),
+        ("ends", "20", "1"),
+        ("curve", "30", "2"),
+    ]
+    change = -np.log(0.625) + np.log(0.375)
+    assert verdict == (
+        "Against the two-network curve ensemble (30 epochs, passes: 2): fge (24 epochs, passes: "
+        "2) has error -100.00 points [-100.00, -100.00] (a difference beyond chance) and NLL "
+        f"{change:+.4f} [{change:+.4f}, {change:+.4f}] (a difference beyond chance). Differences "
+        "below 0 are in its favour; the intervals (95 %) resample test images and speak of these "
+        "runs, not of the methods."
+    )
+    assert "`ends` and `curve` are those of two" in table.note
+
+
+def test_what_is_equal_is_no_difference(tmp_path: Path) -> None:
+    file = predictions(tmp_path, a=0.75)
+    curve = line("curve", file, "a", epochs=30)
+    run = BaselineRun(tmp_path, curve, curve, file)
+    _, verdict = beside_baseline([line("fge", file, "a", epochs=24)] * 2, file, run)
+    same = (
+        "fge (24 epochs, passes: 1) has error +0.00 points [+0.00, +0.00] (no difference beyond "
+        "chance) and NLL +0.0000 [+0.0000, +0.0000] (no difference beyond chance)"
+    )
+    assert f"(30 epochs, passes: 1): {same}; {same}. Differences" in verdict
+
+
+def test_probabilities_are_averaged_over_members(tmp_path: Path) -> None:
+    file = predictions(tmp_path, a=0.75, b=0.25, c=0.25)
+    mean = mean_probabilities(file, line("fge", file, "a", "b", epochs=1))
+    assert mean.dtype == torch.float64
+    assert mean.tolist() == [[0.5, 0.5]] * COUNT
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def test_a_finished_run_is_read(baseline: Path, data: Path) -> None:
+    found = read_baseline(baseline, load_dataset(str(data)), "convnet")
+    assert (found.ends.name, found.ends.members, found.ends.train_epochs) == ("ends", 2, 2)
+    assert (found.curve.name, found.curve.members, found.curve.train_epochs) == ("curve", 5, 3)
+    lines = {m["name"]: m for m in report(baseline)["methods"]}
+    for ours in (found.ends, found.curve):
+        mean = mean_probabilities(found.predictions, ours).numpy()
+        wrong = mean.argmax(1) != found.predictions.targets
+        assert 100 * wrong.mean() == pytest.approx(lines[ours.name]["error"], abs=1e-12)
+
+
+def changed(key: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = {**report(folder), key: value}
+        (folder / "report.json").write_text(json.dumps(content))
+
+    return change
+
+
+def without_member(folder: Path) -> None:
+    file = folder / "predictions" / "test.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    kept = arrays["members"] != "G-1--G-2/curve/0.5000"
+    assert not kept.all()
+    per_member = ("members", "sha256", "probabilities")
+    np.savez(file, **{k: v[kept] if k in per_member else v for k, v in arrays.items()})
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / "report.json").unlink(), "holds no report.json; give a finished run"),
+        (lambda f: (f / "report.json").write_text("{"), "is not a report of a curve-ensemble run"),
+        (lambda f: (f / "report.json").write_text("[]"), "is not a report of a curve-ensemble run"),
+        (lambda f: (f / "report.json").write_text("{}"), "not a report .*: KeyError 'command'"),
+        (changed("command", "connect"), "has command 'connect', not 'curve-ensemble'"),
+        (changed("model", "vgg16"), "has model 'vgg16', not 'convnet'"),
+        (changed("methods", []), "not a report of a curve-ensemble run: KeyError 'ends'"),
+        (changed("methods", [{"name": "ends"}] * 2), "not a report of a curve-ensemble run"),
+        (lambda f: shutil.rmtree(f / "predictions"), "test.npz lacks the predictions of G-1;"),
+        (without_member, r"lacks the predictions of G-1--G-2/curve/0\.5000;"),
+    ],
+)
+def test_what_is_no_such_run_is_refused_before_anything_is_trained(
+    baseline: Path, data: Path, tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    shutil.copytree(baseline, tmp_path / "two")
+    harm(tmp_path / "two")
+    result = run(flags("fge", fge_job(data, tmp_path / "run", baseline=tmp_path / "two")))
+    assert result.code == 2
+    assert re.search(message, result.message), result.message
+    assert str(tmp_path / "two") in result.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_other_images_is_refused(baseline: Path, tmp_path: Path) -> None:
+    images = tiny_arrays()["test_images"]
+    images[0, 0, 0] ^= 1
+    other = write_tiny_npz(tmp_path / "other.npz", test_images=images)
+    result = run(flags("fge", fge_job(other, tmp_path / "run", baseline=baseline)))
+    assert result.code == 2
+    assert result.message == f"--baseline {baseline} is of other images than --data other"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_fge_run_is_no_baseline(data: Path, tmp_path: Path) -> None:
+    other = done("fge", fge_job(data, tmp_path / "other"))
+    with pytest.raises(UserError, match="has command 'fge', not 'curve-ensemble'"):
+        read_baseline(other, load_dataset(str(data)), "convnet")
+
+
+# -------------------------------------------------------------------------------- in the command
+
+
+def test_a_finished_run_can_be_set_beside_a_baseline_later(
+    baseline: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = done("fge", fge_job(data, tmp_path / "run"))
+    before = contents(folder)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", fail)
+        argv = ["fge", "--out", str(folder), "--resume", "--baseline", str(baseline)]
+        result = run(argv)
+    assert (result.code, result.err) == (0, "")
+    after = contents(folder)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"config.json", "report.json", "report.md", "report.html"}
+    verdict = report(folder)["verdict"]
+    ours, theirs = report(folder)["methods"][-1], report(baseline)["methods"][-1]
+    assert f"fge ({ours['train_epochs']} epochs, passes: 2) has error" in verdict
+    found = re.search(r"error ([+-][\d.]+) points", verdict)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(ours["error"] - theirs["error"], abs=0.005)
+    page = (folder / "report.md").read_text()
+    assert "## Beside the two-network curve ensemble" in page
+    assert [m["name"] for m in report(folder)["methods"]][
+        -1
+    ] == "fge"  # the baseline's are not ours
+    assert run(["fge", "--out", str(folder), "--resume"]).code == 0
+    assert contents(folder) == after

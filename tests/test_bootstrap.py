@@ -1,0 +1,178 @@
+"""Bootstrap intervals against exact distributions and the normal theory of large samples."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fge import bootstrap, metrics
+from fge.bootstrap import Interval, paired_difference
+from fge.errors import UserError
+
+Array = NDArray[np.float64]
+
+
+def random_probs(count: int, seed: int, classes: int = 4) -> Array:
+    return np.random.default_rng(seed).dirichlet(np.full(classes, 0.6), size=count)
+
+
+def random_targets(count: int, classes: int = 4) -> NDArray[np.int64]:
+    return np.random.default_rng(99).integers(0, classes, count)
+
+
+def right_or_wrong(*right: bool) -> Array:
+    """Return certain predictions of class 0 where right, of class 1 elsewhere."""
+    return np.array([[1.0, 0.0] if r else [0.0, 1.0] for r in right])
+
+
+def loop_values(probs: Array, targets: NDArray[np.int64], metric: str) -> list[float]:
+    rows = zip(probs.tolist(), targets.tolist(), strict=True)
+    if metric == "error":
+        return [100.0 * (row.index(max(row)) != target) for row, target in rows]
+    return [-math.log(row[target]) for row, target in rows]
+
+
+@pytest.mark.parametrize("metric", ["error", "nll"])
+@pytest.mark.parametrize("level", [0.68, 0.95])
+def test_the_interval_of_many_examples_is_that_of_normal_theory(metric: Any, level: float) -> None:
+    count, targets = 3000, random_targets(3000)
+    a, b = random_probs(count, 0), random_probs(count, 1)
+    found = paired_difference(a, b, targets, metric, draws=8000, level=level)
+    values = np.subtract(loop_values(a, targets, metric), loop_values(b, targets, metric))
+    deviation = values.std() / math.sqrt(count)
+    width = NormalDist().inv_cdf((1 + level) / 2) * deviation
+    assert found.difference == pytest.approx(values.mean(), rel=1e-9)
+    # An end of the interval is a quantile of 8000 draws: its own deviation is 0.03 of theirs
+    # at 95 %; what is left is the skewness of the values, of order 1 / sqrt(count).
+    assert found.low == pytest.approx(values.mean() - width, rel=0, abs=0.15 * deviation)
+    assert found.high == pytest.approx(values.mean() + width, rel=0, abs=0.15 * deviation)
+
+
+def test_examples_on_which_both_agree_add_no_width() -> None:
+    a = right_or_wrong(*[n % 2 == 0 for n in range(2000)])
+    b = a.copy()
+    b[1] = a[0]  # A alone is wrong on one example, both are on 999
+    found = paired_difference(a, b, np.zeros(2000, int))
+    # How often the one is drawn is Poisson of mean 1, whose middle 95 % end at 0 and 3 of 2000.
+    assert found == pytest.approx((0.05, 0.0, 0.15), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["error", "nll"])
+def test_identical_predictions_differ_by_exactly_nothing(metric: Any) -> None:
+    probs, targets = random_probs(500, 0), random_targets(500)
+    assert paired_difference(probs, probs.copy(), targets, metric) == (0.0, 0.0, 0.0)
+
+
+def test_a_difference_that_all_examples_share_is_certain() -> None:
+    a, b = np.tile([0.5, 0.5], (40, 1)), np.tile([0.25, 0.75], (40, 1))
+    found = paired_difference(a, b, np.zeros(40, int), "nll")
+    assert found == pytest.approx([-math.log(2)] * 3, rel=1e-12)
+    all_wrong = paired_difference(
+        right_or_wrong(*[False] * 9), right_or_wrong(*[True] * 9), np.zeros(9, int)
+    )
+    assert all_wrong == (100.0, 100.0, 100.0)
+
+
+def test_two_examples_have_the_binomial_distribution() -> None:
+    a, b = right_or_wrong(False, True), right_or_wrong(True, True)
+    # The mean of two draws from (100, 0) is 0, 50, 100 with probabilities 1/4, 1/2, 1/4.
+    targets = np.zeros(2, int)
+    assert paired_difference(a, b, targets, level=0.4) == (50.0, 50.0, 50.0)
+    assert paired_difference(a, b, targets, level=0.6) == (50.0, 0.0, 100.0)
+
+
+def test_one_example_has_an_interval_of_one_point() -> None:
+    a, b = np.array([[0.8, 0.2]]), np.array([[0.4, 0.6]])
+    found = paired_difference(a, b, [0], "nll")
+    assert found == pytest.approx([-math.log(2)] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["error", "nll"])
+def test_the_difference_is_that_of_the_metrics_and_changes_sign_with_the_order(metric: Any) -> None:
+    a, b, targets = random_probs(300, 2), random_probs(300, 3), random_targets(300)
+    forth = paired_difference(a, b, targets, metric)
+    back = paired_difference(b, a, targets, metric)
+    of = {"error": metrics.error, "nll": metrics.nll}[metric]
+    assert forth.difference == of(a, targets) - of(b, targets)
+    assert (-back.difference, -back.high, -back.low) == pytest.approx(forth, rel=0, abs=1e-12)
+    assert forth.low < forth.difference < forth.high
+
+
+def test_the_seed_decides_and_the_level_widens() -> None:
+    a, b, targets = random_probs(300, 2), random_probs(300, 3), random_targets(300)
+    one = paired_difference(a, b, targets, "nll", seed=1)
+    assert isinstance(one, Interval)
+    assert one == paired_difference(a, b, targets, "nll", seed=1)
+    assert one != paired_difference(a, b, targets, "nll", seed=2)
+    wide = paired_difference(a, b, targets, "nll", seed=1, level=0.99)
+    assert wide.low < one.low < one.high < wide.high
+
+
+def test_a_single_draw_is_an_interval_of_one_point() -> None:
+    a, b, targets = random_probs(50, 2), random_probs(50, 3), random_targets(50)
+    found = paired_difference(a, b, targets, "nll", draws=1)
+    assert found.low == found.high != found.difference
+
+
+@pytest.mark.parametrize("at_once", [1, 250, 999])
+def test_resampling_in_parts_fills_every_draw(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", at_once)
+    a, b, targets = random_probs(100, 2), random_probs(100, 3), random_targets(100)
+    values = np.subtract(loop_values(a, targets, "nll"), loop_values(b, targets, "nll"))
+    means = bootstrap._resampled_means(values, 801, 0)
+    deviation = values.std() / 10
+    assert abs(means.mean() - values.mean()) < 5 * deviation / math.sqrt(801)
+    assert means.std() == pytest.approx(deviation, rel=0.15)
+    assert len(np.unique(means)) == 801
+
+
+def test_tensors_are_taken_and_certain_misses_cost_a_finite_number_of_nats() -> None:
+    a, b = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0.0, 1.0]] * 3)
+    found = paired_difference(a, b, torch.ones(3, dtype=torch.int64), "nll")
+    assert found == pytest.approx([126 * math.log(2)] * 3, rel=1e-12)
+
+
+def test_memory_stays_small() -> None:
+    count = 10_000
+    a, b, targets = random_probs(count, 0, 10), random_probs(count, 1, 10), random_targets(count)
+    tracemalloc.start()
+    try:
+        paired_difference(a, b, targets, "nll", draws=300)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
+
+
+PROBS, TARGETS = random_probs(6, 0), random_targets(6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "eror"}, "unknown metric 'eror'; did you mean 'error'"),
+        ({"draws": 0}, "draws must be >= 1, got 0"),
+        ({"level": 0.0}, r"level must be in \(0, 1\), got 0.0"),
+        ({"level": 95}, r"level must be in \(0, 1\), got 95"),
+        ({"level": math.nan}, r"level must be in \(0, 1\), got nan"),
+        ({"b_probs": PROBS[:5]}, r"a_probs and b_probs must have one shape, got \(6, 4\) and"),
+        ({"b_probs": np.full((6, 4), np.nan)}, "b_probs holds values that are not finite"),
+        ({"a_probs": np.full((6, 4), np.inf)}, "a_probs holds values that are not finite"),
+        ({"targets": TARGETS[:5]}, r"probs must be \(N, C\) and targets \(N,\)"),
+        ({"targets": TARGETS + 4}, r"targets must be integers in \[0, 4\)"),
+        ({"targets": TARGETS / 2}, r"targets must be integers in \[0, 4\)"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change: dict[str, Any], message: str) -> None:
+    options = {"a_probs": PROBS, "b_probs": PROBS, "targets": TARGETS} | change
+    with pytest.raises(UserError, match=f"^{message}"):
+        paired_difference(**options)

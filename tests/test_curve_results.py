@@ -1,0 +1,126 @@
+"""From records along curves to tables and sentences, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fge.curve_results import (
+    PairResult,
+    connection_verdict,
+    pair_result,
+    pair_verdict,
+    pairs_table,
+    path_table,
+    strategy_table,
+)
+from fge.results import MethodResult
+
+GEOMETRY = {"distance": 5.0, "angle": 60.0, "length": 8.0}
+
+
+def records(values: list[float], arc: list[float]) -> list[dict[str, float]]:
+    """Records at evenly spaced t: the loss is a hundredth of the error."""
+    keys = ("train_error", "test_error")
+    losses = ("train_loss", "test_loss", "test_nll")
+    return [
+        {"t": k / (len(values) - 1), "arc": arc[k]}
+        | dict.fromkeys(keys, value)
+        | dict.fromkeys(losses, value / 100)
+        for k, value in enumerate(values)
+    ]
+
+
+def pair(name: str = "a--b") -> PairResult:
+    """A segment that rises to 40 % between 10 and 20 %, and a curve that rises to 16 %."""
+    paths = {
+        "segment": records([10.0, 40.0, 20.0], [0.0, 2.5, 5.0]),
+        "curve": records([10.0, 16.0, 20.0], [0.0, 2.0, 8.0]),
+    }
+    return pair_result(name, GEOMETRY, paths, fit_epochs=3)
+
+
+def line(name: str, members: int, error: float, nll: float, epochs: int) -> MethodResult:
+    return MethodResult(name, members, epochs, members, 40 * members, error, nll, 0.2, 0.1, ())
+
+
+def lines(**changes: Any) -> list[MethodResult]:
+    curve = replace(line("curve", 5, 8.0, 0.3, 23), **changes)
+    return [
+        line("network-1", 1, 10.0, 0.4, 10),
+        line("network-2", 1, 20.0, 0.5, 10),
+        line("ends", 2, 9.5, 0.35, 20),
+        curve,
+    ]
+
+
+def test_a_pair_has_the_barriers_means_and_bounds_of_its_paths() -> None:
+    found = pair()
+    assert found.barrier("segment") == 40 - 15
+    assert found.barrier("curve") == 1.0
+    assert found.barrier("segment", "train_loss") == pytest.approx(0.25, abs=1e-15)
+    loss = found.summaries["curve"]["train_loss"]
+    # The trapezoid rule over t, and over chords of 2 and 6.
+    assert loss["mean"] == pytest.approx((0.13 + 0.18) / 2, abs=1e-15)
+    assert loss["arc_mean"] == pytest.approx((0.13 * 2 + 0.18 * 6) / 8, abs=1e-15)
+    assert found.bounds["curve"] == {"lowest": 0.1, "mean": loss["mean"]}
+    assert (found.distance, found.angle, found.length, found.fit_epochs) == (5.0, 60.0, 8.0, 3)
+    assert found.as_json()["summaries"] == found.summaries
+
+
+def test_a_pair_s_table_has_a_line_for_each_path() -> None:
+    table = path_table(pair())
+    assert table.title == "Between the networks a--b"
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    segment = ["0.1000", "0.4000", "0.2750", "0.2750", "0.2500", "10.00", "40.00", "25.00"]
+    curve = ["0.1000", "0.2000", "0.1550", "0.1675", "0.0100", "10.00", "20.00", "1.00"]
+    assert table.rows == [["segment", "5.0", *segment], ["curve", "8.0", *curve]]
+    assert "5.0 apart, at an angle of 60.0 degrees" in table.note
+
+
+def test_a_table_of_pairs_has_a_line_for_each_pair() -> None:
+    table = pairs_table([pair(), pair("b--c")], "Connected")
+    assert table.title == "Connected"
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    figures = ["5.0", "60.0", "8.0", "0.2500", "0.0100", "25.00", "1.00", "40.00", "20.00"]
+    assert table.rows == [["a--b", *figures], ["b--c", *figures]]
+
+
+def test_strategies_are_one_table() -> None:
+    table = strategy_table([(pair("G-1--G-2"), lines()), (pair("G-1--A-2"), lines(error=7.0))])
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    barriers = ["5.0", "0.2500", "0.0100", "25.00", "1.00"]
+    ends = ["9.50", "0.3500"]
+    networks = ["10.00", "20.00"]
+    assert table.rows == [
+        ["G-1--G-2", *networks, *barriers, *ends, "8.00", "0.3000", "5", "23"],
+        ["G-1--A-2", *networks, *barriers, *ends, "7.00", "0.3000", "5", "23"],
+    ]
+
+
+def test_the_verdict_says_what_lies_between_and_what_it_gains() -> None:
+    assert pair_verdict(pair(), lines()) == (
+        "On the segment between the networks a--b the test error rises 25.00 points above its "
+        "ends, on the curve 1.00 points. Averaging 5 networks along the curve lowers the error of "
+        "the two ends from 9.50 to 8.00 % and the NLL from 0.3500 to 0.3000, for 3 epochs of "
+        "training more. One pair of runs, one test set."
+    )
+
+
+@pytest.mark.parametrize(("error", "nll"), [(10.0, 0.3), (8.0, 0.4), (9.5, 0.35)])
+def test_what_is_not_lower_is_not_called_so(error: float, nll: float) -> None:
+    text = pair_verdict(pair(), lines(error=error, nll=nll, train_epochs=21))
+    assert "lowers" not in text
+    assert (
+        f"has {error:.2f} % error and NLL {nll:.4f}, the two ends alone 9.50 % and 0.3500, "
+        "for 1 epoch of training more."
+    ) in text
+
+
+def test_connections_are_put_in_one_sentence() -> None:
+    assert connection_verdict([pair(), pair("b--c")]) == (
+        "Rise of the test error above the ends: a--b: 25.00 points on the segment, 1.00 on the "
+        "curve; b--c: 25.00 points on the segment, 1.00 on the curve."
+    )
