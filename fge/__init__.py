@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from fge.curve_evaluation import evaluate_curve, summarise_curve
     from fge.cycle import FGE
     from fge.ensemble import Ensemble
+    from fge.hessian import HessianOperator
     from fge.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
     from fge.origin_path import OriginPath
     from fge.schedule import EndpointLR, TriangularLR
+    from fge.sharpness import top_eigenvalues, trace
     from fge.snapshots import SnapshotStore
+    from fge.spectrum import spectral_density
 
 _HOMES = {
     "Bezier": "fge.curve",
@@ -28,6 +31,7 @@ _HOMES = {
     "EndpointLR": "fge.schedule",
     "Ensemble": "fge.ensemble",
     "FGE": "fge.cycle",
+    "HessianOperator": "fge.hessian",
     "OriginPath": "fge.origin_path",
     "Plane": "fge.landscape",
     "PlaneGrid": "fge.landscape",
@@ -40,7 +44,10 @@ _HOMES = {
     "fit_curve": "fge.connect",
     "paired_difference": "fge.bootstrap",
     "refresh_batch_norm": "fge.batchnorm",
+    "spectral_density": "fge.spectrum",
     "summarise_curve": "fge.curve_evaluation",
+    "top_eigenvalues": "fge.sharpness",
+    "trace": "fge.sharpness",
 }
 
 __version__ = "0.1.0"
@@ -51,6 +58,7 @@ __all__ = [
     "Curve",
     "EndpointLR",
     "Ensemble",
+    "HessianOperator",
     "OriginPath",
     "Plane",
     "PlaneGrid",
@@ -64,7 +72,10 @@ __all__ = [
     "fit_curve",
     "paired_difference",
     "refresh_batch_norm",
+    "spectral_density",
     "summarise_curve",
+    "top_eigenvalues",
+    "trace",
 ]
 
 

@@ -36,10 +36,12 @@ def rates_of(model: str) -> Rates:
 def curve_rate_of(model: str) -> float:
     """Return the learning rate with which curves are fitted unless told otherwise.
 
+    0.1 for ``convnet``, which reached a lower training loss on the default data than 0.03;
     0.015 for VGG-16, and 0.03, which the reference implementation of arXiv 1802.10026 has for
     residual networks, for all others.
     """
-    return 0.015 if _is_built_in(model) and model.startswith("vgg16") else 0.03
+    rates = {"convnet": 0.1, "vgg16": 0.015} if _is_built_in(model) else {}
+    return next((rate for name, rate in rates.items() if model.startswith(name)), 0.03)
 
 
 def _is_built_in(model: str) -> bool:

@@ -24,7 +24,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "rate"), [("vgg16", 0.015), ("preresnet164", 0.03), ("convnet", 0.03)]
+    ("model", "rate"), [("vgg16", 0.015), ("preresnet164", 0.03), ("convnet", 0.1)]
 )
 def test_the_fits_rate_is_that_given_or_what_suits_the_model(model: str, rate: float) -> None:
     assert CurveConfig(model=model).curve_base_lr == rate

@@ -48,7 +48,7 @@ def test_the_rate_of_a_cycle_falls_from_its_start_to_its_middle() -> None:
         ("vgg16-bn", 0.015),
         ("preresnet164", 0.03),
         ("wrn28-10", 0.03),
-        ("convnet", 0.03),
+        ("convnet", 0.1),
         ("torchvision:vgg16", 0.03),
         ("package.module:factory", 0.03),
     ],
