@@ -19,6 +19,7 @@ from fge.config import FGEConfig, PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.errors import DivergenceError, UserError, unknown
+from fge.study_config import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
 
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
@@ -27,6 +28,8 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "fge": (FGEConfig, "fge.run", "fge"),
     "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
     "connect": (ConnectConfig, "fge.curve_run", "connect"),
+    "plane": (PlaneConfig, "fge.landscape_run", "plane"),
+    "sharpness": (SharpnessConfig, "fge.sharpness_run", "sharpness"),
     "predict": (PredictConfig, "fge.run", "predict"),
 }
 """Options, module and function of each command."""
@@ -75,17 +78,29 @@ def _overview() -> str:
 
 
 def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
-    """Parse options over those of ``--config``, or of the run that ``--resume`` goes on with."""
+    """Parse options over those of ``--config``, of the run to ``--resume``, or of ``--run``."""
     source = _last_value(arguments, "--config")
     out = _last_value(arguments, "--out")
+    looked_at = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
+    if source is not None and looked_at is not None:
+        raise UserError("give --run or --config, not both")
     if "--resume" in arguments and out is not None and (Path(out) / "config.json").is_file():
         source = str(Path(out) / "config.json")
-    if source is None or "--help" in arguments:
+    if (source is None and looked_at is None) or "--help" in arguments:
         return _parse(command, kind, arguments)
-    base, _ = read_config(Path(source), command, kind)
+    if source is not None:
+        base, _ = read_config(Path(source), command, kind)
+    else:
+        base, source = _of_run(kind, Path(str(looked_at)))
     merged = _parse(command, kind, arguments, default=base)
     check_import(merged.model, _last_value(arguments, "--model"), source)
     return merged
+
+
+def _of_run(kind: type[C], folder: Path) -> tuple[C, str]:
+    """Return options for looking at a run, and the file that they are from."""
+    assert issubclass(kind, StudyConfig)
+    return options_of_run(kind, folder), str(folder / "config.json")
 
 
 def _last_value(arguments: list[str], option: str) -> str | None:

@@ -87,7 +87,20 @@ def write_points(path: Path, family: Family, points: Tensor, layout: Layout | No
         shapes = [(len(points), *shape) for shape in layout.shapes]
         parts = [part.reshape(s).contiguous() for part, s in zip(columns, shapes, strict=True)]
         tensors = dict(zip(layout.names, parts, strict=True))
-    write_bytes(path, save(tensors, metadata=metadata))
+    write_bytes(path, _with_sorted_metadata(save(tensors, metadata=metadata)))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Return safetensors bytes with the metadata in order: ``save`` writes it in any.
+
+    The header is JSON behind its 8-byte length, padded to a multiple of 8 with spaces.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read_points(path: Path) -> tuple[Family, Tensor, Layout | None]:

@@ -13,6 +13,7 @@ from fge import recipes
 from fge.autotune import check_compile, choose_speed
 from fge.batches import EvalBatches, Normaliser, TrainBatches, default_padding
 from fge.config import FGEConfig, Precision, RunConfig
+from fge.curve_config import CurveConfig
 from fge.data import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
 from fge.errors import UserError
@@ -49,12 +50,12 @@ def settle_options(config: C, dataset: Dataset) -> C:
         crop_padding=padding if config.crop_padding is None else config.crop_padding,
         lr=config.base_lr,
     )
+    if isinstance(settled, CurveConfig):
+        settled = replace(settled, curve_lr=settled.curve_base_lr)
     if isinstance(settled, FGEConfig):
         rates = settled.cycle_lrs
         cycle = settled.cycle_length
-        settled = replace(
-            settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle
-        )
+        settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle)
     return settled
 
 

@@ -294,7 +294,7 @@ def test_killed_curve_ensemble_resumes_bitwise(data: Path, tmp_path: Path) -> No
     options = quick(data, tmp_path / "reference")
     finished = kill_server().run("curve-ensemble", options)
     assert finished["code"] == 0
-    for point in points(finished["calls"], 6):
+    for point in points(finished["calls"], 3):
         folder = killed_and_resumed("curve-ensemble", options, tmp_path / f"killed-{point}", point)
         assert_same(folder, tmp_path / "reference")
 
@@ -304,7 +304,7 @@ def test_killed_connect_resumes_bitwise(data: Path, weights: Files, tmp_path: Pa
     options = connect_job(data, tmp_path / "reference", weights, **more)
     finished = kill_server().run("connect", options)
     assert finished["code"] == 0
-    for point in points(finished["calls"], 3):
+    for point in points(finished["calls"], 1):
         folder = killed_and_resumed("connect", options, tmp_path / f"killed-{point}", point)
         assert_same(folder, tmp_path / "reference")
 

@@ -23,7 +23,16 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python cli.py")
 ]
-SHORT = "--epochs 2 --start-epoch 0 --cycle-epochs 2 --batch-size 16 --compile off --amp off"
+PLAIN = "--batch-size 16 --compile off --amp off --channels-last off"
+SHORT = {
+    "fge": f"--epochs 3 --start-epoch 0 --cycle-epochs 2 {PLAIN}",
+    "curve-ensemble": f"--epochs 1 --curve-epochs 1 --eval-points 3 {PLAIN}",
+    "connect": f"--epochs 1 --eval-points 3 {PLAIN}",
+    "plane": f"--resolution 2 --eval-images 16 {PLAIN}",
+    "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-vectors 1 --spectrum-steps 2 {PLAIN}",
+    "predict": "",
+}
+TRAINING = ("fge", "curve-ensemble", "connect")
 SIDE = 32  # what every architecture named in the README can take
 
 MY_MODELS = """
@@ -69,14 +78,15 @@ def test_commands_run_on_short_jobs(workplace: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(workplace)
     import my_models  # type: ignore[import-not-found]
 
-    weights = my_models.build(1, TINY_CLASSES).state_dict()
-    torch.save(weights, "weights.pt")
-    assert len(COMMANDS) >= 6
+    for name in ("weights", "a", "b", "c"):
+        torch.save(my_models.build(1, TINY_CLASSES).state_dict(), f"{name}.pt")
+    assert len(COMMANDS) >= 9
     for command in COMMANDS:
         arguments = shlex.split(command)[2:]
-        if arguments[0] == "fge":
-            arguments += shlex.split(SHORT)
-        assert cli.main(arguments) == 0, command
+        short = SHORT[arguments[0]]
+        if arguments[0] in TRAINING and "--data" not in arguments:
+            short += " --train-size 120 --test-size 60"
+        assert cli.main([*arguments, *shlex.split(short)]) == 0, command
     assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
 
 

@@ -1,0 +1,142 @@
+"""The command that looks at planes through networks: wiring, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fge import plots, report
+from fge.batches import EvalBatches
+from fge.errors import DivergenceError
+from fge.evaluation import WeightsEvaluator
+from fge.grid import PlaneGrid
+from fge.landscape import evaluate_plane
+from fge.plane import Bounds, Plane
+from fge.plane_plots import plane_figure, surface_figure
+from fge.plane_scene import Scene, make_scene
+from fge.preserve import preserved
+from fge.session import Session, check_kept, prepare, session
+from fge.setup import eval_batches, new_model, speed_of
+from fge.study_config import PlaneConfig, check_same_images
+from fge.study_results import plane_table, plane_verdict
+from fge.study_session import recorded, training_part
+
+_MOST_LABELS = 8
+
+
+def plane(config: PlaneConfig) -> Path:
+    """Measure and draw loss and error on a plane through networks; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        DivergenceError: the loss of a network is not finite.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_kept(config, (config.run, *config.weights))
+    config, dataset = prepare(config, "plane")
+    check_same_images(config, dataset.fingerprint)
+    model = new_model(config, dataset)
+    scene = make_scene(config, model)
+    with session(config, "plane", dataset, model, epochs=1) as run:
+        run.observer.note(f"plane through {scene.what}")
+        networks = _measure_networks(run, model, scene)
+        grid = _measure_plane(run, model, scene)
+        grid.save(run.folder.path / "plane.npz")
+        _report_plane(run, scene, grid, networks)
+    return run.folder.path
+
+
+def _plane_batches(run: Session[PlaneConfig]) -> dict[str, EvalBatches]:
+    splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
+    return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
+
+
+def _measure_networks(
+    run: Session[PlaneConfig], model: nn.Module, scene: Scene
+) -> list[dict[str, Any]]:
+    """Return place and figures of each network of the scene, measured as points of the plane."""
+    evaluate = WeightsEvaluator(
+        model,
+        _plane_batches(run),
+        num_images=None,
+        weight_decay=run.config.loss_decay,
+        speed=speed_of(run.config),
+    )
+    known = recorded(run, "network")
+    for subject in scene.networks:
+        if subject.name in known:
+            continue
+        vector = subject.vector(model)
+        own = vector.to(scene.plane.origin.device)
+        x, y = scene.plane.coordinates(own)
+        with preserved(model):
+            record = evaluate(vector)[0]
+        if not all(math.isfinite(value) for value in record.values()):
+            raise DivergenceError(f"the loss of {subject.name} is not finite; try --amp off")
+        known[subject.name] = {"event": "network", "name": subject.name, "x": x, "y": y}
+        known[subject.name] |= {"off_plane": scene.plane.residual(own), **subject.facts, **record}
+        run.folder.log(known[subject.name])
+    return [known[subject.name] for subject in scene.networks]
+
+
+def _measure_plane(run: Session[PlaneConfig], model: nn.Module, scene: Scene) -> PlaneGrid:
+    """Return the grid, going on from the points in the folder's state."""
+    origin, axes = (vectors.to(run.device) for vectors in (scene.plane.origin, scene.plane.axes))
+    return evaluate_plane(
+        model,
+        replace(scene.plane, origin=origin, axes=axes),
+        _plane_batches(run),
+        resolution=run.config.resolution,
+        bounds=_bounds(scene.plane, run.config.margin),
+        num_images=None,
+        weight_decay=run.config.loss_decay,
+        speed=speed_of(run.config),
+        store=run.folder.path / "state" / "grid.jsonl",
+        on_point=lambda done, total: run.observer.point("plane", done, total),
+    )
+
+
+def _bounds(surface: Plane, margin: float) -> Bounds:
+    """Return the extent with the same margin all around, so that flat triangles get a view."""
+    left, right, bottom, top = surface.extent
+    added = margin * max(right - left, top - bottom)
+    return left - added, right + added, bottom - added, top + added
+
+
+def _report_plane(
+    run: Session[PlaneConfig], scene: Scene, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
+) -> None:
+    figures = {
+        "plane-train-loss.png": (plane_figure, "train_loss", "Training loss on the plane"),
+        "plane-test-error.png": (plane_figure, "test_error", "Test error on the plane"),
+        "plane-surface.png": (surface_figure, "train_loss", "Training loss as a surface"),
+    }
+    labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
+    points = {network["name"]: (network["x"], network["y"]) for network in labelled}
+    for name, (draw, key, _) in figures.items():
+        plots.save_figure(
+            draw(grid, key, points=points, lines=scene.lines), run.folder.figures / name
+        )
+    images = {name: len(batches.split) for name, batches in _plane_batches(run).items()}
+    decay = run.config.loss_decay
+    note = (
+        f"The plane goes through {scene.what}; x and y are "
+        f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
+        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has batch-norm "
+        f"statistics estimated on {images['train']} training images without augmentation, on which "
+        f"the training loss is measured too{f' (with weight decay {decay:g})' if decay else ''}; "
+        f"test figures are over {images['test']} images. Data: `plane.npz`."
+    )
+    title = f"Plane of {run.config.model} on {run.dataset.name}"
+    captions = {name: caption for name, (_, _, caption) in figures.items()}
+    page = report.Page(
+        title, plane_verdict(grid, networks), [plane_table(networks, note)], captions
+    )
+    found = {"through": scene.what, "networks": networks, "gram": grid.gram.tolist()}
+    found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
+    run.finish(page, {"methods": [], "plane": {**found, "data": "plane.npz"}})

@@ -1,0 +1,174 @@
+"""The command that measures the sharpness of networks: wiring, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fge import plots, report
+from fge.batches import EvalBatches
+from fge.batchnorm import refresh_batch_norm
+from fge.errors import UserError
+from fge.layout import Layout
+from fge.preserve import preserved
+from fge.session import Session, check_kept, prepare, session
+from fge.setup import eval_batches, new_model, normaliser
+from fge.sharpness import top_eigenvalues, trace
+from fge.sharpness_plots import eigenvalue_figure, spectrum_figure
+from fge.spectrum import spectral_density
+from fge.study_config import SharpnessConfig, check_same_images
+from fge.study_networks import Subject, sharpness_subjects
+from fge.study_results import sharpness_table, sharpness_verdict, thresholds_of
+from fge.study_session import recorded, training_part
+from fge.tensors import load_weights
+
+_REFRESH_IMAGES = 5120
+"""They give the error of a network to 0.1 points."""
+
+
+def sharpness(config: SharpnessConfig) -> Path:
+    """Measure top eigenvalues, trace and spectral density of networks; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_kept(config, (config.run, *config.weights))
+    config, dataset = prepare(config, "sharpness")
+    check_same_images(config, dataset.fingerprint)
+    model = new_model(config, dataset)
+    subjects = sharpness_subjects(config, model)
+    count = Layout.of(model).numel
+    if config.k > count:
+        raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
+    with session(config, "sharpness", dataset, model, epochs=1) as run:
+        with preserved(model):
+            networks = _measure_sharpness(run, model, subjects)
+            spectrum = _measure_spectrum(run, model, subjects[-1])
+        _report_sharpness(run, networks, spectrum)
+    return run.folder.path
+
+
+def _hessian_options(run: Session[SharpnessConfig]) -> dict[str, Any]:
+    config = run.config
+    # Batches of another size than the chunks would be cut into smaller ones.
+    batches = EvalBatches(
+        training_part(run, config.examples), normaliser(config, run.dataset), config.chunk
+    )
+    return {
+        "loss_fn": F.cross_entropy,
+        "batches": batches,
+        "weight_decay": config.loss_decay,
+        "batch_statistics": config.batch_statistics,
+        "chunk": config.chunk,
+        "seed": config.seed,
+    }
+
+
+def _set_up(run: Session[SharpnessConfig], model: nn.Module, subject: Subject) -> None:
+    """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
+    load_weights(model, subject.state, subject.name)
+    if not subject.measured:
+        images = eval_batches(run.config, run.dataset, training_part(run, _REFRESH_IMAGES))
+        refresh_batch_norm(model, images, num_images=None)
+
+
+def _measure_sharpness(
+    run: Session[SharpnessConfig], model: nn.Module, subjects: Sequence[Subject]
+) -> list[dict[str, Any]]:
+    options = _hessian_options(run)
+    known = recorded(run, "network")
+    for done, subject in enumerate(subjects, start=1):
+        if subject.name in known:
+            continue
+        _set_up(run, model, subject)
+        try:
+            top = top_eigenvalues(model, k=run.config.k, **options)
+            size = trace(model, num_samples=run.config.trace_samples, **options)
+        except UserError as error:
+            raise UserError(f"{subject.name}: {error}") from None
+        found = known[subject.name] = {
+            "event": "network",
+            "name": subject.name,
+            **subject.facts,
+            "eigenvalues": top.values.tolist(),
+            "residuals": top.residuals.tolist(),
+            "converged": top.converged,
+            "trace": size.value,
+            "trace_standard_error": size.standard_error,
+            "hessian_products": top.hessian_products + size.hessian_products,
+            "gradient_cost": top.gradient_cost + size.gradient_cost,
+        }
+        run.folder.log(found)
+        run.observer.point("sharpness", done, len(subjects))
+        run.observer.note(
+            f"{subject.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
+            f"trace {size.value:.4g} ± {size.standard_error:.2g}"
+        )
+    return [known[subject.name] for subject in subjects]
+
+
+def _measure_spectrum(
+    run: Session[SharpnessConfig], model: nn.Module, subject: Subject
+) -> dict[str, Any]:
+    known = recorded(run, "spectrum")
+    if subject.name not in known:
+        _set_up(run, model, subject)
+        found = spectral_density(
+            model,
+            num_vectors=run.config.spectrum_vectors,
+            num_steps=run.config.spectrum_steps,
+            **_hessian_options(run),
+        )
+        record: dict[str, Any] = {"event": "spectrum", "name": subject.name, "sigma": found.sigma}
+        for key in ("nodes", "weights", "grid", "density"):
+            record[key] = getattr(found, key).tolist()
+        record["hessian_products"] = found.hessian_products
+        record["gradient_cost"] = found.gradient_cost
+        run.folder.log(record)
+        known[subject.name] = record
+    return known[subject.name]
+
+
+def _report_sharpness(
+    run: Session[SharpnessConfig],
+    networks: Sequence[dict[str, Any]],
+    spectrum: dict[str, Any],
+) -> None:
+    thresholds = thresholds_of(networks, run.config.momentum)
+    captions = {}
+    if len(networks) > 1:
+        _draw_eigenvalues(run, networks, thresholds)
+        captions["sharpness.png"] = "Largest eigenvalues of the Hessian of each network"
+    density = spectrum_figure(*(torch.tensor(spectrum[key]) for key in ("grid", "density")))
+    plots.save_figure(density, run.folder.figures / "spectrum.png")
+    captions["spectrum.png"] = (
+        f"Spectral density of the Hessian of {spectrum['name']} "
+        f"({spectrum['hessian_products']} products, {spectrum['gradient_cost']:.0f} gradients)"
+    )
+    examples = len(training_part(run, run.config.examples))
+    table = sharpness_table(networks, examples=examples, thresholds=thresholds)
+    title = f"Sharpness of {run.config.model} on {run.dataset.name}"
+    page = report.Page(title, sharpness_verdict(networks, thresholds), [table], captions)
+    run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
+
+
+def _draw_eigenvalues(
+    run: Session[SharpnessConfig],
+    networks: Sequence[dict[str, Any]],
+    thresholds: Sequence[float] | None,
+) -> None:
+    places = {"epoch": "epochs", "t": "t, from the first network (0) to the second (1)"}
+    key = next((key for key in places if all(key in n for n in networks)), None)
+    figure = eigenvalue_figure(
+        [n[key] for n in networks] if key else list(range(1, len(networks) + 1)),
+        [n["eigenvalues"] for n in networks],
+        place=places[key] if key else "number of the file",
+        thresholds=thresholds,
+    )
+    plots.save_figure(figure, run.folder.figures / "sharpness.png")

@@ -1,0 +1,533 @@
+"""The commands plane and sharpness, from their arguments to the folders they leave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_tiny_npz
+from curve_runs import TRAIN_IMAGES, assert_same, contents, done, flags, job, report, run
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fge.evaluation
+import fge.sharpness_run
+from fge import plots
+from fge.batchnorm import refresh_batch_norm
+from fge.curve import Curve
+from fge.data import load_dataset
+from fge.files import write_bytes
+from fge.grid import GridStore, PlaneGrid
+from fge.plane import Plane
+from fge.sharpness import top_eigenvalues
+from fge.study_config import PlaneConfig, SharpnessConfig
+from fge.weights import flatten, write_parameters
+
+LINEAR, NORMED = "looked_at_models:linear", "looked_at_models:normed"
+MODELS = """
+from torch import nn
+
+def linear(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+def normed(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
+"""
+PLAIN = {"device": "cpu", "threads": 1, "channels_last": "off"}
+QUICK = {"trace_samples": 2, "spectrum_vectors": 1, "spectrum_steps": 5}
+PAIR = "G-1--G-2"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Mark a test that looks at figures; the others do without drawing them."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(plots, "save_figure", lambda _, path: write_bytes(path, b""))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "looked_at_models.py").write_text(MODELS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """An fge run of a linear model with 4 snapshots, after epochs 1, 3, 5, 7."""
+    cycles = {"epochs": 7, "start_epoch": 0, "cycle_epochs": 2, "max_lr": 0.1, "min_lr": 0.01}
+    out = tmp_path_factory.mktemp("ended") / "run"
+    return done("fge", job(data, out, model=LINEAR, momentum=0.5, **cycles))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A curve-ensemble run of a network with batch norm."""
+    out = tmp_path_factory.mktemp("pair") / "run"
+    short = {"epochs": 2, "eval_points": 3, "ensemble_points": 2}
+    return done("curve-ensemble", job(data, out, model=NORMED, **short))
+
+
+def look(source: Path | list[Path], out: Path, model: str, **more: Any) -> dict[str, Any]:
+    """Return options of a study of a run or of files."""
+    of = {"run": source} if isinstance(source, Path) else {"weights": source}
+    return {**of, "out": out, "model": model, **PLAIN, **more}
+
+
+def files_of(ended: Path) -> list[Path]:
+    return sorted((ended / "snapshots").glob("*.safetensors"))
+
+
+def built(name: str) -> nn.Module:
+    import looked_at_models  # type: ignore[import-not-found]
+
+    model: nn.Module = getattr(looked_at_models, name.partition(":")[2])(3)
+    return model
+
+
+def normalised(data: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    splits = load_dataset(str(data))
+    parts = {"train": splits.train, "test": splits.test}
+    return {k: ((v.images - splits.mean[0]) / splits.std[0], v.labels) for k, v in parts.items()}
+
+
+def measured(model: nn.Module, vector: Tensor, data: Path) -> dict[str, float]:
+    """Return the figures of the weights, with batch-norm statistics of all training images."""
+    splits = normalised(data)
+    write_parameters(model, vector)
+    refresh_batch_norm(model, [splits["train"][0]], num_images=None)
+    model.eval()
+    found = {}
+    for name, (images, labels) in splits.items():
+        with torch.no_grad():
+            outputs = model(images)
+        found[f"{name}_loss"] = float(F.cross_entropy(outputs, labels))
+        found[f"{name}_error"] = 100 * float((outputs.argmax(1) != labels).double().mean())
+    return found
+
+
+def assert_figures(found: dict[str, float], expected: dict[str, float]) -> None:
+    for key, value in expected.items():
+        # float32 arithmetic in batches of other sizes; errors are counts.
+        assert found[key] == pytest.approx(value, abs=1e-4 if "loss" in key else 1e-9), key
+
+
+# ----------------------------------------------------------------------------------------- plane
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_plane_of_a_run_goes_through_its_first_middle_and_last_snapshot(
+    ended: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = done("plane", look(ended, tmp_path / "plane", LINEAR, resolution=3, margin=0.5))
+    content = report(folder)
+    found, grid = content["plane"]["networks"], PlaneGrid.load(folder / "plane.npz")
+    assert content["command"] == "plane"
+    assert [network["name"] for network in found] == ["snapshot 1", "snapshot 2", "snapshot 4"]
+    model = built(LINEAR)
+    vectors = [flatten(files_of(ended)[i], model) for i in (0, 1, 3)]
+    places = np.array([[network["x"], network["y"]] for network in found])
+    for i, j in itertools.combinations(range(3), 2):
+        apart = float((vectors[i].double() - vectors[j].double()).norm())
+        assert np.linalg.norm(places[i] - places[j]) == pytest.approx(apart, rel=1e-9)
+    for network, vector in zip(found, vectors, strict=True):
+        assert network["off_plane"] == pytest.approx(0, abs=1e-6)
+        assert_figures(network, measured(model, vector, data))
+    plane = Plane.through(*vectors)
+    for row, column in ((0, 2), (1, 1)):
+        point = plane.point(grid.xs[column], grid.ys[row])
+        record = {key: float(values[row, column]) for key, values in grid.values.items()}
+        assert_figures(record, measured(model, point, data))
+    spans = places.max(0) - places.min(0)
+    assert (grid.xs[-1] - grid.xs[0]) == pytest.approx(spans[0] + spans.max())
+    assert (grid.ys[-1] - grid.ys[0]) == pytest.approx(spans[1] + spans.max())
+    figures = sorted(path.name for path in (folder / "figures").iterdir())
+    assert figures == ["plane-surface.png", "plane-test-error.png", "plane-train-loss.png"]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "snapshot 4" in page
+
+
+def test_the_plane_of_a_pair_has_its_ends_and_its_bend_and_statistics_of_each_point(
+    pair: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = done("plane", look(pair, tmp_path / "plane", NORMED, resolution=2))
+    content = report(folder)["plane"]
+    assert content["through"] == f"the ends and the bend of the bezier curve {PAIR}"
+    assert content["images_per_point"] == {"train": TRAIN_IMAGES, "test": 48}
+    curve = Curve.load(pair / "curves" / PAIR / "curve.safetensors")
+    names = ["w(0)", "bend", "w(1)"]
+    assert [network["name"] for network in content["networks"]] == names
+    model = built(NORMED)
+    for network, point in zip(content["networks"], curve.points, strict=True):
+        assert_figures(network, measured(model, point, data))
+
+
+def test_weight_decay_joins_the_loss_where_it_is_asked_for(ended: Path, tmp_path: Path) -> None:
+    options = {"resolution": 2, "weight_decay": 0.5}
+    found = []
+    for name, wanted in (("with", True), ("without", False)):
+        more = {**options, "weight_decay_in_loss": wanted}
+        folder = done("plane", look(ended, tmp_path / name, LINEAR, **more))
+        found.append(report(folder)["plane"]["networks"])
+    for path, with_it, without in zip([files_of(ended)[i] for i in (0, 1, 3)], *found, strict=True):
+        penalty = 0.25 * float(flatten(path, built(LINEAR)).double().square().sum())
+        assert with_it["train_loss"] - without["train_loss"] == pytest.approx(penalty, rel=1e-9)
+        assert with_it["test_error"] == without["test_error"]
+
+
+def test_chosen_snapshots_files_directions_and_components(
+    ended: Path, data: Path, tmp_path: Path
+) -> None:
+    files, small = files_of(ended), {"resolution": 2}
+    shared = {**small, "data": data, "batch_size": 32}
+    runs: dict[str, dict[str, Any]] = {
+        "chosen": look(ended, tmp_path / "chosen", LINEAR, snapshots=[4, 2, 1], **small),
+        "files": look(files[:3], tmp_path / "files", LINEAR, **shared),
+        "random": look(files[:1], tmp_path / "random", LINEAR, random=True, **shared),
+        "last": look(ended, tmp_path / "last", LINEAR, random=True, **small),
+        "trajectory": look(ended, tmp_path / "trajectory", LINEAR, trajectory=True, **small),
+    }
+    names, found = {}, {}
+    for name, options in runs.items():
+        found[name] = report(done("plane", options))["plane"]
+        names[name] = [network["name"] for network in found[name]["networks"]]
+    assert names == {
+        "chosen": ["snapshot 4", "snapshot 2", "snapshot 1"],
+        "files": ["1-0001", "2-0002", "3-0003"],
+        "random": ["1-0001"],
+        "last": ["snapshot 4"],
+        "trajectory": [f"snapshot {number}" for number in (1, 2, 3, 4)],
+    }
+    assert found["random"]["xs"] == pytest.approx([-1.4, 1.4])
+    norm = float(load_file(files[0])["1.weight"].norm())  # a filter is a row of the weight
+    assert np.diag(found["random"]["gram"]) == pytest.approx([norm**2] * 2, rel=1e-5)
+    places = np.array([[n["x"], n["y"]] for n in found["trajectory"]["networks"]])
+    assert places.mean(0) == pytest.approx(np.zeros(2), abs=1e-6)
+    assert abs(places[:, 0] @ places[:, 1]) < 1e-6 * (places**2).sum()
+
+
+def test_an_interrupted_grid_goes_on(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = look(ended, tmp_path / "reference", LINEAR, resolution=3)
+    reference = done("plane", options)
+    add, seen = GridStore.add, []
+
+    def interrupted(self: GridStore, place: tuple[int, int], record: Any) -> None:
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(place)
+        add(self, place, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GridStore, "add", interrupted)
+        result = run(flags("plane", {**options, "out": tmp_path / "cut"}))
+    assert result.code == 130
+    assert f"--out {tmp_path / 'cut'} --resume --model {LINEAR}" in result.out
+    assert not (tmp_path / "cut" / "plane.npz").exists()
+    monkeypatch.setattr(
+        GridStore, "add", lambda self, place, record: (seen.append(place), add(self, place, record))
+    )
+    argv = ["plane", "--out", str(tmp_path / "cut"), "--resume", "--model", LINEAR]
+    assert run(argv).code == 0
+    assert seen == [(row, column) for row in range(3) for column in range(3)]
+    assert_same(tmp_path / "cut", reference)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("work was done again")
+
+    monkeypatch.setattr(fge.evaluation.WeightsEvaluator, "__call__", fail)
+    assert run(argv).code == 0
+    assert_same(tmp_path / "cut", reference)
+
+
+def test_a_plane_is_repeated_from_its_own_config(ended: Path, tmp_path: Path) -> None:
+    first = done("plane", look(ended, tmp_path / "first", LINEAR, resolution=2))
+    argv = ["plane", "--config", str(first / "config.json"), "--out", "again", "--model", LINEAR]
+    assert run(argv).code == 0
+    assert_same(tmp_path / "again", first)
+
+
+# ------------------------------------------------------------------------------------- sharpness
+
+
+def softmax_hessian(state: dict[str, Tensor], inputs: Tensor, decay: float) -> np.ndarray:
+    """Return the Hessian of softmax regression: the mean of (diag p - p pᵀ) x (x, 1)(x, 1)ᵀ."""
+    x = torch.cat([inputs.flatten(1), torch.ones(len(inputs), 1)], dim=1).double()
+    parameters = torch.cat([state["1.weight"], state["1.bias"][:, None]], dim=1).double()
+    probs = (x @ parameters.T).softmax(1)
+    curvature = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None]
+    hessian = torch.einsum("nij,na,nb->iajb", curvature, x, x) / len(x)
+    size = parameters.numel()
+    return hessian.reshape(size, size).numpy() + decay * np.eye(size)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_each_snapshots_sharpness_is_that_of_its_hessian(
+    ended: Path, data: Path, tmp_path: Path
+) -> None:
+    more = {"k": 2, "examples": 50, "chunk": 20, "weight_decay": 0.01, "trace_samples": 40}
+    more |= {"weight_decay_in_loss": True, "spectrum_vectors": 2, "spectrum_steps": 10}
+    folder = done("sharpness", look(ended, tmp_path / "sharp", LINEAR, **more))
+    content, inputs = report(folder), normalised(data)["train"][0][:50]
+    assert [n["epoch"] for n in content["networks"]] == [1, 3, 5, 7]
+    for network, path in zip(content["networks"], files_of(ended), strict=True):
+        hessian = softmax_hessian(load_file(path), inputs, 0.01)
+        exact = np.linalg.eigvalsh(hessian)[::-1]
+        assert network["eigenvalues"] == pytest.approx(exact[:2], rel=1e-3)
+        error = abs(network["trace"] - np.trace(hessian))
+        assert 0 < network["trace_standard_error"] < 0.2 * np.trace(hessian)
+        assert error < 4 * network["trace_standard_error"]
+        assert network["hessian_products"] > 40
+        assert network["gradient_cost"] > 2.2 * network["hessian_products"]
+        assert network["converged"]
+    spectrum = content["spectrum"]
+    assert spectrum["name"] == "snapshot 4"
+    assert spectrum["hessian_products"] == 20
+    mean = np.dot(spectrum["nodes"], spectrum["weights"])
+    assert mean == pytest.approx(np.trace(hessian) / len(hessian), rel=0.3)
+    figures = sorted(path.name for path in (folder / "figures").iterdir())
+    assert figures == ["sharpness.png", "spectrum.png"]
+
+
+def test_the_stability_line_is_that_of_the_runs_rate_at_each_snapshot(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    original = fge.sharpness_run.eigenvalue_figure
+
+    def spy(places: Any, *args: Any, **options: Any) -> Any:
+        drawn.append((places, options["thresholds"], options["place"]))
+        return original(places, *args, **options)
+
+    monkeypatch.setattr(fge.sharpness_run, "eigenvalue_figure", spy)
+    folder = done("sharpness", look(ended, tmp_path / "sharp", LINEAR, k=1, **QUICK))
+    # 2 (1 + momentum) / lr with momentum 0.5 and min_lr 0.01
+    assert drawn == [([1.0, 3.0, 5.0, 7.0], pytest.approx([300.0] * 4), "epochs")]
+    table = (folder / "report.md").read_text()
+    assert "| 2(1+m)/lr |" in table
+    assert table.count(" | 300 | ") == 4
+
+
+def test_sharpness_along_a_curve_has_statistics_of_each_point(
+    pair: Path, data: Path, tmp_path: Path
+) -> None:
+    more = {"k": 1, "curve_points": 3, "examples": 0}
+    folder = done("sharpness", look(pair, tmp_path / "sharp", NORMED, **QUICK, **more))
+    found = report(folder)["networks"]
+    assert [(n["name"], n["t"]) for n in found] == [("t = 0", 0), ("t = 0.5", 0.5), ("t = 1", 1)]
+    images, labels = normalised(data)["train"]
+    curve = Curve.load(pair / "curves" / PAIR / "curve.safetensors")
+    model = built(NORMED)
+    for network in found:
+        write_parameters(model, curve.at(network["t"]))
+        refresh_batch_norm(model, [images], num_images=None)
+        model.eval()
+        top = top_eigenvalues(model, F.cross_entropy, [(images, labels)], tolerance=1e-3)
+        assert network["eigenvalues"][0] == pytest.approx(float(top.values[0]), rel=2e-3)
+
+
+def test_batch_statistics_are_an_option(pair: Path, data: Path, tmp_path: Path) -> None:
+    file = pair / "networks" / "G-1" / "network" / "0001.safetensors"
+    more = {"k": 1, "data": data, "batch_size": 32, "examples": 64, "chunk": 32, **QUICK}
+    found = []
+    for wanted in (False, True):
+        options = look([file], tmp_path / f"{wanted}", NORMED, batch_statistics=wanted, **more)
+        found.append(report(done("sharpness", options))["networks"][0]["eigenvalues"][0])
+    images, labels = (part[:64] for part in normalised(data)["train"])
+    model = built(NORMED)
+    model.load_state_dict(load_file(file))
+    batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
+    for value, wanted in zip(found, (False, True), strict=True):
+        top = top_eigenvalues(model, F.cross_entropy, batches, batch_statistics=wanted)
+        assert value == pytest.approx(float(top.values[0]), rel=2e-3)
+    assert abs(found[0] - found[1]) > 0.05 * found[0]
+
+
+def test_interrupted_sharpness_goes_on(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = look(ended, tmp_path / "reference", LINEAR, k=1, **QUICK)
+    reference = done("sharpness", options)
+    original, calls = fge.sharpness_run.top_eigenvalues, []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **more)
+
+    monkeypatch.setattr(fge.sharpness_run, "top_eigenvalues", counted)
+    assert run(flags("sharpness", {**options, "out": tmp_path / "cut"})).code == 130
+    argv = ["sharpness", "--out", str(tmp_path / "cut"), "--resume", "--model", LINEAR]
+    assert run(argv).code == 0
+    assert len(calls) == 3 + 2  # the third and the fourth snapshot
+    assert_same(tmp_path / "cut", reference)
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("command", ["plane", "sharpness"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "give --run DIR, a run folder, or --weights FILE"),
+        ("--run none", "none is no run folder .no config.json.; give that of an fge"),
+        ("--run empty --weights a b c", "give --run or --weights, not both|is no run folder"),
+        ("--run RUN --weights a b c", "give --run or --weights, not both"),
+        ("--run RUN --config RUN/config.json", "give --run or --config, not both"),
+        ("--run RUN", f"names the model factory '{LINEAR}'.*add --model {LINEAR}"),
+        ("--run RUN --model convnet", "0001.safetensors has no tensor"),
+        ("--weights none.pt no.pt nn.pt", r"no weights file none\.pt"),
+        ("--resume --out nothing", "no run to resume in nothing"),
+        ("--run RUN --model looked_at_models:linear --data DATA2", "are not those of the run"),
+    ],
+)
+def test_what_is_wrong_with_the_networks_is_one_line(
+    command: str, more: str, message: str, ended: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    if "DATA2" in more:  # other images under the name that the run has
+        shutil.copytree(ended, tmp_path / "other")
+        config = json.loads((ended / "config.json").read_text())
+        config["options"]["data"] = str(write_tiny_npz(tmp_path / "new.npz"))
+        config["dataset"]["sha256"] = "0" * 64
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+        more = "--run other --model looked_at_models:linear"
+    elif "--run RUN" not in more:
+        more += f" --data {data} --batch-size 32 --model {LINEAR}"
+    argv = [command, *more.replace("RUN", str(ended)).split(), "--device", "cpu", "--threads", "1"]
+    result = run(argv)
+    assert result.code == 2
+    assert re.search(message, result.message), result.message
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--weights A A B", r"w0 and w1 coincide; .*\(w0 = 1-0001, w1 = 2-0001, w2 = 3-0002\)"),
+        ("--weights A HALF B", "lie on one line: .* give three networks that span a plane"),
+        ("--weights A B", "--weights needs three files for a plane, got 2; with --random one"),
+        ("--weights A B --random", "--random needs one file, got 2"),
+        ("--weights A B --trajectory", "--trajectory needs three files or more, got 2"),
+        ("--weights A B C --random --trajectory", "give --random or --trajectory, not both"),
+        ("--weights A B C --snapshots 1 2 3", "--snapshots chooses .* needs --run, without"),
+        ("--run RUN --snapshots 1 2", "--snapshots needs three different numbers, got 1 2"),
+        ("--run RUN --snapshots 1 2 2", "--snapshots needs three different numbers, got 1 2 2"),
+        ("--run RUN --snapshots 0 1 2", "--snapshots counts from 1, got 0 1 2"),
+        ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
+        ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
+        ("--run RUN --margin -1", "margin must be finite and >= 0, got -1"),
+        ("--run SHORT", "a plane needs three snapshots, short has 2; with --random the last one"),
+        ("--run NONE", "none holds no snapshots; finish the run with --resume first"),
+        ("--run PLANE", "plane is a run of 'plane'; give one of fge, curve-ensemble or connect"),
+    ],
+)
+def test_a_plane_that_cannot_be_is_one_line(
+    more: str, message: str, ended: Path, data: Path, tmp_path: Path
+) -> None:
+    files = dict(zip("ABC", files_of(ended), strict=False))
+    half = {k: (v + load_file(files["B"])[k]) / 2 for k, v in load_file(files["A"]).items()}
+    save_file(half, tmp_path / "half.safetensors")
+    for name, keep in (("short", 2), ("none", 0)):
+        shutil.copytree(ended, tmp_path / name)
+        index = json.loads((ended / "snapshots" / "index.json").read_text())
+        index["snapshots"] = index["snapshots"][:keep]
+        (tmp_path / name / "snapshots" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "plane").mkdir()
+    (tmp_path / "plane" / "config.json").write_text(json.dumps({"command": "plane"}))
+    named = {"HALF": "half.safetensors", "RUN": str(ended), "SHORT": "short", "NONE": "none"}
+    named |= {"PLANE": "plane", **{name: str(path) for name, path in files.items()}}
+    argv = ["plane", *(named.get(word, word) for word in more.split()), "--model", LINEAR]
+    if "--weights" in more:
+        argv += ["--data", str(data), "--batch-size", "32"]
+    result = run([*argv, "--device", "cpu", "--threads", "1"])
+    assert result.code == 2
+    assert re.search(message, result.message), result.message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_curve_runs_plane_is_that_of_its_curve(pair: Path, tmp_path: Path) -> None:
+    base = ["--run", str(pair), "--model", NORMED, "--device", "cpu", "--threads", "1"]
+    for option in (["--random"], ["--trajectory"], ["--snapshots", "1", "2", "3"]):
+        message = run(["plane", *base, *option]).message
+        assert message == f"{option[0]} needs an fge run, {pair} is one of curve-ensemble"
+    shutil.copytree(pair, tmp_path / "begun")
+    (tmp_path / "begun" / "report.json").unlink()
+    message = run(["plane", *base, "--run", "begun"]).message
+    assert message == "begun has no report.json yet; finish the curve-ensemble run with --resume"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be >= 1, got 0"),
+        ({"chunk": 0}, "chunk must be >= 1, got 0"),
+        ({"examples": -1}, "examples must be >= 0, got -1"),
+        ({"trace_samples": 1}, "trace_samples must be >= 2, got 1"),
+        ({"curve_points": 1}, "curve_points must be >= 2, got 1"),
+        ({"spectrum_vectors": 0}, "spectrum_vectors must be >= 1, got 0"),
+        ({"spectrum_steps": 0}, "spectrum_steps must be >= 1, got 0"),
+    ],
+)
+def test_a_bad_number_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SharpnessConfig(run=Path("run"), **options)
+    with pytest.raises(ValueError, match="eval_images must be >= 0, got -1"):
+        PlaneConfig(run=Path("run"), eval_images=-1)
+
+
+def test_more_eigenvalues_than_parameters_are_refused_before_anything(
+    ended: Path, tmp_path: Path
+) -> None:
+    result = run(flags("sharpness", look(ended, tmp_path / "out", LINEAR, k=196)))
+    assert result.code == 2
+    assert result.message == "k must be from 1 to the 195 parameters, got 196"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_run_that_is_looked_at_is_neither_changed_nor_overwritten(
+    ended: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ended, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    options = look(Path("run"), Path("run"), LINEAR, overwrite=True)
+    message = run(flags("plane", options)).message
+    assert message == "run lies in run, which --overwrite removes; copy it elsewhere first"
+    assert run(flags("plane", look(Path("run"), Path("run"), LINEAR))).code == 2
+    done("plane", look(Path("run"), tmp_path / "plane", LINEAR, resolution=2))
+    assert contents(tmp_path / "run") == before
