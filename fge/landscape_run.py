@@ -135,7 +135,11 @@ def _report_plane(
     title = f"Plane of {run.config.model} on {run.dataset.name}"
     captions = {name: caption for name, (_, _, caption) in figures.items()}
     page = report.Page(
-        title, plane_verdict(grid, networks), [plane_table(networks, note)], captions
+        title,
+        plane_verdict(grid, networks),
+        [plane_table(networks, note)],
+        captions,
+        (*report.FILES, "plane.npz"),
     )
     found = {"through": scene.what, "networks": networks, "gram": grid.gram.tolist()}
     found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}

@@ -16,6 +16,8 @@ from fge.files import write_json, write_text
 from fge.runfolder import RunFolder
 
 SCHEMA_VERSION = 1
+FILES = ("report.json", "config.json", "log.jsonl")
+"""What every run folder holds for other programs."""
 UNITS = (
     "Error in percent, NLL in nats per image, Brier summed over classes, ECE as a fraction "
     "(15 bins); epochs are all that the method trained, fits included; passes are network "
@@ -35,12 +37,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows: title, verdict, tables, and figures by file name with a caption."""
+    """What a report shows: title, verdict, tables, and figures by file name with a caption.
+
+    ``files`` are those of the run folder that the page links to.
+    """
 
     title: str
     verdict: str
     tables: Sequence[Table]
     figures: dict[str, str] = field(default_factory=dict)
+    files: Sequence[str] = (*FILES, "predictions/test.npz")
 
 
 def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ _ENTRIES = (  # in the order of removal: what is left by an interruption is stil
     "networks",
     "curves",
     "predictions",
+    "plane.npz",
     "report.json",
     "report.md",
     "report.html",

@@ -154,7 +154,9 @@ def _report_sharpness(
     examples = len(training_part(run, run.config.examples))
     table = sharpness_table(networks, examples=examples, thresholds=thresholds)
     title = f"Sharpness of {run.config.model} on {run.dataset.name}"
-    page = report.Page(title, sharpness_verdict(networks, thresholds), [table], captions)
+    page = report.Page(
+        title, sharpness_verdict(networks, thresholds), [table], captions, report.FILES
+    )
     run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
 
 

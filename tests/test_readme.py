@@ -29,7 +29,7 @@ SHORT = {
     "curve-ensemble": f"--epochs 1 --curve-epochs 1 --eval-points 3 {PLAIN}",
     "connect": f"--epochs 1 --eval-points 3 {PLAIN}",
     "plane": f"--resolution 2 --eval-images 16 {PLAIN}",
-    "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-vectors 1 --spectrum-steps 2 {PLAIN}",
+    "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-steps 2 {PLAIN}",
     "predict": "",
 }
 TRAINING = ("fge", "curve-ensemble", "connect")
