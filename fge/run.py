@@ -1,4 +1,4 @@
-"""One function per command: wiring, and nothing else."""
+"""The commands ``fge`` and ``predict``, one function each: wiring, and nothing else."""
 
 from __future__ import annotations
 

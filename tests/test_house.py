@@ -63,3 +63,12 @@ def test_only_the_command_line_parses_and_prints() -> None:
             if isinstance(node, ast.Import)
             for alias in node.names
         }, path
+
+
+def test_the_map_of_modules_is_complete_and_says_what_their_docstrings_say() -> None:
+    text = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
+    modules = [path for path in (ROOT / "fge").glob("*.py") if path.name != "__init__.py"]
+    for path in modules:
+        summary = (ast.get_docstring(parsed(path)) or "").splitlines()[0]
+        assert f"| `{path.stem}` | {summary} |" in text
+    assert text.count("\n| `") == len(modules)
