@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,6 +32,9 @@ _ENSEMBLE_LABELS = {
 }
 
 _ALONG = "t, from the first network (0) to the second (1)"
+
+_STEEP = 2
+"""The ratio of largest to smallest value from which axes begin at zero."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -82,7 +86,7 @@ def ensemble_figure(paths: Mapping[str, Records]) -> Figure:
             label=_ENSEMBLE_LABELS[name],
         )
     axes.set_xlabel("distance from the first network")
-    _finish(axes, "test error of the two (%)", from_zero=False)
+    _finish(axes, "test error of the two (%)")
     axes.legend(frameon=False)
     return figure
 
@@ -91,8 +95,9 @@ def _values(records: Records, key: str) -> list[float]:
     return [float(record[key]) for record in records]
 
 
-def _finish(axes: Axes, label: str, *, from_zero: bool = True) -> None:
+def _finish(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
-    if from_zero:
-        axes.set_ylim(bottom=0)
+    heights = [float(value) for line in axes.lines for value in np.asarray(line.get_ydata())]
+    if heights and max(heights) > _STEEP * min(heights):  # else zero would flatten what is shown
+        axes.set_ylim(0, 1.05 * max(heights))
     axes.spines[["top", "right"]].set_visible(False)

@@ -27,11 +27,11 @@ from fge.curve_results import (
 )
 from fge.curve_study import CurveStudy
 from fge.networks import Network, predict_network, read_networks, train_network
+from fge.open_run import Run, check_kept, open_run, prepare
 from fge.pairs import Measured, make_study, measure_pair
 from fge.predictions import PredictionFile
 from fge.preserve import preserved
 from fge.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
-from fge.session import Session, check_kept, prepare, session
 from fge.setup import new_model
 from fge.tensors import load_weights, state_bytes
 
@@ -61,7 +61,7 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     seconds = [config.second] if config.strategies == "none" else list(RECIPES)
     _check_recipes(config, new_model(config, dataset), [config.first, *seconds])
     given = _given_networks(config, model)
-    with session(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
+    with open_run(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
         first = given.get(0) or _train(run, config.first, 0)
         pairs = []
         for name in seconds:
@@ -86,7 +86,7 @@ def connect(config: ConnectConfig) -> Path:
     pairs = pairs_of(config.weights, closed=config.closed)
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
-    with session(config, "connect", dataset, model, epochs=config.epochs) as run:
+    with open_run(config, "connect", dataset, model, epochs=config.epochs) as run:
         found = []
         for one, other in pairs:
             study = _study(run, model, networks[one], networks[other])
@@ -118,7 +118,7 @@ def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, 
     return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
 
 
-def _train(run: Session[CurveEnsembleConfig], name: str, position: int) -> Network:
+def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
     return train_network(
         run.config,
         run.dataset,
@@ -142,9 +142,7 @@ def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
     return recipe(name, **own.get(name, {}))
 
 
-def _study(
-    run: Session[CurveConfig], model: nn.Module, first: Network, second: Network
-) -> CurveStudy:
+def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Network) -> CurveStudy:
     """Return the study of the curve between two networks, in the run's folder ``curves``."""
     # Buffers that are no batch-norm statistics are those of the first network all along.
     load_weights(model, first.state, first.name)
@@ -162,7 +160,7 @@ def _study(
 
 
 def _connect_pair(
-    run: Session[CurveEnsembleConfig], model: nn.Module, first: Network, second: Network
+    run: Run[CurveEnsembleConfig], model: nn.Module, first: Network, second: Network
 ) -> _Ensembled:
     """Fit, measure, ensemble and draw one pair."""
     study = _study(run, model, first, second)
@@ -176,19 +174,19 @@ def _connect_pair(
     return _Ensembled(measured, found)
 
 
-def _draw_curve(run: Session[CurveConfig], measured: Measured) -> None:
+def _draw_curve(run: Run[CurveConfig], measured: Measured) -> None:
     figure = curve_figure(measured.paths["curve"], measured.paths["segment"])
     plots.save_figure(figure, run.folder.figures / f"curve-{measured.pair.name}.png")
 
 
-def _draw_ensemble(run: Session[CurveConfig], measured: Measured) -> None:
+def _draw_ensemble(run: Run[CurveConfig], measured: Measured) -> None:
     curve = measured.study.fit()
     paths = {"curve": measured.paths["curve"], **measured.study.measure_baselines(curve)}
     name = f"ensemble-{measured.pair.name}.png"
     plots.save_figure(ensemble_figure(paths), run.folder.figures / name)
 
 
-def _report_ensembles(run: Session[CurveEnsembleConfig], pairs: Sequence[_Ensembled]) -> None:
+def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]) -> None:
     main = pairs[0]
     _draw_ensemble(run, main.measured)
     pair = main.measured.pair
@@ -212,13 +210,13 @@ def _report_ensembles(run: Session[CurveEnsembleConfig], pairs: Sequence[_Ensemb
     run.finish(page, content)
 
 
-def _note(run: Session[CurveEnsembleConfig]) -> str:
+def _note(run: Run[CurveEnsembleConfig]) -> str:
     splits = report.splits_note(report.dataset_facts(run.dataset))
     given = run.config.first_weights or run.config.second_weights
     return f"{splits} {report.UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
 
 
-def _report_connections(run: Session[ConnectConfig], found: Sequence[Measured]) -> None:
+def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured]) -> None:
     pairs = [measured.pair for measured in found]
     tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
     figures = {f"curve-{pair.name}.png": _CURVE_CAPTION for pair in pairs}

@@ -16,15 +16,15 @@ from fge.errors import DivergenceError
 from fge.evaluation import WeightsEvaluator
 from fge.grid import PlaneGrid
 from fge.landscape import evaluate_plane
+from fge.open_run import Run, check_kept, open_run, prepare
 from fge.plane import Bounds, Plane
 from fge.plane_plots import plane_figure, surface_figure
 from fge.plane_scene import Scene, make_scene
 from fge.preserve import preserved
-from fge.session import Session, check_kept, prepare, session
 from fge.setup import eval_batches, new_model, speed_of
 from fge.study_config import PlaneConfig, check_same_images
+from fge.study_data import recorded, training_part
 from fge.study_results import plane_table, plane_verdict
-from fge.study_session import recorded, training_part
 
 _MOST_LABELS = 8
 
@@ -42,7 +42,7 @@ def plane(config: PlaneConfig) -> Path:
     check_same_images(config, dataset.fingerprint)
     model = new_model(config, dataset)
     scene = make_scene(config, model)
-    with session(config, "plane", dataset, model, epochs=1) as run:
+    with open_run(config, "plane", dataset, model, epochs=1) as run:
         run.observer.note(f"plane through {scene.what}")
         networks = _measure_networks(run, model, scene)
         grid = _measure_plane(run, model, scene)
@@ -51,13 +51,13 @@ def plane(config: PlaneConfig) -> Path:
     return run.folder.path
 
 
-def _plane_batches(run: Session[PlaneConfig]) -> dict[str, EvalBatches]:
+def _plane_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
     return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
 
 
 def _measure_networks(
-    run: Session[PlaneConfig], model: nn.Module, scene: Scene
+    run: Run[PlaneConfig], model: nn.Module, scene: Scene
 ) -> list[dict[str, Any]]:
     """Return place and figures of each network of the scene, measured as points of the plane."""
     evaluate = WeightsEvaluator(
@@ -84,7 +84,7 @@ def _measure_networks(
     return [known[subject.name] for subject in scene.networks]
 
 
-def _measure_plane(run: Session[PlaneConfig], model: nn.Module, scene: Scene) -> PlaneGrid:
+def _measure_plane(run: Run[PlaneConfig], model: nn.Module, scene: Scene) -> PlaneGrid:
     """Return the grid, going on from the points in the folder's state."""
     origin, axes = (vectors.to(run.device) for vectors in (scene.plane.origin, scene.plane.axes))
     return evaluate_plane(
@@ -109,7 +109,7 @@ def _bounds(surface: Plane, margin: float) -> Bounds:
 
 
 def _report_plane(
-    run: Session[PlaneConfig], scene: Scene, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
+    run: Run[PlaneConfig], scene: Scene, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
 ) -> None:
     figures = {
         "plane-train-loss.png": (plane_figure, "train_loss", "Training loss on the plane"),

@@ -10,10 +10,10 @@ from fge.curve_results import PairResult
 from fge.errors import UserError
 from fge.evaluation import Record
 from fge.geometry import turning_angles
+from fge.open_run import Run
 from fge.pairs import Measured, make_study, measure_pair
 from fge.predictions import PredictionFile
 from fge.results import MethodResult, method_result
-from fge.session import Session
 from fge.staged import StagedTraining, member_name
 from fge.tensors import load_weights, state_bytes
 from fge.weights import flatten
@@ -65,7 +65,7 @@ def check_refit(config: FGEConfig) -> None:
         )
 
 
-def refit(run: Session[FGEConfig], training: StagedTraining, test: PredictionFile) -> Refit:
+def refit(run: Run[FGEConfig], training: StagedTraining, test: PredictionFile) -> Refit:
     """Connect consecutive snapshots by curves, measure them and ensemble points on them.
 
     Args:

@@ -24,11 +24,11 @@ from fge.errors import DivergenceError, UserError
 from fge.figures import training_curves
 from fge.methods import fge_stages
 from fge.models import build_model
+from fge.open_run import Run, check_kept, open_run, prepare
 from fge.predict import read_inputs, write_predictions
 from fge.predictions import PredictionFile
 from fge.recipes import endpoint_recipe
 from fge.refit import Refit, check_refit, refit
-from fge.session import Session, check_kept, prepare, session
 from fge.setup import eval_batches, initial_model, make_training
 from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining
@@ -49,7 +49,7 @@ def fge(config: FGEConfig) -> Path:
     model = initial_model(config, dataset)
     epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
     baseline = read_baseline(config.baseline, dataset, config.model) if config.baseline else None
-    with session(config, "fge", dataset, model, epochs=epochs) as run:
+    with open_run(config, "fge", dataset, model, epochs=epochs) as run:
         _train_and_report(run, model, baseline)
     return run.folder.path
 
@@ -87,9 +87,7 @@ def predict(config: PredictConfig) -> Path:
     return out
 
 
-def _train_and_report(
-    run: Session[FGEConfig], model: nn.Module, baseline: BaselineRun | None
-) -> None:
+def _train_and_report(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | None) -> None:
     training = make_training(
         run.config,
         run.dataset,
@@ -111,7 +109,7 @@ def _train_and_report(
 
 
 def _report(
-    run: Session[FGEConfig],
+    run: Run[FGEConfig],
     training: StagedTraining,
     test: PredictionFile,
     refitted: Refit | None,

@@ -15,16 +15,16 @@ from fge.batches import EvalBatches
 from fge.batchnorm import refresh_batch_norm
 from fge.errors import UserError
 from fge.layout import Layout
+from fge.open_run import Run, check_kept, open_run, prepare
 from fge.preserve import preserved
-from fge.session import Session, check_kept, prepare, session
 from fge.setup import eval_batches, new_model, normaliser
 from fge.sharpness import top_eigenvalues, trace
 from fge.sharpness_plots import eigenvalue_figure, spectrum_figure
 from fge.spectrum import spectral_density
 from fge.study_config import SharpnessConfig, check_same_images
+from fge.study_data import recorded, training_part
 from fge.study_networks import Subject, sharpness_subjects
 from fge.study_results import sharpness_table, sharpness_verdict, thresholds_of
-from fge.study_session import recorded, training_part
 from fge.tensors import load_weights
 
 _REFRESH_IMAGES = 5120
@@ -46,7 +46,7 @@ def sharpness(config: SharpnessConfig) -> Path:
     count = Layout.of(model).numel
     if config.k > count:
         raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
-    with session(config, "sharpness", dataset, model, epochs=1) as run:
+    with open_run(config, "sharpness", dataset, model, epochs=1) as run:
         with preserved(model):
             networks = _measure_sharpness(run, model, subjects)
             spectrum = _measure_spectrum(run, model, subjects[-1])
@@ -54,7 +54,7 @@ def sharpness(config: SharpnessConfig) -> Path:
     return run.folder.path
 
 
-def _hessian_options(run: Session[SharpnessConfig]) -> dict[str, Any]:
+def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
     config = run.config
     # Batches of another size than the chunks would be cut into smaller ones.
     batches = EvalBatches(
@@ -70,7 +70,7 @@ def _hessian_options(run: Session[SharpnessConfig]) -> dict[str, Any]:
     }
 
 
-def _set_up(run: Session[SharpnessConfig], model: nn.Module, subject: Subject) -> None:
+def _set_up(run: Run[SharpnessConfig], model: nn.Module, subject: Subject) -> None:
     """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
     load_weights(model, subject.state, subject.name)
     if not subject.measured:
@@ -79,7 +79,7 @@ def _set_up(run: Session[SharpnessConfig], model: nn.Module, subject: Subject) -
 
 
 def _measure_sharpness(
-    run: Session[SharpnessConfig], model: nn.Module, subjects: Sequence[Subject]
+    run: Run[SharpnessConfig], model: nn.Module, subjects: Sequence[Subject]
 ) -> list[dict[str, Any]]:
     options = _hessian_options(run)
     known = recorded(run, "network")
@@ -114,7 +114,7 @@ def _measure_sharpness(
 
 
 def _measure_spectrum(
-    run: Session[SharpnessConfig], model: nn.Module, subject: Subject
+    run: Run[SharpnessConfig], model: nn.Module, subject: Subject
 ) -> dict[str, Any]:
     known = recorded(run, "spectrum")
     if subject.name not in known:
@@ -136,7 +136,7 @@ def _measure_spectrum(
 
 
 def _report_sharpness(
-    run: Session[SharpnessConfig],
+    run: Run[SharpnessConfig],
     networks: Sequence[dict[str, Any]],
     spectrum: dict[str, Any],
 ) -> None:
@@ -161,7 +161,7 @@ def _report_sharpness(
 
 
 def _draw_eigenvalues(
-    run: Session[SharpnessConfig],
+    run: Run[SharpnessConfig],
     networks: Sequence[dict[str, Any]],
     thresholds: Sequence[float] | None,
 ) -> None:

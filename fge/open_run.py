@@ -28,7 +28,7 @@ C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
 
 
 @dataclass(frozen=True)
-class Session(Generic[C_co]):
+class Run(Generic[C_co]):
     """A run under way: settled options, data on the device, its folder, who is told of it."""
 
     command: str
@@ -98,9 +98,9 @@ def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
 
 
 @contextmanager
-def session(
+def open_run(
     config: C, command: str, dataset: Dataset, model: nn.Module, *, epochs: int
-) -> Iterator[Session[C]]:
+) -> Iterator[Run[C]]:
     """Open the run folder, settle what is measured, and see the run to its end.
 
     Args:
@@ -143,7 +143,7 @@ def _begin(
     folder: RunFolder,
     observer: ConsoleObserver,
     epochs: int,
-) -> Session[C]:
+) -> Run[C]:
     device = torch.device(config.device)
     dataset = dataset.to(device)
     facts = report.dataset_facts(dataset)
@@ -153,7 +153,7 @@ def _begin(
     write_config(folder.config, command, config, dataset=facts)
     environment = report.environment_facts(device, torch.get_num_threads())
     folder.timing({"event": "begin", "environment": environment})
-    return Session(command, config, dataset, folder, observer, environment)
+    return Run(command, config, dataset, folder, observer, environment)
 
 
 def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
