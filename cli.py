@@ -106,9 +106,9 @@ def _of_run(kind: type[C], folder: Path) -> tuple[C, str]:
 def _last_value(arguments: list[str], option: str) -> str | None:
     """Return what follows an option, where it is given: ``--name VALUE`` or ``--name=VALUE``."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for position, argument in enumerate(arguments):
         if argument == option:
-            value = following
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
         elif argument.startswith(f"{option}="):
             value = argument.partition("=")[2]
     return value

@@ -109,6 +109,17 @@ def parsed(run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> FGECon
     return seen[0]
 
 
+def test_the_main_job_needs_no_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(run, monkeypatch, ["fge"]) == FGEConfig()
+
+
+@pytest.mark.parametrize("option", ["--out", "--config", "--model", "--epochs"])
+def test_an_option_without_its_value_is_named(run: Run, option: str) -> None:
+    result = run(["fge", option])
+    assert result.code == 2
+    assert option in result.message
+
+
 def report(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return content
