@@ -19,6 +19,7 @@ from fge.curve_config import (
 from fge.curve_ensemble import MIDDLE, ensemble_results, member_ts
 from fge.curve_plots import curve_figure, ensemble_figure
 from fge.curve_results import (
+    PairResult,
     connection_verdict,
     pair_verdict,
     pairs_table,
@@ -35,7 +36,7 @@ from fge.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initiali
 from fge.setup import new_model
 from fge.tensors import load_weights, state_bytes
 
-_CURVE_CAPTION = "Loss and error along curve and segment, on training and test images"
+_CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
     "Networks on paths have batch-norm statistics estimated there, which passes training images "
@@ -179,6 +180,10 @@ def _draw_curve(run: Run[CurveConfig], measured: Measured) -> None:
     plots.save_figure(figure, run.folder.figures / f"curve-{measured.pair.name}.png")
 
 
+def _curve_captions(pairs: Sequence[PairResult]) -> dict[str, str]:
+    return {f"curve-{pair.name}.png": _CURVE_CAPTION.format(pair.name) for pair in pairs}
+
+
 def _draw_ensemble(run: Run[CurveConfig], measured: Measured) -> None:
     curve = measured.study.fit()
     paths = {"curve": measured.paths["curve"], **measured.study.measure_baselines(curve)}
@@ -198,7 +203,7 @@ def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]
     tables = [ensembles, path_table(pair)]
     if len(pairs) > 1:
         tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
-    figures = {f"curve-{p.measured.pair.name}.png": _CURVE_CAPTION for p in pairs}
+    figures = _curve_captions([p.measured.pair for p in pairs])
     figures[f"ensemble-{pair.name}.png"] = _ENSEMBLE_CAPTION
     title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     page = report.Page(title, pair_verdict(pair, main.results), tables, figures)
@@ -219,7 +224,7 @@ def _note(run: Run[CurveEnsembleConfig]) -> str:
 def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured]) -> None:
     pairs = [measured.pair for measured in found]
     tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
-    figures = {f"curve-{pair.name}.png": _CURVE_CAPTION for pair in pairs}
+    figures = _curve_captions(pairs)
     title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
     page = report.Page(title, connection_verdict(pairs), tables, figures)
     run.finish(page, {"methods": [], "pairs": [pair.as_json() for pair in pairs]})
