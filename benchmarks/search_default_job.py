@@ -26,7 +26,7 @@ from fge.run import fge
 RESULTS = Path(__file__).parent / "results" / "search_default_job.json"
 SEEDS = (100, 101)  # not those of the default job's benchmark
 FEWER_SEEDS = {"cycles-100": (100,)}
-"""A first round of which none came close to the single network was not repeated."""
+"""A first round, of which none reached the single network of that seed, was not repeated."""
 
 Options = dict[str, Any]
 
