@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
+from fge.chunks import tensors
 from fge.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
 from fge.tensors import unwrap
@@ -150,20 +151,10 @@ def _cut(batch: Any, count: int) -> Any:
 
 def _count(batch: Any) -> int:
     """Return the length of the first tensor in a batch."""
-    for part in _flattened(batch):
-        if isinstance(part, Tensor) and part.ndim:
-            return len(part)
+    for tensor in tensors(batch):
+        if tensor.ndim:
+            return len(tensor)
     raise UserError(
         f"cannot count the images of a batch that is a {type(batch).__name__} without tensors; "
         "give tensors, or lists, tuples or dicts of them"
     )
-
-
-def _flattened(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if not isinstance(batch, list | tuple):
-        yield batch
-        return
-    for part in batch:
-        yield from _flattened(part)

@@ -1,15 +1,14 @@
-"""Batches cut into chunks, for work whose memory grows with the examples at a time."""
+"""What lies in a batch of any nesting: its tensors, its number of examples, its pieces."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.learner import count_examples
 
 
 def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
@@ -39,12 +38,27 @@ def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a batch, nested in lists, tuples and dicts."""
+    """Yield the tensors in a batch, nested in lists, tuples and mappings, in order."""
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, list | tuple | dict):
-        for part in batch.values() if isinstance(batch, dict) else batch:
+    elif isinstance(batch, list | tuple | Mapping):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
             yield from tensors(part)
+
+
+def count_examples(batch: Any) -> int:
+    """Return the length of the first tensor in a batch.
+
+    >>> import torch
+    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
+    (5, 2)
+
+    Raises:
+        UserError: there is no tensor in it.
+    """
+    for tensor in tensors(batch):
+        return len(tensor)
+    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
 
 
 def _rows(batch: Any, start: int, stop: int) -> Any:

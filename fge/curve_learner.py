@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fge.chunks import count_examples
 from fge.draws import Draw, Shape, stratified_uniform
 from fge.ensemble import ForwardFn, to_device
 from fge.families import Family
-from fge.learner import Learner, LossFn, Speed, count_examples
+from fge.learner import Learner, LossFn, Speed
 from fge.objectives import Objective
 from fge.tensors import unwrap
 from fge.weights import FlatParameters

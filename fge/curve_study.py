@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,6 +201,8 @@ class CurveStudy:
     ) -> list[Record]:
         file = self.folder / f"{path}.jsonl"
         kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
+        done = read_records(file)
+        finished = itertools.count(len(done) + 1)
         probs: list[Tensor] = []
 
         def on_point(t: float, probabilities: Probabilities) -> None:
@@ -211,7 +214,7 @@ class CurveStudy:
             self._check_finite(path, record)
             record |= self._with_start(probs[0])
             append_record(file, record)
-            self.observer.point(f"{self.name}: {path}", len(read_records(file)), len(ts))
+            self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
 
         return evaluate_curve(
             self.model,
@@ -223,7 +226,7 @@ class CurveStudy:
             speed=self.speed,
             on_point=on_point,
             on_record=on_record,
-            done=read_records(file),
+            done=done,
         )
 
     def _check_finite(self, path: str, record: Record) -> None:

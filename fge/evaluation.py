@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fge import metrics
 from fge.batchnorm import refresh_batch_norm
+from fge.chunks import count_examples
 from fge.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
-from fge.learner import LossFn, Speed, count_examples
+from fge.learner import LossFn, Speed
 from fge.weights import write_parameters
 
 Record = dict[str, float]

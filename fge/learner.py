@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fge.chunks import count_examples
 from fge.ensemble import ForwardFn, call_model, predict_proba
 from fge.errors import DivergenceError, UserError
 
@@ -32,25 +33,6 @@ class Speed:
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype of autocast, or None where it is off."""
         return _DTYPES[self.amp]
-
-
-def count_examples(batch: Any) -> int:
-    """Return the length of the first tensor in a batch (nested in lists, tuples and dicts).
-
-    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
-    (5, 2)
-
-    Raises:
-        UserError: there is no tensor in it.
-    """
-    parts = [batch]
-    while parts:
-        part = parts.pop(0)
-        if isinstance(part, Tensor):
-            return len(part)
-        if isinstance(part, list | tuple | dict):
-            parts = [*(part.values() if isinstance(part, dict) else part), *parts]
-    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
 
 
 class Learner:

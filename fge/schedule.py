@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fge.checks import check_learning_rates
+from fge.checks import check_at_least, check_learning_rates
 from fge.errors import UserError
 
 
@@ -216,7 +216,7 @@ class StepsLR(ClosedFormLR):
         factor: float = 0.2,
         last_epoch: int = -1,
     ) -> None:
-        _check_budget(epochs, steps_per_epoch)
+        check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
         rising = all(low < high for low, high in zip((0, *marks), (*marks, 1), strict=True))
         if not rising:
             raise UserError(f"marks must rise within (0, 1), got {tuple(marks)}")
@@ -262,7 +262,7 @@ class LinearDecayLR(ClosedFormLR):
         final_factor: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        _check_budget(epochs, steps_per_epoch)
+        check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
         if not 0 <= final_factor <= 1:
             raise UserError(f"final_factor must be in [0, 1], got {final_factor}")
         self.steps = epochs * steps_per_epoch
@@ -273,12 +273,6 @@ class LinearDecayLR(ClosedFormLR):
         """Return the learning rate of each parameter group at the present step."""
         factor = linear_factor(self.last_epoch, self.steps, final_factor=self.final_factor)
         return [base * factor for base in self.base_lrs]
-
-
-def _check_budget(epochs: int, steps_per_epoch: int) -> None:
-    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
-        if value < 1:
-            raise UserError(f"{name} must be >= 1, got {value}")
 
 
 def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:

@@ -230,3 +230,21 @@ def random_signs(operator: HessianOperator, rng: torch.Generator) -> Tensor:
     """Return a vector (P,) of -1 and 1, the same on every device."""
     signs = torch.randint(0, 2, (operator.size,), generator=rng) * 2 - 1
     return signs.to(operator.device, vector_dtype(operator))
+
+
+def stability_threshold(lr: float, momentum: float) -> float:
+    """Return 2 (1 + momentum) / lr.
+
+    On a quadratic loss, full-batch descent with heavy-ball momentum diverges along eigenvectors
+    whose eigenvalue is larger (Polyak 1964; arXiv 2103.00065, section 2). It is no bound for
+    training with small batches.
+
+    Raises:
+        UserError: ``lr`` is not above 0.
+
+    >>> round(stability_threshold(0.05, 0.9), 6)
+    76.0
+    """
+    if not lr > 0:
+        raise UserError(f"lr must be above 0 for a stability threshold, got {lr}")
+    return 2 * (1 + momentum) / lr

@@ -14,24 +14,6 @@ from fge.errors import UserError
 TOP, OTHERS, THRESHOLD = "#1d4ed8", "#93c5fd", "#d97706"
 
 
-def stability_threshold(lr: float, momentum: float) -> float:
-    """Return 2 (1 + momentum) / lr.
-
-    On a quadratic loss, full-batch descent with heavy-ball momentum diverges along eigenvectors
-    whose eigenvalue is larger (Polyak 1964; arXiv 2103.00065, section 2). It is no bound for
-    training with small batches.
-
-    Raises:
-        UserError: ``lr`` is not above 0.
-
-    >>> round(stability_threshold(0.05, 0.9), 6)
-    76.0
-    """
-    if not lr > 0:
-        raise UserError(f"lr must be above 0 for a stability threshold, got {lr}")
-    return 2 * (1 + momentum) / lr
-
-
 def eigenvalue_figure(
     places: Sequence[float],
     eigenvalues: Sequence[Sequence[float]],
@@ -45,7 +27,8 @@ def eigenvalue_figure(
         places: (n,) of the networks on the horizontal axis.
         eigenvalues: (n, k), largest first.
         place: what the places are.
-        thresholds: (n,) of :func:`stability_threshold`, at the learning rate of each network.
+        thresholds: (n,) of :func:`fge.sharpness.stability_threshold`, at the learning rate of each
+            network.
 
     Raises:
         UserError: there are no networks.

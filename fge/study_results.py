@@ -10,7 +10,7 @@ import numpy as np
 
 from fge.grid import PlaneGrid
 from fge.report import Table
-from fge.sharpness_plots import stability_threshold
+from fge.sharpness import stability_threshold
 
 _SHARPNESS_NOTE = (
     "Hessian of the mean loss over {examples} training images without augmentation, in nats per "

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fge.chunks import count_examples
 from fge.errors import DivergenceError
-from fge.learner import Learner, count_examples
+from fge.learner import Learner
 from fge.schedule import ClosedFormLR
 from fge.seeds import derive_seed
 
