@@ -15,9 +15,10 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from fge.config import FGEConfig, PredictConfig, RunConfig, check_import
+from fge.config import PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import DivergenceError, UserError, unknown
 from fge.study_config import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
 

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.files import read_records, write_json
 from fge.run import fge
 

@@ -40,7 +40,7 @@ from torch import nn
 
 from fge.autotune import choose_speed
 from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.data import Dataset, load_dataset
 from fge.files import write_json
 from fge.learner import Learner, Speed

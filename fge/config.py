@@ -6,16 +6,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from fge.checks import check_at_least, check_learning_rates, check_not_negative
+from fge.checks import check_at_least, check_not_negative
 from fge.errors import UserError
-from fge.rates import Rates, rates_of
+from fge.rates import rates_of
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 
 
-_HOW_TO_RUN = {"affects_result": False}
+HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
+MAY_BE_ADDED = {"may_be_added": True}
+"""Marks an option for work that a finished run can be resumed with, when it was left out before."""
 _THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
 
@@ -36,7 +38,7 @@ class RunConfig:
     data: str = "fashion-mnist-mini"
     """fashion-mnist-mini, fashion-mnist, cifar10, cifar100, an .npz file,
     or a folder of images in train/CLASS/ and test/CLASS/."""
-    data_dir: Path | None = field(default=None, metadata=_HOW_TO_RUN)
+    data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder of the named data set's files; ./data by default."""
     train_size: int | None = None
     """Use so many training images (validation part included), balanced over classes."""
@@ -109,97 +111,14 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGEConfig(RunConfig):
-    """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
+class TrainingConfig(RunConfig):
+    """Options of the commands that train networks and test what comes out."""
 
-    start_epoch: int | None = None
-    """First epoch of the cycles, counted from 0; by default about 75 %
-    of the budget, placed so that it ends at a minimum of the rate."""
-    cycle_epochs: int | None = None
-    """Epochs per cycle, an even number; about a tenth of the budget by default."""
-    max_lr: float | None = None
-    """Learning rate at the start of a cycle; by default what suits the model."""
-    min_lr: float | None = None
-    """Learning rate in the middle of a cycle, where a snapshot is kept;
-    by default what suits the model."""
-    pretrained: Path | None = None
-    """Start cycling from these weights (.safetensors, or a .pt state dict) at once."""
-    single: bool = False
-    """Also train the single network of the same budget, from the shared first part of the run."""
-    refit: Literal["bezier", "polychain"] | None = None
-    """Connect consecutive snapshots by curves of low loss, and ensemble points on them too."""
-    refit_points: int = 1
-    """Members taken from each curve between its ends, evenly spaced in t."""
-    refit_epochs: int | None = None
-    """Epochs of each fit; half a cycle by default."""
-    baseline: Path | None = field(default=None, metadata=_HOW_TO_RUN)
-    """A finished curve-ensemble run on the same data and model to set the result beside."""
-
-    def __post_init__(self) -> None:
-        """Check the cycles as well.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
-        super().__post_init__()
-        check_at_least(1, refit_points=self.refit_points, refit_epochs=self.refit_epochs)
-        if self.refit is None and (self.refit_epochs is not None or self.refit_points != 1):
-            raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
-        check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
-        cycle = self.cycle_epochs
-        if cycle is not None and (cycle < 2 or cycle % 2):
-            raise UserError(f"cycle_epochs must be even and >= 2, got {cycle}")
-        if self.pretrained is not None and self.start_epoch not in (None, 0):
-            raise UserError(
-                f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
-            )
-        if self.pretrained is not None and self.single:
-            raise UserError("--single shares the start of the run, which --pretrained leaves out")
-        start, half = self.first_cycle_epoch, self.cycle_length // 2
-        if not 0 <= start < self.epochs:
-            raise UserError(f"start_epoch must be in [0, epochs) = [0, {self.epochs}), got {start}")
-        if start + half > self.epochs:
-            raise UserError(
-                f"cycle_epochs {self.cycle_length} is too long: the first snapshot would end epoch "
-                f"{start + half} of {self.epochs}; use cycle_epochs <= "
-                f"{max(2 * (self.epochs - start), 2)} or epochs >= {start + half}"
-            )
-
-    @property
-    def cycle_length(self) -> int:
-        """Epochs per cycle: ``cycle_epochs``, or the even number nearest a tenth of the budget."""
-        return self.cycle_epochs or 2 * max(1, round(self.epochs / 20))
-
-    @property
-    def cycle_lrs(self) -> Rates:
-        """The learning rates of the run, each as given, or what suits the model."""
-        usual = rates_of(self.model)
-        high = usual.max_lr if self.max_lr is None else self.max_lr
-        low = min(usual.min_lr, high) if self.min_lr is None else self.min_lr
-        return Rates(self.base_lr, high, low)
-
-    @property
-    def first_cycle_epoch(self) -> int:
-        """The epoch (0-based) at which the cycles begin."""
-        if self.start_epoch is not None:
-            return self.start_epoch
-        if self.pretrained is not None:
-            return 0
-        cycle, half = self.cycle_length, self.cycle_length // 2
-        cycles = round((self.epochs * (1 - START_FRACTION) - half) / cycle)
-        fitting = max(0, (self.epochs - half) // cycle)
-        return max(0, self.epochs - half - min(max(cycles, 1), fitting) * cycle)
-
-    @property
-    def last_cycle_epoch(self) -> int:
-        """The epoch at which cycling stops: the last minimum within the budget."""
-        half = self.cycle_length // 2
-        cycles = (self.epochs - self.first_cycle_epoch - half) // self.cycle_length
-        return self.first_cycle_epoch + half + cycles * self.cycle_length
-
-
-START_FRACTION = 0.75
-"""Where the cycles begin unless told otherwise, as a part of the budget, if two snapshots fit."""
+    ood: tuple[str, ...] = field(default=(), metadata=MAY_BE_ADDED)
+    """Tell images foreign to the data by the predictions' uncertainty: noise, digits,
+    or the name, folder or file of other data; their test images are predicted too."""
+    tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)
+    """Also write TensorBoard scalars, into the run folder (needs the extra tensorboard)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +180,10 @@ def saved_fields(config: type[RunConfig] | RunConfig) -> list[str]:
 def affects_result(config: RunConfig, name: str) -> bool:
     """Say whether the option may change what a run produces."""
     return any(f.name == name and f.metadata.get("affects_result", True) for f in fields(config))
+
+
+def may_be_added(config: RunConfig, name: str) -> bool:
+    """Say whether the option was left out of a run that can still be given it."""
+    option = next(f for f in fields(config) if f.name == name)
+    left_out = getattr(config, name) == option.default
+    return bool(option.metadata.get("may_be_added", False)) and left_out

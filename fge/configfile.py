@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fge.config import RunConfig, affects_result, saved_fields
+from fge.config import RunConfig, affects_result, may_be_added, saved_fields
 from fge.errors import UserError, unknown
 from fge.files import write_json
 
@@ -81,14 +81,16 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
 def check_unchanged(saved: C, asked: C) -> None:
     """Check that options asked for at ``--resume`` are those that the run was begun with.
 
-    ``auto`` and None, an option left open, agree with whatever it was settled to.
+    ``auto`` and None, an option left open, agree with whatever it was settled to; work that was
+    left out may be added.
 
     Raises:
         UserError: naming the first option that differs and affects the result.
     """
     for name in saved_fields(saved):
         before, now = getattr(saved, name), getattr(asked, name)
-        if affects_result(saved, name) and now not in (before, "auto", None):
+        fixed = affects_result(saved, name) and not may_be_added(saved, name)
+        if fixed and now not in (before, "auto", None):
             raise UserError(
                 f"cannot resume with {name} {now}: the run was begun with {before}; "
                 "drop the option, or give another --out"
@@ -96,8 +98,12 @@ def check_unchanged(saved: C, asked: C) -> None:
 
 
 def keep_settled(saved: C, asked: C) -> C:
-    """Return the saved configuration with this invocation's own options."""
-    own = {name: getattr(asked, name) for name in vars(asked) if not affects_result(asked, name)}
+    """Return the saved configuration with this invocation's own options, and the work it adds."""
+    own = {
+        name: getattr(asked, name)
+        for name in vars(asked)
+        if not affects_result(asked, name) or may_be_added(saved, name)
+    }
     return replace(saved, **own)
 
 

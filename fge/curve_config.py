@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fge.checks import check_at_least, check_positive
-from fge.config import RunConfig
+from fge.config import RunConfig, TrainingConfig
 from fge.errors import UserError
 from fge.rates import curve_rate_of
 
@@ -68,7 +68,7 @@ class CurveConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveEnsembleConfig(CurveConfig):
+class CurveEnsembleConfig(CurveConfig, TrainingConfig):
     """Train two networks, connect them by a curve of low loss and ensemble along it.
 
     Batch size, momentum and weight decay are those of the fit and of the recipe endpoint; the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.plots import TrainingCurves
 from fge.schedule import endpoint_factor, triangular
 

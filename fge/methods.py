@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.schedule import ClosedFormLR, EndpointLR, TriangularLR
 
 MakeSchedule = Callable[[Optimizer, int], ClosedFormLR]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from fge.config import FGEConfig, RunConfig
+from fge.config import RunConfig
 from fge.curve_config import CurveConfig
 from fge.curve_results import PairResult
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.evaluation import Record
 from fge.geometry import turning_angles

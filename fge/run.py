@@ -12,11 +12,12 @@ from torch import nn
 from fge import plots, report, results
 from fge.baseline_run import BaselineRun, beside_baseline, read_baseline
 from fge.batches import EvalBatches, Normaliser
-from fge.config import FGEConfig, PredictConfig, check_import
+from fge.config import PredictConfig, check_import
 from fge.configfile import read_config
 from fge.console import ConsoleObserver
 from fge.curve_plots import curve_figure
 from fge.curve_results import pairs_table
+from fge.cycle_config import FGEConfig
 from fge.data import Dataset, Split
 from fge.devices import choose_device, set_threads
 from fge.ensemble import Ensemble

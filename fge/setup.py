@@ -12,8 +12,9 @@ from torch import nn
 from fge import recipes
 from fge.autotune import check_compile, choose_speed
 from fge.batches import EvalBatches, Normaliser, TrainBatches, default_padding
-from fge.config import FGEConfig, Precision, RunConfig
+from fge.config import Precision, RunConfig
 from fge.curve_config import CurveConfig
+from fge.cycle_config import FGEConfig
 from fge.data import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
 from fge.errors import UserError

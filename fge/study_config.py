@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fge.checks import check_at_least, check_not_negative
-from fge.config import FGEConfig, Precision, RunConfig, Switch, saved_fields
+from fge.config import Precision, RunConfig, Switch, saved_fields
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 
 RUN_KINDS: dict[str, type[RunConfig]] = {

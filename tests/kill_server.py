@@ -23,9 +23,10 @@ from typing import Any
 import fge.curve_run
 import fge.files
 import fge.run
-from fge.config import FGEConfig, RunConfig, saved_fields
+from fge.config import RunConfig, saved_fields
 from fge.configfile import from_options
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
 
 COMMANDS: dict[str, tuple[type[RunConfig], Callable[[Any], Path]]] = {
     "fge": (FGEConfig, fge.run.fge),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fge import autotune
 from fge.autotune import Choice, choose_speed
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.learner import Learner, Speed
 

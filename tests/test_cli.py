@@ -30,7 +30,7 @@ import fge.run
 import fge.setup
 from fge import files
 from fge.autotune import Choice
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.data import load_dataset
 from fge.learner import Learner, Speed
 from fge.models import build_model

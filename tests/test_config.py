@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from fge.checks import check_learning_rates
 from fge.config import (
-    START_FRACTION,
-    FGEConfig,
     PredictConfig,
     RunConfig,
     affects_result,
@@ -21,6 +19,7 @@ from fge.config import (
     is_factory,
     saved_fields,
 )
+from fge.cycle_config import START_FRACTION, FGEConfig
 from fge.errors import UserError, unknown
 
 NAN, INFINITY = float("nan"), float("inf")

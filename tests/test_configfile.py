@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config import FGEConfig, saved_fields
+from fge.config import saved_fields
 from fge.configfile import (
     check_unchanged,
     keep_settled,
@@ -19,6 +19,7 @@ from fge.configfile import (
     to_options,
     write_config,
 )
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 
 rates = st.floats(0, 1e6, allow_nan=False)
@@ -56,6 +57,9 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         channels_last=draw(switches),
         compile=draw(switches),
         amp=draw(st.sampled_from(["auto", "off", "bf16", "fp16"])),
+        ood=tuple(draw(st.lists(texts, max_size=3))),
+        tensorboard=draw(st.booleans()),
+        sharpness_every=draw(counts),
         start_epoch=start,
         cycle_epochs=2 * half,
         max_lr=high,
@@ -251,6 +255,20 @@ def test_option_that_does_not_affect_the_result_may_change(changes: dict[str, An
 def test_resumed_config_keeps_what_auto_was_settled_to() -> None:
     asked = replace(SAVED, device="auto", channels_last="auto", amp="auto", compile="auto")
     assert keep_settled(SAVED, asked) == SAVED
+
+
+def test_work_that_was_left_out_may_be_added_on_resuming() -> None:
+    added = FGEConfig(refit="bezier", refit_epochs=2, ood=("noise",))
+    check_unchanged(FGEConfig(), added)
+    assert keep_settled(FGEConfig(lr=0.3), added) == replace(added, lr=0.3)
+
+
+def test_work_that_was_done_may_not_change_on_resuming() -> None:
+    saved = FGEConfig(refit="bezier", ood=("noise",))
+    with pytest.raises(UserError, match="cannot resume with refit polychain"):
+        check_unchanged(saved, FGEConfig(refit="polychain", ood=("noise",)))
+    with pytest.raises(UserError, match="cannot resume with ood"):
+        check_unchanged(saved, FGEConfig(refit="bezier", ood=("digits",)))
 
 
 def test_resumed_config_takes_this_invocation_s_own_options() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.figures import training_curves
 from fge.methods import fge_stages
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.methods import Stage, fge_stages
 from fge.schedule import EndpointLR, TriangularLR

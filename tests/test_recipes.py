@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from fge.config import FGEConfig, RunConfig, rates_of
+from fge.config import RunConfig, rates_of
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.methods import Stage
 from fge.recipes import (

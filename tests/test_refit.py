@@ -26,8 +26,8 @@ from curve_runs import (
     run,
 )
 
-from fge.config import FGEConfig
 from fge.curve import Curve
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.models import build_model
 from fge.refit import check_refit, curve_options

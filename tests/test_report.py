@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.data import Dataset, Split
 from fge.report import (
     Page,

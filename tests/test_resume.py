@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.run import fge
 
 NOT_PROMISED = {"timing.jsonl"}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fge import metrics
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.learner import Learner
 from fge.run import fge
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR
 
 from fge import EndpointLR, TriangularLR
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.methods import fge_stages
 from fge.schedule import (

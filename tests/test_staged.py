@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fge import metrics
 from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.config import FGEConfig
+from fge.cycle_config import FGEConfig
 from fge.data import Split
 from fge.errors import DivergenceError
 from fge.learner import Learner
