@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,14 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
+from fge.compare_config import CompareConfig
 from fge.config import PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
 from fge.errors import DivergenceError, UserError, unknown
+from fge.method_config import TrainConfig
+from fge.report_config import ReportConfig
 from fge.study_config import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
 
 T = TypeVar("T")
@@ -27,11 +31,14 @@ C = TypeVar("C", bound=RunConfig)
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "fge": (FGEConfig, "fge.run", "fge"),
+    "compare": (CompareConfig, "fge.compare_run", "compare"),
+    "train": (TrainConfig, "fge.train_run", "train"),
     "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
     "connect": (ConnectConfig, "fge.curve_run", "connect"),
     "plane": (PlaneConfig, "fge.landscape_run", "plane"),
     "sharpness": (SharpnessConfig, "fge.sharpness_run", "sharpness"),
-    "predict": (PredictConfig, "fge.run", "predict"),
+    "predict": (PredictConfig, "fge.predict_run", "predict"),
+    "report": (ReportConfig, "fge.report_run", "report"),
 }
 """Options, module and function of each command."""
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
@@ -45,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
-        return _fail(str(error), USER_ERROR)
+        return _fail(str(error), USER_ERROR, arguments)
     except DivergenceError as error:
-        return _fail(str(error), DIVERGED)
+        return _fail(str(error), DIVERGED, arguments)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", USER_ERROR)
+        return _fail(f"{error.strerror or error}{where}", USER_ERROR, arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,7 +92,8 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     looked_at = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
     if source is not None and looked_at is not None:
         raise UserError("give --run or --config, not both")
-    if "--resume" in arguments and out is not None and (Path(out) / "config.json").is_file():
+    goes_on = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
+    if goes_on and out is not None and (Path(out) / "config.json").is_file():
         source = str(Path(out) / "config.json")
     if (source is None and looked_at is None) or "--help" in arguments:
         return _parse(command, kind, arguments)
@@ -94,8 +102,17 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     else:
         base, source = _of_run(kind, Path(str(looked_at)))
     merged = _parse(command, kind, arguments, default=base)
-    check_import(merged.model, _last_value(arguments, "--model"), source)
+    _check_imports(merged, arguments, source)
     return merged
+
+
+def _check_imports(config: RunConfig, arguments: list[str], source: object) -> None:
+    """Refuse code of the user's that only a file names."""
+    check_import(config.model, _last_value(arguments, "--model"), source)
+    if isinstance(config, TrainConfig):
+        check_import(config.method, _last_value(arguments, "--method"), source, option="method")
+    for name in config.methods if isinstance(config, CompareConfig) else ():
+        check_import(name, name if name in arguments else None, source, option="methods")
 
 
 def _of_run(kind: type[C], folder: Path) -> tuple[C, str]:
@@ -122,6 +139,7 @@ def _parse(command: str, kind: type[T], arguments: list[str], default: T | None 
     try:
         with contextlib.redirect_stderr(errors):
             extra: dict[str, Any] = {} if default is None else {"default": default}
+            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind is ReportConfig else {}
             parsed = tyro.cli(kind, prog=f"python cli.py {command}", args=arguments, **extra)
             return cast(T, parsed)
     except SystemExit as stop:
@@ -163,8 +181,10 @@ def _is_rule(line: str) -> bool:
     return re.fullmatch(r"[─-]*", line) is not None
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, arguments: list[str]) -> int:
+    # Of the processes of one data-parallel run the first speaks for all; those of compare differ.
+    if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

@@ -84,7 +84,7 @@ def print_results(results: list[dict[str, Any]]) -> None:
             mean, spread = statistics.mean(values), statistics.stdev(values)
             cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
         print(f"| {key[0]} | {key[1]} | {epochs} | {' | '.join(cells)} |")
-    ensemble = keys[-1]
+    ensemble = [key for key in keys if key[0] == "fge"][-1]
     for other in (("last-snapshot", 1), ("single", 1)):
         for metric in ("error", "nll"):
             ours, theirs = (figures(results, key, metric) for key in (ensemble, other))

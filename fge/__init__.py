@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fge.average import ExponentialAverage, average_weights
     from fge.batchnorm import refresh_batch_norm
     from fge.bootstrap import paired_difference
     from fge.connect import fit_curve
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fge.curve_evaluation import evaluate_curve, summarise_curve
     from fge.cycle import FGE
     from fge.ensemble import Ensemble
+    from fge.folding import Fold, fold
     from fge.hessian import HessianOperator
     from fge.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
     from fge.origin_path import OriginPath
@@ -30,7 +32,9 @@ _HOMES = {
     "Curve": "fge.curve",
     "EndpointLR": "fge.schedule",
     "Ensemble": "fge.ensemble",
+    "ExponentialAverage": "fge.average",
     "FGE": "fge.cycle",
+    "Fold": "fge.folding",
     "HessianOperator": "fge.hessian",
     "OriginPath": "fge.origin_path",
     "Plane": "fge.landscape",
@@ -38,10 +42,12 @@ _HOMES = {
     "PolyChain": "fge.curve",
     "SnapshotStore": "fge.snapshots",
     "TriangularLR": "fge.schedule",
+    "average_weights": "fge.average",
     "evaluate_curve": "fge.curve_evaluation",
     "evaluate_line": "fge.landscape",
     "evaluate_plane": "fge.landscape",
     "fit_curve": "fge.connect",
+    "fold": "fge.folding",
     "paired_difference": "fge.bootstrap",
     "refresh_batch_norm": "fge.batchnorm",
     "spectral_density": "fge.spectrum",
@@ -58,6 +64,8 @@ __all__ = [
     "Curve",
     "EndpointLR",
     "Ensemble",
+    "ExponentialAverage",
+    "Fold",
     "HessianOperator",
     "OriginPath",
     "Plane",
@@ -66,10 +74,12 @@ __all__ = [
     "SnapshotStore",
     "TriangularLR",
     "__version__",
+    "average_weights",
     "evaluate_curve",
     "evaluate_line",
     "evaluate_plane",
     "fit_curve",
+    "fold",
     "paired_difference",
     "refresh_batch_norm",
     "spectral_density",

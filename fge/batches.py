@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fge.data import Split
+from fge.ranks import Ranks
 from fge.seeds import generator
 
 
@@ -88,6 +89,11 @@ class TrainBatches:
         seed: of all randomness here.
         crop_padding: crops are taken at random from images padded by so many black pixels.
         flip: mirror images left to right with probability 1/2.
+        ranks: the processes that share each batch: what they see together does not depend on
+            their number.
+
+    Raises:
+        UserError: ``batch_size`` makes no equal shares.
     """
 
     def __init__(
@@ -99,7 +105,10 @@ class TrainBatches:
         seed: int,
         crop_padding: int = 0,
         flip: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
+        self.ranks.check_batch_size(batch_size)
         self.labels = split.labels
         self.size = (split.images.shape[2], split.images.shape[3])
         self.padded = F.pad(split.images, [crop_padding] * 4).permute(0, 2, 3, 1).contiguous()
@@ -114,19 +123,25 @@ class TrainBatches:
         """Choose the epoch, counted from 0, that the next iteration is."""
         self.epoch = epoch
 
+    @property
+    def share_size(self) -> int:
+        """Images of a full batch that this process takes."""
+        return self.batch_size // self.ranks.size
+
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
         full, rest = divmod(len(self.labels), self.batch_size)
         return full + (rest > 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate once over the epoch that was set."""
+        """Iterate once over the epoch that was set; a share may hold no image."""
         device, count = self.labels.device, len(self.labels)
         order = torch.randperm(count, generator=generator(self.seed, "shuffle", self.epoch))
         rows, columns = self._pixels(generator(self.seed, "augment", self.epoch))
         order, rows, columns = (part.to(device) for part in (order, rows, columns))
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            index = index[self.ranks.share(len(index))]
             images = self.padded[
                 index[:, None, None], rows[index][:, :, None], columns[index][:, None, :]
             ]

@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from fge.chunks import tensors
+from fge.distributed import default_ranks
 from fge.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
+from fge.ranks import Ranks, running_statistics
 from fge.tensors import unwrap
 
 
@@ -24,6 +26,7 @@ def refresh_batch_norm(
     *,
     num_images: int | None = 5120,
     forward_fn: ForwardFn | None = None,
+    all_ranks: bool = False,
 ) -> int:
     """Estimate the running statistics of the batch-norm layers anew, at the present weights.
 
@@ -40,17 +43,24 @@ def refresh_batch_norm(
         num_images: stop after so many; None uses all. The batch in which the number is reached
             is cut where it is ``x`` or ``(x, y, ...)`` of tensors, and used whole otherwise.
         forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.
+        all_ranks: all processes of ``torch.distributed``'s default group call this together, each
+            with images of its own: the statistics are those of the images of all, and the same
+            everywhere. ``num_images`` counts over all, in equal parts. A process may have none.
 
     Returns:
-        The number of images used: 0 for a model without running batch-norm statistics.
+        The number of images used, over all processes: 0 for a model without running batch-norm
+        statistics.
 
     Raises:
         UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
-            be counted, or ``num_images`` is below 2.
+            be counted, or ``num_images`` is below 2 a process.
     """
     check_reiterable(batches)
-    if num_images is not None and num_images < 2:
-        raise UserError(f"num_images must be >= 2, or None for all, got {num_images}")
+    ranks = default_ranks() if all_ranks else Ranks()
+    if num_images is not None and num_images < 2 * ranks.size:
+        least = 2 * ranks.size
+        raise UserError(f"num_images must be >= {least}, or None for all, got {num_images}")
+    wanted = None if num_images is None else ranks.part(num_images)
     target = unwrap(model)
     layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
@@ -58,18 +68,35 @@ def refresh_batch_norm(
     device = next(itertools.chain(target.parameters(), target.buffers())).device
     forward = forward_fn or call_model
     with _estimating(target, layers), torch.no_grad(), _full_precision(device):
-        for single in (False, True):
-            seen = 0
-            for batch, count in _counted(batches, num_images, single):
-                seen += count
-                for layer in layers:
-                    layer.momentum = count / seen
-                forward(target, to_device(batch, device))
-            if seen:
-                return seen
+        with ranks.together():
+            for single in (False, True):
+                seen = 0
+                for batch, count in _counted(batches, wanted, single):
+                    seen += count
+                    for layer in layers:
+                        layer.momentum = count / seen
+                    forward(target, to_device(batch, device))
+                if seen:
+                    break
+        total = _pool(layers, seen, ranks)
+        if total:
+            return total
         raise UserError(
             "batches yielded nothing: give data, and not a generator that is used up already"
         )
+
+
+def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
+    """Average the statistics over the processes, each weighing by its images; return their sum."""
+    if ranks.size == 1:
+        return seen
+    counts = [n for layer in layers if (n := layer.num_batches_tracked) is not None]
+    total, *batches = ranks.sum_facts(torch.tensor([seen, *(int(count) for count in counts)]))
+    for count, number in zip(counts, batches, strict=True):
+        count.fill_(number)
+    if total:
+        ranks.average(running_statistics(layers), seen, total)
+    return total
 
 
 @contextmanager

@@ -107,6 +107,22 @@ def calibrated_log_likelihood(
     return float(np.mean([_mean_of(q, y) for q in _held_out(p, y, splits, seed)]))
 
 
+def calibrated_nll_per_example(
+    probs: ArrayLike, targets: ArrayLike, *, splits: int = 5, seed: int = 0
+) -> Array:
+    """Return each example's NLL at the temperature of the half that it is not in, nats (N,).
+
+    The mean over the splits of :func:`calibrated_log_likelihood`, in each of which every example
+    is scored once: the mean over examples is minus the calibrated log-likelihood.
+
+    Arguments and errors are those of :func:`calibrated_log_likelihood`.
+    """
+    p, y = _checked(probs, targets)
+    rows = np.arange(len(y))
+    values: Array = np.mean([-q[rows, y] for q in _held_out(p, y, splits, seed)], axis=0)
+    return values
+
+
 def calibrated_ece(
     probs: ArrayLike, targets: ArrayLike, *, bins: int = 15, splits: int = 5, seed: int = 0
 ) -> float:

@@ -18,6 +18,8 @@ HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
 MAY_BE_ADDED = {"may_be_added": True}
 """Marks an option for work that a finished run can be resumed with, when it was left out before."""
+MAY_BE_DROPPED = {"may_be_dropped": True}
+"""Marks an option for work that an interrupted run can be resumed without, by the value 0."""
 _THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
 
@@ -154,21 +156,23 @@ def is_factory(model: str) -> bool:
     return ":" in model and not model.startswith("torchvision:")
 
 
-def check_import(model: str, given: str | None, source: object) -> None:
+def check_import(name: str, given: str | None, source: object, *, option: str = "model") -> None:
     """Refuse to import a factory that only a file names, since importing runs code.
 
     Args:
-        model: the name in the file.
+        name: of a model or method in the file.
         given: the name on the command line, if any.
         source: the file.
+        option: that gives it again: model, method or methods.
 
     Raises:
-        UserError: ``model`` is a factory, and not the one given.
+        UserError: ``name`` is the user's own code, and not what is given.
     """
-    if is_factory(model) and given != model:
+    if is_factory(name) and given != name:
+        what = "model factory" if option == "model" else "method"
         raise UserError(
-            f"{source} names the model factory {model!r}, which is code to import; if you trust "
-            f"it, add --model {model}"
+            f"{source} names the {what} {name!r}, which is code to import; if you trust "
+            f"it, add --{option} {name}"
         )
 
 
@@ -187,3 +191,9 @@ def may_be_added(config: RunConfig, name: str) -> bool:
     option = next(f for f in fields(config) if f.name == name)
     left_out = getattr(config, name) == option.default
     return bool(option.metadata.get("may_be_added", False)) and left_out
+
+
+def may_be_dropped(config: RunConfig, name: str, value: object) -> bool:
+    """Say whether the value is the 0 that leaves out work which a run can be resumed without."""
+    option = next(f for f in fields(config) if f.name == name)
+    return bool(option.metadata.get("may_be_dropped", False)) and value == 0

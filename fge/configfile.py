@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fge.config import RunConfig, affects_result, may_be_added, saved_fields
+from fge.config import RunConfig, affects_result, may_be_added, may_be_dropped, saved_fields
 from fge.errors import UserError, unknown
 from fge.files import write_json
 
@@ -82,7 +82,7 @@ def check_unchanged(saved: C, asked: C) -> None:
     """Check that options asked for at ``--resume`` are those that the run was begun with.
 
     ``auto`` and None, an option left open, agree with whatever it was settled to; work that was
-    left out may be added.
+    left out may be added, and some dropped.
 
     Raises:
         UserError: naming the first option that differs and affects the result.
@@ -90,6 +90,7 @@ def check_unchanged(saved: C, asked: C) -> None:
     for name in saved_fields(saved):
         before, now = getattr(saved, name), getattr(asked, name)
         fixed = affects_result(saved, name) and not may_be_added(saved, name)
+        fixed = fixed and not may_be_dropped(saved, name, now)
         if fixed and now not in (before, "auto", None):
             raise UserError(
                 f"cannot resume with {name} {now}: the run was begun with {before}; "
@@ -102,7 +103,9 @@ def keep_settled(saved: C, asked: C) -> C:
     own = {
         name: getattr(asked, name)
         for name in vars(asked)
-        if not affects_result(asked, name) or may_be_added(saved, name)
+        if not affects_result(asked, name)
+        or may_be_added(saved, name)
+        or may_be_dropped(saved, name, getattr(asked, name))
     }
     return replace(saved, **own)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -49,6 +50,15 @@ class ConsoleObserver(Observer):
     ) -> None:
         """Take the live bar away."""
         self._progress.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the live bar away while something else is shown."""
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
         """Move the bar, or print a line."""

@@ -38,7 +38,7 @@ def ensemble_results(
     def line(name: str, members: Sequence[str], used: int, refreshed: int = 0) -> MethodResult:
         return method_result(
             name,
-            study.predictions,
+            study.predictions.test,
             members,
             train_epochs=used,
             weight_bytes=weight_bytes,

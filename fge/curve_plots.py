@@ -23,7 +23,7 @@ _ENSEMBLE_STYLES = {
     "random-at-angle": ("#be185d", "--"),
     "same-gram-arc": ("#15803d", "-."),
 }
-_ENSEMBLE_LABELS = {
+ENSEMBLE_LABELS = {
     "curve": "curve",
     "segment": "segment",
     "random-direction": "random direction",
@@ -31,7 +31,7 @@ _ENSEMBLE_LABELS = {
     "same-gram-arc": "random arc of the curve's shape",
 }
 
-_ALONG = "t, from the first network (0) to the second (1)"
+ALONG = "t, from the first network (0) to the second (1)"
 
 _STEEP = 2
 """The ratio of largest to smallest value from which axes begin at zero."""
@@ -43,7 +43,7 @@ def curve_figure(
     curve: Records,
     segment: Records,
     *,
-    place: str = _ALONG,
+    place: str = ALONG,
 ) -> Figure:
     """Draw loss and error along a curve and along the segment, on training and test data.
 
@@ -83,7 +83,7 @@ def ensemble_figure(paths: Mapping[str, Records]) -> Figure:
             _values(records, "ensemble_error"),
             style,
             color=colour,
-            label=_ENSEMBLE_LABELS[name],
+            label=ENSEMBLE_LABELS[name],
         )
     axes.set_xlabel("distance from the first network")
     _finish(axes, "test error of the two (%)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fge import plots, report, results
+from fge import report, results
 from fge.curve_config import (
     ConnectConfig,
     CurveConfig,
@@ -17,9 +17,8 @@ from fge.curve_config import (
     pairs_of,
 )
 from fge.curve_ensemble import MIDDLE, ensemble_results, member_ts
-from fge.curve_plots import curve_figure, ensemble_figure
+from fge.curve_plots import ALONG, ENSEMBLE_LABELS, curve_figure, ensemble_figure
 from fge.curve_results import (
-    PairResult,
     connection_verdict,
     pair_verdict,
     pairs_table,
@@ -27,13 +26,15 @@ from fge.curve_results import (
     strategy_table,
 )
 from fge.curve_study import CurveStudy
+from fge.drawn import Figures
+from fge.interactive_runs import curve_plot, ensemble_plot
 from fge.networks import Network, predict_network, read_networks, train_network
+from fge.ood_results import ood_tables, with_ood
 from fge.open_run import Run, check_kept, open_run, prepare
 from fge.pairs import Measured, make_study, measure_pair
-from fge.predictions import PredictionFile
 from fge.preserve import preserved
 from fge.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
-from fge.setup import new_model
+from fge.setup import member_predictions, new_model
 from fge.tensors import load_weights, state_bytes
 
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
@@ -64,11 +65,11 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     given = _given_networks(config, model)
     with open_run(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
         first = given.get(0) or _train(run, config.first, 0)
-        pairs = []
+        pairs, drawn = [], Figures(run.folder.figures)
         for name in seconds:
             second = given.get(1) or _train(run, name, 1)
-            pairs.append(_connect_pair(run, model, first, second))
-        _report_ensembles(run, pairs)
+            pairs.append(_connect_pair(run, model, (first, second), drawn))
+        _report_ensembles(run, pairs, drawn)
     return run.folder.path
 
 
@@ -88,12 +89,12 @@ def connect(config: ConnectConfig) -> Path:
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
     with open_run(config, "connect", dataset, model, epochs=config.epochs) as run:
-        found = []
+        found, drawn = [], Figures(run.folder.figures)
         for one, other in pairs:
             study = _study(run, model, networks[one], networks[other])
             found.append(measure_pair(study, ()))
-            _draw_curve(run, found[-1])
-        _report_connections(run, found)
+            _draw_curve(drawn, found[-1])
+        _report_connections(run, found, drawn)
     return run.folder.path
 
 
@@ -147,7 +148,6 @@ def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Netw
     """Return the study of the curve between two networks, in the run's folder ``curves``."""
     # Buffers that are no batch-norm statistics are those of the first network all along.
     load_weights(model, first.state, first.name)
-    labels = run.dataset.test.labels
     return make_study(
         run.config,
         run.dataset,
@@ -155,58 +155,65 @@ def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Netw
         folder=run.folder.path / "curves",
         name=f"{first.name}--{second.name}",
         ends=(first.vector(model), second.vector(model)),
-        predictions=PredictionFile(run.folder.predictions / "test.npz", labels),
+        predictions=member_predictions(run.config, run.dataset, run.folder),
         observer=run.observer,
     )
 
 
 def _connect_pair(
-    run: Run[CurveEnsembleConfig], model: nn.Module, first: Network, second: Network
+    run: Run[CurveEnsembleConfig],
+    model: nn.Module,
+    networks: tuple[Network, Network],
+    drawn: Figures,
 ) -> _Ensembled:
     """Fit, measure, ensemble and draw one pair."""
-    study = _study(run, model, first, second)
+    study = _study(run, model, *networks)
     with preserved(model):
-        for network in (first, second):
-            predict_network(network, run.config, run.dataset, model, study.predictions)
+        for network in networks:
+            predict_network(network, run.config, model, study.predictions)
     points = run.config.ensemble_points
     measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
-    _draw_curve(run, measured)
-    found = ensemble_results(study, (first, second), points=points, weight_bytes=state_bytes(model))
-    return _Ensembled(measured, found)
+    _draw_curve(drawn, measured)
+    found = ensemble_results(study, networks, points=points, weight_bytes=state_bytes(model))
+    return _Ensembled(measured, with_ood(found, study.predictions))
 
 
-def _draw_curve(run: Run[CurveConfig], measured: Measured) -> None:
-    figure = curve_figure(measured.paths["curve"], measured.paths["segment"])
-    plots.save_figure(figure, run.folder.figures / f"curve-{measured.pair.name}.png")
+def _draw_curve(drawn: Figures, measured: Measured) -> None:
+    name, paths = measured.pair.name, [measured.paths[key] for key in ("curve", "segment")]
+    drawn.add(
+        f"curve-{name}.png",
+        curve_figure(*paths),
+        _CURVE_CAPTION.format(name),
+        curve_plot(*paths, place=ALONG),
+    )
 
 
-def _curve_captions(pairs: Sequence[PairResult]) -> dict[str, str]:
-    return {f"curve-{pair.name}.png": _CURVE_CAPTION.format(pair.name) for pair in pairs}
-
-
-def _draw_ensemble(run: Run[CurveConfig], measured: Measured) -> None:
+def _draw_ensemble(drawn: Figures, measured: Measured) -> None:
     curve = measured.study.fit()
     paths = {"curve": measured.paths["curve"], **measured.study.measure_baselines(curve)}
+    plot = ensemble_plot(paths, ENSEMBLE_LABELS)
     name = f"ensemble-{measured.pair.name}.png"
-    plots.save_figure(ensemble_figure(paths), run.folder.figures / name)
+    drawn.add(name, ensemble_figure(paths), _ENSEMBLE_CAPTION, plot)
 
 
-def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]) -> None:
+def _report_ensembles(
+    run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: Figures
+) -> None:
     main = pairs[0]
-    _draw_ensemble(run, main.measured)
+    _draw_ensemble(drawn, main.measured)
     pair = main.measured.pair
     ensembles = report.Table(
         f"Ensembles of {pair.name} on the test set",
         *results.table_rows(main.results),
         note=_note(run),
     )
-    tables = [ensembles, path_table(pair)]
+    tables = [ensembles, *ood_tables(main.results, run.dataset), path_table(pair)]
     if len(pairs) > 1:
         tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
-    figures = _curve_captions([p.measured.pair for p in pairs])
-    figures[f"ensemble-{pair.name}.png"] = _ENSEMBLE_CAPTION
     title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    page = report.Page(title, pair_verdict(pair, main.results), tables, figures)
+    page = report.Page(
+        title, pair_verdict(pair, main.results), tables, drawn.captions, plots=drawn.plots
+    )
     methods = results.as_methods(main.results)
     for other in pairs[1:]:
         named = results.as_methods(other.results)
@@ -221,10 +228,9 @@ def _note(run: Run[CurveEnsembleConfig]) -> str:
     return f"{splits} {report.UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
 
 
-def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured]) -> None:
+def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured], drawn: Figures) -> None:
     pairs = [measured.pair for measured in found]
     tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
-    figures = _curve_captions(pairs)
     title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
-    page = report.Page(title, connection_verdict(pairs), tables, figures)
+    page = report.Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
     run.finish(page, {"methods": [], "pairs": [pair.as_json() for pair in pairs]})

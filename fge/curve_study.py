@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fge.geometry import angle, distance
 from fge.learner import Speed
 from fge.observer import Observer
 from fge.points import straight_points
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions
 from fge.tensors import unwrap
 from fge.train import EpochEnd
 from fge.weights import unflatten
@@ -63,7 +63,7 @@ class CurveStudy:
         data: batches.
         config: settled options.
         speed: how to run the model.
-        predictions: test predictions of members of all studies of the run.
+        predictions: of members of all studies of the run.
         observer: is told of epochs and points.
 
     Raises:
@@ -80,7 +80,7 @@ class CurveStudy:
         data: StudyData,
         config: CurveConfig,
         speed: Speed,
-        predictions: PredictionFile,
+        predictions: MemberPredictions,
         observer: Observer,
     ) -> None:
         self.folder = folder
@@ -208,7 +208,7 @@ class CurveStudy:
         def on_point(t: float, probabilities: Probabilities) -> None:
             probs[:] = [probabilities["test"]]
             if t in kept:
-                self.predictions.add(self.member(path, t), self._key, probs[0])
+                self.predictions.test.add(self.member(path, t), self._key, probs[0])
 
         def on_record(record: Record) -> None:
             self._check_finite(path, record)
@@ -216,7 +216,7 @@ class CurveStudy:
             append_record(file, record)
             self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
 
-        return evaluate_curve(
+        records = evaluate_curve(
             self.model,
             curve,
             batches,
@@ -228,6 +228,35 @@ class CurveStudy:
             on_record=on_record,
             done=done,
         )
+        self._predict_foreign(path, curve, kept)
+        return records
+
+    def _predict_foreign(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
+        """Predict foreign images with the members on a path, where that is not done.
+
+        It is a round of its own, with the statistics that the test predictions had, so that it can
+        be made up for on a path that was measured long ago.
+        """
+        files = self.predictions.foreign
+        complete = self.predictions.complete
+        left = [t for t in kept if not complete(self.member(path, t), self._key)]
+
+        def on_point(t: float, probabilities: Probabilities) -> None:
+            for name, probs in probabilities.items():
+                self._check_finite(path, {"t": t, name: float(probs.sum())})
+                files[name].add(self.member(path, t), self._key, probs)
+
+        if files and left:
+            evaluate_curve(
+                self.model,
+                curve,
+                self.predictions.foreign_batches,
+                ts=left,
+                refresh=self.data.measured,
+                num_images=None,
+                speed=self.speed,
+                on_point=on_point,
+            )
 
     def _check_finite(self, path: str, record: Record) -> None:
         if not all(math.isfinite(value) for value in record.values()):
@@ -241,8 +270,9 @@ class CurveStudy:
         return f"{self.name}/{path}/{t:.4f}"
 
     def _with_start(self, probs: Tensor) -> dict[str, float]:
-        start = self.predictions.probabilities(self.member("curve", 0.0))
-        mean, targets = (start + probs) / 2, self.predictions.targets
+        test = self.predictions.test
+        start = test.probabilities(self.member("curve", 0.0))
+        mean, targets = (start + probs) / 2, test.targets
         return {
             "ensemble_error": metrics.error(mean, targets),
             "ensemble_nll": metrics.nll(mean, targets),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fge.distributed import ranks_of
 from fge.ensemble import Ensemble
 from fge.errors import UserError
 from fge.schedule import TriangularLR
@@ -30,6 +31,10 @@ class FGE:
         out: folder of the snapshots.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
+        write: whether this process writes the snapshots. By default all do, but of a model in
+            ``DistributedDataParallel`` only the first process; the others hold the position in
+            the cycle alone, and call :meth:`step` and the state's methods all the same. Give
+            True in each where every machine is to have a folder of its own.
 
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle.
@@ -45,6 +50,7 @@ class FGE:
         min_lr: float | Sequence[float],
         out: str | Path,
         forward_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        write: bool | None = None,
     ) -> None:
         self.model = model
         self.forward_fn = forward_fn
@@ -52,13 +58,20 @@ class FGE:
             optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
         )
         self.store = SnapshotStore(out)
-        self._owns_store = len(self.store) == 0
+        self.ranks = ranks_of(model)
+        self.writes = self.ranks.leads if write is None else write
+        self._kept = 0
+        self._owns_store = len(self.store) == 0 or not self.writes
 
     def step(self) -> bool:
         """Set the learning rate of the next optimizer step; keep a snapshot at a minimum.
 
+        The processes of a ``DistributedDataParallel`` model call this together: at a minimum the
+        running statistics of batch norm become their means over the processes, and other buffers
+        those of the first, so that the snapshot is the same whoever writes it.
+
         Returns:
-            Whether a snapshot was kept.
+            Whether a snapshot was kept, by whichever process.
 
         Raises:
             UserError: the folder held snapshots before, and no saved state was loaded.
@@ -71,9 +84,11 @@ class FGE:
         self.scheduler.step()
         if not self.scheduler.at_minimum:
             return False
-        self.store.append(
-            self.model, step=self.scheduler.last_epoch, lr=float(self.scheduler.get_last_lr()[0])
-        )
+        self.ranks.synchronise(self.model)
+        self._kept += 1
+        if self.writes:
+            lr = float(self.scheduler.get_last_lr()[0])
+            self.store.append(self.model, step=self.scheduler.last_epoch, lr=lr)
         return True
 
     def ensemble(self) -> Ensemble:
@@ -82,11 +97,14 @@ class FGE:
         Raises:
             UserError: there is none yet.
         """
-        return Ensemble(self.model, self.store, forward_fn=self.forward_fn)
+        # What another process has written since is read from the folder.
+        store = self.store if self.writes else SnapshotStore(self.store.path)
+        return Ensemble(self.model, store, forward_fn=self.forward_fn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs beside the model's and the optimizer's own state."""
-        return {"scheduler": self.scheduler.state_dict(), "snapshots": len(self.store)}
+        kept = len(self.store) if self.writes else self._kept
+        return {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state: position in the cycle and number of snapshots.
@@ -98,11 +116,13 @@ class FGE:
             UserError: the folder holds fewer snapshots than the state speaks of.
         """
         expected = state_dict["snapshots"]
-        if len(self.store) < expected:
+        if self.writes and len(self.store) < expected:
             raise UserError(
                 f"{self.store.path} holds {len(self.store)} snapshots, the state speaks of "
                 f"{expected}: give the folder that the state was saved with"
             )
-        self.store.truncate(expected)
+        if self.writes:
+            self.store.truncate(expected)
+        self._kept = expected
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fge.checks import check_at_least, check_learning_rates
-from fge.config import HOW_TO_RUN, MAY_BE_ADDED, TrainingConfig
+from fge.config import HOW_TO_RUN, MAY_BE_ADDED, MAY_BE_DROPPED, TrainingConfig
 from fge.errors import UserError
 from fge.rates import Rates, rates_of
 
@@ -29,9 +29,9 @@ class CycleConfig(TrainingConfig):
     min_lr: float | None = None
     """Learning rate in the middle of a cycle, where a snapshot is kept;
     by default what suits the model."""
-    sharpness_every: int | None = None
+    sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
     """Measure the top Hessian eigenvalue of the training loss every so many epochs
-    and at every snapshot."""
+    and at every snapshot; 0, given on resuming too, measures no more."""
 
     def __post_init__(self) -> None:
         """Check the cycles as well.
@@ -40,7 +40,7 @@ class CycleConfig(TrainingConfig):
             UserError: naming the option, its value and what it may be.
         """
         super().__post_init__()
-        check_at_least(1, sharpness_every=self.sharpness_every)
+        check_at_least(0, sharpness_every=self.sharpness_every)
         check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
         cycle = self.cycle_epochs
         if cycle is not None and (cycle < 2 or cycle % 2):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,24 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """Images of other data in the form of a data set's own, and a SHA-256 over them.
+
+    The labels of the split are all 0: its images belong to none of the classes.
+    """
+
+    split: Split
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Training, validation and test splits, and what describes them.
 
     ``val`` has no images where ``val_fraction`` is 0. ``mean`` and ``std`` are those of the
     training images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over
-    all three splits.
+    all three splits. ``foreign`` holds images of other data by name, to be told from the test
+    images; see :mod:`fge.ood`.
     """
 
     name: str
@@ -62,6 +74,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    foreign: Mapping[str, Foreign] = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:
@@ -76,7 +89,8 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its splits on ``device``."""
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
-        return replace(self, train=train, val=val, test=test)
+        foreign = {n: replace(f, split=f.split.to(device)) for n, f in self.foreign.items()}
+        return replace(self, train=train, val=val, test=test, foreign=foreign)
 
 
 def load_dataset(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from torch.optim import Optimizer
 
 from fge.cycle_config import FGEConfig
 from fge.plots import TrainingCurves
 from fge.schedule import endpoint_factor, triangular
+from fge.sharpness import stability_threshold
+from fge.sharpness_plots import SharpnessCurves
+from fge.stages import Stage
 
 _POINTS_PER_EPOCH = 50
 
@@ -39,4 +45,62 @@ def _rate(config: FGEConfig, point: int) -> float:
         max_lr=config.cycle_lrs.max_lr,
         min_lr=config.cycle_lrs.min_lr,
         cycle_steps=config.cycle_length * _POINTS_PER_EPOCH,
+    )
+
+
+def learning_rates(
+    stages: Sequence[Stage], optimizer: Optimizer
+) -> tuple[list[float], list[float]]:
+    """Return epochs and, at each of them, the learning rate of stages that follow each other.
+
+    Args:
+        stages: in order.
+        optimizer: of the kind that they are for; its learning rates are changed.
+    """
+    base = [group["lr"] for group in optimizer.param_groups]
+    epochs: list[float] = []
+    rates: list[float] = []
+    for stage in stages:
+        for group, lr in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = lr
+            group.pop("initial_lr", None)
+        schedule = stage.schedule(optimizer, _POINTS_PER_EPOCH)
+        first, count = schedule.last_epoch, stage.last_epoch - stage.first_epoch
+        for point in range(count * _POINTS_PER_EPOCH + (stage is stages[-1])):
+            schedule.load_state_dict({"last_epoch": first + point})
+            epochs.append(stage.first_epoch + point / _POINTS_PER_EPOCH)
+            rates.append(float(schedule.get_last_lr()[0]))
+    if len(rates) > 1 and rates[-1] > rates[-2]:  # a cycle that would begin there
+        del epochs[-1], rates[-1]
+    return epochs, rates
+
+
+def sharpness_curves(
+    stages: Sequence[Stage],
+    optimizer: Optimizer,
+    records: Sequence[dict[str, Any]],
+    *,
+    momentum: float,
+) -> SharpnessCurves:
+    """Return the sharpness of a training from its stages and its log records.
+
+    Args:
+        stages: of the method; one called ``single`` beside others is another network's.
+        optimizer: as :func:`learning_rates` takes it.
+        records: of the log.
+        momentum: of the optimizer.
+    """
+    own = [s for s in stages if s.name != "single"] or list(stages)
+    names = {stage.name for stage in own}
+    found = [r for r in records if r["event"] == "sharpness"]
+    main, others = ([r for r in found if (r["stage"] in names) is mine] for mine in (True, False))
+    epochs, rates = learning_rates(own, optimizer)
+    return SharpnessCurves(
+        epochs=[r["epoch"] for r in main],
+        eigenvalues=[r["eigenvalue"] for r in main],
+        snapshots=[r["epoch"] for r in main if r["snapshot"]],
+        rate_epochs=epochs,
+        rates=rates,
+        thresholds=[stability_threshold(lr, momentum) if lr > 0 else math.nan for lr in rates],
+        single=([r["epoch"] for r in others], [r["eigenvalue"] for r in others]),
     )

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from fge import plots, report
+from fge import report
 from fge.batches import EvalBatches
+from fge.drawn import Figures
 from fge.errors import DivergenceError
 from fge.evaluation import WeightsEvaluator
 from fge.grid import PlaneGrid
+from fge.interactive_plane import plane_plot, surface_plot
 from fge.landscape import evaluate_plane
 from fge.open_run import Run, check_kept, open_run, prepare
 from fge.plane import Bounds, Plane
@@ -111,17 +113,18 @@ def _bounds(surface: Plane, margin: float) -> Bounds:
 def _report_plane(
     run: Run[PlaneConfig], scene: Scene, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
 ) -> None:
-    figures = {
-        "plane-train-loss.png": (plane_figure, "train_loss", "Training loss on the plane"),
-        "plane-test-error.png": (plane_figure, "test_error", "Test error on the plane"),
-        "plane-surface.png": (surface_figure, "train_loss", "Training loss as a surface"),
+    flat, raised = (plane_figure, plane_plot), (surface_figure, surface_plot)
+    shown = {
+        "plane-train-loss.png": (flat, "train_loss", "Training loss on the plane"),
+        "plane-test-error.png": (flat, "test_error", "Test error on the plane"),
+        "plane-surface.png": (raised, "train_loss", "Training loss as a surface"),
     }
+    drawn = Figures(run.folder.figures)
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
-    for name, (draw, key, _) in figures.items():
-        plots.save_figure(
-            draw(grid, key, points=points, lines=scene.lines), run.folder.figures / name
-        )
+    for name, ((draw, plot), key, caption) in shown.items():
+        marks: dict[str, Any] = {"points": points, "lines": scene.lines}
+        drawn.add(name, draw(grid, key, **marks), caption, plot(grid, key, **marks))
     images = {name: len(batches.split) for name, batches in _plane_batches(run).items()}
     decay = run.config.loss_decay
     note = (
@@ -133,13 +136,13 @@ def _report_plane(
         f"test figures are over {images['test']} images. Data: `plane.npz`."
     )
     title = f"Plane of {run.config.model} on {run.dataset.name}"
-    captions = {name: caption for name, (_, _, caption) in figures.items()}
     page = report.Page(
         title,
         plane_verdict(grid, networks),
         [plane_table(networks, note)],
-        captions,
+        drawn.captions,
         (*report.FILES, "plane.npz"),
+        drawn.plots,
     )
     found = {"through": scene.what, "networks": networks, "gram": grid.gram.tolist()}
     found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}

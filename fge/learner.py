@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from fge.chunks import count_examples
 from fge.ensemble import ForwardFn, call_model, predict_proba
 from fge.errors import DivergenceError, UserError
+from fge.joint_step import JointStep
+from fge.ranks import Ranks, other_buffers
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -46,6 +48,7 @@ class Learner:
         loss_fn: of outputs (logits (N, C)) and targets, averaged over the batch.
         forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
             ``model(x)``.
+        ranks: the processes that train the model together, each with its share of every batch.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Learner:
         batch_size: int | None = None,
         loss_fn: LossFn = F.cross_entropy,
         forward_fn: ForwardFn | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
+        self.ranks = ranks or Ranks()
         self.optimizer = optimizer
         self.speed = speed or Speed()
         self.batch_size = batch_size
@@ -69,9 +74,12 @@ class Learner:
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
+        self._joint = JointStep(model, self.ranks)
 
     def step(self, *batch: Any) -> Tensor:
         """Take one optimizer step; return the loss before it, detached, without waiting.
+
+        Of several processes, each gives its share of the batch, and gets the joint mean loss.
 
         Args:
             batch: ``inputs, targets, ...``; a batch that is one object (a dict, say) is given to
@@ -80,9 +88,23 @@ class Learner:
         Raises:
             UserError: there are no targets for the cross-entropy.
         """
-        loss = self._backward(batch[0] if len(batch) == 1 else batch)
+        whole = batch[0] if len(batch) == 1 else batch
+        if self.ranks.size == 1:
+            loss = self._backward(whole)
+        else:
+            count = count_examples(whole)
+            loss = self._joint.reduce(self._backward(whole) if count else None, count)
         self._update()
         return loss
+
+    def joint_images(self, batch: Any) -> int:
+        """Return the images of the last step's batch, of which this process had ``batch``."""
+        return count_examples(batch) if self.ranks.size == 1 else self._joint.images
+
+    def synchronise(self) -> None:
+        """Make buffers that are no running statistics those of the first process."""
+        if self.ranks.size > 1:
+            self.ranks.broadcast(other_buffers(self.model))
 
     def _backward(self, batch: Any) -> Tensor:
         """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
@@ -95,11 +117,12 @@ class Learner:
 
     def _update(self) -> None:
         """Let the optimizer use the gradients, and drop them."""
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
+        with self.ranks.common_draws():
+            if self.scaler.is_enabled():
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _targets(self, batch: Any) -> Any:
@@ -138,6 +161,10 @@ class Learner:
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.speed.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Have the weights in the model that a snapshot keeps: those that are trained."""
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, buffers and what the optimizer remembers; not its options."""

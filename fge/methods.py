@@ -1,40 +1,53 @@
-"""What the methods are, as data: stages of training, each under one learning-rate schedule."""
+"""What the methods are, as data: stages of training, a recipe, and what is averaged.
+
+A method of your own is one :class:`Method` more; ``python cli.py train --method
+package.module:name`` runs it, and ``compare`` sets it beside the others.
+"""
 
 from __future__ import annotations
 
+import importlib
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from torch.optim import Optimizer
 
-from fge.cycle_config import FGEConfig
+from fge.config import is_factory
+from fge.cycle_config import CycleConfig, FGEConfig
+from fge.errors import UserError, unknown
+from fge.method_config import METHOD_NAMES, MethodConfig
+from fge.recipes import Recipe, endpoint_recipe
+from fge.restarts import CosineRestartsLR, CyclicalSGLDLR
 from fge.schedule import ClosedFormLR, EndpointLR, TriangularLR
+from fge.stages import MakeSchedule, Stage
 
-MakeSchedule = Callable[[Optimizer, int], ClosedFormLR]
+SAMPLING = 0.1
+"""The part of a cycle in which csgld adds noise: the last 5 of 50 epochs (the reference
+implementation of arXiv 1902.03932)."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of training: epochs [first_epoch, last_epoch) under one schedule.
+class Method:
+    """A way to make a prediction out of one training run.
 
-    ``schedule(optimizer, steps_per_epoch)`` is at its first step when ``first_epoch`` begins. The
-    stage goes on from the weights and the optimizer's state at the end of the stage ``after``, or
-    from initialisation. Snapshots go to the folder ``store``: where the schedule is
-    ``at_minimum``, or at the end of the stage.
+    ``stages(config)``: schedules and snapshot rules; the last stage's snapshots are the members.
+    ``combine``: average their probabilities, or their weights (batch norm refreshed).
+    ``recipe(config)``: optimizer, batch size and augmentation. ``ema_decay(config)``: where it is
+    given, snapshots keep the exponential average of the weights with this decay per step.
     """
 
     name: str
-    first_epoch: int
-    last_epoch: int
-    schedule: MakeSchedule
-    after: str | None = None
-    store: str | None = None
-    keep: Literal["minima", "end"] = "minima"
+    description: str
+    stages: Callable[[MethodConfig], list[Stage]]
+    combine: Literal["probabilities", "weights"] = "probabilities"
+    recipe: Callable[[MethodConfig], Recipe] = endpoint_recipe
+    ema_decay: Callable[[MethodConfig], float] | None = None
 
 
-def fge_stages(config: FGEConfig) -> list[Stage]:
+def fge_stages(config: CycleConfig) -> list[Stage]:
     """Return the stages of an FGE run (arXiv 1802.10026, section 4).
 
     A conventional start, then cycles of the learning rate up to the last minimum within the
@@ -52,7 +65,7 @@ def fge_stages(config: FGEConfig) -> list[Stage]:
             store="snapshots",
         ),
     ]
-    if config.single:
+    if isinstance(config, FGEConfig) and config.single:
         schedule = partial(_endpoint, epochs=config.epochs, first_epoch=start)
         stages.append(
             Stage(
@@ -68,6 +81,95 @@ def fge_stages(config: FGEConfig) -> list[Stage]:
     return stages
 
 
+def single_stages(config: MethodConfig) -> list[Stage]:
+    """Return the one stage of conventional training, which keeps the network at its end."""
+    return [_whole("single", config)]
+
+
+def ema_stages(config: MethodConfig) -> list[Stage]:
+    """Return the one stage of conventional training, of whose weights the average is kept."""
+    return [_whole("ema", config)]
+
+
+def sse_stages(config: MethodConfig) -> list[Stage]:
+    """Return the cosine cycles of a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109)."""
+    length = config.epochs // config.sse_cycles
+    return [_cycles("sse", length * config.sse_cycles, partial(_cosine, length))]
+
+
+def csgld_stages(config: MethodConfig) -> list[Stage]:
+    """Return the cycles of cyclical SGLD (Zhang et al. 2020, arXiv 1902.03932)."""
+    length = config.epochs // config.csgld_cycles
+    return [_cycles("csgld", length * config.csgld_cycles, partial(_sgld, config, length))]
+
+
+def csgld_recipe(config: MethodConfig) -> Recipe:
+    """Return the recipe of cyclical SGLD: no momentum, and a learning rate of its own."""
+    usual = endpoint_recipe(config)
+    description = "stochastic gradient Langevin dynamics"
+    return replace(
+        usual,
+        name="csgld",
+        optimizer="sgld",
+        lr=config.csgld_lr,
+        momentum=0.0,
+        description=description,
+    )
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("single", "one network, conventional schedule", single_stages),
+        Method("fge", "snapshots of a cyclic learning rate", fge_stages),
+        Method("sse", "snapshots of cosine cycles from the start", sse_stages),
+        Method(
+            "swa",
+            "the weights of FGE's snapshots, averaged",
+            fge_stages,
+            combine="weights",
+        ),
+        Method("csgld", "samples of cyclical Langevin dynamics", csgld_stages, recipe=csgld_recipe),
+        Method(
+            "ema",
+            "the exponential average of the weights",
+            ema_stages,
+            ema_decay=operator.attrgetter("ema_decay"),
+        ),
+    )
+}
+assert tuple(METHODS) == METHOD_NAMES
+
+
+def find_method(name: str) -> Method:
+    """Return a method by its name, or the user's own as ``package.module:method``.
+
+    Raises:
+        UserError: there is none of that name, it cannot be imported, or is no method.
+    """
+    if not is_factory(name):
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+        return METHODS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot import the method {name!r}: {error}") from None
+    if not isinstance(found, Method):
+        raise UserError(f"{name} must be an fge.methods.Method, got a {type(found).__name__}")
+    return found
+
+
+def _whole(name: str, config: MethodConfig) -> Stage:
+    schedule = partial(_endpoint, epochs=config.epochs, first_epoch=0)
+    return Stage(name, 0, config.epochs, schedule, store="snapshots", keep="end")
+
+
+def _cycles(name: str, epochs: int, schedule: MakeSchedule) -> Stage:
+    return Stage(name, 0, epochs, schedule, store="snapshots")
+
+
 def _endpoint(
     optimizer: Optimizer, steps_per_epoch: int, *, epochs: int, first_epoch: int
 ) -> ClosedFormLR:
@@ -76,10 +178,30 @@ def _endpoint(
     return schedule
 
 
-def _triangular(config: FGEConfig, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
+def _triangular(config: CycleConfig, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
     return TriangularLR(
         optimizer,
         max_lr=config.cycle_lrs.max_lr,
         min_lr=config.cycle_lrs.min_lr,
         cycle_steps=config.cycle_length * steps_per_epoch,
+    )
+
+
+def _cosine(length: int, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
+    return CosineRestartsLR(optimizer, cycle_steps=length * steps_per_epoch)
+
+
+def _sgld(
+    config: MethodConfig, length: int, optimizer: Optimizer, steps_per_epoch: int
+) -> ClosedFormLR:
+    """Return the schedule; the noise scale enters the temperature by its square."""
+    examples = optimizer.defaults["examples"]
+    usual = 1 / examples if config.csgld_temperature is None else config.csgld_temperature
+    return CyclicalSGLDLR(
+        optimizer,
+        cycle_steps=length * steps_per_epoch,
+        sample_steps=steps_per_epoch,
+        samples=config.csgld_samples,
+        sampling=SAMPLING,
+        temperature=usual * config.csgld_noise_scale**2,
     )

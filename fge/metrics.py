@@ -24,8 +24,14 @@ def error(probs: ArrayLike, targets: ArrayLike) -> float:
 
 def nll(probs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean of -log p(target), in nats per example."""
+    return float(nll_per_example(probs, targets).mean())
+
+
+def nll_per_example(probs: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:
+    """Return -log p(target) of each example, in nats (N,)."""
     p, y = check_examples(probs, targets)
-    return float(-np.mean(np.log(np.maximum(p[np.arange(len(y)), y], TINY))))
+    values: NDArray[np.float64] = -np.log(np.maximum(p[np.arange(len(y)), y], TINY))
+    return values
 
 
 def brier(probs: ArrayLike, targets: ArrayLike) -> float:

@@ -15,11 +15,11 @@ from fge.errors import DivergenceError, UserError
 from fge.files import sha256
 from fge.learner import Learner
 from fge.observer import Observer
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions
 from fge.recipes import Recipe, recipe_stages, scale_initialisation
 from fge.runfolder import RunFolder
 from fge.seeds import derive_seed
-from fge.setup import eval_batches, make_training, new_model, speed_of
+from fge.setup import make_training, new_model, speed_of
 from fge.tensors import canonical_state, encode_weights, load_weights, read_weights
 from fge.weights import flatten
 
@@ -122,26 +122,21 @@ def read_networks(
 
 
 def predict_network(
-    network: Network,
-    config: RunConfig,
-    dataset: Dataset,
-    model: nn.Module,
-    predictions: PredictionFile,
+    network: Network, config: RunConfig, model: nn.Module, predictions: MemberPredictions
 ) -> None:
-    """Predict the test set with a network as it is, unless that was done before.
+    """Predict test and foreign images with a network as it is, where that was not done before.
 
     Raises:
         DivergenceError: predictions are not finite; it names the network.
     """
     key = sha256(encode_weights(canonical_state(network.state)))
-    if predictions.get(network.name, key) is not None:
+    if predictions.complete(network.name, key):
         return
     load_weights(model, network.state, network.name)
     optimizer = torch.optim.SGD(model.parameters())
     # One pass does not pay for compilation.
     learner = Learner(model, optimizer, replace(speed_of(config), compile=False))
     try:
-        probs = learner.predict(eval_batches(config, dataset, dataset.test))
+        predictions.predict(network.name, key, learner.predict)
     except DivergenceError as error:
         raise DivergenceError(f"network {network.name}: {error}") from None
-    predictions.add(network.name, key, probs)

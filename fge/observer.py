@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -19,3 +20,38 @@ class Observer:
 
     def note(self, text: str) -> None:
         """Hear a sentence."""
+
+    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Hear of a table of results."""
+
+
+class Observers(Observer):
+    """Passes on what it hears to several observers, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
+        """Pass it on."""
+        for observer in self.observers:
+            observer.epoch(record, done, total)
+
+    def snapshot(self, record: dict[str, Any]) -> None:
+        """Pass it on."""
+        for observer in self.observers:
+            observer.snapshot(record)
+
+    def point(self, what: str, done: int, total: int) -> None:
+        """Pass it on."""
+        for observer in self.observers:
+            observer.point(what, done, total)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        for observer in self.observers:
+            observer.note(text)
+
+    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Pass it on."""
+        for observer in self.observers:
+            observer.table(title, headings, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator
@@ -15,13 +17,24 @@ import torch
 from torch import nn
 
 from fge import report
-from fge.config import RunConfig, is_factory
-from fge.configfile import check_unchanged, keep_settled, read_config, to_options, write_config
+from fge.config import RunConfig, TrainingConfig, is_factory
+from fge.configfile import (
+    check_unchanged,
+    from_options,
+    keep_settled,
+    read_config,
+    to_options,
+    write_config,
+)
 from fge.console import ConsoleObserver
 from fge.data import Dataset
+from fge.distributed import Dismissed, current, join, leave, started_processes
 from fge.errors import UserError
+from fge.observer import Observer, Observers
 from fge.runfolder import RunFolder, open_run_folder
 from fge.setup import load_data, settle_machine, settle_options, settle_speed
+from fge.shared_folder import SharedFolder
+from fge.tensorboard import TensorBoardObserver, check_tensorboard
 
 C = TypeVar("C", bound=RunConfig)
 C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
@@ -35,7 +48,7 @@ class Run(Generic[C_co]):
     config: C_co
     dataset: Dataset
     folder: RunFolder
-    observer: ConsoleObserver
+    observer: Observer
     environment: dict[str, Any]
 
     @property
@@ -61,25 +74,50 @@ class Run(Generic[C_co]):
 def prepare(config: C, command: str) -> tuple[C, Dataset]:
     """Return settled options, those of the run to resume where there is one, and the data.
 
+    Where ``torchrun`` started several processes they are joined first.
+
     Raises:
         UserError: something in options, data or the run to resume that the user can mend.
     """
-    config, fingerprint = _resumed(config, command)
-    config = settle_machine(config)
-    dataset = load_data(config)
-    if fingerprint not in (None, dataset.fingerprint):
-        raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
+    ranks = join(command)
+    with ranks.together():
+        if _wants_tensorboard(config):
+            check_tensorboard()
+        config, facts = _resumed(config, command)
+        config = settle_machine(config)
+        ranks.check_batch_size(config.batch_size)
+        dataset = load_data(config)
+        _check_images(config, dataset, facts)
+    images = ranks.first(lambda: dataset.fingerprint)
+    with ranks.together():
+        if images != dataset.fingerprint:
+            raise UserError(f"process {ranks.rank} finds other images in {config.data}")
     return settle_options(config, dataset), dataset
 
 
-def _resumed(config: C, command: str) -> tuple[C, str | None]:
-    """Return the configuration of the run to resume and the fingerprint of its data."""
+def _resumed(config: C, command: str) -> tuple[C, dict[str, Any]]:
+    """Return the configuration of the run to resume and what it says of its data."""
     file = config.out / "config.json" if config.out else None
     if not (config.resume and file and file.is_file()):
-        return config, None
+        return config, {}
     saved, content = read_config(file, command, type(config))
     check_unchanged(saved, config)
-    return keep_settled(saved, config), str(content.get("dataset", {}).get("sha256"))
+    begun, now = content.get("processes", 1), current().size
+    if begun != now:
+        raise UserError(
+            f"cannot resume with {now} processes: the run was begun with {begun}; "
+            "start as many, with torchrun where it is more than one"
+        )
+    return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
+
+
+def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
+    """Check that the images are those of the run to resume, of which ``facts`` are known."""
+    if facts and facts["sha256"] != dataset.fingerprint:
+        raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
+    for name, known in facts.get("ood", {}).items():
+        if name not in dataset.foreign or dataset.foreign[name].fingerprint != known["sha256"]:
+            raise UserError(f"cannot resume: the images of --ood {name} are not those of the run")
 
 
 def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
@@ -103,6 +141,8 @@ def open_run(
 ) -> Iterator[Run[C]]:
     """Open the run folder, settle what is measured, and see the run to its end.
 
+    Of several processes, all but the first are silent, and leave the block when they have trained.
+
     Args:
         config: from :func:`prepare`.
         command: its name.
@@ -114,12 +154,14 @@ def open_run(
         UserError: the folder is in use, or the disk is full.
         KeyboardInterrupt: after saying how to go on.
     """
-    folder = open_run_folder(config.out, command, resume=config.resume, overwrite=config.overwrite)
+    folder = _open_folder(config, command)
     started = time.perf_counter()
-    with ConsoleObserver() as observer:
+    with _observed(config, folder) as observer:
         observer.note(f"run folder: {folder.path}")
         try:
             yield _begin(config, command, dataset, model, folder, observer, epochs)
+        except Dismissed:
+            return
         except KeyboardInterrupt:
             observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")
             raise
@@ -130,9 +172,38 @@ def open_run(
                 f"the disk of {folder.path} is full; free some space, then "
                 f"{_how_to_go_on(config, command, folder)}"
             ) from error
+        finally:
+            leave()
         seconds = time.perf_counter() - started
         folder.timing({"event": "end", "seconds": round(seconds, 2)})
         observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
+
+
+def _open_folder(config: RunConfig, command: str) -> RunFolder:
+    """Open the run folder that the options name: the first process does, and tells the others."""
+    ranks, options = current(), {"resume": config.resume, "overwrite": config.overwrite}
+    if ranks.size == 1:
+        return open_run_folder(config.out, command, **options)
+    path = ranks.first(lambda: str(open_run_folder(config.out, command, **options).path))
+    return SharedFolder(Path(path), ranks)
+
+
+@contextmanager
+def _observed(config: RunConfig, folder: RunFolder) -> Iterator[Observer]:
+    """Give who is told of the run: the console, and where it is asked for TensorBoard."""
+    if not current().leads:
+        yield Observer()
+        return
+    with ConsoleObserver() as console:
+        if not _wants_tensorboard(config):
+            yield console
+            return
+        with TensorBoardObserver(folder.path) as scalars:
+            yield Observers(console, scalars)
+
+
+def _wants_tensorboard(config: RunConfig) -> bool:
+    return isinstance(config, TrainingConfig) and config.tensorboard
 
 
 def _begin(
@@ -141,17 +212,26 @@ def _begin(
     dataset: Dataset,
     model: nn.Module,
     folder: RunFolder,
-    observer: ConsoleObserver,
+    observer: Observer,
     epochs: int,
 ) -> Run[C]:
-    device = torch.device(config.device)
+    device, ranks = torch.device(config.device), current()
     dataset = dataset.to(device)
-    facts = report.dataset_facts(dataset)
-    # Written before the measurement too: an interruption there is resumed with these options.
-    write_config(folder.config, command, config, dataset=facts)
-    config = settle_speed(config, dataset, model.to(device), observer, epochs=epochs)
-    write_config(folder.config, command, config, dataset=facts)
+    model.to(device)
+    facts: dict[str, Any] = {"dataset": report.dataset_facts(dataset)}
     environment = report.environment_facts(device, torch.get_num_threads())
+    if ranks.size > 1:
+        facts["processes"] = environment["processes"] = ranks.size
+
+    def settle() -> str:
+        # Written before the measurement too: an interruption there is resumed with these options.
+        write_config(folder.config, command, config, **facts)
+        settled = settle_speed(config, dataset, model, observer, epochs=epochs)
+        write_config(folder.config, command, settled, **facts)
+        return json.dumps(to_options(settled))
+
+    options = json.loads(ranks.first(settle))
+    config = keep_settled(from_options(type(config), options, folder.config), config)
     folder.timing({"event": "begin", "environment": environment})
     return Run(command, config, dataset, folder, observer, environment)
 
@@ -159,6 +239,11 @@ def _begin(
 def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
     if not folder.config.exists():
         return "run the command again"
-    words = ["python", "cli.py", command, "--out", str(folder.path), "--resume"]
+    start = ["python"]
+    if (size := started_processes()) > 1:
+        start = ["torchrun", "--standalone", "--nproc-per-node", str(size)]
+        if (local := os.environ.get("LOCAL_WORLD_SIZE")) not in (None, str(size)):
+            start = ["torchrun", "...", "--nproc-per-node", str(local)]  # on several machines
+    words = [*start, "cli.py", command, "--out", str(folder.path), "--resume"]
     words += ["--model", config.model] if is_factory(config.model) else []
     return f"go on with: {shlex.join(words)}"

@@ -15,7 +15,7 @@ from fge.data import Dataset, Split
 from fge.errors import DivergenceError, UserError
 from fge.evaluation import Record
 from fge.observer import Observer
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions
 from fge.recipes import endpoint_recipe
 from fge.setup import eval_batches, speed_of, train_batches
 
@@ -37,7 +37,7 @@ def make_study(
     folder: Path,
     name: str,
     ends: tuple[Tensor, Tensor],
-    predictions: PredictionFile,
+    predictions: MemberPredictions,
     observer: Observer,
 ) -> CurveStudy:
     """Return the study of the curve between two networks.
@@ -49,7 +49,7 @@ def make_study(
         folder: of the curves of the run.
         name: of the pair, and of its folder in ``folder``.
         ends: weights (P,) of the two, canonical.
-        predictions: test predictions of members of all studies of the run.
+        predictions: of members of all studies of the run.
         observer: is told of epochs and points.
     """
     count = min(config.eval_images or len(dataset.train), len(dataset.train))

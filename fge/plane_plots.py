@@ -94,10 +94,10 @@ def plane_figure(
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
     """
-    values = _values(grid, key)
+    values = grid_values(grid, key)
     levels = contour_levels(values, cap)
     colours = mpl.colormaps[cmap](np.linspace(0, 1, len(levels)))
-    shown = _finite(values, levels[-1])
+    shown = finite_values(values, levels[-1])
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     axes = figure.subplots()
     filled = axes.contourf(
@@ -105,8 +105,8 @@ def plane_figure(
     )
     axes.contour(grid.xs, grid.ys, shown, levels=levels[1:], colors=colours[1:], linewidths=1)
     bar = figure.colorbar(filled, ax=axes, ticks=levels, spacing="uniform")
-    bar.ax.set_yticklabels(_tick_labels(levels))
-    bar.set_label(label or _text_of(key))
+    bar.ax.set_yticklabels(tick_labels(levels))
+    bar.set_label(label or text_of(key))
     _frame(axes, grid)
     _mark(axes, points or {}, lines or {})
     return figure
@@ -130,10 +130,10 @@ def surface_figure(
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
     """
-    values = _values(grid, key)
+    values = grid_values(grid, key)
     levels = contour_levels(values, cap)
     interpolated = RegularGridInterpolator(
-        (grid.xs, grid.ys), _finite(values, levels[-1]).T, bounds_error=False
+        (grid.xs, grid.ys), finite_values(values, levels[-1]).T, bounds_error=False
     )
 
     def height(places: Any) -> Array:
@@ -143,14 +143,14 @@ def surface_figure(
     figure = Figure(figsize=(7.2, 6.0), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d")
     axes.computed_zorder = False  # otherwise the surface hides the marks on it
-    fine = [_refined(side[:, None], -(-_FACES // (len(side) - 1))) for side in (grid.xs, grid.ys)]
+    fine = [refined(side[:, None], -(-_FACES // (len(side) - 1))) for side in (grid.xs, grid.ys)]
     x, y = np.meshgrid(*fine)
     z = height(np.stack([x, y], axis=-1))
     colours = ListedColormap(mpl.colormaps[cmap](np.linspace(0, 1, len(levels))))
     faces = colours(BoundaryNorm(levels, len(levels), extend="max")(z))
     axes.plot_surface(x, y, z, facecolors=faces, rstride=1, cstride=1, linewidth=0)
     _mark_surface(axes, height, points or {}, lines or {})
-    axes.set(xlabel="x", ylabel="y", zlabel=label or _text_of(key))
+    axes.set(xlabel="x", ylabel="y", zlabel=label or text_of(key))
     axes.set_box_aspect((1, 1, 0.6))
     return figure
 
@@ -178,31 +178,37 @@ def line_figure(
                 raise unknown("key of the records", wanted, records[0])
         axes.plot([r[x] for r in records], [r[key] for r in records], style, label=name)
     axes.set_xlabel({"arc": "length along the line", "distance": "distance from t = 0"}.get(x, x))
-    axes.set_ylabel(_text_of(key))
+    axes.set_ylabel(text_of(key))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
 
-def _values(grid: PlaneGrid, key: str) -> Array:
+def grid_values(grid: PlaneGrid, key: str) -> Array:
+    """Return the values (Y, X) under a key.
+
+    Raises:
+        UserError: no such key.
+    """
     if key not in grid.values:
         raise unknown("key of the grid", key, grid.values)
     return grid.values[key]
 
 
-def _finite(values: Array, cap: float) -> Array:
+def finite_values(values: Array, cap: float) -> Array:
     """Return the values, those that are not finite above the cap and above all others."""
     finite = values[np.isfinite(values)]
     return np.where(np.isfinite(values), values, max(float(finite.max()), 2 * cap - finite.min()))
 
 
-def _text_of(key: str) -> str:
+def text_of(key: str) -> str:
     """Return what a key such as ``train_loss`` means, with its unit."""
     split, _, name = key.rpartition("_")
     return f"{split} {_UNITS.get(name, name)}".strip()
 
 
-def _tick_labels(levels: Array) -> list[str]:
+def tick_labels(levels: Array) -> list[str]:
+    """Return levels as text, the last one as the cap that values lie above."""
     return [*(f"{level:.3g}" for level in levels[:-1]), f"> {levels[-1]:.3g}"]
 
 
@@ -231,7 +237,7 @@ def _mark(axes: Axes, points: Points, lines: Lines) -> None:
 def _mark_surface(axes: Any, height: Callable[[Any], Array], points: Points, lines: Lines) -> None:
     """Draw points and lines at the heights that the surface has there."""
     for style, (name, line) in zip(_cycled(lines), lines.items(), strict=True):
-        path = _refined(np.asarray(line, dtype=np.float64))
+        path = refined(np.asarray(line, dtype=np.float64))
         axes.plot(*path.T, height(path), style, color=_INK, label=name, zorder=5)
     for name, place in points.items():
         (top,) = height([place])
@@ -242,7 +248,7 @@ def _mark_surface(axes: Any, height: Callable[[Any], Array], points: Points, lin
         axes.legend(frameon=False, loc="upper right")
 
 
-def _refined(path: Array, steps: int = 30) -> Array:
+def refined(path: Array, steps: int = 30) -> Array:
     """Return a path (T, D) with so many steps between neighbours, to lie on a curved surface."""
     places = np.linspace(0, len(path) - 1, steps * (len(path) - 1) + 1)
     columns = [np.interp(places, np.arange(len(path)), column) for column in path.T]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.arrays import read_npz
+from fge.batches import EvalBatches
 from fge.errors import UserError
 from fge.files import write_bytes
 
@@ -98,3 +99,57 @@ class PredictionFile:
             else np.empty((0, len(self.targets), 0), np.float32),
         )
         write_bytes(self.path, buffer.getvalue())
+
+
+class MemberPredictions:
+    """Predictions of each member on the test images and on images foreign to them.
+
+    They are kept in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of foreign images, under
+    the same names and keys; the targets of foreign images are 0. ``test`` and ``foreign`` (by name)
+    are the files; ``parts`` are all of them, each with its batches.
+
+    Args:
+        folder: of the files.
+        test: batches of the test set.
+        foreign: batches of foreign images by name.
+
+    Raises:
+        UserError: a file cannot be read, or is of other targets.
+    """
+
+    def __init__(
+        self, folder: Path, test: EvalBatches, foreign: Mapping[str, EvalBatches] | None = None
+    ) -> None:
+        self.test = PredictionFile(folder / "test.npz", test.split.labels)
+        self.foreign = {
+            name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels)
+            for name, batches in (foreign or {}).items()
+        }
+        self.foreign_batches = dict(foreign or {})
+        self.parts = [
+            (self.test, test),
+            *((self.foreign[name], batches) for name, batches in self.foreign_batches.items()),
+        ]
+
+    def complete(self, member: str, sha256: str) -> bool:
+        """Say whether a member with exactly these weights is predicted on all images."""
+        return all(file.get(member, sha256) is not None for file, _ in self.parts)
+
+    def predict(self, member: str, sha256: str, predict: Callable[[EvalBatches], Tensor]) -> Tensor:
+        """Predict with a member what is not predicted yet; return its test probabilities (N, C).
+
+        Args:
+            member: its name.
+            sha256: of its weights.
+            predict: from batches to probabilities, asked only for what is missing.
+        """
+        for file, batches in self.parts:
+            if file.get(member, sha256) is None:
+                file.add(member, sha256, predict(batches))
+        return self.test.probabilities(member)
+
+    def keep(self, members: Iterable[str]) -> None:
+        """Drop all members but those named, and put them in that order."""
+        names = list(members)
+        for file, _ in self.parts:
+            file.keep(names)

@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 from fge.checks import check_at_least, check_positive
 from fge.config import RunConfig
 from fge.errors import UserError, unknown
-from fge.methods import Stage
 from fge.schedule import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
+from fge.sgld import SGLD
+from fge.stages import Stage
 from fge.tensors import unwrap
 
 _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
@@ -29,7 +30,7 @@ _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
     "linear": LinearDecayLR,
     "endpoint": EndpointLR,
 }
-_OPTIMIZERS = ("sgd", "adam")
+_OPTIMIZERS = ("sgd", "adam", "sgld")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Recipe:
     """
 
     name: str
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Literal["sgd", "adam", "sgld"]
     lr: float
     """The rate that the schedule begins with."""
     batch_size: int
@@ -195,8 +196,18 @@ def endpoint_recipe(config: RunConfig) -> Recipe:
     )
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the recipe's optimizer over ``parameters``: SGD, or Adam with beta 2 = 0.999."""
+def make_optimizer(
+    recipe: Recipe, parameters: Iterable[nn.Parameter], *, examples: int = 1
+) -> Optimizer:
+    """Return the recipe's optimizer; the noise of SGLD depends on the number of ``examples``."""
+    if recipe.optimizer == "sgld":
+        return SGLD(
+            parameters,
+            recipe.lr,
+            examples=examples,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
     if recipe.optimizer == "adam":
         return torch.optim.Adam(
             parameters,

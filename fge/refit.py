@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fge.config import RunConfig
@@ -13,8 +14,9 @@ from fge.evaluation import Record
 from fge.geometry import turning_angles
 from fge.open_run import Run
 from fge.pairs import Measured, make_study, measure_pair
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions, PredictionFile
 from fge.results import MethodResult, method_result
+from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining, member_name
 from fge.tensors import load_weights, state_bytes
 from fge.weights import flatten
@@ -28,12 +30,13 @@ class Refit:
     """What the curves through a run's snapshots came to.
 
     ``measured`` per pair; ``turns``: the angles between consecutive steps from snapshot to
-    snapshot in degrees; ``result``: the ensemble of the snapshots and of points on the curves.
+    snapshot in degrees; ``results``: the ensembles of the first two, three, ... snapshots and of
+    points on the curves between them.
     """
 
     measured: list[Measured]
     turns: list[float]
-    result: MethodResult
+    results: list[MethodResult]
 
     @property
     def pairs(self) -> list[PairResult]:
@@ -66,20 +69,20 @@ def check_refit(config: FGEConfig) -> None:
         )
 
 
-def refit(run: Run[FGEConfig], training: StagedTraining, test: PredictionFile) -> Refit:
+def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:
     """Connect consecutive snapshots by curves, measure them and ensemble points on them.
 
     Args:
         run: whose options ``refit``, ``refit_points`` and ``refit_epochs`` say how.
         training: finished, with at least two snapshots.
-        test: test predictions of the snapshots; gets those of the points on curves.
+        predictions: of the snapshots; gets those of the points on curves.
     """
     store, model = training.stores["fge"], training.learner.model
     # Buffers that are no batch-norm statistics are those of the first snapshot all along.
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
     inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
-    measured, members = [], [member_name("fge", position) for position in range(len(store))]
+    measured: list[Measured] = []
     for first in range(len(vectors) - 1):
         study = make_study(
             curve_options(run.config),
@@ -88,22 +91,37 @@ def refit(run: Run[FGEConfig], training: StagedTraining, test: PredictionFile) -
             folder=run.folder.path / "curves",
             name=f"{first + 1:04d}--{first + 2:04d}",
             ends=(vectors[first], vectors[first + 1]),
-            predictions=test,
+            predictions=predictions,
             observer=run.observer,
         )
         measured.append(measure_pair(study, inner))
-        members += [study.member("curve", t) for t in inner]
+    turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
+    results = [
+        _result(predictions.test, store, measured[: size - 1], inner, state_bytes(model))
+        for size in range(2, len(store) + 1)
+    ]
+    return Refit(measured, turns, results)
+
+
+def _result(
+    test: PredictionFile,
+    store: SnapshotStore,
+    measured: Sequence[Measured],
+    inner: Sequence[float],
+    weight_bytes: int,
+) -> MethodResult:
+    """Return the line of the first snapshots with points on the curves between them."""
+    last = len(measured)
+    points = [found.study.member("curve", t) for found in measured for t in inner]
     fitted = sum(found.pair.fit_epochs for found in measured)
-    result = method_result(
+    return method_result(
         "fge+refit",
         test,
-        members,
-        train_epochs=int(store.facts(len(store) - 1)["epoch"]) + fitted,
-        weight_bytes=state_bytes(model),
+        [*(member_name("fge", position) for position in range(last + 1)), *points],
+        train_epochs=int(store.facts(last)["epoch"]) + fitted,
+        weight_bytes=weight_bytes,
         refresh_images=sum(found.study.refresh_images for found in measured) * len(inner),
     )
-    turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
-    return Refit(measured, turns, result)
 
 
 def curve_options(config: FGEConfig) -> CurveConfig:

@@ -1,10 +1,9 @@
-"""Results on pages: ``report.json``, ``report.md`` and ``report.html``."""
+"""Results on pages: ``report.json``, ``page.json``, ``report.md`` and ``report.html``."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,22 @@ import torch
 from fge.config import RunConfig
 from fge.data import Dataset
 from fge.files import write_json, write_text
+from fge.pages import FILES, Page, Section, Table, write_pages
 from fge.runfolder import RunFolder
 
+__all__ = [
+    "FILES",
+    "UNITS",
+    "Page",
+    "Table",
+    "dataset_facts",
+    "environment_facts",
+    "run_facts",
+    "splits_note",
+    "write_report",
+]
+
 SCHEMA_VERSION = 1
-FILES = ("report.json", "config.json", "log.jsonl")
-"""What every run folder holds for other programs."""
 UNITS = (
     "Error in percent, NLL in nats per image, Brier summed over classes, ECE as a fraction "
     "(15 bins); epochs are all that the method trained, fits included; passes are network "
@@ -26,72 +36,20 @@ UNITS = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """Text cells under headings, with a title and a note that says what they mean."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a report shows: title, verdict, tables, and figures by file name with a caption.
-
-    ``files`` are those of the run folder that the page links to.
-    """
-
-    title: str
-    verdict: str
-    tables: Sequence[Table]
-    figures: dict[str, str] = field(default_factory=dict)
-    files: Sequence[str] = (*FILES, "predictions/test.npz")
-
-
 def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None:
-    """Write ``report.json``, ``report.md`` and ``report.html``.
+    """Write ``report.json``, ``page.json``, ``report.md`` and ``report.html``.
 
     Args:
         folder: of the run; the page's figures lie in ``figures``.
-        page: what the two pages show.
+        page: what the two pages show; kept in ``page.json``, so that they can be made anew.
         content: of ``report.json``, beside its ``schema_version`` and ``verdict``.
     """
     content = {"schema_version": SCHEMA_VERSION, **content, "verdict": page.verdict}
     write_json(folder.path / "report.json", content)
-    write_text(folder.path / "report.md", _markdown(page))
-    write_text(folder.path / "report.html", _html(folder, page, content))
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, the first column left and the others right aligned."""
-    rule = [":--"] + ["--:"] * (len(headings) - 1)
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (headings, rule, *rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _markdown(page: Page) -> str:
-    parts = [f"# {page.title}", page.verdict]
-    for table in page.tables:
-        parts += [f"## {table.title}", markdown_table(table.headings, table.rows)]
-        parts += [table.note] if table.note else []
-    parts += [f"![{caption}](figures/{name})" for name, caption in page.figures.items()]
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(folder: RunFolder, page: Page, content: dict[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fge"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    figures = [
-        (caption, base64.b64encode((folder.figures / name).read_bytes()).decode())
-        for name, caption in page.figures.items()
-    ]
-    template = environment.get_template("report.html")
-    return template.render(page=page, content=content, figures=figures)
+    kept = {"schema_version": SCHEMA_VERSION, **asdict(page)}
+    # In one line: an indented array of a plot would have a line per number.
+    write_text(folder.path / "page.json", json.dumps(kept, allow_nan=False) + "\n")
+    write_pages(folder.path, page, [Section(folder.path, page, content)])
 
 
 def splits_note(facts: dict[str, Any]) -> str:
@@ -103,7 +61,10 @@ def splits_note(facts: dict[str, Any]) -> str:
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return what describes a data set: all that predicting needs, and its fingerprint."""
+    """Return what describes a data set: all that predicting needs, and its fingerprints."""
+    foreign = {
+        n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.foreign.items()
+    }
     return {
         "name": dataset.name,
         "classes": list(dataset.classes),
@@ -115,6 +76,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "sha256": dataset.fingerprint,
+        **({"ood": foreign} if foreign else {}),
     }
 
 

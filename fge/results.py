@@ -32,7 +32,8 @@ class MethodResult:
     fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
     needs; ``forward_passes`` are those of one prediction; ``refresh_images`` went through the
     network to estimate batch-norm statistics of members that training did not leave;
-    ``member_names`` are those in ``predictions/test.npz``.
+    ``member_names`` are those in ``predictions/test.npz``; ``ood`` holds what
+    :func:`fge.detection.ood_auroc` returns, for each kind of foreign images.
     """
 
     name: str
@@ -47,6 +48,7 @@ class MethodResult:
     member_names: tuple[str, ...]
     refresh_images: int = 0
     chosen: str | None = None
+    ood: dict[str, dict[str, float]] | None = None
 
 
 def method_result(
@@ -83,26 +85,33 @@ def method_result(
         member_names=tuple(members),
         refresh_images=refresh_images,
         chosen=chosen,
+        ood=None,
         **metrics.summary(mean.value, test.targets),
     )
 
 
-def fge_results(
+def ensemble_results(
     test: PredictionFile,
     snapshots: Sequence[dict[str, Any]],
     *,
     weight_bytes: int,
     budget: int,
+    stage: str = "fge",
+    name: str = "fge",
 ) -> list[MethodResult]:
-    """Return the table of an FGE run.
+    """Return the table of a run that keeps snapshots.
 
     Args:
-        test: test predictions of members ``fge-0001``, ... and, where trained, ``single-0001``.
+        test: test predictions of members ``STAGE-0001``, ... and, where trained beside them,
+            ``single-0001``.
         snapshots: their facts (epoch, val_nll) in the order of the cycles.
         weight_bytes: of one network.
         budget: epochs of the single network.
+        stage: that kept the snapshots.
+        name: of the ensembles of the first two, three, ... snapshots; a method with one snapshot
+            has one line.
     """
-    names = [f"fge-{position + 1:04d}" for position in range(len(snapshots))]
+    names = [f"{stage}-{position + 1:04d}" for position in range(len(snapshots))]
     used = int(snapshots[-1]["epoch"])
 
     def result(
@@ -113,6 +122,8 @@ def fge_results(
         )
 
     results = []
+    if len(names) == 1 and stage != "fge":
+        return [result(name, names, used)]
     if "single-0001" in test:
         results.append(result("single", ["single-0001"], budget))
     results.append(result("last-snapshot", names[-1:], used))
@@ -120,18 +131,24 @@ def fge_results(
         best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
         results.append(result("best-snapshot", names[best : best + 1], used, names[best]))
     results += [
-        result("fge", names[:size], int(snapshots[size - 1]["epoch"]))
+        result(name, names[:size], int(snapshots[size - 1]["epoch"]))
         for size in range(2, len(names) + 1)
     ]
     return results
 
 
-def verdict(results: Sequence[MethodResult]) -> str:
+def verdict(results: Sequence[MethodResult], name: str = "fge") -> str:
     """Say in a sentence what the ensemble gained over its last snapshot and the single network.
 
     It speaks of this one run on these test images, not of the method.
     """
-    ensembles = [r for r in results if r.name == "fge"]
+    ensembles = [r for r in results if r.name == name]
+    if len(ensembles) == len(results) == 1 and ensembles[0].members == 1:
+        only = ensembles[0]
+        return (
+            f"The network of {name} has {only.error:.2f} % error and NLL {only.nll:.4f} after "
+            f"{only.train_epochs} epochs. One run, one test set."
+        )
     if not ensembles:
         return "One snapshot only: there is no ensemble to compare; train longer or cycle faster."
     ensemble = ensembles[-1]

@@ -9,6 +9,7 @@ from typing import Any
 
 from fge.errors import UserError
 from fge.files import append_record, read_records, remove_temporaries, write_records
+from fge.snapshots import SnapshotStore
 from fge.tensors import read_state, write_state
 
 RUNS = Path("runs")
@@ -20,9 +21,21 @@ _ENTRIES = (  # in the order of removal: what is left by an interruption is stil
     "single",
     "networks",
     "curves",
+    "swa.safetensors",
+    "folded.safetensors",
     "predictions",
     "plane.npz",
+    "cells",
+    "runs",
+    "logs",
+    "locks",
+    "compare.json",
+    "compare.csv",
+    "compare.md",
+    "timing.csv",
+    "tensorboard",
     "report.json",
+    "page.json",
     "report.md",
     "report.html",
     "figures",
@@ -70,6 +83,10 @@ class RunFolder:
         """Return a saved training state, or None."""
         path = self.state_path(name)
         return read_state(path) if path.exists() else None
+
+    def store(self, name: str) -> SnapshotStore:
+        """Return the snapshots in a folder of the run."""
+        return SnapshotStore(self.path / name)
 
     def clear_states(self) -> None:
         """Remove all saved training states."""

@@ -114,6 +114,11 @@ class ClosedFormLR(LRScheduler):
         """Whether the weights as they are now are to be kept."""
         return False
 
+    @property
+    def rate_kept(self) -> float:
+        """The learning rate that a snapshot kept now belongs to: that of the next step."""
+        return float(self.get_last_lr()[0])
+
 
 class TriangularLR(ClosedFormLR):
     """The cyclic learning rate of FGE: linear from ``max_lr`` to ``min_lr`` and back.

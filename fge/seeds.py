@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *stream: object) -> int:
@@ -20,3 +21,16 @@ def derive_seed(seed: int, *stream: object) -> int:
 def generator(seed: int, *stream: object) -> torch.Generator:
     """Return a CPU generator for the named stream."""
     return torch.Generator().manual_seed(derive_seed(seed, *stream))
+
+
+def random_state() -> list[Tensor]:
+    """Return the states of PyTorch's global generators: the CPU's, and the GPU's in use."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_gpu else [])]
+
+
+def set_random_state(state: list[Tensor]) -> None:
+    """Go back to a state of :func:`random_state`."""
+    torch.set_rng_state(state[0])
+    for on_gpu in state[1:]:
+        torch.cuda.set_rng_state(on_gpu)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -12,20 +13,26 @@ from torch import nn
 from fge import recipes
 from fge.autotune import check_compile, choose_speed
 from fge.batches import EvalBatches, Normaliser, TrainBatches, default_padding
-from fge.config import Precision, RunConfig
+from fge.config import Precision, RunConfig, TrainingConfig
 from fge.curve_config import CurveConfig
-from fge.cycle_config import FGEConfig
+from fge.cycle_config import CycleConfig, FGEConfig
 from fge.data import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
+from fge.distributed import current
+from fge.ema_learner import EmaLearner
 from fge.errors import UserError
+from fge.hessian import CHUNK
 from fge.learner import Learner, Speed
-from fge.methods import Stage
 from fge.models import build_model
 from fge.observer import Observer
+from fge.ood import load_foreign
+from fge.predictions import MemberPredictions
+from fge.probe import PROBE_IMAGES, SharpnessProbe
 from fge.recipes import Recipe
 from fge.runfolder import RunFolder
 from fge.seeds import derive_seed
 from fge.staged import StagedTraining
+from fge.stages import Stage
 from fge.tensors import load_weights, read_weights
 
 C = TypeVar("C", bound=RunConfig)
@@ -38,6 +45,7 @@ def settle_machine(config: C) -> C:
         UserError: a device or a compiler that is not there.
     """
     device = choose_device(config.device)
+    current().take_device(device)
     check_compile(config, device)
     torch.backends.cudnn.benchmark = True
     return replace(config, device=str(device), threads=set_threads(config.threads))
@@ -53,7 +61,7 @@ def settle_options(config: C, dataset: Dataset) -> C:
     )
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
-    if isinstance(settled, FGEConfig):
+    if isinstance(settled, CycleConfig):
         rates = settled.cycle_lrs
         cycle = settled.cycle_length
         settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle)
@@ -61,10 +69,11 @@ def settle_options(config: C, dataset: Dataset) -> C:
 
 
 def load_data(config: RunConfig) -> Dataset:
-    """Load the data that the options name.
+    """Load the data that the options name, with the images foreign to them that they name.
 
     Raises:
-        UserError: what :func:`fge.data.load_dataset` raises, or batches larger than the data.
+        UserError: what :func:`fge.data.load_dataset` and :func:`fge.ood.load_foreign` raise, or
+            batches larger than the data.
     """
     dataset = load_dataset(
         config.data,
@@ -78,7 +87,9 @@ def load_data(config: RunConfig) -> Dataset:
             f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
             "images; lower it"
         )
-    return dataset
+    names = config.ood if isinstance(config, TrainingConfig) else ()
+    foreign = load_foreign(names, dataset, data=config.data, data_dir=config.data_dir)
+    return replace(dataset, foreign=foreign)
 
 
 def new_model(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
@@ -162,12 +173,22 @@ def train_batches(
         seed=config.seed if seed is None else seed,
         crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
         flip=config.flip and recipe.augment,
+        ranks=current(),
     )
 
 
 def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatches:
     """Return a split in order, normalised, in evaluation batches."""
     return EvalBatches(split, normaliser(config, dataset), config.eval_batch_size)
+
+
+def member_predictions(config: RunConfig, dataset: Dataset, folder: RunFolder) -> MemberPredictions:
+    """Return what a run predicts of its test and foreign images, and has predicted before."""
+    return MemberPredictions(
+        folder.predictions,
+        eval_batches(config, dataset, dataset.test),
+        {n: eval_batches(config, dataset, other.split) for n, other in dataset.foreign.items()},
+    )
 
 
 def make_training(
@@ -180,8 +201,11 @@ def make_training(
     recipe: Recipe,
     stages: Sequence[Stage],
     seed: int | None = None,
+    ema_decay: float | None = None,
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
+
+    Of several processes, the first one alone validates and measures.
 
     Args:
         config: settled options.
@@ -192,20 +216,41 @@ def make_training(
         recipe: optimizer, batch size and augmentation.
         stages: schedules and snapshots.
         seed: of shuffling and augmentation; the run's by default.
+        ema_decay: snapshots keep the exponential average of the weights with this decay.
     """
     batches = train_batches(config, dataset, recipe, seed)
-    learner = Learner(
+    optimizer = recipes.make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
+    make: Callable[..., Learner] = Learner
+    if ema_decay is not None:
+        measured = eval_batches(config, dataset, dataset.train)
+        make = partial(EmaLearner, decay=ema_decay, refresh=measured)
+    learner = make(
         model,
-        recipes.make_optimizer(recipe, model.parameters()),
+        optimizer,
         speed_of(config),
-        batch_size=batches.batch_size,
+        batch_size=batches.share_size,
+        ranks=batches.ranks,
     )
+    leads = batches.ranks.leads
     return StagedTraining(
         folder,
         learner,
         stages,
         batches=batches,
-        validation=eval_batches(config, dataset, dataset.val) if len(dataset.val) else None,
+        validation=(
+            eval_batches(config, dataset, dataset.val) if leads and len(dataset.val) else None
+        ),
         seed=batches.seed,
         observer=observer,
+        probe=_probe(config, dataset, batches.seed) if leads else None,
     )
+
+
+def _probe(config: RunConfig, dataset: Dataset, seed: int) -> SharpnessProbe | None:
+    """Return what measures the sharpness of the training loss, where that is asked for."""
+    if not (isinstance(config, CycleConfig) and config.sharpness_every):
+        return None
+    images, labels = (part[:PROBE_IMAGES] for part in (dataset.train.images, dataset.train.labels))
+    # Batches of another size than the chunks would be cut into smaller ones.
+    part = EvalBatches(Split(images, labels), normaliser(config, dataset), CHUNK)
+    return SharpnessProbe(part, config.sharpness_every, seed=seed)

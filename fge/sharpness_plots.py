@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fge.errors import UserError
+from fge.plots import RATE, SINGLE, SNAPSHOT
 
 TOP, OTHERS, THRESHOLD = "#1d4ed8", "#93c5fd", "#d97706"
+
+
+@dataclass(frozen=True)
+class SharpnessCurves:
+    """How the top Hessian eigenvalue went through a training, over completed epochs.
+
+    ``epochs`` and ``eigenvalues``: each measurement; ``snapshots``: epochs at which one was kept;
+    ``rate_epochs``, ``rates`` and ``thresholds``: the learning rate and 2 (1 + momentum) / lr, NaN
+    where the rate is 0; ``single``: epochs and eigenvalues of the single network, empty where
+    there is none.
+    """
+
+    epochs: Sequence[float]
+    eigenvalues: Sequence[float]
+    snapshots: Sequence[float]
+    rate_epochs: Sequence[float]
+    rates: Sequence[float]
+    thresholds: Sequence[float]
+    single: tuple[Sequence[float], Sequence[float]] = ((), ())
 
 
 def eigenvalue_figure(
@@ -54,6 +77,58 @@ def eigenvalue_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
+
+
+def dynamics_figure(curves: SharpnessCurves) -> Figure:
+    """Draw the top eigenvalue over a training beside 2 (1 + momentum) / lr, the rate below it.
+
+    Raises:
+        UserError: nothing was measured.
+    """
+    if not curves.epochs:
+        raise UserError("a figure of the sharpness needs a measurement, got none")
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    sharpness, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    _draw_sharpness(sharpness, curves)
+    rate.plot(curves.rate_epochs, curves.rates, color=RATE, linewidth=1.2)
+    rate.set_ylabel("learning rate")
+    rate.set_ylim(0, 1.08 * max(curves.rates))
+    rate.set_xlabel("epochs")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (sharpness, rate):
+        for epoch in curves.snapshots:
+            axes.axvline(epoch, color="#d1d5db", linewidth=0.8, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_sharpness(axes: Axes, curves: SharpnessCurves) -> None:
+    axes.plot(
+        curves.rate_epochs,
+        curves.thresholds,
+        "--",
+        color=THRESHOLD,
+        label="2 (1 + momentum) / learning rate",
+        linewidth=1.2,
+    )
+    axes.plot(
+        curves.epochs, curves.eigenvalues, "o-", color=TOP, label="top eigenvalue", markersize=3
+    )
+    value = dict(zip(curves.epochs, curves.eigenvalues, strict=True))
+    kept = [value[epoch] for epoch in curves.snapshots]
+    axes.plot(
+        curves.snapshots, kept, "D", color=SNAPSHOT, label="at a snapshot", markersize=6, zorder=3
+    )
+    if curves.single[0]:
+        axes.plot(*curves.single, "o-", color=SINGLE, label="single network", markersize=3)
+    shown = [*curves.eigenvalues, *curves.single[1]]
+    if min(shown) > 0:
+        axes.set_yscale("log")
+        # Where the rate falls to nothing the line goes to infinity; it may leave at the top.
+        lines = [x for x in curves.thresholds if math.isfinite(x)]
+        axes.set_ylim(min(shown + lines) / 1.5, 3 * max(shown + lines[:1]))
+    axes.set_ylabel("top eigenvalue of the Hessian\n(nats per squared weight)")
+    axes.legend(frameon=False)
 
 
 def spectrum_figure(grid: Tensor, density: Tensor) -> Figure:

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fge import plots, report
+from fge import report
 from fge.batches import EvalBatches
 from fge.batchnorm import refresh_batch_norm
+from fge.drawn import Figures
 from fge.errors import UserError
+from fge.interactive_runs import sharpness_plot, spectrum_plot
 from fge.layout import Layout
 from fge.open_run import Run, check_kept, open_run, prepare
 from fge.preserve import preserved
@@ -141,36 +143,34 @@ def _report_sharpness(
     spectrum: dict[str, Any],
 ) -> None:
     thresholds = thresholds_of(networks, run.config.momentum)
-    captions = {}
+    drawn = Figures(run.folder.figures)
     if len(networks) > 1:
-        _draw_eigenvalues(run, networks, thresholds)
-        captions["sharpness.png"] = "Largest eigenvalues of the Hessian of each network"
-    density = spectrum_figure(*(torch.tensor(spectrum[key]) for key in ("grid", "density")))
-    plots.save_figure(density, run.folder.figures / "spectrum.png")
-    captions["spectrum.png"] = (
+        _draw_eigenvalues(drawn, networks, thresholds)
+    arrays = [spectrum[key] for key in ("grid", "density")]
+    caption = (
         f"Spectral density of the Hessian of {spectrum['name']} "
         f"({spectrum['hessian_products']} products, {spectrum['gradient_cost']:.0f} gradients)"
     )
+    figure = spectrum_figure(*(torch.tensor(array) for array in arrays))
+    drawn.add("spectrum.png", figure, caption, spectrum_plot(*arrays))
     examples = len(training_part(run, run.config.examples))
     table = sharpness_table(networks, examples=examples, thresholds=thresholds)
     title = f"Sharpness of {run.config.model} on {run.dataset.name}"
-    page = report.Page(
-        title, sharpness_verdict(networks, thresholds), [table], captions, report.FILES
-    )
+    verdict = sharpness_verdict(networks, thresholds)
+    page = report.Page(title, verdict, [table], drawn.captions, report.FILES, drawn.plots)
     run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
 
 
 def _draw_eigenvalues(
-    run: Run[SharpnessConfig],
+    drawn: Figures,
     networks: Sequence[dict[str, Any]],
     thresholds: Sequence[float] | None,
 ) -> None:
     places = {"epoch": "epochs", "t": "t, from the first network (0) to the second (1)"}
     key = next((key for key in places if all(key in n for n in networks)), None)
-    figure = eigenvalue_figure(
-        [n[key] for n in networks] if key else list(range(1, len(networks) + 1)),
-        [n["eigenvalues"] for n in networks],
-        place=places[key] if key else "number of the file",
-        thresholds=thresholds,
-    )
-    plots.save_figure(figure, run.folder.figures / "sharpness.png")
+    where = [n[key] for n in networks] if key else list(range(1, len(networks) + 1))
+    values = [n["eigenvalues"] for n in networks]
+    place = places[key] if key else "number of the file"
+    figure = eigenvalue_figure(where, values, place=place, thresholds=thresholds)
+    plot = sharpness_plot(where, values, place=place, thresholds=thresholds)
+    drawn.add("sharpness.png", figure, "Largest eigenvalues of the Hessian of each network", plot)

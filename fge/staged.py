@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from fge import metrics
 from fge.batches import EvalBatches, TrainBatches
+from fge.distributed import dismiss
 from fge.ensemble import RunningMean
 from fge.errors import DivergenceError
 from fge.learner import Learner
-from fge.methods import Stage
 from fge.observer import Observer
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions, PredictionFile
+from fge.probe import SharpnessProbe
 from fge.runfolder import RunFolder
 from fge.schedule import ClosedFormLR
 from fge.snapshots import SnapshotStore
+from fge.stages import Stage
 from fge.tensors import load_weights
 from fge.train import EpochEnd, diverged, train
 
@@ -39,6 +41,7 @@ class StagedTraining:
         validation: batches of the validation split, or None where there is none.
         seed: of the run.
         observer: is told of epochs and snapshots.
+        probe: of the sharpness, where it is measured.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class StagedTraining:
         validation: EvalBatches | None,
         seed: int,
         observer: Observer,
+        probe: SharpnessProbe | None = None,
     ) -> None:
         self.folder = folder
         self.learner = learner
@@ -59,7 +63,8 @@ class StagedTraining:
         self.validation = validation
         self.seed = seed
         self.observer = observer
-        self.stores = {s.name: SnapshotStore(folder.path / s.store) for s in stages if s.store}
+        self.probe = probe
+        self.stores = {s.name: folder.store(s.store) for s in stages if s.store}
         self.val_predictions = (
             PredictionFile(folder.predictions / "val.npz", validation.split.labels)
             if validation is not None
@@ -69,10 +74,11 @@ class StagedTraining:
         self._clock = time.perf_counter()
 
     def run(self) -> None:
-        """Train what is left of the stages.
+        """Train what is left of the stages; of several processes, the first comes back from it.
 
         Raises:
             DivergenceError: the loss is not finite.
+            Dismissed: in the other processes.
         """
         checkpoint = self.folder.read_state(_CHECKPOINT)
         reached = self._restore(checkpoint) if checkpoint else self._begin()
@@ -83,8 +89,9 @@ class StagedTraining:
                 assert start is not None, f"stage {stage.after} left no state"
                 self.learner.load_state_dict(start)
             self._run_stage(stage, resumed)
+        dismiss(self.learner.ranks)
         if self.val_predictions:
-            self.val_predictions.keep(member for member, _, _ in self.members())
+            self.val_predictions.keep(self._kept(self.val_predictions))
 
     def members(self) -> list[tuple[str, SnapshotStore, int]]:
         """Return name, store and position of every snapshot, in the order of the stages."""
@@ -94,20 +101,25 @@ class StagedTraining:
             for position in range(len(store))
         ]
 
-    def predict_members(self, path: Path, batches: EvalBatches) -> PredictionFile:
-        """Evaluate each snapshot on ``batches``, unless ``path`` holds its prediction already.
+    def predict_members(self, predictions: MemberPredictions) -> None:
+        """Predict with each snapshot what is not predicted yet.
 
-        Predictions of points on paths (``PAIR/PATH/T``) that it holds stay, behind the snapshots.
+        Predictions of others than snapshots (points on paths, averages) stay, behind them.
         """
-        predictions = PredictionFile(path, batches.split.labels)
         for name, store, position in self.members():
-            key = store.facts(position)["sha256"]
-            if predictions.get(name, key) is None:
+            facts = store.facts(position)
+            if not predictions.complete(name, facts["sha256"]):
                 load_weights(self.learner.model, store[position], store.path)
-                predictions.add(name, key, self._predict_member(store.facts(position), batches))
-        snapshots = [name for name, _, _ in self.members()]
-        predictions.keep([*snapshots, *(name for name in predictions.members if "/" in name)])
-        return predictions
+                predict = functools.partial(self._predict_member, facts)
+                predictions.predict(name, facts["sha256"], predict)
+        predictions.keep(self._kept(predictions.test))
+
+    def _kept(self, predictions: PredictionFile) -> list[str]:
+        """Return the snapshots and, behind them, what is stored and no snapshot of a stage."""
+        stages = [name.rpartition("-")[0] for name in predictions.members]
+        stored = zip(predictions.members, stages, strict=True)
+        others = [name for name, stage in stored if "/" in name or stage not in self.stores]
+        return [*(name for name, _, _ in self.members()), *others]
 
     def _predict_member(self, facts: dict[str, Any], batches: EvalBatches) -> Tensor:
         try:
@@ -175,6 +187,7 @@ class StagedTraining:
                 "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             }
         )
+        self._measure(stage, schedule, finished, snapshot=False)
         self._checkpoint(stage, schedule, finished)
         self.observer.epoch(record, self._epochs_done(stage, finished), self._epochs_done())
         self._clock = time.perf_counter()
@@ -203,11 +216,17 @@ class StagedTraining:
 
     def _keep(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         """Keep a snapshot, with its validation figures and those of the ensemble with it."""
+        if not self.learner.ranks.leads:
+            return
+        with self.learner.kept():
+            self._keep_weights(stage, schedule, epoch)
+
+    def _keep_weights(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         store = self.stores[stage.name]
         facts: dict[str, Any] = {
             "step": epoch * len(self.batches),
             "epoch": epoch,
-            "lr": float(schedule.get_last_lr()[0]),
+            "lr": schedule.rate_kept,
         }
         training = self.learner.model.training
         probs = self.learner.predict(self.validation) if self.validation else None
@@ -228,6 +247,14 @@ class StagedTraining:
             record |= self._ensemble_figures(stage.name)
         self._log(record)
         self.observer.snapshot(record)
+        self._measure(stage, schedule, epoch, snapshot=True)
+
+    def _measure(self, stage: Stage, schedule: ClosedFormLR, epoch: int, snapshot: bool) -> None:
+        if self.probe and self.learner.ranks.leads:
+            began, lr = time.perf_counter(), schedule.rate_kept
+            for record in self.probe.measure(self.learner, stage.name, epoch, lr, snapshot):
+                self._log(record)
+            self._clock += time.perf_counter() - began  # an epoch's seconds are those of training
 
     def _ensemble_figures(self, stage: str) -> dict[str, float]:
         """Return the validation figures of the stage's snapshots so far, averaged."""

@@ -13,9 +13,11 @@ from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
 from fge.errors import UserError
+from fge.method_config import TrainConfig
 
 RUN_KINDS: dict[str, type[RunConfig]] = {
     "fge": FGEConfig,
+    "train": TrainConfig,
     "curve-ensemble": CurveEnsembleConfig,
     "connect": ConnectConfig,
 }
@@ -31,7 +33,7 @@ class StudyConfig(RunConfig):
     """Options that tell which networks are looked at."""
 
     run: Path | None = None
-    """Run folder of fge, curve-ensemble or connect; data and model are those of the run."""
+    """Run folder of fge, train, curve-ensemble or connect; data and model are those of the run."""
     weights: tuple[Path, ...] = ()
     """Weights files (.safetensors, or .pt state dicts) instead of --run."""
     weight_decay_in_loss: bool = False
@@ -186,7 +188,7 @@ def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
     if not file.is_file():
         raise UserError(
             f"{folder} is no run folder (no config.json); "
-            "give that of an fge, curve-ensemble or connect run"
+            "give that of an fge, train, curve-ensemble or connect run"
         )
     try:
         command = str(json.loads(file.read_text(encoding="utf-8"))["command"])
@@ -194,7 +196,7 @@ def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
         raise UserError(f"{file} is not a config file: {type(error).__name__} {error}") from None
     if command not in RUN_KINDS:
         raise UserError(
-            f"{folder} is a run of {command!r}; give one of fge, curve-ensemble or connect"
+            f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
         )
     options, content = read_config(file, command, RUN_KINDS[command])
     return command, options, content

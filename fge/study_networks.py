@@ -123,7 +123,7 @@ def sharpness_subjects(config: SharpnessConfig, model: nn.Module) -> list[Subjec
     """
     if config.run is None:
         return file_subjects(config, model)
-    if read_run(config.run)[0] == "fge":
+    if read_run(config.run)[0] in ("fge", "train"):
         return snapshot_subjects(config.run, model)
     along, last = run_curve(config.run, model), config.curve_points - 1
     return [

@@ -153,17 +153,25 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is incomplete or of another kind.
     """
-    data = path.read_bytes()
-    tensors = decode_weights(data, path)
+    return decode_state(path.read_bytes(), path)
+
+
+def decode_state(data: bytes, source: object) -> dict[str, Any]:
+    """Return the state in the bytes of a file of :func:`write_state`, named in errors.
+
+    Raises:
+        UserError: they are incomplete or of another kind.
+    """
+    tensors = decode_weights(data, source)
     metadata = _metadata(data)
     if _SKELETON not in metadata:
-        raise UserError(f"{path} is not a training state")
+        raise UserError(f"{source} is not a training state")
     try:
         joined = _join(json.loads(metadata[_SKELETON]), tensors)
     except (ValueError, KeyError, TypeError):
         joined = None
     if not isinstance(joined, dict):
-        raise UserError(f"{path} has a damaged header and is no training state any more")
+        raise UserError(f"{source} has a damaged header and is no training state any more")
     return joined
 
 

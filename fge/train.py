@@ -10,11 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fge.chunks import count_examples
 from fge.errors import DivergenceError
 from fge.learner import Learner
 from fge.schedule import ClosedFormLR
-from fge.seeds import derive_seed
 
 _CHECK_EVERY = 50
 """Steps between looks at the loss: each look waits for the device."""
@@ -53,7 +51,8 @@ def train(
     """Train for the epochs [first_epoch, last_epoch), one schedule step per optimizer step.
 
     Each epoch begins with a seed of its own for what the model draws (dropout), so that training
-    can go on from the end of any epoch.
+    can go on from the end of any epoch. Of several processes each draws differently. They call
+    back together, and where one fails there, all do.
 
     Args:
         learner: what is trained.
@@ -72,25 +71,29 @@ def train(
     for epoch in range(first_epoch, last_epoch):
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
-        torch.manual_seed(derive_seed(seed, "model", epoch))
+        learner.ranks.seed(seed, epoch)
         learner.model.train()
         losses = _Losses(epoch * len(batches))
         for number, batch in enumerate(batches, start=1):
             rate = float(schedule.get_last_lr()[0])
             parts = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch,)
-            losses.add(learner.step(*parts), rate, count_examples(batch))
+            losses.add(learner.step(*parts), rate, learner.joint_images(batch))
             schedule.step()
             if schedule.at_minimum and on_minimum:
+                learner.synchronise()
                 losses.check()
                 step = epoch * len(batches) + number - 1
                 _check_weights(learner, step, rate)
                 try:
-                    on_minimum(epoch + (number == len(batches)))
+                    with learner.ranks.together():
+                        on_minimum(epoch + (number == len(batches)))
                 except DivergenceError as error:
                     raise diverged(str(error), step, rate) from None
         end = EpochEnd(epoch, losses.mean(), losses.images)
+        learner.synchronise()
         if on_epoch:
-            on_epoch(end)
+            with learner.ranks.together():
+                on_epoch(end)
 
 
 def _check_weights(learner: Learner, step: int, rate: float) -> None:

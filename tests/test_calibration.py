@@ -22,6 +22,7 @@ from fge.calibration import (
     adaptive_ece,
     calibrated_ece,
     calibrated_log_likelihood,
+    calibrated_nll_per_example,
     calibrated_summary,
     fit_temperature,
     scale_temperature,
@@ -317,3 +318,33 @@ def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
         scale_temperature([[0.5, 0.5]], temperature)
     with pytest.raises(UserError, match="probs must be probabilities"):
         scale_temperature([[5.0, 0.5]], 1.0)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(2, 1), (7, 3), (200, 5)])
+def test_the_calibrated_nll_of_examples_has_the_likelihood_as_its_mean(
+    count: int, splits: int
+) -> None:
+    probs, targets = random_case(4, count, 3)
+    values = calibrated_nll_per_example(probs, targets, splits=splits, seed=2)
+    assert values.shape == (count,)
+    expected = -calibrated_log_likelihood(probs, targets, splits=splits, seed=2)
+    assert values.mean() == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_each_example_is_scored_at_the_other_halfs_temperature() -> None:
+    probs, targets = random_case(5, 9, 3)
+    order = np.random.default_rng(0).permutation(9)
+    halves = order[:4], order[4:]
+    values = calibrated_nll_per_example(probs, targets, splits=1)
+    for fitted, scored in (halves, halves[::-1]):
+        temperature = fit_temperature(probs[fitted], [targets[i] for i in fitted])
+        for i in scored:
+            expected = -slow_log_scaled(probs[i].tolist(), temperature)[targets[i]]
+            assert values[i] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_examples_that_cannot_be_split_have_no_calibrated_nll() -> None:
+    with pytest.raises(UserError, match="at least 2 examples, got 1"):
+        calibrated_nll_per_example([[0.5, 0.5]], [0])
+    with pytest.raises(UserError, match="splits must be >= 1, got 0"):
+        calibrated_nll_per_example([[0.5, 0.5]] * 2, [0, 1], splits=0)

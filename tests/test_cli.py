@@ -150,6 +150,7 @@ def test_finished_run_leaves_the_folder_of_the_contract(finished: Finished) -> N
         "predictions/val.npz",
         "predictions/test.npz",
         "report.json",
+        "page.json",
         "report.md",
         "report.html",
         "figures/training.png",
@@ -193,12 +194,16 @@ def test_other_seed_gives_another_run_on_the_same_split(
     assert log != (finished.folder / "log.jsonl").read_bytes()
 
 
-def test_without_validation_there_is_no_best_snapshot(run: Run, tiny_npz: Path) -> None:
+def test_without_validation_there_is_no_best_snapshot(
+    run: Run, finished: Finished, tiny_npz: Path
+) -> None:
     result = run(command(tiny_npz, "run", "--val-fraction", "0"))
     assert result.code == 0
     names = [method["name"] for method in report(Path("run"))["methods"]]
-    assert names == ["last-snapshot", "fge"]
-    assert "best-snapshot is" not in Path("run/report.html").read_text()
+    assert names == ["last-snapshot", "fge", "swa"]
+    sentence = "<code>best-snapshot</code> is "
+    assert sentence in (finished.folder / "report.html").read_text()
+    assert sentence not in Path("run/report.html").read_text()
     assert "| best-snapshot" not in Path("run/report.md").read_text()
     assert "val_error" not in Path("run/log.jsonl").read_text()
     assert not Path("run/predictions/val.npz").exists()
@@ -975,7 +980,8 @@ def test_predict_gives_the_mean_probability_of_the_members(
     with np.load(tmp_path / "out" / "predictions.npz") as stored:
         probs, labels = stored["probabilities"], stored["labels"]
     with np.load(finished.folder / "predictions" / "test.npz") as stored:
-        expected = stored["probabilities"].astype(np.float64).mean(axis=0)
+        snapshots = [name.startswith("fge-") for name in stored["members"]]
+        expected = stored["probabilities"][snapshots].astype(np.float64).mean(axis=0)
     # The run's own predictions are float32 and were made in batches of another size.
     np.testing.assert_allclose(probs, expected, atol=1e-5)
     assert np.array_equal(labels, probs.argmax(axis=1))

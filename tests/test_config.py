@@ -60,6 +60,7 @@ def test_shared_option_out_of_range(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"sharpness_every": -1}, "sharpness_every must be >= 0, got -1"),
         ({"max_lr": -0.1}, "max_lr must be finite and >= 0, got -0.1"),
         ({"max_lr": 0.0, "min_lr": 0.0}, "max_lr must be above 0, got 0"),
         ({"max_lr": INFINITY}, "max_lr must be finite and >= 0, got inf"),
@@ -216,6 +217,11 @@ def test_factory_that_only_a_file_names_is_refused(given_model: str | None) -> N
 )
 def test_factory_given_again_or_no_factory_is_allowed(model: str, given_model: str | None) -> None:
     check_import(model, given_model, "config.json")
+
+
+def test_a_method_that_only_a_file_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"names the method .my:m.*add --methods my:m"):
+        check_import("my:m", None, "config.json", option="methods")
 
 
 def test_learning_rates_may_be_equal_but_not_crossed() -> None:

@@ -271,6 +271,16 @@ def test_work_that_was_done_may_not_change_on_resuming() -> None:
         check_unchanged(saved, FGEConfig(refit="bezier", ood=("digits",)))
 
 
+def test_measurements_may_be_dropped_on_resuming_and_not_changed() -> None:
+    saved, dropped = FGEConfig(sharpness_every=5), FGEConfig(sharpness_every=0)
+    check_unchanged(saved, dropped)
+    assert keep_settled(saved, dropped) == dropped
+    assert keep_settled(saved, FGEConfig()) == keep_settled(saved, saved) == saved
+    for before, now in ((saved, 2), (dropped, 5), (FGEConfig(), 5)):
+        with pytest.raises(UserError, match=f"cannot resume with sharpness_every {now}"):
+            check_unchanged(before, FGEConfig(sharpness_every=now))
+
+
 def test_resumed_config_takes_this_invocation_s_own_options() -> None:
     own = {"out": Path("run"), "resume": True, "data_dir": Path("elsewhere")}
     assert keep_settled(SAVED, replace(SAVED, **own)) == replace(SAVED, **own)

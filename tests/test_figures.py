@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from fge.cycle_config import FGEConfig
-from fge.figures import training_curves
-from fge.methods import fge_stages
+from fge.figures import learning_rates, sharpness_curves, training_curves
+from fge.method_config import MethodConfig
+from fge.methods import fge_stages, sse_stages
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True
@@ -104,3 +106,73 @@ def test_without_validation_there_are_no_errors() -> None:
 
 def test_without_a_single_network_there_is_none() -> None:
     assert training_curves(CONFIG, RECORDS[:-1]).single is None
+
+
+def optimizer(lr: float = 0.2) -> torch.optim.Optimizer:
+    return torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr)
+
+
+def test_rates_of_stages_are_those_of_their_schedules() -> None:
+    epochs, rates = learning_rates(fge_stages(CONFIG)[:2], optimizer())
+    curves = training_curves(CONFIG, [])
+    assert epochs == pytest.approx(curves.rate_epochs, rel=1e-12)
+    assert rates == pytest.approx(curves.rates, rel=1e-12)
+
+
+def test_rates_of_a_stage_that_goes_on_begin_where_it_does() -> None:
+    epochs, rates = learning_rates(fge_stages(CONFIG)[2:], optimizer())
+    assert (epochs[0], epochs[-1]) == (7, 13)
+    # Epoch 7 of 13 lies at alpha = 8/13, the last ones at 1 % of the base rate.
+    assert rates[0] == pytest.approx(0.2 * (1 - (8 / 13 - 0.5) / 0.4 * 0.99), rel=1e-12)
+    assert rates[-1] == pytest.approx(0.002, rel=1e-12)
+
+
+def test_a_cycle_that_would_begin_at_the_end_is_not_shown() -> None:
+    stages = sse_stages(MethodConfig(epochs=4, sse_cycles=2))
+    epochs, rates = learning_rates(stages, optimizer())
+    rate = dict(zip(epochs, rates, strict=True))
+    assert rate[0] == rate[2] == 0.2
+    assert rate[1] == rate[3] == pytest.approx(0.1, rel=1e-12)
+    assert epochs[-1] == 3.98
+    assert rates[-1] < 1e-3
+
+
+def measured(
+    stage: str, epoch: int, eigenvalue: float, *, snapshot: bool = False
+) -> dict[str, Any]:
+    facts = {"stage": stage, "epoch": epoch, "eigenvalue": eigenvalue, "snapshot": snapshot}
+    return {"event": "sharpness", **facts}
+
+
+def test_sharpness_is_that_of_the_log_beside_the_threshold_of_each_rate() -> None:
+    records = [
+        measured("start", 5, 10.0),
+        *RECORDS,
+        measured("fge", 9, 20.0, snapshot=True),
+        measured("single", 10, 40.0),
+        measured("single", 13, 50.0, snapshot=True),
+    ]
+    curves = sharpness_curves(fge_stages(CONFIG), optimizer(), records, momentum=0.9)
+    assert (curves.epochs, curves.eigenvalues) == ([5, 9], [10.0, 20.0])
+    assert curves.snapshots == [9]
+    assert curves.single == ([10, 13], [40.0, 50.0])
+    assert curves.rate_epochs[-1] == 13
+    threshold = dict(zip(curves.rate_epochs, curves.thresholds, strict=True))
+    assert threshold[0] == pytest.approx(3.8 / 0.2, rel=1e-12)
+    assert threshold[9] == threshold[13] == pytest.approx(3.8 / 0.01, rel=1e-12)
+
+
+def test_where_the_rate_is_zero_there_is_no_threshold() -> None:
+    config = FGEConfig(epochs=2, start_epoch=0, cycle_epochs=2, max_lr=0.1, min_lr=0.0)
+    curves = sharpness_curves(fge_stages(config), optimizer(), [], momentum=0.9)
+    nowhere = [
+        e for e, x in zip(curves.rate_epochs, curves.thresholds, strict=True) if math.isnan(x)
+    ]
+    assert nowhere == [1]
+
+
+def test_a_single_network_alone_is_what_the_curves_are_of() -> None:
+    stages = [stage for stage in fge_stages(CONFIG) if stage.name == "single"]
+    records = [measured("single", 13, 50.0, snapshot=True)]
+    curves = sharpness_curves(stages, optimizer(), records, momentum=0.9)
+    assert (curves.epochs, curves.single) == ([13], ([], []))

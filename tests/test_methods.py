@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,12 @@ from torch.optim import SGD
 
 from fge.cycle_config import FGEConfig
 from fge.errors import UserError
-from fge.methods import Stage, fge_stages
+from fge.method_config import TrainConfig
+from fge.methods import METHODS, Method, fge_stages, find_method
+from fge.recipes import make_optimizer as make_recipe_optimizer
 from fge.schedule import EndpointLR, TriangularLR
+from fge.sgld import SGLD
+from fge.stages import Stage
 
 PER_EPOCH = 3
 
@@ -152,3 +158,123 @@ def test_options_that_make_no_run_are_refused(options: dict[str, object], messag
 def test_the_remedies_of_a_cycle_that_is_too_long_work() -> None:
     assert FGEConfig(epochs=24, start_epoch=20, cycle_epochs=8).last_cycle_epoch == 24
     assert FGEConfig(epochs=25, start_epoch=20, cycle_epochs=10).last_cycle_epoch == 25
+
+
+def train_config(**changes: object) -> TrainConfig:
+    return TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+def kept_epochs(stage: Stage, optimizer: SGD) -> list[float]:
+    """Return after how many epochs the stage keeps a snapshot."""
+    schedule = stage.schedule(optimizer, PER_EPOCH)
+    kept = []
+    for done in range(1, (stage.last_epoch - stage.first_epoch) * PER_EPOCH + 1):
+        optimizer.step()
+        schedule.step()
+        kept += [stage.first_epoch + done / PER_EPOCH] if schedule.at_minimum else []
+    return kept
+
+
+def test_methods_are_described_under_their_own_names() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
+
+
+def test_a_snapshot_ensemble_keeps_a_network_per_cosine_cycle() -> None:
+    (stage,) = METHODS["sse"].stages(train_config(method="sse", epochs=17, sse_cycles=3))
+    assert (stage.first_epoch, stage.last_epoch) == (0, 15)
+    assert kept_epochs(stage, make_optimizer(0.1)) == [5, 10, 15]
+
+
+def test_csgld_keeps_samples_of_the_last_epochs_of_each_cycle() -> None:
+    config = train_config(method="csgld", epochs=21, csgld_cycles=2, csgld_samples=3)
+    (stage,) = METHODS["csgld"].stages(config)
+    recipe = METHODS["csgld"].recipe(config)
+    optimizer = make_recipe_optimizer(recipe, [nn.Parameter(torch.zeros(1))], examples=40)
+    assert isinstance(optimizer, SGLD)
+    assert kept_epochs(stage, optimizer) == [8, 9, 10, 18, 19, 20]
+    assert (recipe.lr, recipe.momentum) == (0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature"),
+    [
+        ({}, 1 / 40),
+        ({"csgld_temperature": 0.5}, 0.5),
+        ({"csgld_temperature": 0.5, "csgld_noise_scale": 2.0}, 2.0),
+        ({"csgld_noise_scale": 0.0}, 0.0),
+    ],
+)
+def test_the_last_tenth_of_a_csgld_cycle_is_noisy(
+    options: dict[str, float], temperature: float
+) -> None:
+    config = train_config(method="csgld", epochs=20, csgld_cycles=1, **options)
+    (stage,) = METHODS["csgld"].stages(config)
+    optimizer = SGLD([nn.Parameter(torch.zeros(1))], 0.5, examples=40)
+    schedule = stage.schedule(optimizer, PER_EPOCH)
+    found = []
+    for _ in range(20 * PER_EPOCH):
+        found.append(optimizer.param_groups[0]["temperature"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([0.0] * 18 * PER_EPOCH + [temperature] * 2 * PER_EPOCH)
+
+
+def test_swa_averages_the_weights_of_the_snapshots_of_fge() -> None:
+    config = train_config(method="swa", epochs=20, start_epoch=8, cycle_epochs=4)
+    ours, theirs = METHODS["swa"].stages(config), fge_stages(config)
+    names = [(stage.name, stage.first_epoch, stage.last_epoch) for stage in ours]
+    assert names == [(stage.name, stage.first_epoch, stage.last_epoch) for stage in theirs]
+    assert METHODS["swa"].combine == "weights"
+
+
+def test_ema_trains_as_the_single_network_does() -> None:
+    config = train_config(method="ema", epochs=10, lr=0.2, ema_decay=0.9)
+    (ema,), (single,) = (METHODS[name].stages(config) for name in ("ema", "single"))
+    assert first_rates(ema, make_optimizer(0.2)) == first_rates(single, make_optimizer(0.2))
+    assert (ema.keep, ema.last_epoch) == ("end", 10)
+    assert METHODS["ema"].ema_decay is not None
+    assert METHODS["ema"].ema_decay(config) == 0.9
+
+
+MINE = Method("mine", "one network more", METHODS["single"].stages)
+
+
+def test_a_method_of_one_s_own_is_found_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("own_methods")
+    module.mine, module.number = MINE, 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_methods", module)
+    assert find_method("own_methods:mine") is MINE
+    with pytest.raises(UserError, match=r"must be an fge\.methods\.Method, got a int"):
+        find_method("own_methods:number")
+    with pytest.raises(UserError, match="cannot import the method 'own_methods:none'"):
+        find_method("own_methods:none")
+    with pytest.raises(UserError, match="cannot import the method 'not_there:mine'"):
+        find_method("not_there:mine")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sgd"}, "unknown method 'sgd'"),
+        ({"method": "sse", "epochs": 4}, r"sse needs epochs >= 5 \(5 cycles of 1 epoch\), got 4"),
+        (
+            {"method": "csgld", "epochs": 11},
+            r"csgld needs epochs >= 12 \(4 cycles of 3 samples, one an epoch\), got 11",
+        ),
+        ({"sse_cycles": 0}, "sse_cycles must be >= 1, got 0"),
+        ({"csgld_cycles": 0}, "csgld_cycles must be >= 1, got 0"),
+        ({"csgld_samples": 0}, "csgld_samples must be >= 1, got 0"),
+        ({"csgld_lr": 0.0}, "csgld_lr must be finite and above 0, got 0"),
+        ({"csgld_temperature": -1.0}, "csgld_temperature must be finite and >= 0, got -1"),
+        ({"csgld_noise_scale": -1.0}, "csgld_noise_scale must be finite and >= 0, got -1"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\), got 1"),
+    ],
+)
+def test_methods_that_cannot_be_run_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_config(**options)
+
+
+def test_the_least_budgets_named_are_enough() -> None:
+    assert train_config(method="sse", epochs=5).epochs == 5
+    assert train_config(method="csgld", epochs=12).epochs == 12

@@ -297,3 +297,10 @@ def test_shapes_and_targets_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         metric(probs, targets)
+
+
+def test_the_nll_is_the_mean_over_examples() -> None:
+    probs, targets = [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]], [0, 1, 0]
+    values = metrics.nll_per_example(probs, targets)
+    np.testing.assert_allclose(values, [math.log(2), math.log(4 / 3), 0], rtol=1e-15, atol=0)
+    assert metrics.nll(probs, targets) == values.mean()

@@ -19,10 +19,16 @@ from fge.errors import DivergenceError, UserError
 from fge.learner import Learner
 from fge.networks import Network, predict_network, read_network, read_networks, train_network
 from fge.observer import Observer
-from fge.predictions import PredictionFile
 from fge.recipes import endpoint_recipe, recipe
+from fge.runfolder import RunFolder
 from fge.seeds import derive_seed
-from fge.setup import load_data, new_model, settle_machine, settle_options
+from fge.setup import (
+    load_data,
+    member_predictions,
+    new_model,
+    settle_machine,
+    settle_options,
+)
 
 CONFIG = RunConfig(
     epochs=1,
@@ -149,20 +155,20 @@ def test_predictions_are_made_once_and_leave_the_model_to_the_caller(
     model = new_model(config, dataset)
     state = {name: t.clone() for name, t in new_model(config, dataset, 7).state_dict().items()}
     network = Network("n", state, 0)
-    file = PredictionFile(tmp_path / "test.npz", dataset.test.labels)
-    predict_network(network, config, dataset, model, file)
+    predictions = member_predictions(config, dataset, RunFolder(tmp_path))
+    predict_network(network, config, model, predictions)
     model.load_state_dict(state)
     model.eval()
     x = (dataset.test.images - dataset.mean[0]) / dataset.std[0]
     with torch.no_grad():
         expected = model(x).double().softmax(1)
     # float32 arithmetic and storage.
-    np.testing.assert_allclose(file.probabilities("n"), expected, atol=1e-6)
+    np.testing.assert_allclose(predictions.test.probabilities("n"), expected, atol=1e-6)
     monkeypatch.setattr(Learner, "predict", lambda *_: pytest.fail("predicted again"))
-    predict_network(network, config, dataset, model, file)
+    predict_network(network, config, model, predictions)
     other = Network("n", {k: t + 1 if t.is_floating_point() else t for k, t in state.items()}, 0)
     with pytest.raises(pytest.fail.Exception, match="predicted again"):
-        predict_network(other, config, dataset, model, file)
+        predict_network(other, config, model, predictions)
 
 
 def test_predictions_that_are_not_finite_name_the_network(
@@ -174,10 +180,10 @@ def test_predictions_that_are_not_finite_name_the_network(
         name: torch.full_like(t, 3e38) if t.is_floating_point() else t
         for name, t in model.state_dict().items()
     }
-    file = PredictionFile(tmp_path / "test.npz", dataset.test.labels)
+    predictions = member_predictions(config, dataset, RunFolder(tmp_path))
     with pytest.raises(DivergenceError, match=r"^network huge: .*not finite"):
-        predict_network(Network("huge", huge, 0), config, dataset, model, file)
-    assert "huge" not in file
+        predict_network(Network("huge", huge, 0), config, model, predictions)
+    assert "huge" not in predictions.test
 
 
 def linear_file(path: Path, *values: float) -> Path:

@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.batches import EvalBatches, Normaliser
+from fge.data import Split
 from fge.errors import UserError
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions, PredictionFile
 
 TARGETS = torch.tensor([2, 0, 1, 1])
 
@@ -244,3 +246,92 @@ def test_the_file_is_a_plain_npz(tmp_path: Path) -> None:
         "sha256",
         "probabilities",
     }
+
+
+# ------------------------------------------------------------------------ test and foreign images
+
+
+def batches_of(count: int) -> EvalBatches:
+    split = Split(torch.zeros(count, 1, 2, 2, dtype=torch.uint8), torch.zeros(count).long())
+    return EvalBatches(split, Normaliser([0.0], [1.0], torch.device("cpu")), 4)
+
+
+BATCHES = {count: batches_of(count) for count in (4, 2, 3)}
+
+
+def members_in(folder: Path) -> MemberPredictions:
+    """Return predictions of 4 test images, 2 of noise and 3 of digits."""
+    return MemberPredictions(folder, BATCHES[4], {"noise": BATCHES[2], "digits": BATCHES[3]})
+
+
+class Predictor:
+    """Predicts the first rows of ``probs_of(seed)``; remembers what it was asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self.probs = probs_of(seed).float().double()
+        self.asked: list[EvalBatches] = []
+
+    def __call__(self, batches: EvalBatches) -> Tensor:
+        self.asked.append(batches)
+        return self.probs[: len(batches.split)]
+
+
+def test_a_member_is_predicted_on_all_images_under_one_name_and_key(tmp_path: Path) -> None:
+    predictions, predictor = members_in(tmp_path), Predictor(0)
+    assert not predictions.complete("a", "sha-a")
+    assert torch.equal(predictions.predict("a", "sha-a", predictor), predictor.probs)
+    assert predictor.asked == [BATCHES[4], BATCHES[2], BATCHES[3]]
+    assert predictions.complete("a", "sha-a")
+    assert not predictions.complete("a", "sha-b")
+    names = {"test.npz": 4, "ood-noise.npz": 2, "ood-digits.npz": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name, count in names.items():
+        stored = arrays(tmp_path / name)
+        assert (list(stored["members"]), list(stored["sha256"])) == (["a"], ["sha-a"])
+        assert stored["targets"].tolist() == [0] * count
+        np.testing.assert_array_equal(stored["probabilities"][0], predictor.probs[:count])
+
+
+def test_only_what_is_missing_is_predicted(tmp_path: Path) -> None:
+    members_in(tmp_path).predict("a", "sha", Predictor(0))
+    (tmp_path / "ood-digits.npz").unlink()
+    predictions, predictor = members_in(tmp_path), Predictor(0)
+    assert not predictions.complete("a", "sha")
+    assert torch.equal(predictions.predict("a", "sha", predictor), predictor.probs)
+    assert predictor.asked == [BATCHES[3]]
+    predictions.predict("a", "sha", predictor)
+    assert predictor.asked == [BATCHES[3]]
+
+
+def test_other_weights_are_predicted_anew_on_all_images(tmp_path: Path) -> None:
+    predictions, predictor = members_in(tmp_path), Predictor(1)
+    predictions.predict("a", "old", Predictor(0))
+    assert torch.equal(predictions.predict("a", "new", predictor), predictor.probs)
+    assert len(predictor.asked) == 3
+    stored = predictions.foreign["digits"].get("a", "new")
+    assert stored is not None
+    assert torch.equal(stored, predictor.probs[:3])
+
+
+def test_members_are_kept_in_all_files_in_one_order(tmp_path: Path) -> None:
+    predictions = members_in(tmp_path)
+    for seed, name in enumerate("abc"):
+        predictions.predict(name, "sha", Predictor(seed))
+    predictions.keep(name for name in "ca")
+    for file, batches in members_in(tmp_path).parts:
+        assert file.members == ["c", "a"]
+        assert torch.equal(file.probabilities("c"), Predictor(2)(batches))
+
+
+def test_without_foreign_images_there_is_one_file(tmp_path: Path) -> None:
+    predictions = MemberPredictions(tmp_path, BATCHES[4])
+    predictions.predict("a", "sha", Predictor(0))
+    assert predictions.complete("a", "sha")
+    assert (predictions.foreign, [path.name for path in tmp_path.iterdir()]) == ({}, ["test.npz"])
+
+
+def test_foreign_predictions_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
+    members_in(tmp_path).predict("a", "sha", Predictor(0))
+    message = r"ood-noise\.npz was made from other labels than the data has now$"
+    with pytest.raises(UserError, match=message):
+        MemberPredictions(tmp_path, BATCHES[4], {"noise": BATCHES[3]})

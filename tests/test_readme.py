@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +28,16 @@ COMMANDS = [
 PLAIN = "--batch-size 16 --compile off --amp off --channels-last off"
 SHORT = {
     "fge": f"--epochs 3 --start-epoch 0 --cycle-epochs 2 {PLAIN}",
+    "train": f"--epochs 5 {PLAIN}",
+    "compare": f"--epochs 4 --start-epoch 0 --cycle-epochs 2 --sse-cycles 2 --seeds 2 {PLAIN}",
     "curve-ensemble": f"--epochs 1 --curve-epochs 1 --eval-points 3 {PLAIN}",
     "connect": f"--epochs 1 --eval-points 3 {PLAIN}",
     "plane": f"--resolution 2 --eval-images 16 {PLAIN}",
     "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-steps 2 {PLAIN}",
     "predict": "",
+    "report": "",
 }
-TRAINING = ("fge", "curve-ensemble", "connect")
+TRAINING = ("fge", "train", "compare", "curve-ensemble", "connect")
 SIDE = 32  # what every architecture named in the README can take
 
 MY_MODELS = """
@@ -88,6 +93,19 @@ def test_commands_run_on_short_jobs(workplace: Path, monkeypatch: pytest.MonkeyP
             short += " --train-size 120 --test-size 60"
         assert cli.main([*arguments, *shlex.split(short)]) == 0, command
     assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
+
+
+def test_the_command_for_several_processes_runs(workplace: Path) -> None:
+    [command] = [line for _, block in BLOCKS for line in block.splitlines() if "torchrun" in line]
+    words = shlex.split(command)
+    assert words[:5] == ["torchrun", "--standalone", "--nproc-per-node", "2", "cli.py"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
+    short = f"--train-size 120 --test-size 60 --threads 1 {SHORT['fge']}"
+    arguments = [str(ROOT / "cli.py"), *words[5:], *shlex.split(short)]
+    done = subprocess.run([*launch, *arguments], cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert (workplace / "runs/parallel/report.html").is_file()
 
 
 def test_the_two_commands_are_the_ones_that_ci_runs() -> None:

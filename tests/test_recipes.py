@@ -16,7 +16,6 @@ from torch.optim import SGD, Adam, Optimizer
 from fge.config import RunConfig, rates_of
 from fge.cycle_config import FGEConfig
 from fge.errors import UserError
-from fge.methods import Stage
 from fge.recipes import (
     ADAM_LR,
     INIT_VARIANCE,
@@ -34,6 +33,7 @@ from fge.recipes import (
     scale_initialisation,
 )
 from fge.schedule import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
+from fge.stages import Stage
 
 G = RECIPES["G"]
 

@@ -56,7 +56,19 @@ def refitted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 def test_the_ensemble_with_points_on_the_curves_has_its_cost(refitted: Path) -> None:
     found = methods(refitted)
-    assert list(found) == ["last-snapshot 1", "best-snapshot 1", "fge 2", "fge 3", "fge+refit 7"]
+    assert list(found) == [
+        "last-snapshot 1",
+        "best-snapshot 1",
+        "fge 2",
+        "fge 3",
+        "swa 1",
+        "fold 1",
+        "fge+refit 4",
+        "fge+refit 7",
+    ]
+    first = found["fge+refit 4"]
+    assert first["member_names"][:2] == ["fge-0001", "fge-0002"]
+    assert (first["train_epochs"], first["refresh_images"]) == (3 + 2, 2 * TRAIN_IMAGES)
     line = found["fge+refit 7"]
     assert (line["train_epochs"], line["forward_passes"]) == (5 + 2 * 2, 7)
     assert line["refresh_images"] == 4 * TRAIN_IMAGES
@@ -108,9 +120,9 @@ def test_refitting_does_not_change_the_run_itself(
     plain = contents(done("fge", refit_job(data, tmp_path / "plain")))
     ours = contents(refitted)
     for name in plain:
-        if not name.startswith(("report", "config", "predictions/test")):
+        if not name.startswith(("report", "page", "config", "predictions/test")):
             assert ours[name] == plain[name], name
-    assert report(refitted)["methods"][:-1] == report(tmp_path / "plain")["methods"]
+    assert report(refitted)["methods"][:-2] == report(tmp_path / "plain")["methods"]
 
 
 def test_two_snapshots_make_one_pair_and_no_turn(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fge.results import (
     MethodResult,
     as_methods,
     comparison,
-    fge_results,
+    ensemble_results,
     method_result,
     table_rows,
     verdict,
@@ -57,7 +57,7 @@ def result(name: str = "fge", members: int = 3, **changes: Any) -> MethodResult:
 
 def found(folder: Path, snapshots: list[dict[str, Any]], *members: str) -> list[MethodResult]:
     test = prediction_file(folder, *members)
-    return fge_results(test, snapshots, weight_bytes=40, budget=16)
+    return ensemble_results(test, snapshots, weight_bytes=40, budget=16)
 
 
 def test_a_member_alone_has_its_closed_forms(tmp_path: Path) -> None:

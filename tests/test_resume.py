@@ -111,6 +111,22 @@ def test_half_precision_and_channels_last_resume_as_exactly(
     assert_same(out, reference)
 
 
+def test_with_the_sharpness_measured_it_resumes_as_exactly(
+    server: KillServer, tiny_npz: Path, tmp_path: Path
+) -> None:
+    measuring = {"sharpness_every": 2}
+    reference = tmp_path / "reference"
+    finished = server.run({**options(tiny_npz, reference), **measuring})
+    assert finished["code"] == 0
+    for part in (0.3, 0.6, 0.9):
+        out = tmp_path / f"killed-{part}"
+        arguments = {**options(tiny_npz, out), **measuring}
+        killed = server.run(arguments, kill_at=int(part * finished["calls"]))
+        assert killed["code"] == -signal.SIGKILL
+        resume(options(tiny_npz, out), out)  # the option is that of the run
+        assert_same(out, reference)
+
+
 def test_killed_by_the_clock_again_and_again(
     server: KillServer, tiny_npz: Path, tmp_path: Path
 ) -> None:

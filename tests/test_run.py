@@ -64,6 +64,8 @@ def test_report_has_the_contract_s_keys(finished: Path) -> None:
         ("best-snapshot", 1),
         ("fge", 2),
         ("fge", 3),
+        ("swa", 1),
+        ("fold", 1),
     ]
 
 
@@ -71,13 +73,16 @@ def test_figures_follow_from_the_stored_predictions(finished: Path) -> None:
     with np.load(finished / "predictions" / "test.npz", allow_pickle=False) as archive:
         members = list(archive["members"])
         probs, targets = archive["probabilities"].astype(np.float64), archive["targets"]
-    assert members == ["fge-0001", "fge-0002", "fge-0003", "single-0001"]
+    snapshots = ["fge-0001", "fge-0002", "fge-0003", "single-0001"]
+    assert members == [*snapshots, "swa-0001", "fold-0001"]
     rows = {(m["name"], m["members"]): m for m in report_of(finished)["methods"]}
     expected = {
         ("single", 1): probs[3],
         ("last-snapshot", 1): probs[2],
         ("fge", 2): probs[:2].mean(axis=0),
         ("fge", 3): probs[:3].mean(axis=0),
+        ("swa", 1): probs[4],
+        ("fold", 1): probs[5],
     }
     for key, values in expected.items():
         for name, value in metrics.summary(values, targets).items():
@@ -152,7 +157,10 @@ def test_each_member_is_evaluated_once_on_each_split(
 
     monkeypatch.setattr(Learner, "predict", counting)
     run = fge(config(tiny_npz, tmp_path / "run"))
-    assert sorted(calls) == [24, 24, 24, 48, 48, 48]
+    # On validation images also the average of all and the two that the fold tries; on test images
+    # the first of them, and the folded network unless it is a snapshot as it was.
+    folded = len(report_of(run)["averages"]["fold"]["snapshots"]) > 1
+    assert sorted(calls) == [24] * 6 + [48] * (4 + folded)
     calls.clear()
     fge(config(tiny_npz, run, resume=True))
     assert calls == []
@@ -206,4 +214,4 @@ def test_report_page_stands_alone(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert 'src="http' not in page
-    assert "<script" not in page
+    assert "<script src" not in page

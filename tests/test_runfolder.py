@@ -13,8 +13,25 @@ import torch
 from fge.errors import UserError
 from fge.runfolder import RunFolder, open_run_folder
 
-FILES = ("config.json", "log.jsonl", "timing.jsonl", "report.json", "report.md", "report.html")
-FOLDERS = ("snapshots", "single", "networks", "curves", "predictions", "state", "figures")
+FILES = (
+    "config.json",
+    "log.jsonl",
+    "timing.jsonl",
+    "report.json",
+    "page.json",
+    "report.md",
+    "report.html",
+)
+FOLDERS = (
+    "snapshots",
+    "single",
+    "networks",
+    "curves",
+    "predictions",
+    "state",
+    "figures",
+    "tensorboard",
+)
 
 
 def new_folder(path: Path) -> RunFolder:

@@ -19,12 +19,13 @@ from fge.cycle_config import FGEConfig
 from fge.data import Split
 from fge.errors import DivergenceError
 from fge.learner import Learner
-from fge.methods import Stage, fge_stages
+from fge.methods import fge_stages
 from fge.observer import Observer
-from fge.predictions import PredictionFile
+from fge.predictions import MemberPredictions, PredictionFile
 from fge.recipes import endpoint_recipe, recipe_stages
 from fge.runfolder import RunFolder
 from fge.staged import StagedTraining, member_name
+from fge.stages import Stage
 
 CPU = torch.device("cpu")
 NORMALISER = Normaliser([128.0], [64.0], CPU)
@@ -102,8 +103,11 @@ def oracle(state: dict[str, Tensor], split: Split) -> NDArray[np.float64]:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def batches_of_test() -> EvalBatches:
-    return EvalBatches(TEST, NORMALISER, 2)
+def predicted(training: StagedTraining, folder: Path) -> PredictionFile:
+    """Let a training predict the test set into ``folder``; return the file."""
+    predictions = MemberPredictions(folder, EvalBatches(TEST, NORMALISER, 2))
+    training.predict_members(predictions)
+    return predictions.test
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -242,7 +246,7 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
 def test_test_predictions_are_the_oracles_in_the_order_of_the_members(tmp_path: Path) -> None:
     training, _ = run(tmp_path)
     path = tmp_path / "predictions" / "test.npz"
-    predictions = training.predict_members(path, batches_of_test())
+    predictions = predicted(training, path.parent)
     for name, store, position in training.members():
         np.testing.assert_allclose(
             predictions.probabilities(name), oracle(store[position], TEST), rtol=0, atol=1e-6
@@ -259,17 +263,17 @@ def test_members_are_predicted_once_and_again_only_with_other_weights(
 ) -> None:
     training, _ = run(tmp_path)
     path, calls = tmp_path / "predictions" / "test.npz", counted(monkeypatch)
-    training.predict_members(path, batches_of_test())
+    predicted(training, path.parent)
     assert calls == [5, 5, 5]
     before = path.read_bytes()
-    training.predict_members(path, batches_of_test())
+    predicted(training, path.parent)
     assert calls == [5, 5, 5]
     assert path.read_bytes() == before
     store = training.stores["fge"]
     replaced = {name: tensor + 1 for name, tensor in store[1].items()}
     store.truncate(1)
     store.append(replaced, step=12, lr=0.1)
-    predictions = training.predict_members(path, batches_of_test())
+    predictions = predicted(training, path.parent)
     assert calls == [5, 5, 5, 5]
     np.testing.assert_allclose(
         predictions.probabilities("fge-0002"), oracle(replaced, TEST), rtol=0, atol=1e-6
@@ -279,9 +283,9 @@ def test_members_are_predicted_once_and_again_only_with_other_weights(
 def test_predictions_of_members_that_are_gone_are_dropped(tmp_path: Path) -> None:
     training, _ = run(tmp_path)
     path = tmp_path / "predictions" / "test.npz"
-    training.predict_members(path, batches_of_test())
+    predicted(training, path.parent)
     training.stores["fge"].truncate(1)
-    predictions = training.predict_members(path, batches_of_test())
+    predictions = predicted(training, path.parent)
     assert "fge-0002" not in predictions
     with np.load(path, allow_pickle=False) as archive:
         assert list(archive["members"]) == ["fge-0001", "single-0001"]
@@ -292,8 +296,24 @@ def test_predictions_of_points_on_paths_stay_behind_the_members(tmp_path: Path) 
     path = tmp_path / "predictions" / "test.npz"
     probs = torch.full((5, 3), 1 / 3, dtype=torch.float64)
     PredictionFile(path, TEST.labels).add("first-second/curve/0.5000", "sha", probs)
-    predictions = training.predict_members(path, batches_of_test())
+    predictions = predicted(training, path.parent)
     assert predictions.members == [*NAMES, "first-second/curve/0.5000"]
+
+
+def test_predictions_of_averages_stay_behind_the_members_on_both_splits(tmp_path: Path) -> None:
+    training, _ = run(tmp_path)
+    probs = torch.full((7, 3), 1 / 3, dtype=torch.float64)
+    assert training.val_predictions is not None
+    training.val_predictions.add("swa-0001", "sha", probs)
+    training.val_predictions.add("fge-0003", "of a snapshot that is gone", probs)
+    again, _ = run(tmp_path)
+    assert again.val_predictions is not None
+    assert again.val_predictions.members == [*NAMES, "swa-0001"]
+    PredictionFile(tmp_path / "predictions" / "test.npz", TEST.labels).add(
+        "swa-average-0001", "sha", probs[:5]
+    )
+    predictions = predicted(again, tmp_path / "predictions")
+    assert predictions.members == [*NAMES, "swa-average-0001"]
 
 
 def test_predictions_that_are_not_finite_name_step_and_rate(
@@ -310,7 +330,7 @@ def test_predictions_that_are_not_finite_name_step_and_rate(
         r"the learning rates$"
     )
     with pytest.raises(DivergenceError, match=message):
-        training.predict_members(tmp_path / "predictions" / "test.npz", batches_of_test())
+        predicted(training, tmp_path / "predictions")
 
 
 def test_what_an_attempt_without_a_checkpoint_left_is_gone(tmp_path: Path) -> None:

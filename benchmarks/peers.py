@@ -1,0 +1,264 @@
+"""This package's methods beside TorchEnsemble's and PyTorch's own, at equal budget.
+
+    python benchmarks/peers.py [--seeds 0 1 2 3 4] [--epochs 100] [--methods fge torchensemble-fge]
+
+Three pairs: ``fge`` and TorchEnsemble's ``FastGeometricClassifier``; ``sse`` (cosine cycles) and
+its ``SnapshotEnsembleClassifier``; ``swa`` (the average of fge's snapshots) and PyTorch's
+``torch.optim.swa_utils``. Same data (``fashion-mnist-mini``), model (``convnet``), initial
+weights, batches, augmentation, SGD options, precision and budget; ``peer_methods.py`` says how
+each is set. Shown are test error and NLL, training time, passes over validation and test images
+(counted where they enter a network), and peak memory. Methods take turns, seed by seed, the order
+turning too; each run is a fresh process, so that its peak memory is its own, and the start of that
+process is not timed. With TorchEnsemble installed (the extra ``benchmarks``) its known
+faults are looked for as well (``peer_faults.py``). Runs that are there are not run again; raw
+figures are in ``benchmarks/results/peers.json``, the tables in ``peers.md`` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peer_faults import look_for_faults
+from peer_methods import CONTENDERS, PassCounter, Task
+from peer_tables import page
+
+from fge import metrics
+from fge.data import Dataset
+from fge.errors import UserError, unknown
+from fge.files import write_json, write_text
+from fge.method_config import MethodConfig
+from fge.report import environment_facts
+from fge.setup import eval_batches, load_data, new_model, settle_machine, settle_options
+
+RESULTS = Path(__file__).parent / "results" / "peers.json"
+SETTINGS = ("data", "model", "epochs", "batch_size", "train_size", "test_size", "sse_cycles")
+TORCHENSEMBLE = ("torchensemble-fge", "torchensemble-sse")
+
+
+def config_of(options: argparse.Namespace) -> MethodConfig:
+    """Return the options of every run but its seed, in one precision and memory format.
+
+    Raises:
+        UserError: a value that is out of its range.
+    """
+    return MethodConfig(
+        data=options.data,
+        data_dir=options.data_dir,
+        model=options.model,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        train_size=options.train_size,
+        test_size=options.test_size,
+        sse_cycles=options.sse_cycles,
+        device=options.device,
+        threads=options.threads,
+        channels_last="on",
+        compile="off",
+        amp="off",
+    )
+
+
+def turns(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Yield every method and seed, seed by seed, each seed beginning with the next method."""
+    for number, seed in enumerate(seeds):
+        first = number % len(methods)
+        for method in (*methods[first:], *methods[:first]):
+            yield method, seed
+
+
+def resident_mib(field: str) -> float:
+    """Return ``VmRSS`` (present) or ``VmHWM`` (peak) resident memory of this process.
+
+    The kernel's figure for the program image: that of ``getrusage`` would hold what the process
+    had before it became this program. Where there is no ``/proc``, it has to do.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(row for row in status.read_text().splitlines() if row.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def memory_mib(device: torch.device, *, peak: bool) -> float:
+    """Return present or peak memory: what PyTorch allocated on CUDA, else what is resident."""
+    if device.type == "cuda":
+        now, most = torch.cuda.memory_allocated, torch.cuda.max_memory_allocated
+        return (most if peak else now)(device) / 2**20
+    return resident_mib("VmHWM" if peak else "VmRSS")
+
+
+def clock(device: torch.device) -> float:
+    """Return the seconds of a clock, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def new_task(config: MethodConfig, folder: Path) -> tuple[Task, PassCounter]:
+    """Return what a contender is given, and what counts the images that go through its model.
+
+    Raises:
+        UserError: a device, data or a model that is not there.
+    """
+    config = settle_machine(config)
+    dataset = load_data(config)
+    config = settle_options(config, dataset)
+    dataset = dataset.to(torch.device(config.device))
+    model, counter = new_model(config, dataset).to(config.device), PassCounter()
+    model.to(memory_format=torch.channels_last)
+    counter.watch(model)
+    return Task(config, dataset, model, folder), counter
+
+
+def measure(method: str, config: MethodConfig) -> dict[str, Any]:
+    """Train a method with the seed in ``config`` and test it; return the figures of the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        task, counter = new_task(config, Path(folder))
+        device, test = torch.device(task.config.device), task.dataset.test
+        before, started = memory_mib(device, peak=False), clock(device)
+        trained = CONTENDERS[method](task)
+        ready = clock(device)
+        counter.phase = "test"
+        probs = trained.predict(eval_batches(task.config, task.dataset, test))
+        finished, peak = clock(device), memory_mib(device, peak=True)
+    return {
+        "method": method,
+        "seed": config.seed,
+        "members": trained.members,
+        "error": metrics.error(probs, test.labels.cpu()),
+        "nll": metrics.nll(probs, test.labels.cpu()),
+        "train_seconds": round(ready - started, 3),
+        "test_seconds": round(finished - ready, 3),
+        **passes(counter, task.dataset),
+        "peak_mib": round(peak, 1),
+        "more_mib": round(peak - before, 1),
+        "environment": environment(device),
+    }
+
+
+def passes(counter: PassCounter, dataset: Dataset) -> dict[str, float]:
+    """Return what went through networks: epochs, passes over whole splits, refresh images."""
+    images = counter.images
+    return {
+        "train_epochs": round(images["train"] / len(dataset.train), 2),
+        "validation_passes": images["validation"] / max(len(dataset.val), 1),
+        "test_passes": images["test"] / len(dataset.test),
+        "refresh_images": images["refresh"],
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return hardware and versions, TorchEnsemble's included."""
+    try:
+        torchensemble = version("torchensemble")
+    except PackageNotFoundError:
+        torchensemble = "not installed"
+    facts = environment_facts(device, torch.get_num_threads())
+    return {**facts, "torchensemble": torchensemble}
+
+
+def in_fresh_process(method: str, config: MethodConfig) -> dict[str, Any]:
+    """Run :func:`measure` in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(measure, method, config).result()
+
+
+def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the results that are there, or none.
+
+    Raises:
+        UserError: they are of other settings.
+    """
+    if not path.exists():
+        return {"settings": settings, "faults": None, "runs": []}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if results["settings"].get(name) != value:
+            raise UserError(
+                f"{path} has runs with {name} {results['settings'].get(name)}, not {value}; "
+                "give another --results"
+            )
+    return results
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Check that the methods exist and that what they need is installed.
+
+    Raises:
+        UserError: naming the first that does not, or is not.
+    """
+    for method in methods:
+        if method not in CONTENDERS:
+            raise unknown("method", method, CONTENDERS)
+        if method in TORCHENSEMBLE and not has_torchensemble():
+            raise UserError(f"{method} needs torchensemble: pip install -e '.[benchmarks]'")
+
+
+def has_torchensemble() -> bool:
+    """Say whether TorchEnsemble can be imported; it needs joblib, which it does not name."""
+    return all(find_spec(name) is not None for name in ("torchensemble", "joblib"))
+
+
+def parse() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", default=list(CONTENDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--sse-cycles", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--train-size", type=int)
+    parser.add_argument("--test-size", type=int)
+    parser.add_argument("--data", default="fashion-mnist-mini")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--model", default="convnet")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, writing after each run; return all results.
+
+    Raises:
+        UserError: something in the options, or results of other settings.
+    """
+    check_methods(options.methods)
+    config = config_of(options)
+    results = open_results(options.results, {name: getattr(config, name) for name in SETTINGS})
+    if results["faults"] is None and has_torchensemble():
+        results["faults"] = look_for_faults()
+    known = {(run["method"], run["seed"]) for run in results["runs"]}
+    for method, seed in turns(options.methods, options.seeds):
+        if (method, seed) not in known:
+            results["runs"].append(in_fresh_process(method, replace(config, seed=seed)))
+            write_json(options.results, results)
+            write_text(options.results.with_suffix(".md"), page(results))
+    return results
+
+
+def main() -> None:
+    """Run what is missing; print the page."""
+    try:
+        print(page(run(parse())))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

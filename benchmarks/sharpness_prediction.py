@@ -1,0 +1,292 @@
+"""Does the top Hessian eigenvalue, measured early, foretell flat or sharp minima?
+
+    python benchmarks/sharpness_prediction.py [--epochs 16] [--seeds 0 1] [--processes 2]
+
+``convnet`` on 3,000 training images of ``fashion-mnist-mini``, trained in 19 ways: learning rates
+0.02, 0.05, 0.1 and 0.2 with batches of 32, 128 and 512 (the conventional schedule), and recipes G
+and A to F (arXiv 1806.06977; A with batches of 500, since 4,000 would be more than the data). Each
+network's top eigenvalue is measured after 10, 20 and 50 % of the epochs and at the end, over 1,024
+training images without augmentation, batch norm in evaluation mode; at the end also training loss
+and error (3,000 images without augmentation) and test loss and error (5,000 images).
+
+Spearman's rank correlation over runs of the early eigenvalues with the last one, with the test
+error, and with the generalisation gap (test less training, of loss and of error); for the last
+eigenvalue too, which foretells nothing but says what could be foretold. Intervals are percentiles
+(95 %) over 4,000 resamplings of the runs; runs that differ in the seed only are resampled like any
+others, so the intervals are a little too narrow. They are given for all runs, and for the grid of
+learning rates and batches alone, in which the recipe is one. Nothing is chosen by test data here.
+
+Each finished run is a line of ``benchmarks/results/sharpness_prediction.json``: a rerun, or one
+with more seeds, only fills gaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from fge import metrics
+from fge.batches import EvalBatches
+from fge.config import RunConfig
+from fge.data import Dataset, Split
+from fge.errors import DivergenceError
+from fge.files import append_record, read_records
+from fge.hessian import CHUNK
+from fge.learner import Learner, Speed
+from fge.probe import PROBE_IMAGES, SharpnessProbe
+from fge.recipes import (
+    Recipe,
+    endpoint_recipe,
+    make_optimizer,
+    make_schedule,
+    recipe,
+    scale_initialisation,
+)
+from fge.report import environment_facts
+from fge.setup import load_data, new_model, normaliser, settle_options, train_batches
+from fge.train import EpochEnd, train
+
+RESULTS = Path(__file__).parent / "results" / "sharpness_prediction.json"
+RATES, BATCH_SIZES = (0.02, 0.05, 0.1, 0.2), (32, 128, 512)
+RECIPES = ("G", "A", "B", "C", "D", "E", "F")
+A_BATCH = 500
+VARIANTS = [f"lr={lr:g} batch={size}" for lr in RATES for size in BATCH_SIZES] + list(RECIPES)
+EARLY, END = ("10 %", "20 %", "50 %"), "100 %"
+PARTS = {"10 %": 0.1, "20 %": 0.2, "50 %": 0.5, END: 1.0}
+TARGETS = {
+    "last": "the last eigenvalue",
+    "test_error": "test error",
+    "gap_loss": "gap of the loss",
+    "gap_error": "gap of the error",
+}
+DRAWS, LEVEL = 4000, 0.95
+
+Run = dict[str, Any]
+Floats = NDArray[np.float64]
+
+
+def correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Return Spearman's rank correlation of two sequences (n,), NaN where one is constant."""
+    return float(_rank_correlations(np.atleast_2d(a), np.atleast_2d(b))[0])
+
+
+def interval(
+    a: ArrayLike, b: ArrayLike, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of Spearman's correlation over pairs (n,).
+
+    Resamplings in which one of the two is constant have no correlation and are left out.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    found = _rank_correlations(x[chosen], y[chosen])
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return math.nan, math.nan
+    tail = (1 - level) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _rank_correlations(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Return Pearson's correlations (k,) of the ranks in each row of a and b (k, n)."""
+    x, y = (np.asarray(stats.rankdata(rows, axis=1), dtype=np.float64) for rows in (a, b))
+    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+    norms = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    found = np.full(len(x), np.nan)
+    np.divide((x * y).sum(axis=1), norms, out=found, where=norms > 0)
+    return found
+
+
+def measuring_epochs(epochs: int) -> dict[str, int]:
+    """Return after how many epochs each part of the training is over, at least one.
+
+    >>> measuring_epochs(16)
+    {'10 %': 2, '20 %': 3, '50 %': 8, '100 %': 16}
+    """
+    return {name: max(1, round(part * epochs)) for name, part in PARTS.items()}
+
+
+def recipe_of(variant: str, config: RunConfig) -> Recipe:
+    """Return the recipe that a variant's name describes."""
+    if variant in RECIPES:
+        found = recipe(variant)
+        return replace(found, batch_size=A_BATCH) if variant == "A" else found
+    lr, size = (part.partition("=")[2] for part in variant.split())
+    return replace(endpoint_recipe(config), lr=float(lr), batch_size=int(size))
+
+
+def run_one(variant: str, seed: int, epochs: int, train_size: int) -> Run:
+    """Train one network; return its eigenvalues and figures, or that it diverged."""
+    torch.set_num_threads(1)
+    key = key_of(variant, seed, epochs, train_size)
+    config = RunConfig(
+        train_size=train_size, val_fraction=0.0, epochs=epochs, seed=seed, channels_last="on"
+    )
+    dataset = load_data(config)
+    config = settle_options(config, dataset)
+    how = recipe_of(variant, config)
+    model = new_model(config, dataset)
+    scale_initialisation(model, how)
+    batches = train_batches(config, dataset, how)
+    optimizer = make_optimizer(how, model.parameters())
+    learner = Learner(model, optimizer, Speed(channels_last=True))
+    schedule = make_schedule(how, optimizer, epochs=epochs, steps_per_epoch=len(batches))
+    probe = probe_of(config, dataset)
+    places = measuring_epochs(epochs)
+    found: dict[int, float] = {}
+
+    def look(end: EpochEnd) -> None:
+        if end.epoch + 1 in places.values():
+            lr = float(schedule.get_last_lr()[0])
+            (record,) = probe.measure(learner, variant, end.epoch + 1, lr, snapshot=False)
+            found[end.epoch + 1] = record["eigenvalue"]
+
+    try:
+        train(
+            learner, schedule, batches, first_epoch=0, last_epoch=epochs, seed=seed, on_epoch=look
+        )
+    except DivergenceError as error:
+        return {**key, "diverged": str(error)}
+    return {
+        **key,
+        "eigenvalues": {name: found[epoch] for name, epoch in places.items()},
+        **final_figures(learner, config, dataset),
+        "environment": environment_facts(torch.device("cpu"), 1),
+    }
+
+
+def probe_of(config: RunConfig, dataset: Dataset) -> SharpnessProbe:
+    """Return what measures the top eigenvalue, as ``python cli.py fge`` does."""
+    images = dataset.train.images[:PROBE_IMAGES], dataset.train.labels[:PROBE_IMAGES]
+    return SharpnessProbe(EvalBatches(Split(*images), normaliser(config, dataset), CHUNK), 1)
+
+
+def final_figures(learner: Learner, config: RunConfig, dataset: Dataset) -> dict[str, float]:
+    """Return loss (nats) and error (percent) on training images as they are, and on test images."""
+    figures = {}
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        probs = learner.predict(EvalBatches(split, normaliser(config, dataset), 250))
+        figures[f"{name}_loss"] = metrics.nll(probs, split.labels)
+        figures[f"{name}_error"] = metrics.error(probs, split.labels)
+    return figures
+
+
+def key_of(variant: str, seed: int, epochs: int, train_size: int) -> Run:
+    """Return what tells one run from another."""
+    return {"variant": variant, "seed": seed, "epochs": epochs, "train_size": train_size}
+
+
+def _key(run: Run) -> tuple[str, int, int, int]:
+    return run["variant"], run["seed"], run["epochs"], run["train_size"]
+
+
+def columns(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Return the eigenvalues by part of the training, and what they may foretell, over runs."""
+    found = {name: [run["eigenvalues"][name] for run in runs] for name in PARTS}
+    found["last"] = found[END]
+    found["test_error"] = [run["test_error"] for run in runs]
+    for key in ("loss", "error"):
+        found[f"gap_{key}"] = [run[f"test_{key}"] - run[f"train_{key}"] for run in runs]
+    return found
+
+
+def correlations(runs: Sequence[Run]) -> list[Run]:
+    """Return a row for each part of the training and each thing that it may foretell."""
+    data = columns(runs)
+    rows = []
+    for part in PARTS:
+        for target in TARGETS:
+            if (part, target) != (END, "last"):
+                low, high = interval(data[part], data[target])
+                rho = correlation(data[part], data[target])
+                rows.append({"part": part, "target": target, "rho": rho, "low": low, "high": high})
+    return rows
+
+
+def verdict(rows: Sequence[Run]) -> str:
+    """Say in words what the early eigenvalues foretell, from :func:`correlations`."""
+    sentences = []
+    for target, name in TARGETS.items():
+        early = [row for row in rows if row["target"] == target and row["part"] in EARLY]
+        sure = [row for row in early if row["low"] > 0 or row["high"] < 0]
+        if not sure:
+            sentences.append(f"It does not foretell {name}: every interval holds 0.")
+            continue
+        parts = [
+            f"{row['part']} ({row['rho']:+.2f}, {row['low']:+.2f} to {row['high']:+.2f})"
+            for row in sure
+        ]
+        signs = {row["rho"] > 0 for row in sure}
+        way = "sharper early, larger" if signs == {True} else "sharper early, smaller"
+        way = way if len(signs) == 1 else "the sign differs"
+        sentences.append(f"It says something of {name} from {', '.join(parts)}: {way}.")
+    return " ".join(sentences)
+
+
+def print_group(label: str, runs: Sequence[Run]) -> None:
+    """Print the table and the verdict of a group of runs."""
+    if len(runs) < 4:
+        print(f"\n{label}: {len(runs)} runs are too few for correlations")
+        return
+    rows = correlations(runs)
+    cells = {(row["part"], row["target"]): row for row in rows}
+    print(f"\n{label}, {len(runs)} runs: rank correlation of the top eigenvalue with ...\n")
+    print(f"| measured at | {' | '.join(TARGETS.values())} |")
+    print(f"| :-- |{' --: |' * len(TARGETS)}")
+    for part in PARTS:
+        found = [cells.get((part, target)) for target in TARGETS]
+        texts = [
+            f"{r['rho']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" if r else "1" for r in found
+        ]
+        print(f"| {part} | {' | '.join(texts)} |")
+    print(f"\n{verdict(rows)}")
+
+
+def fill(jobs: Sequence[tuple[str, int, int, int]], processes: int, results: Path) -> None:
+    """Run what is missing; each finished run is kept at once."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool:
+        for future in as_completed([pool.submit(run_one, *job) for job in jobs]):
+            append_record(results, future.result())
+
+
+def main() -> None:
+    """Fill gaps, correlate and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--train-size", type=int, default=3000)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    wanted = [
+        (variant, seed, options.epochs, options.train_size)
+        for seed in options.seeds
+        for variant in options.variants
+    ]
+    known = [_key(run) for run in read_records(options.results)]
+    fill([job for job in wanted if job not in known], options.processes, options.results)
+    found = [run for run in read_records(options.results) if _key(run) in wanted]
+    runs = [run for run in found if "diverged" not in run]
+    if len(runs) < len(found):
+        print(f"{len(found) - len(runs)} of {len(found)} runs diverged and are left out")
+    print_group("All ways to train", runs)
+    print_group(
+        "Learning rates and batches alone", [r for r in runs if r["variant"] not in RECIPES]
+    )
+
+
+if __name__ == "__main__":
+    main()

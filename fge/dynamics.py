@@ -1,0 +1,152 @@
+"""How the sharpness went through a training: figure, table and sentence for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fge.drawn import Figures
+from fge.figures import sharpness_curves
+from fge.interactive_runs import dynamics_plot
+from fge.recipes import Recipe, make_optimizer
+from fge.report import Table
+from fge.sharpness import stability_threshold
+from fge.sharpness_plots import SharpnessCurves, dynamics_figure
+from fge.staged import StagedTraining
+
+MOST_ROWS = 40
+CAPTION = (
+    "Top Hessian eigenvalue of the training loss over epochs, beside 2(1 + momentum)/learning rate"
+)
+_NOTE = (
+    "Top eigenvalue of the Hessian of the mean loss over {examples} training images without "
+    "augmentation or weight decay, batch norm in evaluation mode, in nats per squared weight, "
+    "after so many epochs; there is an eigenvalue within the residual. lr is the rate that a "
+    "snapshot kept there belongs to. 2(1+m)/lr is where full-batch heavy-ball descent on a "
+    "quadratic loss stops being stable; training with batches is another thing. {count} "
+    "measurements took {products} Hessian-vector products, at the cost of {gradients:.0f} "
+    "gradients over those images: {images} images passed forward and back, which are not counted "
+    "as training epochs."
+)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What a report shows of the sharpness through a training.
+
+    Attributes:
+        curves: for the figure.
+        table: of the measurements, at most ``MOST_ROWS`` beside those at snapshots.
+        verdict: a sentence.
+        content: for ``report.json``.
+    """
+
+    curves: SharpnessCurves
+    table: Table
+    verdict: str
+    content: dict[str, Any]
+
+    def add_to(
+        self,
+        drawn: Figures,
+        tables: list[Table],
+        verdicts: list[str],
+        content: dict[str, Any],
+    ) -> None:
+        """Draw the figure, and add the rest to what a page and ``report.json`` are made of."""
+        figure, plot = dynamics_figure(self.curves), dynamics_plot(self.curves)
+        drawn.add("sharpness.png", figure, CAPTION, plot)
+        tables.append(self.table)
+        verdicts.append(self.verdict)
+        content["sharpness"] = self.content
+
+
+def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
+    """Return the sharpness through a training; None where it was not measured.
+
+    Args:
+        training: by the recipe.
+        recipe: its optimizer; the line 2 (1 + momentum) / lr is that of SGD.
+    """
+    records = [r for r in training.folder.records() if r["event"] == "sharpness"]
+    if not records:
+        return None
+    # Schedules set the rates of an optimizer: not those of the one that trained.
+    like = make_optimizer(recipe, [nn.Parameter(torch.zeros(1))], examples=1)
+    curves = sharpness_curves(training.stages, like, records, momentum=recipe.momentum)
+    costs = {key: sum(r[key] for r in records) for key in ("products", "gradients")}
+    examples = records[0]["examples"]
+    content = {
+        "momentum": recipe.momentum,
+        "examples": examples,
+        **costs,
+        "images_passed": round(examples * costs["gradients"]),
+        "measurements": records,
+    }
+    return Dynamics(
+        curves, dynamics_table(content), dynamics_verdict(records, recipe.momentum), content
+    )
+
+
+def dynamics_table(content: dict[str, Any]) -> Table:
+    """Return the table of measurements.
+
+    Args:
+        content: as in :class:`Dynamics`.
+    """
+    records, momentum = content["measurements"], content["momentum"]
+    headings = ["stage", "epoch", "lr", "top eigenvalue", "residual", "2(1+m)/lr"]
+    headings += ["products", "gradients"]
+    shown = _thinned(records)
+    rows = [
+        [
+            f"{r['stage']}, snapshot" if r["snapshot"] else r["stage"],
+            str(r["epoch"]),
+            f"{r['lr']:g}",
+            f"{r['eigenvalue']:.4g}",
+            f"{r['residual']:.1g}",
+            f"{stability_threshold(r['lr'], momentum):.4g}" if r["lr"] > 0 else "infinite",
+            str(r["products"]),
+            f"{r['gradients']:.0f}",
+        ]
+        for r in shown
+    ]
+    note = _NOTE.format(
+        examples=content["examples"],
+        count=len(records),
+        products=content["products"],
+        gradients=content["gradients"],
+        images=f"{content['images_passed']:,}",
+    )
+    short = [f"{r['stage']} {r['epoch']}" for r in records if not r["converged"]]
+    if short:
+        note += f" Residuals above 1 % of the eigenvalue were left after {', '.join(short)}."
+    if len(shown) < len(records):
+        note += f" {len(shown)} of {len(records)} are shown; `log.jsonl` holds all."
+    return Table("Sharpness through the training", headings, rows, note)
+
+
+def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float) -> str:
+    """Say in words how the top eigenvalue went, and where it lay beside 2 (1 + momentum) / lr."""
+    own = [r for r in records if r["stage"] != "single"] or records
+    first, last = own[0], own[-1]
+    above = sum(
+        r["lr"] > 0 and r["eigenvalue"] > stability_threshold(r["lr"], momentum) for r in own
+    )
+    return (
+        f"The top Hessian eigenvalue was {first['eigenvalue']:.4g} after epoch {first['epoch']} "
+        f"and {last['eigenvalue']:.4g} after epoch {last['epoch']}; it lay above "
+        f"2(1 + momentum)/learning rate in {above} of {len(own)} measurements."
+    )
+
+
+def _thinned(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those at snapshots, the last, and no more of the others than ``MOST_ROWS``."""
+    every = -(-sum(not r["snapshot"] for r in records) // MOST_ROWS)
+    others = [position for position, r in enumerate(records) if not r["snapshot"]]
+    kept = {*others[:: max(every, 1)], len(records) - 1}
+    return [r for position, r in enumerate(records) if r["snapshot"] or position in kept]

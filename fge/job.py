@@ -1,0 +1,62 @@
+"""A run of a comparison as a process of its own: ``python -m fge.job FOLDER`` reads it from stdin.
+
+What the run shows goes to its output; the exit code is that of the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fge.config import RunConfig
+from fge.configfile import from_options
+from fge.curve_config import CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
+from fge.errors import DivergenceError, UserError
+from fge.method_config import TrainConfig
+
+COMMANDS: dict[str, tuple[type[RunConfig], str, str]] = {
+    "fge": (FGEConfig, "fge.run", "fge"),
+    "train": (TrainConfig, "fge.train_run", "train"),
+    "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
+}
+"""Commands that are jobs: options, module and function."""
+_USER_ERROR, _DIVERGED, _INTERRUPTED = 2, 3, 130
+
+
+def main(folder: str, text: str) -> int:
+    """Run, or go on with, the job that JSON describes in a folder; return the exit code.
+
+    Args:
+        folder: of the run.
+        text: JSON with ``command`` and ``options``.
+    """
+    try:
+        content = json.loads(text)
+        kind, module, function = COMMANDS[content["command"]]
+        config = from_options(kind, content["options"], "the comparison")
+        out = Path(folder)
+        config = replace(config, out=out, resume=(out / "config.json").is_file())
+        getattr(importlib.import_module(module), function)(config)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except UserError as error:
+        return _fail(str(error), _USER_ERROR)
+    except DivergenceError as error:
+        return _fail(str(error), _DIVERGED)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", _USER_ERROR)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.stdin.read()))

@@ -1,0 +1,292 @@
+"""The processes that train one model together, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fge.errors import DivergenceError, UserError
+from fge.seeds import derive_seed, random_state, set_random_state
+
+_NO_ERROR, _USER, _DIVERGED, _OTHER = range(4)
+_LONGEST_TEXT = 4096
+"""Bytes of an error's text that other processes hear."""
+
+
+class Ranks:
+    """The processes that train together, as one of them sees them; alone by default.
+
+    Each holds the whole model and takes its share of every batch. The first process (``leads``)
+    also writes, validates and reports.
+
+    Args:
+        rank: the number of this process, from 0.
+        size: how many there are.
+        group: of ``torch.distributed``; the default group where it is None.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.group = group
+        self._common: list[Tensor] | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, or the only one."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Return which of the ``count`` images of a joint batch this process takes.
+
+        Shares are contiguous and differ by one image at most. Where there are fewer than two
+        images a process, the first processes take two or three each and the others none, since
+        batch norm makes nothing of a single image.
+
+        >>> [Ranks(rank, 3).share(8) for rank in range(3)]
+        [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
+        >>> [Ranks(rank, 3).share(5) for rank in range(3)]
+        [slice(0, 2, None), slice(2, 5, None), slice(0, 0, None)]
+        """
+        parts = min(self.size, max(1, count // 2))
+        if self.rank >= parts:
+            return slice(0, 0)
+        return slice(count * self.rank // parts, count * (self.rank + 1) // parts)
+
+    def part(self, count: int) -> int:
+        """Return this process's part of a number that is divided among all.
+
+        >>> [Ranks(rank, 3).part(8) for rank in range(3)]
+        [2, 3, 3]
+        """
+        return count * (self.rank + 1) // self.size - count * self.rank // self.size
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Check that full batches make equal shares of two images or more.
+
+        Raises:
+            UserError: they do not.
+        """
+        least = 2 * self.size
+        if self.size > 1 and (batch_size % self.size or batch_size < least):
+            near = max(least, batch_size - batch_size % self.size)
+            raise UserError(
+                f"batch_size {batch_size} makes no equal shares of 2 images or more for "
+                f"{self.size} processes; use a multiple of {self.size}, {near} say"
+            )
+
+    def take_device(self, device: torch.device) -> None:
+        """Make ``cuda`` mean the GPU of this process (LOCAL_RANK), where there are several.
+
+        Raises:
+            UserError: one GPU is asked for, or there are fewer GPUs than processes.
+        """
+        if self.size == 1 or device.type != "cuda":
+            return
+        if device.index is not None:
+            raise UserError(
+                f"--device {device} is one GPU for {self.size} processes; use --device cuda, "
+                "which gives each its own"
+            )
+        local, found = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if local >= found:
+            raise UserError(
+                f"there is no GPU for process {local} of this machine ({found} found); start "
+                f"{found} of them, or use --device cpu"
+            )
+        torch.cuda.set_device(local)
+
+    # ------------------------------------------------------------------------ randomness
+
+    def seed(self, seed: int, epoch: int) -> None:
+        """Seed what the model draws in an epoch (dropout): for each process a stream of its own.
+
+        What the optimizer draws (:meth:`common_draws`) comes from one stream for all, the one
+        that a process alone has for both.
+        """
+        torch.manual_seed(derive_seed(seed, "model", epoch))
+        if self.size > 1:
+            self._common = random_state()
+            torch.manual_seed(derive_seed(seed, "model", epoch, "rank", self.rank))
+
+    @contextmanager
+    def common_draws(self) -> Iterator[None]:
+        """Draw the same random numbers in all processes: steps with noise must not differ."""
+        if self.size == 1 or self._common is None:
+            yield
+            return
+        own = random_state()
+        set_random_state(self._common)
+        yield
+        self._common = random_state()
+        set_random_state(own)
+
+    # ----------------------------------------------------------------------- collectives
+
+    def sum(self, tensor: Tensor) -> None:
+        """Add up a tensor over the processes, in place.
+
+        Raises:
+            UserError: another process is gone.
+        """
+        self._call(dist.all_reduce, tensor, group=self.group)
+
+    def sum_facts(self, numbers: Tensor) -> list[int]:
+        """Return the sums over the processes of whole numbers on the CPU."""
+        summed = numbers.to(self._device)
+        self.sum(summed)
+        return [int(number) for number in summed.tolist()]
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor], weight: int, total: int) -> None:
+        """Replace tensors by their weighted means over the processes: one message a dtype.
+
+        Args:
+            tensors: floating, of the same shapes everywhere.
+            weight: of this process.
+            total: of all.
+        """
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            group = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in group]).mul_(weight)
+            self.sum(flat)
+            flat.div_(total)
+            parts = torch.split(flat, [tensor.numel() for tensor in group])
+            for tensor, part in zip(group, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    @torch.no_grad()
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of the first process."""
+        if self.size == 1:
+            return
+        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        for tensor in tensors:
+            data = tensor.detach().contiguous()
+            raw = data.reshape(-1).view(torch.uint8)  # no back end knows every dtype
+            self._call(dist.broadcast, raw, src=source, group=self.group)
+            tensor.copy_(data)
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Make a model's buffers the same in all processes.
+
+        Running statistics of normalisation layers in training mode are averaged; all other
+        buffers become those of the first process.
+        """
+        if self.size > 1:
+            self.average(running_statistics(model.modules()), 1, self.size)
+            self.broadcast(other_buffers(model))
+
+    def tell(self, data: bytes) -> bytes:
+        """Return the ``data`` of the first process, in all."""
+        if self.size == 1:
+            return data
+        length = torch.tensor([len(data)], device=self._device)
+        self.broadcast([length])
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.leads and data:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        content = content.to(self._device)
+        if len(content):
+            self.broadcast([content])
+        return content.cpu().numpy().tobytes()
+
+    def first(self, call: Callable[[], str]) -> str:
+        """Return what ``call`` returns in the first process; where it raises there, all raise."""
+        result = ""
+        with self.together():
+            if self.leads:
+                result = call()
+        return self.tell(result.encode()).decode()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait at the end for all processes; where one raises in the block, all raise its error.
+
+        Raises:
+            UserError: of one that failed, and for its ``OSError``.
+            DivergenceError: of one that failed.
+            RuntimeError: for any other error of another process.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            failure = error
+        if self.size > 1:
+            self._agree(failure)
+
+    def _agree(self, failure: Exception | None) -> None:
+        own = torch.zeros(self.size, dtype=torch.int64)
+        own[self.rank] = _kind(failure)
+        kinds = enumerate(self.sum_facts(own))
+        failed = [(rank, kind) for rank, kind in kinds if kind != _NO_ERROR]
+        if not failed:
+            return
+        culprit, kind = failed[0]
+        text = self._heard(str(failure) if self.rank == culprit else "")
+        if self.rank == culprit and failure is not None:
+            raise failure
+        if kind == _DIVERGED:
+            raise DivergenceError(text)
+        raise UserError(text) if kind == _USER else RuntimeError(f"process {culprit}: {text}")
+
+    def _heard(self, text: str) -> str:
+        """Return the text of the one process that says something, in all."""
+        encoded = text.encode()[:_LONGEST_TEXT]
+        raw = torch.frombuffer(bytearray(encoded.ljust(_LONGEST_TEXT, b"\0")), dtype=torch.uint8)
+        raw = raw.to(self._device)
+        self.sum(raw)  # the others hold zeros
+        return raw.cpu().numpy().tobytes().rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the back end takes what is no matter of the model's."""
+        nccl = dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
+        try:
+            collective(*args, **options)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0].rpartition("] ")[2][:120]
+            raise UserError(
+                f"another process of this run is gone ({reason}); see what it said, then go on "
+                "with --resume"
+            ) from error
+
+
+def running_statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return running means and variances of the normalisation layers that collect them now."""
+    return [
+        statistic
+        for module in modules
+        if isinstance(module, _NormBase) and module.training
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+
+
+def other_buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that are not among the running statistics."""
+    known = {id(statistic) for statistic in running_statistics(model.modules())}
+    return [buffer for buffer in model.buffers() if id(buffer) not in known]
+
+
+def _kind(failure: Exception | None) -> int:
+    if failure is None:
+        return _NO_ERROR
+    if isinstance(failure, DivergenceError):
+        return _DIVERGED
+    return _USER if isinstance(failure, UserError | OSError) else _OTHER

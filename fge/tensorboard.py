@@ -1,0 +1,133 @@
+"""TensorBoard scalars of a run, made from its logs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fge.errors import UserError
+from fge.files import read_records
+from fge.observer import Observer
+
+FOLDER = "tensorboard"
+"""In the run folder. Event files hold clocks: they are outside the promise of reproducibility."""
+_LOGS = ("log.jsonl", "networks/*/log.jsonl", "curves/*/fit.jsonl")
+_SCALARS = {
+    "epoch": ("train_loss", "next_lr"),
+    "snapshot": (
+        "val_error",
+        "val_nll",
+        "ensemble_val_error",
+        "ensemble_val_nll",
+        "distance",
+    ),
+    "sharpness": ("eigenvalue",),
+}
+"""What is shown of each kind of record. Epochs count from 0 in records of epochs, and are complete
+ones in the others."""
+
+
+def check_tensorboard() -> None:
+    """Check that scalars can be written.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "--tensorboard needs the package tensorboard, which is not installed: "
+            "pip install 'fge[tensorboard]'"
+        ) from None
+
+
+class TensorBoardObserver(Observer):
+    """Writes what a run logs as scalars, into ``tensorboard`` in its folder.
+
+    All that is written comes from the logs, so that a resumed run has each epoch once: where a log
+    no longer begins with what was written, everything is written anew. A context manager.
+
+    Args:
+        path: of the run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written: dict[Path, list[dict[str, Any]]] = {}
+        self._writer: Any = None
+
+    def __enter__(self) -> TensorBoardObserver:
+        """Return itself; files are opened at the first record."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what a finished run has left, and close the files."""
+        if kind is None:
+            self.write()
+        if self._writer is not None:
+            self._writer.close()
+
+    def epoch(self, record: dict[str, Any], done: int, total: int) -> None:  # noqa: ARG002
+        """Write what is new in the logs."""
+        self.write()
+
+    def snapshot(self, record: dict[str, Any]) -> None:  # noqa: ARG002
+        """Write what is new in the logs."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the records that the logs have gained; all of them at first."""
+        logs = {path: read_records(path) for pattern in _LOGS for path in self._paths(pattern)}
+        kept = all(
+            logs.get(path, [])[: len(before)] == before for path, before in self._written.items()
+        )
+        if self._writer is None or not kept:
+            self._begin()
+        for path, records in logs.items():
+            for record in records[len(self._written.get(path, [])) :]:
+                for tag, value, step in scalars(self._group(path), record):
+                    self._writer.add_scalar(tag, value, step)
+        self._written = logs
+        self._writer.flush()
+
+    def _paths(self, pattern: str) -> list[Path]:
+        return sorted(self.path.glob(pattern))
+
+    def _group(self, path: Path) -> str:
+        """Return what scalars of a log are grouped under, beside their stage."""
+        folder = path.parent.relative_to(self.path).as_posix()
+        return "" if folder == "." else folder
+
+    def _begin(self) -> None:
+        """Leave nothing of what was written before."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is not None:
+            self._writer.close()
+        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
+        self._writer = SummaryWriter(str(self.path / FOLDER))
+        self._written = {}
+
+
+def scalars(group: str, record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """Yield tag, value and step, the number of complete epochs, of what a record shows.
+
+    Args:
+        group: goes before the name of a scalar; the record's stage by default.
+        record: of a log.
+    """
+    event = str(record.get("event"))
+    for key in _SCALARS.get(event, ()):
+        if key in record:
+            step = int(record["epoch"]) + (event == "epoch")
+            name = "lr" if key == "next_lr" else key
+            yield f"{group or record.get('stage', event)}/{name}", float(record[key]), step

@@ -1,0 +1,389 @@
+"""What the tests of data-parallel training run in each of several processes.
+
+Started as a script it forks the processes, with the environment that ``torchrun`` gives them, so
+that PyTorch is imported once. Each line on standard input is a JSON job: the ``size`` of the group
+and either ``folder``, where each process leaves what :func:`jobs` returns as ``RANK.pt``, or the
+``arguments`` of a command. With ``at``, the number of an fsync call of the first process, that
+process is killed there by ``signal``, or where ``all`` is true each is. Each answer is a JSON line:
+the ``codes`` of the processes, the ``errors`` they printed, and the ``calls`` of fsync.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import cli
+import fge
+import fge.files
+import fge.run
+from fge.batches import Normaliser, TrainBatches
+from fge.batchnorm import refresh_batch_norm
+from fge.data import Split
+from fge.distributed import current, join, ranks_of
+from fge.errors import DivergenceError, UserError
+from fge.learner import Learner
+from fge.ranks import Ranks
+from fge.schedule import TriangularLR
+from fge.sgld import SGLD
+from fge.tensors import canonical_state
+from fge.train import EpochEnd, train
+
+IMAGES, BATCH, EPOCHS = 44, 16, 4
+"""Batches of 16, 16 and 12 images."""
+
+
+def split_of(count: int, seed: int = 0) -> Split:
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=rng, dtype=torch.uint8)
+    return Split(images, torch.arange(count) % 3)
+
+
+def batches_of(count: int, batch_size: int, ranks: Ranks) -> TrainBatches:
+    return TrainBatches(
+        split_of(count),
+        Normaliser([128.0], [64.0], torch.device("cpu")),
+        batch_size,
+        seed=3,
+        crop_padding=1,
+        flip=True,
+        ranks=ranks,
+    )
+
+
+def plain_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+
+
+def normalised_model() -> nn.Module:
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def learner_of(
+    model: nn.Module, ranks: Ranks, optimizer: torch.optim.Optimizer | None = None
+) -> Learner:
+    if optimizer is None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    return Learner(model, optimizer, forward_fn=lambda m, x: _logits(m, x), ranks=ranks)
+
+
+def _logits(model: nn.Module, batch: Any) -> Any:
+    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+    return model(inputs.double())
+
+
+def trained(
+    make: Callable[[], nn.Module],
+    ranks: Ranks,
+    *,
+    images: int = IMAGES,
+    batch_size: int = BATCH,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+) -> dict[str, Any]:
+    """Train through the real loop; return the snapshots, the losses and the images of epochs."""
+    # Weights that differ between processes become those of the first.
+    torch.manual_seed(ranks.rank)
+    model = make()
+    learner = learner_of(model, ranks, optimizer(model) if optimizer else None)
+    batches = batches_of(images, batch_size, ranks)
+    schedule = TriangularLR(
+        learner.optimizer, max_lr=0.1, min_lr=0.01, cycle_steps=2 * len(batches)
+    )
+    snapshots: list[dict[str, Tensor]] = []
+    ends: list[EpochEnd] = []
+    train(
+        learner,
+        schedule,
+        batches,
+        first_epoch=0,
+        last_epoch=EPOCHS,
+        seed=5,
+        on_minimum=lambda _: snapshots.append(canonical_state(model)),
+        on_epoch=ends.append,
+    )
+    return {
+        "snapshots": snapshots,
+        "losses": [end.train_loss for end in ends],
+        "images": [end.images for end in ends],
+    }
+
+
+def noisy(model: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer that draws noise."""
+    optimizer = SGLD(model.parameters(), 0.1, examples=IMAGES, momentum=0.5)
+    optimizer.param_groups[0]["temperature"] = 1.0
+    return optimizer
+
+
+class Drawing(nn.Module):
+    """Dropout that remembers the last mask of each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 3, dtype=torch.float64)
+        self.masks: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.masks.append(torch.rand(8))
+        return self.layer(inputs.flatten(1))
+
+
+def masks_of(ranks: Ranks) -> Tensor:
+    model = Drawing()
+    learner = learner_of(model, ranks, SGLD(model.parameters(), 0.01, examples=IMAGES))
+    for group in learner.optimizer.param_groups:
+        group["temperature"] = 1.0
+    batches = batches_of(32, BATCH, ranks)
+    schedule = TriangularLR(learner.optimizer, max_lr=0.1, min_lr=0.01, cycle_steps=8)
+    train(learner, schedule, batches, first_epoch=0, last_epoch=1)
+    return torch.stack(model.masks)
+
+
+def running_statistics(ranks: Ranks) -> dict[str, Tensor]:
+    """Take one step on shares of 3 and 2 images, the weights differing by process before."""
+    torch.manual_seed(ranks.rank)
+    model = normalised_model()
+    learner = learner_of(model, ranks)
+    model.train()
+    split = split_of(5)
+    mine = ranks.share(5)
+    learner.step(split.images[mine].float(), split.labels[mine])
+    return canonical_state(model)
+
+
+def refreshed(ranks: Ranks, all_ranks: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = normalised_model()
+    rng = torch.Generator().manual_seed(1)
+    joint = [torch.randn(n, 1, 4, 4, generator=rng, dtype=torch.float64) for n in (7, 5, 4, 9)]
+    mine = joint[ranks.rank :: ranks.size]
+    images = refresh_batch_norm(model, mine, num_images=None, all_ranks=all_ranks)
+    few = normalised_model()
+    few_images = refresh_batch_norm(few, mine, num_images=10, all_ranks=all_ranks)
+    nothing = mine if ranks.rank == 0 else []
+    one_sided = normalised_model()
+    used = refresh_batch_norm(one_sided, nothing, num_images=None, all_ranks=all_ranks)
+    return {
+        "state": canonical_state(model),
+        "images": images,
+        "few": few_images,
+        "one_sided": used,
+        "one_sided_state": canonical_state(one_sided),
+    }
+
+
+def unused_parameters(ranks: Ranks) -> list[bool]:
+    """Return for 3 parameters whether they moved: used by all, by the second process, by none."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.5)
+
+    def forward(parameters: Any, batch: Any) -> Tensor:
+        used = parameters[0].sum() + (parameters[1].sum() if ranks.rank else 0)
+        return used * torch.ones(len(batch[1]), 3)
+
+    learner = Learner(model, optimizer, forward_fn=forward, ranks=ranks)
+    learner.step(torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))
+    return [bool((parameter != 1).any()) for parameter in model]
+
+
+def message(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def failures(ranks: Ranks) -> dict[str, str]:
+    """Return what each process is told when one fails."""
+
+    def fail(rank: int, error: Exception) -> None:
+        with ranks.together():
+            if ranks.rank == rank:
+                raise error
+
+    def diverge() -> None:
+        model = plain_model()
+        learner = learner_of(model, ranks)
+        learner.loss_fn = lambda logits, targets: (
+            F.cross_entropy(logits, targets) * (float("nan") if ranks.rank == 1 else 1.0)
+        )
+        schedule = TriangularLR(learner.optimizer, max_lr=0.1, min_lr=0.1, cycle_steps=8)
+        train(learner, schedule, batches_of(32, 16, ranks), first_epoch=0, last_epoch=2)
+
+    return {
+        "user": message(lambda: fail(0, UserError("mend it"))),
+        "diverged": message(lambda: fail(1, DivergenceError("not finite"))),
+        "disk": message(lambda: fail(0, OSError("the disk is full"))),
+        "other": message(lambda: fail(1, KeyError("x"))),
+        "loss": message(diverge),
+        "after": message(lambda: fail(7, UserError("never"))),
+    }
+
+
+class Compiled(nn.Module):
+    """Holds a model as ``torch.compile`` does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = model
+
+
+def wrapped(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Use ``FGE`` in a loop of one's own, with PyTorch's data-parallel wrapper."""
+    torch.manual_seed(0)
+    model: nn.Module = normalised_model()
+    if ranks.size > 1:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    cycle = fge.FGE(
+        model, optimizer, cycle_steps=4, max_lr=0.1, min_lr=0.01, out=folder / "snapshots"
+    )
+    own = fge.FGE(
+        model,
+        optimizer,
+        cycle_steps=4,
+        max_lr=0.1,
+        min_lr=0.01,
+        out=folder / f"own-{ranks.rank}",
+        write=True,
+    )
+    rng = torch.Generator().manual_seed(ranks.rank)
+    for _ in range(8):
+        inputs = torch.randn(6, 1, 4, 4, generator=rng, dtype=torch.float64)
+        F.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        cycle.step()
+        own.step()
+    with ranks.together():  # so that the files are there
+        pass
+    state = cycle.state_dict()
+    cycle.load_state_dict({**state, "snapshots": 1})
+    return {
+        "snapshots": list(own.store),
+        "writes": cycle.writes,
+        "state": state["snapshots"],
+        "reloaded": cycle.state_dict()["snapshots"],
+        "ranks": (ranks_of(model).rank, ranks_of(Compiled(model)).size),
+    }
+
+
+def told(ranks: Ranks) -> dict[str, Any]:
+    mixed = [
+        torch.full((2, 3), float(ranks.rank)),
+        torch.tensor(ranks.rank == 0),
+        torch.tensor([ranks.rank + 1]),
+        torch.full((1, 2, 2, 2), float(ranks.rank)).to(memory_format=torch.channels_last),
+    ]
+    ranks.broadcast(mixed)
+    return {
+        "bytes": ranks.tell(b"first" if ranks.leads else b"other, longer"),
+        "empty": ranks.tell(b""),
+        "first": ranks.first(lambda: f"from {ranks.rank}"),
+        "broadcast": mixed,
+    }
+
+
+def jobs(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "plain": trained(plain_model, ranks),
+        "uneven": trained(plain_model, ranks, images=35),  # a last batch of 3: one share of 3
+        "noisy": trained(plain_model, ranks, optimizer=noisy),
+        "normalised": trained(normalised_model, ranks, images=35),
+        "masks": masks_of(ranks),
+        "statistics": running_statistics(ranks),
+        "refreshed": refreshed(ranks, all_ranks=ranks.size > 1),
+        "wrapped": wrapped(folder, ranks),
+        **({"told": told(ranks), "failures": failures(ranks)} if ranks.size > 1 else {}),
+        "unused": unused_parameters(ranks),
+    }
+
+
+def count_and_kill(job: dict[str, Any], calls: list[int]) -> None:
+    """Count the calls of fsync in ``calls``, and kill where the job says so."""
+    sync = os.fsync
+
+    def counting_fsync(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == job.get("at"):
+            kill = os.killpg if job.get("all") else os.kill
+            kill(os.getpgrp() if job.get("all") else os.getpid(), job["signal"])
+        sync(handle)
+
+    fge.files.os.fsync = counting_fsync  # type: ignore[attr-defined]
+
+
+def child(job: dict[str, Any], rank: int, port: int) -> int:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(job["size"]), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "arguments" in job:
+        calls = [0]
+        if rank == 0:
+            count_and_kill(job, calls)
+        code = cli.main(job["arguments"])
+        if rank == 0:
+            Path(job["counter"]).write_text(str(calls[0]))
+        return code
+    join("fge")
+    torch.save(jobs(Path(job["folder"]), current()), Path(job["folder"]) / f"{rank}.pt")
+    return 0
+
+
+def fork(job: dict[str, Any], rank: int, port: int, group: int, stderr: int) -> int:
+    """Start a process of the group; return its number."""
+    pid = os.fork()
+    if pid:
+        os.setpgid(pid, group or pid)
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, group)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(stderr, 2)
+        code = child(job, rank, port)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    with socket.socket() as free, tempfile.TemporaryFile() as stderr:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        counter = Path(tempfile.mkdtemp()) / "calls"
+        pids: list[int] = []
+        for rank in range(job["size"]):
+            group = pids[0] if pids else 0
+            pids.append(fork({**job, "counter": str(counter)}, rank, port, group, stderr.fileno()))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        stderr.seek(0)
+        errors = stderr.read().decode()
+    calls = int(counter.read_text()) if counter.exists() else 0
+    return {"codes": codes, "errors": errors, "calls": calls}
+
+
+if __name__ == "__main__":
+    # What PyTorch and the report import at first use, once instead of in every process.
+    for module in ("torch._dynamo", "torchvision.models", "fge.train_run", "matplotlib.figure"):
+        importlib.import_module(module)
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)

@@ -1,0 +1,289 @@
+"""Report pages in a real browser: without errors, drawn, fitting, legible, and readable aloud."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from matplotlib.figure import Figure
+
+from fge.drawn import Figures
+from fge.grid import PlaneGrid
+from fge.interactive import Plot, Series, comparison_plot, reliability_plot
+from fge.interactive_plane import plane_plot, surface_plot
+from fge.interactive_runs import curve_plot, sharpness_plot, spectrum_plot, training_plot
+from fge.pages import Page, Section, Table, write_pages
+from fge.plots import TrainingCurves
+from fge.report import write_report
+from fge.report_run import joined_page
+from fge.runfolder import RunFolder
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+PHONE, DESKTOP = 390, 1280
+HEADINGS = ["method", "members", "error", "NLL", "Brier", "ECE", "epochs", "passes"]
+CELLS = ["3", "9.43", "0.2599", "0.1367", "0.0143", "100", "3"]
+TABLE = Table(
+    "Results on the test set",
+    HEADINGS,
+    [[name, *CELLS] for name in ("single", "fge", "an-ensemble-with-a-long-name")],
+    "Error in percent. `fge` averages probabilities; "
+    + "a note is as long as it needs to be. " * 5,
+)
+CONTENT: dict[str, Any] = {
+    "command": "fge",
+    "config": {"model": "a_package.with.long.names.my_models:build", "epochs": 100, "lr": None},
+    "environment": {"platform": "Linux-6.1.0-x86_64-with-glibc2.36-" + "x" * 40, "threads": 2},
+    "methods": [],
+}
+
+
+def records(height: float) -> list[dict[str, float]]:
+    keys = ("train_loss", "train_error", "test_loss", "test_error")
+    return [{"t": t, **dict.fromkeys(keys, 1 + height * t * (1 - t))} for t in (0.0, 0.5, 1.0)]
+
+
+def all_plots() -> dict[str, Plot]:
+    """One plot of each kind."""
+    xs, ys = np.linspace(-1, 6, 6), np.linspace(-1, 4, 5)
+    x, y = np.meshgrid(xs, ys)
+    grid = PlaneGrid(xs, ys, {"loss": 0.2 + (y - x) ** 2 / 10}, np.zeros((3, 2)), np.eye(2))
+    marks: dict[str, Any] = {
+        "points": {"w(0)": (0.0, 0.0), "w(1)": (5.0, 0.0)},
+        "lines": {"curve": [(0.0, 0.0), (2.5, 3.0), (5.0, 0.0)]},
+    }
+    methods = [Series(f"method {k}", [1, 2], [9 + k, 8 + k], spread=[0.2, 0.1]) for k in range(10)]
+    return {
+        "training": training_plot(
+            TrainingCurves([0, 1, 2], [0.1, 0.01, 0.1], [1, 2], [9, 8], [9, 7], [3.0], (2, 8.5))
+        ),
+        "curve": curve_plot(records(1), records(9), place="t"),
+        "plane": plane_plot(grid, **marks),
+        "surface": surface_plot(grid, **marks),
+        "sharpness": sharpness_plot(
+            [1, 2], [[30, 9], [40, 8]], place="epochs", thresholds=[380, 38]
+        ),
+        "spectrum": spectrum_plot([0, 1, 2], [1, 0.1, 0.01]),
+        "comparison": comparison_plot(methods, x="epochs", y="error (%)"),
+        "reliability": reliability_plot([Series("fge", [0.2, 0.8], [0.3, 0.75])]),
+    }
+
+
+def page_of(folder: Path, *, interactive: bool = True) -> Page:
+    """Draw the figures of a page with everything on it."""
+    drawn = Figures(folder / "figures")
+    for name, plot in all_plots().items():
+        picture = Figure(figsize=(7, 1))
+        picture.subplots()
+        drawn.add(f"{name}.png", picture, f"What {name} shows", plot if interactive else None)
+    verdict = "The ensemble has 0.20 points lower error. " * 3
+    return Page(f"convnet on {folder.name}", verdict, [TABLE], drawn.captions, plots=drawn.plots)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a run")
+    write_report(RunFolder(folder), page_of(folder), CONTENT)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as found:
+        yield found
+
+
+CONTRASTS = """(() => {
+  const parts = (colour) => {
+    const numbers = colour.match(/[\\d.]+/g).map(Number);
+    return numbers.length < 4 ? [...numbers, 1] : numbers;
+  };
+  const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3]));
+  const luminance = (colour) => {
+    const linear = colour.slice(0, 3).map((c) => c / 255)
+      .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const behind = (element) => {
+    if (!element) return [255, 255, 255];
+    const style = getComputedStyle(element);
+    const legend = element.matches("g.legend") && element.querySelector("rect.bg");
+    const found = parts(legend ? getComputedStyle(legend).fill : style.backgroundColor);
+    if (legend) found[3] *= getComputedStyle(legend).fillOpacity;
+    return found[3] === 1 ? found : over(found, behind(element.parentElement));
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    const words = texts.currentNode.textContent.trim();
+    const box = element.getBoundingClientRect();
+    if (!words || !box.width || element.closest("script, style, noscript")) continue;
+    // Names of networks lie on colours that are the same in light and dark.
+    if (element.closest(".textpoint")) continue;
+    const style = getComputedStyle(element);
+    const back = behind(element);
+    const front = over(parts(element instanceof SVGElement ? style.fill : style.color), back);
+    const [low, high] = [luminance(front), luminance(back)].sort((a, b) => a - b);
+    found.push([words, (high + 0.05) / (low + 0.05)]);
+  }
+  return found;
+})()"""
+PLOTS = """[...document.querySelectorAll(".plot")].map((place) => {
+  const size = (element) => element ? element.getBoundingClientRect() : { width: 0, height: 0 };
+  const svg = size(place.querySelector("svg.main-svg"));
+  const canvas = size(place.querySelector("canvas"));
+  const drawn = "path.js-line, g.contourfill path, path.point";
+  return { id: place.id, width: svg.width, height: svg.height,
+    marks: place.querySelectorAll(drawn).length, canvas: canvas.width * canvas.height };
+})"""
+
+
+INKS = {False: "rgb(28, 32, 36)", True: "rgb(232, 234, 237)"}
+DRAWN_IN = """(ink) => [...document.querySelectorAll(".plot .gtitle, .plot .xtitle, .plot .ytitle")]
+  .every((title) => getComputedStyle(title).fill === ink)"""
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_page_loads_draws_fits_and_has_contrast(browser: Browser, run: Path, width: int) -> None:
+    browser.open(run, width=width)
+    assert [url for url in browser.requests if not url.startswith("data:")] == [run.as_uri()]
+    for dark in (False, True):
+        browser.dark(dark)
+        browser.wait_for(f"({DRAWN_IN})('{INKS[dark]}')")
+        assert browser.evaluate("getComputedStyle(document.body).color") == INKS[dark]
+        plots = browser.evaluate(PLOTS)
+        assert [plot["id"] for plot in plots] == [f"run-1-plot-{k}" for k in range(1, 9)]
+        for plot in plots:
+            assert 300 < plot["width"] <= width, plot
+            assert plot["height"] > 300, plot
+            assert plot["marks"] > 0 or plot["canvas"] > 300 * 300, plot
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        contrasts = browser.evaluate(CONTRASTS)
+        words = {text for text, _ in contrasts}
+        assert {"error", "epochs", "learning rate", "networks", "9.43", "report.json"} <= words
+        assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
+    assert browser.problems == []
+
+
+def test_series_tell_their_values_and_can_be_put_away_whatever_the_colours(
+    browser: Browser, run: Path
+) -> None:
+    browser.open(run, width=DESKTOP)
+    place = "document.getElementById('run-1-plot-7')"
+    browser.evaluate(f"{place}.scrollIntoView()")
+    x, y = browser.evaluate(
+        f"(() => {{ const box = {place}.querySelector('path.point').getBoundingClientRect();"
+        "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    browser.mouse(x, y)
+    browser.wait_for(f"{place}.querySelector('.hovertext')?.textContent.includes('method 0')")
+    x, y = browser.evaluate(
+        f"(() => {{ const box = {place}.querySelector('.legendtoggle').getBoundingClientRect();"
+        "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    browser.mouse(x, y, click=True)
+    browser.wait_for(f"{place}.data[0].visible === 'legendonly'")
+    light = browser.evaluate(f"{place}.layout.font.color")
+    browser.dark(True)
+    browser.wait_for(f"{place}.layout.font.color !== '{light}'")
+    assert browser.evaluate(f"{place}._fullData[0].visible") == "legendonly"
+    assert browser.problems == []
+
+
+def test_a_screen_reader_finds_its_way(browser: Browser, run: Path) -> None:
+    browser.open(run, width=DESKTOP)
+    counts = browser.evaluate(
+        "Object.fromEntries(['main', 'header', 'h1', 'html[lang]', 'title'].map("
+        "(name) => [name, document.querySelectorAll(name).length]))"
+    )
+    assert set(counts.values()) == {1}
+    tables = browser.evaluate(
+        "[...document.querySelectorAll('table')].map((table) => ({"
+        "caption: table.caption.textContent,"
+        "bare: [...table.querySelectorAll('th')].filter((cell) => !cell.scope).length,"
+        "note: document.getElementById(table.getAttribute('aria-describedby')).textContent}))"
+    )
+    assert [(table["caption"], table["bare"]) for table in tables] == [(TABLE.title, 0)]
+    assert "averages probabilities" in tables[0]["note"]
+    levels = browser.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map((heading) => +heading.tagName[1])"
+    )
+    assert all(later <= level + 1 for level, later in itertools.pairwise(levels))
+    named = browser.evaluate(
+        "[...document.querySelectorAll('.plot')].map((plot) => plot.getAttribute('aria-label'))"
+    )
+    captions = browser.evaluate(
+        "[...document.querySelectorAll('figcaption')].map((caption) => caption.textContent)"
+    )
+    assert named == captions == [f"What {name} shows" for name in all_plots()]
+    tree = browser.send("Accessibility.getFullAXTree")["nodes"]
+    roles = {node["role"]["value"] for node in tree if not node["ignored"]}
+    assert {"main", "banner", "table", "columnheader", "rowheader", "figure"} <= roles
+    # The first thing in focus, which is seen.
+    for kind in ("keyDown", "keyUp"):
+        browser.send(
+            "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
+        )
+    found = browser.evaluate(
+        "(() => { const style = getComputedStyle(document.activeElement); return ["
+        "document.activeElement.textContent, style.outlineStyle, parseFloat(style.outlineWidth),"
+        "document.activeElement.getBoundingClientRect().x]; })()"
+    )
+    assert found[:3] == ["Skip to the results", "solid", 3]
+    assert found[3] >= 0
+
+
+def test_without_scripts_there_are_pictures(browser: Browser, run: Path) -> None:
+    browser.open(run, width=PHONE, scripts=False)
+    widths = browser.evaluate("[...document.images].map((image) => image.naturalWidth)")
+    assert len(widths) == 8
+    assert min(widths) > 100
+
+
+def test_without_webgl_a_surface_is_a_picture(browser: Browser, run: Path) -> None:
+    script = "HTMLCanvasElement.prototype.getContext = () => null"
+    added = browser.send("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        browser.open(run, width=DESKTOP)
+    finally:
+        browser.send("Page.removeScriptToEvaluateOnNewDocument", **added)
+    shown = browser.evaluate("[...document.images].map((image) => image.alt)")
+    assert shown == ["What surface shows"]
+    assert len(browser.evaluate(PLOTS)) == 7
+
+
+def test_several_runs_fit_on_a_page_with_and_without_plots(
+    browser: Browser, tmp_path: Path
+) -> None:
+    sections = []
+    for name, interactive in (("fge-001", True), ("fge-002", False)):
+        page = page_of(tmp_path / name, interactive=interactive)
+        method = {"name": "fge", "members": 3, "error": 9.0, "nll": 0.25}
+        sections.append(Section(tmp_path / name, page, {**CONTENT, "methods": [method]}, name))
+    write_pages(tmp_path, joined_page(sections), sections)
+    browser.open(tmp_path / "report.html", width=DESKTOP, dark=True)
+    for width in (DESKTOP, PHONE):
+        browser.resize(width)
+        widths = "[...document.querySelectorAll('svg.main-svg')].map((s) => s.clientWidth)"
+        browser.wait_for(f"Math.max(...{widths}) <= {width}")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.problems == []
+    assert len(browser.evaluate(PLOTS)) == len(
+        browser.evaluate("[...document.images].map(() => 1)")
+    )
+    captions = browser.evaluate(
+        "[...document.querySelectorAll('caption')].map((c) => c.textContent)"
+    )
+    assert captions == ["Methods of all runs, on their test sets", *[TABLE.title] * 2]
+    ids = browser.evaluate(
+        "[...document.querySelectorAll('[aria-labelledby]')].map("
+        "(e) => document.querySelectorAll('#' + e.getAttribute('aria-labelledby')).length)"
+    )
+    assert set(ids) == {1}
+    assert [text for text, ratio in browser.evaluate(CONTRASTS) if ratio < 4.5] == []

@@ -1,0 +1,79 @@
+"""Options of a comparison: what is too little is refused, and the least that works is named."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from fge.compare_config import CompareConfig, options_for
+from fge.curve_config import CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
+from fge.errors import UserError
+from fge.method_config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ("fgee",)}, "unknown method 'fgee'; did you mean 'fge'?"),
+        ({"seeds": 1}, "seeds must be >= 2, an interval needs as many, got 1"),
+        ({"budgets": ()}, "budgets must be whole numbers >= 1, got []"),
+        ({"budgets": (0, 1)}, "budgets must be whole numbers >= 1, got [0, 1]"),
+        ({"budgets": (1, 4), "seeds": 3}, "use --seeds 4 or more, got 3"),
+        ({"jobs": 0}, "jobs must be >= 1, got 0"),
+        ({"split": 0}, "split must be >= 1, got 0"),
+        ({"methods": ("sse",), "epochs": 4}, "sse needs epochs >= 5"),
+        ({"methods": ("csgld",), "epochs": 11}, "csgld needs epochs >= 12"),
+        ({"methods": ("fge+refit",), "epochs": 2}, "fge+refit needs epochs >= 3, got 2"),
+        ({"methods": ("swa",), "epochs": 2}, "swa needs epochs >= 3, got 2"),
+        (
+            {"methods": ("fge",), "epochs": 30, "start_epoch": 20, "cycle_epochs": 8},
+            "fge needs epochs >= 32, got 30",
+        ),
+        ({"methods": ("curve-ensemble",), "epochs": 2}, "curve-ensemble needs epochs >= 3, got 2"),
+        (
+            {"methods": ("deep-ensemble",), "epochs": 3, "split": 4},
+            "deep-ensemble needs epochs >= 4, got 3",
+        ),
+        ({"methods": ("fold",), "val_fraction": 0.0}, "fold needs validation data"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        CompareConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"methods": ("fge+refit",), "epochs": 3},
+        {"methods": ("fge",), "epochs": 32, "start_epoch": 20, "cycle_epochs": 8},
+        {"methods": ("curve-ensemble",), "epochs": 3},
+        {"methods": ("deep-ensemble",), "epochs": 4, "split": 4},
+        {"methods": ("sse",), "epochs": 5},
+        {"methods": ("csgld",), "epochs": 12},
+        {"budgets": (1, 4), "seeds": 4},
+        {"methods": ("mine.module:method",)},
+    ],
+)
+def test_the_least_that_is_named_works(options: dict[str, Any]) -> None:
+    CompareConfig(**options)
+
+
+def test_seeds_go_on_from_the_first() -> None:
+    assert list(CompareConfig(seed=3, seeds=2).all_seeds) == [3, 4]
+
+
+def test_other_commands_get_the_options_that_they_share() -> None:
+    config = CompareConfig(
+        epochs=50, lr=0.3, cycle_epochs=6, sse_cycles=2, ood=("noise",), batch_size=64, seed=5
+    )
+    fge = options_for(FGEConfig, config, single=True)
+    assert (fge.epochs, fge.lr, fge.cycle_epochs, fge.ood, fge.seed) == (50, 0.3, 6, ("noise",), 5)
+    assert fge.single
+    sse = options_for(TrainConfig, config, method="sse")
+    assert (sse.sse_cycles, sse.batch_size) == (2, 64)
+    curve = options_for(CurveEnsembleConfig, config, epochs=20)
+    assert (curve.epochs, curve.ood) == (20, ("noise",))

@@ -1,0 +1,427 @@
+"""Data-parallel training in two processes against one, and commands under ``torchrun``'s terms."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks_job  # type: ignore[import-not-found]
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, write_tiny_npz
+from torch import Tensor
+
+from fge.distributed import check_command, current, dismiss, join, started_processes
+from fge.errors import UserError
+from fge.ranks import Ranks
+from fge.tensors import read_weights
+
+NOT_PROMISED = {"timing.jsonl"}
+Results = tuple[dict[str, Any], dict[str, Any]]
+
+
+class Group:
+    """Runs jobs in groups of processes; see ``ranks_job``."""
+
+    def __init__(self) -> None:
+        folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            [sys.executable, ranks_job.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": folders},
+        )
+
+    def run(self, **job: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"size": 2, **job}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    group = Group()
+    yield group
+    assert group.process.stdin is not None
+    group.process.stdin.close()
+    group.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def two(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Return what the jobs came to in the first and in the second of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    answer = group.run(folder=str(folder))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what the jobs come to in one process."""
+    results: dict[str, Any] = ranks_job.jobs(tmp_path_factory.mktemp("one"), Ranks())
+    return results
+
+
+def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[float]:
+    assert set(ours) == set(theirs)
+    return [float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours]
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return set(ours) == set(theirs) and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+# ------------------------------------------------------------------------------- the joint batch
+
+
+@pytest.mark.parametrize("job", ["plain", "uneven", "noisy"])
+def test_two_processes_train_as_one_on_the_joint_batch(
+    two: Results, one: dict[str, Any], job: str
+) -> None:
+    """Rounding grows over 12 steps to far less than 1e-8; another crop would give about 0.1."""
+    ours, theirs = two[0][job], one[job]
+    assert len(ours["snapshots"]) == len(theirs["snapshots"]) == 2
+    for kept, expected in zip(ours["snapshots"], theirs["snapshots"], strict=True):
+        assert max(differences(kept, expected)) < 1e-8
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-8)
+    assert ours["images"] == theirs["images"]
+    moved = differences(theirs["snapshots"][0], theirs["snapshots"][1])
+    assert max(moved) > 1e-2, "training moves the weights"
+
+
+def test_noise_of_the_optimizer_is_there_and_the_same(two: Results, one: dict[str, Any]) -> None:
+    noisy, plain = one["noisy"]["snapshots"][0], one["plain"]["snapshots"][0]
+    assert max(differences(noisy, plain)) > 1e-2
+    assert same(two[0]["noisy"]["snapshots"][1], two[1]["noisy"]["snapshots"][1])
+
+
+@pytest.mark.parametrize("job", ["plain", "uneven", "noisy", "normalised"])
+def test_snapshots_are_bitwise_the_same_in_both_processes(two: Results, job: str) -> None:
+    for first, second in zip(two[0][job]["snapshots"], two[1][job]["snapshots"], strict=True):
+        assert same(first, second)
+    assert two[0][job]["losses"] == two[1][job]["losses"]
+
+
+def test_each_process_draws_its_own_dropout(two: Results) -> None:
+    first, second = two[0]["masks"], two[1]["masks"]
+    assert first.shape == second.shape
+    assert not (first == second).any()
+    assert len(torch.unique(first, dim=0)) == len(first), "steps draw differently too"
+
+
+def test_running_statistics_are_means_over_shares_by_their_images(two: Results) -> None:
+    """Two images to the first, three to the second; momentum 0.1 from mean 0 and variance 1."""
+    split = ranks_job.split_of(5)
+    torch.manual_seed(0)
+    model = ranks_job.normalised_model()
+    with torch.no_grad():
+        activations = model[0](split.images.double())
+    parts = [activations[:2], activations[2:]]
+    mean = sum(len(p) / 5 * p.mean(dim=(0, 2, 3)) for p in parts)
+    variance = sum(len(p) / 5 * p.transpose(0, 1).flatten(1).var(dim=1) for p in parts)
+    for process in two:
+        state = process["statistics"]
+        torch.testing.assert_close(state["1.running_mean"], 0.1 * mean, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            state["1.running_var"], 0.9 + 0.1 * variance, rtol=1e-12, atol=1e-9
+        )
+        assert state["1.num_batches_tracked"] == 1
+
+
+def test_the_gradient_weighs_shares_by_their_images(two: Results) -> None:
+    """One step of SGD from the first process's weights, on the loss written out by hand."""
+    split = ranks_job.split_of(5)
+    torch.manual_seed(0)
+    model = ranks_job.normalised_model().train()
+    parts = [(split.images[:2], split.labels[:2]), (split.images[2:], split.labels[2:])]
+    loss = sum(len(y) / 5 * F.cross_entropy(model(x.double()), y) for x, y in parts)
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        expected = parameter - 0.1 * (parameter.grad + 1e-3 * parameter)
+        torch.testing.assert_close(two[1]["statistics"][name], expected, rtol=0, atol=1e-12)
+
+
+def test_a_parameter_moves_where_any_process_uses_it(two: Results, one: dict[str, Any]) -> None:
+    assert one["unused"] == [True, False, False]
+    assert two[0]["unused"] == two[1]["unused"] == [True, True, False]
+
+
+# ----------------------------------------------------------------------------- batch-norm refresh
+
+
+def test_refresh_over_all_processes_is_that_of_one_on_the_joint_images(
+    two: Results, one: dict[str, Any]
+) -> None:
+    for process in two:
+        ours, theirs = process["refreshed"], one["refreshed"]
+        assert max(differences(ours["state"], theirs["state"])) < 1e-12
+        assert ours["images"] == theirs["images"] == 25
+        assert ours["few"] == theirs["few"] == 10
+
+
+def test_refresh_takes_a_process_without_images(two: Results) -> None:
+    for process in two:
+        assert process["refreshed"]["one_sided"] == 7 + 4
+    states = [process["refreshed"]["one_sided_state"] for process in two]
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(states[0][name], states[1][name])
+    assert states[0]["1.num_batches_tracked"] == 2
+
+
+# ------------------------------------------------------------------ what processes tell each other
+
+
+def test_the_first_process_tells_the_others(two: Results) -> None:
+    for process in two:
+        told = process["told"]
+        assert told["bytes"] == b"first"
+        assert told["empty"] == b""
+        assert told["first"] == "from 0"
+        numbers, truth, whole, last = told["broadcast"]
+        assert torch.equal(numbers, torch.zeros(2, 3))
+        assert bool(truth)
+        assert whole.tolist() == [1]
+        assert torch.equal(last, torch.zeros(1, 2, 2, 2))
+
+
+def test_where_one_fails_all_fail_with_its_error(two: Results) -> None:
+    first, second = (process["failures"] for process in two)
+    for process in (first, second):
+        assert process["user"] == "UserError: mend it"
+        assert process["diverged"] == "DivergenceError: not finite"
+        assert process["after"] == "nothing"
+    assert first["disk"] == "OSError: the disk is full"
+    assert second["disk"] == "UserError: the disk is full"
+    assert first["other"] == "RuntimeError: process 1: 'x'"
+    assert second["other"] == "KeyError: 'x'"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(two: Results) -> None:
+    texts = {process["failures"]["loss"] for process in two}
+    step = "the loss is nan at step 0 with learning rate 0.1"
+    assert texts == {f"DivergenceError: {step}; lower the learning rates"}
+
+
+# ------------------------------------------------------------------- FGE with PyTorch's own wrapper
+
+
+def test_fge_keeps_the_same_snapshots_of_a_wrapped_model_in_both_processes(two: Results) -> None:
+    first, second = (process["wrapped"]["snapshots"] for process in two)
+    assert len(first) == len(second) == 2
+    assert all(same(*pair) for pair in zip(first, second, strict=True))
+    assert "1.running_mean" in first[0]
+
+
+def test_fge_writes_a_shared_folder_once(
+    two: Results, one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first, second = (process["wrapped"] for process in two)
+    assert [first["writes"], second["writes"], one["wrapped"]["writes"]] == [True, False, True]
+    folder = tmp_path_factory.getbasetemp() / "two0" / "snapshots"
+    assert same(read_weights(folder / "0001.safetensors"), first["snapshots"][0])
+    for process in (first, second):
+        assert process["state"] == 2
+        assert process["reloaded"] == 1
+
+
+def test_the_processes_of_a_wrapped_model_are_found_below_compilation(
+    two: Results, one: dict[str, Any]
+) -> None:
+    assert [process["wrapped"]["ranks"] for process in two] == [(0, 2), (1, 2)]
+    assert one["wrapped"]["ranks"] == (0, 1)
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def arguments(tiny: Path, out: Path, *more: str, command: str = "fge") -> list[str]:
+    cycles = "--start-epoch 1 --cycle-epochs 2 --single" if command == "fge" else ""
+    rest = f"--epochs 3 --batch-size 32 --val-fraction 0.25 --threads 1 {cycles}"
+    plain = "--channels-last off --compile off --amp off"
+    words = f"{command} --data {tiny} --out {out} {rest} {plain}"
+    return [*words.split(), *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_PROMISED and path.suffix != ".png"
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(group: Group, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    answer = group.run(arguments=arguments(tiny, folder))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    return folder
+
+
+def test_a_run_of_two_processes_is_one_run(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert report["environment"]["processes"] == 2
+    assert json.loads((finished / "config.json").read_text())["processes"] == 2
+    events = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [e["epoch"] for e in events if e["event"] == "epoch"] == [0, 1, 1, 2]
+    assert (finished / "timing.jsonl").read_text().count('"begin"') == 1
+
+
+def test_killed_and_interrupted_and_resumed_it_ends_as_if_uninterrupted(
+    group: Group, tiny: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    killed = group.run(arguments=arguments(tiny, out), at=14, signal=signal.SIGKILL)
+    assert killed["codes"] == [-signal.SIGKILL, 2]
+    assert killed["errors"] == "", "the second process leaves the word to the first"
+    again = arguments(tiny, out, "--resume")
+    stopped = group.run(arguments=again, at=20, signal=signal.SIGINT, all=True)
+    assert stopped["codes"] == [130, 130], stopped["errors"]
+    resumed = group.run(arguments=again)
+    assert resumed["codes"] == [0, 0], resumed["errors"]
+    ours, theirs = contents(out), contents(finished)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def test_train_runs_in_two_processes_too(group: Group, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    answer = group.run(arguments=arguments(tiny, out, command="train"))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    assert (out / "report.json").is_file()
+
+
+def test_divergence_ends_both_with_one_message(group: Group, tiny: Path, tmp_path: Path) -> None:
+    answer = group.run(arguments=arguments(tiny, tmp_path / "run", "--lr", "1e30"))
+    assert answer["codes"] == [3, 3]
+    assert answer["errors"].count("error: ") == 1
+    assert "lower the learning rates" in answer["errors"]
+
+
+def test_what_the_user_can_mend_ends_both_with_one_message(
+    group: Group, tiny: Path, finished: Path
+) -> None:
+    answer = group.run(arguments=arguments(tiny, finished))
+    assert answer["codes"] == [2, 2]
+    assert answer["errors"].startswith(f"error: {finished} is not empty; ")
+    assert answer["errors"].count("\n") == 1
+
+
+def test_batches_that_make_no_equal_shares_are_refused(
+    group: Group, tiny: Path, tmp_path: Path
+) -> None:
+    answer = group.run(arguments=arguments(tiny, tmp_path / "run", "--batch-size", "33"))
+    assert answer["codes"] == [2, 2]
+    assert answer["errors"] == (
+        "error: batch_size 33 makes no equal shares of 2 images or more for 2 processes; "
+        "use a multiple of 2, 32 say\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed_by_as_many_processes(
+    group: Group, tiny: Path, finished: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    answer = group.run(arguments=arguments(tiny, copy, "--resume"), size=1)
+    assert answer["codes"] == [2]
+    assert answer["errors"].startswith(
+        "error: cannot resume with 1 processes: the run was begun with 2; "
+    )
+
+
+# ----------------------------------------------------------------------------- without any process
+
+
+def test_shares_cover_a_batch_and_leave_nobody_with_a_single_image() -> None:
+    for size in (1, 2, 3, 5):
+        for count in range(2, 40):
+            shares = [list(range(count))[Ranks(rank, size).share(count)] for rank in range(size)]
+            assert list(itertools.chain(*shares)) == list(range(count))
+            sizes = [len(share) for share in shares if share]
+            assert min(sizes) >= 2
+            assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "near"), [(1, 6), (3, 6), (10, 9), (128, 126)])
+def test_batch_sizes_name_one_that_works(batch_size: int, near: int) -> None:
+    with pytest.raises(UserError, match=rf"^batch_size {batch_size} makes .* 3, {near} say$"):
+        Ranks(0, 3).check_batch_size(batch_size)
+    Ranks(0, 3).check_batch_size(near)
+    Ranks().check_batch_size(batch_size)
+
+
+def test_one_gpu_is_not_taken_by_several_processes() -> None:
+    with pytest.raises(UserError, match=r"^--device cuda:0 is one GPU for 2 processes; use --dev"):
+        Ranks(0, 2).take_device(torch.device("cuda:0"))
+    Ranks(0, 2).take_device(torch.device("cpu"))
+    Ranks().take_device(torch.device("cuda:0"))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match=r"^there is no GPU for process 1 of .* \(1 found\); "):
+        Ranks(1, 2).take_device(torch.device("cuda"))
+
+
+def test_without_the_environment_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert started_processes() == 1
+    assert join("curve-ensemble") is current()
+    assert (current().rank, current().size) == (0, 1)
+    dismiss(current())
+
+
+def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join("plane").size == 1
+
+
+@pytest.mark.parametrize("command", ["curve-ensemble", "connect", "plane", "sharpness", "predict"])
+def test_other_commands_say_which_run_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = rf"^{command} runs in one process and 2 were started; .*\(fge and train train data-pa"
+    with pytest.raises(UserError, match=message):
+        join(command)
+    with pytest.raises(UserError, match=message):
+        check_command(command)
+
+
+def test_an_environment_that_leads_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match=r"^WORLD_SIZE must be a number of processes, got 'two'"):
+        join("fge")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"^cannot join the 2 processes .*; start them with tor"):
+        join("fge")

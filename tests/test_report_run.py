@@ -1,0 +1,247 @@
+"""``report``: a page made anew is the page of the run; several runs are joined, or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+import cli
+from fge.drawn import Figures
+from fge.errors import UserError
+from fge.interactive import Series, comparison_plot
+from fge.pages import Page, Section, Table
+from fge.report import write_report
+from fge.report_config import ReportConfig
+from fge.report_run import joined_page, read_section, report
+from fge.runfolder import RunFolder
+
+METHOD = {
+    "name": "fge",
+    "members": 3,
+    "error": 9.456,
+    "nll": 0.26,
+    "brier": 0.1367,
+    "ece": 0.0143,
+    "train_epochs": 100,
+    "forward_passes": 3,
+}
+SAME = {"data": "tiny", "model": "convnet", "dataset": {"sha256": "abc"}}
+
+
+def make_run(path: Path, **changes: Any) -> Path:
+    """Leave a finished run, with a figure that has a plot and one that has none."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    drawn = Figures(path / "figures")
+    plot = comparison_plot([Series("a", [1, 2], [1 / 3, float("nan")])], x="x", y="y")
+    drawn.add("a.png", Figure(figsize=(1, 1)), "The first", plot)
+    drawn.add("b.png", Figure(figsize=(1, 1)), "The second")
+    table = Table("Results", ("method", "error"), [("fge", "9.46")], "In `percent`.")
+    page = Page(f"run {path.name}", "It gained.", [table], drawn.captions, plots=drawn.plots)
+    content = {
+        "command": "fge",
+        "config": {"model": "my_models:build", "epochs": 100},
+        "environment": {"torch": "2.9"},
+        "methods": [METHOD],
+        **SAME,
+        **changes,
+    }
+    write_report(RunFolder(path), page, content)
+    return path
+
+
+def pages(path: Path) -> list[bytes]:
+    return [(path / name).read_bytes() for name in ("report.html", "report.md")]
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_a_page_made_anew_is_that_of_the_run(tmp_path: Path, out: bool) -> None:
+    run = make_run(tmp_path / "run")
+    before = pages(run)
+    for name in ("report.html", "report.md"):
+        (run / name).unlink()
+    where = ["--out", str(run)] if out else []
+    assert cli.main(["report", str(run), *where]) == 0
+    assert pages(run) == before
+
+
+def test_a_page_may_go_to_another_folder_and_links_to_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    before = pages(run)
+    out = report(ReportConfig((run,), out=tmp_path / "deep" / "page"))
+    assert out == tmp_path / "deep" / "page"
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md"]
+    assert '<a href="../../run/report.json">' in (out / "report.html").read_text()
+    assert "(../../run/figures/a.png)" in (out / "report.md").read_text()
+    assert pages(run) == before
+
+
+def test_several_runs_share_a_page_with_one_table_of_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    swa = {**METHOD, "name": "swa", "members": 1, "error": 9.5}
+    make_run(tmp_path / "one")
+    make_run(tmp_path / "two", methods=[METHOD, {**swa, "ece": 0.02}])
+    make_run(tmp_path / "three", methods=[])
+    assert cli.main(["report", "one", "two", "three"]) == 0
+    assert capsys.readouterr().out == f"report: {Path('runs/report-001/report.html')}\n"
+    text = (tmp_path / "runs" / "report-001" / "report.md").read_text()
+    assert text.startswith("# 3 runs: one, two, three\n\nThe runs are of the same images and the ")
+    assert (
+        "| run | method | members | error | NLL | Brier | ECE | epochs | passes |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| one | fge | 3 | 9.46 | 0.2600 | 0.1367 | 0.0143 | 100 | 3 |\n"
+        "| two | fge | 3 | 9.46 | 0.2600 | 0.1367 | 0.0143 | 100 | 3 |\n"
+        "| two | swa | 1 | 9.50 | 0.2600 | 0.1367 | 0.0200 | 100 | 3 |\n\n"
+    ) in text
+    for name in ("one", "two", "three"):
+        assert f"## {name}: run {name}\n\nIt gained.\n\n### Results\n" in text
+    html = (tmp_path / "runs" / "report-001" / "report.html").read_text()
+    assert html.count("* plotly.js v") == 1
+    assert html.count('<div class="plot"') == 3
+
+
+def section(name: str, **changes: Any) -> Section:
+    content = {"methods": [METHOD], **SAME, **changes}
+    return Section(Path(name), Page(name, "", []), content, name)
+
+
+def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> None:
+    models = joined_page([section("a"), section("b", model="vgg16")])
+    assert models.verdict == "The runs are of the same images, with different models."
+    assert models.tables[0].headings[:3] == ["run", "model", "method"]
+    assert [row[:3] for row in models.tables[0].rows] == [
+        ["a", "convnet", "fge"],
+        ["b", "vgg16", "fge"],
+    ]
+    images = joined_page([section("a"), section("b", dataset={"sha256": "x"}, data="other")])
+    assert "do not compare" in images.verdict
+    assert images.tables[0].headings[:3] == ["run", "data", "method"]
+
+
+def test_what_a_method_lacks_is_left_out() -> None:
+    page = joined_page([section("a"), section("b", methods=[{"name": "own", "error": 1.0}])])
+    assert page.tables[0].rows[1] == ["b", "own", "-", "1.00", "-", "-", "-", "-", "-"]
+    bare = joined_page([section("a", methods=[]), section("b", methods=[])])
+    assert list(bare.tables) == []
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / part / "run") for part in ("a", "b")]
+    out = report(ReportConfig((runs[0], runs[1]), out=tmp_path / "page"))
+    assert (out / "report.md").read_text().startswith(f"# 2 runs: {runs[0]}, {runs[1]}\n")
+
+
+def test_what_is_read_is_what_was_shown(tmp_path: Path) -> None:
+    found = read_section(make_run(tmp_path / "run"))
+    assert found.page.tables == [
+        Table("Results", ["method", "error"], [["fge", "9.46"]], "In `percent`.")
+    ]
+    assert list(found.page.figures.items()) == [("a.png", "The first"), ("b.png", "The second")]
+    assert found.page.plots["a.png"].data[0]["y"] == [0.333333, None]
+    assert found.content["methods"] == [METHOD]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Return the one line of a command that the user can mend."""
+    assert cli.main(["report", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("error: ").rstrip("\n")
+
+
+def test_runs_are_needed_each_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give the folder of a finished run" in fails(capsys)
+    run = make_run(tmp_path / "run")
+    again = tmp_path / "run" / ".." / "run"
+    assert fails(capsys, run, again) == f"the run folder {run} is given twice"
+
+
+def test_a_folder_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    message = f"{tmp_path} is no run folder (no config.json)"
+    assert fails(capsys, run, tmp_path) == message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["report.json", "page.json"])
+def test_an_unfinished_run_is_to_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    assert fails(capsys, run) == (
+        f"the run in {run} is not finished (no {name}); go on with it by its command with --resume"
+    )
+
+
+@pytest.mark.parametrize("name", ["report.json", "page.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 1, "tables": 3}'])
+def test_a_damaged_report_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(content)
+    assert "damaged" in fails(capsys, run)
+
+
+def test_a_later_schema_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    content = json.loads((run / "page.json").read_text())
+    (run / "page.json").write_text(json.dumps({**content, "schema_version": 2}))
+    assert fails(capsys, run) == (f"{run / 'page.json'} has schema_version 2; this program reads 1")
+
+
+def test_a_figure_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "figures" / "b.png").unlink()
+    assert fails(capsys, run) == f"{run} lacks figures/b.png; run its command with --resume"
+
+
+def test_a_page_replaces_another_only_where_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.md").write_text("mine")
+    assert fails(capsys, one, two, "--out", out) == (
+        f"{out} holds a report.md; replace it with --overwrite"
+    )
+    assert (out / "report.md").read_text() == "mine"
+    assert cli.main(["report", str(one), str(two), "--out", str(out), "--overwrite"]) == 0
+    assert (out / "report.md").read_text().startswith("# 2 runs")
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_the_page_of_another_run_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    before = pages(two)
+    for runs in ([one], [one, two]):
+        assert fails(capsys, *runs, "--out", two, *more) == (
+            f"--out {two} is the folder of a run, whose page is kept; give another"
+        )
+    assert pages(two) == before
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = make_run(tmp_path / "run"), tmp_path / "file"
+    out.write_text("mine")
+    assert fails(capsys, run, "--out", out) == f"--out {out} is a file; give a folder"
+
+
+def test_the_options_are_checked_in_the_library_too() -> None:
+    with pytest.raises(UserError, match="give the folder of a finished run"):
+        ReportConfig(())
+    assert replace(ReportConfig((Path("a"), Path("b"))), overwrite=True).overwrite
