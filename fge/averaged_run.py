@@ -43,13 +43,14 @@ class Averages:
     """What averaging the weights of a run's snapshots came to, for its report.
 
     ``results``: the lines ``swa`` and, where there is validation data, ``fold``; ``content`` of
-    ``report.json``.
+    ``report.json``; ``files``: the weights, in the run folder.
     """
 
     results: list[MethodResult] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 def average_snapshots(
@@ -91,6 +92,7 @@ def average_snapshots(
         [average_table(swa, fold, work.names)] if swa and fold else [],
         average_sentences(swa, fold, work.names, results, ensemble),
         {"averages": as_json(swa, fold, work.names)},
+        tuple(FILES[name] for name in ("swa", *(["fold"] if fold else []))),
     )
 
 

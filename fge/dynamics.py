@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from fge.drawn import Figures
 from fge.figures import sharpness_curves
 from fge.interactive_runs import dynamics_plot
-from fge.recipes import Recipe, make_optimizer
+from fge.recipes import Recipe
 from fge.report import Table
 from fge.sharpness import stability_threshold
 from fge.sharpness_plots import SharpnessCurves, dynamics_figure
 from fge.staged import StagedTraining
+from fge.training_results import rate_holder
 
 MOST_ROWS = 40
 CAPTION = (
@@ -75,9 +73,9 @@ def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
     records = [r for r in training.folder.records() if r["event"] == "sharpness"]
     if not records:
         return None
-    # Schedules set the rates of an optimizer: not those of the one that trained.
-    like = make_optimizer(recipe, [nn.Parameter(torch.zeros(1))], examples=1)
-    curves = sharpness_curves(training.stages, like, records, momentum=recipe.momentum)
+    curves = sharpness_curves(
+        training.stages, rate_holder(recipe), records, momentum=recipe.momentum
+    )
     costs = {key: sum(r[key] for r in records) for key in ("products", "gradients")}
     examples = records[0]["examples"]
     content = {

@@ -8,9 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fge.cycle_config import FGEConfig
 from fge.plots import TrainingCurves
-from fge.schedule import endpoint_factor, triangular
 from fge.sharpness import stability_threshold
 from fge.sharpness_plots import SharpnessCurves
 from fge.stages import Stage
@@ -18,15 +16,24 @@ from fge.stages import Stage
 _POINTS_PER_EPOCH = 50
 
 
-def training_curves(config: FGEConfig, records: Sequence[dict[str, Any]]) -> TrainingCurves:
-    """Return the curves of an FGE run from its configuration and its log records."""
-    snapshots = [r for r in records if r["event"] == "snapshot" and r["stage"] == "fge"]
-    single = [r for r in records if r["event"] == "snapshot" and r["stage"] == "single"]
-    last = config.last_cycle_epoch
-    points = range(last * _POINTS_PER_EPOCH + 1)
+def training_curves(
+    stages: Sequence[Stage], optimizer: Optimizer, records: Sequence[dict[str, Any]]
+) -> TrainingCurves:
+    """Return the curves of a training from its stages and its log records.
+
+    Args:
+        stages: of the method; one called ``single`` beside others is another network's.
+        optimizer: as :func:`learning_rates` takes it.
+        records: of the log.
+    """
+    own = _own(stages)
+    kept = [r for r in records if r["event"] == "snapshot"]
+    snapshots = [r for r in kept if r["stage"] == own[-1].name]
+    single = [r for r in kept if r["stage"] == "single" != own[-1].name]
+    epochs, rates = learning_rates(own, optimizer)
     return TrainingCurves(
-        rate_epochs=[point / _POINTS_PER_EPOCH for point in points],
-        rates=[_rate(config, point) for point in points],
+        rate_epochs=epochs,
+        rates=rates,
         epochs=[r["epoch"] for r in snapshots],
         snapshot_error=[r["val_error"] for r in snapshots if "val_error" in r],
         ensemble_error=[r["ensemble_val_error"] for r in snapshots if "ensemble_val_error" in r],
@@ -35,17 +42,8 @@ def training_curves(config: FGEConfig, records: Sequence[dict[str, Any]]) -> Tra
     )
 
 
-def _rate(config: FGEConfig, point: int) -> float:
-    """Return the learning rate at a point of the run, ``_POINTS_PER_EPOCH`` to an epoch."""
-    start = config.first_cycle_epoch * _POINTS_PER_EPOCH
-    if point < start:
-        return config.base_lr * endpoint_factor(point // _POINTS_PER_EPOCH + 1, config.epochs)
-    return triangular(
-        point - start,
-        max_lr=config.cycle_lrs.max_lr,
-        min_lr=config.cycle_lrs.min_lr,
-        cycle_steps=config.cycle_length * _POINTS_PER_EPOCH,
-    )
+def _own(stages: Sequence[Stage]) -> list[Stage]:
+    return [stage for stage in stages if stage.name != "single"] or list(stages)
 
 
 def learning_rates(
@@ -90,7 +88,7 @@ def sharpness_curves(
         records: of the log.
         momentum: of the optimizer.
     """
-    own = [s for s in stages if s.name != "single"] or list(stages)
+    own = _own(stages)
     names = {stage.name for stage in own}
     found = [r for r in records if r["event"] == "sharpness"]
     main, others = ([r for r in found if (r["stage"] in names) is mine] for mine in (True, False))

@@ -17,18 +17,17 @@ from fge.data import Dataset
 from fge.drawn import Figures
 from fge.dynamics import find_dynamics
 from fge.errors import DivergenceError
-from fge.figures import training_curves
-from fge.interactive_runs import curve_plot, training_plot
+from fge.interactive_runs import curve_plot
 from fge.methods import fge_stages
 from fge.ood_results import ood_tables, with_ood
 from fge.open_run import Run, check_kept, open_run, prepare
-from fge.plots import training_figure
 from fge.predictions import MemberPredictions
 from fge.recipes import endpoint_recipe
 from fge.refit import Refit, check_refit, refit
 from fge.setup import initial_model, make_training, member_predictions
 from fge.staged import StagedTraining
 from fge.tensors import state_bytes
+from fge.training_results import add_training
 
 
 def fge(config: FGEConfig) -> Path:
@@ -90,9 +89,8 @@ def _report(
     )
     verdicts, ensembles = [results.verdict(found), *averages.sentences], found[-1:]
     found += averages.results
-    curves = training_curves(run.config, run.folder.records())
-    caption = "Learning rate, validation error and distance over epochs"
-    drawn.add("training.png", training_figure(curves), caption, training_plot(curves))
+    recipe = endpoint_recipe(run.config)
+    add_training(drawn, training, recipe)
     content, tables = {**averages.content}, [*averages.tables]
     if refitted:
         found += refitted.results
@@ -105,12 +103,13 @@ def _report(
         table, sentence = beside_baseline(ensembles, predictions.test, baseline)
         tables.append(table)
         verdicts.append(sentence)
-    if dynamics := find_dynamics(training, endpoint_recipe(run.config)):
+    if dynamics := find_dynamics(training, recipe):
         dynamics.add_to(drawn, tables, verdicts, content)
     found = with_ood(found, predictions)
     title = f"{run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     tables = [*_method_tables(run.dataset, found), *tables]
-    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, plots=drawn.plots)
+    files = (*report.FILES, "predictions/test.npz", *averages.files)
+    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
     run.finish(page, {"methods": results.as_methods(found), **content})
 
 

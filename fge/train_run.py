@@ -20,6 +20,7 @@ from fge.predictions import MemberPredictions
 from fge.setup import make_training, member_predictions, new_model
 from fge.staged import StagedTraining
 from fge.tensors import state_bytes
+from fge.training_results import add_training
 
 
 def train(config: TrainConfig) -> Path:
@@ -88,8 +89,11 @@ def _report(
     main = report.Table("Results on the test set", *results.table_rows(found), note=note)
     tables = [main, *ood_tables(found, run.dataset), *averages.tables]
     drawn, content = Figures(run.folder.figures), {**averages.content}
-    if dynamics := find_dynamics(training, method.recipe(run.config)):
+    recipe = method.recipe(run.config)
+    add_training(drawn, training, recipe)
+    if dynamics := find_dynamics(training, recipe):
         dynamics.add_to(drawn, tables, verdicts, content)
     title = f"{method.name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, plots=drawn.plots)
+    files = (*report.FILES, "predictions/test.npz", *averages.files)
+    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
     run.finish(page, {"methods": results.as_methods(found), **content})

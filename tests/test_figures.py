@@ -14,6 +14,7 @@ from fge.cycle_config import FGEConfig
 from fge.figures import learning_rates, sharpness_curves, training_curves
 from fge.method_config import MethodConfig
 from fge.methods import fge_stages, sse_stages
+from fge.plots import TrainingCurves
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True
@@ -42,6 +43,11 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
+def curves_of(config: FGEConfig, records: list[dict[str, Any]]) -> TrainingCurves:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=config.base_lr)
+    return training_curves(fge_stages(config), optimizer, records)
+
+
 def scheduled(config: FGEConfig) -> list[float]:
     """Return the rates of the run's own schedules, with as many steps to an epoch as points."""
     rates = []
@@ -65,7 +71,7 @@ def scheduled(config: FGEConfig) -> list[float]:
     ],
 )
 def test_the_rate_is_that_of_the_runs_schedules(config: FGEConfig) -> None:
-    curves = training_curves(config, [])
+    curves = curves_of(config, [])
     assert curves.rates == pytest.approx(scheduled(config), rel=1e-12, abs=0)
     assert curves.rate_epochs[0] == 0
     assert curves.rate_epochs[-1] == config.last_cycle_epoch
@@ -74,7 +80,7 @@ def test_the_rate_is_that_of_the_runs_schedules(config: FGEConfig) -> None:
 
 
 def test_the_rate_at_the_corners_is_in_closed_form() -> None:
-    curves = training_curves(CONFIG, [])
+    curves = curves_of(CONFIG, [])
     rate = dict(zip(curves.rate_epochs, curves.rates, strict=True))
     assert rate[0] == rate[5.98] == 0.2
     # In the seventh epoch of 13, alpha = 7/13 lies above one half.
@@ -85,7 +91,7 @@ def test_the_rate_at_the_corners_is_in_closed_form() -> None:
 
 
 def test_the_figures_of_the_snapshots_come_from_the_log() -> None:
-    curves = training_curves(CONFIG, RECORDS)
+    curves = curves_of(CONFIG, RECORDS)
     assert curves.epochs == [9, 13]
     assert curves.snapshot_error == [12.0, 11.0]
     assert curves.ensemble_error == [12.5, 10.0]
@@ -97,7 +103,7 @@ def test_without_validation_there_are_no_errors() -> None:
     records = [
         {k: v for k, v in record.items() if not k.endswith("val_error")} for record in RECORDS
     ]
-    curves = training_curves(CONFIG, records)
+    curves = curves_of(CONFIG, records)
     assert curves.epochs == [9, 13]
     assert curves.snapshot_error == []
     assert curves.ensemble_error == []
@@ -105,7 +111,7 @@ def test_without_validation_there_are_no_errors() -> None:
 
 
 def test_without_a_single_network_there_is_none() -> None:
-    assert training_curves(CONFIG, RECORDS[:-1]).single is None
+    assert curves_of(CONFIG, RECORDS[:-1]).single is None
 
 
 def optimizer(lr: float = 0.2) -> torch.optim.Optimizer:
@@ -114,7 +120,7 @@ def optimizer(lr: float = 0.2) -> torch.optim.Optimizer:
 
 def test_rates_of_stages_are_those_of_their_schedules() -> None:
     epochs, rates = learning_rates(fge_stages(CONFIG)[:2], optimizer())
-    curves = training_curves(CONFIG, [])
+    curves = curves_of(CONFIG, [])
     assert epochs == pytest.approx(curves.rate_epochs, rel=1e-12)
     assert rates == pytest.approx(curves.rates, rel=1e-12)
 
