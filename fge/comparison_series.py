@@ -55,6 +55,7 @@ def members_series(comparison: Comparison, figure: str, budget: int) -> list[Ser
             list(range(1, len(row.by_members) + 1)),
             [means[figure] for means in row.by_members],
             _spreads(row.by_members_deviation, figure),
+            style=comparison.methods.index(row.method),
         )
         for row in comparison.at(budget)
         if len(row.by_members) > 1
@@ -89,7 +90,8 @@ def reliability_series(
                 ((counts * values).sum(axis=0)[held] / total).tolist() for values in bins
             )
             notes = [f"{count} predictions" for count in total]
-            found.append(Series(row.method, confidence, accuracy, notes=notes))
+            style = comparison.methods.index(row.method)
+            found.append(Series(row.method, confidence, accuracy, notes=notes, style=style))
     return found
 
 

@@ -38,13 +38,18 @@ class Plot:
 
 @dataclass(frozen=True)
 class Series:
-    """Points (n,) by name; ``spread`` (n,) is drawn up and down, ``notes`` (n,) on hovering."""
+    """Points (n,) by name; ``spread`` (n,) is drawn up and down, ``notes`` (n,) on hovering.
+
+    ``style`` chooses colour and marker, so that a name has the same in several plots; by default
+    the position does.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] | None = None
     notes: Sequence[str] | None = None
+    style: int | None = None
 
 
 def comparison_plot(series: Sequence[Series], *, x: str, y: str) -> Plot:
@@ -57,8 +62,8 @@ def comparison_plot(series: Sequence[Series], *, x: str, y: str) -> Plot:
         y: what the vertical axis is, with its unit.
     """
     data = [
-        _with_spread(line(one, x=x, y=y, style=style, marks=True), one)
-        for style, one in enumerate(series)
+        _with_spread(line(one, x=x, y=y, style=_style(one, position), marks=True), one)
+        for position, one in enumerate(series)
     ]
     return Plot(data, layout(x, [y], height=460))
 
@@ -99,13 +104,20 @@ def reliability_plot(series: Sequence[Series]) -> Plot:
     reference = line(diagonal, x=x, y=y, style=0) | {"hoverinfo": "skip"}
     reference["line"] = {"color": INK, "dash": "dot", "width": 1}
     del reference["hovertemplate"]
-    data = [line(one, x=x, y=y, style=style, marks=True) for style, one in enumerate(series)]
+    data = [
+        line(one, x=x, y=y, style=_style(one, position), marks=True)
+        for position, one in enumerate(series)
+    ]
     for trace in data:
         trace["connectgaps"] = True
     found = layout(x, [y], height=520)
     found["xaxis"] |= {"range": [0, 1]}
     found["yaxis"] |= {"range": [0, 1]}
     return Plot([reference, *data], found)
+
+
+def _style(series: Series, position: int) -> int:
+    return position if series.style is None else series.style
 
 
 LOG = {"type": "log", "exponentformat": "power", "dtick": 1}

@@ -162,12 +162,15 @@ def _link(out: Path, section: Section, name: str) -> str:
 def repeat_command(content: Mapping[str, Any]) -> str:
     """Return the command that runs again what a ``report.json`` is of, in the folder of the run.
 
-    A user's own model is named, since no file alone may have it imported.
+    A user's own model and methods are named, since no file alone may have them imported.
     """
     words = ["python", "cli.py", content["command"], "--config", "config.json"]
-    model = str(content["config"].get("model", ""))
-    if is_factory(model):
-        words += ["--model", shlex.quote(model)]
+    options = content["config"]
+    for name in ("model", "method", "methods"):
+        value = options.get(name, ())
+        given = [str(one) for one in (value if isinstance(value, list) else [value])]
+        if any(is_factory(one) for one in given):
+            words += [f"--{name}", *(shlex.quote(one) for one in given)]
     return " ".join([*words, "--out", "NEW_FOLDER"])
 
 

@@ -129,6 +129,13 @@ def test_the_command_repeats_a_run(model: str) -> None:
     assert repeat_command(content) == ("python cli.py fge --config config.json --out NEW_FOLDER")
 
 
+def test_own_methods_are_given_again() -> None:
+    content = {"command": "compare", "config": {"model": "vgg16", "methods": ["fge", "my:m"]}}
+    assert repeat_command(content) == (
+        "python cli.py compare --config config.json --methods fge my:m --out NEW_FOLDER"
+    )
+
+
 def test_the_command_names_a_users_own_model() -> None:
     content = {**CONTENT, "config": {"model": "my_models:build"}}
     assert repeat_command(content) == (
