@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,24 +114,36 @@ class HessianOperator:
         """
         moved = vector.detach().to(self.device, self.dtype)
         directions = list(self.layout.split(moved).values())
-        total = torch.zeros_like(moved)
-        parts = list(self.layout.split(total).values())
+        total: Tensor | None = None
         examples, work = 0, 0.0
         for graph, kept, cost in self._graphs():
-            for part, product in zip(parts, graph.product(directions, keep=kept), strict=True):
-                if product is not None:
-                    part.add_(product, alpha=graph.count)
+            product = self._flat(graph.product(directions, keep=kept))
+            # Passes over (P,) cost as much as a small chunk does: no more of them than needed.
+            if total is None:
+                total = product.mul_(graph.count)
+            else:
+                total.add_(product, alpha=graph.count)
             examples += graph.count
             work += graph.count * (cost + PRODUCT_COST)
+        assert total is not None, "there are chunks, or the pass over the data has raised"
         self.products += 1
         self.cost += work / examples
-        result = total.div_(examples).add_(moved, alpha=self.weight_decay)
-        if not bool(torch.isfinite(result).all()):
+        result = total.div_(examples)
+        if self.weight_decay:
+            result.add_(moved, alpha=self.weight_decay)
+        if not (bool(torch.isfinite(result.sum())) or bool(torch.isfinite(result).all())):
             raise UserError(
                 "a Hessian product is not finite; look for infinite second derivatives (sqrt or "
                 "norm at 0) and for weights or data that are too large"
             )
         return result.to(vector.dtype)
+
+    def _flat(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Return tensors shaped as the parameters as one new vector (P,); None stands for 0."""
+        pairs = zip(parts, self.parameters, strict=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if part is None else part).reshape(-1) for part, p in pairs]
+        )
 
     def gradient(self) -> Tensor:
         """Return the gradient (P,) of the mean loss, weight decay included; its graph is kept.

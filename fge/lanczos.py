@@ -47,8 +47,7 @@ class BandLanczos:
         self._scale = 0.0
         self._tiny = 100 * torch.finfo(start.dtype).eps
         for vector in start:
-            rest = vector.clone()
-            self._orthogonalise(rest)
+            rest, _ = self._orthogonalise(vector)
             self._append(rest, float(torch.linalg.vector_norm(rest)))
 
     @property
@@ -62,9 +61,9 @@ class BandLanczos:
         if self.processed == self.size:
             return False
         column = self.processed
-        image = self._product(self._basis[column]).clone()
+        image = self._product(self._basis[column])
         self._scale = max(self._scale, float(torch.linalg.vector_norm(image)))
-        coefficients = self._orthogonalise(image)
+        image, coefficients = self._orthogonalise(image)
         self._matrix[: self.size, column] = coefficients
         self._matrix[column, : self.size] = coefficients
         self.processed += 1
@@ -118,19 +117,19 @@ class BandLanczos:
         self._basis[self.size] = vector / norm
         self.size += 1
 
-    def _orthogonalise(self, vector: Tensor) -> Tensor:
-        """Take the basis out of a vector, in place; return its coordinates (size,) there."""
+    def _orthogonalise(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is left of a vector without the basis, and its coordinates (size,) there."""
         basis = self._basis[: self.size]
         total = torch.zeros(self.size, dtype=torch.float64)
-        norm = float(torch.linalg.vector_norm(vector))
+        rest, norm = vector, float(torch.linalg.vector_norm(vector))
         for _ in range(4):
-            coordinates = basis @ vector
-            vector -= coordinates @ basis
+            coordinates = basis @ rest
+            rest = torch.addmv(rest, basis.T, coordinates, alpha=-1)
             total += coordinates.double().cpu()
-            before, norm = norm, float(torch.linalg.vector_norm(vector))
+            before, norm = norm, float(torch.linalg.vector_norm(rest))
             if norm > _ENOUGH * before:
                 break
-        return total
+        return rest, total
 
 
 @dataclass(frozen=True)
