@@ -53,17 +53,15 @@ _FOREIGN_NOTE = (
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Return the tables of a comparison: four per budget, and one of what is beyond its budget."""
+    """Return the tables of a comparison: four per budget, deep ensembles, what is beyond."""
     found = []
     for budget in comparison.budgets:
         rows = comparison.at(budget)
         found += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
         found += _diversity_table(rows, budget) + _foreign_table(rows, budget)
+    found += _deep_ensembles_table(comparison)
     if comparison.beyond:
-        lines = [
-            [f"{row.method} (at {row.budget} B)", *_main_cells(row)[1:]]
-            for row in comparison.beyond
-        ]
+        lines = [_placed_cells(row) for row in comparison.beyond]
         note = _with_notes(
             "They train for longer than the budget and are compared with no method of it. "
             + _units(comparison),
@@ -71,6 +69,24 @@ def tables(comparison: Comparison) -> list[Table]:
         )
         found.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
     return found
+
+
+def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
+    """Return the deep ensembles at budgets that have no other method: what DEE is read off."""
+    within = [row for row in comparison.rows if not row.beyond]
+    rows = [row for row in within if row.budget not in comparison.budgets]
+    note = (
+        "The single networks again, k of them at k B, for scale: the deep-ensemble equivalent is "
+        "read off them. Ensembles of neighbouring seeds share networks, so that the deviations are "
+        "too small; an ensemble of all has none."
+    )
+    lines = [_placed_cells(row) for row in rows]
+    title = "Deep ensembles of whole networks"
+    return [Table(title, _MAIN_HEADINGS, lines, note)] if rows else []
+
+
+def _placed_cells(row: MethodRow) -> list[str]:
+    return [f"{row.method} (at {row.budget} B)", *_main_cells(row)[1:]]
 
 
 def epochs_of(comparison: Comparison, budget: int) -> str:

@@ -26,7 +26,7 @@ from fge.plan import Job
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
-_DIVERGED = 3
+_DIVERGED, _INTERRUPTED = 3, 130
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -164,6 +164,8 @@ class Runner:
         log = self.folder / "logs" / f"{name}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+        if code < 0 or code == _INTERRUPTED:
+            return UserError(f"run {name} was stopped from outside; the same command goes on")
         kind = DivergenceError if code == _DIVERGED else UserError
         return kind(f"run {name} failed: {last} (see {log})")
 

@@ -160,3 +160,14 @@ def test_the_json_has_methods_with_their_figures_and_costs_and_what_was_told_apa
     assert content["best"][1]["sure"] is True
     assert content["deep_ensembles"] == [[1, pytest.approx(-np.mean([0.5, 0.52, 0.51]))]]
     assert (content["budget_epochs"], content["test_images"]) == (10, 50)
+
+
+def test_deep_ensembles_of_whole_networks_have_a_table_of_their_own() -> None:
+    pairs = several(
+        "deep-ensemble", [7, 8, 7], [0.38, 0.39, 0.38], members=2, budget=2, epochs=20, pooled=2
+    )
+    found = by_title(tables(compared(SINGLES, FGES, pairs)))
+    (row,) = found["Deep ensembles of whole networks"].rows
+    assert row[:5] == ["deep-ensemble (at 2 B)", "3", "2", "20", "2"]
+    assert "Methods at 2 B (20 epochs)" not in found
+    assert "Deep ensembles of whole networks" not in by_title(tables(compared(SINGLES, FGES)))

@@ -453,7 +453,10 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--run RUN --margin -1", "margin must be finite and >= 0, got -1"),
         ("--run SHORT", "a plane needs three snapshots, short has 2; with --random the last one"),
         ("--run NONE", "none holds no snapshots; finish the run with --resume first"),
-        ("--run PLANE", "plane is a run of 'plane'; give one of fge, curve-ensemble or connect"),
+        (
+            "--run PLANE",
+            "plane is a run of 'plane'; give one of fge, train, curve-ensemble or connect",
+        ),
     ],
 )
 def test_a_plane_that_cannot_be_is_one_line(

@@ -35,6 +35,8 @@ if folder.name == "slow":
 if folder.name in ("bad", "diverged"):
     print("error: lr must be above 0, got 0", file=sys.stderr)
     sys.exit(2 if folder.name == "bad" else 3)
+if folder.name == "killed":
+    os.kill(os.getpid(), 9)
 methods = [] if folder.name == "poor" else [{"name": "single"}]
 (folder / "report.json").write_text(json.dumps({"methods": methods}))
 """
@@ -141,6 +143,11 @@ def test_a_job_that_fails_is_named_with_its_reason(
     with pytest.raises(kind, match=message):
         runs.runner.run([job("a"), job(name)])
     assert runs.done == ["a"]
+
+
+def test_a_job_that_was_killed_can_be_gone_on_with(runs: Runs) -> None:
+    with pytest.raises(UserError, match="run killed was stopped from outside; the same command"):
+        runs.runner.run([job("killed")])
 
 
 def test_a_job_that_ends_without_its_line_is_no_endless_loop(runs: Runs) -> None:
