@@ -26,7 +26,7 @@ COLOURS = (
     *("#92400e", "#a855f7", "#dc2626", "#db2777", "#111827"),
 )
 MARKERS = ("D", "o", "s", "^", "v", "P", "X", "<", "*", "p", ">")
-APART = 0.006
+APART = 0.004
 """How far methods are moved sideways from one to the next, as a part of the axis."""
 _OWN_COLOURS = ("#b45309", "#4d7c0f", "#0369a1", "#7e22ce", "#be123c")
 CAPTIONS = {
@@ -42,8 +42,8 @@ CAPTIONS = {
     "equivalent_by_epochs.png": "Deep-ensemble equivalent against training epochs; no ensemble at "
     "hand is larger than the largest value.",
     "reliability.png": "Accuracy less confidence in each bin of confidence, over all seeds, at the "
-    "smallest budget: above 0 a method is less confident than right. Below, how many predictions "
-    "are in the bin.",
+    "smallest budget: above 0 a method is less confident than right; bins of fewer than 10 "
+    "predictions are left out. Below, how many predictions are in the bin.",
 }
 
 

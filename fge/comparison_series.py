@@ -20,6 +20,8 @@ WORDS = {
 EQUIVALENT = "deep-ensemble equivalent (networks)"
 SHOWN_BINS = (SINGLE, "fge", DEEP_ENSEMBLE, CURVE_ENSEMBLE)
 """Methods of the reliability diagram: few, so that it can be read."""
+FEWEST = 10
+"""Predictions in a bin whose accuracy is shown: that of fewer is chance."""
 
 
 def cost_series(comparison: Comparison, figure: str) -> list[Series]:
@@ -73,14 +75,14 @@ def reliability_series(
         methods: those shown, where they are there.
 
     Returns:
-        a series for each, with its bins that hold predictions; the notes say how many.
+        a series for each, with its bins of ``FEWEST`` predictions or more; the notes say how many.
     """
     found = []
     for row in comparison.at(budget):
         if row.method in methods:
             cells = comparison.cells_of(row.method, budget)
             counts = np.array([cell.bin_counts for cell in cells])
-            held = counts.sum(axis=0) > 0
+            held = counts.sum(axis=0) >= FEWEST
             total = counts.sum(axis=0)[held]
             bins = [
                 [np.nan_to_num(getattr(cell, name)) for cell in cells]
