@@ -1,0 +1,163 @@
+"""The command ``train``: every method from data to report, on tiny data."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny_npz
+from PIL import Image
+
+from fge.config import PredictConfig
+from fge.data import load_dataset
+from fge.errors import UserError
+from fge.method_config import TrainConfig
+from fge.methods import METHODS, Method, sse_stages
+from fge.predict_run import predict
+from fge.predictions import PredictionFile
+from fge.staged import StagedTraining
+from fge.tensors import read_weights
+from fge.train_run import train
+
+BATCHES = 3
+"""Steps per epoch: 72 training images in batches of 32."""
+
+
+def config(data: Path, out: Path, method: str, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": str(data),
+        "out": out,
+        "method": method,
+        "epochs": 4,
+        "start_epoch": 0,
+        "cycle_epochs": 2,
+        "sse_cycles": 2,
+        "csgld_cycles": 2,
+        "csgld_samples": 2,
+        "ema_decay": 0.5,
+        "batch_size": 32,
+        "threads": 1,
+        "channels_last": "off",
+        "compile": "off",
+        "amp": "off",
+        "val_fraction": 0.25,
+        **changes,
+    }
+    return TrainConfig(**values)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def lines_of(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    content = json.loads((run / "report.json").read_text())
+    return {(line["name"], line["members"]): line for line in content["methods"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "members", "epochs"),
+    [("single", 1, 4), ("ema", 1, 4), ("sse", 2, 4), ("csgld", 4, 4), ("swa", 1, 3), ("fge", 2, 3)],
+)
+def test_each_method_ends_with_its_line_and_its_cost(
+    method: str, members: int, epochs: int, data: Path, tmp_path: Path
+) -> None:
+    run = train(config(data, tmp_path / "run", method))
+    line = lines_of(run)[method, members]
+    assert (line["train_epochs"], line["forward_passes"]) == (epochs, members)
+    labels = load_dataset(str(data), val_fraction=0.25).test.labels
+    predictions = PredictionFile(run / "predictions" / "test.npz", labels)
+    mean = np.mean([predictions.probabilities(m).numpy() for m in line["member_names"]], axis=0)
+    wrong = mean.argmax(axis=1) != labels.numpy()
+    assert line["error"] == pytest.approx(100 * wrong.mean(), abs=1e-12)
+    assert (run / "figures" / "training.png").is_file()
+    assert f"| {method} |" in (run / "report.md").read_text()
+
+
+def test_ema_keeps_another_network_than_single_from_the_same_training(
+    data: Path, tmp_path: Path
+) -> None:
+    ema, single = (train(config(data, tmp_path / m, m)) for m in ("ema", "single"))
+    logs = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (ema, single)
+    ]
+    losses = [[r["train_loss"] for r in log if r["event"] == "epoch"] for log in logs]
+    assert losses[0] == losses[1]
+    ours, theirs = (read_weights(run / "snapshots" / "0001.safetensors") for run in (ema, single))
+    assert not any(torch.equal(ours[n], theirs[n]) for n in ours if n.endswith("weight"))
+
+
+@pytest.mark.parametrize("method", ["ema", "csgld"])
+def test_interrupted_and_resumed_it_ends_bitwise_the_same(
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out, checkpoint = tmp_path / "whole", tmp_path / "cut", StagedTraining._checkpoint
+    left = iter([True, False])
+
+    def interrupted(self: StagedTraining, *args: Any, **more: Any) -> None:
+        checkpoint(self, *args, **more)
+        if not next(left):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StagedTraining, "_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(data, out, method))
+    train(config(data, out, method, resume=True))
+    train(config(data, whole, method))
+    for path in sorted((whole / "snapshots").glob("*")):
+        assert path.read_bytes() == (out / "snapshots" / path.name).read_bytes(), path.name
+    assert (whole / "log.jsonl").read_bytes() == (out / "log.jsonl").read_bytes()
+
+
+def test_a_method_of_one_s_own_is_one_entry_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("my_methods")
+    module.mine = Method("mine", "cosine cycles, weights averaged", sse_stages, combine="weights")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_methods", module)
+    run = train(config(data, tmp_path / "run", "my_methods:mine"))
+    lines = lines_of(run)
+    assert {("ensemble", 2), ("mine", 1)} <= set(lines)
+    assert lines["mine", 1]["train_epochs"] == 4
+    assert "mine" not in METHODS
+
+
+def test_a_single_network_at_its_end_is_no_ensemble_to_be_averaged(
+    data: Path, tmp_path: Path
+) -> None:
+    run = train(config(data, tmp_path / "run", "single"))
+    assert list(lines_of(run)) == [("single", 1)]
+    assert not (run / "swa.safetensors").exists()
+
+
+def test_the_averaged_network_of_swa_predicts_new_images(data: Path, tmp_path: Path) -> None:
+    run = train(config(data, tmp_path / "run", "swa"))
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "new.png")
+    out = predict(PredictConfig(run=run, images=tmp_path / "new.png", threads=1))
+    with np.load(out / "predictions.npz") as found:
+        probs = found["probabilities"]
+    assert probs.shape == (1, 3)
+    every = predict(
+        PredictConfig(
+            run=train(config(data, tmp_path / "fge", "fge")),
+            images=tmp_path / "new.png",
+            threads=1,
+        )
+    )
+    with np.load(every / "predictions.npz") as found:
+        assert not np.allclose(probs, found["probabilities"], rtol=0, atol=1e-6)
+
+
+def test_an_unknown_method_is_named_before_anything_is_made(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown method 'ssee'; did you mean 'sse'"):
+        train(config(data, tmp_path / "run", "ssee"))
+    assert not (tmp_path / "run").exists()
