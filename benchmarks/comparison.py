@@ -30,6 +30,11 @@ RESULTS = HERE / "results"
 PUBLISHED: dict[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
 PRESETS = tuple(PUBLISHED["settings"])
 CIFAR_TRAIN = 50_000
+METHODS = (
+    *("single", "fge", "fge+refit", "swa", "fold", "sse", "csgld"),
+    *("deep-ensemble", "curve-ensemble"),
+)
+"""Of the README's table."""
 _PAPER_SEEDS = 3
 
 
@@ -128,6 +133,8 @@ def main() -> None:
     for name in ("methods", "budgets"):
         if name in given:
             given[name] = tuple(given[name])
+    if not preset and "methods" not in given:
+        given["methods"] = METHODS
     if preset:
         given = {"data": "cifar100", **preset_options(preset, scale), **given}
     folder = compare(CompareConfig(out=out, **given))
