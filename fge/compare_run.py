@@ -48,7 +48,7 @@ def compare(config: CompareConfig) -> Path:
     exists = config.out is not None and (config.out / "config.json").is_file()
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0:
-        return _help(config)
+        return _take_part(config)
     config, dataset = prepare(config, "compare")
     model = new_model(config, dataset)
     with open_run(config, "compare", dataset, model, epochs=config.epochs) as run:
@@ -112,7 +112,7 @@ def _measure_cell(
     view.cell_done(cell)
 
 
-def _help(config: CompareConfig) -> Path:
+def _take_part(config: CompareConfig) -> Path:
     """Run jobs of the comparison that rank 0 leads, until none is left; return its folder."""
     assert config.out is not None
     file = config.out / "config.json"
