@@ -1,0 +1,55 @@
+"""The papers' settings as presets, and the published figures beside what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.comparison import PRESETS, PUBLISHED, preset_options, published_rows
+from fge.compare_config import CompareConfig
+
+REFERENCE = Path(__file__).with_name("reference.json")
+
+
+def test_published_figures_are_those_of_the_reference() -> None:
+    published = json.loads(REFERENCE.read_text(encoding="utf-8"))["published"]
+    assert {key: published[key] for key in PUBLISHED} == PUBLISHED
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_the_published_settings_and_trains_on_everything(name: str) -> None:
+    config = CompareConfig(data="cifar100", **preset_options(name, 1.0))
+    for option, value in PUBLISHED["settings"][name].items():
+        assert getattr(config, option) == value, option
+    assert (config.model, config.val_fraction, config.budgets) == (name, 0, (1, 2, 3))
+    assert config.train_size is None
+    snapshots = (config.last_cycle_epoch - config.first_cycle_epoch) / config.cycle_length + 0.5
+    assert snapshots == 20
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.02, 0.001])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_scaled_preset_still_keeps_two_snapshots(name: str, scale: float) -> None:
+    config = CompareConfig(data="cifar100", **preset_options(name, scale))
+    assert config.last_cycle_epoch > config.first_cycle_epoch + config.cycle_length // 2
+    assert config.train_size == round(scale * 50_000)
+
+
+def test_ours_stand_beside_the_published_figures() -> None:
+    def row(name: str, budget: int, error: float) -> dict[str, object]:
+        return {
+            "name": name,
+            "budget": budget,
+            "error": error,
+            "deviation": {"error": 0.25},
+            "seeds": [0, 1, 2],
+        }
+
+    methods = [row("single", 1, 28.0), row("deep-ensemble", 2, 26.0), row("fge", 1, 25.5)]
+    rows = published_rows("vgg16", {"methods": methods})
+    assert rows[0] == ["independent", "1 B", "72.00", "0.25", "3", "72.5"]
+    assert rows[1] == ["independent", "2 B", "74.00", "0.25", "3", "74.8"]
+    assert rows[2] == ["independent", "3 B", "not measured", "", "0", "75.6"]
+    assert rows[3] == ["fge", "1 B", "74.50", "0.25", "3", "74.6"]
