@@ -41,7 +41,7 @@ def check_tensorboard() -> None:
     except ImportError:
         raise UserError(
             "--tensorboard needs the package tensorboard, which is not installed: "
-            "pip install 'fge[tensorboard]'"
+            "pip install tensorboard"
         ) from None
 
 
