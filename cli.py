@@ -21,7 +21,15 @@ from fge.config import PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
-from fge.errors import DivergenceError, UserError, unknown
+from fge.errors import (
+    INTERRUPTED,
+    OK,
+    USER_ERROR,
+    DivergenceError,
+    UserError,
+    outcome,
+    unknown,
+)
 from fge.method_config import TrainConfig
 from fge.report_config import ReportConfig
 from fge.study_config import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
@@ -41,7 +49,6 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "report": (ReportConfig, "fge.report_run", "report"),
 }
 """Options, module and function of each command."""
-OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,13 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except UserError as error:
-        return _fail(str(error), USER_ERROR, arguments)
-    except DivergenceError as error:
-        return _fail(str(error), DIVERGED, arguments)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", USER_ERROR, arguments)
+    except (UserError, DivergenceError, OSError) as error:
+        code, message = outcome(error)
+        return _fail(message, code, arguments)
 
 
 def _run(arguments: list[str]) -> int:

@@ -108,24 +108,28 @@ def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
     )
 
 
-def wall_seconds(planned: PlannedCell, comparison: Path) -> float | None:
+def wall_seconds(planned: PlannedCell, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
     """Return the seconds of training behind a cell, where its runs had the machine for themselves.
 
     None where one of them ran beside another, or fitted curves, which are not timed.
+
+    Args:
+        planned: what the cell consists of.
+        runs: the folder of the runs.
+        jobs: the comparison's records of them.
     """
-    seconds = [_seconds(part, comparison) for part in planned.parts]
+    seconds = [_seconds(part, runs, jobs) for part in planned.parts]
     return None if None in seconds else sum(value for value in seconds if value is not None)
 
 
-def _seconds(part: Part, comparison: Path) -> float | None:
-    jobs = [r for r in read_records(comparison / "timing.jsonl") if r.get("event") == "job"]
+def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
     own = [record for record in jobs if record["job"] == part.job.name]
     if not own or any(record["overlapped"] for record in own) or part.given_epochs:
         return None
     command, name = part.job.command, part.line
     if command == "curve-ensemble" or (command == "fge" and name not in _STAGES):
         return None
-    records = read_records(comparison / "runs" / part.job.name / "timing.jsonl")
+    records = read_records(runs / part.job.name / "timing.jsonl")
     epochs = [record for record in records if record["event"] == "epoch"]
     if command == "fge":
         epochs = [record for record in epochs if record["stage"] in _STAGES[name]]

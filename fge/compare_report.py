@@ -14,7 +14,7 @@ from fge.comparison_series import comparison_plots
 from fge.comparison_tables import as_csv, as_json, tables
 from fge.comparison_verdict import verdict
 from fge.drawn import Figures
-from fge.files import write_json, write_text
+from fge.files import read_records, write_json, write_text
 from fge.open_run import Run
 from fge.pages import markdown_table
 from fge.plan import Plan
@@ -58,9 +58,11 @@ def _markdown(title: str, words: str, found: Sequence[report.Table]) -> str:
 
 def _times(plan: Plan, folder: Path) -> str:
     """Return the seconds of training per cell, empty where its runs overlapped with others."""
+    records = read_records(folder / "timing.jsonl")
+    jobs = [record for record in records if record["event"] == "job"]
     lines = ["method,budget,seed,seconds"]
     for cell in plan.cells:
-        seconds = wall_seconds(cell, folder)
+        seconds = wall_seconds(cell, plan.runs, jobs)
         shown = "" if seconds is None else f"{seconds:.1f}"
         lines.append(f"{cell.method},{cell.budget},{cell.seed},{shown}")
     return "\n".join(lines) + "\n"

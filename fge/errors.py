@@ -1,9 +1,12 @@
-"""The two errors a user meets, and the wording of "unknown name" messages."""
+"""The two errors a user meets, how commands end for them, and "unknown name" messages."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+"""Exit codes of a command."""
 
 
 class UserError(ValueError):
@@ -12,6 +15,14 @@ class UserError(ValueError):
 
 class DivergenceError(RuntimeError):
     """The training loss stopped being finite."""
+
+
+def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
+    """Return the exit code and the line with which a command ends for an error."""
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return USER_ERROR, f"{error.strerror or error}{where}"
+    return DIVERGED if isinstance(error, DivergenceError) else USER_ERROR, str(error)
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:

@@ -15,7 +15,7 @@ from fge.config import RunConfig
 from fge.configfile import from_options
 from fge.curve_config import CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
-from fge.errors import DivergenceError, UserError
+from fge.errors import INTERRUPTED, OK, DivergenceError, UserError, outcome
 from fge.method_config import TrainConfig
 
 COMMANDS: dict[str, tuple[type[RunConfig], str, str]] = {
@@ -24,7 +24,6 @@ COMMANDS: dict[str, tuple[type[RunConfig], str, str]] = {
     "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
 }
 """Commands that are jobs: options, module and function."""
-_USER_ERROR, _DIVERGED, _INTERRUPTED = 2, 3, 130
 
 
 def main(folder: str, text: str) -> int:
@@ -42,20 +41,12 @@ def main(folder: str, text: str) -> int:
         config = replace(config, out=out, resume=(out / "config.json").is_file())
         getattr(importlib.import_module(module), function)(config)
     except KeyboardInterrupt:
-        return _INTERRUPTED
-    except UserError as error:
-        return _fail(str(error), _USER_ERROR)
-    except DivergenceError as error:
-        return _fail(str(error), _DIVERGED)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", _USER_ERROR)
-    return 0
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
-    return code
+        return INTERRUPTED
+    except (UserError, DivergenceError, OSError) as error:
+        code, message = outcome(error)
+        sys.stderr.write(f"error: {message}\n")
+        return code
+    return OK
 
 
 if __name__ == "__main__":

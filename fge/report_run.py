@@ -14,19 +14,10 @@ from fge.interactive import Plot
 from fge.pages import Page, Section, Table, write_pages
 from fge.report import SCHEMA_VERSION, UNITS
 from fge.report_config import ReportConfig
+from fge.results import COLUMNS
 from fge.runfolder import open_run_folder
 
 _PAGES = ("report.html", "report.md")
-_COLUMNS = (
-    ("name", "method", "{}"),
-    ("members", "members", "{}"),
-    ("error", "error", "{:.2f}"),
-    ("nll", "NLL", "{:.4f}"),
-    ("brier", "Brier", "{:.4f}"),
-    ("ece", "ECE", "{:.4f}"),
-    ("train_epochs", "epochs", "{}"),
-    ("forward_passes", "passes", "{}"),
-)
 
 
 def report(config: ReportConfig) -> Path:
@@ -151,7 +142,7 @@ def _methods_table(
     differing = [
         key for key in ("data", "model") if len({str(s.content.get(key)) for s in sections}) > 1
     ]
-    columns = [column for column in _COLUMNS if any(column[0] in method for _, method in lines)]
+    columns = [column for column in COLUMNS if any(column[0] in method for _, method in lines)]
     rows = []
     for section, method in lines:
         row = [section.name, *(str(section.content.get(key)) for key in differing)]

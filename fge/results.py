@@ -12,7 +12,7 @@ from fge import metrics
 from fge.ensemble import RunningMean
 from fge.predictions import PredictionFile
 
-_COLUMNS = (
+COLUMNS = (
     ("name", "method", "{}"),
     ("members", "members", "{}"),
     ("error", "error", "{:.2f}"),
@@ -22,6 +22,7 @@ _COLUMNS = (
     ("train_epochs", "epochs", "{}"),
     ("forward_passes", "passes", "{}"),
 )
+"""Of the method table: key of a result, heading and form of its cells."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def _change(difference: float, name: str, form: str) -> str:
 
 def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of the method table as text."""
-    rows = [[form.format(asdict(r)[key]) for key, _, form in _COLUMNS] for r in results]
-    return [heading for _, heading, _ in _COLUMNS], rows
+    rows = [[form.format(asdict(r)[key]) for key, _, form in COLUMNS] for r in results]
+    return [heading for _, heading, _ in COLUMNS], rows
 
 
 def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from fge.configfile import to_options
-from fge.errors import DivergenceError, UserError
+from fge.errors import DIVERGED, INTERRUPTED, DivergenceError, UserError
 from fge.files import append_record
 from fge.plan import Job
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
-_DIVERGED, _INTERRUPTED = 3, 130
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -164,9 +163,9 @@ class Runner:
         log = self.folder / "logs" / f"{name}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-        if code < 0 or code == _INTERRUPTED:
+        if code < 0 or code == INTERRUPTED:
             return UserError(f"run {name} was stopped from outside; the same command goes on")
-        kind = DivergenceError if code == _DIVERGED else UserError
+        kind = DivergenceError if code == DIVERGED else UserError
         return kind(f"run {name} failed: {last} (see {log})")
 
     def _stop(self) -> None:
