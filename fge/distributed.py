@@ -7,6 +7,7 @@ A run is data-parallel where ``RANK`` and ``WORLD_SIZE`` are in the environment,
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 from datetime import timedelta
 
@@ -50,6 +51,10 @@ def join(command: str) -> Ranks:
     if size == 1 or _joined or command in _SHARING:
         return current()
     check_command(command)
+    # Its functions take the group there is at import for a default argument. PyTorch imports it
+    # late by itself; the group would outlive ``leave`` then, and gloo's threads the interpreter,
+    # which aborts the process now and again.
+    importlib.import_module("torch.distributed.nn")
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"

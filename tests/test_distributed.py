@@ -402,6 +402,37 @@ def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert join("plane").size == 1
 
 
+LEAVING = """
+from pathlib import Path
+import torch
+from fge.distributed import current, join, leave
+def gloo():
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+join("fge").sum(torch.ones(3))
+import torch.distributed.nn, torch._dynamo
+before, rank = gloo(), current().rank
+leave()
+print(f"{rank}: {before > 0} {gloo()}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names threads by Linux's /proc")
+def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *launch, str(script)],
+        env={**os.environ, "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(done.stdout.split("\n")) == ["", "0: True 0", "1: True 0"]
+
+
 @pytest.mark.parametrize("command", ["curve-ensemble", "connect", "plane", "sharpness", "predict"])
 def test_other_commands_say_which_run_in_several_processes(
     monkeypatch: pytest.MonkeyPatch, command: str
