@@ -118,18 +118,16 @@ class _Trial:
         self.inputs = inputs
         self.targets = targets
         self.reasons: list[str] = []
-        self._measured: dict[Speed, tuple[float, float]] = {}
 
     def seconds(self, speed: Speed) -> float:
         """Return the median time of a training step."""
-        return self._measure(speed)[0]
+        return self._run(speed)[0][0]
 
     def consider(self, name: str, candidate: Speed, present: Speed, steps: int = 0) -> Speed:
         """Return the candidate where it is faster and agrees, else ``present``; say why."""
-        before, loss = self._measure(present)
         started = time.perf_counter()
         try:
-            after, new_loss = self._measure(candidate)
+            (before, loss), (after, new_loss) = self._run(present, candidate)
         except Exception as error:  # whatever compilers and back ends raise
             reason = str(error).strip().split("\n")[0][:120]
             self.reasons.append(f"{name}: off, it fails here ({type(error).__name__}: {reason})")
@@ -148,13 +146,17 @@ class _Trial:
         )
         return candidate if verdict == "on" else present
 
-    def _measure(self, speed: Speed) -> tuple[float, float]:
-        if speed not in self._measured:
-            self._measured[speed] = self._run(speed)
-        return self._measured[speed]
+    def _run(self, *speeds: Speed) -> list[tuple[float, float]]:
+        """Return the median seconds of a step and the loss of the first step, for each."""
+        steps, losses = [], []
+        for speed in speeds:
+            step, loss = self._prepare(speed)
+            steps.append(step)
+            losses.append(loss)
+        return list(zip(_median_seconds(*steps), losses, strict=True))
 
-    def _run(self, speed: Speed) -> tuple[float, float]:
-        """Return the median seconds of a step and the loss of the first step."""
+    def _prepare(self, speed: Speed) -> tuple[Callable[[], None], float]:
+        """Return what takes a step of a copy of the model, and the loss of its first step."""
         model = copy.deepcopy(self.model).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
@@ -164,7 +166,7 @@ class _Trial:
         inputs = self.inputs.contiguous(memory_format=image_format)
         torch.manual_seed(0)
         loss = float(learner.step(inputs, self.targets))
-        return _median_seconds(lambda: self._step(learner, inputs)), loss
+        return lambda: self._step(learner, inputs), loss
 
     def _step(self, learner: Learner, inputs: Tensor) -> None:
         learner.step(inputs, self.targets)
@@ -172,12 +174,22 @@ class _Trial:
             torch.cuda.synchronize()
 
 
-def _median_seconds(call: Callable[[], None]) -> float:
-    """Return the median time of a call after a warm-up, over about a second."""
-    call()
-    times: list[float] = []
-    while len(times) < _MIN_TIMED or (sum(times) < _TIMED_SECONDS and len(times) < _MAX_TIMED):
-        started = time.perf_counter()
+def _median_seconds(*calls: Callable[[], None]) -> list[float]:
+    """Return the median time of each call after a warm-up, over about a second for each.
+
+    The calls take turns, so that a machine that slows down meanwhile does so for all.
+    """
+    for call in calls:
         call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    rounds: list[list[float]] = []
+    spent, enough = 0.0, _TIMED_SECONDS * len(calls)
+    while len(rounds) < _MIN_TIMED or (spent < enough and len(rounds) < _MAX_TIMED):
+        rounds.append([_seconds(call) for call in calls])
+        spent += sum(rounds[-1])
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -54,13 +55,13 @@ def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
-def measure(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[Speed]:
-    """Let trials yield (seconds a step, loss) by ``measured``; return what was tried."""
-    tried: list[Speed] = []
+def measure(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[tuple[Speed, ...]]:
+    """Let trials yield (seconds a step, loss) by ``measured``; return what was tried together."""
+    tried: list[tuple[Speed, ...]] = []
 
-    def run(_trial: object, speed: Speed) -> tuple[float, float]:
-        tried.append(speed)
-        return measured(speed)
+    def run(_trial: object, *speeds: Speed) -> list[tuple[float, float]]:
+        tried.append(speeds)
+        return [measured(speed) for speed in speeds]
 
     monkeypatch.setattr(autotune._Trial, "_run", run)
     return tried
@@ -91,7 +92,7 @@ def test_explicit_options_are_taken_and_not_measured(
 def test_only_what_is_left_open_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = measure(monkeypatch, lambda speed: (0.5 if speed.channels_last else 1.0, 2.0))
     choice = choose(channels_last="auto", amp="bf16")
-    assert tried == [Speed(amp="bf16"), Speed(channels_last=True, amp="bf16")]
+    assert tried == [(Speed(amp="bf16"), Speed(channels_last=True, amp="bf16"))]
     assert choice.speed == Speed(channels_last=True, amp="bf16")
     assert choice.reasons == ["channels_last: on, 500.0 ms a step against 1000.0 (2.00 x)"]
 
@@ -134,7 +135,7 @@ def test_reduced_precision_may_differ_by_its_rounding(
 ) -> None:
     tried = measure(monkeypatch, lambda s: (0.5, loss) if s.amp == "bf16" else (1.0, 2.0))
     choice = choose(amp="auto")
-    assert tried == [PLAIN, Speed(amp="bf16")]
+    assert tried == [(PLAIN, Speed(amp="bf16"))]
     assert choice.speed == Speed(amp=kept)
 
 
@@ -148,11 +149,12 @@ def test_each_choice_is_measured_on_top_of_those_before(monkeypatch: pytest.Monk
 
     tried = measure(monkeypatch, measured)
     choice = choose(channels_last="auto", amp="auto", compile="auto", steps=10**6)
+    last = Speed(channels_last=True)
     assert tried == [
-        PLAIN,
-        Speed(channels_last=True),
-        Speed(channels_last=True, amp="bf16"),
-        Speed(channels_last=True, compile=True),
+        (PLAIN, last),
+        (last, Speed(channels_last=True, amp="bf16")),
+        (last,),  # how much time there is to be saved
+        (last, Speed(channels_last=True, compile=True)),
     ]
     assert choice.speed == Speed(channels_last=True, compile=True)
     assert [reason.split(",")[0] for reason in choice.reasons] == [
@@ -160,6 +162,14 @@ def test_each_choice_is_measured_on_top_of_those_before(monkeypatch: pytest.Monk
         "amp bf16: off",
         "compile: on",
     ]
+
+
+def test_candidates_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = itertools.count(), []
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: float(next(clock)))
+    medians = autotune._median_seconds(lambda: calls.append("a"), lambda: calls.append("b"))
+    assert medians == [1.0, 1.0]
+    assert "".join(calls) == "ab" + 3 * "ab"
 
 
 def test_a_faster_candidate_that_agrees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +251,7 @@ def test_compiling_is_not_tried_where_it_cannot_pay(monkeypatch: pytest.MonkeyPa
     with_compiler(monkeypatch)
     tried = measure(monkeypatch, lambda _speed: (0.01, 2.0))
     choice = choose(compile="auto", steps=1000)  # 10 s of training
-    assert tried == [PLAIN]
+    assert tried == [(PLAIN,)]
     assert choice.speed == PLAIN
     assert choice.reasons[0].startswith("compile: off, it would save at best about 3 s of the 10 s")
 
@@ -253,7 +263,7 @@ def test_compiling_is_tried_where_it_may_pay(
     with_compiler(monkeypatch)
     tried = measure(monkeypatch, lambda speed: (seconds if speed.compile else 1.0, 2.0))
     choice = choose(compile="auto", steps=10**6)
-    assert tried == [PLAIN, Speed(compile=True)]
+    assert tried == [(PLAIN,), (PLAIN, Speed(compile=True))]
     assert choice.speed.compile == kept
 
 
