@@ -67,14 +67,16 @@ class CyclicalSGLDLR(CosineRestartsLR):
     In the exploration stage the optimizer's temperature is 0, which is plain SGD; in the last
     ``sampling`` of each cycle it is ``temperature``. ``at_minimum`` is true at the end of each of
     the last ``samples`` stretches of ``sample_steps`` steps of a cycle (Zhang et al. 2020, arXiv
-    1902.03932, algorithm 1).
+    1902.03932, algorithm 1). In cycles so short that the first of these stretches would begin
+    before the noise does, the noise begins with it: no sample is kept that has not had a whole
+    stretch of it.
 
     Args:
         optimizer: an :class:`fge.sgld.SGLD`, whose groups hold a ``temperature``.
         cycle_steps: optimizer steps per cycle, a multiple of ``sample_steps``.
         sample_steps: steps from one sample to the next: an epoch.
         samples: kept per cycle.
-        sampling: the part of a cycle with noise, in (0, 1].
+        sampling: the part of a cycle with noise, in (0, 1], at the least.
         temperature: of the sampling stage.
         last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
 
@@ -109,8 +111,8 @@ class CyclicalSGLDLR(CosineRestartsLR):
 
     def get_lr(self) -> list[Any]:
         """Return the learning rates at the present step; set the temperatures too."""
-        explored = self.cycle_steps * (1 - self.sampling)
-        noisy = self.last_epoch % self.cycle_steps >= explored
+        noisy_steps = max(self.cycle_steps * self.sampling, self.samples * self.sample_steps)
+        noisy = self.last_epoch % self.cycle_steps >= self.cycle_steps - noisy_steps
         for group in self.optimizer.param_groups:
             group["temperature"] = self.temperature if noisy else 0.0
         return super().get_lr()

@@ -88,6 +88,15 @@ def test_noise_comes_in_the_last_part_of_each_cycle_alone() -> None:
     assert temperatures == ([0.0] * 14 + [0.25] * 6) * 2
 
 
+def test_each_sample_follows_a_whole_epoch_of_noise() -> None:
+    optimizer, schedule = make_sgld(sampling=0.1, samples=3)
+    temperatures = []
+    for _ in range(40):
+        temperatures.append(optimizer.param_groups[0]["temperature"])
+        step(optimizer, schedule)
+    assert temperatures == ([0.0] * 14 + [0.25] * 6) * 2  # a tenth would be 2 steps, one epoch
+
+
 def test_samples_are_kept_at_the_end_of_a_cycle_s_last_epochs() -> None:
     optimizer, schedule = make_sgld()
     kept = []
