@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import re
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
 from fge.errors import (
+    BROKEN_PIPE,
     INTERRUPTED,
     OK,
     USER_ERROR,
@@ -55,12 +57,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, not at the end of the interpreter, a closed pipe is noticed
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, DivergenceError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return BROKEN_PIPE
         code, message = outcome(error)
         return _fail(message, code, arguments)
+
+
+def _nobody_reads() -> bool:
+    """Say whether the reader of the output is gone; what is left to say goes nowhere then."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,8 +113,12 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     if source is not None and looked_at is not None:
         raise UserError("give --run or --config, not both")
     goes_on = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
-    if goes_on and out is not None and (Path(out) / "config.json").is_file():
-        source = str(Path(out) / "config.json")
+    if goes_on and out is not None and (own := Path(out) / "config.json").is_file():
+        if source is not None and Path(source).resolve() != own.resolve():
+            raise UserError(
+                f"the run in {out} goes on with its own options; leave out --config {source}"
+            )
+        source = str(own)
     if (source is None and looked_at is None) or "--help" in arguments:
         return _parse(command, kind, arguments)
     if source is not None:
@@ -187,7 +208,8 @@ def _is_rule(line: str) -> bool:
 def _fail(message: str, code: int, arguments: list[str]) -> int:
     # Of the processes of one data-parallel run the first speaks for all; those of compare differ.
     if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
-        print(f"error: {message}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"error: {message}", file=sys.stderr)
     return code
 
 

@@ -7,7 +7,9 @@
 The first runs ``python cli.py compare`` on the default data; cells that are measured already
 (``cells/`` in the folder) are not measured again. A preset has the settings of the reference
 implementation of arXiv 1802.10026 on CIFAR-100, all training images, and prints its published test
-accuracy beside ours: independent networks and FGE at 1, 2 and 3 budgets. ``--scale`` takes that
+accuracy beside ours: independent networks and FGE at 1, 2 and 3 budgets. At k budgets the runs of k
+seeds are pooled: of 3 seeds, a preset's number, 3 budgets give one value, without a deviation; a
+fourth (``--seeds 4``) gives one at a third more training. ``--scale`` takes that
 part of the epochs and of the training images, to try the same code on a small machine; what comes
 out then is not comparable with what was published, and the table says so. Data other than CIFAR-100
 are named beside the published figure, which is of CIFAR-100 always.
@@ -23,6 +25,7 @@ from typing import Any
 from fge.compare_config import CompareConfig
 from fge.compare_run import compare
 from fge.files import write_text
+from fge.method_rows import ONE_VALUE
 from fge.pages import markdown_table
 
 HERE = Path(__file__).parent
@@ -76,14 +79,15 @@ def published_rows(name: str, content: dict[str, Any]) -> list[list[str]]:
             ]
             mean = f"{100 - found[0]['error']:.2f}" if found else "not measured"
             spread = found[0]["deviation"].get("error") if found else None
-            seeds = str(len(found[0]["seeds"])) if found else "0"
+            seeds = len(found[0]["seeds"]) if found else 0
+            pooled = " (1 value)" if found and found[0]["values"] < seeds else ""
             rows.append(
                 [
                     method,
                     f"{budget} B",
                     mean,
                     "" if spread is None else f"{spread:.2f}",
-                    seeds,
+                    f"{seeds}{pooled}",
                     f"{accuracy:.1f}",
                 ]
             )
@@ -97,6 +101,10 @@ def write_published(name: str, folder: Path, scale: float, data: str) -> str:
     text = f"# {name} on {data}, beside the published figures\n\n"
     text += markdown_table(headings, published_rows(name, content)) + "\n\n"
     text += f"Published: {PUBLISHED['source']}.\n"
+    pooled = [row for row in content["methods"] if row["values"] < len(row["seeds"])]
+    if pooled:
+        budgets = ", ".join(sorted({f"{row['budget']} B" for row in pooled}))
+        text += f"\nAt {budgets} {ONE_VALUE}; more seeds than budgets (--seeds) give one.\n"
     if scale != 1 or data != "cifar100":
         why = [f"{scale:g} of the epochs and training images"] if scale != 1 else []
         why += [f"other data ({data})"] if data != "cifar100" else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,13 +31,15 @@ RULE = "| :-- |"
 
 
 def values_of(runs: Runs, method: str, key: str) -> list[float]:
-    """Return what a method's runs recorded under ``key``, in the order of their seeds."""
+    """Return what a method's runs recorded under ``key``, where known, in the order of seeds."""
     chosen = sorted((r for r in runs if r["method"] == method), key=lambda r: int(r["seed"]))
-    return [float(run[key]) for run in chosen]
+    return [float(run[key]) for run in chosen if run[key] is not None]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
     """Return mean ± standard deviation (n - 1); the value alone where all are the same."""
+    if not values:
+        return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
     if len(values) < 2 or len(set(values)) == 1:
         return mean
@@ -53,6 +56,19 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
         return mean, float("inf")
     error = statistics.stdev(differences) / len(differences) ** 0.5
     return mean, float(stats.t.ppf((1 + level) / 2, len(differences) - 1)) * error
+
+
+def ratio(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Return the geometric mean of paired ratios, and the ends of its interval.
+
+    The interval is that of :func:`interval` for the logarithms; it is all of (0, inf) for one pair.
+    """
+    mean, half = interval([math.log(one) for one in ratios])
+    return math.exp(mean), math.exp(mean - half), _exp(mean + half)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def method_rows(runs: Runs) -> list[str]:
@@ -84,8 +100,9 @@ def _differences(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list
         mean, half = interval([float(a[key]) - float(b[key]) for a, b in pairs])
         known = half < float("inf")
         cells.append(f"{mean:+.{digits}f}" + (f" ± {half:.{digits}f}" if known else ""))
-    ratios = [float(a["train_seconds"]) / float(b["train_seconds"]) for a, b in pairs]
-    return [*cells, f"{statistics.median(ratios):.2f} x"]
+    mean, low, high = ratio([a["train_seconds"] / b["train_seconds"] for a, b in pairs])
+    ends = f" [{low:.2f}, {high:.2f}]" if len(pairs) > 1 else ""
+    return [*cells, f"{mean:.2f} x{ends}"]
 
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
@@ -107,7 +124,7 @@ def page(results: dict[str, Any]) -> str:
     runs, settings = results["runs"], results["settings"]
     lines = [f"# {settings['model']} on {settings['data']}: this package and its peers", ""]
     given = ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None)
-    lines += [f"Runs: {len(runs)} ({given}). {_hardware(runs)}", ""]
+    lines += [f"Runs: {len(runs)} ({given}), {_processes(runs)}. {_hardware(runs)}", ""]
     lines += [*method_rows(runs), "", _UNITS, ""]
     if len(pair_rows(runs)) > 2:
         lines += [*pair_rows(runs), "", _PAIRED, ""]
@@ -122,14 +139,24 @@ _UNITS = (
     "Mean ± standard deviation over seeds. Error in percent and NLL in nats per image, of the test "
     "set; passes are those of one network over all validation images while training, and over all "
     "test images for the prediction; refresh images went through a network for batch-norm "
-    "statistics alone; memory is the peak of a fresh process (on CUDA what PyTorch allocated), "
-    "and how much of it came on top of what was there before training; that holds what PyTorch "
-    "sets up at its first step."
+    "statistics alone; memory is the peak of the process while it trained and tested (on CUDA of "
+    "what PyTorch allocated), and how much of it came on top of what was there before."
 )
 _PAIRED = (
     "Mean difference over seeds (below 0: this package's is lower), with its 95 % interval "
-    "(Student's t over seeds, which were paired); median ratio of training times."
+    "(Student's t over seeds, which were paired); geometric mean of the ratios of training times, "
+    "with the same interval of their logarithms."
 )
+
+
+def _processes(runs: Runs) -> str:
+    """Say in how many processes the runs were; of old results each was one."""
+    count = len({run.get("process") for run in runs})
+    if any("process" not in run for run in runs):
+        return "each in a process of its own"
+    if count == 1:
+        return "one after the other in one process"
+    return f"one after the other in {count} processes, since some were added later"
 
 
 def _hardware(runs: Runs) -> str:

@@ -7,23 +7,26 @@ its ``SnapshotEnsembleClassifier``; ``swa`` (the average of fge's snapshots) and
 ``torch.optim.swa_utils``. Same data (``fashion-mnist-mini``), model (``convnet``), initial
 weights, batches, augmentation, SGD options, precision and budget; ``peer_methods.py`` says how
 each is set. Shown are test error and NLL, training time, passes over validation and test images
-(counted where they enter a network), and peak memory. Methods take turns, seed by seed, the order
-turning too; each run is a fresh process, so that its peak memory is its own, and the start of that
-process is not timed. With TorchEnsemble installed (the extra ``benchmarks``) its known
-faults are looked for as well (``peer_faults.py``). Runs that are there are not run again; raw
-figures are in ``benchmarks/results/peers.json``, the tables in ``peers.md`` beside it.
+(counted where they enter a network), and peak memory. All run in one process, one after the other,
+seed by seed, each seed beginning with the next method; one step and one prediction come before the
+first, so that no run pays for what PyTorch sets up then. The peak of memory is each run's own: on
+Linux the kernel forgets the peak so far when 5 is written to ``/proc/self/clear_refs`` and shows
+the new one as ``VmHWM`` in ``/proc/self/status``; on CUDA it is PyTorch's, after
+``reset_peak_memory_stats``; elsewhere it is not known. With TorchEnsemble installed (the extra
+``benchmarks``) its known faults are looked for as well (``peer_faults.py``). Runs that are there
+are not run again, and each says in which process it was; raw figures are in
+``benchmarks/results/peers.json``, the tables in ``peers.md`` beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -31,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peer_faults import look_for_faults
 from peer_methods import CONTENDERS, PassCounter, Task
 from peer_tables import page
@@ -40,11 +44,14 @@ from fge.data import Dataset
 from fge.errors import UserError, unknown
 from fge.files import write_json, write_text
 from fge.method_config import MethodConfig
+from fge.recipes import endpoint_recipe, make_optimizer
 from fge.report import environment_facts
 from fge.setup import eval_batches, load_data, new_model, settle_machine, settle_options
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 SETTINGS = ("data", "model", "epochs", "batch_size", "train_size", "test_size", "sse_cycles")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Writing 5 resets the peak of resident memory (proc_pid_clear_refs(5))."""
 TORCHENSEMBLE = ("torchensemble-fge", "torchensemble-sse")
 
 
@@ -79,25 +86,33 @@ def turns(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, i
             yield method, seed
 
 
-def resident_mib(field: str) -> float:
-    """Return ``VmRSS`` (present) or ``VmHWM`` (peak) resident memory of this process.
+def forget_peak(device: torch.device) -> None:
+    """Give back what earlier runs left, as far as that goes, and begin the peak anew from here."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed pages otherwise
+        if trim is not None:
+            trim(0)
+        CLEAR_REFS.write_text("5")
 
-    The kernel's figure for the program image: that of ``getrusage`` would hold what the process
-    had before it became this program. Where there is no ``/proc``, it has to do.
+
+def memory_mib(device: torch.device, *, peak: bool) -> float | None:
+    """Return memory at present, or its peak since :func:`forget_peak`; None where not known.
+
+    It is what PyTorch allocated on CUDA, and what is resident on the CPU.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(row for row in status.read_text().splitlines() if row.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def memory_mib(device: torch.device, *, peak: bool) -> float:
-    """Return present or peak memory: what PyTorch allocated on CUDA, else what is resident."""
     if device.type == "cuda":
         now, most = torch.cuda.memory_allocated, torch.cuda.max_memory_allocated
-        return (most if peak else now)(device) / 2**20
-    return resident_mib("VmHWM" if peak else "VmRSS")
+        return round((most if peak else now)(device) / 2**20, 1)
+    if not CLEAR_REFS.exists():
+        return None
+    field = "VmHWM" if peak else "VmRSS"
+    rows = Path("/proc/self/status").read_text().splitlines()
+    line = next(row for row in rows if row.startswith(field))
+    return round(int(line.split()[1]) / 1024, 1)
 
 
 def clock(device: torch.device) -> float:
@@ -123,11 +138,24 @@ def new_task(config: MethodConfig, folder: Path) -> tuple[Task, PassCounter]:
     return Task(config, dataset, model, folder), counter
 
 
+def warm_up(config: MethodConfig) -> None:
+    """Take a step and predict a batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        task, _ = new_task(config, Path(folder))
+        optimizer = make_optimizer(endpoint_recipe(task.config), task.model.parameters())
+        inputs, targets = next(iter(task.loader))
+        F.cross_entropy(task.model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            task.model.eval()(inputs)
+
+
 def measure(method: str, config: MethodConfig) -> dict[str, Any]:
     """Train a method with the seed in ``config`` and test it; return the figures of the run."""
     with tempfile.TemporaryDirectory() as folder:
         task, counter = new_task(config, Path(folder))
         device, test = torch.device(task.config.device), task.dataset.test
+        forget_peak(device)
         before, started = memory_mib(device, peak=False), clock(device)
         trained = CONTENDERS[method](task)
         ready = clock(device)
@@ -143,8 +171,8 @@ def measure(method: str, config: MethodConfig) -> dict[str, Any]:
         "train_seconds": round(ready - started, 3),
         "test_seconds": round(finished - ready, 3),
         **passes(counter, task.dataset),
-        "peak_mib": round(peak, 1),
-        "more_mib": round(peak - before, 1),
+        "peak_mib": peak,
+        "more_mib": None if peak is None or before is None else round(peak - before, 1),
         "environment": environment(device),
     }
 
@@ -170,18 +198,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {**facts, "torchensemble": torchensemble}
 
 
-def in_fresh_process(method: str, config: MethodConfig) -> dict[str, Any]:
-    """Run :func:`measure` in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(measure, method, config).result()
-
-
 def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the results that are there, or none.
 
     Raises:
-        UserError: they are of other settings.
+        UserError: they are of other settings, or were each measured in a process of its own.
     """
     if not path.exists():
         return {"settings": settings, "faults": None, "runs": []}
@@ -192,6 +213,11 @@ def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{path} has runs with {name} {results['settings'].get(name)}, not {value}; "
                 "give another --results"
             )
+    if any("process" not in run for run in results["runs"]):
+        raise UserError(
+            f"{path} has runs that were each a process of its own, whose peak memory is not that "
+            "of runs in one; give another --results"
+        )
     return results
 
 
@@ -244,11 +270,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if results["faults"] is None and has_torchensemble():
         results["faults"] = look_for_faults()
     known = {(run["method"], run["seed"]) for run in results["runs"]}
-    for method, seed in turns(options.methods, options.seeds):
-        if (method, seed) not in known:
-            results["runs"].append(in_fresh_process(method, replace(config, seed=seed)))
-            write_json(options.results, results)
-            write_text(options.results.with_suffix(".md"), page(results))
+    missing = [turn for turn in turns(options.methods, options.seeds) if turn not in known]
+    process = 1 + max((run["process"] for run in results["runs"]), default=0)
+    if missing:
+        warm_up(config)
+    for method, seed in missing:
+        found = measure(method, replace(config, seed=seed))
+        results["runs"].append({**found, "process": process})
+        write_json(options.results, results)
+        write_text(options.results.with_suffix(".md"), page(results))
     return results
 
 

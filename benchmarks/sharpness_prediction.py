@@ -12,28 +12,25 @@ and error (3,000 images without augmentation) and test loss and error (5,000 ima
 Spearman's rank correlation over runs of the early eigenvalues with the last one, with the test
 error, and with the generalisation gap (test less training, of loss and of error); for the last
 eigenvalue too, which foretells nothing but says what could be foretold. Intervals are percentiles
-(95 %) over 4,000 resamplings of the runs; runs that differ in the seed only are resampled like any
-others, so the intervals are a little too narrow. They are given for all runs, and for the grid of
-learning rates and batches alone, in which the recipe is one. Nothing is chosen by test data here.
+(95 %) over 4,000 resamplings of the ways to train, each with all its seeds: runs that differ in the
+seed only do not count as independent. They are given for all runs, and for the grid of learning
+rates and batches alone, in which the recipe is one. Nothing is chosen by test data here.
 
-Each finished run is a line of ``benchmarks/results/sharpness_prediction.json``: a rerun, or one
+Each finished run is a line of ``benchmarks/results/sharpness_prediction.jsonl``: a rerun, or one
 with more seeds, only fills gaps.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from rank_correlations import correlation, interval
 
 from fge import metrics
 from fge.batches import EvalBatches
@@ -56,7 +53,7 @@ from fge.report import environment_facts
 from fge.setup import load_data, new_model, normaliser, settle_options, train_batches
 from fge.train import EpochEnd, train
 
-RESULTS = Path(__file__).parent / "results" / "sharpness_prediction.json"
+RESULTS = Path(__file__).parent / "results" / "sharpness_prediction.jsonl"
 RATES, BATCH_SIZES = (0.02, 0.05, 0.1, 0.2), (32, 128, 512)
 RECIPES = ("G", "A", "B", "C", "D", "E", "F")
 A_BATCH = 500
@@ -69,43 +66,8 @@ TARGETS = {
     "gap_loss": "gap of the loss",
     "gap_error": "gap of the error",
 }
-DRAWS, LEVEL = 4000, 0.95
 
 Run = dict[str, Any]
-Floats = NDArray[np.float64]
-
-
-def correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Return Spearman's rank correlation of two sequences (n,), NaN where one is constant."""
-    return float(_rank_correlations(np.atleast_2d(a), np.atleast_2d(b))[0])
-
-
-def interval(
-    a: ArrayLike, b: ArrayLike, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of Spearman's correlation over pairs (n,).
-
-    Resamplings in which one of the two is constant have no correlation and are left out.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    found = _rank_correlations(x[chosen], y[chosen])
-    found = found[~np.isnan(found)]
-    if not len(found):
-        return math.nan, math.nan
-    tail = (1 - level) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _rank_correlations(a: ArrayLike, b: ArrayLike) -> Floats:
-    """Return Pearson's correlations (k,) of the ranks in each row of a and b (k, n)."""
-    x, y = (np.asarray(stats.rankdata(rows, axis=1), dtype=np.float64) for rows in (a, b))
-    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
-    norms = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-    found = np.full(len(x), np.nan)
-    np.divide((x * y).sum(axis=1), norms, out=found, where=norms > 0)
-    return found
 
 
 def measuring_epochs(epochs: int) -> dict[str, int]:
@@ -203,12 +165,12 @@ def columns(runs: Sequence[Run]) -> dict[str, list[float]]:
 
 def correlations(runs: Sequence[Run]) -> list[Run]:
     """Return a row for each part of the training and each thing that it may foretell."""
-    data = columns(runs)
+    data, variants = columns(runs), [run["variant"] for run in runs]
     rows = []
     for part in PARTS:
         for target in TARGETS:
             if (part, target) != (END, "last"):
-                low, high = interval(data[part], data[target])
+                low, high = interval(data[part], data[target], variants)
                 rho = correlation(data[part], data[target])
                 rows.append({"part": part, "target": target, "rho": rho, "low": low, "high": high})
     return rows
@@ -236,12 +198,14 @@ def verdict(rows: Sequence[Run]) -> str:
 
 def print_group(label: str, runs: Sequence[Run]) -> None:
     """Print the table and the verdict of a group of runs."""
-    if len(runs) < 4:
-        print(f"\n{label}: {len(runs)} runs are too few for correlations")
+    variants = len({run["variant"] for run in runs})
+    if variants < 4:
+        print(f"\n{label}: {variants} ways to train are too few for correlations")
         return
     rows = correlations(runs)
     cells = {(row["part"], row["target"]): row for row in rows}
-    print(f"\n{label}, {len(runs)} runs: rank correlation of the top eigenvalue with ...\n")
+    print(f"\n{label}, {len(runs)} runs in {variants} ways:")
+    print("rank correlation of the top eigenvalue with ...\n")
     print(f"| measured at | {' | '.join(TARGETS.values())} |")
     print(f"| :-- |{' --: |' * len(TARGETS)}")
     for part in PARTS:

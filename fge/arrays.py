@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fge.errors import UserError
+from fge.files import write_bytes
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -35,3 +37,15 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
+    """Write arrays by name to an ``.npz`` file, atomically.
+
+    Raises:
+        OSError: it could not be written; the file is as it was.
+    """
+    buffer = io.BytesIO()
+    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(buffer, **named)
+    write_bytes(path, buffer.getvalue())

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.tensors import canonical_state, unwrap
-
-State = Mapping[str, Tensor]
+from fge.tensors import Weights, canonical_state, unwrap
 
 
 class RunningAverage:
@@ -28,7 +26,7 @@ class RunningAverage:
         self._dtypes: dict[str, torch.dtype] = {}
         self._means: dict[str, Tensor] = {}
 
-    def update(self, state: State | nn.Module) -> None:
+    def update(self, state: Weights) -> None:
         """Take one more state dict in; it is not changed.
 
         Raises:
@@ -44,7 +42,7 @@ class RunningAverage:
                 self._means[name] = _towards(mean, tensors[name], self.count + 1)
         self.count += 1
 
-    def including(self, state: State | nn.Module) -> RunningAverage:
+    def including(self, state: Weights) -> RunningAverage:
         """Return the average with one more state dict, leaving this one as it is.
 
         Raises:
@@ -79,7 +77,7 @@ class RunningAverage:
                 raise UserError(f"member {self.count} has a tensor {name!r}, which member 0 lacks")
 
 
-def average_weights(states: Iterable[State | nn.Module]) -> dict[str, Tensor]:
+def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
     """Return the average of several networks' weights, as in SWA.
 
     Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407): w = 1/S sum_i w_i over S
@@ -92,7 +90,7 @@ def average_weights(states: Iterable[State | nn.Module]) -> dict[str, Tensor]:
     {'w': tensor([2., 6.])}
 
     Args:
-        states: a store, state dicts or modules, at least one.
+        states: a store, state dicts, modules or paths, at least one.
 
     Returns:
         Tensors by name, on the CPU, contiguous: floating ones averaged in float64 and cast back

@@ -26,6 +26,7 @@ from fge.folding import (
     figures_of,
     fold_greedily,
 )
+from fge.ledger import snapshot_costs
 from fge.open_run import Run
 from fge.predictions import MemberPredictions, PredictionFile
 from fge.report import Table
@@ -64,6 +65,7 @@ def average_snapshots(
     The first (``swa``: Izmailov et al. 2018, arXiv 1803.05407) needs two snapshots; the second
     (``fold``: :func:`fge.folding.fold`) validation data too. Each ends as a file of the run folder
     and as a member of the stored predictions, evaluated once; what an interruption left is used.
+    Of several processes the first one does it alone, with all training images for the statistics.
 
     Args:
         run: whose training images, without augmentation, give batch-norm statistics.
@@ -77,8 +79,8 @@ def average_snapshots(
     made = work.swa()
     swa = Swa(made.figures, work.members, work.ensemble) if work.ensemble else None
     fold = work.fold(work.ensemble) if work.ensemble else None
-    lines = [work.line("swa", made.refresh_images)]
-    lines += [work.line("fold", fold.refresh_images)] if fold else []
+    lines = [work.line("swa", made.refresh_images, 1)]
+    lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
     results = [line for line in lines if line is not None]
     ensemble = method_result(
         stage,
@@ -112,10 +114,11 @@ class _Averaging:
         self.predictions = predictions
         self.refresh = eval_batches(run.config, run.dataset, run.dataset.train)
         self.taken = set(training.stores)
-        facts = [self.store.facts(position) for position in range(len(self.store))]
+        facts = snapshot_costs(training, stage)
         self.keys = [entry["sha256"] for entry in facts]
         self.names = [member_name(stage, position) for position in range(len(facts))]
-        self.epochs = int(facts[-1]["epoch"])
+        self.epochs = int(facts[-1]["train_epochs"])
+        self.validated = [int(entry["validation_images"]) for entry in facts]
         self.weight_bytes = state_bytes(self.learner.model)
         self.members: tuple[Figures, ...] = ()
         self.ensemble: Figures | None = None
@@ -145,21 +148,25 @@ class _Averaging:
         images = network.refresh_images
         return Fold(network, record["best"], self.members, ensemble, trials, images)
 
-    def line(self, method: str, refresh_images: int) -> MethodResult | None:
-        """Return the result of an average on the test set, None where it is not finite."""
-        finite = [self._predict(method, *part) for part in self.predictions.parts]
-        members = [self._member(method)]
-        return self.result(method, members, refresh_images) if all(finite) else None
+    def line(self, method: str, refresh_images: int, tried: int) -> MethodResult | None:
+        """Return the result of an average on the test set, None where it is not finite.
 
-    def result(self, name: str, members: Sequence[str], refresh_images: int = 0) -> MethodResult:
-        """Return the result of members on the test set."""
+        Args:
+            method: of averaging.
+            refresh_images: passed forward for batch-norm statistics.
+            tried: averages that were validated for it, beside the snapshots.
+        """
+        finite = [self._predict(method, *part) for part in self.predictions.parts]
+        if not all(finite):
+            return None
         return method_result(
-            name,
+            method,
             self.predictions.test,
-            members,
+            [self._member(method)],
             train_epochs=self.epochs,
             weight_bytes=self.weight_bytes,
             refresh_images=refresh_images,
+            validation_images=sum(self.validated) + tried * self.validated[-1],
         )
 
     def _member(self, method: str) -> str:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from fge.bootstrap import paired_difference
 from fge.data import Dataset
-from fge.ensemble import RunningMean
 from fge.errors import UserError
 from fge.predictions import PredictionFile
 from fge.report import Table
@@ -88,10 +86,10 @@ def beside_baseline(
     headings, rows = table_rows([*ours, baseline.ends, curve])
     note = f"`ends` and `curve` are those of {baseline.path.name}; costs as above."
     table = Table("Beside the two-network curve ensemble", headings, rows, note)
-    theirs = mean_probabilities(baseline.predictions, curve)
+    theirs = baseline.predictions.mean(curve.member_names)
     sentences = []
     for line in ours:
-        mean = mean_probabilities(test, line)
+        mean = test.mean(line.member_names)
         parts = [_difference(mean, theirs, test, metric) for metric in ("error", "nll")]
         sentences.append(f"{line.name} ({_cost(line)}) has {' and '.join(parts)}")
     scope = (
@@ -115,11 +113,3 @@ def _difference(
     verdict = "a difference beyond chance" if beyond else "no difference beyond chance"
     interval = f"[{found.low:{form}}, {found.high:{form}}]"
     return f"{name} {found.difference:{form}}{unit} {interval} ({verdict})"
-
-
-def mean_probabilities(predictions: PredictionFile, line: MethodResult) -> Tensor:
-    """Return the averaged probabilities (N, C) of a line's members, float64."""
-    mean = RunningMean()
-    for member in line.member_names:
-        mean.update(predictions.probabilities(member))
-    return torch.as_tensor(mean.value)

@@ -37,7 +37,7 @@ def adaptive_ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> flo
         UserError: shapes or targets that do not fit, values that are no probabilities, or
             ``bins`` below 1.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     if bins < 1:
         raise UserError(f"bins must be >= 1, got {bins}")
     confidence, index, counts = np.unique(p.max(axis=1), return_inverse=True, return_counts=True)
@@ -63,7 +63,7 @@ def fit_temperature(probs: ArrayLike, targets: ArrayLike) -> float:
     Raises:
         UserError: shapes or targets that do not fit, or values that are no probabilities.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     return _fit(_log(p), y)
 
 
@@ -103,7 +103,7 @@ def calibrated_log_likelihood(
         UserError: shapes or targets that do not fit, values that are no probabilities, fewer
             than 2 examples, or ``splits`` below 1.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     return float(np.mean([_mean_of(q, y) for q in _held_out(p, y, splits, seed)]))
 
 
@@ -117,7 +117,7 @@ def calibrated_nll_per_example(
 
     Arguments and errors are those of :func:`calibrated_log_likelihood`.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     rows = np.arange(len(y))
     values: Array = np.mean([-q[rows, y] for q in _held_out(p, y, splits, seed)], axis=0)
     return values
@@ -142,7 +142,7 @@ def calibrated_ece(
     Raises:
         UserError: as :func:`calibrated_log_likelihood`, or ``bins`` below 1.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     return float(np.mean([ece(np.exp(q), y, bins=bins) for q in _held_out(p, y, splits, seed)]))
 
 
@@ -153,15 +153,10 @@ def calibrated_summary(
 
     Arguments and errors are those of :func:`calibrated_ece`.
     """
-    p, y = _checked(probs, targets)
+    p, y = check_examples(probs, targets)
     values = [(_mean_of(q, y), ece(np.exp(q), y, bins=bins)) for q in _held_out(p, y, splits, seed)]
     log_likelihood, error = np.mean(values, axis=0)
     return {"calibrated_log_likelihood": float(log_likelihood), "calibrated_ece": float(error)}
-
-
-def _checked(probs: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
-    p, y = check_examples(probs, targets)
-    return check_probs(p), y
 
 
 def _log(p: Array) -> Array:

@@ -53,7 +53,7 @@ def measure_cell(
         budget_epochs: of one run.
 
     Raises:
-        UserError: a run is of other data.
+        UserError: a run is of other data, of another model or of another method.
     """
     lines = [_read_line(part, comparison, dataset, budget_epochs) for part in planned.parts]
     labels = dataset.test.labels.cpu()
@@ -77,6 +77,7 @@ def measure_cell(
         ood=ood,
         note=planned.note,
         pooled=planned.pooled,
+        parts=planned.part_names,
     )
 
 
@@ -90,6 +91,11 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
             f"{folder} is of model {content['model']}, not {part.job.config.model}; "
             "give another --out"
         )
+    method = getattr(part.job.config, "method", None)
+    if content["config"].get("method") != method:
+        raise UserError(
+            f"{folder} is of method {content['config'].get('method')}, not {method}; remove it"
+        )
     lines = [method for method in content["methods"] if method["name"] == part.line]
     # A line that grows with its members is taken as far as the budget goes.
     within = [line for line in lines if line["train_epochs"] <= budget_epochs]
@@ -98,6 +104,7 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
 
 def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
     epochs = sum(line.method["train_epochs"] + line.part.given_epochs for line in lines)
+    counted = all("validation_images" in line.method for line in lines)
     return Cost(
         train_epochs=epochs,
         images=epochs * train_images,
@@ -105,18 +112,22 @@ def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
         forward_passes=sum(line.method["forward_passes"] for line in lines),
         weight_bytes=sum(line.method["weight_bytes"] for line in lines),
         refresh_images=sum(line.method["refresh_images"] for line in lines),
+        validation_images=sum(line.method["validation_images"] for line in lines)
+        if counted
+        else None,
     )
 
 
 def wall_seconds(planned: PlannedCell, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
     """Return the seconds of training behind a cell, where its runs had the machine for themselves.
 
-    None where one of them ran beside another, or fitted curves, which are not timed.
+    None where one of them ran beside another, where that is not known (an attempt at it has no
+    record of its end, or its own records are gone), or fitted curves, which are not timed.
 
     Args:
         planned: what the cell consists of.
         runs: the folder of the runs.
-        jobs: the comparison's records of them.
+        jobs: the comparison's records of them: ``job begun``, and ``job`` at the end.
     """
     seconds = [_seconds(part, runs, jobs) for part in planned.parts]
     return None if None in seconds else sum(value for value in seconds if value is not None)
@@ -124,7 +135,9 @@ def wall_seconds(planned: PlannedCell, runs: Path, jobs: Sequence[dict[str, Any]
 
 def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
     own = [record for record in jobs if record["job"] == part.job.name]
-    if not own or any(record["overlapped"] for record in own) or part.given_epochs:
+    ended = [record for record in own if record["event"] == "job"]
+    known = ended and len(own) <= 2 * len(ended)
+    if not known or any(record["overlapped"] for record in ended) or part.given_epochs:
         return None
     command, name = part.job.command, part.line
     if command == "curve-ensemble" or (command == "fge" and name not in _STAGES):
@@ -133,4 +146,4 @@ def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | 
     epochs = [record for record in records if record["event"] == "epoch"]
     if command == "fge":
         epochs = [record for record in epochs if record["stage"] in _STAGES[name]]
-    return float(sum(record["seconds"] for record in epochs))
+    return float(sum(record["seconds"] for record in epochs)) if epochs else None

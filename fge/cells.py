@@ -36,7 +36,8 @@ class Cost:
 
     ``train_epochs`` and ``images`` count every pass with a backward, fits included; ``members``
     are averaged in ``forward_passes`` per prediction; ``weight_bytes`` hold all of them;
-    ``refresh_images`` went forward for batch-norm statistics.
+    ``refresh_images`` went forward for batch-norm statistics, ``validation_images`` for choosing;
+    None where that was not counted.
     """
 
     train_epochs: float
@@ -45,6 +46,7 @@ class Cost:
     forward_passes: int
     weight_bytes: int
     refresh_images: int = 0
+    validation_images: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Cell:
 
     ``budget`` is the k of k B; ``note`` says what else one has to know of the method here.
     ``pooled`` runs, those of this seed and of the next ones, going round, make up the cell: cells
-    of neighbouring seeds then share runs.
+    of neighbouring seeds then share runs. ``parts``: the names of all that make it up.
 
     ``figures``: ``error`` (percent), ``nll``, ``calibrated_nll`` and
     ``calibrated_log_likelihood`` (nats per example), ``brier``, ``ece``, ``adaptive_ece``,
@@ -82,6 +84,7 @@ class Cell:
     bin_accuracy: NDArray[np.float64]
     note: str = ""
     pooled: int = 1
+    parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -121,6 +124,7 @@ def make_cell(
     ood: Mapping[str, Sequence[Tensor]] | None = None,
     note: str = "",
     pooled: int = 1,
+    parts: Sequence[str] = (),
 ) -> Cell:
     """Measure the ensemble that averages the members' probabilities.
 
@@ -135,6 +139,7 @@ def make_cell(
         note: what else one has to know.
         pooled: how many seeds' runs the members come from, those of this seed and of the next
             ones; each run is then in as many cells.
+        parts: the names of what the members come from.
 
     Raises:
         UserError: no members, another number of them in ``cost`` or ``ood``, shapes or targets
@@ -163,6 +168,7 @@ def make_cell(
         *metrics.reliability(mean, y),
         note=note,
         pooled=pooled,
+        parts=tuple(parts),
     )
 
 
@@ -187,6 +193,7 @@ def _load(path: Path) -> Cell:
         if not archive.is_file() or sha256(archive.read_bytes()) != digest:
             raise UserError(f"{archive} is not the one {path.name} belongs to; delete both")
         record["cost"] = Cost(**record["cost"])
+        record["parts"] = tuple(record.get("parts", ()))
         record |= read_npz(archive, _ARRAYS)
         cell = Cell(**record)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):

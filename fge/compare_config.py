@@ -23,7 +23,7 @@ COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(MethodConfig):
-    """Compare methods at the same budgets, over seeds; a comparison is gone on with."""
+    """Compare methods at the same budgets, over seeds; the same command goes on with it."""
 
     methods: tuple[str, ...] = field(
         default=(
@@ -80,16 +80,18 @@ class CompareConfig(MethodConfig):
         needed = 1
         if method == "fold" and self.val_fraction == 0:
             raise UserError("fold needs validation data, got val_fraction 0; leave it out")
-        if method in _OF_SEVERAL_SNAPSHOTS:
-            needed = _epochs_of_two_snapshots(self)
+        if method in OF_FGE_RUN:
+            needed = _epochs_of_two_snapshots(self, fitted=method == "fge+refit")
         elif method == "deep-ensemble":
             needed = self.split
         elif method == "curve-ensemble":
             needed = _CURVE_PARTS
         else:
-            self.check_method("fge" if method in (*OF_FGE_RUN, *OF_SEVERAL_RUNS) else method)
+            self.check_method("fge" if method in OF_SEVERAL_RUNS else method)
         if self.epochs < needed:
-            raise UserError(f"{method} needs epochs >= {needed}, got {self.epochs}")
+            raise UserError(
+                f"{method} needs epochs >= {needed}, got {self.epochs}; or leave out the method"
+            )
 
     @property
     def all_seeds(self) -> range:
@@ -97,7 +99,6 @@ class CompareConfig(MethodConfig):
         return range(self.seed, self.seed + self.seeds)
 
 
-_OF_SEVERAL_SNAPSHOTS = ("fge", "swa", "fold", "fge+refit")
 _CURVE_PARTS = 3
 """The least budget of a curve ensemble: an epoch for each network and one for the fit."""
 
@@ -109,14 +110,18 @@ def options_for(kind: type[C], config: CompareConfig, **own: object) -> C:
     return kind(**{**shared, **own})
 
 
-def _epochs_of_two_snapshots(config: CycleConfig) -> int:
-    """Return the least budget, from the given one on, in which FGE keeps two snapshots."""
+def _epochs_of_two_snapshots(config: CycleConfig, *, fitted: bool) -> int:
+    """Return the least budget, from the given one on, in which FGE keeps two snapshots.
+
+    ``fitted``: and a curve between them is fitted, which takes half a cycle.
+    """
     given = {"start_epoch": config.start_epoch, "cycle_epochs": config.cycle_epochs}
     for epochs in itertools.count(config.epochs):
         try:
             cycles = CycleConfig(epochs=epochs, **given)  # type: ignore[arg-type]
         except UserError:  # not even one fits
             continue
-        if cycles.last_cycle_epoch > cycles.first_cycle_epoch + cycles.cycle_length // 2:
+        halves = 4 if fitted else 3
+        if cycles.first_cycle_epoch + halves * cycles.cycle_length // 2 <= epochs:
             return epochs
     raise AssertionError("unreachable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fge import report
@@ -22,7 +23,9 @@ from fge.plan import Plan
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
 
-def report_comparison(run: Run[CompareConfig], comparison: Comparison, plan: Plan) -> None:
+def report_comparison(
+    run: Run[CompareConfig], comparison: Comparison, plan: Plan, *, diverged: Sequence[str] = ()
+) -> None:
     """Write ``compare.md``, ``.csv`` and ``.json``, the figures and the report page.
 
     Wall times go into ``timing.csv``, which is outside the reproducibility promise.
@@ -31,9 +34,14 @@ def report_comparison(run: Run[CompareConfig], comparison: Comparison, plan: Pla
         run: of the comparison.
         comparison: of all its cells.
         plan: of the cells.
+        diverged: names of runs, which are missing; they are named under the first table.
     """
     folder, found, words = run.folder.path, tables(comparison), verdict(comparison)
     content = as_json(comparison)
+    if diverged:
+        note = f"{found[0].note} Runs that diverged, not in the tables: {', '.join(diverged)}."
+        found[0] = replace(found[0], note=note.strip())
+        content["diverged"] = list(diverged)
     title = (
         f"{len(comparison.methods)} methods with {run.config.model} on {run.dataset.name}, "
         f"{run.config.seeds} seeds"
@@ -59,7 +67,7 @@ def _markdown(title: str, words: str, found: Sequence[report.Table]) -> str:
 def _times(plan: Plan, folder: Path) -> str:
     """Return the seconds of training per cell, empty where its runs overlapped with others."""
     records = read_records(folder / "timing.jsonl")
-    jobs = [record for record in records if record["event"] == "job"]
+    jobs = [record for record in records if "job" in record]
     lines = ["method,budget,seed,seconds"]
     for cell in plan.cells:
         seconds = wall_seconds(cell, plan.runs, jobs)

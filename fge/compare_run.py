@@ -18,7 +18,7 @@ from fge.compare_report import report_comparison
 from fge.comparison import compare_cells
 from fge.config import is_factory
 from fge.configfile import read_config
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 from fge.methods import find_method
 from fge.open_run import Run, open_run, prepare
 from fge.plan import Job, Plan, PlannedCell
@@ -34,7 +34,7 @@ def compare(config: CompareConfig) -> Path:
 
     Raises:
         UserError: something the user can mend; no file was lost.
-        DivergenceError: a run diverged.
+        DivergenceError: runs diverged; the report is of the others.
         KeyboardInterrupt: after saying how to go on.
     """
     for method in config.methods:
@@ -53,8 +53,14 @@ def compare(config: CompareConfig) -> Path:
     model = new_model(config, dataset)
     with open_run(config, "compare", dataset, model, epochs=config.epochs) as run:
         plan = Plan(run.config, run.folder.path / "runs")
-        cells = _measure(run, plan)
-        report_comparison(run, compare_cells(cells, budget_epochs=run.config.epochs), plan)
+        cells, diverged = _measure(run, plan)
+        if cells:
+            found = compare_cells(cells, budget_epochs=run.config.epochs)
+            report_comparison(run, found, plan, diverged=list(diverged))
+    if diverged:
+        first, *others = diverged
+        also = f"; {', '.join(others)} diverged too" if others else ""
+        raise DivergenceError(f"{diverged[first]}{also}")
     return run.folder.path
 
 
@@ -74,12 +80,15 @@ def _machine(config: CompareConfig) -> dict[str, Any]:
     return {"device": device, "threads": share}
 
 
-def _measure(run: Run[CompareConfig], plan: Plan) -> list[Cell]:
-    """Run the jobs behind the cells that are missing; return all cells of the plan."""
+def _measure(run: Run[CompareConfig], plan: Plan) -> tuple[list[Cell], dict[str, str]]:
+    """Run the jobs behind the cells that are missing.
+
+    Returns:
+        the cells of the plan, and by job what diverged: cells that need it are left out.
+    """
     folder = run.folder.path / "cells"
     view = ComparisonView(run.observer, plan, run.folder.path / "runs")
-    for cell in load_cells(folder):
-        view.cells[cell.name] = cell
+    view.cells = plan.measured(load_cells(folder))
     missing = [planned for planned in plan.cells if planned.name not in view.cells]
     jobs = plan.jobs(missing)
     done: set[str] = set()
@@ -93,14 +102,16 @@ def _measure(run: Run[CompareConfig], plan: Plan) -> list[Cell]:
                 _measure_cell(run, planned, folder, view)
 
     with view.shown(jobs):
-        Runner(
+        runner = Runner(
             run.folder.path,
             workers=run.config.jobs,
             machine=_machine(run.config),
             on_change=view.running,
             on_done=on_done,
-        ).run(jobs)
-    return [view.cells[planned.name] for planned in plan.cells]
+        )
+        runner.run(jobs)
+    cells = [view.cells[cell.name] for cell in plan.cells if cell.name in view.cells]
+    return cells, runner.diverged
 
 
 def _measure_cell(
@@ -139,6 +150,6 @@ def _take_part(config: CompareConfig) -> Path:
         on_change=lambda _: None,
         on_done=lambda _: None,
     )
-    finished = {cell.name for cell in load_cells(config.out / "cells")}
+    finished = plan.measured(load_cells(config.out / "cells"))
     runner.run(plan.jobs([planned for planned in plan.cells if planned.name not in finished]))
     return config.out

@@ -22,14 +22,14 @@ from fge.method_rows import (
     with_equivalent,
 )
 
-CURVE_ENSEMBLE = "curve-ensemble"
+FGE, CURVE_ENSEMBLE = "fge", "curve-ensemble"
 BASELINES = (SINGLE, CURVE_ENSEMBLE)
 COMPARED = ("error", "nll", "calibrated_nll")
 RANKED = ("error", "calibrated_nll")
 LEVEL = 0.95
 ORDER = (
     SINGLE,
-    "fge",
+    FGE,
     "fge+refit",
     "swa",
     "fold",
@@ -46,7 +46,10 @@ DRAWS = 4000
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of a method less that of a baseline at the same budget, over so many seeds."""
+    """A metric of a method less that of a baseline at the same budget, over so many seeds.
+
+    ``level`` is that of the interval.
+    """
 
     method: str
     baseline: str
@@ -54,6 +57,7 @@ class Difference:
     metric: str
     seeds: int
     interval: Interval
+    level: float = LEVEL
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Best:
 
     ``among``: those that it was compared with. ``alike``: those of them from which it is not told
     apart, since the interval of the paired difference at ``level`` holds 0 or there is none; where
-    there are none it is ``sure``. The level, 1 - 0.05 / (others), keeps the chance of naming a
-    method that is not the best at 5 % over all of them (Bonferroni).
+    there are none it is ``sure``. ``untested``: those of ``alike`` without an interval. The level
+    is :func:`level_among` the methods of the budget.
     """
 
     metric: str
@@ -72,6 +76,7 @@ class Best:
     among: tuple[str, ...]
     alike: tuple[str, ...]
     level: float
+    untested: tuple[str, ...] = ()
 
     @property
     def sure(self) -> bool:
@@ -83,8 +88,10 @@ class Best:
 class Comparison:
     """Cells, and what they come to.
 
-    ``budget_epochs``: B. ``best``: of all methods within each budget; ``best_of_one_pass``: of
-    those with one forward pass per prediction. ``deep_ensembles``: networks k and mean calibrated
+    ``budget_epochs``: B. ``differences``: each at a level of 95 %; ``fge_differences``: those of
+    FGE from the baselines at the level of ``best``, so that what is said of both is said by one
+    rule. ``best``: of all methods within each budget; ``best_of_one_pass``: of those with one
+    forward pass per prediction. ``deep_ensembles``: networks k and mean calibrated
     log-likelihood of the deep ensembles of k single networks at k B.
     """
 
@@ -92,6 +99,7 @@ class Comparison:
     cells: tuple[Cell, ...]
     rows: tuple[MethodRow, ...]
     differences: tuple[Difference, ...]
+    fge_differences: tuple[Difference, ...]
     best: tuple[Best, ...]
     best_of_one_pass: tuple[Best, ...]
     deep_ensembles: tuple[tuple[int, float], ...]
@@ -121,14 +129,32 @@ class Comparison:
 
     def difference(self, method: str, baseline: str, budget: int, metric: str) -> Difference | None:
         """Return a difference, where there is one: None for fewer than 2 paired seeds."""
-        key = (method, baseline, budget, metric)
-        return next(
-            (d for d in self.differences if (d.method, d.baseline, d.budget, d.metric) == key), None
-        )
+        return _find(self.differences, method, baseline, budget, metric)
+
+    def fge_difference(self, baseline: str, budget: int, metric: str) -> Difference | None:
+        """Return the difference of FGE from a baseline at the level of ``best``."""
+        return _find(self.fge_differences, FGE, baseline, budget, metric)
 
     def cells_of(self, method: str, budget: int) -> list[Cell]:
         """Return the cells of a method at a budget."""
         return [cell for cell in self.cells if (cell.method, cell.budget) == (method, budget)]
+
+
+def _find(differences: Sequence[Difference], *key: str | int) -> Difference | None:
+    found = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
+    return next(found, None)
+
+
+def level_among(methods: int) -> float:
+    """Return the level of an interval that is one of those from a method to each of the others.
+
+    It is 1 - 0.05 / (methods - 1): that keeps the chance of telling apart what is the same at 5 %
+    over all of them together (Bonferroni).
+
+    >>> round(level_among(9), 5)
+    0.99375
+    """
+    return 1 - (1 - LEVEL) / max(1, methods - 1)
 
 
 def compare_cells(
@@ -164,9 +190,10 @@ def compare_cells(
         budget_epochs,
         tuple(ordered),
         tuple(rows),
-        tuple(_differences(rows, pair)),
+        tuple(_differences(rows, pair, COMPARED)),
+        tuple(_differences(rows, pair, RANKED, of=(FGE,), corrected=True)),
         tuple(_best(rows, pair)),
-        tuple(_best([row for row in rows if row.costs["forward_passes"] == 1], pair)),
+        tuple(_best(rows, pair, one_pass=True)),
         tuple(levels),
     )
 
@@ -212,6 +239,8 @@ def _paired(
     pooled = max((cell.pooled for side in pairs for cell in side), default=1)
     if len(seeds) < 2 or pooled >= len(seeds):
         return None
+    if pooled > 1 and len(seeds) < max(map(len, groups.values())):
+        return None  # pools overlap as neighbours on a ring do, which has a gap here
     values = [np.stack([_values(cell, metric) for cell in side]) for side in pairs]
     interval = paired_difference_over_seeds(*values, pooled=pooled, draws=draws, level=level)
     return len(seeds), interval
@@ -223,30 +252,42 @@ def _values(cell: Cell, metric: str) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def _differences(rows: Sequence[MethodRow], pair: Pair) -> Iterable[Difference]:
-    for row, base in _same_budget(rows):
-        if base.method in BASELINES:
-            for metric in COMPARED:
-                found = pair(row, base, metric)
-                if found is not None:
-                    yield Difference(row.method, base.method, row.budget, metric, *found)
+def _differences(
+    rows: Sequence[MethodRow],
+    pair: Pair,
+    metrics: Sequence[str],
+    *,
+    of: Sequence[str] | None = None,
+    corrected: bool = False,
+) -> Iterable[Difference]:
+    """Yield the differences of methods, all or those given, from the baselines of their budget."""
+    for row in rows:
+        within = _within(rows, row.budget)
+        level = level_among(len(within)) if corrected else LEVEL
+        if row in within and (of is None or row.method in of):
+            for base in (one for one in within if one is not row and one.method in BASELINES):
+                for metric in metrics:
+                    found = pair(row, base, metric, level)
+                    if found is not None:
+                        names = row.method, base.method, row.budget, metric
+                        yield Difference(*names, *found, level)
 
 
-def _same_budget(rows: Sequence[MethodRow]) -> Iterable[tuple[MethodRow, MethodRow]]:
-    """Yield ordered pairs of methods within one budget."""
-    within = [row for row in rows if not row.beyond]
-    for a in within:
-        yield from ((a, b) for b in within if a is not b and a.budget == b.budget)
+def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
+    return [row for row in rows if row.budget == budget and not row.beyond]
 
 
-def _best(rows: Sequence[MethodRow], pair: Pair) -> Iterable[Best]:
+def _best(rows: Sequence[MethodRow], pair: Pair, *, one_pass: bool = False) -> Iterable[Best]:
     budgets = sorted({row.budget for row in rows if row.method != DEEP_ENSEMBLE})
     for budget in budgets:
-        within = [row for row in rows if row.budget == budget and not row.beyond]
+        within = _within(rows, budget)
+        level = level_among(len(within))
+        if one_pass:
+            within = [row for row in within if row.costs["forward_passes"] == 1]
         for metric in RANKED if within else ():
             lowest = min(within, key=lambda row: row.mean[metric])
             others = [row for row in within if row is not lowest]
-            level = 1 - (1 - LEVEL) / max(1, len(others))
             found = {row.method: pair(lowest, row, metric, level) for row in others}
             alike = [name for name, one in found.items() if one is None or one[1].high >= 0]
-            yield Best(metric, budget, lowest.method, tuple(found), tuple(alike), level)
+            untested = tuple(name for name in alike if found[name] is None)
+            yield Best(metric, budget, lowest.method, tuple(found), tuple(alike), level, untested)

@@ -19,15 +19,13 @@ from fge.comparison_series import (
     members_series,
     reliability_series,
 )
-from fge.interactive import Series
+from fge.interactive import Series, set_apart
 
 COLOURS = (
     *("#6b7280", "#1d4ed8", "#0e7490", "#15803d", "#84cc16", "#d97706"),
     *("#92400e", "#a855f7", "#dc2626", "#db2777", "#111827"),
 )
 MARKERS = ("D", "o", "s", "^", "v", "P", "X", "<", "*", "p", ">")
-APART = 0.004
-"""How far methods are moved sideways from one to the next, as a part of the axis."""
 _OWN_COLOURS = ("#b45309", "#4d7c0f", "#0369a1", "#7e22ce", "#be123c")
 CAPTIONS = {
     "error_by_epochs.png": "Test error against training epochs, mean ± standard deviation over "
@@ -81,13 +79,10 @@ def series_figure(series: Sequence[Series], *, x: str, y: str) -> Figure:
     """
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    places = [place for one in series for place in one.x]
-    apart = APART * max(max(places) - min(places), 0.2 * max(places))
-    for position, one in enumerate(series):
+    for position, (one, places) in enumerate(zip(series, set_apart(series), strict=True)):
         colour, marker = _style(one.name, position)
-        aside = (position - (len(series) - 1) / 2) * apart
         axes.errorbar(
-            [place + aside for place in one.x],
+            places,
             one.y,
             yerr=one.spread,
             color=colour,

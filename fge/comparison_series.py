@@ -80,7 +80,7 @@ def reliability_series(
     found = []
     for row in comparison.at(budget):
         if row.method in methods:
-            cells = comparison.cells_of(row.method, budget)
+            cells = comparison.cells_of(row.method, budget)[: row.values]
             counts = np.array([cell.bin_counts for cell in cells])
             held = counts.sum(axis=0) >= FEWEST
             total = counts.sum(axis=0)[held]

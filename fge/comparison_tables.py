@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fge.bootstrap import Interval
-from fge.comparison import BASELINES, COMPARED, Comparison
+from fge.comparison import BASELINES, COMPARED, Comparison, Difference, level_among
 from fge.method_rows import MethodRow
 from fge.pages import Table
 
@@ -30,16 +30,17 @@ _UNITS = (
 )
 _MARKED = (
     " Bold: the lowest error and calibrated NLL, only where the paired interval to every other "
-    "method of the budget excludes 0 (95 % over all of them together, Bonferroni)."
+    "method of the budget excludes 0 (at {level}: 95 % over all of them together, Bonferroni)."
 )
 _INTERVALS_NOTE = (
     "The method's less the baseline's on the same seeds and test images, with its 95 % interval "
     "over both (seeds and images are resampled, the seeds' part widened for their number, arXiv "
-    "1411.5279); below 0 the method is better. Error in points, NLL in nats per image."
+    "1411.5279); below 0 the method is better. Error in points, NLL in nats per image. Each "
+    "is to be taken alone: of so many intervals some exclude 0 by chance."
 )
 _POOLED_NOTE = (
     " Cells of pooled runs share them with the cells of neighbouring seeds: intervals allow for "
-    "it, and where all seeds are pooled there is none."
+    "it, and where all seeds are pooled there is none: then there is one value."
 )
 _DIVERSITY_NOTE = (
     "Disagreement: images that two members class differently, in percent; error correlation: of "
@@ -78,7 +79,7 @@ def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
     note = (
         "The single networks again, k of them at k B, for scale: the deep-ensemble equivalent is "
         "read off them. Ensembles of neighbouring seeds share networks, so that the deviations are "
-        "too small; an ensemble of all has none."
+        "too small; that of all seeds' networks is one value, without a deviation or an interval."
     )
     lines = [_placed_cells(row) for row in rows]
     title = "Deep ensembles of whole networks"
@@ -92,6 +93,15 @@ def _placed_cells(row: MethodRow) -> list[str]:
 def epochs_of(comparison: Comparison, budget: int) -> str:
     """Return a budget in words: "1 B (24 epochs)"."""
     return f"{budget} B ({budget * comparison.budget_epochs:g} epochs)"
+
+
+def percent(level: float) -> str:
+    """Return a level in words.
+
+    >>> percent(0.99375), percent(0.95)
+    ('99.4 %', '95 %')
+    """
+    return f"{100 * level:.3g} %"
 
 
 def interval_text(metric: str, interval: Interval) -> str:
@@ -112,7 +122,8 @@ def _main_table(comparison: Comparison, budget: int) -> Table:
         for best in comparison.best
         if best.budget == budget and best.sure
     }
-    note = _with_notes(_units(comparison) + _MARKED, rows)
+    marks = _MARKED.format(level=percent(level_among(len(rows))))
+    note = _with_notes(_units(comparison) + marks, rows)
     cells = [_main_cells(row, [m for name, m in marked if name == row.method]) for row in rows]
     return Table(f"Methods at {epochs_of(comparison, budget)}", _MAIN_HEADINGS, cells, note)
 
@@ -125,7 +136,11 @@ def _main_cells(row: MethodRow, marked: Sequence[str] = ()) -> list[str]:
         figures.append(f"**{text}**" if metric in marked else text)
     figures += [_figure(row, key, "{:.4f}") for key in ("brier", "ece", "calibrated_ece")]
     size = f"{row.costs['weight_bytes'] / 1e6:.2f}"
-    return [row.method, str(len(row.seeds)), *costs, size, *figures, _equivalent(row)]
+    return [row.method, _seeds(row), *costs, size, *figures, _equivalent(row)]
+
+
+def _seeds(row: MethodRow) -> str:
+    return f"{len(row.seeds)}{' (1 value)' if row.values < len(row.seeds) else ''}"
 
 
 def _with_deviation(row: MethodRow, metric: str, form: str) -> str:
@@ -224,9 +239,6 @@ def _ood_heading(key: str) -> str:
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as ``compare.json`` holds it: every mean, interval and ranking."""
-    differences = [
-        {**asdict(one) | {"interval": one.interval._asdict()}} for one in comparison.differences
-    ]
     rankings = {
         name: [{**asdict(best), "sure": best.sure} for best in found]
         for name, found in (
@@ -239,10 +251,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "budget_epochs": comparison.budget_epochs,
         "test_images": len(comparison.cells[0].wrong),
         "methods": [_row_as_json(row) for row in comparison.rows],
-        "differences": differences,
+        "differences": [_as_dict(one) for one in comparison.differences],
+        "fge_differences": [_as_dict(one) for one in comparison.fge_differences],
         **rankings,
         "deep_ensembles": [list(level) for level in comparison.deep_ensembles],
     }
+
+
+def _as_dict(difference: Difference) -> dict[str, Any]:
+    return asdict(difference) | {"interval": difference.interval._asdict()}
 
 
 def _row_as_json(row: MethodRow) -> dict[str, Any]:
@@ -253,19 +270,26 @@ def _row_as_json(row: MethodRow) -> dict[str, Any]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return a line for each cell, with all its costs and figures, empty where there is none."""
-    facts = [
-        {
-            "method": cell.method,
-            "budget": cell.budget,
-            "seed": cell.seed,
-            **asdict(cell.cost),
-            **cell.figures,
-            "pooled": cell.pooled,
-            "note": cell.note,
-        }
-        for cell in comparison.cells
-    ]
+    """Return a line for each cell, with all its costs and figures, empty where there is none.
+
+    Where each cell pools the runs of all seeds they are one value: there is one line, no seed.
+    """
+    facts: list[dict[str, Any]] = []
+    for row in comparison.rows:
+        cells = comparison.cells_of(row.method, row.budget)
+        one_value = row.values < len(cells)
+        facts += (
+            {
+                "method": cell.method,
+                "budget": cell.budget,
+                "seed": "" if one_value else cell.seed,
+                **asdict(cell.cost),
+                **(row.mean if one_value else cell.figures),
+                "pooled": cell.pooled,
+                "note": row.note if one_value else cell.note,
+            }
+            for cell in cells[: row.values]
+        )
     columns = list(dict.fromkeys(key for one in facts for key in one))
     columns = [key for key in columns if key not in ("pooled", "note")] + ["pooled", "note"]
     buffer = io.StringIO()

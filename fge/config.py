@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fge.checks import check_at_least, check_not_negative
 from fge.errors import UserError
@@ -13,6 +15,11 @@ from fge.rates import rates_of
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 
+DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
+"""Data sets known by name, read by ``fge.data``."""
+FOREIGN_NAMES = ("noise", "digits")
+"""Images foreign to any data, made by ``fge.ood``."""
+_NAMES_OR_PATHS = ("data", "ood")
 
 HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
@@ -50,13 +57,15 @@ class RunConfig:
     """Part of the training images held out for validation."""
     crop_padding: int | None = None
     """Random crops from training images padded by so many pixels;
-    by default 2, or an eighth of the side from 32 pixels on (the papers' 4)."""
+    by default 2, or an eighth of the side from 32 pixels on (the papers' 4);
+    at most the side."""
     flip: bool = True
     """Mirror training images at random."""
 
     model: str = "convnet"
     """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10,
-    torchvision:NAME, or your own as package.module:factory."""
+    torchvision:NAME (a classifier that returns logits, in training too),
+    or your own as package.module:factory."""
 
     epochs: int = 100
     """The whole training budget, in epochs."""
@@ -65,7 +74,8 @@ class RunConfig:
     lr: float | None = None
     """Learning rate of the conventional schedule (arXiv 1802.10026):
     constant to 50 % of the budget, then linear down to 1 % at 90 %.
-    By default what suits the model: the papers' for theirs, else 0.05."""
+    By default what suits the model: 0.2 for convnet, the papers' for theirs
+    (0.05 for VGG-16, 0.1 for PreResNet and WRN), else 0.05."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -125,14 +135,15 @@ class TrainingConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Apply the saved ensemble of an fge run to new images."""
+    """Apply the saved ensemble of an fge or train run to new images."""
 
     run: Path
-    """Run folder of an fge command."""
+    """Run folder of an fge or train command."""
     images: Path
     """An image, a folder of images (searched through), or an .npz with an array 'images'."""
     out: Path | None = None
-    """Where predictions.csv and predictions.npz go; RUN/predict-IMAGES by default."""
+    """Where predictions.csv, predictions.npz and report.html go;
+    RUN/predict-IMAGES by default."""
     model: str | None = None
     """The run's package.module:factory, given again to allow its import."""
     device: str = "auto"
@@ -174,6 +185,38 @@ def check_import(name: str, given: str | None, source: object, *, option: str = 
             f"{source} names the {what} {name!r}, which is code to import; if you trust "
             f"it, add --{option} {name}"
         )
+
+
+def own_code(options: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that give again the user's own model and methods among options.
+
+    >>> own_code({"model": "convnet", "methods": ["fge", "my_methods:mine"]})
+    ['--methods', 'fge', 'my_methods:mine']
+    """
+    words = []
+    for name in ("model", "method", "methods"):
+        value = options.get(name) or ()
+        given = [value] if isinstance(value, str) else [str(one) for one in value]
+        if any(is_factory(one) for one in given):
+            words += [f"--{name}", *given]
+    return words
+
+
+def as_stored(name: str, value: Any) -> Any:
+    """Return an option's value as a config file holds it: a JSON value, paths being absolute.
+
+    A path means the same in any folder then; ``data`` and ``ood`` are paths unless known by name.
+    """
+    if isinstance(value, tuple):
+        return [as_stored(name, part) for part in value]
+    named = name in _NAMES_OR_PATHS and isinstance(value, str) and _is_path(value)
+    return os.path.abspath(value) if named or isinstance(value, Path) else value
+
+
+def _is_path(value: str) -> bool:
+    if value in (*DATA_NAMES, *FOREIGN_NAMES):
+        return False
+    return "/" in value or value.endswith(".npz") or os.path.exists(value)
 
 
 def saved_fields(config: type[RunConfig] | RunConfig) -> list[str]:

@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fge.config import RunConfig, affects_result, may_be_added, may_be_dropped, saved_fields
+from fge.config import (
+    RunConfig,
+    affects_result,
+    as_stored,
+    may_be_added,
+    may_be_dropped,
+    saved_fields,
+)
 from fge.errors import UserError, unknown
 from fge.files import write_json
 
@@ -18,15 +25,8 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def to_options(config: RunConfig) -> dict[str, Any]:
-    """Return the options that a config file holds, as JSON values."""
-    options = {name: getattr(config, name) for name in saved_fields(config)}
-    return {name: _plain(value) for name, value in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value
+    """Return the options that a config file holds, as JSON values; paths are absolute."""
+    return {name: as_stored(name, getattr(config, name)) for name in saved_fields(config)}
 
 
 def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C:
@@ -81,14 +81,16 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
 def check_unchanged(saved: C, asked: C) -> None:
     """Check that options asked for at ``--resume`` are those that the run was begun with.
 
-    ``auto`` and None, an option left open, agree with whatever it was settled to; work that was
-    left out may be added, and some dropped.
+    ``auto`` and None, an option left open, agree with whatever it was settled to; so does another
+    device of the same type; work that was left out may be added, and some dropped.
 
     Raises:
         UserError: naming the first option that differs and affects the result.
     """
     for name in saved_fields(saved):
-        before, now = getattr(saved, name), getattr(asked, name)
+        before, now = (as_stored(name, getattr(config, name)) for config in (saved, asked))
+        if name == "device":
+            before, now = (device.partition(":")[0] for device in (before, now))
         fixed = affects_result(saved, name) and not may_be_added(saved, name)
         fixed = fixed and not may_be_dropped(saved, name, now)
         if fixed and now not in (before, "auto", None):
@@ -99,7 +101,10 @@ def check_unchanged(saved: C, asked: C) -> None:
 
 
 def keep_settled(saved: C, asked: C) -> C:
-    """Return the saved configuration with this invocation's own options, and the work it adds."""
+    """Return the saved configuration with this invocation's own options, and the work it adds.
+
+    The device is this invocation's too, where one is named.
+    """
     own = {
         name: getattr(asked, name)
         for name in vars(asked)
@@ -107,6 +112,8 @@ def keep_settled(saved: C, asked: C) -> C:
         or may_be_added(saved, name)
         or may_be_dropped(saved, name, getattr(asked, name))
     }
+    if asked.device != "auto":
+        own["device"] = asked.device
     return replace(saved, **own)
 
 

@@ -87,8 +87,9 @@ def fit_curve(
         initial: the curve to start from, whose family and number of points then count and whose
             ends must be ``start`` and ``end``; straight by default.
         on_epoch: called at the end of each epoch.
-        checkpoint: a file that is written after each epoch and gone on from where it exists; on
-            the CPU the end is bitwise that of an uninterrupted fit. It stays when the fit is done.
+        checkpoint: a file that is written after each epoch, and from which the fit goes on where it
+            exists; on the CPU the end is bitwise that of an uninterrupted fit. It stays when the
+            fit is done.
 
     Returns:
         The curve, with the model's layout; first and last points are the ends, bitwise.

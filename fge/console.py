@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,11 +19,20 @@ _POINTS_PER_LINE = 10
 _UNLIMITED = 1000
 
 
+class _LastingConsole(Console):
+    """A console that falls silent when nobody reads it any more, so that the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is written from here on nowhere."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class ConsoleObserver(Observer):
     """Tells of epochs, snapshots and notes; a context manager, for the live bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(
+        self.console = console or _LastingConsole(
             highlight=False, markup=False, emoji=False, soft_wrap=True
         )
         self._live = self.console.is_terminal
@@ -107,7 +118,7 @@ class ConsoleObserver(Observer):
         console = (
             self.console
             if self._live
-            else Console(
+            else _LastingConsole(
                 file=self.console.file, width=_UNLIMITED, markup=False, emoji=False, highlight=False
             )
         )

@@ -34,8 +34,11 @@ def ensemble_results(
     first, second = networks
     epochs = first.train_epochs + second.train_epochs
     fitted = epochs + study.config.fit_epochs
+    both = first.validation_images + second.validation_images
 
-    def line(name: str, members: Sequence[str], used: int, refreshed: int = 0) -> MethodResult:
+    def line(
+        name: str, members: Sequence[str], used: int, refreshed: int = 0, validated: int = both
+    ) -> MethodResult:
         return method_result(
             name,
             study.predictions.test,
@@ -43,6 +46,7 @@ def ensemble_results(
             train_epochs=used,
             weight_bytes=weight_bytes,
             refresh_images=refreshed * study.refresh_images,
+            validation_images=validated,
         )
 
     def along(path: str, ts: Sequence[float]) -> list[str]:
@@ -51,8 +55,10 @@ def ensemble_results(
 
     ts = member_ts(points)
     return [
-        line("network-1", [first.name], first.train_epochs),
-        line("network-2", [second.name], second.train_epochs),
+        *(
+            line(name, [n.name], n.train_epochs, validated=n.validation_images)
+            for name, n in (("network-1", first), ("network-2", second))
+        ),
         line("ends", [first.name, second.name], epochs),
         line("ends+segment-middle", along("segment", [0, MIDDLE, 1]), epochs, 3),
         line("segment", along("segment", ts), epochs, points),

@@ -26,7 +26,8 @@ class PairResult:
 
     ``distance`` |w(1) - w(0)| and ``length`` of the curve in weight space, ``angle`` between the
     two weight vectors in degrees; ``summaries`` per path and key, as
-    :func:`fge.curve_evaluation.summarise_curve` gives them; ``bounds`` per path.
+    :func:`fge.curve_evaluation.summarise_curve` gives them; ``bounds`` per path. ``probe_images``
+    were passed forward to measure the paths, batch-norm statistics included.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PairResult:
     fit_epochs: int
     summaries: dict[str, dict[str, dict[str, float]]]
     bounds: dict[str, dict[str, float]]
+    probe_images: int = 0
 
     def barrier(self, path: str, key: str = "test_error") -> float:
         """Return the barrier of a path, in the key's unit."""
@@ -52,6 +54,7 @@ def pair_result(
     paths: Mapping[str, Sequence[Record]],
     *,
     fit_epochs: int,
+    probe_images: int = 0,
 ) -> PairResult:
     """Return what the records along each path (segment and curve) of a pair come to.
 
@@ -60,11 +63,13 @@ def pair_result(
         geometry: ``distance``, ``angle`` and ``length``.
         paths: records by path.
         fit_epochs: epochs of the fit.
+        probe_images: passed forward to measure the paths.
     """
     keys = ("train_loss", "train_error", "test_loss", "test_error", "test_nll")
     return PairResult(
         name,
         fit_epochs=fit_epochs,
+        probe_images=probe_images,
         summaries={
             path: {key: summarise_curve(records, key) for key in keys}
             for path, records in paths.items()

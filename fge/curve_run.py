@@ -41,7 +41,8 @@ _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and 
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
     "Networks on paths have batch-norm statistics estimated there, which passes training images "
-    "forward (refresh_images in report.json); `ends` are as they were trained."
+    "forward (refresh_images in report.json); `ends` are as they were trained. Measuring the paths "
+    "passed probe_images forward."
 )
 _UNKNOWN_COST = (
     " A network that was read from a file counts as 0 epochs: its training is not known."
@@ -188,19 +189,23 @@ def _draw_curve(drawn: Figures, measured: Measured) -> None:
     )
 
 
-def _draw_ensemble(drawn: Figures, measured: Measured) -> None:
-    curve = measured.study.fit()
-    paths = {"curve": measured.paths["curve"], **measured.study.measure_baselines(curve)}
+def _draw_ensemble(drawn: Figures, measured: Measured) -> int:
+    """Draw the ensembles of two networks; return the images passed forward for the baselines."""
+    study = measured.study
+    baselines = study.measure_baselines(study.fit())
+    paths = {"curve": measured.paths["curve"], **baselines}
     plot = ensemble_plot(paths, ENSEMBLE_LABELS)
     name = f"ensemble-{measured.pair.name}.png"
     drawn.add(name, ensemble_figure(paths), _ENSEMBLE_CAPTION, plot)
+    images = study.refresh_images + len(study.data.test.split)
+    return sum(map(len, baselines.values())) * images
 
 
 def _report_ensembles(
     run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: Figures
 ) -> None:
     main = pairs[0]
-    _draw_ensemble(drawn, main.measured)
+    probed = _draw_ensemble(drawn, main.measured)
     pair = main.measured.pair
     ensembles = report.Table(
         f"Ensembles of {pair.name} on the test set",
@@ -218,7 +223,9 @@ def _report_ensembles(
     for other in pairs[1:]:
         named = results.as_methods(other.results)
         methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
-    content = {"methods": methods, "pairs": [p.measured.pair.as_json() for p in pairs]}
+    found = [p.measured.pair for p in pairs]
+    probed += sum(pair.probe_images for pair in found)
+    content = {"methods": methods, "pairs": [p.as_json() for p in found], "probe_images": probed}
     run.finish(page, content)
 
 
@@ -233,4 +240,6 @@ def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured], draw
     tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
     title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
     page = report.Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
-    run.finish(page, {"methods": [], "pairs": [pair.as_json() for pair in pairs]})
+    probed = sum(pair.probe_images for pair in pairs)
+    content = {"methods": [], "pairs": [p.as_json() for p in pairs], "probe_images": probed}
+    run.finish(page, content)

@@ -109,6 +109,11 @@ class CurveStudy:
         estimated = any(layer.track_running_stats for layer in layers)
         return len(self.data.measured.split) if estimated else 0
 
+    @property
+    def point_images(self) -> int:
+        """Images passed forward for one point on curve or segment, on training and test data."""
+        return self.refresh_images + len(self.data.measured.split) + len(self.data.test.split)
+
     def fit(self) -> Curve:
         """Return the curve, fitted unless that was done before."""
         if not self.fitted:

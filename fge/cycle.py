@@ -68,13 +68,16 @@ class FGE:
 
         The processes of a ``DistributedDataParallel`` model call this together: at a minimum the
         running statistics of batch norm become their means over the processes, and other buffers
-        those of the first, so that the snapshot is the same whoever writes it.
+        those of the first, so that the snapshot is the same whoever writes it. It is written when
+        they come back, and where one cannot write all raise.
 
         Returns:
             Whether a snapshot was kept, by whichever process.
 
         Raises:
-            UserError: the folder held snapshots before, and no saved state was loaded.
+            UserError: the folder held snapshots before, and no saved state was loaded; or another
+                process could not write.
+            OSError: the snapshot could not be written.
         """
         if not self._owns_store:
             raise UserError(
@@ -85,21 +88,21 @@ class FGE:
         if not self.scheduler.at_minimum:
             return False
         self.ranks.synchronise(self.model)
+        with self.ranks.together():  # so that all find the snapshot in the folder
+            if self.writes:
+                lr = float(self.scheduler.get_last_lr()[0])
+                self.store.append(self.model, step=self.scheduler.last_epoch, lr=lr)
         self._kept += 1
-        if self.writes:
-            lr = float(self.scheduler.get_last_lr()[0])
-            self.store.append(self.model, step=self.scheduler.last_epoch, lr=lr)
         return True
 
     def ensemble(self) -> Ensemble:
-        """Return the ensemble of the snapshots so far.
+        """Return the ensemble of the snapshots so far; later ones do not join it.
 
         Raises:
             UserError: there is none yet.
         """
-        # What another process has written since is read from the folder.
-        store = self.store if self.writes else SnapshotStore(self.store.path)
-        return Ensemble(self.model, store, forward_fn=self.forward_fn)
+        # Read anew from the folder: another process may have written it, and it goes on growing.
+        return Ensemble(self.model, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs beside the model's and the optimizer's own state."""
@@ -116,13 +119,14 @@ class FGE:
             UserError: the folder holds fewer snapshots than the state speaks of.
         """
         expected = state_dict["snapshots"]
-        if self.writes and len(self.store) < expected:
-            raise UserError(
-                f"{self.store.path} holds {len(self.store)} snapshots, the state speaks of "
-                f"{expected}: give the folder that the state was saved with"
-            )
-        if self.writes:
-            self.store.truncate(expected)
+        with self.ranks.together():
+            if self.writes and len(self.store) < expected:
+                raise UserError(
+                    f"{self.store.path} holds {len(self.store)} snapshots, the state speaks of "
+                    f"{expected}: give the folder that the state was saved with"
+                )
+            if self.writes:
+                self.store.truncate(expected)
         self._kept = expected
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True

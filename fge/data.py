@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import sources
+from fge.config import DATA_NAMES
 from fge.errors import UserError, unknown
 from fge.seeds import derive_seed
 from fge.sources import RawData, RawSplit
@@ -27,6 +28,7 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
     "cifar10": sources.cifar10,
     "cifar100": sources.cifar100,
 }
+assert tuple(NAMED) == DATA_NAMES
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Split:
     def to(self, device: torch.device) -> Split:
         """Return the split with its tensors on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def first(self, count: int) -> Split:
+        """Return the first ``count`` images, or all where 0 is given or there are fewer."""
+        return Split(self.images[: count or None], self.labels[: count or None])
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def risk_coverage(probs: ArrayLike, targets: ArrayLike) -> RiskCoverage:
         UserError: shapes or targets that do not fit, or values that are no probabilities.
     """
     p, y = check_examples(probs, targets)
-    doubt = -check_probs(p).max(axis=1)
+    doubt = -p.max(axis=1)
     _, index, counts = np.unique(doubt, return_inverse=True, return_counts=True)
     wrong = np.bincount(index, weights=p.argmax(axis=1) != y)
     answered = np.arange(1, len(y) + 1)

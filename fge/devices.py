@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from fge.errors import UserError
@@ -32,3 +37,26 @@ def set_threads(threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+@contextmanager
+def enough_memory(device: object, remedy: str) -> Iterator[None]:
+    """Say in one line that memory is full, where PyTorch finds it so.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The processor's allocator has no exception of its own.
+        full = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        if not full:
+            raise
+        raise UserError(f"the memory of {device} is full; {remedy}") from error
+
+
+def peak_memory_mib() -> int:
+    """Return the largest memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024**2 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere

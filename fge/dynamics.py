@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,18 @@ from fge.staged import StagedTraining
 from fge.training_results import rate_holder
 
 MOST_ROWS = 40
-CAPTION = (
-    "Top Hessian eigenvalue of the training loss over epochs, beside 2(1 + momentum)/learning rate"
-)
+CAPTION = "Top Hessian eigenvalue of the training loss over epochs"
 _NOTE = (
     "Top eigenvalue of the Hessian of the mean loss over {examples} training images without "
     "augmentation or weight decay, batch norm in evaluation mode, in nats per squared weight, "
     "after so many epochs; there is an eigenvalue within the residual. lr is the rate that a "
-    "snapshot kept there belongs to. 2(1+m)/lr is where full-batch heavy-ball descent on a "
-    "quadratic loss stops being stable; training with batches is another thing. {count} "
-    "measurements took {products} Hessian-vector products, at the cost of {gradients:.0f} "
-    "gradients over those images: {images} images passed forward and back, which are not counted "
-    "as training epochs."
+    "snapshot kept there belongs to. {line} {count} measurements took {products} Hessian-vector "
+    "products, at an estimated cost of {gradients:.0f} gradients over those images, that of "
+    "{images} images passed forward and back, which are not counted as training epochs."
+)
+_LINE = (
+    "2(1+m)/lr is where full-batch heavy-ball descent on a quadratic loss stops being stable; "
+    "training with batches is another thing."
 )
 
 
@@ -57,10 +57,25 @@ class Dynamics:
     ) -> None:
         """Draw the figure, and add the rest to what a page and ``report.json`` are made of."""
         figure, plot = dynamics_figure(self.curves), dynamics_plot(self.curves)
-        drawn.add("sharpness.png", figure, CAPTION, plot)
+        line = ", beside 2(1 + momentum)/learning rate" if self.curves.thresholds else ""
+        drawn.add("sharpness.png", figure, CAPTION + line, plot)
         tables.append(self.table)
         verdicts.append(self.verdict)
         content["sharpness"] = self.content
+
+
+def line_momentum(recipe: Recipe) -> float | None:
+    """Return the momentum in the line 2 (1 + momentum) / lr of a recipe; None without such a line.
+
+    The line is that of SGD, with or without noise: the beta 1 of Adam is no momentum in this sense,
+    and its steps are rescaled.
+    """
+    return None if recipe.optimizer == "adam" else recipe.momentum
+
+
+def no_line_of(optimizer: str) -> str:
+    """Say why the line is missing."""
+    return f"There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was {optimizer}."
 
 
 def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
@@ -68,26 +83,24 @@ def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
 
     Args:
         training: by the recipe.
-        recipe: its optimizer; the line 2 (1 + momentum) / lr is that of SGD.
+        recipe: of it.
     """
     records = [r for r in training.folder.records() if r["event"] == "sharpness"]
     if not records:
         return None
-    curves = sharpness_curves(
-        training.stages, rate_holder(recipe), records, momentum=recipe.momentum
-    )
+    momentum = line_momentum(recipe)
+    curves = sharpness_curves(training.stages, rate_holder(recipe), records, momentum=momentum)
     costs = {key: sum(r[key] for r in records) for key in ("products", "gradients")}
     examples = records[0]["examples"]
     content = {
-        "momentum": recipe.momentum,
+        "optimizer": recipe.optimizer,
+        "momentum": momentum,
         "examples": examples,
         **costs,
         "images_passed": round(examples * costs["gradients"]),
         "measurements": records,
     }
-    return Dynamics(
-        curves, dynamics_table(content), dynamics_verdict(records, recipe.momentum), content
-    )
+    return Dynamics(curves, dynamics_table(content), dynamics_verdict(records, momentum), content)
 
 
 def dynamics_table(content: dict[str, Any]) -> Table:
@@ -97,23 +110,12 @@ def dynamics_table(content: dict[str, Any]) -> Table:
         content: as in :class:`Dynamics`.
     """
     records, momentum = content["measurements"], content["momentum"]
-    headings = ["stage", "epoch", "lr", "top eigenvalue", "residual", "2(1+m)/lr"]
-    headings += ["products", "gradients"]
+    headings = ["epoch", "stage", "lr", "top eigenvalue", "residual"]
+    headings += [*(["2(1+m)/lr"] if momentum is not None else []), "products", "gradients"]
     shown = _thinned(records)
-    rows = [
-        [
-            f"{r['stage']}, snapshot" if r["snapshot"] else r["stage"],
-            str(r["epoch"]),
-            f"{r['lr']:g}",
-            f"{r['eigenvalue']:.4g}",
-            f"{r['residual']:.1g}",
-            f"{stability_threshold(r['lr'], momentum):.4g}" if r["lr"] > 0 else "infinite",
-            str(r["products"]),
-            f"{r['gradients']:.0f}",
-        ]
-        for r in shown
-    ]
+    rows = [_row(record, momentum) for record in shown]
     note = _NOTE.format(
+        line=_LINE if momentum is not None else no_line_of(content["optimizer"]),
         examples=content["examples"],
         count=len(records),
         products=content["products"],
@@ -128,17 +130,38 @@ def dynamics_table(content: dict[str, Any]) -> Table:
     return Table("Sharpness through the training", headings, rows, note)
 
 
-def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float) -> str:
+def _row(record: Mapping[str, Any], momentum: float | None) -> list[str]:
+    lr, stage = record["lr"], record["stage"]
+    line = []
+    if momentum is not None:
+        line = [f"{stability_threshold(lr, momentum):.4g}" if lr > 0 else "infinite"]
+    return [
+        str(record["epoch"]),
+        f"{stage}, snapshot" if record["snapshot"] else stage,
+        f"{lr:g}",
+        f"{record['eigenvalue']:.4g}",
+        f"{record['residual']:.1g}",
+        *line,
+        str(record["products"]),
+        f"{record['gradients']:.0f}",
+    ]
+
+
+def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float | None) -> str:
     """Say in words how the top eigenvalue went, and where it lay beside 2 (1 + momentum) / lr."""
     own = [r for r in records if r["stage"] != "single"] or records
     first, last = own[0], own[-1]
+    text = (
+        f"The top Hessian eigenvalue was {first['eigenvalue']:.4g} after epoch {first['epoch']} "
+        f"and {last['eigenvalue']:.4g} after epoch {last['epoch']}"
+    )
+    if momentum is None:
+        return f"{text}."
     above = sum(
         r["lr"] > 0 and r["eigenvalue"] > stability_threshold(r["lr"], momentum) for r in own
     )
     return (
-        f"The top Hessian eigenvalue was {first['eigenvalue']:.4g} after epoch {first['epoch']} "
-        f"and {last['eigenvalue']:.4g} after epoch {last['epoch']}; it lay above "
-        f"2(1 + momentum)/learning rate in {above} of {len(own)} measurements."
+        f"{text}; it lay above 2(1 + momentum)/learning rate in {above} of {len(own)} measurements."
     )
 
 

@@ -37,13 +37,16 @@ class EmaLearner(Learner):
         self.average.update(self.model)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Have the average, with statistics of its own, in the model during a block."""
+    def kept(self) -> Iterator[int]:
+        """Have the average, with statistics of its own, in the model during a block.
+
+        The block gets the images that were passed forward for them. Of several processes one may
+        do this alone: nothing is exchanged.
+        """
         with self.average.swapped(self.model):
-            refresh_batch_norm(
+            yield refresh_batch_norm(
                 self.model, self.refresh, num_images=REFRESH_IMAGES, forward_fn=self.forward_fn
             )
-            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state with that of the average."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.snapshots import SnapshotStore
-from fge.tensors import load_weights, unwrap
+from fge.tensors import Weights, load_weights, state_of, unwrap
 
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 Combine = Literal["probs", "logits"]
-Members = SnapshotStore | Sequence[Mapping[str, Tensor] | nn.Module]
+Members = SnapshotStore | Sequence[Weights]
 
 
 class RunningMean:
@@ -105,17 +105,18 @@ class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
     One working copy of the model visits the members in turn. A store's snapshots are read from
-    disk at each visit; give ``list(store)`` to hold them in memory instead.
+    disk at each visit; give ``list(store)`` to hold them in memory instead. Members always predict
+    in evaluation mode, whatever :meth:`train` says, and without gradients.
 
     Args:
         model: the architecture; it is copied, not changed.
-        members: a store, state dicts or modules.
+        members: a store, state dicts, modules or paths to weights files.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
         combine: ``"probs"`` averages probabilities; ``"logits"`` averages logits before softmax.
 
     Raises:
-        UserError: no members, or tensors that do not fit the model.
+        UserError: no members, a file that cannot be read, or tensors that do not fit the model.
     """
 
     def __init__(
@@ -142,8 +143,15 @@ class Ensemble(nn.Module):
         """Return the number of members."""
         return len(self.members)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of this module alone: its members stay in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    @torch.no_grad()
     def forward(self, batch: Any) -> Tensor:
-        """Return the mean class probabilities of one batch.
+        """Return the mean class probabilities of one batch, without gradients.
 
         Args:
             batch: inputs ``x``, or whatever ``forward_fn`` takes.
@@ -224,9 +232,9 @@ def _checked(logits: Any) -> Tensor:
     raise UserError(f"the model must return logits of shape (N, C), got {found}")
 
 
-def _states(members: Sequence[Mapping[str, Tensor] | nn.Module]) -> list[dict[str, Tensor]]:
+def _states(members: Sequence[Weights]) -> list[dict[str, Tensor]]:
     """Return the members as copied state dicts, for what they belong to may train on."""
-    states = (unwrap(m).state_dict() if isinstance(m, nn.Module) else m for m in members)
+    states = (state_of(member) for member in members)
     return [{name: tensor.detach().clone() for name, tensor in s.items()} for s in states]
 
 

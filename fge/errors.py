@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes of a command."""
+BROKEN_PIPE = 141
+"""Exit code where nobody reads the output any more: that of a program which SIGPIPE ends."""
 
 
 class UserError(ValueError):

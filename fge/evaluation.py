@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -74,7 +75,8 @@ class WeightsEvaluator:
         """Return the record and the probabilities at weights (P,), canonical.
 
         The record has ``loss``, and where outputs are logits (N, C) of classes ``error`` (percent)
-        and ``nll`` (nats per example), each behind the split's name and ``_`` where it has one.
+        and ``nll`` (nats per example), each behind the split's name and ``_`` where it has one;
+        both are NaN where the probabilities are not finite.
         The probabilities (N, C) float64 on the CPU are those of each split of that kind.
 
         Raises:
@@ -96,8 +98,9 @@ class WeightsEvaluator:
             loss, probs, targets = self._pass(name, batches)
             record[f"{prefix}loss"] = loss + penalty
             if probs is not None:
-                record[f"{prefix}error"] = metrics.error(probs, targets)
-                record[f"{prefix}nll"] = metrics.nll(probs, targets)
+                finite = bool(torch.isfinite(probs).all())
+                record[f"{prefix}error"] = metrics.error(probs, targets) if finite else math.nan
+                record[f"{prefix}nll"] = metrics.nll(probs, targets) if finite else math.nan
                 probabilities[name] = probs
         return record, probabilities
 

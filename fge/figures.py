@@ -78,7 +78,7 @@ def sharpness_curves(
     optimizer: Optimizer,
     records: Sequence[dict[str, Any]],
     *,
-    momentum: float,
+    momentum: float | None,
 ) -> SharpnessCurves:
     """Return the sharpness of a training from its stages and its log records.
 
@@ -86,19 +86,24 @@ def sharpness_curves(
         stages: of the method; one called ``single`` beside others is another network's.
         optimizer: as :func:`learning_rates` takes it.
         records: of the log.
-        momentum: of the optimizer.
+        momentum: of the optimizer; None where there is no line 2 (1 + momentum) / lr for it.
     """
     own = _own(stages)
     names = {stage.name for stage in own}
     found = [r for r in records if r["event"] == "sharpness"]
     main, others = ([r for r in found if (r["stage"] in names) is mine] for mine in (True, False))
     epochs, rates = learning_rates(own, optimizer)
+    thresholds = [] if momentum is None else [_threshold(lr, momentum) for lr in rates]
     return SharpnessCurves(
         epochs=[r["epoch"] for r in main],
         eigenvalues=[r["eigenvalue"] for r in main],
         snapshots=[r["epoch"] for r in main if r["snapshot"]],
         rate_epochs=epochs,
         rates=rates,
-        thresholds=[stability_threshold(lr, momentum) if lr > 0 else math.nan for lr in rates],
+        thresholds=thresholds,
         single=([r["epoch"] for r in others], [r["eigenvalue"] for r in others]),
     )
+
+
+def _threshold(lr: float, momentum: float) -> float:
+    return stability_threshold(lr, momentum) if lr > 0 else math.nan

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fge.errors import UserError
+
 _BLOCK = 4096
 
 
@@ -75,11 +77,23 @@ def _complete_length(file: BinaryIO) -> int:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; an incomplete last line is left out."""
+    """Return the records of a JSON-lines file; an incomplete last line is left out.
+
+    Raises:
+        UserError: another line is broken.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise UserError(
+                f"line {number} of {path} is damaged; bring the file back from a copy, or begin "
+                "the run anew with --overwrite"
+            ) from None
+    return records
 
 
 def sha256(data: bytes) -> str:

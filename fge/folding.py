@@ -139,7 +139,7 @@ def fold(
 
     Args:
         model: the architecture, on the device to use; it is copied, not changed.
-        members: a store, state dicts or modules.
+        members: a store, state dicts, modules or paths.
         validation: re-iterable of ``(x, y, ...)`` in one order; no training and no test data.
         refresh: re-iterable of ``x`` or ``(x, y, ...)`` that batch-norm statistics are estimated
             on: training data, without augmentation.
@@ -176,7 +176,7 @@ def fold_greedily(
     """Fold members whose validation figures are known, as :func:`fold` says.
 
     Args:
-        members: a store, state dicts or modules.
+        members: a store, state dicts, modules or paths.
         figures: of each.
         ensemble: those of their averaged probabilities.
         measure: turns averaged weights into a candidate, batch-norm statistics estimated anew.

@@ -28,7 +28,7 @@ def distance(a: Tensor, b: Tensor) -> float:
         UserError: they are not finite vectors of one length.
     """
     _check((a, b))
-    return _distance(a, b)
+    return math.sqrt(sum(float((x - y).square().sum()) for x, y in _parts(a, b)))
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -52,66 +52,6 @@ def angle(a: Tensor, b: Tensor) -> float:
     return math.degrees(math.acos(cosine(a, b)))
 
 
-def pairwise_distances(vectors: Vectors) -> Tensor:
-    """Return the distance between any two vectors.
-
-    Args:
-        vectors: (K, P), or K vectors (P,).
-
-    Returns:
-        distances (K, K) float64, symmetric, 0 on the diagonal.
-
-    Raises:
-        UserError: they are not finite vectors of one length.
-    """
-    _check(vectors)
-    distances = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    for row in range(len(vectors)):
-        for column in range(row):
-            value = _distance(vectors[row], vectors[column])
-            distances[row, column] = distances[column, row] = value
-    return distances
-
-
-def pairwise_cosines(vectors: Vectors) -> Tensor:
-    """Return the cosine of the angle between any two vectors.
-
-    Args:
-        vectors: (K, P), or K vectors (P,).
-
-    Returns:
-        cosines (K, K) float64, symmetric, 1 on the diagonal.
-
-    Raises:
-        UserError: they are not finite vectors of one length, or one has length 0.
-    """
-    _check(vectors)
-    cosines = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    for row in range(len(vectors)):
-        for column in range(row + 1):
-            names = f"vector {column}", f"vector {row}"
-            value = _cosine(_parts(vectors[column], vectors[row]), names)
-            cosines[row, column] = cosines[column, row] = value
-    return cosines.fill_diagonal_(1.0)
-
-
-def step_lengths(path: Vectors) -> Tensor:
-    """Return the lengths of the steps of a trajectory, from each vector to the next.
-
-    Args:
-        path: (K, P), or K vectors (P,), in the order of the trajectory; K >= 2.
-
-    Returns:
-        lengths (K - 1,) float64.
-
-    Raises:
-        UserError: there are fewer than two vectors, or they are not finite and of one length.
-    """
-    _check(path, at_least=2)
-    lengths = [_distance(path[k + 1], path[k]) for k in range(len(path) - 1)]
-    return torch.tensor(lengths, dtype=torch.float64)
-
-
 def turning_angles(path: Vectors) -> Tensor:
     """Return the angles between consecutive steps of a trajectory, in degrees.
 
@@ -129,7 +69,9 @@ def turning_angles(path: Vectors) -> Tensor:
         UserError: there are fewer than three vectors, they are not finite and of one length, or
             two that follow one another are equal.
     """
-    _check(path, at_least=3)
+    if len(path) < 3:
+        raise UserError(f"give at least 3 vectors of weights, got {len(path)}")
+    _check(path)
     cosines = [
         _cosine(
             ((v - u, w - v) for u, v, w in _parts(path[k], path[k + 1], path[k + 2])),
@@ -138,10 +80,6 @@ def turning_angles(path: Vectors) -> Tensor:
         for k in range(len(path) - 2)
     ]
     return torch.tensor([math.degrees(math.acos(c)) for c in cosines], dtype=torch.float64)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return math.sqrt(sum(float((x - y).square().sum()) for x, y in _parts(a, b)))
 
 
 def _cosine(pairs: Iterable[tuple[Tensor, ...]], names: tuple[str, str]) -> float:
@@ -165,10 +103,7 @@ def _parts(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         )
 
 
-def _check(vectors: Vectors, *, at_least: int = 1) -> None:
-    if len(vectors) < at_least:
-        plural = "" if at_least == 1 else "s"
-        raise UserError(f"give at least {at_least} vector{plural} of weights, got {len(vectors)}")
+def _check(vectors: Vectors) -> None:
     for position, vector in enumerate(vectors):
         if vector.ndim != 1:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.arrays import read_npz
+from fge.arrays import read_npz, write_npz
 from fge.errors import UserError
 from fge.evaluation import Record
-from fge.files import append_record, read_records, write_bytes
+from fge.files import append_record, read_records
 
 Array = NDArray[np.float64]
 _AXES = ("xs", "ys", "anchors", "gram")
@@ -63,9 +62,7 @@ class PlaneGrid:
             OSError: it could not be written; the file is as it was.
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _AXES} | self.values
-        buffer = io.BytesIO()
-        np.savez(buffer, keys=np.array(list(self.values)), **arrays)
-        write_bytes(Path(path), buffer.getvalue())
+        write_npz(Path(path), {"keys": list(self.values), **arrays})
 
     @classmethod
     def load(cls, path: str | Path) -> PlaneGrid:

@@ -20,8 +20,10 @@ CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3
 """Bytes of graphs that are kept by default."""
 
-GRAPH_COST, PRODUCT_COST = 1.0, 2.2
-"""What the gradient's graph, and a product from it, cost in gradients (convolutions, CPU)."""
+GRAPH_COST, PRODUCT_COST = 1.8, 2.6
+"""What the gradient's graph, and a product from it, are estimated to cost in gradients: medians
+over the undisturbed runs of ``benchmarks/hessian.py`` (convolutions, CPU), in which a product took
+2.5 to 2.9 from a kept graph and 3.6 to 4.5 with the graph made anew."""
 
 
 class HessianOperator:
@@ -31,7 +33,8 @@ class HessianOperator:
     C order. A product is the derivative of gradient times vector (Pearlmutter 1994,
     https://doi.org/10.1162/neco.1994.6.1.147), averaged over chunks weighing by their examples.
     Graphs of the chunks' gradients are kept from the first pass on, as many as fit in
-    ``graph_memory``; a product from one costs 2.2 gradients, one with a graph built anew 3.2.
+    ``graph_memory``; a product from one costs an estimated 2.6 gradients, one with a graph built
+    anew 4.4.
 
     The model runs in evaluation mode; modes, gradients and buffers are as before after each
     product. Parameters and data must stay as they are between products. Compilation,
@@ -57,7 +60,8 @@ class HessianOperator:
         dtype: of the parameters.
         device: of the parameters.
         products: how many were taken.
-        cost: what they took, in gradients over the whole data set, by the two figures above.
+        cost: an estimate of what they took, in gradients over the whole data set, by the two
+            figures above.
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter

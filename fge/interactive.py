@@ -13,6 +13,8 @@ COLOURS = tuple(f"var(--series-{number})" for number in range(1, 11))
 """Colours by name: the page puts its values in their place, one in light and one in dark."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot")
+APART = 0.004
+"""How far methods are moved sideways from one to the next, as a part of the axis."""
 _CLEAR = "rgba(0,0,0,0)"
 _GAP = 0.09
 """Between panels, as a part of the height of all."""
@@ -55,17 +57,32 @@ class Series:
 def comparison_plot(series: Sequence[Series], *, x: str, y: str) -> Plot:
     """Return the plot that compares methods: a line with markers each, error bars where known.
 
+    Methods of equal cost are set apart a little (:func:`set_apart`); hovering tells the true place.
+
     Args:
         series: one per method, such as test error against training epochs, against members, or the
             deep-ensemble equivalent against cost; ``spread`` is a standard deviation over seeds.
         x: what the horizontal axis is, with its unit.
         y: what the vertical axis is, with its unit.
     """
-    data = [
-        _with_spread(line(one, x=x, y=y, style=_style(one, position), marks=True), one)
+    data = []
+    for position, (one, places) in enumerate(zip(series, set_apart(series), strict=True)):
+        trace = _with_spread(line(one, x=x, y=y, style=_style(one, position), marks=True), one)
+        hover = trace["hovertemplate"].replace("%{x}", "%{customdata}")
+        data.append(
+            trace | {"x": numbers(places), "customdata": trace["x"], "hovertemplate": hover}
+        )
+    return Plot(data, layout(x, [y], height=460))
+
+
+def set_apart(series: Sequence[Series]) -> list[list[float]]:
+    """Return the x of each series, moved sideways a little, so that none hides another."""
+    places = [place for one in series for place in one.x]
+    apart = APART * max(max(places) - min(places), 0.2 * max(places)) if places else 0.0
+    return [
+        [place + (position - (len(series) - 1) / 2) * apart for place in one.x]
         for position, one in enumerate(series)
     ]
-    return Plot(data, layout(x, [y], height=460))
 
 
 def lines_plot(

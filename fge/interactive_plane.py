@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from fge.grid import PlaneGrid
-from fge.interactive import DASHES, INK, LINE, Plot, axis, base_layout, numbers, text
+from fge.interactive import DASHES, Plot, axis, base_layout, numbers, text
 from fge.plane_plots import (
     Lines,
     Points,
@@ -31,12 +31,14 @@ _FACES = 56
 _COLOURS = "jet_r"
 _DARK, _LIGHT = "#111827", "#ffffff"
 """Of marks on the colours, which are the same on a light page and on a dark one."""
+_GRID = "#d1d5db"
+"""Of lines on what is light on both."""
 _PANEL = "rgba(0,0,0,0)"
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A plane as it is drawn: finer than it was measured, levels as whole numbers."""
+    """A plane as it is drawn: finer than it was measured, levels as whole numbers, with marks."""
 
     grid: PlaneGrid
     levels: Array
@@ -45,9 +47,18 @@ class _Drawn:
     heights: Array
     label: str
     at: RegularGridInterpolator
+    marks: list[dict[str, Any]]
+    """Traces of paths and networks."""
 
     @classmethod
-    def of(cls, grid: PlaneGrid, key: str, cap: float | None) -> _Drawn:
+    def of(
+        cls,
+        grid: PlaneGrid,
+        key: str,
+        points: Points | None,
+        lines: Lines | None,
+        cap: float | None,
+    ) -> _Drawn:
         values = grid_values(grid, key)
         levels = contour_levels(values, cap)
         shown = finite_values(values, levels[-1])
@@ -57,7 +68,8 @@ class _Drawn:
             for side in (grid.xs, grid.ys)
         )
         heights = at(np.stack(np.meshgrid(xs, ys), axis=-1))
-        return cls(grid, levels, xs, ys, heights, text_of(key), at)
+        marks = [*_paths(lines or {}), *_networks(points or {})]
+        return cls(grid, levels, xs, ys, heights, text_of(key), at, marks)
 
     def bands(self) -> list[list[float | None]]:
         """Return heights (y, x) as numbers of levels: k at level k, more than the last above it."""
@@ -102,7 +114,7 @@ def plane_plot(
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
     """
-    drawn = _Drawn.of(grid, key, cap)
+    drawn = _Drawn.of(grid, key, points, lines, cap)
     count, colours = len(drawn.levels), drawn.colours()
     contours = {
         "type": "contour",
@@ -117,7 +129,7 @@ def plane_plot(
         "line": {"width": 0.5, "color": _DARK},
         "hoverinfo": "skip",
     }
-    data = [contours, _measured(drawn, key), *_paths(lines or {}), *_networks(points or {})]
+    data = [contours, _measured(drawn, key), *drawn.marks]
     found = _base(600)
     unit = "distance" if _distances(grid) else "multiples"
     for name, side in (("x", grid.xs), ("y", grid.ys)):
@@ -147,7 +159,7 @@ def surface_plot(
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
     """
-    drawn = _Drawn.of(grid, key, cap)
+    drawn = _Drawn.of(grid, key, points, lines, cap)
     top, count = drawn.levels[-1], len(drawn.levels)
     edges = [(k, k + 1, colour) for k, colour in enumerate(drawn.colours())]
     surface = {
@@ -164,10 +176,8 @@ def surface_plot(
         "hovertemplate": f"x %{{x}}<br>y %{{y}}<br>{text(drawn.label)} %{{z}}<extra></extra>",
         "lighting": {"ambient": 0.85, "diffuse": 0.4, "specular": 0.05},
     }
-    data: list[dict[str, Any]] = [surface]
     lift = 0.01 * float(top - drawn.levels[0])
-    marks = (*_paths(lines or {}), *_networks(points or {}))
-    data += [_raised(trace, drawn, lift) for trace in marks]
+    data = [surface, *(_raised(trace, drawn, lift) for trace in drawn.marks)]
     found = _base(640)
     found["scene"] = _scene(drawn.label)
     found["margin"] |= {"l": 0, "r": 0, "b": 0}
@@ -175,12 +185,17 @@ def surface_plot(
 
 
 def _scene(height: str) -> dict[str, Any]:
-    """Return axes in three dimensions, the upright one with a title of its own."""
-    side = {"backgroundcolor": _PANEL, "gridcolor": LINE, "color": INK, "showspikes": False}
+    """Return axes in three dimensions, the upright one with a title of its own.
+
+    The background is light on a dark page, too: names of networks may lie on it or on the surface,
+    as the surface is turned.
+    """
+    side = {"backgroundcolor": _PANEL, "gridcolor": _GRID, "color": _DARK, "showspikes": False}
     titles = {"xaxis": "x", "yaxis": "y", "zaxis": height}
     axes = {name: {"title": {"text": text(title)}, **side} for name, title in titles.items()}
     return {
         **axes,
+        "bgcolor": _LIGHT,
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": 0.6},
         "camera": {"eye": {"x": -1.3, "y": -1.3, "z": 0.9}},
@@ -268,7 +283,6 @@ def _raised(trace: Mapping[str, Any], drawn: _Drawn, lift: float) -> dict[str, A
         found["line"] = {**trace["line"], "width": 5}
     else:
         found["marker"] = {**trace["marker"], "size": 5}
-        found["textfont"] = {"color": INK}
     return found
 
 

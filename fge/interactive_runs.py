@@ -127,9 +127,11 @@ def dynamics_plot(curves: SharpnessCurves) -> Plot:
         curves: as :func:`fge.sharpness_plots.dynamics_figure` takes them.
     """
     title = "top eigenvalue"
-    threshold = Series("2 (1 + momentum) / learning rate", curves.rate_epochs, curves.thresholds)
-    data = [line(threshold, x=_EPOCHS, y="threshold", style=_AMBER)]
-    data[0]["line"]["dash"] = "dash"
+    data = []
+    if curves.thresholds:
+        one = Series("2 (1 + momentum) / learning rate", curves.rate_epochs, curves.thresholds)
+        data.append(line(one, x=_EPOCHS, y="threshold", style=_AMBER))
+        data[0]["line"]["dash"] = "dash"
     own = Series(title, curves.epochs, curves.eigenvalues)
     data.append(line(own, x=_EPOCHS, y=title, style=_BLUE, marks=True))
     if curves.single[0]:

@@ -38,7 +38,9 @@ def main(folder: str, text: str) -> int:
         kind, module, function = COMMANDS[content["command"]]
         config = from_options(kind, content["options"], "the comparison")
         out = Path(folder)
-        config = replace(config, out=out, resume=(out / "config.json").is_file())
+        config = replace(config, out=out, resume=out.is_dir())
+        if (out / "config.json").is_file():  # it goes on with the threads that it was begun with
+            config = replace(config, threads=None)
         getattr(importlib.import_module(module), function)(config)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -11,28 +11,29 @@ from typing import Any
 from torch import nn
 
 from fge import report
-from fge.batches import EvalBatches
 from fge.drawn import Figures
 from fge.errors import DivergenceError
 from fge.evaluation import WeightsEvaluator
 from fge.grid import PlaneGrid
 from fge.interactive_plane import plane_plot, surface_plot
 from fge.landscape import evaluate_plane
+from fge.line_run import study_line
+from fge.line_scene import LineScene, make_line
 from fge.open_run import Run, check_kept, open_run, prepare
 from fge.plane import Bounds, Plane
 from fge.plane_plots import plane_figure, surface_figure
 from fge.plane_scene import Scene, make_scene
 from fge.preserve import preserved
-from fge.setup import eval_batches, new_model, speed_of
+from fge.setup import new_model, speed_of
 from fge.study_config import PlaneConfig, check_same_images
-from fge.study_data import recorded, training_part
+from fge.study_data import measured_batches, recorded
 from fge.study_results import plane_table, plane_verdict
 
 _MOST_LABELS = 8
 
 
 def plane(config: PlaneConfig) -> Path:
-    """Measure and draw loss and error on a plane through networks; return the run folder.
+    """Measure and draw loss and error on a plane or along lines; return the run folder.
 
     Raises:
         UserError: something the user can mend; no file was lost.
@@ -43,19 +44,21 @@ def plane(config: PlaneConfig) -> Path:
     config, dataset = prepare(config, "plane")
     check_same_images(config, dataset.fingerprint)
     model = new_model(config, dataset)
-    scene = make_scene(config, model)
+    scene = make_line(config, model) if config.line else make_scene(config, model)
     with open_run(config, "plane", dataset, model, epochs=1) as run:
-        run.observer.note(f"plane through {scene.what}")
-        networks = _measure_networks(run, model, scene)
-        grid = _measure_plane(run, model, scene)
-        grid.save(run.folder.path / "plane.npz")
-        _report_plane(run, scene, grid, networks)
+        run.observer.note(f"{'line' if config.line else 'plane'} through {scene.what}")
+        if isinstance(scene, LineScene):
+            study_line(run, model, scene)
+        else:
+            _study_plane(run, model, scene)
     return run.folder.path
 
 
-def _plane_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
-    splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
-    return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
+def _study_plane(run: Run[PlaneConfig], model: nn.Module, scene: Scene) -> None:
+    networks = _measure_networks(run, model, scene)
+    grid = _measure_plane(run, model, scene)
+    grid.save(run.folder.path / "plane.npz")
+    _report_plane(run, scene, grid, networks)
 
 
 def _measure_networks(
@@ -64,7 +67,7 @@ def _measure_networks(
     """Return place and figures of each network of the scene, measured as points of the plane."""
     evaluate = WeightsEvaluator(
         model,
-        _plane_batches(run),
+        measured_batches(run),
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=speed_of(run.config),
@@ -92,7 +95,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, scene: Scene) -> Pla
     return evaluate_plane(
         model,
         replace(scene.plane, origin=origin, axes=axes),
-        _plane_batches(run),
+        measured_batches(run),
         resolution=run.config.resolution,
         bounds=_bounds(scene.plane, run.config.margin),
         num_images=None,
@@ -125,7 +128,7 @@ def _report_plane(
     for name, ((draw, plot), key, caption) in shown.items():
         marks: dict[str, Any] = {"points": points, "lines": scene.lines}
         drawn.add(name, draw(grid, key, **marks), caption, plot(grid, key, **marks))
-    images = {name: len(batches.split) for name, batches in _plane_batches(run).items()}
+    images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     decay = run.config.loss_decay
     note = (
         f"The plane goes through {scene.what}; x and y are "

@@ -162,9 +162,12 @@ class Learner:
         dtype = self.speed.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
-    def kept(self) -> AbstractContextManager[None]:
-        """Have the weights in the model that a snapshot keeps: those that are trained."""
-        return nullcontext()
+    def kept(self) -> AbstractContextManager[int]:
+        """Have the weights in the model that a snapshot keeps: those that are trained.
+
+        The block gets the images that were passed forward for their batch-norm statistics.
+        """
+        return nullcontext(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, buffers and what the optimizer remembers; not its options."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fge.cells import Cell
 from fge.equivalent import deep_ensemble_equivalent
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
+ONE_VALUE = "all seeds are pooled into one value, which has no deviation and no interval"
 _ROUNDING = 1e-9
 
 
@@ -18,9 +20,10 @@ _ROUNDING = 1e-9
 class MethodRow:
     """A method at one budget, over seeds.
 
-    ``costs``: means of the :class:`fge.cells.Cost`;
+    ``values``: that there are, one per seed, but one in all where each cell pools the runs of all
+    seeds; ``costs``: means of the :class:`fge.cells.Cost`;
     ``mean`` and ``deviation``: of each figure that all cells have, the standard deviation (of a
-    sample, n - 1) empty for one seed; ``by_members`` likewise for the first m members;
+    sample, n - 1) empty for one value; ``by_members`` likewise for the first m members;
     ``equivalent``: the deep-ensemble equivalent, ``equivalent_is_bound`` where the method is better
     than the largest ensemble at hand; ``beyond``: it trains for longer than the budget.
     """
@@ -28,6 +31,7 @@ class MethodRow:
     method: str
     budget: int
     seeds: tuple[int, ...]
+    values: int
     costs: dict[str, float]
     mean: dict[str, float]
     deviation: dict[str, float]
@@ -47,23 +51,28 @@ def method_row(cells: Sequence[Cell], budget_epochs: float) -> MethodRow:
         budget_epochs: B, the epochs of one conventional training.
     """
     first = cells[0]
+    values = 1 if max(cell.pooled for cell in cells) >= len(cells) else len(cells)
+    notes = [cell.note for cell in cells if cell.note]
+    notes += [ONE_VALUE] if values < len(cells) else []
     costs = [{k: v for k, v in asdict(cell.cost).items() if v is not None} for cell in cells]
     mean_costs, _ = _statistics(costs)
-    mean, deviation = _statistics([cell.figures for cell in cells])
+    statistics = partial(_statistics, alone=values == 1)
+    mean, deviation = statistics([cell.figures for cell in cells])
     sizes = zip(*(cell.by_members for cell in cells), strict=False)
-    by_members = [_statistics(values) for values in sizes]
+    by_members = [statistics(figures) for figures in sizes]
     limit = first.budget * budget_epochs * (1 + _ROUNDING)
     return MethodRow(
         first.method,
         first.budget,
         tuple(cell.seed for cell in cells),
+        values,
         mean_costs,
         mean,
         deviation,
         [means for means, _ in by_members],
         [deviations for _, deviations in by_members],
         beyond=mean_costs["train_epochs"] > limit,
-        note="; ".join(dict.fromkeys(cell.note for cell in cells if cell.note)),
+        note="; ".join(dict.fromkeys(notes)),
     )
 
 
@@ -98,12 +107,12 @@ def with_equivalent(row: MethodRow, levels: Sequence[tuple[int, float]]) -> Meth
 
 
 def _statistics(
-    values: Sequence[Mapping[str, float]],
+    values: Sequence[Mapping[str, float]], *, alone: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return mean and standard deviation of what all mappings have."""
+    """Return mean and standard deviation of what all mappings have; none where they are one."""
     keys = [key for key in values[0] if all(key in one for one in values)]
     columns = {key: np.array([one[key] for one in values], dtype=np.float64) for key in keys}
     means = {key: float(column.mean()) for key, column in columns.items()}
-    if len(values) < 2:
+    if alone or len(values) < 2:
         return means, {}
     return means, {key: float(column.std(ddof=1)) for key, column in columns.items()}

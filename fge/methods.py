@@ -6,7 +6,6 @@ package.module:name`` runs it, and ``compare`` sets it beside the others.
 
 from __future__ import annotations
 
-import importlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from fge.config import is_factory
 from fge.cycle_config import CycleConfig, FGEConfig
 from fge.errors import UserError, unknown
+from fge.imports import import_named
 from fge.method_config import METHOD_NAMES, MethodConfig
 from fge.recipes import Recipe, endpoint_recipe
 from fge.restarts import CosineRestartsLR, CyclicalSGLDLR
@@ -140,24 +140,29 @@ METHODS: dict[str, Method] = {
 }
 assert tuple(METHODS) == METHOD_NAMES
 
+_OTHER_LINES = ("last-snapshot", "best-snapshot", "fold", "ensemble")
+"""Lines of a run's report beside its method's own; and ``swa``, unless that averages weights."""
+
 
 def find_method(name: str) -> Method:
     """Return a method by its name, or the user's own as ``package.module:method``.
 
     Raises:
-        UserError: there is none of that name, it cannot be imported, or is no method.
+        UserError: there is none of that name, it cannot be imported, is no method, or bears the
+            name of another line of its report.
     """
     if not is_factory(name):
         if name not in METHODS:
             raise unknown("method", name, METHODS)
         return METHODS[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import the method {name!r}: {error}") from None
+    found = import_named(name, "method")
     if not isinstance(found, Method):
         raise UserError(f"{name} must be an fge.methods.Method, got a {type(found).__name__}")
+    taken = _OTHER_LINES if found.combine == "weights" else (*_OTHER_LINES, "swa")
+    if found.name in taken:
+        raise UserError(
+            f"{name} bears the name {found.name!r} of another line of its report; rename it"
+        )
     return found
 
 

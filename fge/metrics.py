@@ -1,6 +1,7 @@
 """How good class probabilities are: error, NLL, Brier score, ECE; numpy, float64.
 
-Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`` (N,).
+Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`` (N,). It raises
+:class:`fge.errors.UserError` for others, logits and values that are not finite among them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> float:
     of the examples times |accuracy - mean confidence|.
 
     Raises:
-        UserError: shapes or targets that do not fit, or ``bins`` below 1.
+        UserError: as :func:`check_examples`, or ``bins`` below 1.
     """
     p, y = check_examples(probs, targets)
     index, confidence, correct = _binned(p, y, bins)
@@ -76,7 +77,7 @@ def reliability(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> Reli
     diagram; calibrated predictions lie on the diagonal.
 
     Raises:
-        UserError: shapes or targets that do not fit, or ``bins`` below 1.
+        UserError: as :func:`check_examples`, or ``bins`` below 1.
     """
     p, y = check_examples(probs, targets)
     index, *values = _binned(p, y, bins)
@@ -102,7 +103,8 @@ def check_examples(
     """Return probabilities (N, C) in float64 and targets (N,) in int64.
 
     Raises:
-        UserError: the shapes do not fit, there is no example, or targets are not classes.
+        UserError: the shapes do not fit, there is no example, targets are not classes, or values
+            are no probabilities.
     """
     p = np.asarray(probs, dtype=np.float64)
     y = np.asarray(targets)
@@ -115,7 +117,7 @@ def check_examples(
             f"targets must be integers in [0, {p.shape[1]}), got {y.dtype} "
             f"from {y.min()} to {y.max()}"
         )
-    return p, y.astype(np.int64)
+    return check_probs(p), y.astype(np.int64)
 
 
 def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +16,7 @@ from fge.architectures.preresnet import preresnet, wide_resnet
 from fge.architectures.vgg import vgg16
 from fge.config import is_factory
 from fge.errors import UserError, unknown
+from fge.imports import import_named, reason
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "convnet": convnet,
@@ -96,13 +94,7 @@ def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
 def _from_factory(
     name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]
 ) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        raise UserError(f"model {name!r} cannot be imported: {_reason(error)}") from error
+    factory = import_named(name, "model")
     offered = {
         "in_channels": in_channels,
         "num_classes": num_classes,
@@ -111,7 +103,7 @@ def _from_factory(
     try:
         model = factory(**_accepted(factory, offered))
     except Exception as error:
-        raise UserError(f"model factory {name!r} failed: {_reason(error)}") from error
+        raise UserError(f"model factory {name!r} failed: {reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model factory {name!r} returned a {type(model).__name__}, not a Module")
     return model
@@ -141,7 +133,7 @@ def _try_out(
         except Exception as error:
             raise UserError(
                 f"model {name!r} cannot take images of {in_channels} x {height} x {width}: "
-                f"{_reason(error)}"
+                f"{reason(error)}"
             ) from error
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != (2, num_classes):
@@ -149,8 +141,3 @@ def _try_out(
                 f"model {name!r} must return logits of shape (N, {num_classes}) for the "
                 f"{num_classes} classes of the data, got {shape} for N = 2"
             )
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's message, behind its type."""
-    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]

@@ -14,6 +14,7 @@ from fge.data import Dataset
 from fge.errors import DivergenceError, UserError
 from fge.files import sha256
 from fge.learner import Learner
+from fge.ledger import snapshot_costs
 from fge.observer import Observer
 from fge.predictions import MemberPredictions
 from fge.recipes import Recipe, recipe_stages, scale_initialisation
@@ -26,11 +27,15 @@ from fge.weights import flatten
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network: its name, state dict, and the epochs that it took (0 if not known)."""
+    """A trained network: its name, state dict, and what it took (0 if not known).
+
+    That is epochs of training, and validation images that were passed forward.
+    """
 
     name: str
     state: Mapping[str, Tensor]
     train_epochs: int
+    validation_images: int = 0
 
     def vector(self, model: nn.Module) -> Tensor:
         """Return the weights (P,), canonical, on the model's device."""
@@ -84,7 +89,8 @@ def train_network(
         training.run()
     except DivergenceError as error:
         raise DivergenceError(f"network {name}: {error}") from None
-    return Network(name, store[0], config.epochs)
+    validated = snapshot_costs(training, "network")[0]["validation_images"]
+    return Network(name, store[0], config.epochs, validated)
 
 
 def read_network(path: Path, name: str, model: nn.Module) -> Network:

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fge.arrays import read_npz
+from fge.config import FOREIGN_NAMES
 from fge.data import NAMED, SPLIT_SEED, Dataset, Foreign, Split, load_dataset
 from fge.errors import UserError
 from fge.seeds import generator
 
-NOISE, DIGITS = "noise", "digits"
+NOISE, DIGITS = FOREIGN_NAMES
 MAX_IMAGES = 2000
 """Foreign images of each kind at most; of other data they are balanced over its classes."""
 
@@ -120,9 +121,7 @@ def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Ten
         other = load_dataset(given, data_dir=data_dir, val_fraction=0)
         # The test split is in an order of which every first part is balanced.
         images = other.test.images[:MAX_IMAGES].clone()
-        return other.name or path.resolve().name, convert_images(
-            images, channels=channels, size=size
-        )
+        return other.name, convert_images(images, channels=channels, size=size)
     except UserError as error:
         raise UserError(f"--ood {given}: {error}") from None
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from fge.data import Dataset
 from fge.detection import ood_auroc
-from fge.ensemble import RunningMean
-from fge.predictions import MemberPredictions, PredictionFile
+from fge.predictions import MemberPredictions
 from fge.report import Table
 from fge.results import MethodResult
 
@@ -33,18 +30,11 @@ def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) ->
 
 
 def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, dict[str, float]]:
-    inside = _mean(predictions.test, result.member_names)
+    inside = predictions.test.mean(result.member_names)
     return {
-        name: ood_auroc(inside, _mean(file, result.member_names))
+        name: ood_auroc(inside, file.mean(result.member_names))
         for name, file in predictions.foreign.items()
     }
-
-
-def _mean(file: PredictionFile, members: Sequence[str]) -> Tensor:
-    mean = RunningMean()
-    for member in members:
-        mean.update(file.probabilities(member))
-    return mean.value
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:

@@ -7,9 +7,9 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fge import report
-from fge.config import RunConfig, TrainingConfig, is_factory
+from fge.config import RunConfig, TrainingConfig, own_code
 from fge.configfile import (
     check_unchanged,
     from_options,
@@ -28,13 +28,20 @@ from fge.configfile import (
 )
 from fge.console import ConsoleObserver
 from fge.data import Dataset
+from fge.devices import enough_memory
 from fge.distributed import Dismissed, current, join, leave, started_processes
 from fge.errors import UserError
 from fge.observer import Observer, Observers
 from fge.runfolder import RunFolder, open_run_folder
 from fge.setup import load_data, settle_machine, settle_options, settle_speed
 from fge.shared_folder import SharedFolder
+from fge.sources import DOWNLOADED, download_note
 from fge.tensorboard import TensorBoardObserver, check_tensorboard
+
+_LESS_MEMORY = (
+    "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (on "
+    "resuming they cannot change)"
+)
 
 C = TypeVar("C", bound=RunConfig)
 C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
@@ -86,6 +93,7 @@ def prepare(config: C, command: str) -> tuple[C, Dataset]:
         config, facts = _resumed(config, command)
         config = settle_machine(config)
         ranks.check_batch_size(config.batch_size)
+        config = _with_data_dir(config)
         dataset = load_data(config)
         _check_images(config, dataset, facts)
     images = ranks.first(lambda: dataset.fingerprint)
@@ -109,6 +117,18 @@ def _resumed(config: C, command: str) -> tuple[C, dict[str, Any]]:
             "start as many, with torchrun where it is more than one"
         )
     return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
+
+
+def _with_data_dir(config: C) -> C:
+    """Name the folder of data that are fetched, so that a run resumed elsewhere finds them too."""
+    folder = config.data_dir or Path("data")
+    fetched = False
+    for name in (config.data, *(config.ood if isinstance(config, TrainingConfig) else ())):
+        fetched |= name in DOWNLOADED
+        note = download_note(name, folder)
+        if note and current().leads:
+            ConsoleObserver().note(note)
+    return replace(config, data_dir=folder) if fetched else config
 
 
 def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
@@ -137,7 +157,13 @@ def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
 
 @contextmanager
 def open_run(
-    config: C, command: str, dataset: Dataset, model: nn.Module, *, epochs: int
+    config: C,
+    command: str,
+    dataset: Dataset,
+    model: nn.Module,
+    *,
+    epochs: int,
+    facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Run[C]]:
     """Open the run folder, settle what is measured, and see the run to its end.
 
@@ -149,9 +175,10 @@ def open_run(
         dataset: from :func:`prepare`.
         model: moved to the run's device.
         epochs: of training with one model, against which compile time is weighed.
+        facts: that ``config.json`` holds beside the options.
 
     Raises:
-        UserError: the folder is in use, or the disk is full.
+        UserError: the folder is in use, or the disk or the memory is full.
         KeyboardInterrupt: after saying how to go on.
     """
     folder = _open_folder(config, command)
@@ -159,7 +186,8 @@ def open_run(
     with _observed(config, folder) as observer:
         observer.note(f"run folder: {folder.path}")
         try:
-            yield _begin(config, command, dataset, model, folder, observer, epochs)
+            with enough_memory(config.device, _LESS_MEMORY):
+                yield _begin(config, command, dataset, model, folder, observer, epochs, facts or {})
         except Dismissed:
             return
         except KeyboardInterrupt:
@@ -214,11 +242,12 @@ def _begin(
     folder: RunFolder,
     observer: Observer,
     epochs: int,
+    more: Mapping[str, Any],
 ) -> Run[C]:
     device, ranks = torch.device(config.device), current()
     dataset = dataset.to(device)
     model.to(device)
-    facts: dict[str, Any] = {"dataset": report.dataset_facts(dataset)}
+    facts: dict[str, Any] = {"dataset": report.dataset_facts(dataset), **more}
     environment = report.environment_facts(device, torch.get_num_threads())
     if ranks.size > 1:
         facts["processes"] = environment["processes"] = ranks.size
@@ -245,5 +274,5 @@ def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
         if (local := os.environ.get("LOCAL_WORLD_SIZE")) not in (None, str(size)):
             start = ["torchrun", "...", "--nproc-per-node", str(local)]  # on several machines
     words = [*start, "cli.py", command, "--out", str(folder.path), "--resume"]
-    words += ["--model", config.model] if is_factory(config.model) else []
+    words += own_code(vars(config))
     return f"go on with: {shlex.join(words)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fge.config import is_factory
+from fge.config import own_code
 from fge.files import write_text
 from fge.interactive import Plot, plotly_script
 
@@ -148,7 +148,8 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
         "page": section.page,
         "content": section.content,
         "figures": figures,
-        "command": repeat_command(section.content),
+        "command": repeat_command(section.content, section.folder),
+        "own_code": own_code(section.content["config"]),
         "links": [(name, _link(out, section, name)) for name in section.page.files],
     }
 
@@ -159,19 +160,32 @@ def _link(out: Path, section: Section, name: str) -> str:
     return quote(where.as_posix())
 
 
-def repeat_command(content: Mapping[str, Any]) -> str:
+def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
     """Return the command that runs again what a ``report.json`` is of, in the folder of the run.
 
-    A user's own model and methods are named, since no file alone may have them imported.
+    A user's own model and methods are named, since no file alone may have them imported; what
+    several processes trained is started as many again.
+
+    Args:
+        content: of the ``report.json``.
+        folder: of the run, from which the path to ``cli.py`` is told.
     """
-    words = ["python", "cli.py", content["command"], "--config", "config.json"]
-    options = content["config"]
-    for name in ("model", "method", "methods"):
-        value = options.get(name, ())
-        given = [str(one) for one in (value if isinstance(value, list) else [value])]
-        if any(is_factory(one) for one in given):
-            words += [f"--{name}", *(shlex.quote(one) for one in given)]
-    return " ".join([*words, "--out", "NEW_FOLDER"])
+    options, processes = content["config"], content["environment"].get("processes", 1)
+    start = ["python"]
+    if processes > 1:
+        start = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    words = [*start, _command_line(folder), content["command"]]
+    if content["command"] == "predict":  # it has no config file
+        words += ["--run", options["run"], "--images", options["images"]]
+    else:
+        words += ["--config", "config.json"]
+    return shlex.join([*words, *own_code(options), "--out", "NEW_FOLDER"])
+
+
+def _command_line(folder: Path) -> str:
+    """Return the path of ``cli.py`` from a folder; its name where the package is elsewhere."""
+    file = Path(__file__).resolve().parent.parent / "cli.py"
+    return os.path.relpath(file, folder.resolve()) if file.is_file() else file.name
 
 
 def _marked(text: str) -> Markup:

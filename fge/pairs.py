@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fge.curve_config import CurveConfig
 from fge.curve_results import PairResult, pair_result
 from fge.curve_study import CurveStudy, StudyData
-from fge.data import Dataset, Split
+from fge.data import Dataset
 from fge.errors import DivergenceError, UserError
 from fge.evaluation import Record
 from fge.observer import Observer
@@ -52,8 +52,6 @@ def make_study(
         predictions: of members of all studies of the run.
         observer: is told of epochs and points.
     """
-    count = min(config.eval_images or len(dataset.train), len(dataset.train))
-    measured = Split(dataset.train.images[:count], dataset.train.labels[:count])
     return CurveStudy(
         folder / name,
         name,
@@ -61,7 +59,7 @@ def make_study(
         ends=ends,
         data=StudyData(
             train_batches(config, dataset, endpoint_recipe(config)),
-            eval_batches(config, dataset, measured),
+            eval_batches(config, dataset, dataset.train.first(config.eval_images)),
             eval_batches(config, dataset, dataset.test),
         ),
         config=config,
@@ -91,5 +89,11 @@ def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
         raise type(error)(f"curve {study.name}: {error}") from None
     along = study.measure("curve", curve, members)
     paths = {"segment": study.measure("segment", study.segment(), members), "curve": along}
-    pair = pair_result(study.name, study.geometry(curve), paths, fit_epochs=epochs)
+    pair = pair_result(
+        study.name,
+        study.geometry(curve),
+        paths,
+        fit_epochs=epochs,
+        probe_images=sum(map(len, paths.values())) * study.point_images,
+    )
     return Measured(pair, paths, study)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from fge.cells import cell_name
+from fge.cells import Cell, cell_name
 from fge.compare_config import OF_FGE_RUN, CompareConfig, options_for
 from fge.config import RunConfig
 from fge.curve_config import CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
 from fge.method_config import TrainConfig
+from fge.methods import find_method
 from fge.seeds import derive_seed
 
 _EVAL_POINTS = 5
@@ -47,6 +50,13 @@ class Part:
     line: str
     given_epochs: int = 0
 
+    @property
+    def name(self) -> str:
+        """What it is called wherever it was trained: alone, or with the others of an fge run."""
+        if self.job.command != "fge":
+            return self.job.name
+        return f"{self.line}{self.job.name.removeprefix('fge')}"
+
 
 @dataclass(frozen=True)
 class PlannedCell:
@@ -67,6 +77,20 @@ class PlannedCell:
         """What the files of the cell are called."""
         return cell_name(self.method, self.budget, self.seed)
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What the parts are called: other ones make another cell of the same name."""
+        return tuple(part.name for part in self.parts)
+
+    def is_measured_in(self, cell: Cell) -> bool:
+        """Say whether the cell of this name is of these parts: of more seeds it may be of others.
+
+        Of a cell that was written without its parts it is not known what it pools.
+        """
+        if cell.parts:
+            return cell.parts == self.part_names
+        return cell.pooled == self.pooled == 1
+
 
 class Plan:
     """The cells of a comparison and the runs behind them.
@@ -74,6 +98,9 @@ class Plan:
     Args:
         config: settled options.
         runs: the folder of the runs.
+
+    Raises:
+        UserError: a method of the user's own that cannot be imported, or is none.
     """
 
     def __init__(self, config: CompareConfig, runs: Path) -> None:
@@ -104,6 +131,15 @@ class Plan:
             for part in cell.parts:
                 add(part.job)
         return list(found.values())
+
+    def measured(self, cells: Iterable[Cell]) -> dict[str, Cell]:
+        """Return those of the cells, by name, that are cells of this plan."""
+        found = {cell.name: cell for cell in cells}
+        return {
+            planned.name: found[planned.name]
+            for planned in self.cells
+            if planned.name in found and planned.is_measured_in(found[planned.name])
+        }
 
     def _cell(self, method: str, budget: int, seed: int) -> PlannedCell:
         parts, note = self._parts(method, budget, seed)
@@ -160,8 +196,8 @@ class Plan:
             seed=seed,
             **self._rescaled(epochs),
         )
-        label = method.rpartition(":")[2]
-        return Job(f"{label}-e{epochs}-s{name or seed}", "train", config, (label,), epochs)
+        folder = f"{quote(method, safe='+')}-e{epochs}-s{name or seed}"
+        return Job(folder, "train", config, (find_method(method).name,), epochs)
 
     def _rescaled(self, epochs: int) -> dict[str, Any]:
         """Return cycle options for another budget, in which those given may not fit."""
@@ -203,11 +239,12 @@ class Plan:
 
     def _curve_of_singles(self, seed: int) -> Part:
         """Return the curve between the single networks of this seed and the next."""
-        singles = [self._single(1, s) for s in self._pool(2, seed)]
+        seeds = self._pool(2, seed)
+        singles = [self._single(1, s) for s in seeds]
         files = [self._weights(part) for part in singles]
         epochs = self.config.epochs
         job = self._curve_job(
-            f"curve-2B-e{epochs}-s{seed}",
+            f"curve-2B-e{epochs}-s{seeds[0]}-s{seeds[1]}",
             epochs,
             max(1, epochs // 2),
             seed,

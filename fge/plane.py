@@ -67,23 +67,24 @@ class Plane:
         line. ``anchors`` are the coordinates of w0, w1, w2.
 
         Raises:
-            UserError: two of them coincide, or all lie on a line up to the rounding of their
+            UserError: two of them coincide, or all lie on a line, up to the rounding of their
                 dtype; they are not finite vectors of one length.
         """
         vectors = {"w0": w0, "w1": w1, "w2": w2}
         check_vectors(vectors)
-        names = list(vectors)
-        for one, other in zip(names, [*names[1:], names[0]], strict=True):
-            if torch.equal(vectors[one], vectors[other].to(vectors[one].device)):
-                raise UserError(
-                    f"{one} and {other} coincide; a plane goes through three networks that differ"
-                )
+        noise = torch.finfo(w0.dtype).eps * max(float(w.double().norm()) for w in vectors.values())
         start = w0.detach().double()
         u, side = (w.detach().to(start) - start for w in (w2, w1))
+        apart = {("w0", "w1"): side, ("w1", "w2"): u - side, ("w2", "w0"): u}
+        for (one, other), difference in apart.items():
+            if float(difference.norm()) <= noise:
+                raise UserError(
+                    f"{one} and {other} coincide up to rounding; a plane goes through three "
+                    "networks that differ"
+                )
         u = u / u.norm()
         for _ in range(2):
             side = side - (side @ u) * u
-        noise = torch.finfo(w0.dtype).eps * max(float(w.double().norm()) for w in vectors.values())
         if float(side.norm()) <= noise:
             raise UserError(
                 f"w0, w1 and w2 lie on one line: w1 is {float(side.norm()):.2g} away from that "

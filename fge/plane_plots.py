@@ -28,6 +28,8 @@ _DECAY = 5.0
 """Over how many factors of e the levels stretch: that of the published figures."""
 _FACES = 80
 """At least so many along each side of a drawn surface, a whole number to each cell of the grid."""
+LINE_AXES = {"t": "t", "arc": "length along the line", "distance": "distance from t = 0"}
+"""What the keys of records along a line are called on the horizontal axis."""
 _UNITS = {"loss": "loss (nats)", "error": "error (%)", "nll": "NLL (nats)"}
 
 
@@ -177,7 +179,7 @@ def line_figure(
             if any(wanted not in record for record in records):
                 raise unknown("key of the records", wanted, records[0])
         axes.plot([r[x] for r in records], [r[key] for r in records], style, label=name)
-    axes.set_xlabel({"arc": "length along the line", "distance": "distance from t = 0"}.get(x, x))
+    axes.set_xlabel(LINE_AXES.get(x, x))
     axes.set_ylabel(text_of(key))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

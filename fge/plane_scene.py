@@ -41,19 +41,37 @@ def make_scene(config: PlaneConfig, model: nn.Module) -> Scene:
     """
     if config.run is None:
         return _of_networks(config, file_subjects(config, model), model)
-    command = read_run(config.run)[0]
-    if command == "fge":
+    if read_run(config.run)[0] in ("fge", "train"):
         return _of_snapshots(config, config.run, model)
+    check_keeps_snapshots(config, config.run)
+    return _of_curve(config.run, model)
+
+
+def check_keeps_snapshots(config: PlaneConfig, run: Path) -> None:
+    """Refuse options that speak of snapshots for a run which keeps a curve.
+
+    Raises:
+        UserError: naming the first of them.
+    """
     for option in ("random", "trajectory", "snapshots"):
         if getattr(config, option):
-            raise UserError(f"--{option} needs an fge run, {config.run} is one of {command}")
-    return _of_curve(config.run, model)
+            command = read_run(run)[0]
+            raise UserError(f"--{option} needs an fge or train run, {run} is one of {command}")
+
+
+def last_snapshot(run: Path, model: nn.Module) -> list[Subject]:
+    """Return the last snapshot of a run, alone in a list.
+
+    Raises:
+        UserError: there is none, or it does not fit the model.
+    """
+    return snapshot_subjects(run, model, [max(len(SnapshotStore(run / "snapshots")), 1)])
 
 
 def _of_snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> Scene:
     count = len(SnapshotStore(run / "snapshots"))
     if config.random:
-        return _of_networks(config, snapshot_subjects(run, model, [max(count, 1)]), model)
+        return _of_networks(config, last_snapshot(run, model), model)
     if 0 < count < 3:
         raise UserError(
             f"a plane needs three snapshots, {run} has {count}; with --random the last one will do"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fge.arrays import read_npz
 from fge.batches import EvalBatches
+from fge.ensemble import RunningMean
 from fge.errors import UserError
 from fge.files import write_bytes
 
@@ -72,6 +73,13 @@ class PredictionFile:
     def probabilities(self, member: str) -> Tensor:
         """Return the stored probabilities (N, C) of a member, float64."""
         return torch.from_numpy(self._members[member][1]).double()
+
+    def mean(self, members: Iterable[str]) -> Tensor:
+        """Return the mean of the members' probabilities (N, C), float64, in their order."""
+        mean = RunningMean()
+        for member in members:
+            mean.update(self.probabilities(member))
+        return mean.value
 
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
         """Store a member's probabilities (N, C); return them as they were rounded."""

@@ -61,8 +61,8 @@ class SharpnessProbe:
             ``event`` ("sharpness"), ``stage``, ``epoch``, ``lr``, ``snapshot``, ``eigenvalue``
             (nats per squared weight), ``residual`` (an eigenvalue lies within it), ``converged``
             (the residual is at most 1 % of the eigenvalue), ``examples``, ``products``
-            (Hessian-vector products) and ``gradients`` (their cost, in gradients over the
-            examples).
+            (Hessian-vector products) and ``gradients`` (an estimate of their cost, in gradients
+            over the examples).
 
         Raises:
             DivergenceError: the weights are not finite.

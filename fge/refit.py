@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from fge.config import RunConfig
 from fge.curve_config import CurveConfig
@@ -12,11 +13,11 @@ from fge.cycle_config import FGEConfig
 from fge.errors import UserError
 from fge.evaluation import Record
 from fge.geometry import turning_angles
+from fge.ledger import snapshot_costs
 from fge.open_run import Run
 from fge.pairs import Measured, make_study, measure_pair
 from fge.predictions import MemberPredictions, PredictionFile
 from fge.results import MethodResult, method_result
-from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining, member_name
 from fge.tensors import load_weights, state_bytes
 from fge.weights import flatten
@@ -95,9 +96,10 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
             observer=run.observer,
         )
         measured.append(measure_pair(study, inner))
+    snapshots = snapshot_costs(training, "fge")
     turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
     results = [
-        _result(predictions.test, store, measured[: size - 1], inner, state_bytes(model))
+        _result(predictions.test, snapshots[:size], measured[: size - 1], inner, state_bytes(model))
         for size in range(2, len(store) + 1)
     ]
     return Refit(measured, turns, results)
@@ -105,7 +107,7 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
 
 def _result(
     test: PredictionFile,
-    store: SnapshotStore,
+    snapshots: Sequence[dict[str, Any]],
     measured: Sequence[Measured],
     inner: Sequence[float],
     weight_bytes: int,
@@ -118,9 +120,10 @@ def _result(
         "fge+refit",
         test,
         [*(member_name("fge", position) for position in range(last + 1)), *points],
-        train_epochs=int(store.facts(last)["epoch"]) + fitted,
+        train_epochs=snapshots[-1]["train_epochs"] + fitted,
         weight_bytes=weight_bytes,
         refresh_images=sum(found.study.refresh_images for found in measured) * len(inner),
+        validation_images=sum(facts["validation_images"] for facts in snapshots),
     )
 
 

@@ -18,6 +18,10 @@ from fge.results import COLUMNS
 from fge.runfolder import open_run_folder
 
 _PAGES = ("report.html", "report.md")
+_IMAGES = ("sha256", "train", "val", "test")
+"""What tells whether runs are of the same images, foreign ones aside."""
+_COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
+"""Those of single runs, and in how many budgets a line of a comparison is."""
 
 
 def report(config: ReportConfig) -> Path:
@@ -45,7 +49,7 @@ def read_section(folder: Path) -> Section:
         UserError: the folder holds no run or an unfinished one, or its files are damaged or of a
             later schema.
     """
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "report.json")):
         raise UserError(f"{folder} is no run folder (no config.json)")
     for name in ("report.json", "page.json"):
         if not (folder / name).is_file():
@@ -64,11 +68,16 @@ def read_section(folder: Path) -> Section:
             plots={name: Plot(**plot) for name, plot in shown["plots"].items()},
         )
         content["command"], dict(content["config"]), dict(content["environment"])
+        content["methods"] = [dict(method) for method in content["methods"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__} {error}"
         raise UserError(f"the report in {folder} is damaged: {what}") from None
+    figures = folder / "figures"
     for name in page.figures:
-        if not (folder / "figures" / name).is_file():
+        # Somebody else's page.json may name any file, and what it names is put into the page.
+        if Path(name).name != name or (figures / name).resolve().parent != figures.resolve():
+            raise UserError(f"the report in {folder} is damaged: {name!r} is no file of figures/")
+        if not (figures / name).is_file():
             raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
     return Section(folder, page, content)
 
@@ -124,14 +133,10 @@ def joined_page(sections: Sequence[Section]) -> Page:
 
 def _sameness(sections: Sequence[Section]) -> str:
     """Say whether the lines of the runs may be compared."""
-    different = [
-        what
-        for what, key in (("images", "dataset"), ("models", "model"))
-        if len({json.dumps(s.content.get(key), sort_keys=True) for s in sections}) > 1
-    ]
-    if "images" in different:
+    images = {tuple((s.content.get("dataset") or {}).get(key) for key in _IMAGES) for s in sections}
+    if len(images) > 1:
         return "The runs are of different images, so that their figures do not compare."
-    if different:
+    if len({s.content.get("model") for s in sections}) > 1:
         return "The runs are of the same images, with different models."
     return "The runs are of the same images and the same model."
 
@@ -142,11 +147,20 @@ def _methods_table(
     differing = [
         key for key in ("data", "model") if len({str(s.content.get(key)) for s in sections}) > 1
     ]
-    columns = [column for column in COLUMNS if any(column[0] in method for _, method in lines)]
+    columns = [column for column in _COLUMNS if any(column[0] in method for _, method in lines)]
     rows = []
     for section, method in lines:
         row = [section.name, *(str(section.content.get(key)) for key in differing)]
-        row += [form.format(method[key]) if key in method else "-" for key, _, form in columns]
+        row += [_cell(method.get(key), form) for key, _, form in columns]
         rows.append(row)
     headings = ["run", *differing, *(heading for _, heading, _ in columns)]
     return Table("Methods of all runs, on their test sets", headings, rows, UNITS)
+
+
+def _cell(value: Any, form: str) -> str:
+    """Return a figure as text; a mean over seeds of what is counted may be a fraction."""
+    if value is None:
+        return "-"
+    if isinstance(value, float) and form == "{}":
+        return f"{value:.1f}".removesuffix(".0")
+    return form.format(value) if isinstance(value, int | float) else str(value)

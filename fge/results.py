@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fge import metrics
-from fge.ensemble import RunningMean
 from fge.predictions import PredictionFile
 
 COLUMNS = (
@@ -32,7 +31,8 @@ class MethodResult:
     ``error`` in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
     fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
     needs; ``forward_passes`` are those of one prediction; ``refresh_images`` went through the
-    network to estimate batch-norm statistics of members that training did not leave;
+    network to estimate batch-norm statistics of members that training did not leave,
+    ``validation_images`` to validate the snapshots up to the last member and averages tried;
     ``member_names`` are those in ``predictions/test.npz``; ``ood`` holds what
     :func:`fge.detection.ood_auroc` returns, for each kind of foreign images.
     """
@@ -48,6 +48,7 @@ class MethodResult:
     ece: float
     member_names: tuple[str, ...]
     refresh_images: int = 0
+    validation_images: int = 0
     chosen: str | None = None
     ood: dict[str, dict[str, float]] | None = None
 
@@ -60,6 +61,7 @@ def method_result(
     train_epochs: int,
     weight_bytes: int,
     refresh_images: int = 0,
+    validation_images: int = 0,
     chosen: str | None = None,
 ) -> MethodResult:
     """Return the line of the ensemble that averages the probabilities of ``members``.
@@ -71,11 +73,9 @@ def method_result(
         train_epochs: that the method needs, fits included.
         weight_bytes: of one network.
         refresh_images: passed forward for batch-norm statistics.
+        validation_images: passed forward for validation.
         chosen: the member that a rule picked, where one did.
     """
-    mean = RunningMean()
-    for member in members:
-        mean.update(test.probabilities(member))
     size = len(members)
     return MethodResult(
         name,
@@ -85,9 +85,10 @@ def method_result(
         size * weight_bytes,
         member_names=tuple(members),
         refresh_images=refresh_images,
+        validation_images=validation_images,
         chosen=chosen,
         ood=None,
-        **metrics.summary(mean.value, test.targets),
+        **metrics.summary(test.mean(members), test.targets),
     )
 
 
@@ -98,44 +99,62 @@ def ensemble_results(
     weight_bytes: int,
     budget: int,
     stage: str = "fge",
-    name: str = "fge",
+    name: str | None = None,
 ) -> list[MethodResult]:
     """Return the table of a run that keeps snapshots.
 
     Args:
         test: test predictions of members ``STAGE-0001``, ... and, where trained beside them,
             ``single-0001``.
-        snapshots: their facts (epoch, val_nll) in the order of the cycles.
+        snapshots: their facts and costs in the order of the cycles, as
+            :func:`fge.ledger.snapshot_costs` gives them.
         weight_bytes: of one network.
         budget: epochs of the single network.
         stage: that kept the snapshots.
-        name: of the ensembles of the first two, three, ... snapshots; a method with one snapshot
-            has one line.
+        name: of the method, whose one snapshot is one line; by default the ensembles are called
+            ``fge``, and one snapshot makes none.
     """
     names = [f"{stage}-{position + 1:04d}" for position in range(len(snapshots))]
-    used = int(snapshots[-1]["epoch"])
+    count = len(names)
 
     def result(
-        name: str, members: Sequence[str], epochs: int, chosen: str | None = None
+        name: str, part: slice, trained: int = count, chosen: str | None = None
     ) -> MethodResult:
+        """Return the line of a part of the snapshots, when so many were trained."""
         return method_result(
-            name, test, members, train_epochs=epochs, weight_bytes=weight_bytes, chosen=chosen
+            name,
+            test,
+            names[part],
+            train_epochs=snapshots[trained - 1]["train_epochs"],
+            weight_bytes=weight_bytes,
+            refresh_images=sum(facts["refresh_images"] for facts in snapshots[part]),
+            validation_images=sum(facts["validation_images"] for facts in snapshots[:trained]),
+            chosen=chosen,
         )
 
     results = []
-    if len(names) == 1 and stage != "fge":
-        return [result(name, names, used)]
+    if len(names) == 1 and name is not None:
+        return [result(name, slice(1))]
     if "single-0001" in test:
-        results.append(result("single", ["single-0001"], budget))
-    results.append(result("last-snapshot", names[-1:], used))
+        results.append(_single(test, weight_bytes, budget, snapshots[0]["validation_images"]))
+    results.append(result("last-snapshot", slice(count - 1, count)))
     if all("val_nll" in facts for facts in snapshots):
         best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
-        results.append(result("best-snapshot", names[best : best + 1], used, names[best]))
-    results += [
-        result(name, names[:size], int(snapshots[size - 1]["epoch"]))
-        for size in range(2, len(names) + 1)
-    ]
-    return results
+        results.append(result("best-snapshot", slice(best, best + 1), chosen=names[best]))
+    sizes = range(2, count + 1)
+    return results + [result(name or "fge", slice(size), trained=size) for size in sizes]
+
+
+def _single(test: PredictionFile, weight_bytes: int, epochs: int, validated: int) -> MethodResult:
+    """Return the line of the conventional network that was trained beside the snapshots."""
+    return method_result(
+        "single",
+        test,
+        ["single-0001"],
+        train_epochs=epochs,
+        weight_bytes=weight_bytes,
+        validation_images=validated,
+    )
 
 
 def verdict(results: Sequence[MethodResult], name: str = "fge") -> str:
@@ -157,8 +176,8 @@ def verdict(results: Sequence[MethodResult], name: str = "fge") -> str:
     parts = [f"{comparison(ensemble, other)} than {_described(other)}" for other in others]
     return (
         f"The ensemble of {ensemble.members} snapshots ({ensemble.error:.2f} % error, NLL "
-        f"{ensemble.nll:.4f}) has {'; '.join(parts)}. One run, one test set: see the README for "
-        "means over seeds."
+        f"{ensemble.nll:.4f}) has {'; '.join(parts)}. One run, one test set: other seeds "
+        "would give other figures."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,21 +14,27 @@ from fge.baseline_run import BaselineRun, beside_baseline, read_baseline
 from fge.curve_plots import curve_figure
 from fge.curve_results import pairs_table
 from fge.cycle_config import FGEConfig
-from fge.data import Dataset
 from fge.drawn import Figures
 from fge.dynamics import find_dynamics
 from fge.errors import DivergenceError
 from fge.interactive_runs import curve_plot
+from fge.ledger import snapshot_costs
 from fge.methods import fge_stages
 from fge.ood_results import ood_tables, with_ood
 from fge.open_run import Run, check_kept, open_run, prepare
 from fge.predictions import MemberPredictions
 from fge.recipes import endpoint_recipe
 from fge.refit import Refit, check_refit, refit
+from fge.reliability import add_reliability
 from fge.setup import initial_model, make_training, member_predictions
 from fge.staged import StagedTraining
 from fge.tensors import state_bytes
 from fge.training_results import add_training
+
+_UNKNOWN_COST = (
+    "The run began with given weights (--pretrained): the epochs of their training are not known "
+    "and counted nowhere."
+)
 
 
 def fge(config: FGEConfig) -> Path:
@@ -80,10 +87,10 @@ def _report(
     baseline: BaselineRun | None,
 ) -> None:
     """Draw the figures and write the report."""
-    store, drawn = training.stores["fge"], Figures(run.folder.figures)
+    drawn = Figures(run.folder.figures)
     found = results.ensemble_results(
         predictions.test,
-        [store.facts(position) for position in range(len(store))],
+        snapshot_costs(training, "fge"),
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
     )
@@ -91,45 +98,57 @@ def _report(
     found += averages.results
     recipe = endpoint_recipe(run.config)
     add_training(drawn, training, recipe)
-    content, tables = {**averages.content}, [*averages.tables]
+    content, tables = {**_cost_note(run.config), **averages.content}, [*averages.tables]
     if refitted:
         found += refitted.results
         ensembles.append(refitted.results[-1])
-        tables.append(pairs_table(refitted.pairs, "Between consecutive snapshots"))
-        _draw_refit(refitted, drawn)
-        content["pairs"] = [pair.as_json() for pair in refitted.pairs]
-        content["turning_angles"] = refitted.turns
+        _add_refit(refitted, drawn, tables, content)
     if baseline:
         table, sentence = beside_baseline(ensembles, predictions.test, baseline)
         tables.append(table)
         verdicts.append(sentence)
     if dynamics := find_dynamics(training, recipe):
         dynamics.add_to(drawn, tables, verdicts, content)
+    add_reliability(drawn, found, predictions.test)
     found = with_ood(found, predictions)
     title = f"{run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    tables = [*_method_tables(run.dataset, found), *tables]
+    tables = [*_method_tables(run, found), *tables]
     files = (*report.FILES, "predictions/test.npz", *averages.files)
     page = report.Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
     run.finish(page, {"methods": results.as_methods(found), **content})
 
 
-def _draw_refit(refitted: Refit, drawn: Figures) -> None:
+def _add_refit(
+    refitted: Refit, drawn: Figures, tables: list[report.Table], content: dict[str, Any]
+) -> None:
+    tables.append(pairs_table(refitted.pairs, "Between consecutive snapshots"))
+    content["pairs"] = [pair.as_json() for pair in refitted.pairs]
+    content["turning_angles"] = refitted.turns
     paths, place = [refitted.joined(name) for name in ("curve", "segment")], "snapshots passed"
     caption = "Loss and error along curves and segments, snapshot to snapshot"
     figure, plot = curve_figure(*paths, place=place), curve_plot(*paths, place=place)
     drawn.add("refit.png", figure, caption, plot)
 
 
-def _method_tables(dataset: Dataset, found: Sequence[results.MethodResult]) -> list[report.Table]:
-    rows, note = results.table_rows(found), _notes(dataset, found)
-    return [report.Table("Results on the test set", *rows, note=note), *ood_tables(found, dataset)]
+def _method_tables(
+    run: Run[FGEConfig], found: Sequence[results.MethodResult]
+) -> list[report.Table]:
+    rows, note = results.table_rows(found), _notes(run, found)
+    main = report.Table("Results on the test set", *rows, note=note)
+    return [main, *ood_tables(found, run.dataset)]
 
 
-def _notes(dataset: Dataset, found: Sequence[results.MethodResult]) -> str:
+def _notes(run: Run[FGEConfig], found: Sequence[results.MethodResult]) -> str:
     chosen = [result.chosen for result in found if result.chosen]
     best = (
         f"`best-snapshot` is {chosen[0]}, the one with the lowest validation NLL."
         if chosen
         else "Without validation data there is no `best-snapshot`."
     )
-    return f"{report.splits_note(report.dataset_facts(dataset))} {report.UNITS} {best}"
+    splits = report.splits_note(report.dataset_facts(run.dataset))
+    return " ".join([splits, report.UNITS, best, *_cost_note(run.config).values()])
+
+
+def _cost_note(config: FGEConfig) -> dict[str, str]:
+    """Return what ``report.json`` says of a cost that the ledger cannot hold, if there is one."""
+    return {"cost_note": _UNKNOWN_COST} if config.pretrained is not None else {}

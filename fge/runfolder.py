@@ -113,7 +113,7 @@ def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: 
     if resume:
         if not out.is_dir() or not _is_run(out):
             raise UserError(f"no run to resume in {out}")
-        remove_temporaries(out)
+        _remove_leftovers(out)
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     elif out.exists() and any(out.iterdir()):
@@ -142,6 +142,15 @@ def _is_run(path: Path) -> bool:
     """Say whether the folder is a run, or what one leaves that was cut off at its first file."""
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".config.json.")}
     return "config.json" in names or not names
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what interrupted writes left, but for the runs of a comparison, which may go on."""
+    for leftover in path.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name != RUNS.name:
+            remove_temporaries(entry)
 
 
 def _remove_run(path: Path) -> None:

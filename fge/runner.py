@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fge.configfile import to_options
-from fge.errors import DIVERGED, INTERRUPTED, DivergenceError, UserError
+from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
 from fge.plan import Job
 
@@ -35,7 +35,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     lock: IO[str]
     started: float
-    overlapped: bool
+    overlapped: bool = False
 
 
 class Runner:
@@ -66,6 +66,7 @@ class Runner:
         self.on_change = on_change
         self.on_done = on_done
         self.command = command
+        self.diverged: dict[str, str] = {}
         self._running: dict[str, _Running] = {}
         for name in ("runs", "logs", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -73,10 +74,12 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs that are not done, and wait for those that others run.
 
+        ``diverged`` says of jobs, by name, how they did: the others go on, but for those that need
+        them.
+
         Raises:
             UserError: a job failed for something the user can mend; it names the job.
-            DivergenceError: a job diverged; it names the job.
-            KeyboardInterrupt: after the jobs have been stopped; they can be gone on with.
+            KeyboardInterrupt: after the jobs have been stopped; they can be resumed.
         """
         waiting = list(jobs)
         try:
@@ -85,6 +88,7 @@ class Runner:
                 for job in [job for job in waiting if self.is_done(job)]:
                     waiting.remove(job)
                     self.on_done(job)
+                waiting = [job for job in waiting if not self._is_lost(job)]
                 for job in waiting:
                     if len(self._running) < self.workers and self._is_ready(job):
                         self._start(job)
@@ -101,6 +105,9 @@ class Runner:
             return False
         content = json.loads(report.read_text(encoding="utf-8"))
         return set(job.lines) <= {method["name"] for method in content["methods"]}
+
+    def _is_lost(self, job: Job) -> bool:
+        return job.name in self.diverged or any(self._is_lost(other) for other in job.needs)
 
     def _is_ready(self, job: Job) -> bool:
         return job.name not in self._running and all(self.is_done(other) for other in job.needs)
@@ -132,19 +139,22 @@ class Runner:
         assert process.stdin is not None
         process.stdin.write(json.dumps({"command": job.command, "options": options}).encode())
         process.stdin.close()
-        for other in self._running.values():
-            other.overlapped = True
-        alone = not self._running
-        self._running[job.name] = _Running(job, process, lock, time.perf_counter(), not alone)
+        append_record(self.folder / "timing.jsonl", {"event": "job begun", "job": job.name})
+        self._running[job.name] = _Running(job, process, lock, time.perf_counter())
+        self._mark_overlaps()
 
     def _collect(self) -> None:
         """Take note of jobs that have ended."""
+        self._mark_overlaps()
         for name, running in list(self._running.items()):
             code = running.process.poll()
             if code is None:
                 continue
             del self._running[name]
             running.lock.close()
+            if code == DIVERGED:
+                self.diverged[name] = f"run {name} failed: {self._reason(name, code)}"
+                continue
             if code:
                 raise self._failure(name, code)
             if not self.is_done(running.job):
@@ -159,17 +169,28 @@ class Runner:
             }
             append_record(self.folder / "timing.jsonl", {"event": "job", **record})
 
-    def _failure(self, name: str, code: int) -> Exception:
+    def _mark_overlaps(self) -> None:
+        """Mark what runs beside other jobs, those of other processes too: their locks are held."""
+        locks = (self.folder / "locks").iterdir()
+        others = (_is_held(path) for path in locks if path.name not in self._running)
+        if len(self._running) > 1 or (self._running and any(others)):
+            for running in self._running.values():
+                running.overlapped = True
+
+    def _failure(self, name: str, code: int) -> UserError:
+        if code < 0 or code == INTERRUPTED:
+            return UserError(f"run {name} was stopped from outside; the same command goes on")
+        return UserError(f"run {name} failed: {self._reason(name, code)}")
+
+    def _reason(self, name: str, code: int) -> str:
+        """Return the last line that a job wrote, and where the others are."""
         log = self.folder / "logs" / f"{name}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-        if code < 0 or code == INTERRUPTED:
-            return UserError(f"run {name} was stopped from outside; the same command goes on")
-        kind = DivergenceError if code == DIVERGED else UserError
-        return kind(f"run {name} failed: {last} (see {log})")
+        return f"{last} (see {log})"
 
     def _stop(self) -> None:
-        """Interrupt what runs; each run keeps what it has and can be gone on with."""
+        """Interrupt what runs; each run keeps what it has and can be resumed."""
         for running in self._running.values():
             running.process.send_signal(signal.SIGINT)
         for running in self._running.values():
@@ -179,3 +200,12 @@ class Runner:
                 running.process.kill()
             running.lock.close()
         self._running.clear()
+
+
+def _is_held(path: Path) -> bool:
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -73,7 +73,7 @@ def load_data(config: RunConfig) -> Dataset:
 
     Raises:
         UserError: what :func:`fge.data.load_dataset` and :func:`fge.ood.load_foreign` raise, or
-            batches larger than the data.
+            batches or a crop padding larger than the data.
     """
     dataset = load_dataset(
         config.data,
@@ -82,6 +82,9 @@ def load_data(config: RunConfig) -> Dataset:
         test_size=config.test_size,
         val_fraction=config.val_fraction,
     )
+    side = min(dataset.image_size)
+    if config.crop_padding is not None and config.crop_padding > side:
+        raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
     if config.batch_size > len(dataset.train):
         raise UserError(
             f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
@@ -250,7 +253,7 @@ def _probe(config: RunConfig, dataset: Dataset, seed: int) -> SharpnessProbe | N
     """Return what measures the sharpness of the training loss, where that is asked for."""
     if not (isinstance(config, CycleConfig) and config.sharpness_every):
         return None
-    images, labels = (part[:PROBE_IMAGES] for part in (dataset.train.images, dataset.train.labels))
     # Batches of another size than the chunks would be cut into smaller ones.
-    part = EvalBatches(Split(images, labels), normaliser(config, dataset), CHUNK)
+    images = dataset.train.first(PROBE_IMAGES)
+    part = EvalBatches(images, normaliser(config, dataset), CHUNK)
     return SharpnessProbe(part, config.sharpness_every, seed=seed)

@@ -31,7 +31,8 @@ class EigenResult:
             that distance of each value.
         iterations: Krylov steps, each of k products.
         hessian_products: Hessian-vector products.
-        gradient_cost: their cost, in gradients over the whole data.
+        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+            :class:`fge.hessian.HessianOperator`.
         converged: whether all residuals are within the tolerance.
         vectors: (k, P), orthonormal, by trainable parameters in order and each in C order; None
             unless asked for.
@@ -157,7 +158,8 @@ class TraceResult:
         standard_error: of the mean.
         samples: (n,) float64, each an unbiased estimate.
         hessian_products: Hessian-vector products.
-        gradient_cost: their cost, in gradients over the whole data.
+        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+            :class:`fge.hessian.HessianOperator`.
     """
 
     value: float

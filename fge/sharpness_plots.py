@@ -24,8 +24,8 @@ class SharpnessCurves:
 
     ``epochs`` and ``eigenvalues``: each measurement; ``snapshots``: epochs at which one was kept;
     ``rate_epochs``, ``rates`` and ``thresholds``: the learning rate and 2 (1 + momentum) / lr, NaN
-    where the rate is 0; ``single``: epochs and eigenvalues of the single network, empty where
-    there is none.
+    where the rate is 0, empty where the optimizer has no such line; ``single``: epochs and
+    eigenvalues of the single network, empty where there is none.
     """
 
     epochs: Sequence[float]
@@ -80,7 +80,7 @@ def eigenvalue_figure(
 
 
 def dynamics_figure(curves: SharpnessCurves) -> Figure:
-    """Draw the top eigenvalue over a training beside 2 (1 + momentum) / lr, the rate below it.
+    """Draw the top eigenvalue over a training, 2 (1 + momentum) / lr beside and the rate below it.
 
     Raises:
         UserError: nothing was measured.
@@ -103,14 +103,15 @@ def dynamics_figure(curves: SharpnessCurves) -> Figure:
 
 
 def _draw_sharpness(axes: Axes, curves: SharpnessCurves) -> None:
-    axes.plot(
-        curves.rate_epochs,
-        curves.thresholds,
-        "--",
-        color=THRESHOLD,
-        label="2 (1 + momentum) / learning rate",
-        linewidth=1.2,
-    )
+    if curves.thresholds:
+        axes.plot(
+            curves.rate_epochs,
+            curves.thresholds,
+            "--",
+            color=THRESHOLD,
+            label="2 (1 + momentum) / learning rate",
+            linewidth=1.2,
+        )
     axes.plot(
         curves.epochs, curves.eigenvalues, "o-", color=TOP, label="top eigenvalue", markersize=3
     )

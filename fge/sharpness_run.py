@@ -14,6 +14,7 @@ from fge import report
 from fge.batches import EvalBatches
 from fge.batchnorm import refresh_batch_norm
 from fge.drawn import Figures
+from fge.dynamics import line_momentum, no_line_of
 from fge.errors import UserError
 from fge.interactive_runs import sharpness_plot, spectrum_plot
 from fge.layout import Layout
@@ -25,7 +26,7 @@ from fge.sharpness_plots import eigenvalue_figure, spectrum_figure
 from fge.spectrum import spectral_density
 from fge.study_config import SharpnessConfig, check_same_images
 from fge.study_data import recorded, training_part
-from fge.study_networks import Subject, sharpness_subjects
+from fge.study_networks import Subject, sharpness_subjects, snapshot_recipe
 from fge.study_results import sharpness_table, sharpness_verdict, thresholds_of
 from fge.tensors import load_weights
 
@@ -142,23 +143,41 @@ def _report_sharpness(
     networks: Sequence[dict[str, Any]],
     spectrum: dict[str, Any],
 ) -> None:
-    thresholds = thresholds_of(networks, run.config.momentum)
+    thresholds, no_line = _stability_line(run.config, networks)
     drawn = Figures(run.folder.figures)
     if len(networks) > 1:
         _draw_eigenvalues(drawn, networks, thresholds)
     arrays = [spectrum[key] for key in ("grid", "density")]
     caption = (
         f"Spectral density of the Hessian of {spectrum['name']} "
-        f"({spectrum['hessian_products']} products, {spectrum['gradient_cost']:.0f} gradients)"
+        f"({spectrum['hessian_products']} products, estimated at {spectrum['gradient_cost']:.0f} "
+        "gradients)"
     )
     figure = spectrum_figure(*(torch.tensor(array) for array in arrays))
     drawn.add("spectrum.png", figure, caption, spectrum_plot(*arrays))
     examples = len(training_part(run, run.config.examples))
-    table = sharpness_table(networks, examples=examples, thresholds=thresholds)
+    table = sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
     title = f"Sharpness of {run.config.model} on {run.dataset.name}"
     verdict = sharpness_verdict(networks, thresholds)
     page = report.Page(title, verdict, [table], drawn.captions, report.FILES, drawn.plots)
     run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
+
+
+def _stability_line(
+    config: SharpnessConfig, networks: Sequence[dict[str, Any]]
+) -> tuple[list[float] | None, str]:
+    """Return 2 (1 + momentum) / lr for each network, or None and why there is no such line."""
+    if config.run is None or not all("lr" in network for network in networks):
+        return None, ""
+    recipe, method = snapshot_recipe(config.run)
+    if recipe is None:
+        return None, (
+            f"There is no line 2(1+m)/lr: the run is of the method {method}, which is not imported "
+            "here, so that its optimizer is not known."
+        )
+    momentum = line_momentum(recipe)
+    no_line = "" if momentum is not None else no_line_of(recipe.optimizer)
+    return thresholds_of(networks, momentum), no_line
 
 
 def _draw_eigenvalues(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fge.errors import UserError
 from fge.files import sha256, write_bytes, write_json
-from fge.tensors import canonical_state, decode_weights, encode_weights
+from fge.tensors import Weights, canonical_state, decode_weights, encode_weights
 
 SCHEMA_VERSION = 1
 
@@ -53,11 +53,12 @@ class SnapshotStore:
         write_json(self.path / "index.json", {"schema_version": SCHEMA_VERSION, "snapshots": index})
         self._index = index
 
-    def append(self, model: nn.Module | Mapping[str, Tensor], **facts: Any) -> Path:
+    def append(self, model: Weights, **facts: Any) -> Path:
         """Keep the model's parameters and buffers, with ``facts`` in the index.
 
         Args:
-            model: a module (wrapped by ``torch.compile`` or data-parallel or not) or a state dict.
+            model: a module (wrapped by ``torch.compile`` or data-parallel or not), a state dict
+                or a path.
             facts: JSON values to remember: step, epoch, learning rate, validation figures.
 
         Returns:
@@ -75,12 +76,6 @@ class SnapshotStore:
         self._write_index([*self._index, {"file": name, "sha256": sha256(data), **facts}])
         return self.path / name
 
-    def annotate(self, position: int, **facts: Any) -> None:
-        """Add facts to the index entry of the snapshot at ``position``."""
-        index = [dict(entry) for entry in self._index]
-        index[position].update(facts)
-        self._write_index(index)
-
     def facts(self, position: int) -> dict[str, Any]:
         """Return the index entry of a snapshot: ``file``, ``sha256`` and its facts."""
         return dict(self._index[position])
@@ -93,15 +88,6 @@ class SnapshotStore:
         for file in self.path.glob("*.safetensors"):
             if file.stem.isdigit() and len(file.stem) >= 4 and file.name not in named:
                 file.unlink()
-
-    def verify(self) -> None:
-        """Read every snapshot once.
-
-        Raises:
-            UserError: a file is missing, or is not what was written.
-        """
-        for position in range(len(self)):
-            self[position]
 
     def __len__(self) -> int:
         """Return the number of snapshots."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from dataclasses import dataclass
 from importlib import resources
@@ -53,6 +54,30 @@ class RawData:
     test: RawSplit
 
 
+DOWNLOADED = {
+    "fashion-mnist": (31, ("FashionMNIST/raw",)),
+    "cifar10": (170, ("cifar-10-batches-py", "cifar-10-python.tar.gz")),
+    "cifar100": (169, ("cifar-100-python", "cifar-100-python.tar.gz")),
+}
+"""By name of a data set: megabytes to fetch, and what of it lies in the folder then."""
+
+
+def download_note(name: str, data_dir: Path) -> str | None:
+    """Say what reading a named data set would download; None where nothing is to be fetched."""
+    if name not in DOWNLOADED:
+        return None
+    size, places = DOWNLOADED[name]
+    found = [data_dir / place for place in places]
+    if name == "fashion-mnist":
+        found += [folder / _idx_name("train", "images") for folder in _idx_folders(data_dir)]
+    if any(place.exists() for place in found):
+        return None
+    return (
+        f"downloading {name} (about {size} MB) with torchvision from where its authors or a mirror "
+        f"keep it, into {data_dir} ..."
+    )
+
+
 def fashion_mnist_mini(data_dir: Path) -> RawData:
     """Return the subset of Fashion-MNIST that comes with the package."""
     del data_dir
@@ -64,7 +89,7 @@ def fashion_mnist_mini(data_dir: Path) -> RawData:
 
 def fashion_mnist(data_dir: Path) -> RawData:
     """Return Fashion-MNIST from ``data_dir``, Debian's package or a download."""
-    for folder in (data_dir, data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
+    for folder in _idx_folders(data_dir):
         if (folder / _idx_name("train", "images")).exists():
             splits = [_idx_split(folder, split) for split in ("train", "test")]
             return RawData("fashion-mnist", FASHION_CLASSES, *splits)
@@ -99,6 +124,11 @@ def from_npz(path: Path) -> RawData:
     )
     countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
     classes = int(train.labels.max()) + 1 if countable else 0
+    if classes > (images := len(train.images)):  # names for them all could take a long time
+        raise UserError(
+            f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
+            f"and there are {images}; number the classes from 0 on"
+        )
     return RawData(path.stem, tuple(str(c) for c in range(classes)), train, test)
 
 
@@ -112,7 +142,7 @@ def from_folder(folder: Path) -> RawData:
     if extra := sorted(set(_class_names(folder / "test")) - set(classes)):
         raise UserError(f"{folder}/test has a class {extra[0]!r} that {folder}/train has not")
     train, test = (_folder_split(folder / part, classes) for part in ("train", "test"))
-    return RawData(folder.name, classes, train, test)
+    return RawData(Path(os.path.abspath(folder)).name, classes, train, test)
 
 
 def check(raw: RawData) -> None:
@@ -173,6 +203,10 @@ def _folder_split(folder: Path, classes: tuple[str, ...]) -> RawSplit:
 
 def _with_channels(images: NDArray[Any]) -> NDArray[Any]:
     return images[..., None] if images.ndim == 3 else images
+
+
+def _idx_folders(data_dir: Path) -> tuple[Path, ...]:
+    return data_dir, data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST
 
 
 def _idx_name(split: str, kind: str) -> str:

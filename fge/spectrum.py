@@ -34,7 +34,8 @@ class SpectralDensity:
         density: (g,), per unit of eigenvalue: the nodes smoothed by a Gaussian.
         sigma: the Gaussian's standard deviation.
         hessian_products: Hessian-vector products.
-        gradient_cost: their cost, in gradients over the whole data.
+        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+            :class:`fge.hessian.HessianOperator`.
     """
 
     nodes: Tensor

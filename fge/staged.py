@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import resource
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fge import metrics
 from fge.batches import EvalBatches, TrainBatches
+from fge.devices import peak_memory_mib
 from fge.distributed import dismiss
 from fge.ensemble import RunningMean
 from fge.errors import DivergenceError
@@ -34,7 +34,7 @@ class StagedTraining:
     """Runs the stages of a method in a run folder; each epoch ends with a checkpoint.
 
     Args:
-        folder: where everything is kept; what a checkpoint there speaks of is gone on from.
+        folder: where everything is kept; training goes on from a checkpoint there.
         learner: with initial (or pretrained) weights.
         stages: of the method, in order.
         batches: of the training split.
@@ -184,15 +184,15 @@ class StagedTraining:
                 "epoch": end.epoch,
                 "seconds": round(seconds, 4),
                 "images_per_second": round(end.images / seconds, 1),
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "peak_memory_mib": peak_memory_mib(),
             }
         )
         self._measure(stage, schedule, finished, snapshot=False)
         self._checkpoint(stage, schedule, finished)
-        self.observer.epoch(record, self._epochs_done(stage, finished), self._epochs_done())
+        self.observer.epoch(record, self.epochs_done(stage, finished), self.epochs_done())
         self._clock = time.perf_counter()
 
-    def _epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
+    def epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
         """Return the epochs trained when ``stage`` has reached ``epoch``; all by default."""
         done = 0
         for other in self.stages:
@@ -218,16 +218,20 @@ class StagedTraining:
         """Keep a snapshot, with its validation figures and those of the ensemble with it."""
         if not self.learner.ranks.leads:
             return
-        with self.learner.kept():
-            self._keep_weights(stage, schedule, epoch)
+        with self.learner.kept() as refreshed:
+            self._keep_weights(stage, schedule, epoch, refreshed)
 
-    def _keep_weights(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+    def _keep_weights(
+        self, stage: Stage, schedule: ClosedFormLR, epoch: int, refreshed: int
+    ) -> None:
         store = self.stores[stage.name]
         facts: dict[str, Any] = {
             "step": epoch * len(self.batches),
             "epoch": epoch,
             "lr": schedule.rate_kept,
         }
+        if refreshed:
+            facts["refresh_images"] = refreshed
         training = self.learner.model.training
         probs = self.learner.predict(self.validation) if self.validation else None
         self.learner.model.train(training)

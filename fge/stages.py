@@ -18,9 +18,10 @@ class Stage:
     """A stretch of training: epochs [first_epoch, last_epoch) under one schedule.
 
     ``schedule(optimizer, steps_per_epoch)`` is at its first step when ``first_epoch`` begins. The
-    stage goes on from the weights and the optimizer's state at the end of the stage ``after``, or
-    from initialisation. Snapshots go to the folder ``store``: where the schedule is
-    ``at_minimum``, or at the end of the stage.
+    stage goes on from the weights and the optimizer's state at the end of the stage ``after``;
+    without one, from those that training has come to, at first the initial ones. Every stage
+    counts among the epochs of those behind it, also where they do not go on from it. Snapshots
+    go to the folder ``store``: where the schedule is ``at_minimum``, or at the end of the stage.
     """
 
     name: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fge.checks import check_at_least, check_not_negative
-from fge.config import Precision, RunConfig, Switch, saved_fields
+from fge.config import Precision, RunConfig, Switch, as_stored, saved_fields
 from fge.configfile import read_config
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
@@ -43,6 +43,16 @@ class StudyConfig(RunConfig):
     """Not used here: nothing is trained."""
     lr: float | None = None
     """Not used here: snapshots tell their learning rates."""
+    batch_size: int = 128
+    """Used only where --channels-last auto is measured: nothing is trained."""
+    momentum: float = 0.9
+    """Not used here: nothing is trained."""
+    weight_decay: float = 5e-4
+    """That of --weight-decay-in-loss; not used without."""
+    crop_padding: int | None = None
+    """Not used here: images are looked at without augmentation."""
+    flip: bool = True
+    """Not used here: images are looked at without augmentation."""
     compile: Switch = "off"
     """Not used here."""
     amp: Precision = "off"
@@ -70,19 +80,26 @@ class StudyConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneConfig(StudyConfig):
-    """Measure and draw loss and error on a plane through networks.
+    """Measure and draw loss and error on a plane through networks, or along lines (--line).
 
-    The plane goes through three snapshots of an fge run, the ends and the bend of the first curve
-    of a curve-ensemble or connect run, or three files.
+    The plane goes through three snapshots of an fge or train run, the ends and the bend of the
+    first curve of a curve-ensemble or connect run, or three files.
     """
 
     snapshots: tuple[int, ...] = ()
-    """Numbers of three snapshots of an fge run; its first, middle and last by default."""
+    """Numbers of three snapshots of an fge or train run; its first, middle and last by default."""
     random: bool = False
     """Instead, two random filter-normalised directions (arXiv 1712.09913) from one file, or from
-    the last snapshot of an fge run; --seed chooses them."""
+    the last snapshot of an fge or train run; --seed chooses them."""
     trajectory: bool = False
-    """Instead, the first two principal components of all snapshots of an fge run, or of files."""
+    """Instead, the first two principal components of all snapshots of an fge or train run, or of
+    files."""
+    line: bool = False
+    """Instead of a plane, lines: from snapshot to snapshot of an fge or train run (all, or two and
+    more of --snapshots), along the first curve of a curve-ensemble or connect run and along its
+    segment, from file to file, or with --random along one direction to both sides."""
+    line_points: int = 61
+    """Points along each line, at least; each is measured."""
     resolution: int = 15
     """Points along each axis; each is measured."""
     margin: float = 0.2
@@ -98,11 +115,13 @@ class PlaneConfig(StudyConfig):
             UserError: naming the option, its value and what it may be.
         """
         super().__post_init__()
-        check_at_least(2, resolution=self.resolution)
+        check_at_least(2, resolution=self.resolution, line_points=self.line_points)
         check_at_least(0, eval_images=self.eval_images)
         check_not_negative(margin=self.margin)
         if self.random and self.trajectory:
             raise UserError("give --random or --trajectory, not both")
+        if self.line and self.trajectory:
+            raise UserError("give --line or --trajectory, not both")
         self._check_snapshots()
         if self.weights:
             self._check_files(len(self.weights))
@@ -116,7 +135,10 @@ class PlaneConfig(StudyConfig):
                 "--random and --trajectory"
             )
         chosen = " ".join(map(str, self.snapshots))
-        if len(set(self.snapshots)) != len(self.snapshots) or len(self.snapshots) != _PLANE_NEEDS:
+        different, count = len(set(self.snapshots)), len(self.snapshots)
+        if self.line and not 2 <= different == count:
+            raise UserError(f"--snapshots needs two different numbers or more, got {chosen}")
+        if not self.line and not different == count == _PLANE_NEEDS:
             raise UserError(f"--snapshots needs three different numbers, got {chosen}")
         if min(self.snapshots) < 1:
             raise UserError(f"--snapshots counts from 1, got {chosen}")
@@ -124,6 +146,12 @@ class PlaneConfig(StudyConfig):
     def _check_files(self, count: int) -> None:
         if self.random and count != 1:
             raise UserError(f"--random needs one file, got {count}")
+        if self.line:
+            if count < 2 and not self.random:
+                raise UserError(
+                    f"--line needs two files or more, got {count}; with --random one will do"
+                )
+            return
         if self.trajectory and count < _PLANE_NEEDS:
             raise UserError(f"--trajectory needs three files or more, got {count}")
         if not (self.random or self.trajectory) and count != _PLANE_NEEDS:
@@ -137,8 +165,8 @@ class PlaneConfig(StudyConfig):
 class SharpnessConfig(StudyConfig):
     """Measure the sharpness of networks: top Hessian eigenvalues, trace, spectral density.
 
-    The networks are the snapshots of an fge run, points on the first curve of a curve-ensemble or
-    connect run, or files.
+    The networks are the snapshots of an fge or train run, points on the first curve of a
+    curve-ensemble or connect run, or files.
     """
 
     k: int = 3
@@ -157,6 +185,8 @@ class SharpnessConfig(StudyConfig):
     """Lanczos steps from each of them."""
     channels_last: Switch = "off"
     """Not used here."""
+    amp: Precision = "off"
+    """Not used here: Hessian products are in full precision."""
     curve_points: int = 5
     """Networks on the curve of a curve-ensemble or connect run, evenly spaced in t."""
 
@@ -228,6 +258,9 @@ def check_same_images(config: StudyConfig, fingerprint: str) -> None:
     _, options, content = read_run(config.run)
     facts = content.get("dataset")
     known = facts.get("sha256") if isinstance(facts, dict) else None
-    asked = all(getattr(config, name) == getattr(options, name) for name in _OF_DATA)
+    asked = all(
+        as_stored(name, getattr(config, name)) == as_stored(name, getattr(options, name))
+        for name in _OF_DATA
+    )
     if asked and known not in (None, fingerprint):
         raise UserError(f"the images of {config.data} are not those of the run {config.run}")

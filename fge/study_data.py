@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from fge.batches import EvalBatches
 from fge.data import Split
 from fge.open_run import Run
-from fge.study_config import StudyConfig
+from fge.setup import eval_batches
+from fge.study_config import PlaneConfig, StudyConfig
 
 
 def training_part(run: Run[StudyConfig], count: int) -> Split:
     """Return the first ``count`` training images, or all for 0; any number is balanced."""
-    train = run.dataset.train
-    count = min(count or len(train), len(train))
-    return Split(train.images[:count], train.labels[:count])
+    return run.dataset.train.first(count)
+
+
+def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
+    """Return what losses and errors of a plane or a line are measured on, by split."""
+    splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
+    return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
 
 
 def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fge.config import RunConfig
+from fge.config import RunConfig, is_factory
 from fge.curve import Curve
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
+from fge.cycle_config import FGEConfig
 from fge.errors import UserError
+from fge.method_config import TrainConfig
+from fge.methods import find_method
 from fge.networks import read_networks
+from fge.recipes import Recipe, endpoint_recipe
 from fge.snapshots import SnapshotStore
 from fge.study_config import SharpnessConfig, StudyConfig, read_run
 from fge.tensors import canonical_state, load_weights
@@ -68,7 +72,7 @@ def file_subjects(config: StudyConfig, model: nn.Module) -> list[Subject]:
 def snapshot_subjects(
     run: Path, model: nn.Module, numbers: Sequence[int] | None = None
 ) -> list[Subject]:
-    """Return snapshots of an fge run, all or those with the given numbers, counted from 1.
+    """Return snapshots of an fge or train run, all or those with the given numbers, counted from 1.
 
     The model has the buffers of the first.
 
@@ -89,6 +93,22 @@ def snapshot_subjects(
         }
         found.append(Subject(f"snapshot {number}", state, known))
     return _loaded(found, model)
+
+
+def snapshot_recipe(run: Path) -> tuple[Recipe | None, str]:
+    """Return the recipe that a run's snapshots were trained by, and the name of its method.
+
+    There is no recipe of a run that keeps networks otherwise, and none of a user's own method: a
+    ``package.module:method`` that a file names is not imported.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    command, options, _ = read_run(run)
+    if isinstance(options, TrainConfig):
+        known = not is_factory(options.method)
+        return find_method(options.method).recipe(options) if known else None, options.method
+    return endpoint_recipe(options) if isinstance(options, FGEConfig) else None, command
 
 
 def run_curve(run: Path, model: nn.Module) -> RunCurve:

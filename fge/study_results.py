@@ -16,7 +16,7 @@ _SHARPNESS_NOTE = (
     "Hessian of the mean loss over {examples} training images without augmentation, in nats per "
     "squared weight. A residual bounds the distance to an eigenvalue; traces have their standard "
     "error. Products are Hessian-vector products, for eigenvalues and trace together; gradients "
-    "are what they cost, in gradients over the images."
+    "are an estimate of what they cost, in gradients over the images."
 )
 _THRESHOLD_NOTE = (
     " 2(1+m)/lr is where full-batch heavy-ball descent on a quadratic loss stops being stable; "
@@ -65,13 +65,71 @@ def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> str
     )
 
 
+def line_table(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], note: str, *, barriers: bool
+) -> Table:
+    """Return the table of lines, or parts of one.
+
+    Args:
+        lines: records of :func:`fge.landscape.evaluate_line` for ``train`` and ``test``, by name.
+        note: what was measured.
+        barriers: whether the lines join networks, between which there may be a barrier.
+    """
+    headings = ["line", "length", "train loss: start", "end", "lowest", "highest"]
+    headings += [*(["barrier"] if barriers else []), "test error %: start", "end", "highest"]
+    rows = []
+    for name, records in lines.items():
+        losses, errors = ([r[key] for r in records] for key in ("train_loss", "test_error"))
+        found = [losses[0], losses[-1], min(losses), max(losses)]
+        found += [_barrier(records)] if barriers else []
+        row = [name, f"{records[-1]['arc'] - records[0]['arc']:.3f}"]
+        row += [f"{value:.4f}" for value in found]
+        rows.append([*row, *(f"{value:.2f}" for value in (errors[0], errors[-1], max(errors)))])
+    if barriers:
+        note += (
+            " A barrier is the most by which the training loss lies above the straight line "
+            "between its values at the ends."
+        )
+    return Table("Along the line", headings, rows, note)
+
+
+def line_verdict(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], what: str, *, barriers: bool
+) -> str:
+    """Say in words how high loss and error go along lines; arguments as in :func:`line_table`."""
+    losses, errors = (
+        [record[key] for records in lines.values() for record in records]
+        for key in ("train_loss", "test_error")
+    )
+    text = (
+        f"Along {what}, the training loss lies between {min(losses):.4f} and {max(losses):.4g} and "
+        f"the test error between {min(errors):.2f} and {max(errors):.2f} %"
+    )
+    if not barriers:
+        return f"{text}."
+    highest = max(lines, key=lambda name: _barrier(lines[name]))
+    return f"{text}; the highest barrier, {_barrier(lines[highest]):.4f} nats, is on {highest}."
+
+
+def _barrier(records: Sequence[Mapping[str, float]]) -> float:
+    """Return the most by which the training loss lies above the straight line between its ends."""
+    (low, first), (high, last) = ((r["t"], r["train_loss"]) for r in (records[0], records[-1]))
+    shares = [(r["t"] - low) / (high - low) for r in records]
+    return max(
+        r["train_loss"] - (1 - share) * first - share * last
+        for r, share in zip(records, shares, strict=True)
+    )
+
+
 def _distance(grid: PlaneGrid, step: Any) -> float:
     return math.sqrt(max(float(step @ grid.gram @ step), 0.0))
 
 
-def thresholds_of(networks: Sequence[Mapping[str, Any]], momentum: float) -> list[float] | None:
-    """Return 2 (1 + momentum) / lr for each network, or None where a learning rate is unknown."""
-    if not all(network.get("lr", 0.0) > 0 for network in networks):
+def thresholds_of(
+    networks: Sequence[Mapping[str, Any]], momentum: float | None
+) -> list[float] | None:
+    """Return 2 (1 + momentum) / lr for each network, or None where one of the two is unknown."""
+    if momentum is None or not all(network.get("lr", 0.0) > 0 for network in networks):
         return None
     return [stability_threshold(network["lr"], momentum) for network in networks]
 
@@ -81,6 +139,7 @@ def sharpness_table(
     *,
     examples: int,
     thresholds: Sequence[float] | None = None,
+    no_line: str = "",
 ) -> Table:
     """Return the table of networks and their sharpness.
 
@@ -90,23 +149,25 @@ def sharpness_table(
             known ``epoch`` and ``lr``.
         examples: images that the loss is over.
         thresholds: of :func:`thresholds_of`.
+        no_line: why there are none, where it is to be said.
     """
-    dated = all("epoch" in network for network in networks)
     several = len(networks[0]["eigenvalues"]) > 1
-    headings = ["network", *(["epoch", "lr"] if thresholds and dated else [])]
+    dated = all("epoch" in network and "lr" in network for network in networks)
+    headings = ["network", *(["epoch", "lr"] if dated else [])]
     headings += ["top eigenvalue", "residual", *(["next ones"] if several else [])]
     headings += ["trace", *(["2(1+m)/lr"] if thresholds else []), "products", "gradients"]
     rows = []
     for position, found in enumerate(networks):
         top, *others = (f"{value:.4g}" for value in found["eigenvalues"])
         row = [found["name"]]
-        row += [f"{found['epoch']:g}", f"{found['lr']:g}"] if thresholds and dated else []
+        row += [f"{found['epoch']:g}", f"{found['lr']:g}"] if dated else []
         row += [top, f"{found['residuals'][0]:.1g}", *([", ".join(others)] if several else [])]
         row.append(f"{found['trace']:.4g} ± {found['trace_standard_error']:.2g}")
         row += [f"{thresholds[position]:.4g}"] if thresholds else []
         row += [str(found["hessian_products"]), f"{found['gradient_cost']:.0f}"]
         rows.append(row)
-    note = _SHARPNESS_NOTE.format(examples=examples) + (_THRESHOLD_NOTE if thresholds else "")
+    note = _SHARPNESS_NOTE.format(examples=examples)
+    note += _THRESHOLD_NOTE if thresholds else f" {no_line}" if no_line else ""
     short = [found["name"] for found in networks if not found["converged"]]
     if short:
         note += f" Residuals above 1 % of the eigenvalue were left for {', '.join(short)}."

@@ -17,6 +17,9 @@ from fge.files import write_bytes
 
 _SKELETON = "skeleton"
 
+Weights = nn.Module | Mapping[str, Tensor] | str | Path
+"""A network's weights: a module, a state dict, or a path to ``.safetensors`` or ``.pt``."""
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's own module below ``torch.compile`` and data-parallel wrappers."""
@@ -30,13 +33,24 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def canonical_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the model's tensors by name: on the CPU, contiguous, each with its own memory.
+def state_of(weights: Weights) -> Mapping[str, Tensor]:
+    """Return tensors by name, of a module those it has now.
 
     Raises:
-        UserError: the state holds something else than tensors.
+        UserError: there is no file of that path, or it holds no state dict.
     """
-    state = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    if isinstance(weights, str | Path):
+        return read_weights(Path(weights))
+    return unwrap(weights).state_dict() if isinstance(weights, nn.Module) else weights
+
+
+def canonical_state(weights: Weights) -> dict[str, Tensor]:
+    """Return the tensors by name: on the CPU, contiguous, each with its own memory.
+
+    Raises:
+        UserError: the state holds something else than tensors, or a file cannot be read.
+    """
+    state = state_of(weights)
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(

@@ -12,11 +12,13 @@ from fge.averaged_run import Averages, average_snapshots
 from fge.drawn import Figures
 from fge.dynamics import find_dynamics
 from fge.errors import DivergenceError
+from fge.ledger import snapshot_costs
 from fge.method_config import TrainConfig
 from fge.methods import Method, find_method
 from fge.ood_results import ood_tables, with_ood
 from fge.open_run import Run, open_run, prepare
 from fge.predictions import MemberPredictions
+from fge.reliability import add_reliability
 from fge.setup import make_training, member_predictions, new_model
 from fge.staged import StagedTraining
 from fge.tensors import state_bytes
@@ -35,7 +37,8 @@ def train(config: TrainConfig) -> Path:
     config, dataset = prepare(config, "train")
     model = new_model(config, dataset)
     epochs = sum(stage.last_epoch - stage.first_epoch for stage in method.stages(config))
-    with open_run(config, "train", dataset, model, epochs=epochs) as run:
+    facts = {"combine": method.combine}
+    with open_run(config, "train", dataset, model, epochs=epochs, facts=facts) as run:
         _train_and_report(run, method, model)
     return run.folder.path
 
@@ -70,10 +73,12 @@ def _report(
     averages: Averages,
 ) -> None:
     stage, store = list(training.stores.items())[-1]
-    ensemble = method.name if method.combine == "probabilities" else "ensemble"
+    # The weights of one snapshot are their own average.
+    averaged = method.combine == "weights" and len(store) > 1
+    ensemble = "ensemble" if averaged else method.name
     found = results.ensemble_results(
         predictions.test,
-        [store.facts(position) for position in range(len(store))],
+        snapshot_costs(training, stage),
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
         stage=stage,
@@ -81,7 +86,7 @@ def _report(
     )
     verdicts = [results.verdict(found, ensemble), *averages.sentences]
     found += [
-        replace(line, name=method.name) if line.name == "swa" and ensemble == "ensemble" else line
+        replace(line, name=method.name) if line.name == "swa" and averaged else line
         for line in averages.results
     ]
     found = with_ood(found, predictions)
@@ -91,6 +96,7 @@ def _report(
     drawn, content = Figures(run.folder.figures), {**averages.content}
     recipe = method.recipe(run.config)
     add_training(drawn, training, recipe)
+    add_reliability(drawn, found, predictions.test)
     if dynamics := find_dynamics(training, recipe):
         dynamics.add_to(drawn, tables, verdicts, content)
     title = f"{method.name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}"

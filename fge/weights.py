@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.layout import Layout, named_parameters
-from fge.tensors import read_weights, unwrap
+from fge.tensors import Weights, read_weights, unwrap
 
 __all__ = [
     "FlatParameters",
@@ -22,9 +22,6 @@ __all__ = [
     "unflatten",
     "write_parameters",
 ]
-
-Weights = nn.Module | Mapping[str, Tensor] | str | Path
-"""A network's weights: a module, a state dict, or a path to ``.safetensors`` or ``.pt``."""
 
 
 def flatten(weights: Weights, model: nn.Module) -> Tensor:

@@ -167,6 +167,15 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse at a place, move it to another and let it go there."""
+        middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        moves = [("mouseMoved", start), ("mousePressed", start), ("mouseMoved", middle)]
+        for kind, (x, y) in [*moves, ("mouseMoved", end), ("mouseReleased", end)]:
+            held = {"button": "left", "clickCount": 1, "buttons": 1}
+            options = held if kind != "mouseMoved" or (x, y) != start else {}
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
+
     def wait_for(self, script: str) -> None:
         """Wait until a script comes to something true."""
         end = time.monotonic() + _PATIENCE

@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,27 @@ class Compiled(nn.Module):
         self._orig_mod = model
 
 
+def append_slowly(cycle: fge.FGE) -> None:
+    """Have the process that writes take its time: who does not wait finds a snapshot missing."""
+    append = cycle.store.append
+
+    def slow(*arguments: Any, **facts: Any) -> Path:
+        time.sleep(0.3)
+        return append(*arguments, **facts)
+
+    cycle.store.append = slow  # type: ignore[method-assign]
+
+
+def unwritable(folder: Path, model: nn.Module) -> None:
+    """Keep a snapshot where a file is in the way of the folder."""
+    (folder / "taken").write_text("")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    out = folder / "taken" / "snapshots"
+    cycle = fge.FGE(model, optimizer, cycle_steps=2, max_lr=0.1, min_lr=0.01, out=out)
+    optimizer.step()
+    cycle.step()
+
+
 def wrapped(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Use ``FGE`` in a loop of one's own, with PyTorch's data-parallel wrapper."""
     torch.manual_seed(0)
@@ -262,20 +284,26 @@ def wrapped(folder: Path, ranks: Ranks) -> dict[str, Any]:
         out=folder / f"own-{ranks.rank}",
         write=True,
     )
+    append_slowly(cycle)
     rng = torch.Generator().manual_seed(ranks.rank)
+    ensembles: list[fge.Ensemble] = []
     for _ in range(8):
         inputs = torch.randn(6, 1, 4, 4, generator=rng, dtype=torch.float64)
         F.cross_entropy(model(inputs), torch.arange(6) % 3).backward()
         optimizer.step()
         optimizer.zero_grad()
-        cycle.step()
+        if cycle.step():
+            ensembles.append(cycle.ensemble())
         own.step()
-    with ranks.together():  # so that the files are there
-        pass
+    probs = ensembles[-1](split_of(5).images.double())
     state = cycle.state_dict()
     cycle.load_state_dict({**state, "snapshots": 1})
     return {
         "snapshots": list(own.store),
+        "ensembles": [len(ensemble) for ensemble in ensembles],
+        "probs": probs,
+        "lost": message(lambda: cycle.load_state_dict({**state, "snapshots": 3})),
+        "unwritable": message(lambda: unwritable(folder, model)),
         "writes": cycle.writes,
         "state": state["snapshots"],
         "reloaded": cycle.state_dict()["snapshots"],

@@ -116,6 +116,8 @@ def test_the_lines_have_the_costs_of_one_network_and_the_figures_of_its_predicti
             1,
             images,
         )
+        tried = 1 if name == "swa 1" else trials
+        assert line["validation_images"] == (3 + tried) * VAL_IMAGES
         assert line["weight_bytes"] == lines["last-snapshot 1"]["weight_bytes"]
         assert line["member_names"] == [member]
         for key, value in metrics.summary(probs[member], targets).items():

@@ -15,7 +15,7 @@ import torch
 from conftest import tiny_arrays, write_tiny_npz
 from curve_runs import contents, curve_job, done, flags, job, report, run
 
-from fge.baseline_run import BaselineRun, beside_baseline, mean_probabilities, read_baseline
+from fge.baseline_run import BaselineRun, beside_baseline, read_baseline
 from fge.data import load_dataset
 from fge.errors import UserError
 from fge.predictions import PredictionFile
@@ -89,13 +89,6 @@ def test_what_is_equal_is_no_difference(tmp_path: Path) -> None:
     assert f"(30 epochs, passes: 1): {same}; {same}. Differences" in verdict
 
 
-def test_probabilities_are_averaged_over_members(tmp_path: Path) -> None:
-    file = predictions(tmp_path, a=0.75, b=0.25, c=0.25)
-    mean = mean_probabilities(file, line("fge", file, "a", "b", epochs=1))
-    assert mean.dtype == torch.float64
-    assert mean.tolist() == [[0.5, 0.5]] * COUNT
-
-
 # --------------------------------------------------------------------------------------- reading
 
 
@@ -105,7 +98,7 @@ def test_a_finished_run_is_read(baseline: Path, data: Path) -> None:
     assert (found.curve.name, found.curve.members, found.curve.train_epochs) == ("curve", 5, 3)
     lines = {m["name"]: m for m in report(baseline)["methods"]}
     for ours in (found.ends, found.curve):
-        mean = mean_probabilities(found.predictions, ours).numpy()
+        mean = found.predictions.mean(ours.member_names).numpy()
         wrong = mean.argmax(1) != found.predictions.targets
         assert 100 * wrong.mean() == pytest.approx(lines[ours.name]["error"], abs=1e-12)
 

@@ -82,6 +82,31 @@ def test_resamplings_without_a_correlation_are_left_out() -> None:
     assert [low, high] == pytest.approx([1, 1])
 
 
+def test_runs_of_one_group_do_not_count_as_independent() -> None:
+    x, y = pairs(20, 0.5)
+    names = [f"way {k}" for k in range(20)]
+    # A pair that is there twice, or three times, tells no more than once.
+    for times in (2, 3):
+        again = [np.tile(values, times) for values in (x, y)]
+        found = study.interval(*again, names * times, draws=500)
+        assert found == pytest.approx(study.interval(x, y, draws=500), abs=1e-12)
+        low, high = study.interval(*again, draws=500)
+        assert high - low < 0.8 * (found[1] - found[0])
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_groups_of_different_sizes_are_drawn_whole() -> None:
+    x, y = pairs(9, 0.4)
+    names = list("aabcccdde")
+    rng, drawn = np.random.default_rng(3), []
+    for row in rng.integers(0, 5, (300, 5)):
+        chosen = [i for group in row for i, name in enumerate(names) if name == "abcde"[group]]
+        drawn.append(stats.spearmanr(x[chosen], y[chosen]).statistic)
+    expected = np.nanquantile(drawn, [0.025, 0.975])
+    found = study.interval(x, y, names, draws=300, seed=3)
+    assert found == pytest.approx(tuple(expected), abs=1e-9)
+
+
 def test_the_seed_decides_the_interval() -> None:
     x, y = pairs(10, 0.3)
     assert study.interval(x, y, seed=1) == study.interval(x, y, seed=1)
@@ -170,10 +195,12 @@ def test_a_rerun_fills_gaps_only(
     file = str(tmp_path / "found.json")
     for seeds in (["0", "1"], ["0", "1", "2", "3"], ["0", "1", "2", "3"]):
         monkeypatch.setattr(
-            sys, "argv", ["x", "--results", file, "--variants", "G", "A", "--seeds", *seeds]
+            sys, "argv", ["x", "--results", file, "--variants", *"GABC", "--seeds", *seeds]
         )
         study.main()
     assert sorted((variant, seed) for variant, seed, _, _ in asked) == sorted(
-        (variant, seed) for variant in ("G", "A") for seed in range(4)
+        (variant, seed) for variant in "GABC" for seed in range(4)
     )
-    assert "All ways to train, 8 runs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "All ways to train, 16 runs in 4 ways" in out
+    assert "Learning rates and batches alone: 0 ways to train are too few" in out

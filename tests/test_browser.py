@@ -10,18 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import write_tiny_npz
+from curve_runs import done, job
 from matplotlib.figure import Figure
+from test_interactive_plane import luminance
 
 from fge.drawn import Figures
 from fge.grid import PlaneGrid
 from fge.interactive import Plot, Series, comparison_plot, reliability_plot
 from fge.interactive_plane import plane_plot, surface_plot
-from fge.interactive_runs import curve_plot, sharpness_plot, spectrum_plot, training_plot
+from fge.interactive_runs import (
+    curve_plot,
+    dynamics_plot,
+    ensemble_plot,
+    sharpness_plot,
+    spectrum_plot,
+    training_plot,
+)
 from fge.pages import Page, Section, Table, write_pages
 from fge.plots import TrainingCurves
 from fge.report import write_report
 from fge.report_run import joined_page
 from fge.runfolder import RunFolder
+from fge.sharpness_plots import SharpnessCurves
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
@@ -67,6 +78,16 @@ def all_plots() -> dict[str, Plot]:
         "surface": surface_plot(grid, **marks),
         "sharpness": sharpness_plot(
             [1, 2], [[30, 9], [40, 8]], place="epochs", thresholds=[380, 38]
+        ),
+        "dynamics": dynamics_plot(
+            SharpnessCurves([1, 2], [30, 50], [2], [0, 1, 2], [0.1, 0.1, 0.01], [38, 38, 380])
+        ),
+        "ensemble": ensemble_plot(
+            {
+                name: [{"distance": 0, "ensemble_error": 9}, {"distance": 5, "ensemble_error": 8}]
+                for name in ("curve", "segment")
+            },
+            {"curve": "on the curve"},
         ),
         "spectrum": spectrum_plot([0, 1, 2], [1, 0.1, 0.01]),
         "comparison": comparison_plot(methods, x="epochs", y="error (%)"),
@@ -144,38 +165,100 @@ PLOTS = """[...document.querySelectorAll(".plot")].map((place) => {
 })"""
 
 
+ROW_HEADERS = """Object.fromEntries([...document.querySelectorAll("table")].map((table) =>
+  [table.caption.textContent, [...table.querySelectorAll("th[scope=row]")].map((cell) =>
+    cell.textContent)]))"""
 INKS = {False: "rgb(28, 32, 36)", True: "rgb(232, 234, 237)"}
 DRAWN_IN = """(ink) => [...document.querySelectorAll(".plot .gtitle, .plot .xtitle, .plot .ytitle")]
   .every((title) => getComputedStyle(title).fill === ink)"""
 
 
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_a_page_loads_draws_fits_and_has_contrast(browser: Browser, run: Path, width: int) -> None:
-    browser.open(run, width=width)
-    assert [url for url in browser.requests if not url.startswith("data:")] == [run.as_uri()]
+def check_page(browser: Browser, page: Path, *, width: int, plots: int, words: set[str]) -> None:
+    """Load a page in light and dark: without errors, drawn, no wider than the window, legible."""
+    browser.open(page, width=width)
+    assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()]
     for dark in (False, True):
         browser.dark(dark)
         browser.wait_for(f"({DRAWN_IN})('{INKS[dark]}')")
         assert browser.evaluate("getComputedStyle(document.body).color") == INKS[dark]
-        plots = browser.evaluate(PLOTS)
-        assert [plot["id"] for plot in plots] == [f"run-1-plot-{k}" for k in range(1, 9)]
-        for plot in plots:
+        drawn = browser.evaluate(PLOTS)
+        assert [plot["id"] for plot in drawn] == [f"run-1-plot-{k}" for k in range(1, plots + 1)]
+        for plot in drawn:
             assert 300 < plot["width"] <= width, plot
             assert plot["height"] > 300, plot
             assert plot["marks"] > 0 or plot["canvas"] > 300 * 300, plot
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         contrasts = browser.evaluate(CONTRASTS)
-        words = {text for text, _ in contrasts}
-        assert {"error", "epochs", "learning rate", "networks", "9.43", "report.json"} <= words
+        assert words <= {text for text, _ in contrasts}
         assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
     assert browser.problems == []
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_page_loads_draws_fits_and_has_contrast(browser: Browser, run: Path, width: int) -> None:
+    words = {"error", "epochs", "learning rate", "networks", "9.43", "report.json"}
+    check_page(browser, run, width=width, plots=len(all_plots()), words=words)
+
+
+def test_pages_that_commands_write_pass_the_same_checks(browser: Browser, tmp_path: Path) -> None:
+    data = write_tiny_npz(tmp_path / "tiny.npz")
+    short = {"epochs": 4, "start_epoch": 0, "cycle_epochs": 2, "sharpness_every": 1}
+    page = done("fge", job(data, tmp_path / "fge", **short)) / "report.html"
+    words = {"top eigenvalue", "last-snapshot", "confidence", "distance"}
+    check_page(browser, page, width=PHONE, plots=3, words=words)
+    headers = browser.evaluate(ROW_HEADERS)["Sharpness through the training"]
+    assert headers == ["1", "2", "3"]
+    short = {"epochs": 2, "eval_points": 3, "ensemble_points": 2}
+    page = done("curve-ensemble", job(data, tmp_path / "pair", **short)) / "report.html"
+    words = {"curve, test", "segment, train", "distance from the first network"}
+    check_page(browser, page, width=DESKTOP, plots=2, words=words)
+    zoom(browser, "run-1-plot-1")
+    for headers in browser.evaluate(ROW_HEADERS).values():
+        assert len(set(headers)) == len(headers)
+
+
+def zoom(browser: Browser, plot: str) -> None:
+    """Drag over the middle of a plot; check that what is drawn is what was dragged over."""
+    place = f"document.getElementById('{plot}')"
+    browser.evaluate(f"{place}.scrollIntoView()")
+    before = browser.evaluate(f"{place}._fullLayout.xaxis.range")
+    x, y, width, height = browser.evaluate(
+        f"(() => {{ const box = {place}.querySelector('.nsewdrag').getBoundingClientRect();"
+        "return [box.x, box.y, box.width, box.height]; })()"
+    )
+    start, end = (x + width / 4, y + height / 4), (x + width / 2, y + height / 2)
+    browser.drag(start, end)
+    browser.wait_for(f"{place}._fullLayout.xaxis.range[0] > {before[0]}")
+    after = browser.evaluate(f"{place}._fullLayout.xaxis.range")
+    wanted = [before[0] + part * (before[1] - before[0]) for part in (0.25, 0.5)]
+    assert after == pytest.approx(wanted, abs=0.02 * (before[1] - before[0]))
+
+
+SURFACE = """(() => {
+  const place = [...document.querySelectorAll(".plot")].find((place) => place.layout.scene);
+  const names = place._fullData.find((trace) => trace.mode === "markers+text");
+  return { ground: place._fullLayout.scene.bgcolor, ink: names.textfont.color,
+    axis: place._fullLayout.scene.xaxis.color,
+    bands: place._fullData[0].colorscale.map((stop) => stop[1]) };
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_names_on_a_surface_can_be_read(browser: Browser, run: Path, dark: bool) -> None:
+    browser.open(run, width=DESKTOP, dark=dark)
+    browser.wait_for(f"({DRAWN_IN})('{INKS[dark]}')")
+    found = browser.evaluate(SURFACE)
+    for colour in (found["ground"], *found["bands"]):
+        for ink in (found["ink"], found["axis"]):
+            assert (luminance(colour) + 0.05) / (luminance(ink) + 0.05) >= 4.5, (colour, ink)
 
 
 def test_series_tell_their_values_and_can_be_put_away_whatever_the_colours(
     browser: Browser, run: Path
 ) -> None:
     browser.open(run, width=DESKTOP)
-    place = "document.getElementById('run-1-plot-7')"
+    number = list(all_plots()).index("comparison") + 1
+    place = f"document.getElementById('run-1-plot-{number}')"
     browser.evaluate(f"{place}.scrollIntoView()")
     x, y = browser.evaluate(
         f"(() => {{ const box = {place}.querySelector('path.point').getBoundingClientRect();"
@@ -242,7 +325,7 @@ def test_a_screen_reader_finds_its_way(browser: Browser, run: Path) -> None:
 def test_without_scripts_there_are_pictures(browser: Browser, run: Path) -> None:
     browser.open(run, width=PHONE, scripts=False)
     widths = browser.evaluate("[...document.images].map((image) => image.naturalWidth)")
-    assert len(widths) == 8
+    assert len(widths) == len(all_plots())
     assert min(widths) > 100
 
 
@@ -255,7 +338,7 @@ def test_without_webgl_a_surface_is_a_picture(browser: Browser, run: Path) -> No
         browser.send("Page.removeScriptToEvaluateOnNewDocument", **added)
     shown = browser.evaluate("[...document.images].map((image) => image.alt)")
     assert shown == ["What surface shows"]
-    assert len(browser.evaluate(PLOTS)) == 7
+    assert len(browser.evaluate(PLOTS)) == len(all_plots()) - 1
 
 
 def test_several_runs_fit_on_a_page_with_and_without_plots(

@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from fge.autotune import Choice
 from fge.cycle_config import FGEConfig
 from fge.data import load_dataset
 from fge.learner import Learner, Speed
+from fge.methods import METHODS
 from fge.models import build_model
 from fge.schedule import triangular
 from fge.snapshots import SnapshotStore
@@ -306,7 +309,8 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
         (["fge", "--data", "none.npz"], r"no data file none\.npz"),
         (["fge", "--train-size", "999999"], "train_size 999999 is more than the 10000 images"),
         (["fge", "--train-size", "50"], "batch_size 128 is larger than the 45 training images"),
-        (["predict", "--run", "nowhere", "--images", "x"], "no config file nowhere/config.json"),
+        (["predict", "--run", "nowhere", "--images", "x"], r"nowhere is no run folder \(no config"),
+        (["fge", "--crop-padding", "200000"], "crop_padding 200000 is more than .* side, 28"),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing_behind(
@@ -617,6 +621,153 @@ def harm(file: Path, damage: str) -> None:
         file.write_bytes(data)
 
 
+# --------------------------------------------------------------------------------------- paths
+
+
+@pytest.fixture
+def begun(run: Run, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Interrupt a run whose data and folder are given relative to ``here``; return its folder."""
+    (tmp_path / "here").mkdir()
+    shutil.copy(finished.data, tmp_path / "here" / "tiny.npz")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.MonkeyPatch.context() as patch:
+        after_steps(patch, 7, interrupt)
+        assert run(command("tiny.npz", "run")).code == 130
+    return tmp_path / "here" / "run"
+
+
+def test_a_run_is_resumed_from_another_folder(
+    run: Run, finished: Finished, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options(begun)["data"] == str(begun.parent / "tiny.npz")
+    (begun.parent / "there").mkdir()
+    monkeypatch.chdir(begun.parent / "there")
+    refused = run(["fge", "--out", "../run", "--resume", "--data", "tiny.npz"])
+    assert refused.code == 2
+    assert refused.message.startswith("cannot resume with data ")
+    result = run(["fge", "--out", "../run", "--resume", "--data", "../tiny.npz"])
+    assert (result.code, result.err) == (0, "")
+    for name in ("log.jsonl", "snapshots/index.json"):
+        assert (begun / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_relative_paths_of_earlier_versions_hold_in_the_folder_of_the_start(
+    run: Run, begun: Path
+) -> None:
+    config = json.loads((begun / "config.json").read_text())
+    config["options"]["data"] = "tiny.npz"
+    (begun / "config.json").write_text(json.dumps(config))
+    given = str(begun.parent / "tiny.npz")
+    assert run(["fge", "--out", "run", "--resume", "--data", given]).code == 0
+    assert options(begun)["data"] == given
+
+
+def test_the_commands_on_the_pages_repeat_runs_as_printed(
+    run: Run, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["fge", "--out", "run", "--resume"]).code == 0
+    looked = ["plane", "--run", "run", "--random", "--resolution", "2", "--out", "plane"]
+    assert run([*looked, "--eval-images", "16", *PLAIN]).code == 0
+    for name, data in (("run", "log.jsonl"), ("plane", "plane.npz")):
+        folder = begun.parent / name
+        html = (folder / "report.html").read_text()
+        [printed] = re.findall(r'<pre tabindex="0">(.*)</pre>', html)
+        words = shlex.split(unescape(printed))
+        monkeypatch.chdir(folder)
+        assert Path(words[1]).resolve() == ROOT / "cli.py"
+        assert words[2:] == [looked[0] if name == "plane" else "fge", *words[3:]]
+        assert run(words[2:]).code == 0
+        again = (folder / "NEW_FOLDER" / data).read_bytes()
+        if name == "run":
+            assert again == (folder / data).read_bytes()
+
+
+def test_a_config_file_beside_a_run_to_go_on_with_is_refused(
+    run: Run, finished: Finished, tmp_path: Path
+) -> None:
+    out = finished.copy(tmp_path / "run")
+    (tmp_path / "b.json").write_text('{"options": {"seed": 5}}')
+    result = run(["fge", "--config", "b.json", "--out", str(out), "--resume"])
+    assert result.code == 2
+    assert result.message == (
+        f"the run in {out} goes on with its own options; leave out --config b.json"
+    )
+    assert contents(out) == contents(finished.folder)
+    own = ["--config", str(out / "config.json")]
+    assert run(["fge", *own, "--out", str(out), "--resume"]).code == 0
+
+
+def test_full_memory_is_one_line(run: Run, finished: Finished) -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    with pytest.MonkeyPatch.context() as patch:
+        after_steps(patch, 7, full)
+        result = run(command(finished.data, "run"))
+    assert result.code == 2
+    assert result.message.startswith("the memory of cpu is full; use a smaller --batch-size or ")
+    assert run(["fge", "--out", "run", "--resume"]).code == 0
+
+
+def test_a_damaged_log_is_named(run: Run, finished: Finished, tmp_path: Path) -> None:
+    out = finished.copy(tmp_path / "run")
+    log = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    (out / "log.jsonl").write_text("".join([log[0], "{\n", *log[1:]]))
+    result = run(["fge", "--out", str(out), "--resume"])
+    assert result.code == 2
+    assert result.message.startswith(f"line 2 of {out / 'log.jsonl'} is damaged; ")
+
+
+def test_a_download_is_announced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    def offline(**_: object) -> None:
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    result = run(["fge", "--data", "cifar10", *PLAIN])
+    assert result.code == 2
+    assert result.out.startswith("downloading cifar10 (about 170 MB) with torchvision ")
+    assert "could not be downloaded" in result.message
+
+
+# ------------------------------------------------------------------------------- closed pipes
+
+
+def to_nobody(arguments: list[str], buffered: str) -> tuple[int, str]:
+    """Run Python with an output that nobody reads; return its exit code and what it complained."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["--help"], ["fge", "--help"]])
+def test_help_that_nobody_reads_ends_as_tools_do(argv: list[str], buffered: str) -> None:
+    assert to_nobody(["cli.py", *argv], buffered) == (141, "")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_run_goes_on_when_nobody_reads_it_any_more(buffered: str) -> None:
+    script = (
+        "import sys; from fge.console import ConsoleObserver\n"
+        "with ConsoleObserver() as console:\n"
+        "    for _ in range(3): console.note('a line'); console.table('t', ['h'], [['c']])\n"
+        "sys.stderr.write('went on')"
+    )
+    assert to_nobody(["-c", script], buffered) == (0, "went on")
+
+
 # ------------------------------------------------------------------------------- interruptions
 
 
@@ -890,6 +1041,22 @@ def test_interrupted_run_of_an_own_model_says_how_to_resume(
     assert run(advice(result.out)).code == 0
 
 
+def test_interrupted_run_of_an_own_method_says_how_to_resume(
+    run: Run, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("own_method_interrupted")
+    module.mine = replace(METHODS["sse"], name="mine")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    name = f"{module.__name__}:mine"
+    argv = ["train", "--data", str(finished.data), "--out", "run", "--method", name, *PLAIN]
+    with pytest.MonkeyPatch.context() as patch:
+        after_steps(patch, 4, interrupt)
+        result = run([*argv, "--epochs", "2", "--sse-cycles", "2", "--batch-size", "32"])
+    assert result.code == 130
+    assert advice(result.out) == ["train", "--out", "run", "--resume", "--method", name]
+    assert run(advice(result.out)).code == 0
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -1022,6 +1189,11 @@ def test_predictions_lie_in_the_run_folder_by_default(
     assert {p.name for p in (out / "predict-new").iterdir()} == {
         "predictions.csv",
         "predictions.npz",
+        "figures",
+        "page.json",
+        "report.html",
+        "report.json",
+        "report.md",
     }
 
 

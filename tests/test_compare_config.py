@@ -26,7 +26,12 @@ from fge.method_config import TrainConfig
         ({"split": 0}, "split must be >= 1, got 0"),
         ({"methods": ("sse",), "epochs": 4}, "sse needs epochs >= 5"),
         ({"methods": ("csgld",), "epochs": 11}, "csgld needs epochs >= 12"),
-        ({"methods": ("fge+refit",), "epochs": 2}, "fge+refit needs epochs >= 3, got 2"),
+        ({"methods": ("fge+refit",), "epochs": 3}, "fge+refit needs epochs >= 16, got 3"),
+        ({"methods": ("fge+refit",), "epochs": 30}, "fge+refit needs epochs >= 32, got 30"),
+        (
+            {"methods": ("fge+refit",), "epochs": 30, "start_epoch": 20, "cycle_epochs": 8},
+            "fge+refit needs epochs >= 36, got 30",
+        ),
         ({"methods": ("swa",), "epochs": 2}, "swa needs epochs >= 3, got 2"),
         (
             {"methods": ("fge",), "epochs": 30, "start_epoch": 20, "cycle_epochs": 8},
@@ -48,7 +53,11 @@ def test_a_comparison_that_cannot_be_made_is_refused(options: dict[str, Any], me
 @pytest.mark.parametrize(
     "options",
     [
-        {"methods": ("fge+refit",), "epochs": 3},
+        {"methods": ("fge+refit",), "epochs": 16},
+        {"methods": ("fge+refit",), "epochs": 32},
+        {"methods": ("fge+refit",), "epochs": 36, "start_epoch": 20, "cycle_epochs": 8},
+        {"methods": ("fge+refit",), "epochs": 4, "start_epoch": 0, "cycle_epochs": 2},
+        {"methods": ("swa",), "epochs": 3},
         {"methods": ("fge",), "epochs": 32, "start_epoch": 20, "cycle_epochs": 8},
         {"methods": ("curve-ensemble",), "epochs": 3},
         {"methods": ("deep-ensemble",), "epochs": 4, "split": 4},

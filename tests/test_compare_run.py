@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from fge.cells import load_cells
 from fge.compare_config import CompareConfig
 from fge.compare_run import compare
 from fge.data import load_dataset
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 from fge.plan import Plan
 from fge.predictions import PredictionFile
@@ -116,7 +120,7 @@ def test_tables_and_page_show_methods_and_verdict(finished: Path) -> None:
     assert content["verdict"] in text
     assert "Methods at 1 B (4 epochs)" in text
     rows = list(csv.DictReader((finished / "compare.csv").read_text().splitlines()))
-    assert len(rows) == 2 * (1 + len(METHODS)) + 2
+    assert len(rows) == 2 * (1 + len(METHODS)) + 1  # the deep ensemble of both seeds is one value
     page = (finished / "report.html").read_text()
     assert all(method in page for method in METHODS)
     assert (finished / "figures" / "error_by_epochs.png").is_file()
@@ -188,15 +192,25 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(data: Path, tmp_path:
     assert "learning rate" in done.stderr
 
 
+def kill(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Kill a comparison and its jobs, which are processes of their own: those that name ``out``."""
+    process.kill()
+    process.wait()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(out) in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
 def test_killed_at_any_moment_and_resumed_it_ends_the_same(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, seed = tmp_path / "out", random.SystemRandom().randrange(2**32)
+    print(f"seed of the moment: {seed}")
     words = command_line(options(data, out))
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
-        time.sleep(random.SystemRandom().uniform(2, 9))
-        process.kill()  # what it started goes on, and is waited for below
-        process.wait()
+        time.sleep(random.Random(seed).uniform(2, 12))
+        kill(process, out)
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     ours, theirs = kept(out), kept(finished)
@@ -219,6 +233,101 @@ def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) ->
     assert [name for name in theirs if ours.get(name) != theirs[name]] == []
     jobs = [r["job"] for r in read_records(out / "timing.jsonl") if r["event"] == "job"]
     assert len(jobs) == len(set(jobs)) == 4
+
+
+OWN = """
+from dataclasses import replace
+from fge.methods import Method, single_stages, sse_stages
+from fge.recipes import endpoint_recipe
+
+def recipe(config):
+    usual = endpoint_recipe(config)
+    return replace(usual, lr=1e30) if config.seed == 1 else usual
+
+mine = Method("other", "cosine cycles, weights averaged", sse_stages, combine="weights")
+one = Method("one", "the average of one network", single_stages, combine="weights")
+wild = Method("wild", "diverges for seed 1", single_stages, recipe=recipe)
+"""
+
+
+@pytest.fixture(scope="module")
+def own_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_compared.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_every_method_from_runs_to_table(data: Path, tmp_path: Path) -> None:
+    expected = {
+        "single": (1, 4),
+        "fge": (2, 3),
+        "fge+refit": (3, 4),
+        "swa": (1, 3),
+        "fold": (1, 3),
+        "csgld": (4, 4),
+        "ema": (1, 4),
+        "own_compared:mine": (1, 4),
+        "own_compared:one": (1, 4),
+        "curve-ensemble": (5, 4),
+        "curve-ensemble-2B": (5, 10),
+    }
+    changes = {"csgld_cycles": 2, "csgld_samples": 2, "ood": (), "methods": tuple(expected)}
+    out = compare(CompareConfig(**options(data, tmp_path / "out", **changes)))
+    content = json.loads((out / "compare.json").read_text())
+    rows = {row["name"]: row for row in content["methods"] if row["budget"] == 1}
+    found = {name: (row["members"], row["train_epochs"]) for name, row in rows.items()}
+    assert found == expected
+    assert all(row["seeds"] == [0, 1] for row in rows.values())
+    text = (out / "compare.md").read_text()
+    within, beyond = text.split("## Beyond the budget")
+    assert [name for name in expected if f"\n| {name} |" not in within] == ["curve-ensemble-2B"]
+    assert "| curve-ensemble-2B (at 1 B) |" in beyond
+    one, single = (
+        (rows[name]["error"], rows[name]["nll"]) for name in ("own_compared:one", "single")
+    )
+    assert one == single  # one network, trained alike and averaged with no other
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    config = CompareConfig(**options(data, out, methods=(*METHODS, "own_compared:wild")))
+    lost = "own_compared%3Awild-e4-s1"
+    for _ in range(2):  # once more, it diverges again
+        with pytest.raises(DivergenceError, match=f"^run {lost} failed: wild: the loss is nan"):
+            compare(config)
+        content = json.loads((out / "compare.json").read_text())
+        seeds = {row["name"]: row["seeds"] for row in content["methods"] if row["budget"] == 1}
+        others = {name: [0, 1] for name in ("single", *METHODS)}
+        assert seeds == {**others, "own_compared:wild": [0]}
+        assert content["diverged"] == [lost]
+        for name in ("compare.md", "report.md", "report.html"):
+            assert f"Runs that diverged, not in the tables: {lost}." in (out / name).read_text()
+
+
+def test_more_seeds_run_what_is_new_and_pool_anew(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = {cell.name: cell for cell in load_cells(out / "cells")}
+    compare(CompareConfig(**options(data, out, seeds=3)))
+    jobs = [r["job"] for r in read_records(out / "timing.jsonl") if r["event"] == "job"]
+    assert sorted(jobs[4:]) == ["fge-e4-s2", "sse-e4-s2"]
+    after = {cell.name: cell for cell in load_cells(out / "cells")}
+    pool = after["deep-ensemble-b2-s1"]
+    assert before[pool.name].parts == ("single-e4-s1", "single-e4-s0")
+    assert pool.parts == ("single-e4-s1", "single-e4-s2")
+    labels = load_dataset(str(data), val_fraction=0.25).test.labels
+    files = [out / "runs" / f"fge-e4-s{seed}" / "predictions" / "test.npz" for seed in (1, 2)]
+    probs = [PredictionFile(file, labels).probabilities("single-0001").numpy() for file in files]
+    assert np.array_equal(pool.wrong, np.mean(probs, axis=0).argmax(axis=1) != labels.numpy())
+    same = [name for name in before if name != pool.name]
+    assert [after[name].figures for name in same] == [before[name].figures for name in same]
 
 
 def test_ranks_need_a_folder_that_they_share(

@@ -10,7 +10,7 @@ import pytest
 from made_cells import CURVES, FGES, SINGLES, cell, compared, several
 
 from fge.bootstrap import paired_difference_over_seeds
-from fge.comparison import BASELINES, COMPARED, compare_cells
+from fge.comparison import BASELINES, COMPARED, RANKED, compare_cells
 from fge.errors import UserError
 
 
@@ -149,6 +149,9 @@ def test_the_best_of_one_pass_is_among_those_of_one_pass() -> None:
         ("swa", ("single",)),
         ("swa", ("single",)),
     ]
+    # The level of all: two intervals of one pair would say two things.
+    levels = [b.level for b in (*found.best, *found.best_of_one_pass)]
+    assert levels == pytest.approx([0.975] * 4)
 
 
 def test_the_equivalent_is_read_off_the_deep_ensembles_among_the_cells() -> None:
@@ -196,8 +199,45 @@ def test_cells_that_share_runs_have_wider_intervals_or_none() -> None:
         intervals.append(difference.interval)
     assert intervals[1].low < intervals[0].low < intervals[0].high < intervals[1].high
     whole = compared(single, [replace(c, pooled=3) for c in alone])
-    assert whole.differences == ()
+    assert whole.differences == whole.fge_differences == ()
     assert not whole.best[0].sure
+    assert whole.best[0].untested == ("single",)
+
+
+def test_pools_of_which_one_is_missing_have_no_interval() -> None:
+    single = several("single", [10, 12, 11, 10], [0.50, 0.52, 0.51, 0.50], budget=2)
+    pooled = several("deep-ensemble", [8, 9, 9, 8], [0.4, 0.43, 0.41, 0.4], budget=2, pooled=2)
+    assert compared(single, pooled).difference("deep-ensemble", "single", 2, "error") is not None
+    assert compared(single, pooled[:3]).difference("deep-ensemble", "single", 2, "error") is None
+
+
+def test_cells_that_pool_all_seeds_are_one_value() -> None:
+    pooled = several("deep-ensemble", [5, 5, 5], [0.3, 0.3, 0.3], budget=3, members=3, pooled=3)
+    row = compared(SINGLES, pooled).row("deep-ensemble", 3)
+    assert row is not None
+    assert (row.seeds, row.values) == ((0, 1, 2), 1)
+    assert row.mean["error"] == pytest.approx(10)
+    assert row.deviation == {}
+    assert row.by_members_deviation == [{}, {}, {}]
+    assert row.note == "all seeds are pooled into one value, which has no deviation and no interval"
+    partly = compared(SINGLES, [replace(c, pooled=2) for c in pooled]).row("deep-ensemble", 3)
+    assert partly is not None
+    assert (partly.values, partly.note) == (3, "")
+    assert partly.deviation["error"] == 0
+
+
+def test_fge_is_told_from_the_baselines_at_the_level_of_the_best() -> None:
+    found = compared(SINGLES, FGES, CURVES, draws=300)
+    keys = [(d.method, d.baseline, d.metric) for d in found.fge_differences]
+    assert keys == [("fge", b, metric) for b in BASELINES for metric in RANKED]
+    wider = found.fge_difference("single", 1, "error")
+    one = found.difference("fge", "single", 1, "error")
+    assert one is not None
+    assert wider is not None
+    assert (one.level, wider.level) == (0.95, found.best[0].level)
+    wrong = [100.0 * np.stack([c.wrong for c in group]) for group in (FGES, SINGLES)]
+    assert wider.interval == paired_difference_over_seeds(*wrong, draws=300, level=0.975)
+    assert wider.interval.high > one.interval.high
 
 
 def test_methods_are_shown_in_a_fixed_order_and_ones_own_behind() -> None:

@@ -57,6 +57,14 @@ def test_one_seed_has_no_spread() -> None:
     assert mixed[0].spread == pytest.approx([2.0, 0.0])
 
 
+def test_one_value_has_no_spread() -> None:
+    pooled = [replace(cell, pooled=3) for cell in FGES]
+    single, fge = cost_series(compared(SINGLES, pooled), "error")
+    assert single.spread == pytest.approx([2.0])
+    assert fge.spread is None
+    assert [s.spread for s in members_series(compared(pooled), "error", 1)] == [None]
+
+
 def test_equivalents_are_shown_where_there_are_any() -> None:
     series = equivalent_series(compared(SINGLES, FGES, deep_ensembles=[(1, -0.5), (2, -0.4)]))
     assert [s.y for s in series] == [pytest.approx([1.0]), pytest.approx([1 + 0.26 / 0.3])]
@@ -90,6 +98,13 @@ def test_bins_are_pooled_over_seeds_by_their_predictions() -> None:
     assert series.notes == ["20 predictions", "40 predictions"]
 
 
+def test_bins_of_one_value_are_counted_once() -> None:
+    bins = {14: (50, 0.95, 0.9)}
+    cells = [replace(with_bins(cell, bins), pooled=3) for cell in FGES]
+    (series,) = reliability_series(compared(cells), 1)
+    assert series.notes == ["50 predictions"]
+
+
 def test_few_methods_are_shown_in_the_reliability_diagram() -> None:
     bins = {14: (50, 0.95, 0.9)}
     groups = [[with_bins(cell, bins) for cell in group] for group in (SINGLES, FGES, CURVES)]
@@ -112,7 +127,8 @@ def test_each_interactive_plot_has_the_points_of_its_series() -> None:
         "reliability.png",
     ]
     single = plots["calibrated_nll_by_epochs.png"].data[0]
-    assert (single["name"], single["x"], single["y"]) == ("single", [10, 20], [0.51, 0.31])
+    assert (single["name"], single["customdata"]) == ("single", [10, 20])
+    assert single["y"] == [0.51, 0.31]
     assert single["error_y"]["array"] == pytest.approx([0.01, 0.01])
     alone = comparison_plots(compared(several("own", [9], [0.4])))
     assert list(alone) == ["error_by_epochs.png", "calibrated_nll_by_epochs.png"]

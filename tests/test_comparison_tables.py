@@ -45,7 +45,7 @@ def test_the_main_table_has_figures_costs_and_marks() -> None:
     assert table.rows[1][:4] == ["sse", "3", "3", "8"]
     assert not any("**" in cell for cell in table.rows[1])
     assert "on 50 test images" in table.note
-    assert "Bonferroni" in table.note
+    assert "(at 95 %: 95 % over all of them together, Bonferroni)" in table.note
 
 
 def test_nothing_is_bold_where_methods_are_not_told_apart() -> None:
@@ -56,6 +56,28 @@ def test_nothing_is_bold_where_methods_are_not_told_apart() -> None:
 def test_one_seed_is_shown_without_a_deviation() -> None:
     table = tables(compared(SINGLES[:1], FGES[:1]))[0]
     assert table.rows[0][6:9] == ["20.00", "1.0000", "0.5000"]
+
+
+def test_one_value_of_all_seeds_is_shown_without_a_deviation_and_why() -> None:
+    pooled = [replace(cell, pooled=3, note="3 runs pooled") for cell in FGES]
+    found = compared(SINGLES, pooled)
+    main, differences = tables(found)[:2]
+    assert main.rows[1][1] == "3 (1 value)"
+    assert main.rows[1][6:9] == ["17.33", "0.8267", "0.4133"]
+    assert "fge: 3 runs pooled; all seeds are pooled into one value" in main.note
+    assert differences.rows[1][1:] == ["-", "-", "-"]
+    assert "there is none: then there is one value" in differences.note
+    single, fge = as_json(found)["methods"]
+    assert (single["values"], fge["values"]) == (3, 1)
+    assert (fge["deviation"], fge["seeds"]) == ({}, [0, 1, 2])
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [(row["method"], row["seed"], row["pooled"]) for row in rows[2:]] == [
+        ("single", "2", "1"),
+        ("fge", "", "3"),
+    ]
+    assert float(rows[3]["error"]) == pytest.approx(52 / 3)
+    assert rows[3]["members"] == "3"
+    assert rows[3]["note"].startswith("3 runs pooled; all seeds are pooled into one value")
 
 
 def test_a_bound_is_shown_as_one() -> None:
@@ -156,10 +178,22 @@ def test_the_json_has_methods_with_their_figures_and_costs_and_what_was_told_apa
     first = content["differences"][0]
     assert (first["method"], first["baseline"], first["metric"]) == ("fge", "single", "error")
     assert set(first["interval"]) == {"difference", "low", "high"}
+    assert first["level"] == 0.95
+    corrected = content["fge_differences"][0]
+    assert (corrected["method"], corrected["baseline"]) == ("fge", "single")
+    assert corrected["level"] == content["best"][0]["level"]
     assert content["best"][1]["method"] == "fge"
     assert content["best"][1]["sure"] is True
     assert content["deep_ensembles"] == [[1, pytest.approx(-np.mean([0.5, 0.52, 0.51]))]]
     assert (content["budget_epochs"], content["test_images"]) == (10, 50)
+
+
+def test_methods_of_one_name_and_size_differ_by_their_budget() -> None:
+    split = several("deep-ensemble", [9] * 3, [0.49] * 3, members=2)
+    whole = several("deep-ensemble", [9] * 3, [0.4] * 3, members=2, budget=2)
+    methods = as_json(compared(SINGLES, split, whole))["methods"]
+    keys = [(row["name"], row["members"], row["budget"]) for row in methods]
+    assert keys == [("single", 1, 1), ("deep-ensemble", 2, 1), ("deep-ensemble", 2, 2)]
 
 
 def test_deep_ensembles_of_whole_networks_have_a_table_of_their_own() -> None:

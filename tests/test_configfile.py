@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config import saved_fields
+from fge.config import DATA_NAMES, FOREIGN_NAMES, as_stored, own_code, saved_fields
 from fge.configfile import (
     check_unchanged,
     keep_settled,
@@ -78,7 +78,13 @@ def configs(draw: st.DrawFn) -> FGEConfig:
 def test_any_valid_config_survives_the_file(config: FGEConfig, tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", "fge", config)
     read, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
-    assert read == config
+    for name in saved_fields(config):  # paths alone are changed: they are absolute
+        assert as_stored(name, getattr(read, name)) == as_stored(name, getattr(config, name))
+    paths = [path for path in (read.data_dir, read.pretrained, read.baseline) if path is not None]
+    assert all(path.is_absolute() for path in paths)
+    assert replace(read, data_dir=None, pretrained=None, baseline=None, data="", ood=()) == replace(
+        config, data_dir=None, pretrained=None, baseline=None, data="", ood=()
+    )
     types = {name: type(getattr(read, name)) for name in vars(read)}
     assert types == {name: type(getattr(config, name)) for name in vars(config)}
 
@@ -86,6 +92,45 @@ def test_any_valid_config_survives_the_file(config: FGEConfig, tmp_path: Path) -
 def test_the_property_test_draws_every_saved_option() -> None:
     text = Path(__file__).read_text()
     assert [name for name in saved_fields(FGEConfig) if f"        {name}=" not in text] == []
+
+
+def test_paths_are_stored_absolute_and_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "cifar10").mkdir()  # named like a data set, which comes first
+    for name in (*DATA_NAMES, *FOREIGN_NAMES, "cifar", "/a/b", "/a/c.npz"):
+        assert as_stored("data", name) == name
+    for path, stored in (("photos", "photos"), ("x/../a/b", "a/b"), ("c.npz", "c.npz")):
+        assert as_stored("data", path) == str(tmp_path / stored)
+    assert as_stored("ood", ("noise", "photos")) == ["noise", str(tmp_path / "photos")]
+    assert as_stored("weights", (Path("a.pt"),)) == [str(tmp_path / "a.pt")]
+    assert as_stored("model", "photos") == "photos"
+    assert as_stored("lr", None) is None
+
+
+def test_paths_agree_with_what_they_were_stored_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own: dict[str, Any] = {"data": "a/t.npz", "ood": ("b.npz",), "pretrained": Path("w.pt")}
+    asked = FGEConfig(**own)
+    write_config(tmp_path / "config.json", "fge", asked)
+    saved, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
+    for begun in (saved, asked):  # asked: as files of earlier versions have them
+        check_unchanged(begun, asked)
+        check_unchanged(begun, saved)
+    monkeypatch.chdir(tmp_path.parent)
+    check_unchanged(saved, replace(saved, data=f"{tmp_path.name}/a/t.npz"))
+    with pytest.raises(UserError, match="cannot resume with data "):
+        check_unchanged(saved, asked)
+
+
+def test_own_code_is_given_again_whole() -> None:
+    assert own_code({"model": "torchvision:resnet18", "method": "swa", "methods": ["fge"]}) == []
+    assert own_code({"model": "m:n", "method": "a:b"}) == ["--model", "m:n", "--method", "a:b"]
+    assert own_code({"model": None, "methods": ("fge", "a:b")}) == ["--methods", "fge", "a:b"]
 
 
 def test_options_of_one_invocation_are_not_in_the_file(tmp_path: Path) -> None:
@@ -216,6 +261,23 @@ def test_auto_agrees_with_what_it_was_settled_to(name: str) -> None:
     check_unchanged(SAVED, replace(SAVED, **{name: "auto"}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("saved", "asked", "kept"),
+    [
+        ("cuda:0", "cuda:1", "cuda:1"),
+        ("cuda", "cuda:0", "cuda:0"),
+        ("cuda:0", "cuda", "cuda"),
+        ("cuda:1", "auto", "cuda:1"),
+    ],
+)
+def test_a_run_goes_on_on_another_device_of_the_same_type(
+    saved: str, asked: str, kept: str
+) -> None:
+    begun, now = replace(SAVED, device=saved), replace(SAVED, device=asked)
+    check_unchanged(begun, now)
+    assert keep_settled(begun, now).device == kept
+
+
 def test_threads_left_open_agree_with_what_they_were_settled_to() -> None:
     check_unchanged(SAVED, replace(SAVED, threads=None))
 
@@ -227,6 +289,7 @@ def test_threads_left_open_agree_with_what_they_were_settled_to() -> None:
         ({"epochs": 41}, r"epochs 41: the run was begun with 40"),
         ({"channels_last": "off"}, "channels_last off: the run was begun with on"),
         ({"threads": 1}, "threads 1: the run was begun with 2"),
+        ({"device": "cuda:1"}, "device cuda: the run was begun with cpu"),
         ({"seed": 1}, "seed 1: the run was begun with 0"),
         ({"data": "cifar10"}, "data cifar10: the run was begun with fashion-mnist-mini"),
     ],

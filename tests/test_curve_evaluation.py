@@ -215,6 +215,15 @@ def test_any_loss_of_any_output_can_be_measured() -> None:
         assert set(record) == {"t", "distance", "arc", "loss"}
 
 
+def test_figures_of_outputs_that_are_not_finite_are_not_numbers() -> None:
+    model = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    batch = (torch.full((3, 2), 1e200, dtype=torch.float64), torch.tensor([0, 1, 0]))
+    evaluate = WeightsEvaluator(model, [batch], num_images=0)
+    record, _ = evaluate(torch.full((4,), 1e200, dtype=torch.float64))
+    assert sorted(record) == ["error", "loss", "nll"]
+    assert all(math.isnan(value) for value in record.values())
+
+
 def test_a_plane_or_a_direction_may_use_the_evaluator_alone() -> None:
     curve = make_curve()
     record, probs = WeightsEvaluator(network(9), TEST)(curve.at(0.25))

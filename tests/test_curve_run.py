@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_arrays, write_tiny_npz
+from conftest import ROOT, TINY_TEST, TINY_TRAIN, tiny_arrays, write_tiny_npz
 from curve_runs import (
     TRAIN_IMAGES,
     assert_same,
@@ -40,6 +40,7 @@ from torch import nn
 import cli
 import fge.evaluation
 from fge import files
+from fge.baselines import BASELINES
 from fge.batchnorm import refresh_batch_norm
 from fge.curve import Curve
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
@@ -107,8 +108,21 @@ def test_each_line_of_the_report_has_its_cost(ended: Path) -> None:
         ("ends+curve-middle", 3, 5, 3, 3 * TRAIN_IMAGES),
         ("curve", 5, 5, 5, 5 * TRAIN_IMAGES),
     ]
+    validated = {m["name"]: m["validation_images"] for m in methods(ended).values()}
+    assert validated.pop("network-1") == validated.pop("network-2") == TINY_TRAIN - TRAIN_IMAGES
+    assert set(validated.values()) == {2 * (TINY_TRAIN - TRAIN_IMAGES)}
     size = sum(t.numel() * t.element_size() for t in load_file(network(ended, "G-1")).values())
     assert all(m["weight_bytes"] == size * m["members"] for m in methods(ended).values())
+
+
+def test_images_passed_forward_to_measure_the_paths_are_counted(ended: Path) -> None:
+    content = report(ended)
+    (pair,) = content["pairs"]
+    # t at 0, 1/4, 1/3, 1/2, 2/3, 3/4 and 1 of two paths: statistics, training and test images.
+    assert pair["probe_images"] == 2 * 7 * (TRAIN_IMAGES + TRAIN_IMAGES + TINY_TEST)
+    # Of each of the baselines both ends are measured, on test images.
+    baselines = len(BASELINES) * 2 * (TRAIN_IMAGES + TINY_TEST)
+    assert content["probe_images"] == pair["probe_images"] + baselines
 
 
 def test_the_lines_are_those_of_the_stored_predictions(ended: Path) -> None:

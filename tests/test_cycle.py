@@ -280,6 +280,19 @@ def test_a_state_that_speaks_of_more_snapshots_than_there_are_is_refused(tmp_pat
     assert cycle.scheduler.last_epoch == 0
 
 
+def test_an_ensemble_does_not_change_as_training_goes_on(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = SGD(model.parameters(), lr=1.0)
+    cycle = fge.FGE(model, optimizer, **OPTIONS, out=tmp_path)
+    run(cycle, model, optimizer, 0, CYCLE)
+    ensemble = cycle.ensemble()
+    before = ensemble(data()[0])
+    run(cycle, model, optimizer, CYCLE, 2 * CYCLE)
+    assert len(cycle.store) == 2
+    assert len(ensemble) == 1
+    assert torch.equal(ensemble(data()[0]), before)
+
+
 def test_an_ensemble_before_the_first_snapshot_is_refused(tmp_path: Path) -> None:
     cycle = fge.FGE(make_model(), SGD(make_model().parameters()), **OPTIONS, out=tmp_path)
     with pytest.raises(UserError, match="at least one member, got none"):

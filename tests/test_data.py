@@ -300,6 +300,14 @@ def test_named_data_come_from_the_folder_given(
     assert asked == [tmp_path, Path("data")]
 
 
+@pytest.mark.parametrize(("count", "expected"), [(2, 2), (0, 5), (5, 5), (9, 5)])
+def test_the_first_images_of_a_split_are_as_many_as_there_are(count: int, expected: int) -> None:
+    split = Split(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.arange(5))
+    first = split.first(count)
+    assert torch.equal(first.images, split.images[:expected])
+    assert torch.equal(first.labels, split.labels[:expected])
+
+
 def test_moving_to_a_device_keeps_everything(tmp_path: Path) -> None:
     dataset = load_dataset(str(write_tiny_npz(tmp_path / "t.npz")))
     moved = dataset.to(torch.device("cpu"))

@@ -20,9 +20,15 @@ import torch.nn.functional as F
 from conftest import ROOT, write_tiny_npz
 from torch import Tensor
 
+from fge.average import average_weights
+from fge.batches import EvalBatches, Normaliser
+from fge.batchnorm import refresh_batch_norm
+from fge.data import load_dataset
 from fge.distributed import check_command, current, dismiss, join, started_processes
 from fge.errors import UserError
+from fge.models import build_model
 from fge.ranks import Ranks
+from fge.snapshots import SnapshotStore
 from fge.tensors import read_weights
 
 NOT_PROMISED = {"timing.jsonl"}
@@ -241,6 +247,24 @@ def test_fge_writes_a_shared_folder_once(
         assert process["reloaded"] == 1
 
 
+def test_every_process_finds_each_snapshot_as_soon_as_step_comes_back(two: Results) -> None:
+    first, second = (process["wrapped"] for process in two)
+    assert first["ensembles"] == second["ensembles"] == [1, 2]
+    assert torch.equal(first["probs"], second["probs"])
+
+
+def test_where_the_first_process_cannot_write_step_raises_in_all(two: Results) -> None:
+    first, second = (process["wrapped"]["unwritable"] for process in two)
+    assert first.startswith("NotADirectoryError: ")
+    assert second == f"UserError: {first.removeprefix('NotADirectoryError: ')}"
+
+
+def test_where_the_first_process_lacks_snapshots_loading_raises_in_all(two: Results) -> None:
+    first, second = (process["wrapped"]["lost"] for process in two)
+    assert "holds 1 snapshots, the state speaks of 3" in first
+    assert second == first
+
+
 def test_the_processes_of_a_wrapped_model_are_found_below_compilation(
     two: Results, one: dict[str, Any]
 ) -> None:
@@ -311,6 +335,24 @@ def test_train_runs_in_two_processes_too(group: Group, tiny: Path, tmp_path: Pat
     answer = group.run(arguments=arguments(tiny, out, command="train"))
     assert answer["codes"] == [0, 0], answer["errors"]
     assert (out / "report.json").is_file()
+
+
+def test_statistics_of_an_average_are_those_of_all_training_images(
+    group: Group, tiny: Path, tmp_path: Path
+) -> None:
+    cycles = ["--method", "swa", "--start-epoch", "0", "--cycle-epochs", "2"]
+    folder = tmp_path / "run"
+    answer = group.run(arguments=arguments(tiny, folder, *cycles, command="train"))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    dataset = load_dataset(str(tiny), val_fraction=0.25)
+    model = build_model("convnet", in_channels=1, num_classes=3, image_size=(8, 8))
+    model.load_state_dict(average_weights(SnapshotStore(folder / "snapshots")))
+    normaliser = Normaliser(dataset.mean, dataset.std, torch.device("cpu"))
+    used = refresh_batch_norm(model, EvalBatches(dataset.train, normaliser, 250))
+    assert used == len(dataset.train) == 72
+    found = read_weights(folder / "swa.safetensors")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
 
 def test_divergence_ends_both_with_one_message(group: Group, tiny: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ RECORDS = [
 def content_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     count = len(records)
     costs = {"products": 5 * count, "gradients": 12.0 * count, "images_passed": 96 * count}
-    return {"momentum": 0.9, "examples": 8, **costs, "measurements": records}
+    return {"optimizer": "sgd", "momentum": 0.9, "examples": 8, **costs, "measurements": records}
 
 
 def test_the_table_holds_each_measurement_with_its_threshold() -> None:
     table = dynamics_table(content_of(RECORDS))
     assert list(table.headings) == [
-        "stage",
         "epoch",
+        "stage",
         "lr",
         "top eigenvalue",
         "residual",
@@ -58,23 +59,39 @@ def test_the_table_holds_each_measurement_with_its_threshold() -> None:
         "products",
         "gradients",
     ]
-    assert list(table.rows[0]) == ["start", "2", "0.1", "40", "0.01", "38", "5", "12"]
-    assert [row[0] for row in table.rows] == ["start", "fge", "fge, snapshot", "single"]
+    assert list(table.rows[0]) == ["2", "start", "0.1", "40", "0.01", "38", "5", "12"]
+    assert [row[1] for row in table.rows] == ["start", "fge", "fge, snapshot", "single"]
     assert table.rows[2][5] == "infinite"
+
+
+def test_an_optimizer_without_the_line_has_no_column_and_a_reason() -> None:
+    table = dynamics_table({**content_of(RECORDS), "optimizer": "adam", "momentum": None})
+    assert "2(1+m)/lr" not in table.headings
+    assert list(table.rows[0]) == ["2", "start", "0.1", "40", "0.01", "5", "12"]
+    assert (
+        "There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was adam." in table.note
+    )
+    assert dynamics_verdict(RECORDS, None).endswith("25 after epoch 5.")
 
 
 def test_the_note_says_what_it_took_and_what_did_not_converge() -> None:
     note = dynamics_table(content_of(RECORDS)).note
     assert "mean loss over 8 training images" in note
-    assert "4 measurements took 20 Hessian-vector products, at the cost of 48 gradients" in note
-    assert "384 images passed forward and back, which are not counted as training epochs" in note
+    assert (
+        "4 measurements took 20 Hessian-vector products, at an estimated cost of 48 gradients"
+        in note
+    )
+    assert (
+        "that of 384 images passed forward and back, which are not counted as training epochs"
+        in note
+    )
     assert note.endswith("Residuals above 1 % of the eigenvalue were left after fge 5.")
 
 
 def test_a_long_table_keeps_snapshots_and_the_last_and_says_what_it_leaves_out() -> None:
     records = [measured(k, 1.0, snapshot=k % 50 == 7) for k in range(1, 201)]
     table = dynamics_table(content_of(records))
-    epochs = [int(row[1]) for row in table.rows]
+    epochs = [int(row[0]) for row in table.rows]
     assert {7, 57, 107, 157, 200} <= set(epochs)
     assert epochs == sorted(epochs)
     assert MOST_ROWS <= len(epochs) <= MOST_ROWS + 5
@@ -115,6 +132,9 @@ def test_a_run_reports_what_it_logged(finished: Path) -> None:
     assert found["products"] == sum(r["products"] for r in logged)
     assert found["images_passed"] == round(72 * found["gradients"])
     assert (found["examples"], found["momentum"]) == (72, 0.9)  # all that are trained on
+    html = (finished / "report.html").read_text()
+    for epoch in (2, 4, 6):  # what a screen reader says before each cell of a row
+        assert f'<th scope="row">{epoch}</th>' in re.sub(r' class="[^"]*"', "", html)
     page = (finished / "report.md").read_text()
     assert "## Sharpness through the training" in page
     assert "](figures/sharpness.png)" in page

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fge import Ensemble, SnapshotStore
 from fge.ensemble import RunningMean, predict_proba
 from fge.errors import UserError
+from fge.tensors import encode_weights
 
 Array = NDArray[np.float64]
 
@@ -126,6 +127,32 @@ def test_members_may_be_a_store_state_dicts_or_modules(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             ensemble.predict_proba([INPUTS]), MEAN_OF_PROBS, rtol=0, atol=1e-12
         )
+
+
+def test_members_may_be_weights_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.pt"
+    first.write_bytes(encode_weights(MEMBERS[0].state_dict()))
+    torch.save(MEMBERS[1].state_dict(), second)
+    ensemble = Ensemble(linear(50), [first, str(second), *MEMBERS[2:]])
+    np.testing.assert_allclose(ensemble.predict_proba([INPUTS]), MEAN_OF_PROBS, rtol=0, atol=1e-12)
+    with pytest.raises(UserError, match=r"no weights file .*c\.pt"):
+        Ensemble(linear(50), [tmp_path / "c.pt"])
+
+
+def test_members_stay_in_evaluation_mode_when_the_ensemble_is_told_to_train() -> None:
+    members = [nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), linear(seed)) for seed in range(3)]
+    ensemble = Ensemble(members[0].double(), [member.double() for member in members])
+    before = ensemble(INPUTS)
+    assert ensemble.train() is ensemble
+    assert ensemble.training
+    assert not any(modes(ensemble.model))
+    assert torch.equal(ensemble(INPUTS), before)
+    assert torch.equal(nn.Sequential(ensemble).train()(INPUTS), before)
+
+
+def test_forward_keeps_no_graph() -> None:
+    inputs = INPUTS.clone().requires_grad_()
+    assert not Ensemble(linear(50), MEMBERS)(inputs).requires_grad
 
 
 def test_the_architecture_may_be_given_wrapped() -> None:

@@ -177,6 +177,12 @@ def test_where_the_rate_is_zero_there_is_no_threshold() -> None:
     assert nowhere == [1]
 
 
+def test_without_a_momentum_there_are_no_thresholds() -> None:
+    curves = sharpness_curves(fge_stages(CONFIG), optimizer(), RECORDS, momentum=None)
+    assert curves.thresholds == []
+    assert len(curves.rates) == len(curves.rate_epochs) > 0
+
+
 def test_a_single_network_alone_is_what_the_curves_are_of() -> None:
     stages = [stage for stage in fge_stages(CONFIG) if stage.name == "single"]
     records = [measured("single", 13, 50.0, snapshot=True)]

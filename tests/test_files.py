@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from fge import files
+from fge.errors import UserError
+from fge.files import read_records
 
 
 @pytest.fixture
@@ -141,6 +143,14 @@ def test_no_file_means_no_records(tmp_path: Path) -> None:
 def test_incomplete_last_line_is_left_out(tmp_path: Path, tail: str) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + tail)
     assert files.read_records(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"3", b"\xff", b""])
+def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(UserError, match=rf"^line 2 of {path} is damaged; "):
+        read_records(path)
 
 
 def test_record_after_an_incomplete_line_is_not_glued_to_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fge.interactive import (
     numbers,
     plotly_script,
     reliability_plot,
+    set_apart,
     text,
 )
 
@@ -50,13 +51,28 @@ def test_methods_are_compared_with_a_line_each_and_their_spread() -> None:
     check_plot(plot)
     one, other = plot.data
     assert (one["name"], other["name"]) == ("single", "a &lt; b")
-    assert pairs(one) == [(100, 9.5), (200, 9.25)]
+    assert list(zip(one["customdata"], one["y"], strict=True)) == [(100, 9.5), (200, 9.25)]
     assert one["error_y"]["array"] == [0.1, 0.05]
     assert "error_y" not in other
     assert one["line"]["color"] != other["line"]["color"]
     assert one["marker"]["symbol"] != other["marker"]["symbol"]
     assert plot.layout["xaxis"]["title"]["text"] == "epochs"
     assert plot.layout["yaxis"]["title"]["text"] == "error (%)"
+
+
+def test_methods_of_one_cost_are_set_apart_and_hovering_tells_it() -> None:
+    series = [Series(str(k), [24.0], [9.0]) for k in range(9)]
+    plot = comparison_plot(series, x="epochs", y="error (%)")
+    places = [trace["x"][0] for trace in plot.data]
+    # Of one place a fifth is the axis: 0.004 x 4.8 from one to the next, around it.
+    assert places == pytest.approx([24 + (k - 4) * 0.0192 for k in range(9)], abs=1e-3)
+    assert len(set(places)) == 9
+    for trace in plot.data:
+        assert trace["customdata"] == [24.0]
+        assert "epochs %{customdata}<br>" in trace["hovertemplate"]
+        assert "%{x}" not in trace["hovertemplate"]
+    assert set_apart([Series("a", [1.0, 3.0], [1, 2])]) == [[1.0, 3.0]]
+    assert set_apart([Series("a", [0.0], [1]), Series("b", [0.0], [1])]) == [[0.0], [0.0]]
 
 
 def test_ten_methods_have_ten_colours() -> None:

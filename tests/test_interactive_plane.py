@@ -75,6 +75,18 @@ def test_names_can_be_read_on_every_band() -> None:
         assert (luminance(colour) + 0.05) / (ink + 0.05) >= 4.5
 
 
+def test_nothing_on_a_surface_changes_with_light_and_dark() -> None:
+    plot = surface_plot(grid(), "train_loss", points=POINTS, lines=LINES)
+    traces, scene = by_name(plot), plot.layout["scene"]
+    ground = luminance(scene["bgcolor"])
+    inks = [traces["networks"]["textfont"]["color"], traces["curve"]["line"]["color"]]
+    inks += [scene[f"{name}axis"]["color"] for name in "xyz"]
+    for ink in map(luminance, inks):
+        assert (ground + 0.05) / (ink + 0.05) >= 4.5
+        for _, colour in traces["train loss (nats)"]["colorscale"]:
+            assert (luminance(colour) + 0.05) / (ink + 0.05) >= 4.5
+
+
 def test_measured_points_tell_their_values() -> None:
     values = VALUES.copy()
     values[0, 1] = np.inf

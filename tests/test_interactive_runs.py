@@ -125,6 +125,13 @@ def test_dynamics_are_above_the_learning_rate() -> None:
     assert [shape["x0"] for shape in plot.layout["shapes"]] == [2]
 
 
+def test_dynamics_without_a_line_have_none() -> None:
+    curves = SharpnessCurves([1], [50.0], [], [0.0, 1.0], [0.1, 0.1], thresholds=[])
+    plot = dynamics_plot(curves)
+    check_plot(plot)
+    assert list(by_name(plot)) == ["top eigenvalue", "learning rate"]
+
+
 def test_a_density_spans_eight_decades() -> None:
     plot = spectrum_plot([-1.0, 0.0, 1.0, 2.0], [1e-9, 1.0, 1.1e-8, 0.0])
     check_plot(plot)

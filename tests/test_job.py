@@ -61,6 +61,34 @@ def test_jobs_are_commands_of_the_command_line() -> None:
     assert {name: cli.COMMANDS[name] for name in COMMANDS} == COMMANDS
 
 
+def test_a_job_goes_on_with_the_threads_that_it_was_begun_with(
+    tmp_path: Path, tiny_npz: Path
+) -> None:
+    values = options(tiny_npz, epochs=4, start_epoch=0, cycle_epochs=2)
+    assert main(str(tmp_path / "run"), job("fge", values)) == 0
+    added = job("fge", {**values, "threads": 2, "refit": "bezier"})
+    assert main(str(tmp_path / "run"), added) == 0
+    assert saved(tmp_path / "run")["options"]["threads"] == 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "fge+refit" in {method["name"] for method in report["methods"]}
+
+
+@pytest.mark.parametrize("leftovers", [[], [".config.json.x1.tmp"]])
+def test_a_job_cut_off_at_its_first_file_is_begun(
+    leftovers: list[str], tmp_path: Path, tiny_npz: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in leftovers:
+        (tmp_path / "run" / name).write_text("half")
+    assert main(str(tmp_path / "run"), job("train", options(tiny_npz))) == 0
+    assert saved(tmp_path / "run")["options"]["threads"] == 1
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def saved(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())
+
+
 def test_a_method_is_trained_on_the_data_that_are_given(tmp_path: Path) -> None:
     data = write_tiny_npz(tmp_path / "other.npz")
     assert main(str(tmp_path / "run"), job("train", options(data))) == 0

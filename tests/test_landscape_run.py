@@ -21,20 +21,33 @@ from torch import Tensor, nn
 
 import fge.evaluation
 import fge.sharpness_run
-from fge import plots
 from fge.batchnorm import refresh_batch_norm
 from fge.curve import Curve
 from fge.data import load_dataset
+from fge.directions import Line
+from fge.dynamics import line_momentum
 from fge.files import write_bytes
 from fge.grid import GridStore, PlaneGrid
+from fge.layout import Layout
+from fge.method_config import TrainConfig
+from fge.methods import METHODS
 from fge.plane import Plane
+from fge.recipes import recipe
 from fge.sharpness import top_eigenvalues
 from fge.study_config import PlaneConfig, SharpnessConfig
 from fge.weights import flatten, write_parameters
 
 LINEAR, NORMED = "looked_at_models:linear", "looked_at_models:normed"
 MODELS = """
+from dataclasses import replace
+
 from torch import nn
+
+from fge.methods import METHODS, Method
+from fge.recipes import recipe
+
+adam = Method("adam", "snapshots of Adam", METHODS["sse"].stages, recipe=lambda config: replace(
+    recipe("B"), batch_size=config.batch_size))
 
 def linear(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
@@ -64,7 +77,7 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(plots, "save_figure", lambda _, path: write_bytes(path, b""))
+        monkeypatch.setattr("fge.drawn.save_figure", lambda _, path: write_bytes(path, b""))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +108,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     out = tmp_path_factory.mktemp("pair") / "run"
     short = {"epochs": 2, "eval_points": 3, "ensemble_points": 2}
     return done("curve-ensemble", job(data, out, model=NORMED, **short))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A train run of a linear model with 3 snapshots of cyclical SGLD, which has no momentum."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    more = {"epochs": 3, "method": "csgld", "csgld_cycles": 1}
+    return done("train", job(data, out, model=LINEAR, **more))
 
 
 def look(source: Path | list[Path], out: Path, model: str, **more: Any) -> dict[str, Any]:
@@ -278,6 +299,161 @@ def test_a_plane_is_repeated_from_its_own_config(ended: Path, tmp_path: Path) ->
     assert_same(tmp_path / "again", first)
 
 
+def test_a_train_run_is_looked_at_as_an_fge_run(trained: Path, data: Path, tmp_path: Path) -> None:
+    small, every = {"resolution": 2}, [f"snapshot {number}" for number in (1, 2, 3)]
+    for name, more, names in (
+        ("through", {}, every),
+        ("trajectory", {"trajectory": True}, every),
+        ("random", {"random": True}, every[-1:]),
+        ("chosen", {"snapshots": [3, 1, 2]}, [every[2], every[0], every[1]]),
+    ):
+        folder = done("plane", look(trained, tmp_path / name, LINEAR, **small, **more))
+        networks = report(folder)["plane"]["networks"]
+        assert [network["name"] for network in networks] == names
+        for network in networks:
+            path = files_of(trained)[int(network["name"][-1]) - 1]
+            model = built(LINEAR)
+            assert_figures(network, measured(model, flatten(path, model), data))
+
+
+def test_a_train_run_of_one_network_has_no_plane_but_random_ones(
+    data: Path, tmp_path: Path
+) -> None:
+    folder = done("train", job(data, tmp_path / "single", model=LINEAR, epochs=1))
+    base = look(folder, tmp_path / "out", LINEAR, resolution=2)
+    for more in ({}, {"trajectory": True}):
+        message = run(flags("plane", base | more)).message
+        expected = "a plane needs three snapshots, {} has 1; with --random the last one will do"
+        assert message == expected.format(folder)
+    message = run(flags("plane", base | {"line": True})).message
+    expected = "a line needs two snapshots, {} has 1; with --random the last one will do"
+    assert message == expected.format(folder)
+    assert not (tmp_path / "out").exists()
+    done("plane", base | {"random": True})
+
+
+# ----------------------------------------------------------------------------------------- lines
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "line.npz") as stored:
+        return dict(stored)
+
+
+def assert_records(
+    found: dict[str, np.ndarray], row: int, points: list[Tensor], data: Path
+) -> None:
+    """Compare the figures along a line, and its lengths, with those of its points."""
+    model = built(NORMED if len(points[0]) < 150 else LINEAR)
+    steps = [float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(points)]
+    np.testing.assert_allclose(np.diff(found["arc"][row]), steps, rtol=1e-4)
+    for column in range(len(points)):
+        record = {key: float(found[key][row, column]) for key in ("train_loss", "test_error")}
+        wanted = measured(model, points[column], data)
+        assert_figures(record, {key: wanted[key] for key in record})
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_line_goes_from_snapshot_to_snapshot(ended: Path, data: Path, tmp_path: Path) -> None:
+    folder = done("plane", look(ended, tmp_path / "line", LINEAR, line=True, line_points=6))
+    found = arrays_of(folder)
+    # Three pieces of two steps each: at least 6 points, with the networks among them.
+    np.testing.assert_allclose(found["t"], np.arange(7) / 6)
+    assert found["networks"].tolist() == [f"snapshot {number}" for number in (1, 2, 3, 4)]
+    w = [flatten(path, built(LINEAR)) for path in files_of(ended)]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(w)]
+    points = [w[0], between[0], w[1], between[1], w[2], between[2], w[3]]
+    assert_records(found, 0, points, data)
+    apart = [float((point.double() - w[0].double()).norm()) for point in points]
+    np.testing.assert_allclose(found["distance"][0], apart, rtol=1e-4)
+    content, page = report(folder), (folder / "report.md").read_text()
+    assert content["line"]["networks"] == found["networks"].tolist()
+    rows = re.findall(r"^\| (snapshot \d to snapshot \d) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert [name for name, _ in rows] == [f"snapshot {k} to snapshot {k + 1}" for k in (1, 2, 3)]
+    lengths = [float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(w)]
+    assert [float(length) for _, length in rows] == pytest.approx(lengths, abs=1e-3)
+    losses = found["train_loss"][0]
+    barriers = [losses[k + 1] - (losses[k] + losses[k + 2]) / 2 for k in (0, 2, 4)]
+    assert f"the highest barrier, {max(max(barriers), 0):.4f} nats" in page
+    assert (folder / "report.html").read_text().count('<noscript><img alt="') == 2
+    figures = sorted(path.name for path in (folder / "figures").iterdir())
+    assert figures == ["line-test-error.png", "line-train-loss.png"]
+
+
+def test_a_pairs_lines_are_its_curve_and_its_segment(
+    pair: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = done("plane", look(pair, tmp_path / "line", NORMED, line=True, line_points=3))
+    found = arrays_of(folder)
+    assert found["lines"].tolist() == ["curve", "segment"]
+    curve = Curve.load(pair / "curves" / PAIR / "curve.safetensors")
+    ends = curve.points[0], curve.points[-1]
+    assert_records(found, 0, [ends[0], curve.at(0.5), ends[1]], data)
+    assert_records(found, 1, [ends[0], (ends[0] + ends[1]) / 2, ends[1]], data)
+    page = (folder / "report.md").read_text()
+    assert f"Along the bezier curve {PAIR}, and the segment between its ends, the" in page
+
+
+def test_files_are_joined_and_a_random_line_goes_to_both_sides(
+    ended: Path, data: Path, tmp_path: Path
+) -> None:
+    files = files_of(ended)
+    shared = {"line": True, "line_points": 4, "data": data, "batch_size": 32}
+    folder = done("plane", look(files[:2], tmp_path / "two", LINEAR, **shared))
+    found = arrays_of(folder)
+    assert found["lines"].tolist() == ["segment"]
+    assert found["networks"].tolist() == ["1-0001", "2-0002"]
+    w, v = (flatten(path, built(LINEAR)) for path in files[:2])
+    assert_records(found, 0, [torch.lerp(w, v, k / 3) for k in range(4)], data)
+
+    folder = done("plane", look(files[:1], tmp_path / "one", LINEAR, random=True, **shared))
+    found = arrays_of(folder)
+    assert found["t"] == pytest.approx([-1.4, -0.7, 0, 0.7, 1.4], abs=1e-12)
+    line = Line.random(w, Layout.of(built(LINEAR)), 0)
+    assert_records(found, 0, [line.at(t) for t in found["t"]], data)
+    # A step of 1 moves each filter, a row of the weight, by its own norm; biases stay.
+    norm = float(load_file(files[0])["1.weight"].norm())
+    assert found["distance"][0] == pytest.approx(norm * np.abs(found["t"]), rel=1e-5, abs=1e-9)
+    assert "barrier" not in (folder / "report.md").read_text()
+
+    options = look(ended, tmp_path / "last", LINEAR, line=True, random=True, line_points=3)
+    assert "snapshot 4 and a random" in report(done("plane", options))["line"]["along"]
+    options = look(ended, tmp_path / "some", LINEAR, line=True, snapshots=[4, 1], line_points=2)
+    assert arrays_of(done("plane", options))["networks"].tolist() == ["snapshot 4", "snapshot 1"]
+
+
+def test_an_interrupted_line_goes_on_and_holds_infinite_losses(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = fge.evaluation.WeightsEvaluator.__call__
+    calls: list[int] = []
+
+    def watched(self: Any, vector: Tensor) -> Any:
+        if len(calls) == 5 and len(calls) not in calls:
+            calls.append(-1)
+            raise KeyboardInterrupt
+        calls.append(len(calls))
+        record, probabilities = call(self, vector)
+        if float(vector[0]) == float(curve.at(0.5)[0]):
+            record["train_loss"] = float("inf")
+        return record, probabilities
+
+    curve = Curve.load(pair / "curves" / PAIR / "curve.safetensors")
+    monkeypatch.setattr(fge.evaluation.WeightsEvaluator, "__call__", watched)
+    options = look(pair, tmp_path / "cut", NORMED, line=True, line_points=3)
+    result = run(flags("plane", options))
+    assert result.code == 130
+    argv = ["plane", "--out", str(tmp_path / "cut"), "--resume", "--model", NORMED]
+    assert run(argv).code == 0
+    assert len(calls) == 5 + 1 + 1  # five points, the interruption, the sixth
+    reference = done("plane", {**options, "out": tmp_path / "reference"})
+    assert_same(tmp_path / "cut", reference)
+    assert np.isinf(arrays_of(reference)["train_loss"]).tolist() == [
+        [False, True, False],
+        [False] * 3,
+    ]
+
+
 # ------------------------------------------------------------------------------------- sharpness
 
 
@@ -309,7 +485,7 @@ def test_each_snapshots_sharpness_is_that_of_its_hessian(
         assert 0 < network["trace_standard_error"] < 0.2 * np.trace(hessian)
         assert error < 4 * network["trace_standard_error"]
         assert network["hessian_products"] > 40
-        assert network["gradient_cost"] > 2.2 * network["hessian_products"]
+        assert network["gradient_cost"] > 2.6 * network["hessian_products"]
         assert network["converged"]
     spectrum = content["spectrum"]
     assert spectrum["name"] == "snapshot 4"
@@ -337,6 +513,52 @@ def test_the_stability_line_is_that_of_the_runs_rate_at_each_snapshot(
     table = (folder / "report.md").read_text()
     assert "| 2(1+m)/lr |" in table
     assert table.count(" | 300 | ") == 4
+
+
+def test_the_stability_line_takes_the_momentum_of_the_method(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        fge.sharpness_run,
+        "eigenvalue_figure",
+        lambda *_, **options: drawn.append(options["thresholds"]),
+    )
+    done("sharpness", look(trained, tmp_path / "sharp", LINEAR, k=1, **QUICK))
+    rates = [record["lr"] for record in snapshot_records(trained)]
+    assert drawn == [pytest.approx([2 / lr for lr in rates])]
+    assert json.loads((trained / "config.json").read_text())["options"]["momentum"] == 0.9
+
+
+def snapshot_records(folder: Path) -> list[dict[str, Any]]:
+    index = json.loads((folder / "snapshots" / "index.json").read_text())
+    return list(index["snapshots"])
+
+
+@pytest.mark.usefixtures("drawn")
+def test_adam_and_methods_that_are_not_imported_have_no_stability_line(
+    data: Path, tmp_path: Path
+) -> None:
+    more = {"epochs": 2, "method": "looked_at_models:adam", "sse_cycles": 2, "sharpness_every": 1}
+    folder = done("train", job(data, tmp_path / "adam", model=LINEAR, **more))
+    found, page = report(folder)["sharpness"], (folder / "report.md").read_text()
+    assert (found["optimizer"], found["momentum"]) == ("adam", None)
+    assert "There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was adam." in page
+    assert "momentum)/" not in page
+    assert "| 2(1+m)/lr" not in page
+    assert "momentum) / learning rate" not in (folder / "report.html").read_text()
+
+    study = done("sharpness", look(folder, tmp_path / "sharp", LINEAR, k=1, **QUICK))
+    page = (study / "report.md").read_text()
+    assert "the run is of the method looked_at_models:adam, which is not imported here" in page
+    assert "| 2(1+m)/lr" not in page
+
+
+def test_a_recipe_of_adam_has_no_stability_line() -> None:
+    assert line_momentum(recipe("G")) == 0.9
+    assert line_momentum(recipe("B")) is None
+    config = TrainConfig(method="csgld")
+    assert line_momentum(METHODS["csgld"].recipe(config)) == 0
 
 
 def test_sharpness_along_a_curve_has_statistics_of_each_point(
@@ -438,7 +660,10 @@ def test_what_is_wrong_with_the_networks_is_one_line(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--weights A A B", r"w0 and w1 coincide; .*\(w0 = 1-0001, w1 = 2-0001, w2 = 3-0002\)"),
+        (
+            "--weights A A B",
+            r"w0 and w1 coincide up to rounding; .*\(w0 = 1-0001, w1 = 2-0001, w2 = 3-0002\)",
+        ),
         ("--weights A HALF B", "lie on one line: .* give three networks that span a plane"),
         ("--weights A B", "--weights needs three files for a plane, got 2; with --random one"),
         ("--weights A B --random", "--random needs one file, got 2"),
@@ -450,6 +675,17 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--run RUN --snapshots 0 1 2", "--snapshots counts from 1, got 0 1 2"),
         ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
         ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
+        ("--weights A --line", "--line needs two files or more, got 1; with --random one will do"),
+        ("--weights A B --line --random", "--random needs one file, got 2"),
+        ("--weights A A --line", "1-0001 and 2-0001 are the same weights; give networks that"),
+        ("--run RUN --line --trajectory", "give --line or --trajectory, not both"),
+        (
+            "--run RUN --line --snapshots 2",
+            "--snapshots needs two different numbers or more, got 2",
+        ),
+        ("--run RUN --line --snapshots 2 2", "--snapshots needs two different numbers or more"),
+        ("--run RUN --line --line-points 1", "line_points must be >= 2, got 1"),
+        ("--run NONE --line", "none holds no snapshots; finish the run with --resume first"),
         ("--run RUN --margin -1", "margin must be finite and >= 0, got -1"),
         ("--run SHORT", "a plane needs three snapshots, short has 2; with --random the last one"),
         ("--run NONE", "none holds no snapshots; finish the run with --resume first"),
@@ -486,8 +722,10 @@ def test_a_plane_that_cannot_be_is_one_line(
 def test_a_curve_runs_plane_is_that_of_its_curve(pair: Path, tmp_path: Path) -> None:
     base = ["--run", str(pair), "--model", NORMED, "--device", "cpu", "--threads", "1"]
     for option in (["--random"], ["--trajectory"], ["--snapshots", "1", "2", "3"]):
-        message = run(["plane", *base, *option]).message
-        assert message == f"{option[0]} needs an fge run, {pair} is one of curve-ensemble"
+        for line in ([], ["--line"]) if option[0] != "--trajectory" else ([],):
+            message = run(["plane", *base, *option, *line]).message
+            needed = f"{option[0]} needs an fge or train run"
+            assert message == f"{needed}, {pair} is one of curve-ensemble"
     shutil.copytree(pair, tmp_path / "begun")
     (tmp_path / "begun" / "report.json").unlink()
     message = run(["plane", *base, "--run", "begun"]).message

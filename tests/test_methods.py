@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,7 @@ def test_csgld_keeps_samples_of_the_last_epochs_of_each_cycle() -> None:
 def test_the_last_tenth_of_a_csgld_cycle_is_noisy(
     options: dict[str, float], temperature: float
 ) -> None:
-    config = train_config(method="csgld", epochs=20, csgld_cycles=1, **options)
+    config = train_config(method="csgld", epochs=20, csgld_cycles=1, csgld_samples=2, **options)
     (stage,) = METHODS["csgld"].stages(config)
     optimizer = SGLD([nn.Parameter(torch.zeros(1))], 0.5, examples=40)
     schedule = stage.schedule(optimizer, PER_EPOCH)
@@ -246,10 +247,24 @@ def test_a_method_of_one_s_own_is_found_by_its_module(monkeypatch: pytest.Monkey
     assert find_method("own_methods:mine") is MINE
     with pytest.raises(UserError, match=r"must be an fge\.methods\.Method, got a int"):
         find_method("own_methods:number")
-    with pytest.raises(UserError, match="cannot import the method 'own_methods:none'"):
-        find_method("own_methods:none")
-    with pytest.raises(UserError, match="cannot import the method 'not_there:mine'"):
-        find_method("not_there:mine")
+
+
+@pytest.mark.parametrize("name", ["best-snapshot", "fold", "swa", "ensemble"])
+def test_a_method_of_one_s_own_is_not_called_as_another_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("own_methods")
+    module.mine = replace(MINE, name=name)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_methods", module)
+    with pytest.raises(UserError, match=f"own_methods:mine bears the name '{name}' of another"):
+        find_method("own_methods:mine")
+
+
+def test_swa_is_a_name_for_weights_that_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("own_methods")
+    module.mine = replace(MINE, name="swa", combine="weights")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_methods", module)
+    assert find_method("own_methods:mine").combine == "weights"
 
 
 @pytest.mark.parametrize(

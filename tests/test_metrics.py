@@ -299,6 +299,26 @@ def test_shapes_and_targets_that_do_not_fit_are_refused(
         metric(probs, targets)
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *(pair[0] for pair in ORACLES),
+        metrics.nll_per_example,
+        metrics.reliability,
+        metrics.summary,
+    ],
+)
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [([math.nan, 1.0], "nan to nan"), ([4.0, -1.0], "-1 to 4"), ([math.inf, 0.0], "0 to inf")],
+)
+def test_every_metric_refuses_what_is_no_probability(
+    metric: Callable[..., object], row: list[float], found: str
+) -> None:
+    with pytest.raises(UserError, match=rf"must be probabilities in \[0, 1\], .* from {found}; "):
+        metric([[0.5, 0.5], row], [1, 0])
+
+
 def test_the_nll_is_the_mean_over_examples() -> None:
     probs, targets = [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]], [0, 1, 0]
     values = metrics.nll_per_example(probs, targets)

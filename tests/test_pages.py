@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from fge.interactive import Plot, Series, comparison_plot
 from fge.pages import Page, Section, Table, repeat_command, write_pages
@@ -123,23 +124,51 @@ def test_options_are_shown_as_words(tmp_path: Path) -> None:
     }
 
 
+def repeated(command: str, folder: Path = ROOT, **content: Any) -> str:
+    given = {**CONTENT, "command": command, **content}
+    return repeat_command(given, folder)
+
+
 @pytest.mark.parametrize("model", ["convnet", "torchvision:resnet18"])
 def test_the_command_repeats_a_run(model: str) -> None:
-    content = {**CONTENT, "config": {"model": model}}
-    assert repeat_command(content) == ("python cli.py fge --config config.json --out NEW_FOLDER")
+    expected = "python cli.py fge --config config.json --out NEW_FOLDER"
+    assert repeated("fge", config={"model": model}) == expected
+
+
+def test_the_command_says_where_the_command_line_is() -> None:
+    expected = "python ../../cli.py fge --config config.json --out NEW_FOLDER"
+    assert repeated("fge", ROOT / "runs" / "fge-001") == expected
 
 
 def test_own_methods_are_given_again() -> None:
-    content = {"command": "compare", "config": {"model": "vgg16", "methods": ["fge", "my:m"]}}
-    assert repeat_command(content) == (
+    assert repeated("compare", config={"model": "vgg16", "methods": ["fge", "my:m"]}) == (
         "python cli.py compare --config config.json --methods fge my:m --out NEW_FOLDER"
     )
 
 
-def test_the_command_names_a_users_own_model() -> None:
-    content = {**CONTENT, "config": {"model": "my_models:build"}}
-    assert repeat_command(content) == (
+def test_the_command_names_a_users_own_model(tmp_path: Path) -> None:
+    own = {"model": "my_models:build"}
+    assert repeated("fge", config=own) == (
         "python cli.py fge --config config.json --model my_models:build --out NEW_FOLDER"
+    )
+    sentence = "with that of your own code in <code>PYTHONPATH</code>"
+    assert sentence not in written(tmp_path)
+    write_pages(tmp_path, PAGE, [section(tmp_path, config=own)])
+    assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_several_processes_are_started_as_many_again() -> None:
+    assert repeated("train", environment={"processes": 4}) == (
+        "torchrun --standalone --nproc-per-node 4 cli.py train --config config.json "
+        "--out NEW_FOLDER"
+    )
+
+
+def test_predictions_are_repeated_by_their_run_and_images() -> None:
+    options = {"run": "/a b/run", "images": "/in.npz", "model": "my_models:build", "threads": None}
+    assert repeated("predict", config=options) == (
+        "python cli.py predict --run '/a b/run' --images /in.npz --model my_models:build "
+        "--out NEW_FOLDER"
     )
 
 

@@ -54,7 +54,8 @@ def config_for(data: Path, **options: Any) -> MethodConfig:
 
 def made_up(method: str, seed: int, **changes: Any) -> dict[str, Any]:
     figures = {key: 1.0 for key, _, _ in peer_tables.COLUMNS}
-    return {"method": method, "seed": seed, "environment": MACHINE, **figures, **changes}
+    facts = {"method": method, "seed": seed, "environment": MACHINE, "process": 1}
+    return {**facts, **figures, **changes}
 
 
 def test_methods_take_turns_and_each_begins() -> None:
@@ -117,7 +118,43 @@ def test_a_run_counts_what_it_costs(method: str, tiny_npz: Path) -> None:
     assert run["train_epochs"] == 7
     assert 0 <= run["error"] <= 100
     assert run["train_seconds"] > 0
-    assert run["peak_mib"] >= run["more_mib"]
+    assert run["peak_mib"] >= run["more_mib"] >= 0
+
+
+def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
+    cpu = torch.device("cpu")
+    peers.forget_peak(cpu)
+    before = peers.memory_mib(cpu, peak=False)
+    if before is None:
+        pytest.skip("this system does not let a process forget its peak")
+    block = torch.ones(64 * 2**18)  # 64 MiB, touched
+    del block
+    most = peers.memory_mib(cpu, peak=True)
+    peers.forget_peak(cpu)
+    again = peers.memory_mib(cpu, peak=True)
+    assert most is not None
+    assert again is not None
+    assert most > before + 60
+    assert again < before + 32
+
+
+def test_where_no_peak_can_be_forgotten_none_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(peers, "CLEAR_REFS", tmp_path / "none")
+    peers.forget_peak(torch.device("cpu"))
+    assert peers.memory_mib(torch.device("cpu"), peak=True) is None
+    runs = [made_up("fge", 0, peak_mib=None, more_mib=None)]
+    assert peer_tables.method_rows(runs)[2].endswith("| - | - |")
+
+
+def test_a_run_does_not_depend_on_what_ran_before(tiny_npz: Path) -> None:
+    config = config_for(tiny_npz)
+    peers.warm_up(config)
+    first = peers.measure("fge", config)
+    peers.measure("torch-swa", config)
+    again = peers.measure("fge", config)
+    assert (first["error"], first["nll"]) == (again["error"], again["nll"])
 
 
 def probabilities(method: str, config: MethodConfig, folder: Path) -> tuple[Any, torch.Tensor]:
@@ -190,6 +227,11 @@ def test_spreads_and_intervals() -> None:
     mean, half = peer_tables.interval([1.0, 2.0, 3.0])
     assert (mean, half) == pytest.approx((2.0, 4.302652729911275 / 3**0.5), abs=1e-9)
     assert peer_tables.interval([1.5]) == (1.5, float("inf"))
+    # Of the logarithms 0 and ln 4: mean ln 2, standard error ln 2, t(.975, 1) = 12.7062.
+    found = peer_tables.ratio([1.0, 4.0])
+    expected = [2.0, 2 ** (1 - 12.706204736), 2 ** (1 + 12.706204736)]
+    assert found == pytest.approx(expected, rel=1e-8)
+    assert peer_tables.ratio([0.5]) == (0.5, 0.0, float("inf"))
 
 
 def test_differences_are_of_the_seeds_that_both_have() -> None:
@@ -197,13 +239,14 @@ def test_differences_are_of_the_seeds_that_both_have() -> None:
         made_up("fge", 1, error=9.0, nll=0.5, train_seconds=8.0),
         made_up("fge", 0, error=10.0, nll=0.25, train_seconds=6.0),
         made_up("torchensemble-fge", 0, error=12.0, nll=0.25, train_seconds=4.0),
-        made_up("torchensemble-fge", 1, error=10.0, nll=0.5, train_seconds=16.0),
+        made_up("torchensemble-fge", 1, error=10.0, nll=0.5, train_seconds=6.4),
         made_up("torchensemble-fge", 2, error=99.0),
         made_up("swa", 0),
     ]
     (row,) = peer_tables.pair_rows(runs)[2:]
-    # Differences -2 and -1: standard error 1/2, t(.975, 1) = 12.7062; ratios 1.5 and .5.
-    cells = "2 | -1.50 ± 6.35 | +0.0000 ± 0.0000 | 1.00 x"
+    # Differences -2 and -1: standard error 1/2, t(.975, 1) = 12.7062; ratios 1.5 and 1.25, whose
+    # logarithms are .27893 on average, with a standard error of .09116.
+    cells = "2 | -1.50 ± 6.35 | +0.0000 ± 0.0000 | 1.37 x [0.43, 4.36]"
     assert row == f"| fge - torchensemble-fge | {cells} |"
     one = [run for run in runs if run["seed"] == 0]
     assert peer_tables.pair_rows(one)[2].endswith("| 1 | -2.00 | +0.0000 | 1.50 x |")
@@ -220,15 +263,20 @@ def test_the_page_says_where_it_was_measured_and_what_was_seen() -> None:
         "faults": {"torchensemble": "0.2.0", "faults": faults},
     }
     page = peer_tables.page(results)
-    assert "Runs: 1 (model convnet, data mini, epochs 4). Hardware and versions: a proc" in page
+    runs = "Runs: 1 (model convnet, data mini, epochs 4), one after the other in one process."
+    assert f"{runs} Hardware and versions: a proc" in page
     assert "| a / b | no | none |" in page
     assert "difference" not in page
     other = {**MACHINE, "hardware": "another"}
-    results["runs"] = [made_up("fge", 0), made_up("fge", 1, environment=other)]
+    results["runs"] = [made_up("fge", 0), made_up("fge", 1, environment=other, process=2)]
     results["faults"] = None
     page = peer_tables.page(results)
     assert "differ, so times do not compare: a processor (cpu" in page
     assert "What was seen" not in page
+    assert "one after the other in 2 processes, since some were added later" in page
+    for run in results["runs"]:
+        del run["process"]
+    assert "each in a process of its own" in peer_tables.page(results)
 
 
 @needs_torchensemble
@@ -255,17 +303,27 @@ def test_only_what_is_missing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         done.append((method, config.seed))
         return made_up(method, config.seed)
 
-    monkeypatch.setattr(peers, "in_fresh_process", fake)
+    warmed: list[int] = []
+    monkeypatch.setattr(peers, "measure", fake)
+    monkeypatch.setattr(peers, "warm_up", lambda config: warmed.append(config.seed))
     monkeypatch.setattr(peers, "has_torchensemble", lambda: False)
     path = tmp_path / "results" / "peers.json"
     peers.run(options_for(path, seeds=[0]))
     assert done == [("fge", 0), ("swa", 0)]
     peers.run(options_for(path))
     assert done[2:] == [("swa", 1), ("fge", 1)]
-    assert len(json.loads(path.read_text())["runs"]) == 4
+    runs = json.loads(path.read_text())["runs"]
+    assert [run["process"] for run in runs] == [1, 1, 2, 2]
+    peers.run(options_for(path))
+    assert (len(done), len(warmed)) == (4, 2)
     assert path.with_suffix(".md").read_text().startswith("# convnet on fashion-mnist-mini")
     with pytest.raises(UserError, match="has runs with epochs 10, not 20; give another --results"):
         peers.run(options_for(path, epochs=20))
+    old = json.loads(path.read_text())
+    del old["runs"][0]["process"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="runs that were each a process of its own, whose peak"):
+        peers.run(options_for(path))
 
 
 def test_options_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

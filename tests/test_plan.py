@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import cell
 
+from fge.cells import Cell
 from fge.compare_config import CompareConfig
 from fge.curve_config import CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
+from fge.errors import UserError
 from fge.method_config import TrainConfig
+from fge.methods import METHODS, Method
 from fge.plan import Job, Plan, PlannedCell
+from fge.refit import curve_options
 
 EVERY = (
     "single",
@@ -137,13 +146,86 @@ def test_the_curve_of_two_whole_networks_takes_singles_and_counts_them(tmp_path:
     assert config.first_weights == tmp_path / "fge-e100-s2" / "single" / "0001.safetensors"
     assert config.fit_epochs == 50
     names = [job.name for job in plan.jobs([cell])]
-    assert names[-1] == "curve-2B-e100-s2"
+    assert names[-1] == "curve-2B-e100-s2-s0"
+    more = cell_of(make_plan(tmp_path, seeds=4), "curve-ensemble-2B", seed=2)
+    assert job_names(more) == ["curve-2B-e100-s2-s3"]
 
 
+@pytest.fixture
+def own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, attribute in (("mine.module", "method"), ("a", "fge"), ("b", "fge")):
+        made = types.ModuleType(module)
+        method = Method("called-mine", "conventional training", METHODS["single"].stages)
+        setattr(made, attribute, method)
+        monkeypatch.setitem(sys.modules, module, made)
+
+
+@pytest.mark.usefixtures("own_methods")
 def test_a_method_of_one_s_own_is_one_job_more(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, methods=("mine.module:method",))
     cell = cell_of(plan, "mine.module:method")
     (job,) = plan.jobs([cell])
     assert isinstance(job.config, TrainConfig)
     assert job.config.method == "mine.module:method"
-    assert (job.name, job.lines) == ("method-e100-s0", ("method",))
+    assert (job.name, job.lines) == ("mine.module%3Amethod-e100-s0", ("called-mine",))
+    assert [part.line for part in cell.parts] == ["called-mine"]
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_methods_of_one_name_in_several_modules_share_no_run(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, methods=("fge", "a:fge", "b:fge"))
+    cells = [cell_of(plan, method) for method in ("fge", "a:fge", "b:fge")]
+    names = ["fge-e100-s0", "a%3Afge-e100-s0", "b%3Afge-e100-s0"]
+    assert [job.name for job in plan.jobs(cells)] == names
+    assert len({cell.name for cell in cells}) == 3
+
+
+def made_of(planned: PlannedCell, **changes: Any) -> Cell:
+    made = cell(planned.method, planned.seed, 1, budget=planned.budget)
+    return replace(made, parts=planned.part_names, pooled=planned.pooled, **changes)
+
+
+@pytest.mark.parametrize("place", [("deep-ensemble", 2), ("sse", 2), ("curve-ensemble-2B", 1)])
+def test_a_pool_that_went_round_fewer_seeds_is_measured_anew(
+    place: tuple[str, int], tmp_path: Path
+) -> None:
+    two, three = (make_plan(tmp_path, seeds=n, budgets=(1, 2)) for n in (2, 3))
+    cells = [made_of(cell_of(two, *place, seed=seed)) for seed in (0, 1)]
+    assert set(two.measured(cells)) == {one.name for one in cells}
+    assert set(three.measured(cells)) == {cells[0].name}  # that of seed 1 went on with seed 0
+
+
+def test_cells_without_their_parts_are_known_where_they_pool_nothing(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, budgets=(1, 2))
+    alone = [cell_of(plan, method) for method in ("single", "fge", "deep-ensemble")]
+    pooled = [cell_of(plan, "sse", 2), cell_of(plan, "curve-ensemble-2B")]
+    cells = [made_of(planned) for planned in (*alone, *pooled)]
+    assert len(plan.measured(cells)) == 5
+    older = [replace(one, parts=()) for one in cells]
+    assert set(plan.measured(older)) == {planned.name for planned in alone}
+
+
+def test_a_single_network_is_the_same_part_wherever_it_was_trained(tmp_path: Path) -> None:
+    alone, beside = (make_plan(tmp_path, methods=(method,)) for method in ("sse", "fge"))
+    jobs = [job_names(cell_of(plan, "single")) for plan in (alone, beside)]
+    assert jobs == [["single-e100-s0"], ["fge-e100-s0"]]
+    for place in (("single", 1), ("deep-ensemble", 2)):
+        names = [cell_of(plan, *place).part_names for plan in (alone, beside)]
+        assert names[0] == names[1]
+    assert cell_of(beside, "fge").part_names == ("fge-e100-s0",)
+
+
+@pytest.mark.parametrize("options", [{}, {"start_epoch": 0, "cycle_epochs": 2}])
+def test_the_least_budget_of_fge_refit_has_a_line_within_it(
+    options: dict[str, int], tmp_path: Path
+) -> None:
+    """As a run counts: two snapshots and the fit between them (see ``fge.refit``)."""
+    with pytest.raises(UserError, match="needs epochs >= ") as caught:
+        make_plan(tmp_path, methods=("fge+refit",), epochs=1, **options)
+    least = int(re.findall(r">= (\d+)", str(caught.value))[0])
+    plan = make_plan(tmp_path, methods=("fge+refit",), epochs=least, **options)
+    (part,) = cell_of(plan, "fge+refit").parts
+    config = part.job.config
+    assert isinstance(config, FGEConfig)
+    second = config.first_cycle_epoch + config.cycle_length // 2 + config.cycle_length
+    assert second + curve_options(config).epochs <= least

@@ -120,7 +120,7 @@ LINE = random_vectors(2, 1000)
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([GOOD[0], GOOD[0], GOOD[2]], "w0 and w1 coincide; a plane goes through three"),
+        ([GOOD[0], GOOD[0], GOOD[2]], "w0 and w1 coincide up to rounding; a plane goes"),
         ([GOOD[0], GOOD[2], GOOD[2]], "w1 and w2 coincide"),
         ([GOOD[0], GOOD[1], GOOD[0]], "w2 and w0 coincide"),
         ([GOOD[0], GOOD[2] / 2, GOOD[2]], "w0, w1 and w2 lie on one line: w1 is 0 away"),
@@ -138,6 +138,21 @@ LINE = random_vectors(2, 1000)
 def test_points_that_span_no_plane_are_refused(points: list[Tensor], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         Plane.through(*points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (1, 2), (2, 0)])
+def test_points_one_rounding_apart_count_as_the_same(
+    one: int, other: int, dtype: torch.dtype
+) -> None:
+    points = [w.to(dtype) for w in random_vectors(3, 1000)]
+    points[other] = torch.nextafter(points[one], torch.full_like(points[one], torch.inf))
+    assert not torch.equal(points[one], points[other])
+    with pytest.raises(UserError, match=f"^w{one} and w{other} coincide up to rounding"):
+        Plane.through(*points)
+    noise = torch.finfo(dtype).eps * float(points[one].norm())
+    points[other] = points[one] + 20 * noise / math.sqrt(1000)
+    Plane.through(*points)
 
 
 @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])

@@ -54,6 +54,15 @@ def fail(*_: object) -> None:
     raise OSError("no space left")
 
 
+def test_the_mean_is_of_the_members_named(tmp_path: Path) -> None:
+    file = file_with(tmp_path, "a", "b", "c")
+    mean = file.mean(["a", "c"])
+    assert mean.dtype == torch.float64
+    # Stored in float32: six digits.
+    torch.testing.assert_close(mean, (probs_of(0) + probs_of(2)) / 2, atol=1e-7, rtol=0)
+    assert torch.equal(file.mean(["b"]), file.probabilities("b"))
+
+
 def test_the_file_holds_the_documented_arrays(tmp_path: Path) -> None:
     file = file_with(tmp_path, "fge-0001", "fge-0002")
     stored = arrays(file.path)

@@ -32,7 +32,7 @@ SHORT = {
     "compare": f"--epochs 4 --start-epoch 0 --cycle-epochs 2 --sse-cycles 2 --seeds 2 {PLAIN}",
     "curve-ensemble": f"--epochs 1 --curve-epochs 1 --eval-points 3 {PLAIN}",
     "connect": f"--epochs 1 --eval-points 3 {PLAIN}",
-    "plane": f"--resolution 2 --eval-images 16 {PLAIN}",
+    "plane": f"--resolution 2 --line-points 3 --eval-images 16 {PLAIN}",
     "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-steps 2 {PLAIN}",
     "predict": "",
     "report": "",
@@ -78,20 +78,26 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(compile(example, "README.md", "exec"), {})
 
 
-def test_commands_run_on_short_jobs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_on_short_jobs_and_leave_a_page(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(workplace)
     import my_models  # type: ignore[import-not-found]
 
     for name in ("weights", "a", "b", "c"):
         torch.save(my_models.build(1, TINY_CLASSES).state_dict(), f"{name}.pt")
-    assert len(COMMANDS) >= 9
+    assert {shlex.split(command)[2] for command in COMMANDS} == set(cli.COMMANDS)
     for command in COMMANDS:
         arguments = shlex.split(command)[2:]
         short = SHORT[arguments[0]]
         if arguments[0] in TRAINING and "--data" not in arguments:
             short += " --train-size 120 --test-size 60"
+        capsys.readouterr()
         assert cli.main([*arguments, *shlex.split(short)]) == 0, command
+        page = Path(re.findall(r"report: (.*)\n", capsys.readouterr().out)[-1])
+        assert page.name == "report.html"
+        assert "<h1>" in page.read_text(encoding="utf-8")
     assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
 
 

@@ -72,6 +72,7 @@ def test_the_ensemble_with_points_on_the_curves_has_its_cost(refitted: Path) -> 
     line = found["fge+refit 7"]
     assert (line["train_epochs"], line["forward_passes"]) == (5 + 2 * 2, 7)
     assert line["refresh_images"] == 4 * TRAIN_IMAGES
+    assert (first["validation_images"], line["validation_images"]) == (2 * 10, 3 * 10)
     assert line["weight_bytes"] == 7 * found["last-snapshot 1"]["weight_bytes"]
     inner = [f"{pair}/curve/{t}" for pair in PAIRS for t in ("0.3333", "0.6667")]
     assert line["member_names"] == ["fge-0001", "fge-0002", "fge-0003", *inner]

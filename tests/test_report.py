@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -169,11 +170,11 @@ def test_names_are_shown_as_they_are_and_run_nothing(tmp_path: Path) -> None:
     }
     hostile = parsed(write(tmp_path, Page(HOSTILE, HOSTILE, [table], {"a.png": HOSTILE}), content))
     tags = {e.tag for e in parsed(write(tmp_path)).elements}
-    assert {e.tag for e in hostile.elements} == tags
+    assert {e.tag for e in hostile.elements} == tags - {"code"}  # that of `percent`
     assert not [e for e in hostile.elements if "onerror" in e.attributes]
     for tag in ("title", "h1", "caption", "th", "td", "figcaption", "dt"):
         assert set(texts(hostile.find(tag))) == {HOSTILE}, tag
-    assert HOSTILE in hostile.find("pre")[0].text
+    assert HOSTILE in shlex.split(hostile.find("pre")[0].text)
     assert hostile.find("img")[0].attributes["alt"] == HOSTILE
 
 

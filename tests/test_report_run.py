@@ -125,6 +125,27 @@ def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> N
     assert images.tables[0].headings[:3] == ["run", "data", "method"]
 
 
+def test_foreign_images_make_no_other_data() -> None:
+    facts = {"sha256": "abc", "train": 9, "val": 1, "test": 5}
+    runs = [section("a", dataset=facts), section("b", dataset={**facts, "ood": {"noise": {}}})]
+    assert joined_page(runs).verdict == "The runs are of the same images and the same model."
+    other = section("c", dataset={**facts, "val": 0})
+    assert "do not compare" in joined_page([*runs, other]).verdict
+
+
+def test_lines_of_a_comparison_have_their_budget_and_whole_counts() -> None:
+    means = {"members": 2.0, "train_epochs": 95.0, "forward_passes": 2.5, "error": 9}
+    lines = [{**METHOD, **means, "budget": budget} for budget in (1, 2)]
+    page = joined_page([section("a"), section("b", methods=lines)])
+    assert page.tables[0].headings[:4] == ["run", "method", "members", "budget"]
+    found = [[*row[1:5], *row[-2:]] for row in page.tables[0].rows]
+    assert found == [
+        ["fge", "3", "-", "9.46", "100", "3"],
+        ["fge", "2", "1 B", "9.00", "95", "2.5"],
+        ["fge", "2", "2 B", "9.00", "95", "2.5"],
+    ]
+
+
 def test_what_a_method_lacks_is_left_out() -> None:
     page = joined_page([section("a"), section("b", methods=[{"name": "own", "error": 1.0}])])
     assert page.tables[0].rows[1] == ["b", "own", "-", "1.00", "-", "-", "-", "-", "-"]
@@ -192,6 +213,36 @@ def test_a_damaged_report_is_named(
     run = make_run(tmp_path / "run")
     (run / name).write_text(content)
     assert "damaged" in fails(capsys, run)
+
+
+@pytest.mark.parametrize("methods", [None, 3, [3]])
+def test_methods_that_are_none_are_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], methods: Any
+) -> None:
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    content = json.loads((run / "report.json").read_text())
+    del content["methods"]
+    content |= {} if methods is None else {"methods": methods}
+    (run / "report.json").write_text(json.dumps(content))
+    assert f"the report in {run} is damaged" in fails(capsys, other, run)
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "link"])
+def test_no_file_from_elsewhere_is_put_into_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "secret").write_text("mine")
+    (run / "figures" / "link.png").symlink_to(tmp_path / "secret")
+    secret = str(tmp_path / "secret")
+    name = {"absolute": secret, "above": "../../secret", "link": "link.png"}[how]
+    content = json.loads((run / "page.json").read_text())
+    (run / "page.json").write_text(json.dumps({**content, "figures": {name: "A figure"}}))
+    before = pages(run)
+    assert fails(capsys, run) == (
+        f"the report in {run} is damaged: {name!r} is no file of figures/"
+    )
+    assert pages(run) == before
 
 
 def test_a_later_schema_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,9 +29,9 @@ RIGHT = {  # probability of the right class of two, per image; exact in float32
     "single-0001": (0.75, 0.75, 0.75, 0.25),
 }
 SNAPSHOTS: list[dict[str, Any]] = [
-    {"epoch": 4, "val_nll": 0.5},
-    {"epoch": 8, "val_nll": 0.3},
-    {"epoch": 12, "val_nll": 0.4},
+    {"val_nll": 0.5, "train_epochs": 4, "refresh_images": 5, "validation_images": 7},
+    {"val_nll": 0.3, "train_epochs": 8, "refresh_images": 6, "validation_images": 7},
+    {"val_nll": 0.4, "train_epochs": 12, "refresh_images": 8, "validation_images": 7},
 ]
 
 
@@ -82,13 +82,14 @@ def test_an_ensemble_averages_its_members_probabilities_and_adds_up_its_costs(
         train_epochs=8,
         weight_bytes=40,
         refresh_images=512,
+        validation_images=64,
         chosen="by hand",
     )
     mean = mean_of("fge-0001", "fge-0002")
     assert mean == [0.75, 0.75, 0.625, 0.75]
     assert (pair.name, pair.members, pair.member_names) == ("pair", 2, ("fge-0001", "fge-0002"))
     assert (pair.train_epochs, pair.forward_passes, pair.weight_bytes) == (8, 2, 80)
-    assert (pair.refresh_images, pair.chosen) == (512, "by hand")
+    assert (pair.refresh_images, pair.validation_images, pair.chosen) == (512, 64, "by hand")
     assert pair.error == 0.0
     assert pair.nll == pytest.approx(-sum(map(math.log, mean)) / 4, abs=1e-15)
     assert pair.brier == pytest.approx(2 * (3 * 0.25**2 + 0.375**2) / 4, abs=1e-15)
@@ -119,6 +120,17 @@ def test_the_table_of_a_run_has_its_methods_in_order_each_with_its_cost(tmp_path
         assert row.nll == pytest.approx(-sum(map(math.log, mean)) / 4, abs=1e-15)
 
 
+def test_each_line_counts_the_images_passed_forward_for_it(tmp_path: Path) -> None:
+    rows = found(tmp_path, SNAPSHOTS)
+    assert [(r.name, r.refresh_images, r.validation_images) for r in rows] == [
+        ("single", 0, 7),
+        ("last-snapshot", 8, 21),
+        ("best-snapshot", 6, 21),
+        ("fge", 5 + 6, 14),
+        ("fge", 5 + 6 + 8, 21),
+    ]
+
+
 def test_the_best_snapshot_is_that_of_the_lowest_validation_nll(tmp_path: Path) -> None:
     assert [r.chosen for r in found(tmp_path, SNAPSHOTS)] == [None, None, "fge-0002", None, None]
 
@@ -133,7 +145,7 @@ def test_there_is_no_best_snapshot_unless_all_were_validated(
     tmp_path: Path, without: list[int]
 ) -> None:
     snapshots = [
-        {"epoch": facts["epoch"]} if position in without else facts
+        {k: v for k, v in facts.items() if k != "val_nll" or position not in without}
         for position, facts in enumerate(SNAPSHOTS)
     ]
     names = [r.name for r in found(tmp_path, snapshots)]
@@ -162,7 +174,8 @@ def test_the_verdict_compares_the_largest_ensemble_with_snapshot_and_single_netw
     assert verdict(rows) == (
         "The ensemble of 3 snapshots (10.00 % error, NLL 0.5000) has 2.50 points lower error and "
         "0.0500 higher NLL than the single network of 16 epochs; the same error and 0.1250 lower "
-        "NLL than its last snapshot. One run, one test set: see the README for means over seeds."
+        "NLL than its last snapshot. One run, one test set: other seeds would give other "
+        "figures."
     )
 
 
@@ -215,5 +228,6 @@ def test_report_entries_have_every_figure_and_no_nulls() -> None:
         "ece": 0.125,
         "member_names": ("fge-0001", "fge-0002", "fge-0003"),
         "refresh_images": 0,
+        "validation_images": 0,
     }
     assert chosen["chosen"] == "fge-0002"

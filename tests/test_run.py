@@ -137,6 +137,49 @@ def test_the_ensemble_s_validation_figures_are_logged(finished: Path) -> None:
     assert last["ensemble_val_error"] == pytest.approx(metrics.error(mean, targets), abs=1e-12)
 
 
+def test_no_choice_and_no_weight_depends_on_the_test_data(tmp_path: Path) -> None:
+    from conftest import tiny_arrays, write_tiny_npz
+
+    arrays = tiny_arrays()
+    other = {
+        "test_images": 255 - arrays["test_images"],
+        "test_labels": np.random.default_rng(0).permutation(arrays["test_labels"]),
+    }
+    options: dict[str, Any] = {"single": True, "refit": "polychain", "refit_epochs": 1, "lr": 0.2}
+    runs = []
+    for name, changes in (("given", {}), ("other", other)):
+        data = write_tiny_npz(tmp_path / f"{name}.npz", **changes)
+        runs.append(fge(config(data, tmp_path / name, **options)))
+
+    kept = ("*.safetensors", "log.jsonl", "index.json", "val.npz", "fit.jsonl")
+    ours, theirs = (
+        {str(f.relative_to(run)): f.read_bytes() for pattern in kept for f in run.rglob(pattern)}
+        for run in runs
+    )
+    assert {"snapshots/0003.safetensors", "swa.safetensors", "folded.safetensors"} <= set(ours)
+    assert "curves/0002--0003/curve.safetensors" in ours
+    assert ours == theirs
+    ours_report, their_report = map(report_of, runs)
+    assert ours_report["averages"] == their_report["averages"]
+    lines = list(zip(ours_report["methods"], their_report["methods"], strict=True))
+    chosen = {"name", "members", "member_names", "chosen", "train_epochs", "validation_images"}
+    for one, another in lines:
+        assert {k: one.get(k) for k in chosen} == {k: another.get(k) for k in chosen}
+        assert one["nll"] != another["nll"]
+    # Who chose by test data would choose otherwise: another snapshot has the lowest NLL there.
+    best = [int(np.argmin(snapshot_nlls(run))) for run in runs]
+    assert best[0] != best[1]
+
+
+def snapshot_nlls(run: Path) -> list[float]:
+    """Return the test NLL of each snapshot."""
+    with np.load(run / "predictions" / "test.npz", allow_pickle=False) as archive:
+        members, targets = archive["members"], archive["targets"]
+        stored = zip(members, archive["probabilities"], strict=True)
+        snapshots = {str(n): p for n, p in stored if str(n).startswith("fge-")}
+    return [metrics.nll(snapshots[name], targets) for name in sorted(snapshots)]
+
+
 def test_single_network_does_not_depend_on_the_cycles(
     finished: Path, tiny_npz: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +230,11 @@ def test_pretrained_weights_cycle_at_once_with_the_options_given(
     assert len(list((run / "snapshots").glob("*.safetensors"))) == 1
     name = "0.weight"
     assert torch.allclose(start[name], end[name], atol=1e-9, rtol=0)
+    note = report_of(run)["cost_note"]
+    assert "(--pretrained): the epochs of their training are not known" in note
+    assert note in (run / "report.md").read_text()
+    assert "cost_note" not in report_of(finished)
+    assert "--pretrained" not in (finished / "report.md").read_text()
 
 
 def test_a_training_state_is_accepted_as_pretrained_weights(

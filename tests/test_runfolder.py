@@ -219,6 +219,18 @@ def test_a_run_is_resumed_without_the_leftovers_of_interrupted_writes(tmp_path: 
     assert tree(out) == before
 
 
+def test_what_the_runs_of_a_comparison_write_is_left_alone(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run")
+    live = out / "runs" / "fge-e4-s0" / "state" / ".fge.safetensors.x1.tmp"
+    live.parent.mkdir(parents=True)
+    live.write_text("half")
+    (out / "cells").mkdir(exist_ok=True)
+    (out / "cells" / ".fge-b1-s0.npz.x2.tmp").write_text("half")
+    reopen(out, resume=True)
+    assert live.exists()
+    assert list((out / "cells").glob(".*.tmp")) == []
+
+
 @pytest.mark.parametrize("names", [[], [".config.json.x1.tmp"]])
 def test_a_run_cut_off_at_its_first_file_can_be_resumed(tmp_path: Path, names: list[str]) -> None:
     out = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fge.errors import DivergenceError, UserError
+from fge.errors import UserError
 from fge.files import read_records
 from fge.method_config import TrainConfig
 from fge.plan import Job
@@ -72,6 +73,11 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
+
+
+def overlapped(folder: Path) -> dict[str, bool]:
+    records = read_records(folder / "timing.jsonl")
+    return {record["job"]: record["overlapped"] for record in records if record["event"] == "job"}
 
 
 def test_each_job_is_run_once_and_told_of(runs: Runs) -> None:
@@ -135,14 +141,24 @@ def test_a_report_without_the_line_is_gone_on_with(runs: Runs) -> None:
     assert len(runs.calls("a")) == 1
 
 
-@pytest.mark.parametrize(("name", "kind"), [("bad", UserError), ("diverged", DivergenceError)])
-def test_a_job_that_fails_is_named_with_its_reason(
-    runs: Runs, name: str, kind: type[Exception]
-) -> None:
-    message = rf"run {name} failed: lr must be above 0, got 0 \(see .*logs/{name}\.log\)"
-    with pytest.raises(kind, match=message):
-        runs.runner.run([job("a"), job(name)])
+REASON = r"failed: lr must be above 0, got 0 \(see .*logs/{name}\.log\)"
+
+
+def test_a_job_that_fails_is_named_with_its_reason(runs: Runs) -> None:
+    with pytest.raises(UserError, match="run bad " + REASON.format(name="bad")):
+        runs.runner.run([job("a"), job("bad")])
     assert runs.done == ["a"]
+
+
+def test_a_job_that_diverges_is_named_and_those_that_do_not_need_it_go_on(runs: Runs) -> None:
+    lost = job("diverged")
+    needing = job("needing", job("half", lost))
+    runs.runner.run([lost, *needing.needs, needing, job("b")])
+    assert runs.done == ["b"]
+    assert list(runs.runner.diverged) == ["diverged"]
+    message = runs.runner.diverged["diverged"]
+    assert re.fullmatch("run diverged " + REASON.format(name="diverged"), message)
+    assert runs.calls("needing") == runs.calls("half") == []
 
 
 def test_a_job_that_was_killed_can_be_gone_on_with(runs: Runs) -> None:
@@ -159,14 +175,40 @@ def test_several_jobs_run_at_once_and_that_is_recorded(tmp_path: Path) -> None:
     runs = Runs(tmp_path, workers=2)
     runs.runner.run([job("a"), job("b")])
     assert max(len(names) for names in runs.seen) == 2
-    records = read_records(tmp_path / "timing.jsonl")
-    assert {record["job"]: record["overlapped"] for record in records} == {"a": True, "b": True}
+    assert overlapped(tmp_path) == {"a": True, "b": True}
 
 
 def test_jobs_one_after_the_other_do_not_overlap(runs: Runs) -> None:
     runs.runner.run([job("a"), job("b")])
+    assert overlapped(runs.folder) == {"a": False, "b": False}
+
+
+def test_a_job_beside_that_of_another_process_overlaps(runs: Runs) -> None:
+    with (runs.folder / "locks" / "other").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs.runner.run([job("a")])
+    runs.runner.run([job("b")])
+    assert overlapped(runs.folder) == {"a": True, "b": False}
+
+
+def test_a_job_that_another_process_joins_overlaps(runs: Runs) -> None:
+    lock = (runs.folder / "locks" / "other").open("w")
+
+    def join(names: Any) -> None:
+        if names:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    runs.runner.on_change = join
+    runs.runner.run([job("a")])
+    lock.close()
+    assert overlapped(runs.folder) == {"a": True}
+
+
+def test_an_attempt_is_recorded_when_it_begins(runs: Runs) -> None:
+    with pytest.raises(UserError):
+        runs.runner.run([job("killed")])
     records = read_records(runs.folder / "timing.jsonl")
-    assert [record["overlapped"] for record in records] == [False, False]
+    assert records == [{"event": "job begun", "job": "killed"}]
 
 
 def test_an_interruption_stops_the_jobs_and_lets_go_of_them(runs: Runs) -> None:

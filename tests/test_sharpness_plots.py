@@ -53,6 +53,11 @@ def test_eigenvalues_snapshots_and_threshold_are_drawn() -> None:
     assert sharpness.get_yscale() == "log"
 
 
+def test_without_thresholds_no_line_is_drawn() -> None:
+    sharpness, _ = panels(replace(CURVES, thresholds=[]))
+    assert set(lines(sharpness)) == {"top eigenvalue", "at a snapshot", "single network"}
+
+
 def test_all_eigenvalues_lie_within_the_panel() -> None:
     low, high = panels(CURVES)[0].get_ylim()
     assert low < 15

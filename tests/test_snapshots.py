@@ -120,18 +120,6 @@ def test_facts_handed_out_are_copies(tmp_path: Path) -> None:
     assert store.facts(0)["step"] == 0
 
 
-def test_annotating_adds_facts_that_last_and_leaves_the_weights(tmp_path: Path) -> None:
-    store = filled(tmp_path)
-    before = contents(tmp_path)
-    store.annotate(1, val_error=5.5, step=11)
-    after = contents(tmp_path)
-    assert {n for n in after if after[n] != before[n]} == {"index.json"}
-    reopened = SnapshotStore(tmp_path)
-    assert (reopened.facts(1)["val_error"], reopened.facts(1)["step"]) == (5.5, 11)
-    assert "val_error" not in reopened.facts(0)
-    reopened.verify()
-
-
 def test_truncating_drops_the_later_snapshots_and_their_files(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.truncate(1)
@@ -161,7 +149,6 @@ def test_a_file_that_the_index_never_named_is_no_snapshot(tmp_path: Path) -> Non
     store = SnapshotStore(tmp_path)
     assert len(store) == 1
     store.append(weights(2.0))
-    store.verify()
     assert float(store[1]["weight"][0, 0]) == 2.0
 
 
@@ -193,8 +180,6 @@ def test_a_damaged_snapshot_is_named_and_the_others_can_be_read(
     assert float(store[2]["weight"][0, 0]) == 2.0
     with pytest.raises(UserError, match=message):
         store[1]
-    with pytest.raises(UserError, match=message):
-        store.verify()
     with pytest.raises(UserError, match=message):
         list(store)
 
@@ -237,14 +222,10 @@ def test_a_full_disk_leaves_the_store_as_it_was(
         patch.setattr(os, function, full_disk)
         with pytest.raises(OSError, match="No space left"):
             store.append(weights(9.0))
-        with pytest.raises(OSError, match="No space left"):
-            store.annotate(0, note="x")
     assert contents(tmp_path) == before
     assert len(store) == 3
-    assert "note" not in store.facts(0)
     store.append(weights(3.0))
-    SnapshotStore(tmp_path).verify()
-    assert len(SnapshotStore(tmp_path)) == 4
+    assert len(list(SnapshotStore(tmp_path))) == 4
 
 
 def test_a_disk_that_fills_up_before_the_index_leaves_the_snapshots_as_they_were(

@@ -16,7 +16,14 @@ from PIL import Image
 from fge import sources
 from fge.data import load_dataset
 from fge.errors import UserError
-from fge.sources import FASHION_CLASSES, check, fashion_mnist, from_folder, from_npz
+from fge.sources import (
+    FASHION_CLASSES,
+    check,
+    download_note,
+    fashion_mnist,
+    from_folder,
+    from_npz,
+)
 
 CLASSES = ("bird", "cat", "dog")
 
@@ -122,6 +129,24 @@ def test_npz_with_wrong_arrays(tmp_path: Path, changes: dict[str, Any], message:
         checked(changed_npz(tmp_path, **changes))
 
 
+def test_labels_far_beyond_the_images_are_refused_before_their_classes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "range", pytest.fail, raising=False)
+    path = write_tiny_npz(tmp_path / "t.npz", train_labels=np.full(96, 30_000_000))
+    expected = (
+        f"{path}: train_labels go up to 30000000, but each class needs a training image and there "
+        "are 96; number the classes from 0 on"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        load_dataset(str(path))
+
+
+def test_a_class_for_each_image_is_the_most_there_can_be(tmp_path: Path) -> None:
+    path = write_tiny_npz(tmp_path / "t.npz", train_labels=np.arange(96))
+    assert len(from_npz(path).classes) == 96
+
+
 def test_missing_npz_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^no data file .*none\.npz$"):
         from_npz(tmp_path / "none.npz")
@@ -194,6 +219,12 @@ def test_dataset_from_a_folder(tmp_path: Path) -> None:
     dataset = load_dataset(str(make_folder(tmp_path / "pets")), val_fraction=0.25)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (9, 3, 12)
     assert (dataset.in_channels, dataset.image_size) == (1, (6, 5))
+
+
+def test_the_folder_one_is_in_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_folder(tmp_path / "animals"))
+    assert from_folder(Path()).name == "animals"
+    assert from_folder(Path("../animals/../animals")).name == "animals"
 
 
 def test_image_of_another_size_is_named(tmp_path: Path) -> None:
@@ -415,6 +446,32 @@ def test_offline_the_error_says_which_files_go_where(
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         load_dataset(name, data_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("no_debian")
+@pytest.mark.parametrize(
+    ("name", "size", "place"),
+    [
+        ("fashion-mnist", 31, "train-images-idx3-ubyte.gz"),
+        ("fashion-mnist", 31, "FashionMNIST/raw"),
+        ("cifar10", 170, "cifar-10-batches-py"),
+        ("cifar100", 169, "cifar-100-python.tar.gz"),
+    ],
+)
+def test_what_would_be_downloaded_is_told_unless_it_is_there(
+    tmp_path: Path, name: str, size: int, place: str
+) -> None:
+    note = download_note(name, tmp_path)
+    assert note is not None
+    assert note.startswith(f"downloading {name} (about {size} MB) ")
+    assert f"into {tmp_path} " in note
+    (tmp_path / place).mkdir(parents=True)
+    assert download_note(name, tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist-mini", "photos", "a.npz", "noise"])
+def test_other_data_are_not_downloaded(tmp_path: Path, name: str) -> None:
+    assert download_note(name, tmp_path) is None
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])

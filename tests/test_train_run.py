@@ -13,15 +13,19 @@ import pytest
 import torch
 from conftest import write_tiny_npz
 from PIL import Image
+from torch.optim import Optimizer
 
 from fge.config import PredictConfig
 from fge.data import load_dataset
 from fge.errors import UserError
-from fge.method_config import TrainConfig
+from fge.method_config import MethodConfig, TrainConfig
 from fge.methods import METHODS, Method, sse_stages
 from fge.predict_run import predict
 from fge.predictions import PredictionFile
+from fge.schedule import EndpointLR
+from fge.snapshots import SnapshotStore
 from fge.staged import StagedTraining
+from fge.stages import Stage
 from fge.tensors import read_weights
 from fge.train_run import train
 
@@ -60,6 +64,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lines_of(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
     content = json.loads((run / "report.json").read_text())
     return {(line["name"], line["members"]): line for line in content["methods"]}
+
+
+@pytest.mark.parametrize("method", ["fge", "swa"])
+def test_one_snapshot_is_the_method_s_line(method: str, data: Path, tmp_path: Path) -> None:
+    run = train(config(data, tmp_path / "run", method, cycle_epochs=4))
+    lines = lines_of(run)
+    assert set(lines) == {(method, 1)}
+    assert lines[method, 1]["member_names"] == ["fge-0001"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +141,50 @@ def test_a_method_of_one_s_own_is_one_entry_more(
     assert {("ensemble", 2), ("mine", 1)} <= set(lines)
     assert lines["mine", 1]["train_epochs"] == 4
     assert "mine" not in METHODS
+
+
+def branching_stages(config: MethodConfig) -> list[Stage]:
+    """Return a start of 1 epoch and two branches of 2, of which the second keeps snapshots."""
+
+    def schedule(optimizer: Optimizer, steps_per_epoch: int) -> EndpointLR:
+        return EndpointLR(optimizer, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+
+    return [
+        Stage("start", 0, 1, schedule),
+        Stage("tried", 1, 3, schedule, after="start"),
+        Stage("kept", 1, 3, schedule, after="start", store="snapshots", keep="end"),
+    ]
+
+
+def test_every_stage_of_a_method_of_one_s_own_counts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("branching_methods")
+    module.mine = Method("mine", "two branches", branching_stages)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "branching_methods", module)
+    run = train(config(data, tmp_path / "run", "branching_methods:mine"))
+    assert SnapshotStore(run / "snapshots").facts(0)["epoch"] == 3
+    assert lines_of(run)["mine", 1]["train_epochs"] == 1 + 2 + 2
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.0])
+def test_images_that_only_went_forward_are_counted(
+    fraction: float, data: Path, tmp_path: Path
+) -> None:
+    validation, training = (24, 72) if fraction else (0, 96)
+    ema = train(config(data, tmp_path / "ema", "ema", val_fraction=fraction))
+    line = lines_of(ema)["ema", 1]
+    assert (line["refresh_images"], line["validation_images"]) == (training, validation)
+    sse = lines_of(train(config(data, tmp_path / "sse", "sse", val_fraction=fraction)))
+    assert (sse["sse", 2]["refresh_images"], sse["sse", 2]["validation_images"]) == (
+        0,
+        2 * validation,
+    )
+    swa = sse["swa", 1]
+    assert (swa["refresh_images"], swa["validation_images"]) == (training, 3 * validation)
+    if fraction:  # one member is tried beside the best
+        fold = sse["fold", 1]
+        assert (fold["refresh_images"], fold["validation_images"]) == (training, 3 * validation)
 
 
 def test_a_single_network_at_its_end_is_no_ensemble_to_be_averaged(
