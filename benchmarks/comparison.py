@@ -34,8 +34,8 @@ PUBLISHED: dict[str, Any] = json.loads((HERE / "published.json").read_text(encod
 PRESETS = tuple(PUBLISHED["settings"])
 CIFAR_TRAIN = 50_000
 METHODS = (
-    *("single", "fge", "fge+refit", "swa", "fold", "sse", "csgld"),
-    *("deep-ensemble", "curve-ensemble"),
+    *("single", "fge", "fge+refit", "swa", "fold", "ema", "sse", "csgld"),
+    *("deep-ensemble", "curve-ensemble", "curve-ensemble-2B"),
 )
 """Of the README's table."""
 _PAPER_SEEDS = 3

@@ -20,10 +20,10 @@ CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3
 """Bytes of graphs that are kept by default."""
 
-GRAPH_COST, PRODUCT_COST = 1.8, 2.6
+GRAPH_COST, PRODUCT_COST = 1.3, 2.6
 """What the gradient's graph, and a product from it, are estimated to cost in gradients: medians
-over the undisturbed runs of ``benchmarks/hessian.py`` (convolutions, CPU), in which a product took
-2.5 to 2.9 from a kept graph and 3.6 to 4.5 with the graph made anew."""
+over the runs of ``benchmarks/hessian.py`` (convolutions, CPU), in which a product took
+2.3 to 2.7 from a kept graph and 3.4 to 4.2 with the graph made anew."""
 
 
 class HessianOperator:
@@ -34,7 +34,7 @@ class HessianOperator:
     https://doi.org/10.1162/neco.1994.6.1.147), averaged over chunks weighing by their examples.
     Graphs of the chunks' gradients are kept from the first pass on, as many as fit in
     ``graph_memory``; a product from one costs an estimated 2.6 gradients, one with a graph built
-    anew 4.4.
+    anew 3.9.
 
     The model runs in evaluation mode; modes, gradients and buffers are as before after each
     product. Parameters and data must stay as they are between products. Compilation,

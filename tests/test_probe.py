@@ -160,7 +160,7 @@ def test_records_hold_what_they_cost(finished: StagedTraining) -> None:
     for record in measured(finished):
         assert set(record) == {*FACTS, "examples", "products", "gradients"}
         assert record["examples"] == 10
-        assert record["gradients"] == pytest.approx(1.8 + 2.6 * record["products"], abs=1e-3)
+        assert record["gradients"] == pytest.approx(1.3 + 2.6 * record["products"], abs=1e-3)
 
 
 def test_what_is_trained_is_bit_for_bit_what_it_is_without_a_probe(

@@ -115,8 +115,8 @@ def test_chunks_and_kept_graphs_do_not_matter() -> None:
     count = whole.hessian_products
     assert parts.hessian_products == count
     assert whole.iterations == -(-count // 2)
-    assert whole.gradient_cost == pytest.approx(1.8 + 2.6 * count)
-    assert parts.gradient_cost == pytest.approx(1.8 + 4.4 * count)
+    assert whole.gradient_cost == pytest.approx(1.3 + 2.6 * count)
+    assert parts.gradient_cost == pytest.approx(1.3 + 3.9 * count)
 
 
 def test_the_seed_decides_everything() -> None:
@@ -187,7 +187,7 @@ def test_the_traces_samples_are_quadratic_forms_of_signs() -> None:
     assert abs(found.value - exact) < 4 * deviation / 20
     assert found.value == pytest.approx(float(found.samples.mean()))
     assert found.hessian_products == len(found.samples) == 400
-    assert found.gradient_cost == pytest.approx(1.8 + 400 * 2.6)
+    assert found.gradient_cost == pytest.approx(1.3 + 400 * 2.6)
 
 
 def test_a_diagonal_hessian_has_an_exact_trace() -> None:

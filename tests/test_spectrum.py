@@ -56,7 +56,7 @@ def test_moments_are_exact_below_twice_the_steps() -> None:
             exact = sum(float(z @ matrix_power @ z) for z in signs_used(2)) / (2 * len(matrix))
             assert found.moment(power) == pytest.approx(exact, rel=1e-9)
     assert found.hessian_products == 12
-    assert found.gradient_cost == pytest.approx(1.8 + 12 * 2.6)
+    assert found.gradient_cost == pytest.approx(1.3 + 12 * 2.6)
 
 
 def test_nodes_weights_and_vectors_belong_together() -> None:
