@@ -12,7 +12,7 @@ import torch
 
 from fge.config import RunConfig
 from fge.data import Dataset
-from fge.files import write_json, write_text
+from fge.files import json_text, write_text
 from fge.pages import FILES, Page, Section, Table, write_pages
 from fge.runfolder import RunFolder
 
@@ -37,7 +37,9 @@ UNITS = (
 
 
 def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None:
-    """Write ``report.json``, ``page.json``, ``report.md`` and ``report.html``.
+    """Write ``page.json``, ``report.md`` and ``report.html``, and last ``report.json``.
+
+    Whoever finds that one finds all: a run that has it is finished.
 
     Args:
         folder: of the run; the page's figures lie in ``figures``.
@@ -45,11 +47,12 @@ def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None
         content: of ``report.json``, beside its ``schema_version`` and ``verdict``.
     """
     content = {"schema_version": SCHEMA_VERSION, **content, "verdict": page.verdict}
-    write_json(folder.path / "report.json", content)
+    encoded = json_text(content)  # nothing is written of what cannot be written whole
     kept = {"schema_version": SCHEMA_VERSION, **asdict(page)}
     # In one line: an indented array of a plot would have a line per number.
     write_text(folder.path / "page.json", json.dumps(kept, allow_nan=False) + "\n")
     write_pages(folder.path, page, [Section(folder.path, page, content)])
+    write_text(folder.path / "report.json", encoded)
 
 
 def splits_note(facts: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fge import report
 from fge.cycle_config import FGEConfig
 from fge.data import Dataset, Split
 from fge.pages import markdown_table
@@ -203,6 +204,16 @@ def test_nan_is_refused_and_an_earlier_report_stays(tmp_path: Path, value: float
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(tmp_path, replace(PAGE, title="new"), {**CONTENT, "methods": [{"nll": value}]})
     assert [(run.path / name).read_bytes() for name in names] == before
+
+
+def test_the_json_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr(report, "write_pages", fail)
+    with pytest.raises(OSError, match="killed here"):
+        write(tmp_path)
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_the_same_results_make_the_same_bytes(tmp_path: Path) -> None:
