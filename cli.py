@@ -20,6 +20,7 @@ import tyro
 from fge.compare_config import CompareConfig
 from fge.config import PredictConfig, RunConfig, check_import
 from fge.configfile import read_config
+from fge.console import silence_output
 from fge.curve_config import ConnectConfig, CurveEnsembleConfig
 from fge.cycle_config import FGEConfig
 from fge.errors import (
@@ -76,7 +77,7 @@ def _nobody_reads() -> bool:
     output.register(sys.stdout, 0)
     if not output.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    silence_output()
     return True
 
 

@@ -19,13 +19,18 @@ _POINTS_PER_LINE = 10
 _UNLIMITED = 1000
 
 
+def silence_output() -> None:
+    """Send what is written to standard output from here on nowhere: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _LastingConsole(Console):
     """A console that falls silent when nobody reads it any more, so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
         """Send what is written from here on nowhere."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
 
 
 class ConsoleObserver(Observer):

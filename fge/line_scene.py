@@ -15,7 +15,7 @@ from fge.curve_evaluation import AnyCurve
 from fge.directions import Line
 from fge.errors import UserError
 from fge.plane_scene import check_keeps_snapshots, last_snapshot
-from fge.study_config import PlaneConfig, read_run
+from fge.study_config import KEEP_SNAPSHOTS, PlaneConfig, read_run
 from fge.study_networks import Subject, file_subjects, run_curve, snapshot_subjects
 from fge.weights import Layout
 
@@ -55,7 +55,7 @@ def make_line(config: PlaneConfig, model: nn.Module) -> LineScene:
     """
     if config.run is None:
         networks = file_subjects(config, model)
-    elif read_run(config.run)[0] in ("fge", "train"):
+    elif read_run(config.run)[0] in KEEP_SNAPSHOTS:
         networks = _snapshots(config, config.run, model)
     else:
         check_keeps_snapshots(config, config.run)

@@ -14,7 +14,7 @@ from fge.families import make_family
 from fge.plane import Plane
 from fge.points import straight_points
 from fge.snapshots import SnapshotStore
-from fge.study_config import PlaneConfig, read_run
+from fge.study_config import KEEP_SNAPSHOTS, PlaneConfig, read_run
 from fge.study_networks import Subject, file_subjects, run_curve, snapshot_subjects
 from fge.weights import Layout
 
@@ -41,7 +41,7 @@ def make_scene(config: PlaneConfig, model: nn.Module) -> Scene:
     """
     if config.run is None:
         return _of_networks(config, file_subjects(config, model), model)
-    if read_run(config.run)[0] in ("fge", "train"):
+    if read_run(config.run)[0] in KEEP_SNAPSHOTS:
         return _of_snapshots(config, config.run, model)
     check_keeps_snapshots(config, config.run)
     return _of_curve(config.run, model)

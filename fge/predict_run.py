@@ -35,7 +35,7 @@ from fge.predict_results import (
 )
 from fge.runfolder import RunFolder
 from fge.snapshots import SnapshotStore
-from fge.study_config import read_run
+from fge.study_config import KEEP_SNAPSHOTS, read_run
 from fge.tensors import read_weights
 
 _FILES = ("predictions.csv", "predictions.npz")
@@ -96,7 +96,7 @@ def _folder(config: PredictConfig) -> Path:
 def _read_ensemble_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Return the options of an fge or train run, and the whole ``config.json``."""
     command, options, content = read_run(folder)
-    if command not in ("fge", "train"):
+    if command not in KEEP_SNAPSHOTS:
         raise UserError(f"{folder} is a run of {command!r}; give one of fge or train")
     return options, content
 

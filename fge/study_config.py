@@ -206,6 +206,8 @@ class SharpnessConfig(StudyConfig):
 
 
 C = TypeVar("C", bound=StudyConfig)
+KEEP_SNAPSHOTS = ("fge", "train")
+"""Commands whose runs keep snapshots; those of the others keep networks and curves."""
 
 
 def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:

@@ -19,7 +19,7 @@ from fge.methods import find_method
 from fge.networks import read_networks
 from fge.recipes import Recipe, endpoint_recipe
 from fge.snapshots import SnapshotStore
-from fge.study_config import SharpnessConfig, StudyConfig, read_run
+from fge.study_config import KEEP_SNAPSHOTS, SharpnessConfig, StudyConfig, read_run
 from fge.tensors import canonical_state, load_weights
 from fge.weights import Layout, flatten
 
@@ -143,7 +143,7 @@ def sharpness_subjects(config: SharpnessConfig, model: nn.Module) -> list[Subjec
     """
     if config.run is None:
         return file_subjects(config, model)
-    if read_run(config.run)[0] in ("fge", "train"):
+    if read_run(config.run)[0] in KEEP_SNAPSHOTS:
         return snapshot_subjects(config.run, model)
     along, last = run_curve(config.run, model), config.curve_points - 1
     return [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fge.curve_evaluation import summarise_curve
 from fge.grid import PlaneGrid
 from fge.report import Table
 from fge.sharpness import stability_threshold
@@ -113,12 +114,9 @@ def line_verdict(
 
 def _barrier(records: Sequence[Mapping[str, float]]) -> float:
     """Return the most by which the training loss lies above the straight line between its ends."""
-    (low, first), (high, last) = ((r["t"], r["train_loss"]) for r in (records[0], records[-1]))
-    shares = [(r["t"] - low) / (high - low) for r in records]
-    return max(
-        r["train_loss"] - (1 - share) * first - share * last
-        for r, share in zip(records, shares, strict=True)
-    )
+    low, high = records[0]["t"], records[-1]["t"]
+    part = [{**record, "t": (record["t"] - low) / (high - low)} for record in records]
+    return summarise_curve(part, "train_loss")["barrier"]
 
 
 def _distance(grid: PlaneGrid, step: Any) -> float:

@@ -21,6 +21,8 @@ for folder in (ROOT / "tests", ROOT):  # for `import cli` and `from conftest imp
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
 settings.load_profile("reproducible")
 
+PLAIN = {"batch_size": 32, "threads": 1, "channels_last": "off", "compile": "off", "amp": "off"}
+"""Options of runs on the tiny data: nothing is measured to choose them."""
 TINY_CLASSES = 3
 TINY_TRAIN, TINY_TEST = 96, 48
 TINY_SIDE = 8

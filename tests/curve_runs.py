@@ -17,20 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import PLAIN
 from kill_server import run_command
 
 import cli
 
 NOT_PROMISED = {"timing.jsonl"}
 TRAIN_IMAGES = 86  # 96 less 10 for validation
-PLAIN = {
-    "device": "cpu",
-    "threads": 1,
-    "channels_last": "off",
-    "compile": "off",
-    "amp": "off",
-    "batch_size": 32,
-}
 
 
 @dataclass
@@ -69,7 +62,7 @@ def flags(command: str, options: dict[str, Any]) -> list[str]:
 
 def job(data: Path | str, out: Path | str, **more: Any) -> dict[str, Any]:
     """Return options of a run, as JSON holds them."""
-    return {"data": str(data), "out": str(out), **PLAIN, **more}
+    return {"data": str(data), "out": str(out), "device": "cpu", **PLAIN, **more}
 
 
 def curve_job(data: Path | str, out: Path | str, **more: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_tiny_npz
+from conftest import PLAIN, ROOT, write_tiny_npz
 
 from fge.cells import load_cells
 from fge.compare_config import CompareConfig
@@ -37,12 +37,8 @@ OPTIONS: dict[str, Any] = {
     "start_epoch": 0,
     "cycle_epochs": 2,
     "sse_cycles": 2,
-    "batch_size": 32,
-    "threads": 1,
+    **PLAIN,
     "jobs": 2,
-    "channels_last": "off",
-    "compile": "off",
-    "amp": "off",
     "val_fraction": 0.25,
     "ood": ("noise",),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PLAIN
 
 from fge.cycle_config import FGEConfig
 from fge.run import fge
@@ -53,11 +54,7 @@ def options(tiny_npz: Path, out: Path) -> dict[str, Any]:
         "epochs": 5,
         "start_epoch": 1,
         "cycle_epochs": 2,
-        "batch_size": 32,
-        "threads": 1,
-        "channels_last": "off",
-        "compile": "off",
-        "amp": "off",
+        **PLAIN,
         "single": True,
         "val_fraction": 0.25,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN, write_tiny_npz
 from safetensors.torch import load_file
 
 from fge import metrics
@@ -24,11 +25,7 @@ def config(tiny_npz: Path, out: Path, **changes: Any) -> FGEConfig:
         "epochs": 6,
         "start_epoch": 1,
         "cycle_epochs": 2,
-        "batch_size": 32,
-        "threads": 1,
-        "channels_last": "off",
-        "compile": "off",
-        "amp": "off",
+        **PLAIN,
         "val_fraction": 0.25,
         **changes,
     }
@@ -37,8 +34,6 @@ def config(tiny_npz: Path, out: Path, **changes: Any) -> FGEConfig:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import write_tiny_npz
-
     folder = tmp_path_factory.mktemp("finished")
     data = folder / "tiny.npz"
     write_tiny_npz(data)

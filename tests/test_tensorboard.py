@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PLAIN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fge.cycle_config import FGEConfig
@@ -138,11 +139,7 @@ def config(data: Path, out: Path, **changes: Any) -> FGEConfig:
         "epochs": 3,
         "start_epoch": 0,
         "cycle_epochs": 2,
-        "batch_size": 32,
-        "threads": 1,
-        "channels_last": "off",
-        "compile": "off",
-        "amp": "off",
+        **PLAIN,
         "tensorboard": True,
         **changes,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_npz
+from conftest import PLAIN, write_tiny_npz
 from PIL import Image
 from torch.optim import Optimizer
 
@@ -45,11 +45,7 @@ def config(data: Path, out: Path, method: str, **changes: Any) -> TrainConfig:
         "csgld_cycles": 2,
         "csgld_samples": 2,
         "ema_decay": 0.5,
-        "batch_size": 32,
-        "threads": 1,
-        "channels_last": "off",
-        "compile": "off",
-        "amp": "off",
+        **PLAIN,
         "val_fraction": 0.25,
         **changes,
     }
