@@ -17,12 +17,14 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from fge.compare_config import CompareConfig
-from fge.config import PredictConfig, RunConfig, check_import
-from fge.configfile import read_config
-from fge.console import silence_output
-from fge.curve_config import ConnectConfig, CurveEnsembleConfig
-from fge.cycle_config import FGEConfig
+from fge.config.base import PredictConfig, RunConfig, check_import
+from fge.config.compare import CompareConfig
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config.method_config import TrainConfig
+from fge.config.report_config import ReportConfig
+from fge.config.saved import read_config
+from fge.config.studies import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
+from fge.config.training import FGEConfig
 from fge.errors import (
     BROKEN_PIPE,
     INTERRUPTED,
@@ -33,23 +35,21 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.method_config import TrainConfig
-from fge.report_config import ReportConfig
-from fge.study_config import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
+from fge.report.console import silence_output
 
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
-    "fge": (FGEConfig, "fge.run", "fge"),
-    "compare": (CompareConfig, "fge.compare_run", "compare"),
-    "train": (TrainConfig, "fge.train_run", "train"),
-    "curve-ensemble": (CurveEnsembleConfig, "fge.curve_run", "curve_ensemble"),
-    "connect": (ConnectConfig, "fge.curve_run", "connect"),
-    "plane": (PlaneConfig, "fge.landscape_run", "plane"),
-    "sharpness": (SharpnessConfig, "fge.sharpness_run", "sharpness"),
-    "predict": (PredictConfig, "fge.predict_run", "predict"),
-    "report": (ReportConfig, "fge.report_run", "report"),
+    "fge": (FGEConfig, "fge.commands.train", "fge"),
+    "compare": (CompareConfig, "fge.commands.compare", "compare"),
+    "train": (TrainConfig, "fge.commands.train_run", "train"),
+    "curve-ensemble": (CurveEnsembleConfig, "fge.commands.curves", "curve_ensemble"),
+    "connect": (ConnectConfig, "fge.commands.curves", "connect"),
+    "plane": (PlaneConfig, "fge.commands.planes", "plane"),
+    "sharpness": (SharpnessConfig, "fge.commands.sharpness", "sharpness"),
+    "predict": (PredictConfig, "fge.commands.predict_run", "predict"),
+    "report": (ReportConfig, "fge.commands.report", "report"),
 }
 """Options, module and function of each command."""
 

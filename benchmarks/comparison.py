@@ -22,11 +22,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fge.compare_config import CompareConfig
-from fge.compare_run import compare
+from fge.commands.compare import compare
+from fge.compare.method_rows import ONE_VALUE
+from fge.config.compare import CompareConfig
 from fge.files import write_text
-from fge.method_rows import ONE_VALUE
-from fge.pages import markdown_table
+from fge.report.page import markdown_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -27,22 +27,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from fge import metrics
-from fge.batches import EvalBatches
-from fge.batchnorm import refresh_batch_norm
-from fge.connect import fit_curve
-from fge.curve import Curve
-from fge.curve_config import CurveConfig
-from fge.curve_evaluation import evaluate_curve
-from fge.data import Dataset, Split
-from fge.ensemble import predict_logits
+from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
+from fge.commands.build import train_batches as make_train_batches
+from fge.config.curves import CurveConfig
+from fge.curves.curve import Curve
+from fge.curves.curve_evaluation import evaluate_curve
+from fge.curves.fit import fit_curve
+from fge.data.batches import EvalBatches
+from fge.data.splits import Dataset, Split
+from fge.ensemble.ensemble import predict_logits
 from fge.files import write_json
-from fge.learner import Learner
-from fge.recipes import endpoint_recipe, make_optimizer, make_schedule
-from fge.report import environment_facts
-from fge.setup import eval_batches, load_data, new_model, settle_machine, settle_options
-from fge.setup import train_batches as make_train_batches
-from fge.train import train
-from fge.weights import write_parameters
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.flat import write_parameters
+from fge.report.report import environment_facts
+from fge.train.learner import Learner
+from fge.train.loop import train
+from fge.train.recipes import endpoint_recipe, make_optimizer, make_schedule
 
 RESULTS = Path(__file__).parent / "results" / "curve_evaluation.json"
 IMAGES = 5120

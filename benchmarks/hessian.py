@@ -40,14 +40,14 @@ from hessian_ratios import Figures, lines, paired, ratios, shown, spread
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from fge.batches import Normaliser
-from fge.data import load_dataset
+from fge.data.batches import Normaliser
+from fge.data.splits import load_dataset
 from fge.files import write_json
-from fge.hessian import HessianOperator
-from fge.lanczos import BandLanczos
-from fge.models import build_model
-from fge.report import environment_facts
-from fge.sharpness import start_vectors, top_eigenvalues
+from fge.landscape.hessian import HessianOperator
+from fge.landscape.lanczos import BandLanczos
+from fge.landscape.sharpness import start_vectors, top_eigenvalues
+from fge.networks.build import build_model
+from fge.report.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "hessian.json"
 REACHED = 0.01

@@ -21,8 +21,8 @@ from typing import Any
 
 from scipy import stats
 
-from fge.curve_config import ConnectConfig, CurveEnsembleConfig
-from fge.curve_run import connect, curve_ensemble
+from fge.commands.curves import connect, curve_ensemble
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
 from fge.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"

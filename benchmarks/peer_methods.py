@@ -23,20 +23,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
-from fge.average import average_weights
-from fge.batches import EvalBatches, TrainBatches
-from fge.batchnorm import refresh_batch_norm
-from fge.data import Dataset
-from fge.ensemble import Ensemble, predict_proba
+from fge.commands.build import eval_batches, make_training, train_batches
+from fge.config.method_config import MethodConfig
+from fge.data.batches import EvalBatches, TrainBatches
+from fge.data.splits import Dataset
+from fge.ensemble.ensemble import Ensemble, predict_proba
 from fge.errors import UserError
-from fge.method_config import MethodConfig
-from fge.methods import find_method
+from fge.networks.average import average_weights
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.state import load_weights
 from fge.observer import Observer
-from fge.recipes import endpoint_recipe, make_optimizer
-from fge.runfolder import RunFolder
-from fge.schedule import endpoint_factor
-from fge.setup import eval_batches, make_training, train_batches
-from fge.tensors import load_weights
+from fge.runs.folder import RunFolder
+from fge.train.methods import find_method
+from fge.train.recipes import endpoint_recipe, make_optimizer
+from fge.train.schedules import endpoint_factor
 
 NOTES = (
     "All start from the same weights and see the same batches (order, crops and mirroring follow "

@@ -34,16 +34,16 @@ import torch
 from curve_evaluation import IMAGES, trained
 from torch import nn
 
-from fge.batches import EvalBatches
-from fge.curve_config import CurveConfig
-from fge.data import Dataset, Split
-from fge.evaluation import WeightsEvaluator
+from fge.commands.build import eval_batches, load_data, settle_machine, settle_options
+from fge.config.curves import CurveConfig
+from fge.curves.evaluate import WeightsEvaluator
+from fge.data.batches import EvalBatches
+from fge.data.splits import Dataset, Split
 from fge.files import write_json
-from fge.landscape import Plane, evaluate_plane
-from fge.layout import Layout
-from fge.report import environment_facts
-from fge.setup import eval_batches, load_data, settle_machine, settle_options
-from fge.weights import flatten
+from fge.landscape.landscape import Plane, evaluate_plane
+from fge.networks.flat import flatten
+from fge.networks.layout import Layout
+from fge.report.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "plane.json"
 SEEDS = (0, 1, 2)

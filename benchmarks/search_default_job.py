@@ -19,9 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fge.cycle_config import FGEConfig
+from fge.commands.train import fge
+from fge.config.training import FGEConfig
 from fge.files import read_records, write_json
-from fge.run import fge
 
 RESULTS = Path(__file__).parent / "results" / "search_default_job.json"
 SEEDS = (100, 101)  # not those of the default job's benchmark

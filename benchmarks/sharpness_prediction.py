@@ -33,15 +33,18 @@ import torch
 from rank_correlations import correlation, interval
 
 from fge import metrics
-from fge.batches import EvalBatches
-from fge.config import RunConfig
-from fge.data import Dataset, Split
+from fge.commands.build import load_data, new_model, normaliser, settle_options, train_batches
+from fge.config.base import RunConfig
+from fge.data.batches import EvalBatches
+from fge.data.splits import Dataset, Split
 from fge.errors import DivergenceError
 from fge.files import append_record, read_records
-from fge.hessian import CHUNK
-from fge.learner import Learner, Speed
-from fge.probe import PROBE_IMAGES, SharpnessProbe
-from fge.recipes import (
+from fge.landscape.hessian import CHUNK
+from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
+from fge.report.report import environment_facts
+from fge.train.learner import Learner, Speed
+from fge.train.loop import EpochEnd, train
+from fge.train.recipes import (
     Recipe,
     endpoint_recipe,
     make_optimizer,
@@ -49,9 +52,6 @@ from fge.recipes import (
     recipe,
     scale_initialisation,
 )
-from fge.report import environment_facts
-from fge.setup import load_data, new_model, normaliser, settle_options, train_batches
-from fge.train import EpochEnd, train
 
 RESULTS = Path(__file__).parent / "results" / "sharpness_prediction.jsonl"
 RATES, BATCH_SIZES = (0.02, 0.05, 0.1, 0.2), (32, 128, 512)

@@ -38,13 +38,13 @@ from eager_loops import (
 )
 from torch import nn
 
-from fge.autotune import choose_speed
-from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.cycle_config import FGEConfig
-from fge.data import Dataset, load_dataset
+from fge.config.training import FGEConfig
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches
+from fge.data.splits import Dataset, load_dataset
 from fge.files import write_json
-from fge.learner import Learner, Speed
-from fge.report import environment_facts
+from fge.report.report import environment_facts
+from fge.train.learner import Learner, Speed
+from fge.train.speed import choose_speed
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 LONG_JOB_STEPS = 100_000

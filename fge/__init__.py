@@ -9,51 +9,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fge.average import ExponentialAverage, average_weights
-    from fge.batchnorm import refresh_batch_norm
-    from fge.bootstrap import paired_difference
-    from fge.connect import fit_curve
-    from fge.curve import Bezier, Chain, Curve, PolyChain
-    from fge.curve_evaluation import evaluate_curve, summarise_curve
-    from fge.cycle import FGE
-    from fge.ensemble import Ensemble
-    from fge.folding import Fold, fold
-    from fge.hessian import HessianOperator
-    from fge.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
-    from fge.origin_path import OriginPath
-    from fge.schedule import EndpointLR, TriangularLR
-    from fge.sharpness import top_eigenvalues, trace
-    from fge.snapshots import SnapshotStore
-    from fge.spectrum import spectral_density
+    from fge.curves.curve import Bezier, Chain, Curve, PolyChain
+    from fge.curves.curve_evaluation import evaluate_curve, summarise_curve
+    from fge.curves.fit import fit_curve
+    from fge.curves.origin import OriginPath
+    from fge.ensemble.cycle import FGE
+    from fge.ensemble.ensemble import Ensemble
+    from fge.ensemble.folding import Fold, fold
+    from fge.ensemble.snapshots import SnapshotStore
+    from fge.landscape.hessian import HessianOperator
+    from fge.landscape.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
+    from fge.landscape.sharpness import top_eigenvalues, trace
+    from fge.landscape.spectrum import spectral_density
+    from fge.metrics.intervals import paired_difference
+    from fge.networks.average import ExponentialAverage, average_weights
+    from fge.networks.batchnorm import refresh_batch_norm
+    from fge.train.schedules import EndpointLR, TriangularLR
 
 _HOMES = {
-    "Bezier": "fge.curve",
-    "Chain": "fge.curve",
-    "Curve": "fge.curve",
-    "EndpointLR": "fge.schedule",
-    "Ensemble": "fge.ensemble",
-    "ExponentialAverage": "fge.average",
-    "FGE": "fge.cycle",
-    "Fold": "fge.folding",
-    "HessianOperator": "fge.hessian",
-    "OriginPath": "fge.origin_path",
-    "Plane": "fge.landscape",
-    "PlaneGrid": "fge.landscape",
-    "PolyChain": "fge.curve",
-    "SnapshotStore": "fge.snapshots",
-    "TriangularLR": "fge.schedule",
-    "average_weights": "fge.average",
-    "evaluate_curve": "fge.curve_evaluation",
-    "evaluate_line": "fge.landscape",
-    "evaluate_plane": "fge.landscape",
-    "fit_curve": "fge.connect",
-    "fold": "fge.folding",
-    "paired_difference": "fge.bootstrap",
-    "refresh_batch_norm": "fge.batchnorm",
-    "spectral_density": "fge.spectrum",
-    "summarise_curve": "fge.curve_evaluation",
-    "top_eigenvalues": "fge.sharpness",
-    "trace": "fge.sharpness",
+    "Bezier": "fge.curves.curve",
+    "Chain": "fge.curves.curve",
+    "Curve": "fge.curves.curve",
+    "EndpointLR": "fge.train.schedules",
+    "Ensemble": "fge.ensemble.ensemble",
+    "ExponentialAverage": "fge.networks.average",
+    "FGE": "fge.ensemble.cycle",
+    "Fold": "fge.ensemble.folding",
+    "HessianOperator": "fge.landscape.hessian",
+    "OriginPath": "fge.curves.origin",
+    "Plane": "fge.landscape.landscape",
+    "PlaneGrid": "fge.landscape.landscape",
+    "PolyChain": "fge.curves.curve",
+    "SnapshotStore": "fge.ensemble.snapshots",
+    "TriangularLR": "fge.train.schedules",
+    "average_weights": "fge.networks.average",
+    "evaluate_curve": "fge.curves.curve_evaluation",
+    "evaluate_line": "fge.landscape.landscape",
+    "evaluate_plane": "fge.landscape.landscape",
+    "fit_curve": "fge.curves.fit",
+    "fold": "fge.ensemble.folding",
+    "paired_difference": "fge.metrics.intervals",
+    "refresh_batch_norm": "fge.networks.batchnorm",
+    "spectral_density": "fge.landscape.spectrum",
+    "summarise_curve": "fge.curves.curve_evaluation",
+    "top_eigenvalues": "fge.landscape.sharpness",
+    "trace": "fge.landscape.sharpness",
 }
 
 __version__ = "0.1.0"

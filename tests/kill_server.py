@@ -20,18 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fge.curve_run
+import fge.commands.curves
+import fge.commands.train
 import fge.files
-import fge.run
-from fge.config import RunConfig, saved_fields
-from fge.configfile import from_options
-from fge.curve_config import ConnectConfig, CurveEnsembleConfig
-from fge.cycle_config import FGEConfig
+from fge.config.base import RunConfig, saved_fields
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config.saved import from_options
+from fge.config.training import FGEConfig
 
 COMMANDS: dict[str, tuple[type[RunConfig], Callable[[Any], Path]]] = {
-    "fge": (FGEConfig, fge.run.fge),
-    "curve-ensemble": (CurveEnsembleConfig, fge.curve_run.curve_ensemble),
-    "connect": (ConnectConfig, fge.curve_run.connect),
+    "fge": (FGEConfig, fge.commands.train.fge),
+    "curve-ensemble": (CurveEnsembleConfig, fge.commands.curves.curve_ensemble),
+    "connect": (ConnectConfig, fge.commands.curves.connect),
 }
 
 

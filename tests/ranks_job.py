@@ -29,19 +29,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 import cli
 import fge
+import fge.commands.train
 import fge.files
-import fge.run
-from fge.batches import Normaliser, TrainBatches
-from fge.batchnorm import refresh_batch_norm
-from fge.data import Split
+from fge.data.batches import Normaliser, TrainBatches
+from fge.data.splits import Split
 from fge.distributed import current, join, ranks_of
 from fge.errors import DivergenceError, UserError
-from fge.learner import Learner
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.state import canonical_state
 from fge.ranks import Ranks
-from fge.schedule import TriangularLR
-from fge.sgld import SGLD
-from fge.tensors import canonical_state
-from fge.train import EpochEnd, train
+from fge.train.learner import Learner
+from fge.train.loop import EpochEnd, train
+from fge.train.schedules import TriangularLR
+from fge.train.sgld import SGLD
 
 IMAGES, BATCH, EPOCHS = 44, 16, 4
 """Batches of 16, 16 and 12 images."""
@@ -410,7 +410,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     # What PyTorch and the report import at first use, once instead of in every process.
-    for module in ("torch._dynamo", "torchvision.models", "fge.train_run", "matplotlib.figure"):
+    for module in (
+        "torch._dynamo",
+        "torchvision.models",
+        "fge.commands.train_run",
+        "matplotlib.figure",
+    ):
         importlib.import_module(module)
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fge import autotune
-from fge.autotune import Choice, choose_speed
-from fge.cycle_config import FGEConfig
+from fge.config.training import FGEConfig
 from fge.errors import UserError
-from fge.learner import Learner, Speed
+from fge.train import speed as speed_module
+from fge.train.learner import Learner, Speed
+from fge.train.speed import Choice, choose_speed
 
 PLAIN = Speed()
 Measured = Callable[[Speed], tuple[float, float]]
@@ -25,7 +25,7 @@ Measured = Callable[[Speed], tuple[float, float]]
 
 @pytest.fixture(autouse=True)
 def few_timed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "_TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(speed_module, "_TIMED_SECONDS", 0.0)
 
 
 def make_model() -> nn.Sequential:
@@ -48,11 +48,11 @@ def choose(
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(speed_module.shutil, "which", lambda _name: None)
 
 
 def with_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(speed_module.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[tuple[Speed, ...]]:
@@ -63,7 +63,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[tuple[S
         tried.append(speeds)
         return [measured(speed) for speed in speeds]
 
-    monkeypatch.setattr(autotune._Trial, "_run", run)
+    monkeypatch.setattr(speed_module._Trial, "_run", run)
     return tried
 
 
@@ -166,8 +166,8 @@ def test_each_choice_is_measured_on_top_of_those_before(monkeypatch: pytest.Monk
 
 def test_candidates_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, calls = itertools.count(), []
-    monkeypatch.setattr(autotune.time, "perf_counter", lambda: float(next(clock)))
-    medians = autotune._median_seconds(lambda: calls.append("a"), lambda: calls.append("b"))
+    monkeypatch.setattr(speed_module.time, "perf_counter", lambda: float(next(clock)))
+    medians = speed_module._median_seconds(lambda: calls.append("a"), lambda: calls.append("b"))
     assert medians == [1.0, 1.0]
     assert "".join(calls) == "ab" + 3 * "ab"
 
@@ -270,7 +270,7 @@ def test_compiling_is_tried_where_it_may_pay(
 def test_a_gain_smaller_than_what_compiling_cost_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler(monkeypatch)
     clock = iter([0.0, 900.0])  # the trial of the compiled model took 15 minutes
-    monkeypatch.setattr(autotune.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(speed_module.time, "perf_counter", lambda: next(clock))
     measure(monkeypatch, lambda speed: (0.8 if speed.compile else 1.0, 2.0))
     assert choose(compile="auto", steps=1000).speed == PLAIN  # saves 200 s
 

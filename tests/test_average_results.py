@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fge.average_results import Swa, as_json, average_sentences, average_table
-from fge.folding import Candidate, Figures, Fold, Trial
-from fge.results import MethodResult
+from fge.ensemble.folding import Candidate, Figures, Fold, Trial
+from fge.report.averages import Swa, as_json, average_sentences, average_table
+from fge.report.methods import MethodResult
 
 NAMES = ["fge-0001", "fge-0002", "fge-0003"]
 MEMBERS = (Figures(12.0, 0.5), Figures(10.0, 0.25), Figures(11.0, 0.375))

@@ -28,20 +28,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fge
-from fge import averaged_run, metrics
-from fge.averaged_run import Averages, average_snapshots
-from fge.config import RunConfig
-from fge.cycle_config import FGEConfig
+from fge import metrics
+from fge.commands import averages as averages_module
+from fge.commands.averages import Averages, average_snapshots
+from fge.commands.build import eval_batches, load_data, make_training, member_predictions
+from fge.commands.run import Run, open_run, prepare
+from fge.config.base import RunConfig
+from fge.config.training import FGEConfig
+from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError
 from fge.files import sha256
-from fge.learner import Learner
-from fge.methods import fge_stages
-from fge.models import build_model
-from fge.open_run import Run, open_run, prepare
-from fge.predictions import MemberPredictions
-from fge.recipes import endpoint_recipe
-from fge.setup import eval_batches, load_data, make_training, member_predictions
-from fge.staged import StagedTraining
+from fge.networks.build import build_model
+from fge.runs.staged import StagedTraining
+from fge.train.learner import Learner
+from fge.train.methods import fge_stages
+from fge.train.recipes import endpoint_recipe
 
 TRAIN_IMAGES, VAL_IMAGES = 72, 24
 
@@ -192,7 +193,7 @@ def test_a_finished_run_is_not_averaged_again(
 ) -> None:
     before = contents(finished)
     for name in ("average_weights", "fold_greedily", "refresh_batch_norm"):
-        monkeypatch.setattr(averaged_run, name, None)
+        monkeypatch.setattr(averages_module, name, None)
     monkeypatch.setattr(Learner, "predict", None)
     run_command("fge", {**averaged_job(data, finished), "resume": True})
     assert contents(finished) == before

@@ -15,11 +15,11 @@ import torch
 from conftest import tiny_arrays, write_tiny_npz
 from curve_runs import contents, curve_job, done, flags, job, report, run
 
-from fge.baseline_run import BaselineRun, beside_baseline, read_baseline
-from fge.data import load_dataset
+from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
+from fge.data.splits import load_dataset
+from fge.ensemble.predictions import PredictionFile
 from fge.errors import UserError
-from fge.predictions import PredictionFile
-from fge.results import MethodResult, method_result
+from fge.report.methods import MethodResult, method_result
 
 COUNT = 8
 

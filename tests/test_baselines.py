@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fge import baselines
-from fge.baselines import (
+from fge.curves import baselines
+from fge.curves.baselines import (
     BASELINES,
     Baseline,
     RandomAtAngle,
@@ -18,9 +18,9 @@ from fge.baselines import (
     Segment,
     make_baseline,
 )
-from fge.curve import Bezier, Curve, PolyChain
+from fge.curves.curve import Bezier, Curve, PolyChain
 from fge.errors import UserError
-from fge.weights import Layout
+from fge.networks.flat import Layout
 
 TS = [0.0, 0.1, 0.25, 0.5, 0.7, 0.95, 1.0]
 FAMILIES = [Bezier(2), Bezier(3), Bezier(5), PolyChain(2), PolyChain(3), PolyChain(6)]

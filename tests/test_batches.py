@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.data import Split
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches
+from fge.data.splits import Split
 
 CPU = torch.device("cpu")
 IDENTITY = Normaliser([0.0], [1.0], CPU)

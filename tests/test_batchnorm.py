@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge.batchnorm import refresh_batch_norm
 from fge.errors import UserError
+from fge.networks.batchnorm import refresh_batch_norm
 
 
 def data(count: int, *shape: int, seed: int = 0) -> Tensor:

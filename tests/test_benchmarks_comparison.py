@@ -14,7 +14,7 @@ from benchmarks.comparison import (
     published_rows,
     write_published,
 )
-from fge.compare_config import CompareConfig
+from fge.config.compare import CompareConfig
 
 REFERENCE = Path(__file__).with_name("reference.json")
 

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import t as scipy_t
 
-from fge import bootstrap, metrics
-from fge.bootstrap import Interval, paired_difference, paired_difference_over_seeds
+from fge import metrics
 from fge.errors import UserError
+from fge.metrics import intervals
+from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
 
 Array = NDArray[np.float64]
 
@@ -127,10 +128,10 @@ def test_a_single_draw_is_an_interval_of_one_point() -> None:
 def test_resampling_in_parts_fills_every_draw(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", at_once)
     a, b, targets = random_probs(100, 2), random_probs(100, 3), random_targets(100)
     values = np.subtract(loop_values(a, targets, "nll"), loop_values(b, targets, "nll"))
-    means = bootstrap._resampled_means(values, 801, 0)
+    means = intervals._resampled_means(values, 801, 0)
     deviation = values.std() / 10
     assert abs(means.mean() - values.mean()) < 5 * deviation / math.sqrt(801)
     assert means.std() == pytest.approx(deviation, rel=0.15)
@@ -210,7 +211,7 @@ def test_without_the_factor_an_interval_of_three_seeds_would_miss_too_often() ->
     """The reason for the factor: plain percentiles of three seeds hold the mean in 70 to 85 %."""
     rng, held, repeats = np.random.default_rng(8), 0, 500
     for _ in range(repeats):
-        means = bootstrap._resampled_means(rng.normal(size=3), 500, 0)
+        means = intervals._resampled_means(rng.normal(size=3), 500, 0)
         low, high = np.quantile(means, [0.025, 0.975])
         held += low <= 0 <= high
     assert 65 <= 100 * held / repeats <= 88
@@ -281,8 +282,8 @@ def test_rows_that_share_runs_are_not_taken_for_independent(seeds: int, pooled: 
 
 def test_the_spectrum_of_pools_by_hand() -> None:
     # Means of 2 of 4 going round: 1, i at j = 1: |1 - i|^2 / 4; 1, -1 at j = 2.
-    np.testing.assert_allclose(bootstrap._pooled_spectrum(4, 2), [0.5, 0, 0.5], atol=1e-15)
-    np.testing.assert_allclose(bootstrap._pooled_spectrum(4, 1), [1, 1, 1], atol=1e-15)
+    np.testing.assert_allclose(intervals._pooled_spectrum(4, 2), [0.5, 0, 0.5], atol=1e-15)
+    np.testing.assert_allclose(intervals._pooled_spectrum(4, 1), [1, 1, 1], atol=1e-15)
 
 
 def test_a_difference_that_seeds_and_examples_share_is_certain() -> None:

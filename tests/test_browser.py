@@ -15,11 +15,12 @@ from curve_runs import done, job
 from matplotlib.figure import Figure
 from test_interactive_plane import luminance
 
-from fge.drawn import Figures
-from fge.grid import PlaneGrid
-from fge.interactive import Plot, Series, comparison_plot, reliability_plot
-from fge.interactive_plane import plane_plot, surface_plot
-from fge.interactive_runs import (
+from fge.commands.report import joined_page
+from fge.landscape.grid import PlaneGrid
+from fge.report.drawn import Figures
+from fge.report.interactive import Plot, Series, comparison_plot, reliability_plot
+from fge.report.interactive_plane import plane_plot, surface_plot
+from fge.report.interactive_runs import (
     curve_plot,
     dynamics_plot,
     ensemble_plot,
@@ -27,12 +28,11 @@ from fge.interactive_runs import (
     spectrum_plot,
     training_plot,
 )
-from fge.pages import Page, Section, Table, write_pages
-from fge.plots import TrainingCurves
-from fge.report import write_report
-from fge.report_run import joined_page
-from fge.runfolder import RunFolder
-from fge.sharpness_plots import SharpnessCurves
+from fge.report.page import Page, Section, Table, write_pages
+from fge.report.plots import TrainingCurves
+from fge.report.report import write_report
+from fge.report.sharpness_plots import SharpnessCurves
+from fge.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 

@@ -16,7 +16,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
 from fge import metrics
-from fge.calibration import (
+from fge.errors import UserError
+from fge.metrics.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     adaptive_ece,
@@ -27,7 +28,6 @@ from fge.calibration import (
     fit_temperature,
     scale_temperature,
 )
-from fge.errors import UserError
 
 Array = NDArray[np.float64]
 FLOAT32_TINY = 2.0**-126

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import write_tiny_npz
 
-from fge.cell_parts import measure_cell, wall_seconds
-from fge.compare_config import CompareConfig
-from fge.data import Dataset, load_dataset
+from fge.compare.measure import measure_cell, wall_seconds
+from fge.compare.plan import Part, Plan, PlannedCell
+from fge.config.compare import CompareConfig
+from fge.data.splits import Dataset, load_dataset
+from fge.ensemble.predictions import PredictionFile
 from fge.errors import UserError
 from fge.files import append_record, write_json
-from fge.plan import Part, Plan, PlannedCell
-from fge.predictions import PredictionFile
 
 EPOCHS = 4
 METHODS = ("single", "fge", "sse", "curve-ensemble", "curve-ensemble-2B")

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fge import calibration, cells, metrics
-from fge.cells import Cell, Cost, load_cells, make_cell
-from fge.detection import aurc, ood_auroc
-from fge.diversity import disagreement, error_correlation
+from fge import metrics
+from fge.compare import cells
+from fge.compare.cells import Cell, Cost, load_cells, make_cell
 from fge.errors import UserError
+from fge.metrics import calibration
+from fge.metrics.detection import aurc, ood_auroc
+from fge.metrics.diversity import disagreement, error_correlation
 
 RNG = np.random.default_rng(0)
 TARGETS = torch.from_numpy(RNG.integers(0, 4, 60))

@@ -28,17 +28,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cli
-import fge.run
-import fge.setup
 from fge import files
-from fge.autotune import Choice
-from fge.cycle_config import FGEConfig
-from fge.data import load_dataset
-from fge.learner import Learner, Speed
-from fge.methods import METHODS
-from fge.models import build_model
-from fge.schedule import triangular
-from fge.snapshots import SnapshotStore
+from fge.commands import build, train
+from fge.config.training import FGEConfig
+from fge.data.splits import load_dataset
+from fge.ensemble.snapshots import SnapshotStore
+from fge.networks.build import build_model
+from fge.train.learner import Learner, Speed
+from fge.train.methods import METHODS
+from fge.train.schedules import triangular
+from fge.train.speed import Choice
 
 PLAIN = shlex.split("--channels-last off --compile off --amp off --device cpu --threads 1")
 SHORT = shlex.split("--epochs 4 --start-epoch 1 --cycle-epochs 2 --batch-size 32")
@@ -106,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def parsed(run: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> FGEConfig:
     """Return the configuration that ``argv`` comes to, without training."""
     seen: list[FGEConfig] = []
-    monkeypatch.setattr(fge.run, "fge", seen.append)
+    monkeypatch.setattr(train, "fge", seen.append)
     result = run(argv)
     assert (result.code, result.err) == (0, "")
     return seen[0]
@@ -760,7 +759,7 @@ def test_help_that_nobody_reads_ends_as_tools_do(argv: list[str], buffered: str)
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_run_goes_on_when_nobody_reads_it_any_more(buffered: str) -> None:
     script = (
-        "import sys; from fge.console import ConsoleObserver\n"
+        "import sys; from fge.report.console import ConsoleObserver\n"
         "with ConsoleObserver() as console:\n"
         "    for _ in range(3): console.note('a line'); console.table('t', ['h'], [['c']])\n"
         "sys.stderr.write('went on')"
@@ -829,12 +828,12 @@ def test_advice_survives_odd_folder_names(
 def test_run_interrupted_while_measuring_goes_on_with_its_options(
     run: Run, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fge.setup, "choose_speed", lambda *_, **__: interrupt(None))
+    monkeypatch.setattr(build, "choose_speed", lambda *_, **__: interrupt(None))
     result = run([*command(tiny_npz, "run"), "--channels-last", "auto"])
     assert result.code == 130
     argv = advice(result.out)
-    monkeypatch.setattr(fge.setup, "choose_speed", lambda *_, **__: Choice(Speed(), []))
-    monkeypatch.setattr(fge.setup, "load_dataset", only(str(tiny_npz)))
+    monkeypatch.setattr(build, "choose_speed", lambda *_, **__: Choice(Speed(), []))
+    monkeypatch.setattr(build, "load_dataset", only(str(tiny_npz)))
     assert run(argv).code == 0
     saved = options(Path("run"))
     assert (saved["data"], saved["epochs"], saved["start_epoch"]) == (str(tiny_npz), 4, 1)
@@ -856,14 +855,14 @@ def test_choices_of_auto_are_stored_and_never_measured_again(
     chosen = Choice(Speed(channels_last=True), ["channels_last: on, it is faster"])
     auto = ["--channels-last", "auto", "--compile", "auto", "--amp", "auto"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fge.setup, "choose_speed", lambda *_, **__: chosen)
+        patch.setattr(build, "choose_speed", lambda *_, **__: chosen)
         after_steps(patch, 7, interrupt)
         result = run([*command(tiny_npz, "run"), *auto])
     assert result.code == 130
     assert "channels_last: on, it is faster" in result.out
     settled = {"channels_last": "on", "compile": "off", "amp": "off"}
     assert {name: options(Path("run"))[name] for name in settled} == settled
-    monkeypatch.setattr(fge.setup, "choose_speed", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(build, "choose_speed", lambda *_, **__: pytest.fail("measured again"))
     assert run([*command(tiny_npz, "run"), *auto, "--resume"]).code == 0
     assert {name: options(Path("run"))[name] for name in settled} == settled
 
@@ -962,7 +961,7 @@ def test_full_disk_is_one_line_and_the_run_can_be_resumed(
     assert result.code == 2
     assert re.search(r"[Nn]o space left|disk .*is full", result.message)
     assert list(out.rglob("*.tmp")) == []
-    monkeypatch.setattr(fge.setup, "load_dataset", only(str(finished.data)))
+    monkeypatch.setattr(build, "load_dataset", only(str(finished.data)))
     assert run(advice(result.message)).code == 0
     assert (out / "log.jsonl").read_bytes() == (finished.folder / "log.jsonl").read_bytes()
 

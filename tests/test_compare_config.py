@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fge.compare_config import CompareConfig, options_for
-from fge.curve_config import CurveEnsembleConfig
-from fge.cycle_config import FGEConfig
+from fge.config.compare import CompareConfig, options_for
+from fge.config.curves import CurveEnsembleConfig
+from fge.config.method_config import TrainConfig
+from fge.config.training import FGEConfig
 from fge.errors import UserError
-from fge.method_config import TrainConfig
 
 
 @pytest.mark.parametrize(

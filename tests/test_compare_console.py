@@ -8,10 +8,10 @@ from pathlib import Path
 from made_cells import cell
 from rich.console import Console
 
-from fge.compare_config import CompareConfig
-from fge.compare_console import ComparisonView
-from fge.console import ConsoleObserver
-from fge.plan import Plan
+from fge.commands.compare_console import ComparisonView
+from fge.compare.plan import Plan
+from fge.config.compare import CompareConfig
+from fge.report.console import ConsoleObserver
 
 
 def make_view(folder: Path, *, terminal: bool) -> tuple[ComparisonView, io.StringIO]:

@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 from conftest import PLAIN, ROOT, write_tiny_npz
 
-from fge.cells import load_cells
-from fge.compare_config import CompareConfig
-from fge.compare_run import compare
-from fge.data import load_dataset
+from fge.commands.compare import compare
+from fge.compare.cells import load_cells
+from fge.compare.plan import Plan
+from fge.config.compare import CompareConfig
+from fge.data.splits import load_dataset
+from fge.ensemble.predictions import PredictionFile
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
-from fge.plan import Plan
-from fge.predictions import PredictionFile
 
 METHODS = ("fge", "swa", "sse")
 OPTIONS: dict[str, Any] = {
@@ -233,8 +233,8 @@ def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) ->
 
 OWN = """
 from dataclasses import replace
-from fge.methods import Method, single_stages, sse_stages
-from fge.recipes import endpoint_recipe
+from fge.train.methods import Method, single_stages, sse_stages
+from fge.train.recipes import endpoint_recipe
 
 def recipe(config):
     usual = endpoint_recipe(config)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, cell, compared, several
 
-from fge.bootstrap import paired_difference_over_seeds
-from fge.comparison import BASELINES, COMPARED, RANKED, compare_cells
+from fge.compare.comparison import BASELINES, COMPARED, RANKED, compare_cells
 from fge.errors import UserError
+from fge.metrics.intervals import paired_difference_over_seeds
 
 
 def test_means_and_sample_deviations_are_over_seeds() -> None:

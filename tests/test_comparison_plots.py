@@ -12,8 +12,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fge.comparison import ORDER
-from fge.comparison_plots import (
+from fge.compare.comparison import ORDER
+from fge.compare.comparison_plots import (
     CAPTIONS,
     COLOURS,
     MARKERS,
@@ -21,8 +21,8 @@ from fge.comparison_plots import (
     reliability_figure,
     series_figure,
 )
-from fge.comparison_series import comparison_plots
-from fge.interactive import Series
+from fge.compare.comparison_series import comparison_plots
+from fge.report.interactive import Series
 
 
 def drawn(figure: Figure) -> dict[str, ErrorbarContainer]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
-from fge.cells import Cell
-from fge.comparison_series import (
+from fge.compare.cells import Cell
+from fge.compare.comparison_series import (
     comparison_plots,
     cost_series,
     equivalent_series,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
-from fge.bootstrap import Interval
-from fge.cells import Cell
-from fge.comparison_tables import as_csv, as_json, interval_text, tables
-from fge.pages import Table
+from fge.compare.cells import Cell
+from fge.compare.tables import as_csv, as_json, interval_text, tables
+from fge.metrics.intervals import Interval
+from fge.report.page import Table
 
 LONGER = several("curve-ensemble-2B", [1, 1, 1], [0.1, 0.1, 0.1], epochs=25, members=5)
 

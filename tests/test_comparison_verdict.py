@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from made_cells import CURVES, FGES, IMAGES, SINGLES, cell, compared, several
 
-from fge.bootstrap import Interval
-from fge.comparison import Comparison
-from fge.comparison_verdict import verdict as in_paragraphs
+from fge.compare.comparison import Comparison
+from fge.compare.verdict import verdict as in_paragraphs
+from fge.metrics.intervals import Interval
 
 COSTS = "fge takes 10 epochs of training and 3 passes per prediction"
 

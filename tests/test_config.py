@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fge.checks import check_learning_rates
-from fge.config import (
+from fge.config.base import (
     PredictConfig,
     RunConfig,
     affects_result,
@@ -19,7 +19,7 @@ from fge.config import (
     is_factory,
     saved_fields,
 )
-from fge.cycle_config import START_FRACTION, FGEConfig
+from fge.config.training import START_FRACTION, FGEConfig
 from fge.errors import UserError, unknown
 
 NAN, INFINITY = float("nan"), float("inf")

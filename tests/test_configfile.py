@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config import DATA_NAMES, FOREIGN_NAMES, as_stored, own_code, saved_fields
-from fge.configfile import (
+from fge.config.base import DATA_NAMES, FOREIGN_NAMES, as_stored, own_code, saved_fields
+from fge.config.saved import (
     check_unchanged,
     keep_settled,
     read_config,
     to_options,
     write_config,
 )
-from fge.cycle_config import FGEConfig
+from fge.config.training import FGEConfig
 from fge.errors import UserError
 
 rates = st.floats(0, 1e6, allow_nan=False)

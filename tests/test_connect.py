@@ -15,20 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fge.connect import fit_curve
-from fge.curve import Curve
-from fge.curve_learner import CurveLearner, quick_gram
-from fge.draws import Draw, Shape, stratified_uniform
+from fge.curves.curve import Curve
+from fge.curves.curve_learner import CurveLearner, quick_gram
+from fge.curves.draws import Draw, Shape, stratified_uniform
+from fge.curves.families import make_family
+from fge.curves.fit import fit_curve
+from fge.curves.objectives import OBJECTIVES, Objective, make_objective
+from fge.curves.points import gram_matrix
 from fge.errors import DivergenceError, UserError
-from fge.families import make_family
-from fge.layout import Layout
-from fge.learner import Speed
-from fge.objectives import OBJECTIVES, Objective, make_objective
-from fge.points import gram_matrix
-from fge.schedule import EndpointLR
-from fge.tensors import write_state
-from fge.train import EpochEnd
-from fge.weights import flatten
+from fge.networks.flat import flatten
+from fge.networks.layout import Layout
+from fge.networks.state import write_state
+from fge.train.learner import Speed
+from fge.train.loop import EpochEnd
+from fge.train.schedules import EndpointLR
 
 DOUBLE = torch.float64
 KINDS = [("bezier", 3), ("bezier", 5), ("polychain", 3), ("polychain", 4)]

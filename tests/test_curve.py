@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from fge.curve import (
+from fge.curves.curve import (
     FAMILIES,
     Bezier,
     Chain,
@@ -27,7 +27,7 @@ from fge.curve import (
     straight_points,
 )
 from fge.errors import UserError
-from fge.weights import Layout
+from fge.networks.flat import Layout
 
 TS = st.floats(0, 1)
 REFERENCE_POINTS = torch.tensor([[0, 0, 1], [1, 2, 3], [4, 0, -1]], dtype=torch.float64)

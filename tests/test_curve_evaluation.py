@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.batchnorm import refresh_batch_norm
-from fge.curve import Chain, Curve
-from fge.curve_evaluation import bound, evaluate_curve, summarise_curve
+from fge.curves.curve import Chain, Curve
+from fge.curves.curve_evaluation import bound, evaluate_curve, summarise_curve
+from fge.curves.evaluate import WeightsEvaluator
+from fge.curves.families import Bezier, make_family
 from fge.errors import UserError
-from fge.evaluation import WeightsEvaluator
-from fge.families import Bezier, make_family
-from fge.layout import Layout
-from fge.learner import Speed
-from fge.weights import flatten, write_parameters
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.flat import flatten, write_parameters
+from fge.networks.layout import Layout
+from fge.train.learner import Speed
 
 DOUBLE = torch.float64
 

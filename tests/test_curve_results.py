@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fge.curve_results import (
+from fge.report.curves import (
     PairResult,
     connection_verdict,
     pair_result,
@@ -16,7 +16,7 @@ from fge.curve_results import (
     path_table,
     strategy_table,
 )
-from fge.results import MethodResult
+from fge.report.methods import MethodResult
 
 GEOMETRY = {"distance": 5.0, "angle": 60.0, "length": 8.0}
 

@@ -38,15 +38,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import cli
-import fge.evaluation
+import fge.curves.evaluate
 from fge import files
-from fge.baselines import BASELINES
-from fge.batchnorm import refresh_batch_norm
-from fge.curve import Curve
-from fge.curve_config import ConnectConfig, CurveEnsembleConfig
-from fge.data import load_dataset
-from fge.models import build_model
-from fge.networks import Network
+from fge.commands.endpoints import Network
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.curves.baselines import BASELINES
+from fge.curves.curve import Curve
+from fge.data.splits import load_dataset
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.build import build_model
 
 PAIR = "G-1--G-2"
 Files = tuple[Path, ...]
@@ -193,7 +193,7 @@ def test_resuming_a_finished_run_trains_and_measures_nothing(
 
     shutil.copytree(ended, tmp_path / "run")
     monkeypatch.setattr(torch.Tensor, "backward", fail)
-    monkeypatch.setattr(fge.evaluation, "refresh_batch_norm", fail)
+    monkeypatch.setattr(fge.curves.evaluate, "refresh_batch_norm", fail)
     result = run(["curve-ensemble", "--out", "run", "--resume"])
     assert (result.code, result.err) == (0, "")
     assert_same(tmp_path / "run", ended)
@@ -332,7 +332,7 @@ def test_interrupted_between_the_fits_log_and_its_checkpoint(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fge.curve_study.CurveStudy._end_epoch", interrupt)
+        patch.setattr("fge.commands.curve_study.CurveStudy._end_epoch", interrupt)
         result = run(flags("curve-ensemble", quick(data, tmp_path / "run")))
     assert result.code == 130
     advice = re.search(r"go on with: python cli\.py (.*)", result.out)

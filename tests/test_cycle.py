@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fge
 from fge.errors import UserError
-from fge.schedule import triangular
+from fge.train.schedules import triangular
 
 CYCLE = 8
 OPTIONS: dict[str, Any] = {"cycle_steps": CYCLE, "max_lr": 0.05, "min_lr": 0.0005}

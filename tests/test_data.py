@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fge import sources
-from fge.data import Dataset, Split, balanced_order, load_dataset
+from fge.data import sources
+from fge.data.splits import Dataset, Split, balanced_order, load_dataset
 from fge.errors import UserError
 
-DATASETS = ROOT / "fge" / "datasets"
+DATASETS = ROOT / "fge" / "data" / "bundled"
 
 
 @pytest.fixture(scope="module")

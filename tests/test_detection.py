@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import binary_auroc
 
-from fge.detection import aurc, auroc, entropy, ood_auroc, risk_coverage
 from fge.errors import UserError
 from fge.metrics import error
+from fge.metrics.detection import aurc, auroc, entropy, ood_auroc, risk_coverage
 
 Array = NDArray[np.float64]
 RNG = np.random.default_rng(0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fge.directions import Line, filter_normalised, random_direction
 from fge.errors import UserError
-from fge.layout import Layout
-from fge.weights import flatten
+from fge.landscape.directions import Line, filter_normalised, random_direction
+from fge.networks.flat import flatten
+from fge.networks.layout import Layout
 
 
 def network() -> nn.Sequential:

@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from conftest import ROOT, write_tiny_npz
 from torch import Tensor
 
-from fge.average import average_weights
-from fge.batches import EvalBatches, Normaliser
-from fge.batchnorm import refresh_batch_norm
-from fge.data import load_dataset
+from fge.data.batches import EvalBatches, Normaliser
+from fge.data.splits import load_dataset
 from fge.distributed import check_command, current, dismiss, join, started_processes
+from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.models import build_model
+from fge.networks.average import average_weights
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.build import build_model
+from fge.networks.state import read_weights
 from fge.ranks import Ranks
-from fge.snapshots import SnapshotStore
-from fge.tensors import read_weights
 
 NOT_PROMISED = {"timing.jsonl"}
 Results = tuple[dict[str, Any], dict[str, Any]]

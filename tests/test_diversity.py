@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, hamming_loss, log_loss, matthews_corrcoef
 
 from fge import metrics
-from fge.diversity import (
+from fge.errors import UserError
+from fge.metrics.diversity import (
     GainSplit,
     disagreement,
     disagreement_matrix,
@@ -21,7 +22,6 @@ from fge.diversity import (
     error_correlation_matrix,
     gain_split,
 )
-from fge.errors import UserError
 
 Array = NDArray[np.float64]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fge.drawn import Figures
-from fge.interactive import Plot
+from fge.report.drawn import Figures
+from fge.report.interactive import Plot
 
 
 def test_figures_are_saved_in_their_order(tmp_path: Path) -> None:

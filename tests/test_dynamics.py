@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_run import config
 
-from fge.dynamics import MOST_ROWS, dynamics_table, dynamics_verdict
-from fge.method_config import TrainConfig
-from fge.run import fge
-from fge.train_run import train
+from fge.commands.train import fge
+from fge.commands.train_run import train
+from fge.config.method_config import TrainConfig
+from fge.report.dynamics import MOST_ROWS, dynamics_table, dynamics_verdict
 
 
 def measured(epoch: int, eigenvalue: float, **changes: Any) -> dict[str, Any]:

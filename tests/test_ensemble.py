@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import Ensemble, SnapshotStore
-from fge.ensemble import RunningMean, predict_proba
+from fge.ensemble.ensemble import RunningMean, predict_proba
 from fge.errors import UserError
-from fge.tensors import encode_weights
+from fge.networks.state import encode_weights
 
 Array = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, locate, make_family
 from fge.errors import UserError
-from fge.families import FAMILIES, Bezier, Family, PolyChain, locate, make_family
 
 TS = st.floats(0, 1)
 COUNTS = st.integers(2, 12)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from fge.cycle_config import FGEConfig
-from fge.figures import learning_rates, sharpness_curves, training_curves
-from fge.method_config import MethodConfig
-from fge.methods import fge_stages, sse_stages
-from fge.plots import TrainingCurves
+from fge.config.method_config import MethodConfig
+from fge.config.training import FGEConfig
+from fge.report.figures import learning_rates, sharpness_curves, training_curves
+from fge.report.plots import TrainingCurves
+from fge.train.methods import fge_stages, sse_stages
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True

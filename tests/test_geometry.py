@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge import geometry
+from fge.curves import geometry
+from fge.curves.geometry import angle, cosine, distance, turning_angles
 from fge.errors import UserError
-from fge.geometry import angle, cosine, distance, turning_angles
 
 
 def vector(*values: float) -> Tensor:

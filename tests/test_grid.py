@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fge.errors import UserError
-from fge.grid import GridStore, PlaneGrid
+from fge.landscape.grid import GridStore, PlaneGrid
 
 
 def grid_of(**changes: Any) -> PlaneGrid:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.chunks import cut
 from fge.errors import UserError
-from fge.hessian import HessianOperator
+from fge.landscape.hessian import HessianOperator
+from fge.networks.apply import cut
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

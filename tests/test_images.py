@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fge.data.images import SUFFIXES, list_images, read_image, read_images
 from fge.errors import UserError
-from fge.images import SUFFIXES, list_images, read_image, read_images
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fge.errors import UserError
-from fge.imports import import_named
-from fge.methods import find_method
-from fge.models import build_model
+from fge.networks.build import build_model
+from fge.networks.imports import import_named
+from fge.train.methods import find_method
 
 
 @pytest.fixture

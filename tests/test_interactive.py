@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from fge.interactive import (
+from fge.report.interactive import (
     Plot,
     Series,
     comparison_plot,

@@ -6,9 +6,9 @@ from typing import Any
 
 from test_interactive import check_plot, pairs
 
-from fge.curve_plots import ENSEMBLE_LABELS
-from fge.interactive import Plot
-from fge.interactive_runs import (
+from fge.report.curve_plots import ENSEMBLE_LABELS
+from fge.report.interactive import Plot
+from fge.report.interactive_runs import (
     curve_plot,
     dynamics_plot,
     ensemble_plot,
@@ -16,8 +16,8 @@ from fge.interactive_runs import (
     spectrum_plot,
     training_plot,
 )
-from fge.plots import TrainingCurves
-from fge.sharpness_plots import SharpnessCurves
+from fge.report.plots import TrainingCurves
+from fge.report.sharpness_plots import SharpnessCurves
 
 CURVES = TrainingCurves(
     rate_epochs=[0.0, 1.0, 2.0],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import write_tiny_npz
 
-from fge.job import COMMANDS, main
+from fge.compare.job import COMMANDS, main
 
 
 def options(file: Path, **changes: Any) -> dict[str, Any]:

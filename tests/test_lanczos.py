@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fge.lanczos import BandLanczos, Product, largest_eigenpairs
+from fge.landscape.lanczos import BandLanczos, Product, largest_eigenpairs
 
 SIZE = 60
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.batchnorm import refresh_batch_norm
-from fge.curve import Bezier, Chain, Curve
+from fge.curves.curve import Bezier, Chain, Curve
 from fge.errors import UserError
-from fge.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
-from fge.layout import Layout
-from fge.weights import flatten, write_parameters
+from fge.landscape.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.flat import flatten, write_parameters
+from fge.networks.layout import Layout
 
 
 class Vector(nn.Module):

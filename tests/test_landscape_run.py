@@ -19,23 +19,23 @@ from curve_runs import TRAIN_IMAGES, assert_same, contents, done, flags, job, re
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import fge.evaluation
-import fge.sharpness_run
-from fge.batchnorm import refresh_batch_norm
-from fge.curve import Curve
-from fge.data import load_dataset
-from fge.directions import Line
-from fge.dynamics import line_momentum
+import fge.commands.sharpness
+import fge.curves.evaluate
+from fge.config.method_config import TrainConfig
+from fge.config.studies import PlaneConfig, SharpnessConfig
+from fge.curves.curve import Curve
+from fge.data.splits import load_dataset
 from fge.files import write_bytes
-from fge.grid import GridStore, PlaneGrid
-from fge.layout import Layout
-from fge.method_config import TrainConfig
-from fge.methods import METHODS
-from fge.plane import Plane
-from fge.recipes import recipe
-from fge.sharpness import top_eigenvalues
-from fge.study_config import PlaneConfig, SharpnessConfig
-from fge.weights import flatten, write_parameters
+from fge.landscape.directions import Line
+from fge.landscape.grid import GridStore, PlaneGrid
+from fge.landscape.plane import Plane
+from fge.landscape.sharpness import top_eigenvalues
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.flat import flatten, write_parameters
+from fge.networks.layout import Layout
+from fge.report.dynamics import line_momentum
+from fge.train.methods import METHODS
+from fge.train.recipes import recipe
 
 LINEAR, NORMED = "looked_at_models:linear", "looked_at_models:normed"
 MODELS = """
@@ -43,8 +43,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from fge.methods import METHODS, Method
-from fge.recipes import recipe
+from fge.train.methods import METHODS, Method
+from fge.train.recipes import recipe
 
 adam = Method("adam", "snapshots of Adam", METHODS["sse"].stages, recipe=lambda config: replace(
     recipe("B"), batch_size=config.batch_size))
@@ -77,7 +77,7 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("fge.drawn.save_figure", lambda _, path: write_bytes(path, b""))
+        monkeypatch.setattr("fge.report.drawn.save_figure", lambda _, path: write_bytes(path, b""))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,7 +287,7 @@ def test_an_interrupted_grid_goes_on(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("work was done again")
 
-    monkeypatch.setattr(fge.evaluation.WeightsEvaluator, "__call__", fail)
+    monkeypatch.setattr(fge.curves.evaluate.WeightsEvaluator, "__call__", fail)
     assert run(argv).code == 0
     assert_same(tmp_path / "cut", reference)
 
@@ -425,7 +425,7 @@ def test_files_are_joined_and_a_random_line_goes_to_both_sides(
 def test_an_interrupted_line_goes_on_and_holds_infinite_losses(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = fge.evaluation.WeightsEvaluator.__call__
+    call = fge.curves.evaluate.WeightsEvaluator.__call__
     calls: list[int] = []
 
     def watched(self: Any, vector: Tensor) -> Any:
@@ -439,7 +439,7 @@ def test_an_interrupted_line_goes_on_and_holds_infinite_losses(
         return record, probabilities
 
     curve = Curve.load(pair / "curves" / PAIR / "curve.safetensors")
-    monkeypatch.setattr(fge.evaluation.WeightsEvaluator, "__call__", watched)
+    monkeypatch.setattr(fge.curves.evaluate.WeightsEvaluator, "__call__", watched)
     options = look(pair, tmp_path / "cut", NORMED, line=True, line_points=3)
     result = run(flags("plane", options))
     assert result.code == 130
@@ -500,13 +500,13 @@ def test_the_stability_line_is_that_of_the_runs_rate_at_each_snapshot(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    original = fge.sharpness_run.eigenvalue_figure
+    original = fge.commands.sharpness.eigenvalue_figure
 
     def spy(places: Any, *args: Any, **options: Any) -> Any:
         drawn.append((places, options["thresholds"], options["place"]))
         return original(places, *args, **options)
 
-    monkeypatch.setattr(fge.sharpness_run, "eigenvalue_figure", spy)
+    monkeypatch.setattr(fge.commands.sharpness, "eigenvalue_figure", spy)
     folder = done("sharpness", look(ended, tmp_path / "sharp", LINEAR, k=1, **QUICK))
     # 2 (1 + momentum) / lr with momentum 0.5 and min_lr 0.01
     assert drawn == [([1.0, 3.0, 5.0, 7.0], pytest.approx([300.0] * 4), "epochs")]
@@ -520,7 +520,7 @@ def test_the_stability_line_takes_the_momentum_of_the_method(
 ) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(
-        fge.sharpness_run,
+        fge.commands.sharpness,
         "eigenvalue_figure",
         lambda *_, **options: drawn.append(options["thresholds"]),
     )
@@ -601,7 +601,7 @@ def test_interrupted_sharpness_goes_on(
 ) -> None:
     options = look(ended, tmp_path / "reference", LINEAR, k=1, **QUICK)
     reference = done("sharpness", options)
-    original, calls = fge.sharpness_run.top_eigenvalues, []
+    original, calls = fge.commands.sharpness.top_eigenvalues, []
 
     def counted(*args: Any, **more: Any) -> Any:
         calls.append(1)
@@ -609,7 +609,7 @@ def test_interrupted_sharpness_goes_on(
             raise KeyboardInterrupt
         return original(*args, **more)
 
-    monkeypatch.setattr(fge.sharpness_run, "top_eigenvalues", counted)
+    monkeypatch.setattr(fge.commands.sharpness, "top_eigenvalues", counted)
     assert run(flags("sharpness", {**options, "out": tmp_path / "cut"})).code == 130
     argv = ["sharpness", "--out", str(tmp_path / "cut"), "--resume", "--model", LINEAR]
     assert run(argv).code == 0

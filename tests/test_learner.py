@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from fge.ensemble import predict_proba
-from fge.learner import Learner, Speed
-from fge.tensors import read_state, write_state
+from fge.ensemble.ensemble import predict_proba
+from fge.networks.state import read_state, write_state
+from fge.train.learner import Learner, Speed
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:

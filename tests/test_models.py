@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from fge.architectures.preresnet import PreActivationBlock
 from fge.errors import UserError
-from fge.models import MODELS, build_model
+from fge.networks.architectures.preresnet import PreActivationBlock
+from fge.networks.build import MODELS, build_model
 
 Size = tuple[int, int]
 

@@ -13,22 +13,28 @@ from conftest import write_tiny_npz
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fge.config import RunConfig
-from fge.data import Dataset
-from fge.errors import DivergenceError, UserError
-from fge.learner import Learner
-from fge.networks import Network, predict_network, read_network, read_networks, train_network
-from fge.observer import Observer
-from fge.recipes import endpoint_recipe, recipe
-from fge.runfolder import RunFolder
-from fge.seeds import derive_seed
-from fge.setup import (
+from fge.commands.build import (
     load_data,
     member_predictions,
     new_model,
     settle_machine,
     settle_options,
 )
+from fge.commands.endpoints import (
+    Network,
+    predict_network,
+    read_network,
+    read_networks,
+    train_network,
+)
+from fge.config.base import RunConfig
+from fge.data.splits import Dataset
+from fge.errors import DivergenceError, UserError
+from fge.observer import Observer
+from fge.runs.folder import RunFolder
+from fge.seeds import derive_seed
+from fge.train.learner import Learner
+from fge.train.recipes import endpoint_recipe, recipe
 
 CONFIG = RunConfig(
     epochs=1,
@@ -104,7 +110,7 @@ def test_the_first_network_is_that_of_the_run_s_seed(
         seeds.append(seed)
         return build(config, dataset, seed)
 
-    monkeypatch.setattr("fge.networks.new_model", seen)
+    monkeypatch.setattr("fge.commands.endpoints.new_model", seen)
     for position in (0, 1, 2):
         trained((config, dataset), tmp_path, f"n{position}", position)
     assert seeds[0] == config.seed

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fge.draws import Draw, Shape, place_in_cells, stratified_uniform
+from fge.curves.draws import Draw, Shape, place_in_cells, stratified_uniform
+from fge.curves.families import Bezier, Family, PolyChain
+from fge.curves.objectives import OBJECTIVES, ArcLength, MinMax, Objective, Uniform, make_objective
+from fge.curves.points import gram_matrix
 from fge.errors import UserError
-from fge.families import Bezier, Family, PolyChain
-from fge.objectives import OBJECTIVES, ArcLength, MinMax, Objective, Uniform, make_objective
-from fge.points import gram_matrix
 
 POINTS = torch.tensor([[-1.0, 0.0], [0.3, 1.4], [0.2, -0.9], [1.0, 0.4]], dtype=torch.float64)
 

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fge.data import Dataset, Foreign, Split, load_dataset
+from fge.data.foreign import MAX_IMAGES, convert_images, load_foreign
+from fge.data.splits import Dataset, Foreign, Split, load_dataset
 from fge.errors import UserError
-from fge.ood import MAX_IMAGES, convert_images, load_foreign
 
 
 def constant(count: int, levels: list[int], side: int) -> Tensor:
@@ -185,7 +185,7 @@ def test_digits_take_the_form_of_the_data() -> None:
 
 
 def test_the_bundled_digits_are_those_that_their_origin_is_told_of() -> None:
-    folder = ROOT / "fge" / "datasets"
+    folder = ROOT / "fge" / "data" / "bundled"
     digest = hashlib.sha256((folder / "digits.npz").read_bytes()).hexdigest()
     assert f"| digits.npz | {digest} |" in (folder / "ORIGIN.md").read_text()
 

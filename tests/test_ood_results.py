@@ -27,17 +27,17 @@ from curve_runs import (
 from numpy.typing import NDArray
 from torch import nn
 
-from fge.batches import EvalBatches, Normaliser
-from fge.batchnorm import refresh_batch_norm
-from fge.curve import Curve
-from fge.data import Dataset, Foreign, Split, load_dataset
-from fge.detection import ood_auroc
-from fge.learner import Learner
-from fge.models import build_model
-from fge.ood import load_foreign
-from fge.ood_results import ood_tables, with_ood
-from fge.predictions import MemberPredictions
-from fge.results import MethodResult
+from fge.curves.curve import Curve
+from fge.data.batches import EvalBatches, Normaliser
+from fge.data.foreign import load_foreign
+from fge.data.splits import Dataset, Foreign, Split, load_dataset
+from fge.ensemble.predictions import MemberPredictions
+from fge.metrics.detection import ood_auroc
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.build import build_model
+from fge.report.methods import MethodResult
+from fge.report.ood_results import ood_tables, with_ood
+from fge.train.learner import Learner
 
 PAIR = "G-1--G-2"
 Array = NDArray[np.float64]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from fge.interactive import Plot, Series, comparison_plot
-from fge.pages import Page, Section, Table, repeat_command, write_pages
+from fge.report.interactive import Plot, Series, comparison_plot
+from fge.report.page import Page, Section, Table, repeat_command, write_pages
 
 CONTENT: dict[str, Any] = {
     "command": "fge",

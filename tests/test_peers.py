@@ -26,10 +26,10 @@ import peer_methods
 import peer_tables
 import peers
 
-from fge.ensemble import Ensemble
+from fge.commands.build import eval_batches
+from fge.config.method_config import MethodConfig
+from fge.ensemble.ensemble import Ensemble
 from fge.errors import UserError
-from fge.method_config import MethodConfig
-from fge.setup import eval_batches
 
 needs_torchensemble = pytest.mark.skipif(
     not peers.has_torchensemble(), reason="torchensemble is not installed"

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from made_cells import cell
 
-from fge.cells import Cell
-from fge.compare_config import CompareConfig
-from fge.curve_config import CurveEnsembleConfig
-from fge.cycle_config import FGEConfig
+from fge.commands.refit import curve_options
+from fge.compare.cells import Cell
+from fge.compare.plan import Job, Plan, PlannedCell
+from fge.config.compare import CompareConfig
+from fge.config.curves import CurveEnsembleConfig
+from fge.config.method_config import TrainConfig
+from fge.config.training import FGEConfig
 from fge.errors import UserError
-from fge.method_config import TrainConfig
-from fge.methods import METHODS, Method
-from fge.plan import Job, Plan, PlannedCell
-from fge.refit import curve_options
+from fge.train.methods import METHODS, Method
 
 EVERY = (
     "single",
@@ -219,7 +219,7 @@ def test_a_single_network_is_the_same_part_wherever_it_was_trained(tmp_path: Pat
 def test_the_least_budget_of_fge_refit_has_a_line_within_it(
     options: dict[str, int], tmp_path: Path
 ) -> None:
-    """As a run counts: two snapshots and the fit between them (see ``fge.refit``)."""
+    """As a run counts: two snapshots and the fit between them (see ``fge.commands.refit``)."""
     with pytest.raises(UserError, match="needs epochs >= ") as caught:
         make_plan(tmp_path, methods=("fge+refit",), epochs=1, **options)
     least = int(re.findall(r">= (\d+)", str(caught.value))[0])

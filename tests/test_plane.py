@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge import plane as plane_module
-from fge.curve import Bezier, Chain, Curve
-from fge.directions import random_direction
+from fge.curves.curve import Bezier, Chain, Curve
 from fge.errors import UserError
-from fge.layout import Layout
-from fge.plane import Plane
-from fge.weights import flatten
+from fge.landscape import plane as plane_module
+from fge.landscape.directions import random_direction
+from fge.landscape.plane import Plane
+from fge.networks.flat import flatten
+from fge.networks.layout import Layout
 
 REFERENCE = {
     "w0": [0, 0, 0],

@@ -14,9 +14,9 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from fge.errors import UserError
-from fge.grid import PlaneGrid
-from fge.plane_plots import contour_levels, line_figure, plane_figure, surface_figure
-from fge.plots import save_figure
+from fge.landscape.grid import PlaneGrid
+from fge.report.plane_plots import contour_levels, line_figure, plane_figure, surface_figure
+from fge.report.plots import save_figure
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}
 LINES: dict[str, Any] = {

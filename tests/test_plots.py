@@ -14,7 +14,15 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fge.plots import ENSEMBLE, RATE, SINGLE, SNAPSHOT, TrainingCurves, save_figure, training_figure
+from fge.report.plots import (
+    ENSEMBLE,
+    RATE,
+    SINGLE,
+    SNAPSHOT,
+    TrainingCurves,
+    save_figure,
+    training_figure,
+)
 
 CURVES = TrainingCurves(
     rate_epochs=[0.0, 0.5, 1.0, 1.5, 6.0],

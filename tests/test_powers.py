@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from fge.curves.powers import Powers
 from fge.errors import UserError
-from fge.powers import Powers
 
 Equation = tuple[int, tuple[int, ...]]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fge.commands.predict import read_inputs, write_predictions
 from fge.errors import UserError
-from fge.predict import read_inputs, write_predictions
 
 GREY = np.random.default_rng(0).integers(0, 256, (3, 5, 7)).astype(np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)

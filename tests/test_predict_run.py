@@ -16,10 +16,10 @@ import pytest
 from conftest import write_tiny_npz
 
 import cli
-from fge.data import load_dataset
-from fge.method_config import TrainConfig
-from fge.methods import Method, sse_stages
-from fge.train_run import train
+from fge.commands.train_run import train
+from fge.config.method_config import TrainConfig
+from fge.data.splits import load_dataset
+from fge.train.methods import Method, sse_stages
 
 IMAGES = 48
 

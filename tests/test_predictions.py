@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.batches import EvalBatches, Normaliser
-from fge.data import Split
+from fge.data.batches import EvalBatches, Normaliser
+from fge.data.splits import Split
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.errors import UserError
-from fge.predictions import MemberPredictions, PredictionFile
 
 TARGETS = torch.tensor([2, 0, 1, 1])
 

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.cycle_config import FGEConfig
-from fge.data import Split
+from fge.config.training import FGEConfig
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches
+from fge.data.splits import Split
 from fge.errors import DivergenceError, UserError
-from fge.hessian import HessianOperator
-from fge.learner import Learner, Speed
-from fge.methods import fge_stages
+from fge.landscape.hessian import HessianOperator
+from fge.landscape.probe import SharpnessProbe
 from fge.observer import Observer
-from fge.probe import SharpnessProbe
-from fge.runfolder import RunFolder
-from fge.staged import StagedTraining
+from fge.runs.folder import RunFolder
+from fge.runs.staged import StagedTraining
+from fge.train.learner import Learner, Speed
+from fge.train.methods import fge_stages
 
 NORMALISER = Normaliser([128.0], [64.0], torch.device("cpu"))
 CONFIG = FGEConfig(

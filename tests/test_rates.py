@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fge.models import MODELS
-from fge.rates import Rates, curve_rate_of, rates_of
+from fge.config.rates import Rates, curve_rate_of, rates_of
+from fge.networks.build import MODELS
 
 USUAL = Rates(0.05, 0.05, 0.0005)
 RESIDUAL = Rates(0.1, 0.05, 0.01)

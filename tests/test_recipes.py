@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from fge.config import RunConfig, rates_of
-from fge.cycle_config import FGEConfig
+from fge.config.base import RunConfig, rates_of
+from fge.config.training import FGEConfig
 from fge.errors import UserError
-from fge.recipes import (
+from fge.train.recipes import (
     ADAM_LR,
     INIT_VARIANCE,
     LARGE_BATCH_LR,
@@ -32,8 +32,8 @@ from fge.recipes import (
     recipe_stages,
     scale_initialisation,
 )
-from fge.schedule import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
-from fge.stages import Stage
+from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
+from fge.train.stages import Stage
 
 G = RECIPES["G"]
 

@@ -26,13 +26,13 @@ from curve_runs import (
     run,
 )
 
-from fge.curve import Curve
-from fge.cycle_config import FGEConfig
+from fge.commands.refit import check_refit, curve_options
+from fge.config.training import FGEConfig
+from fge.curves.curve import Curve
+from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.models import build_model
-from fge.refit import check_refit, curve_options
-from fge.snapshots import SnapshotStore
-from fge.weights import flatten
+from fge.networks.build import build_model
+from fge.networks.flat import flatten
 
 PAIRS = ["0001--0002", "0002--0003"]
 

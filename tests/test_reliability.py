@@ -11,13 +11,13 @@ import torch
 from test_run import config
 
 from fge import metrics
-from fge.drawn import Figures
-from fge.method_config import TrainConfig
-from fge.predictions import PredictionFile
-from fge.reliability import add_reliability, reliability_series
-from fge.results import MethodResult, method_result
-from fge.run import fge
-from fge.train_run import train
+from fge.commands.train import fge
+from fge.commands.train_run import train
+from fge.config.method_config import TrainConfig
+from fge.ensemble.predictions import PredictionFile
+from fge.report.drawn import Figures
+from fge.report.methods import MethodResult, method_result
+from fge.report.reliability import add_reliability, reliability_series
 
 TARGETS = torch.arange(40) % 2
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from fge import report
-from fge.cycle_config import FGEConfig
-from fge.data import Dataset, Split
-from fge.pages import markdown_table
-from fge.report import (
+from fge.config.training import FGEConfig
+from fge.data.splits import Dataset, Split
+from fge.report import report
+from fge.report.page import markdown_table
+from fge.report.report import (
     Page,
     Table,
     dataset_facts,
@@ -26,7 +26,7 @@ from fge.report import (
     splits_note,
     write_report,
 )
-from fge.runfolder import RunFolder
+from fge.runs.folder import RunFolder
 
 HOSTILE = """</title></td><script>alert("1")</script> & 'q' {{ 7 * 7 }} <img src=x onerror=y>"""
 PNG = b"\x89PNG\r\n\x1a\n no picture, but these bytes"

@@ -11,14 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 
 import cli
-from fge.drawn import Figures
+from fge.commands.report import joined_page, read_section, report
+from fge.config.report_config import ReportConfig
 from fge.errors import UserError
-from fge.interactive import Series, comparison_plot
-from fge.pages import Page, Section, Table
-from fge.report import write_report
-from fge.report_config import ReportConfig
-from fge.report_run import joined_page, read_section, report
-from fge.runfolder import RunFolder
+from fge.report.drawn import Figures
+from fge.report.interactive import Series, comparison_plot
+from fge.report.page import Page, Section, Table
+from fge.report.report import write_report
+from fge.runs.folder import RunFolder
 
 METHOD = {
     "name": "fge",

@@ -11,8 +11,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from fge.errors import UserError
-from fge.restarts import CosineRestartsLR, CyclicalSGLDLR, cosine_factor
-from fge.sgld import SGLD
+from fge.train.restarts import CosineRestartsLR, CyclicalSGLDLR, cosine_factor
+from fge.train.sgld import SGLD
 
 SGLD_OPTIONS: dict[str, Any] = {
     "cycle_steps": 20,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fge.predictions import PredictionFile
-from fge.results import (
+from fge.ensemble.predictions import PredictionFile
+from fge.report.methods import (
     MethodResult,
     as_methods,
     comparison,

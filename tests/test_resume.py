@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import PLAIN
 
-from fge.cycle_config import FGEConfig
-from fge.run import fge
+from fge.commands.train import fge
+from fge.config.training import FGEConfig
 
 NOT_PROMISED = {"timing.jsonl"}
 RANDOM_POINTS = 14

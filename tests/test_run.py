@@ -13,9 +13,9 @@ from conftest import PLAIN, write_tiny_npz
 from safetensors.torch import load_file
 
 from fge import metrics
-from fge.cycle_config import FGEConfig
-from fge.learner import Learner
-from fge.run import fge
+from fge.commands.train import fge
+from fge.config.training import FGEConfig
+from fge.train.learner import Learner
 
 
 def config(tiny_npz: Path, out: Path, **changes: Any) -> FGEConfig:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from fge.compare.plan import Job
+from fge.compare.runner import Runner
+from fge.config.method_config import TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
-from fge.method_config import TrainConfig
-from fge.plan import Job
-from fge.runner import Runner
 
 SCRIPT = """
 import json, os, pathlib, sys, time

@@ -15,10 +15,10 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR
 
 from fge import EndpointLR, TriangularLR
-from fge.cycle_config import FGEConfig
+from fge.config.training import FGEConfig
 from fge.errors import UserError
-from fge.methods import fge_stages
-from fge.schedule import (
+from fge.train.methods import fge_stages
+from fge.train.schedules import (
     ClosedFormLR,
     LinearDecayLR,
     StepsLR,

@@ -12,9 +12,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.hessian import HessianOperator
+from fge.landscape.hessian import HessianOperator
+from fge.landscape.sharpness import EigenResult, start_vectors, top_eigenvalues, trace
 from fge.seeds import generator
-from fge.sharpness import EigenResult, start_vectors, top_eigenvalues, trace
 
 CLASSES = 5
 

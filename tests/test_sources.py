@@ -13,10 +13,8 @@ import torchvision.datasets
 from conftest import tiny_arrays, tiny_split, write_tiny_npz
 from PIL import Image
 
-from fge import sources
-from fge.data import load_dataset
-from fge.errors import UserError
-from fge.sources import (
+from fge.data import sources
+from fge.data.sources import (
     FASHION_CLASSES,
     check,
     download_note,
@@ -24,6 +22,8 @@ from fge.sources import (
     from_folder,
     from_npz,
 )
+from fge.data.splits import load_dataset
+from fge.errors import UserError
 
 CLASSES = ("bird", "cat", "dog")
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.hessian import HessianOperator
+from fge.landscape.hessian import HessianOperator
+from fge.landscape.sharpness import random_signs
+from fge.landscape.spectrum import SpectralDensity, smoothed, spectral_density
 from fge.seeds import generator
-from fge.sharpness import random_signs
-from fge.spectrum import SpectralDensity, smoothed, spectral_density
 
 CLASSES = 5
 

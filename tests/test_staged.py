@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.batches import EvalBatches, Normaliser, TrainBatches
-from fge.cycle_config import FGEConfig
-from fge.data import Split
+from fge.config.training import FGEConfig
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches
+from fge.data.splits import Split
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
-from fge.learner import Learner
-from fge.methods import fge_stages
 from fge.observer import Observer
-from fge.predictions import MemberPredictions, PredictionFile
-from fge.recipes import endpoint_recipe, recipe_stages
-from fge.runfolder import RunFolder
-from fge.staged import StagedTraining, member_name
-from fge.stages import Stage
+from fge.runs.folder import RunFolder
+from fge.runs.staged import StagedTraining, member_name
+from fge.train.learner import Learner
+from fge.train.methods import fge_stages
+from fge.train.recipes import endpoint_recipe, recipe_stages
+from fge.train.stages import Stage
 
 CPU = torch.device("cpu")
 NORMALISER = Normaliser([128.0], [64.0], CPU)

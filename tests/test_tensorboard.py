@@ -10,12 +10,12 @@ import pytest
 from conftest import PLAIN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fge.cycle_config import FGEConfig
+from fge.commands.train import fge
+from fge.config.training import FGEConfig
 from fge.errors import UserError
 from fge.files import append_record, write_records
-from fge.run import fge
-from fge.runfolder import RunFolder
-from fge.tensorboard import TensorBoardObserver, check_tensorboard, scalars
+from fge.report.tensorboard import TensorBoardObserver, check_tensorboard, scalars
+from fge.runs.folder import RunFolder
 
 
 def epoch(number: int, loss: float, stage: str = "fge") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.tensors import (
+from fge.networks.state import (
     canonical_state,
     decode_weights,
     encode_weights,

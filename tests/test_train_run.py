@@ -15,19 +15,19 @@ from conftest import PLAIN, write_tiny_npz
 from PIL import Image
 from torch.optim import Optimizer
 
-from fge.config import PredictConfig
-from fge.data import load_dataset
+from fge.commands.predict_run import predict
+from fge.commands.train_run import train
+from fge.config.base import PredictConfig
+from fge.config.method_config import MethodConfig, TrainConfig
+from fge.data.splits import load_dataset
+from fge.ensemble.predictions import PredictionFile
+from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.method_config import MethodConfig, TrainConfig
-from fge.methods import METHODS, Method, sse_stages
-from fge.predict_run import predict
-from fge.predictions import PredictionFile
-from fge.schedule import EndpointLR
-from fge.snapshots import SnapshotStore
-from fge.staged import StagedTraining
-from fge.stages import Stage
-from fge.tensors import read_weights
-from fge.train_run import train
+from fge.networks.state import read_weights
+from fge.runs.staged import StagedTraining
+from fge.train.methods import METHODS, Method, sse_stages
+from fge.train.schedules import EndpointLR
+from fge.train.stages import Stage
 
 BATCHES = 3
 """Steps per epoch: 72 training images in batches of 32."""

@@ -1,1 +1,0 @@
-"""The networks that the registry in ``fge.models`` builds."""

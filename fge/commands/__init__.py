@@ -1,0 +1,1 @@
+"""One file a command: wiring and nothing else."""

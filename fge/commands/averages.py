@@ -1,0 +1,261 @@
+"""The snapshots of a run averaged into one network, wherever a run keeps snapshots: wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fge.commands.build import eval_batches
+from fge.commands.run import Run
+from fge.config.base import RunConfig
+from fge.data.batches import EvalBatches
+from fge.ensemble.folding import (
+    NOT_FINITE,
+    Candidate,
+    Figures,
+    Fold,
+    Trial,
+    figures_of,
+    fold_greedily,
+)
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.errors import DivergenceError
+from fge.files import sha256, write_bytes
+from fge.networks.average import average_weights
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.state import (
+    canonical_state,
+    decode_weights,
+    encode_weights,
+    load_weights,
+    state_bytes,
+)
+from fge.report.averages import Swa, as_json, average_sentences, average_table
+from fge.report.methods import MethodResult, method_result
+from fge.report.report import Table
+from fge.runs.ledger import snapshot_costs
+from fge.runs.staged import StagedTraining, member_name
+
+FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
+"""Where in the run folder the averages are, by method."""
+
+
+@dataclass(frozen=True)
+class Averages:
+    """What averaging the weights of a run's snapshots came to, for its report.
+
+    ``results``: the lines ``swa`` and, where there is validation data, ``fold``; ``content`` of
+    ``report.json``; ``files``: the weights, in the run folder.
+    """
+
+    results: list[MethodResult] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    content: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def average_snapshots(
+    run: Run[RunConfig],
+    training: StagedTraining,
+    stage: str,
+    predictions: MemberPredictions,
+) -> Averages:
+    """Average the weights of a stage's snapshots: all of them, and as far as that is safe.
+
+    The first (``swa``: Izmailov et al. 2018, arXiv 1803.05407) needs two snapshots; the second
+    (``fold``: :func:`fge.ensemble.fold`) validation data too. Each ends as a file of the run folder
+    and as a member of the stored predictions, evaluated once; what an interruption left is used.
+    Of several processes the first one does it alone, with all training images for the statistics.
+
+    Args:
+        run: whose training images, without augmentation, give batch-norm statistics.
+        training: finished, and its members predicted.
+        stage: whose snapshots are averaged.
+        predictions: of the snapshots; gets those of the averages.
+    """
+    if len(training.stores[stage]) < 2:
+        return Averages()
+    work = _Averaging(run, training, stage, predictions)
+    made = work.swa()
+    swa = Swa(made.figures, work.members, work.ensemble) if work.ensemble else None
+    fold = work.fold(work.ensemble) if work.ensemble else None
+    lines = [work.line("swa", made.refresh_images, 1)]
+    lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
+    results = [line for line in lines if line is not None]
+    ensemble = method_result(
+        stage,
+        predictions.test,
+        work.names,
+        train_epochs=work.epochs,
+        weight_bytes=work.weight_bytes,
+    )
+    return Averages(
+        results,
+        [average_table(swa, fold, work.names)] if swa and fold else [],
+        average_sentences(swa, fold, work.names, results, ensemble),
+        {"averages": as_json(swa, fold, work.names)},
+        tuple(FILES[name] for name in ("swa", *(["fold"] if fold else []))),
+    )
+
+
+class _Averaging:
+    """Makes the averages of a stage's snapshots, as far as the run folder does not hold them."""
+
+    def __init__(
+        self,
+        run: Run[RunConfig],
+        training: StagedTraining,
+        stage: str,
+        predictions: MemberPredictions,
+    ) -> None:
+        self.folder, self.observer = run.folder, run.observer
+        self.learner, self.store = training.learner, training.stores[stage]
+        self.val, self.val_batches = training.val_predictions, training.validation
+        self.predictions = predictions
+        self.refresh = eval_batches(run.config, run.dataset, run.dataset.train)
+        self.taken = set(training.stores)
+        facts = snapshot_costs(training, stage)
+        self.keys = [entry["sha256"] for entry in facts]
+        self.names = [member_name(stage, position) for position in range(len(facts))]
+        self.epochs = int(facts[-1]["train_epochs"])
+        self.validated = [int(entry["validation_images"]) for entry in facts]
+        self.weight_bytes = state_bytes(self.learner.model)
+        self.members: tuple[Figures, ...] = ()
+        self.ensemble: Figures | None = None
+        if self.val is not None:
+            self.members = tuple(Figures(entry["val_error"], entry["val_nll"]) for entry in facts)
+            self.ensemble = _last_ensemble(run.folder.records(), stage)
+
+    def swa(self) -> Candidate:
+        """Return the average of all snapshots."""
+        record = self._known("swa")
+        if record is None:
+            self.observer.note(f"averaging the weights of {len(self.names)} snapshots")
+            record = self._keep("swa", self._measure(average_weights(self.store)), {})
+        return self._candidate("swa", record)
+
+    def fold(self, ensemble: Figures) -> Fold:
+        """Return the snapshots folded into one network, whose ensemble has these figures."""
+        record = self._known("fold")
+        if record is None:
+            self.observer.note("folding the snapshots into one network")
+            found = fold_greedily(self.store, self.members, ensemble, self._measure)
+            network = replace(found.network, refresh_images=found.refresh_images)
+            tried = [{"member": t.member, "kept": t.kept, **_json(t.figures)} for t in found.trials]
+            record = self._keep("fold", network, {"best": found.best, "trials": tried})
+        network = self._candidate("fold", record)
+        trials = tuple(Trial(t["member"], _figures(t), t["kept"]) for t in record["trials"])
+        images = network.refresh_images
+        return Fold(network, record["best"], self.members, ensemble, trials, images)
+
+    def line(self, method: str, refresh_images: int, tried: int) -> MethodResult | None:
+        """Return the result of an average on the test set, None where it is not finite.
+
+        Args:
+            method: of averaging.
+            refresh_images: passed forward for batch-norm statistics.
+            tried: averages that were validated for it, beside the snapshots.
+        """
+        finite = [self._predict(method, *part) for part in self.predictions.parts]
+        if not all(finite):
+            return None
+        return method_result(
+            method,
+            self.predictions.test,
+            [self._member(method)],
+            train_epochs=self.epochs,
+            weight_bytes=self.weight_bytes,
+            refresh_images=refresh_images,
+            validation_images=sum(self.validated) + tried * self.validated[-1],
+        )
+
+    def _member(self, method: str) -> str:
+        """Return what an average is called in prediction files, where no stage has its name."""
+        return member_name(f"{method}-average" if method in self.taken else method, 0)
+
+    def _measure(self, state: dict[str, Tensor]) -> Candidate:
+        """Return what averaged weights become with batch-norm statistics of their own."""
+        model = self.learner.model
+        model.load_state_dict(state)
+        images = refresh_batch_norm(model, self.refresh)
+        state = canonical_state(model)
+        if self.val is None or self.val_batches is None:
+            return Candidate(state, NOT_FINITE, None, images)
+        try:
+            probs = self.learner.predict(self.val_batches)
+        except DivergenceError:
+            return Candidate(state, NOT_FINITE, None, images)
+        return Candidate(
+            state, figures_of(probs, torch.from_numpy(self.val.targets)), probs, images
+        )
+
+    def _known(self, method: str) -> dict[str, Any] | None:
+        """Return the record of an average that was made of these very snapshots before."""
+        record, path = self.folder.read_state(f"average-{method}"), self._path(method)
+        if record is None or record["snapshots"] != self.keys or not path.exists():
+            return None
+        return record if record["sha256"] == sha256(path.read_bytes()) else None
+
+    def _keep(self, method: str, network: Candidate, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write an average, its validation prediction and, last, its record, which is returned."""
+        data = encode_weights(network.state)
+        write_bytes(self._path(method), data)
+        if self.val is not None and network.probs is not None:
+            self.val.add(self._member(method), sha256(data), network.probs)
+        record = {
+            "snapshots": self.keys,
+            "sha256": sha256(data),
+            "refresh_images": network.refresh_images,
+            **_json(network.figures),
+            **facts,
+        }
+        self.folder.write_state(f"average-{method}", record)
+        return record
+
+    def _candidate(self, method: str, record: dict[str, Any]) -> Candidate:
+        """Return the kept average that a record speaks of, its validation prediction stored."""
+        if self.val is not None and self.val_batches is not None:
+            self._predict(method, self.val, self.val_batches)
+        return Candidate(self._read(method), _figures(record), None, record["refresh_images"])
+
+    def _predict(self, method: str, predictions: PredictionFile, batches: EvalBatches) -> bool:
+        """Store the prediction of an average unless it is stored; say whether it is finite."""
+        key, member = sha256(self._path(method).read_bytes()), self._member(method)
+        if predictions.get(member, key) is not None:
+            return True
+        same = (predictions.get(name, key) for name in self.names)  # a snapshot kept as it is
+        probs = next((found for found in same if found is not None), None)
+        if probs is None:
+            load_weights(self.learner.model, self._read(method), self._path(method))
+            try:
+                probs = self.learner.predict(batches)
+            except DivergenceError:
+                return False
+        predictions.add(member, key, probs)
+        return True
+
+    def _path(self, method: str) -> Path:
+        return self.folder.path / FILES[method]
+
+    def _read(self, method: str) -> dict[str, Tensor]:
+        return decode_weights(self._path(method).read_bytes(), self._path(method))
+
+
+def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Figures:
+    """Return the validation figures of the ensemble of all snapshots of a stage, as logged."""
+    last = [r for r in records if r["event"] == "snapshot" and r["stage"] == stage][-1]
+    return Figures(last["ensemble_val_error"], last["ensemble_val_nll"])
+
+
+def _json(figures: Figures) -> dict[str, float]:
+    return {"error": figures.error, "nll": figures.nll}
+
+
+def _figures(record: dict[str, Any]) -> Figures:
+    return Figures(record["error"], record["nll"])

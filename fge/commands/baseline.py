@@ -1,0 +1,115 @@
+"""A finished curve-ensemble run, set beside another run on the same test set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fge.data.splits import Dataset
+from fge.ensemble.predictions import PredictionFile
+from fge.errors import UserError
+from fge.metrics.intervals import paired_difference
+from fge.report.methods import MethodResult, table_rows
+from fge.report.report import Table
+
+_METHODS = ("ends", "curve")
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """The lines ``ends`` and ``curve`` of a curve-ensemble run, with their test predictions."""
+
+    path: Path
+    ends: MethodResult
+    curve: MethodResult
+    predictions: PredictionFile
+
+
+def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
+    """Read a finished curve-ensemble run.
+
+    Raises:
+        UserError: there is none, it is of another command, other data or another model, or its
+            test predictions are not those of its report.
+    """
+    file = path / "report.json"
+    if not file.is_file():
+        raise UserError(f"--baseline {path} holds no report.json; give a finished run")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        expected = {"command": "curve-ensemble", "model": model}
+        for key, value in expected.items():
+            if content[key] != value:
+                raise UserError(f"--baseline {path} has {key} {content[key]!r}, not {value!r}")
+        if content["dataset"]["sha256"] != dataset.fingerprint:
+            raise UserError(f"--baseline {path} is of other images than --data {dataset.name}")
+        methods = {method["name"]: method for method in content["methods"]}
+        ends, curve = (_line(methods[name]) for name in _METHODS)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UserError(f"{file} is not a report of a curve-ensemble run: {what}") from None
+    predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels)
+    for member in (*ends.member_names, *curve.member_names):
+        if member not in predictions:
+            raise UserError(
+                f"{predictions.path} lacks the predictions of {member}; go on with that run "
+                "with --resume"
+            )
+    return BaselineRun(path, ends, curve, predictions)
+
+
+def _line(method: dict[str, Any]) -> MethodResult:
+    return MethodResult(**{**method, "member_names": tuple(method["member_names"])})
+
+
+def beside_baseline(
+    ours: Sequence[MethodResult], test: PredictionFile, baseline: BaselineRun
+) -> tuple[Table, str]:
+    """Return a table of both runs and the verdict in words.
+
+    Each of our ensembles is compared with the baseline's ``curve``: differences of error and NLL
+    with their paired bootstrap intervals over test examples.
+
+    Args:
+        ours: ensembles of this run.
+        test: their members' test predictions.
+        baseline: of the other run.
+    """
+    curve = baseline.curve
+    headings, rows = table_rows([*ours, baseline.ends, curve])
+    note = f"`ends` and `curve` are those of {baseline.path.name}; costs as above."
+    table = Table("Beside the two-network curve ensemble", headings, rows, note)
+    theirs = baseline.predictions.mean(curve.member_names)
+    sentences = []
+    for line in ours:
+        mean = test.mean(line.member_names)
+        parts = [_difference(mean, theirs, test, metric) for metric in ("error", "nll")]
+        sentences.append(f"{line.name} ({_cost(line)}) has {' and '.join(parts)}")
+    scope = (
+        "Differences below 0 are in its favour; the intervals (95 %) resample test images and "
+        "speak of these runs, not of the methods."
+    )
+    against = f"Against the two-network curve ensemble ({_cost(curve)})"
+    return table, f"{against}: {'; '.join(sentences)}. {scope}"
+
+
+def _cost(line: MethodResult) -> str:
+    return f"{line.train_epochs} epochs, passes: {line.forward_passes}"
+
+
+def _difference(
+    ours: Tensor, theirs: Tensor, test: PredictionFile, metric: Literal["error", "nll"]
+) -> str:
+    found = paired_difference(ours, theirs, test.targets, metric)
+    name, unit, form = ("error", " points", "+.2f") if metric == "error" else ("NLL", "", "+.4f")
+    beyond = found.low > 0 or found.high < 0
+    verdict = "a difference beyond chance" if beyond else "no difference beyond chance"
+    interval = f"[{found.low:{form}}, {found.high:{form}}]"
+    return f"{name} {found.difference:{form}}{unit} {interval} ({verdict})"

@@ -1,0 +1,259 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from fge.config.base import Precision, RunConfig, TrainingConfig
+from fge.config.curves import CurveConfig
+from fge.config.training import CycleConfig, FGEConfig
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padding
+from fge.data.foreign import load_foreign
+from fge.data.splits import Dataset, Split, load_dataset
+from fge.devices import choose_device, set_threads
+from fge.distributed import current
+from fge.ensemble.predictions import MemberPredictions
+from fge.errors import UserError
+from fge.landscape.hessian import CHUNK
+from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
+from fge.networks.build import build_model
+from fge.networks.state import load_weights, read_weights
+from fge.observer import Observer
+from fge.runs.folder import RunFolder
+from fge.runs.staged import StagedTraining
+from fge.seeds import derive_seed
+from fge.train import recipes
+from fge.train.ema_learner import EmaLearner
+from fge.train.learner import Learner, Speed
+from fge.train.recipes import Recipe
+from fge.train.speed import check_compile, choose_speed
+from fge.train.stages import Stage
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def settle_machine(config: C) -> C:
+    """Settle device and threads, and set what depends on them in PyTorch.
+
+    Raises:
+        UserError: a device or a compiler that is not there.
+    """
+    device = choose_device(config.device)
+    current().take_device(device)
+    check_compile(config, device)
+    torch.backends.cudnn.benchmark = True
+    return replace(config, device=str(device), threads=set_threads(config.threads))
+
+
+def settle_options(config: C, dataset: Dataset) -> C:
+    """Put in the place of options left open what they come to for this model and data."""
+    padding = default_padding(dataset.image_size)
+    settled = replace(
+        config,
+        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        lr=config.base_lr,
+    )
+    if isinstance(settled, CurveConfig):
+        settled = replace(settled, curve_lr=settled.curve_base_lr)
+    if isinstance(settled, CycleConfig):
+        rates = settled.cycle_lrs
+        cycle = settled.cycle_length
+        settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle)
+    return settled
+
+
+def load_data(config: RunConfig) -> Dataset:
+    """Load the data that the options name, with the images foreign to them that they name.
+
+    Raises:
+        UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_foreign` raise, or
+            batches or a crop padding larger than the data.
+    """
+    dataset = load_dataset(
+        config.data,
+        data_dir=config.data_dir,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        val_fraction=config.val_fraction,
+    )
+    side = min(dataset.image_size)
+    if config.crop_padding is not None and config.crop_padding > side:
+        raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
+            "images; lower it"
+        )
+    names = config.ood if isinstance(config, TrainingConfig) else ()
+    foreign = load_foreign(names, dataset, data=config.data, data_dir=config.data_dir)
+    return replace(dataset, foreign=foreign)
+
+
+def new_model(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
+    """Build the model with the initial weights that the seed, the run's by default, gives it.
+
+    Raises:
+        UserError: a model that does not fit the data.
+    """
+    torch.manual_seed(derive_seed(config.seed if seed is None else seed, "initialisation"))
+    return build_model(
+        config.model,
+        in_channels=dataset.in_channels,
+        num_classes=len(dataset.classes),
+        image_size=dataset.image_size,
+    )
+
+
+def initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
+    """Build the model with the weights that the seed, or ``pretrained``, gives it.
+
+    Raises:
+        UserError: a model or weights that do not fit the data.
+    """
+    model = new_model(config, dataset)
+    if config.pretrained is not None:
+        load_weights(model, read_weights(config.pretrained), config.pretrained)
+    return model
+
+
+def settle_speed(
+    config: C, dataset: Dataset, model: nn.Module, observer: Observer, *, epochs: int
+) -> C:
+    """Settle memory format, precision and compilation; say what was chosen.
+
+    Args:
+        config: the options, of which those left at ``auto`` are measured.
+        dataset: a batch of it is trained on, on its device.
+        model: copied, not changed.
+        observer: is told the reasons.
+        epochs: of training that lie ahead, against which compile time is weighed.
+    """
+    if "auto" not in (config.channels_last, config.compile, config.amp):
+        return config
+    observer.note("measuring memory formats and precisions ...")
+    batches = train_batches(config, dataset, recipes.endpoint_recipe(config))
+    inputs, targets = next(iter(batches))
+    choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
+    for reason in choice.reasons:
+        observer.note(f"  {reason}")
+    return replace(
+        config,
+        channels_last="on" if choice.speed.channels_last else "off",
+        compile="on" if choice.speed.compile else "off",
+        amp=cast(Precision, choice.speed.amp),
+    )
+
+
+def speed_of(config: RunConfig) -> Speed:
+    """Return how models are run under settled options."""
+    return Speed(config.channels_last == "on", config.compile == "on", config.amp)
+
+
+def normaliser(config: RunConfig, dataset: Dataset) -> Normaliser:
+    """Return the normalisation of the data set's images, in the run's memory format."""
+    return Normaliser(
+        dataset.mean,
+        dataset.std,
+        dataset.train.labels.device,
+        channels_last=config.channels_last == "on",
+    )
+
+
+def train_batches(
+    config: RunConfig, dataset: Dataset, recipe: Recipe, seed: int | None = None
+) -> TrainBatches:
+    """Return the shuffled, augmented training batches of a recipe."""
+    return TrainBatches(
+        dataset.train,
+        normaliser(config, dataset),
+        recipes.batch_size(recipe, len(dataset.train)),
+        seed=config.seed if seed is None else seed,
+        crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
+        flip=config.flip and recipe.augment,
+        ranks=current(),
+    )
+
+
+def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatches:
+    """Return a split in order, normalised, in evaluation batches."""
+    return EvalBatches(split, normaliser(config, dataset), config.eval_batch_size)
+
+
+def member_predictions(config: RunConfig, dataset: Dataset, folder: RunFolder) -> MemberPredictions:
+    """Return what a run predicts of its test and foreign images, and has predicted before."""
+    return MemberPredictions(
+        folder.predictions,
+        eval_batches(config, dataset, dataset.test),
+        {n: eval_batches(config, dataset, other.split) for n, other in dataset.foreign.items()},
+    )
+
+
+def make_training(
+    config: RunConfig,
+    dataset: Dataset,
+    model: nn.Module,
+    folder: RunFolder,
+    observer: Observer,
+    *,
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    seed: int | None = None,
+    ema_decay: float | None = None,
+) -> StagedTraining:
+    """Return the training of ``model`` by a recipe through ``stages``.
+
+    Of several processes, the first one alone validates and measures.
+
+    Args:
+        config: settled options.
+        dataset: on the run's device.
+        model: with its initial weights, on the run's device.
+        folder: where everything is kept.
+        observer: is told of epochs and snapshots.
+        recipe: optimizer, batch size and augmentation.
+        stages: schedules and snapshots.
+        seed: of shuffling and augmentation; the run's by default.
+        ema_decay: snapshots keep the exponential average of the weights with this decay.
+    """
+    batches = train_batches(config, dataset, recipe, seed)
+    optimizer = recipes.make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
+    make: Callable[..., Learner] = Learner
+    if ema_decay is not None:
+        measured = eval_batches(config, dataset, dataset.train)
+        make = partial(EmaLearner, decay=ema_decay, refresh=measured)
+    learner = make(
+        model,
+        optimizer,
+        speed_of(config),
+        batch_size=batches.share_size,
+        ranks=batches.ranks,
+    )
+    leads = batches.ranks.leads
+    return StagedTraining(
+        folder,
+        learner,
+        stages,
+        batches=batches,
+        validation=(
+            eval_batches(config, dataset, dataset.val) if leads and len(dataset.val) else None
+        ),
+        seed=batches.seed,
+        observer=observer,
+        probe=_probe(config, dataset, batches.seed) if leads else None,
+    )
+
+
+def _probe(config: RunConfig, dataset: Dataset, seed: int) -> SharpnessProbe | None:
+    """Return what measures the sharpness of the training loss, where that is asked for."""
+    if not (isinstance(config, CycleConfig) and config.sharpness_every):
+        return None
+    # Batches of another size than the chunks would be cut into smaller ones.
+    images = dataset.train.first(PROBE_IMAGES)
+    part = EvalBatches(images, normaliser(config, dataset), CHUNK)
+    return SharpnessProbe(part, config.sharpness_every, seed=seed)

@@ -1,0 +1,246 @@
+"""The commands that fit curves, one function each: wiring, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from fge.commands.build import member_predictions, new_model
+from fge.commands.curve_ensemble import MIDDLE, ensemble_results, member_ts
+from fge.commands.curve_study import CurveStudy
+from fge.commands.endpoints import Network, predict_network, read_networks, train_network
+from fge.commands.pairs import Measured, make_study, measure_pair
+from fge.commands.run import Run, check_kept, open_run, prepare
+from fge.config.curves import (
+    ConnectConfig,
+    CurveConfig,
+    CurveEnsembleConfig,
+    check_used,
+    pairs_of,
+)
+from fge.networks.preserve import preserved
+from fge.networks.state import load_weights, state_bytes
+from fge.report import methods as results
+from fge.report import report
+from fge.report.curve_plots import ALONG, ENSEMBLE_LABELS, curve_figure, ensemble_figure
+from fge.report.curves import (
+    connection_verdict,
+    pair_verdict,
+    pairs_table,
+    path_table,
+    strategy_table,
+)
+from fge.report.drawn import Figures
+from fge.report.interactive_runs import curve_plot, ensemble_plot
+from fge.report.ood_results import ood_tables, with_ood
+from fge.train.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
+
+_CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
+_ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
+_COST = (
+    "Networks on paths have batch-norm statistics estimated there, which passes training images "
+    "forward (refresh_images in report.json); `ends` are as they were trained. Measuring the paths "
+    "passed probe_images forward."
+)
+_UNKNOWN_COST = (
+    " A network that was read from a file counts as 0 epochs: its training is not known."
+)
+
+
+def curve_ensemble(config: CurveEnsembleConfig) -> Path:
+    """Train two networks, connect them and ensemble along the curve; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        DivergenceError: a loss stopped being finite.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_used(config)
+    check_kept(config, (config.first_weights, config.second_weights))
+    config, dataset = prepare(config, "curve-ensemble")
+    model = new_model(config, dataset)
+    seconds = [config.second] if config.strategies == "none" else list(RECIPES)
+    _check_recipes(config, new_model(config, dataset), [config.first, *seconds])
+    given = _given_networks(config, model)
+    with open_run(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
+        first = given.get(0) or _train(run, config.first, 0)
+        pairs, drawn = [], Figures(run.folder.figures)
+        for name in seconds:
+            second = given.get(1) or _train(run, name, 1)
+            pairs.append(_connect_pair(run, model, (first, second), drawn))
+        _report_ensembles(run, pairs, drawn)
+    return run.folder.path
+
+
+def connect(config: ConnectConfig) -> Path:
+    """Fit curves between networks in files, and measure them; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        DivergenceError: a loss stopped being finite.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_used(config)
+    check_kept(config, config.weights)
+    config, dataset = prepare(config, "connect")
+    model = new_model(config, dataset)
+    pairs = pairs_of(config.weights, closed=config.closed)
+    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
+    networks = read_networks(files, model, pairs)
+    with open_run(config, "connect", dataset, model, epochs=config.epochs) as run:
+        found, drawn = [], Figures(run.folder.figures)
+        for one, other in pairs:
+            study = _study(run, model, networks[one], networks[other])
+            found.append(measure_pair(study, ()))
+            _draw_curve(drawn, found[-1])
+        _report_connections(run, found, drawn)
+    return run.folder.path
+
+
+@dataclass(frozen=True)
+class _Ensembled:
+    """A measured pair with the lines of its ensembles."""
+
+    measured: Measured
+    results: list[results.MethodResult]
+
+
+def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequence[str]) -> None:
+    """Say what does not fit before anything is trained; ``model`` is of no use afterwards."""
+    for name in names:
+        scale_initialisation(model, _recipe(config, name))
+
+
+def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
+    """Return the networks that files are given for, by position 0 or 1."""
+    paths = {0: config.first_weights, 1: config.second_weights}
+    files = {i: (path, f"{path.stem}-{i + 1}") for i, path in paths.items() if path is not None}
+    pairs = [(0, 1)] if len(files) == 2 else []
+    return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
+
+
+def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
+    return train_network(
+        run.config,
+        run.dataset,
+        _recipe(run.config, name),
+        name=f"{name}-{position + 1}",
+        position=position,
+        folder=run.folder.path / "networks",
+        observer=run.observer,
+    )
+
+
+def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
+    if name == "endpoint":
+        return endpoint_recipe(config)
+    own = {
+        "A": {"large_batch_lr": config.large_batch_lr},
+        "B": {"adam_lr": config.adam_lr},
+        "D": {"weight_decay": config.small_weight_decay},
+        "E": {"init_variance": config.init_variance},
+    }
+    return recipe(name, **own.get(name, {}))
+
+
+def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Network) -> CurveStudy:
+    """Return the study of the curve between two networks, in the run's folder ``curves``."""
+    # Buffers that are no batch-norm statistics are those of the first network all along.
+    load_weights(model, first.state, first.name)
+    return make_study(
+        run.config,
+        run.dataset,
+        model,
+        folder=run.folder.path / "curves",
+        name=f"{first.name}--{second.name}",
+        ends=(first.vector(model), second.vector(model)),
+        predictions=member_predictions(run.config, run.dataset, run.folder),
+        observer=run.observer,
+    )
+
+
+def _connect_pair(
+    run: Run[CurveEnsembleConfig],
+    model: nn.Module,
+    networks: tuple[Network, Network],
+    drawn: Figures,
+) -> _Ensembled:
+    """Fit, measure, ensemble and draw one pair."""
+    study = _study(run, model, *networks)
+    with preserved(model):
+        for network in networks:
+            predict_network(network, run.config, model, study.predictions)
+    points = run.config.ensemble_points
+    measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
+    _draw_curve(drawn, measured)
+    found = ensemble_results(study, networks, points=points, weight_bytes=state_bytes(model))
+    return _Ensembled(measured, with_ood(found, study.predictions))
+
+
+def _draw_curve(drawn: Figures, measured: Measured) -> None:
+    name, paths = measured.pair.name, [measured.paths[key] for key in ("curve", "segment")]
+    drawn.add(
+        f"curve-{name}.png",
+        curve_figure(*paths),
+        _CURVE_CAPTION.format(name),
+        curve_plot(*paths, place=ALONG),
+    )
+
+
+def _draw_ensemble(drawn: Figures, measured: Measured) -> int:
+    """Draw the ensembles of two networks; return the images passed forward for the baselines."""
+    study = measured.study
+    baselines = study.measure_baselines(study.fit())
+    paths = {"curve": measured.paths["curve"], **baselines}
+    plot = ensemble_plot(paths, ENSEMBLE_LABELS)
+    name = f"ensemble-{measured.pair.name}.png"
+    drawn.add(name, ensemble_figure(paths), _ENSEMBLE_CAPTION, plot)
+    images = study.refresh_images + len(study.data.test.split)
+    return sum(map(len, baselines.values())) * images
+
+
+def _report_ensembles(
+    run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: Figures
+) -> None:
+    main = pairs[0]
+    probed = _draw_ensemble(drawn, main.measured)
+    pair = main.measured.pair
+    ensembles = report.Table(
+        f"Ensembles of {pair.name} on the test set",
+        *results.table_rows(main.results),
+        note=_note(run),
+    )
+    tables = [ensembles, *ood_tables(main.results, run.dataset), path_table(pair)]
+    if len(pairs) > 1:
+        tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
+    title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
+    page = report.Page(
+        title, pair_verdict(pair, main.results), tables, drawn.captions, plots=drawn.plots
+    )
+    methods = results.as_methods(main.results)
+    for other in pairs[1:]:
+        named = results.as_methods(other.results)
+        methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
+    found = [p.measured.pair for p in pairs]
+    probed += sum(pair.probe_images for pair in found)
+    content = {"methods": methods, "pairs": [p.as_json() for p in found], "probe_images": probed}
+    run.finish(page, content)
+
+
+def _note(run: Run[CurveEnsembleConfig]) -> str:
+    splits = report.splits_note(report.dataset_facts(run.dataset))
+    given = run.config.first_weights or run.config.second_weights
+    return f"{splits} {report.UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
+
+
+def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured], drawn: Figures) -> None:
+    pairs = [measured.pair for measured in found]
+    tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
+    title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
+    page = report.Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
+    probed = sum(pair.probe_images for pair in pairs)
+    content = {"methods": [], "pairs": [p.as_json() for p in pairs], "probe_images": probed}
+    run.finish(page, content)

@@ -1,0 +1,148 @@
+"""The networks that a curve connects: trained by a recipe, or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fge.commands.build import make_training, new_model, speed_of
+from fge.config.base import RunConfig
+from fge.data.splits import Dataset
+from fge.ensemble.predictions import MemberPredictions
+from fge.errors import DivergenceError, UserError
+from fge.files import sha256
+from fge.networks.flat import flatten
+from fge.networks.state import canonical_state, encode_weights, load_weights, read_weights
+from fge.observer import Observer
+from fge.runs.folder import RunFolder
+from fge.runs.ledger import snapshot_costs
+from fge.seeds import derive_seed
+from fge.train.learner import Learner
+from fge.train.recipes import Recipe, recipe_stages, scale_initialisation
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network: its name, state dict, and what it took (0 if not known).
+
+    That is epochs of training, and validation images that were passed forward.
+    """
+
+    name: str
+    state: Mapping[str, Tensor]
+    train_epochs: int
+    validation_images: int = 0
+
+    def vector(self, model: nn.Module) -> Tensor:
+        """Return the weights (P,), canonical, on the model's device."""
+        return flatten(self.state, model)
+
+
+def train_network(
+    config: RunConfig,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    name: str,
+    position: int,
+    folder: Path,
+    observer: Observer,
+) -> Network:
+    """Train a network by a recipe, or go on with it, or read it where it is trained already.
+
+    Args:
+        config: settled options.
+        dataset: on the run's device.
+        recipe: how to train.
+        name: of the network, and of its folder in ``folder``.
+        position: counted from 0; networks of one run with several positions have seeds of their
+            own, that at 0 the run's.
+        folder: of the networks.
+        observer: is told of epochs.
+
+    Raises:
+        DivergenceError: naming the network.
+    """
+    seed = config.seed if position == 0 else derive_seed(config.seed, "network", position)
+    model = new_model(config, dataset, seed)
+    scale_initialisation(model, recipe)
+    run = RunFolder(folder / name)
+    run.path.mkdir(parents=True, exist_ok=True)
+    training = make_training(
+        config,
+        dataset,
+        model.to(torch.device(config.device)),
+        run,
+        observer,
+        recipe=recipe,
+        stages=recipe_stages(recipe, config.epochs),
+        seed=seed,
+    )
+    store = training.stores["network"]
+    if len(store) == 0:
+        observer.note(f"network {name}: {recipe.description}")
+    try:
+        training.run()
+    except DivergenceError as error:
+        raise DivergenceError(f"network {name}: {error}") from None
+    validated = snapshot_costs(training, "network")[0]["validation_images"]
+    return Network(name, store[0], config.epochs, validated)
+
+
+def read_network(path: Path, name: str, model: nn.Module) -> Network:
+    """Return the network in a weights file.
+
+    Raises:
+        UserError: no such file, or tensors that do not fit the model, named.
+    """
+    state = read_weights(path)
+    load_weights(model, state, path)
+    return Network(name, state, 0)
+
+
+def read_networks(
+    files: Sequence[tuple[Path, str]], model: nn.Module, pairs: Iterable[tuple[int, int]]
+) -> list[Network]:
+    """Return the networks in weights files.
+
+    Args:
+        files: each with the name of its network.
+        model: the architecture, whose weights are overwritten.
+        pairs: positions of networks that are to be connected.
+
+    Raises:
+        UserError: what :func:`read_network` raises, or the networks of a pair are the same.
+    """
+    networks = [read_network(path, name, model) for path, name in files]
+    for one, other in pairs:
+        if torch.equal(networks[one].vector(model), networks[other].vector(model)):
+            raise UserError(
+                f"{files[one][0]} and {files[other][0]} hold the same weights; "
+                "give two networks that differ"
+            )
+    return networks
+
+
+def predict_network(
+    network: Network, config: RunConfig, model: nn.Module, predictions: MemberPredictions
+) -> None:
+    """Predict test and foreign images with a network as it is, where that was not done before.
+
+    Raises:
+        DivergenceError: predictions are not finite; it names the network.
+    """
+    key = sha256(encode_weights(canonical_state(network.state)))
+    if predictions.complete(network.name, key):
+        return
+    load_weights(model, network.state, network.name)
+    optimizer = torch.optim.SGD(model.parameters())
+    # One pass does not pay for compilation.
+    learner = Learner(model, optimizer, replace(speed_of(config), compile=False))
+    try:
+        predictions.predict(network.name, key, learner.predict)
+    except DivergenceError as error:
+        raise DivergenceError(f"network {network.name}: {error}") from None

@@ -1,0 +1,134 @@
+"""Curves through the snapshots of a run: what lies between them, and more members from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fge.commands.pairs import Measured, make_study, measure_pair
+from fge.commands.run import Run
+from fge.config.base import RunConfig
+from fge.config.curves import CurveConfig
+from fge.config.training import FGEConfig
+from fge.curves.evaluate import Record
+from fge.curves.geometry import turning_angles
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.errors import UserError
+from fge.networks.flat import flatten
+from fge.networks.state import load_weights, state_bytes
+from fge.report.curves import PairResult
+from fge.report.methods import MethodResult, method_result
+from fge.runs.ledger import snapshot_costs
+from fge.runs.staged import StagedTraining, member_name
+
+_EVAL_POINTS = 11
+"""Points per path: a run has many pairs, and what rises between neighbours rises broadly."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the curves through a run's snapshots came to.
+
+    ``measured`` per pair; ``turns``: the angles between consecutive steps from snapshot to
+    snapshot in degrees; ``results``: the ensembles of the first two, three, ... snapshots and of
+    points on the curves between them.
+    """
+
+    measured: list[Measured]
+    turns: list[float]
+    results: list[MethodResult]
+
+    @property
+    def pairs(self) -> list[PairResult]:
+        """The result of each pair."""
+        return [measured.pair for measured in self.measured]
+
+    def joined(self, path: str) -> list[Record]:
+        """Return the records along all pairs, with t counted on from pair to pair."""
+        return [
+            {**record, "t": record["t"] + position}
+            for position, measured in enumerate(self.measured)
+            for record in measured.paths[path]
+        ]
+
+
+def check_refit(config: FGEConfig) -> None:
+    """Check that a run with ``refit`` keeps two snapshots or more.
+
+    Raises:
+        UserError: it keeps one.
+    """
+    if config.refit is None:
+        return
+    first_minimum = config.first_cycle_epoch + config.cycle_length // 2
+    if config.last_cycle_epoch == first_minimum:
+        needed = first_minimum + config.cycle_length
+        raise UserError(
+            "--refit connects consecutive snapshots, and this run keeps one; "
+            f"use epochs >= {needed}, shorter cycles or an earlier start_epoch"
+        )
+
+
+def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:
+    """Connect consecutive snapshots by curves, measure them and ensemble points on them.
+
+    Args:
+        run: whose options ``refit``, ``refit_points`` and ``refit_epochs`` say how.
+        training: finished, with at least two snapshots.
+        predictions: of the snapshots; gets those of the points on curves.
+    """
+    store, model = training.stores["fge"], training.learner.model
+    # Buffers that are no batch-norm statistics are those of the first snapshot all along.
+    load_weights(model, store[0], store.path)
+    vectors = [flatten(state, model) for state in store]
+    inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
+    measured: list[Measured] = []
+    for first in range(len(vectors) - 1):
+        study = make_study(
+            curve_options(run.config),
+            run.dataset,
+            model,
+            folder=run.folder.path / "curves",
+            name=f"{first + 1:04d}--{first + 2:04d}",
+            ends=(vectors[first], vectors[first + 1]),
+            predictions=predictions,
+            observer=run.observer,
+        )
+        measured.append(measure_pair(study, inner))
+    snapshots = snapshot_costs(training, "fge")
+    turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
+    results = [
+        _result(predictions.test, snapshots[:size], measured[: size - 1], inner, state_bytes(model))
+        for size in range(2, len(store) + 1)
+    ]
+    return Refit(measured, turns, results)
+
+
+def _result(
+    test: PredictionFile,
+    snapshots: Sequence[dict[str, Any]],
+    measured: Sequence[Measured],
+    inner: Sequence[float],
+    weight_bytes: int,
+) -> MethodResult:
+    """Return the line of the first snapshots with points on the curves between them."""
+    last = len(measured)
+    points = [found.study.member("curve", t) for found in measured for t in inner]
+    fitted = sum(found.pair.fit_epochs for found in measured)
+    return method_result(
+        "fge+refit",
+        test,
+        [*(member_name("fge", position) for position in range(last + 1)), *points],
+        train_epochs=snapshots[-1]["train_epochs"] + fitted,
+        weight_bytes=weight_bytes,
+        refresh_images=sum(found.study.refresh_images for found in measured) * len(inner),
+        validation_images=sum(facts["validation_images"] for facts in snapshots),
+    )
+
+
+def curve_options(config: FGEConfig) -> CurveConfig:
+    """Return the options of the fits between a run's snapshots."""
+    shared = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
+    shared["epochs"] = config.refit_epochs or config.cycle_length // 2
+    return CurveConfig(**shared, family=config.refit or "bezier", eval_points=_EVAL_POINTS)

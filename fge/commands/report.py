@@ -1,0 +1,166 @@
+"""The command that makes report pages anew and joins those of several runs: wiring alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fge.config.report_config import ReportConfig
+from fge.errors import UserError
+from fge.report.console import ConsoleObserver
+from fge.report.interactive import Plot
+from fge.report.methods import COLUMNS
+from fge.report.page import Page, Section, Table, write_pages
+from fge.report.report import SCHEMA_VERSION, UNITS
+from fge.runs.folder import open_run_folder
+
+_PAGES = ("report.html", "report.md")
+_IMAGES = ("sha256", "train", "val", "test")
+"""What tells whether runs are of the same images, foreign ones aside."""
+_COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
+"""Those of single runs, and in how many budgets a line of a comparison is."""
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page of a run anew, or one page of several; return its folder.
+
+    Raises:
+        UserError: a folder holds no run or an unfinished one, or the page would replace another.
+    """
+    sections = [read_section(run) for run in config.runs]
+    page = sections[0].page
+    if len(sections) > 1:
+        names = _names(config.runs)
+        sections = [replace(s, name=name) for s, name in zip(sections, names, strict=True)]
+        page = joined_page(sections)
+    out = _folder(config)
+    write_pages(out, page, sections)
+    ConsoleObserver().note(f"report: {out / 'report.html'}")
+    return out
+
+
+def read_section(folder: Path) -> Section:
+    """Return what a finished run shows on a page.
+
+    Raises:
+        UserError: the folder holds no run or an unfinished one, or its files are damaged or of a
+            later schema.
+    """
+    if not any((folder / name).is_file() for name in ("config.json", "report.json")):
+        raise UserError(f"{folder} is no run folder (no config.json)")
+    for name in ("report.json", "page.json"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"the run in {folder} is not finished (no {name}); go on with it by its command "
+                "with --resume"
+            )
+    content, shown = (_read(folder / name) for name in ("report.json", "page.json"))
+    try:
+        page = Page(
+            title=shown["title"],
+            verdict=shown["verdict"],
+            tables=[Table(**table) for table in shown["tables"]],
+            figures=shown["figures"],
+            files=shown["files"],
+            plots={name: Plot(**plot) for name, plot in shown["plots"].items()},
+        )
+        content["command"], dict(content["config"]), dict(content["environment"])
+        content["methods"] = [dict(method) for method in content["methods"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UserError(f"the report in {folder} is damaged: {what}") from None
+    figures = folder / "figures"
+    for name in page.figures:
+        # Somebody else's page.json may name any file, and what it names is put into the page.
+        if Path(name).name != name or (figures / name).resolve().parent != figures.resolve():
+            raise UserError(f"the report in {folder} is damaged: {name!r} is no file of figures/")
+        if not (figures / name).is_file():
+            raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
+    return Section(folder, page, content)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("schema_version", SCHEMA_VERSION)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {version}; this program reads {SCHEMA_VERSION}")
+    return content
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Return what tells runs apart: the names of their folders, or their paths."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _folder(config: ReportConfig) -> Path:
+    """Return the folder of the page, made where it is not there."""
+    if config.out is None:
+        if len(config.runs) == 1:
+            return config.runs[0]
+        return open_run_folder(None, "report", resume=False, overwrite=False).path
+    out = config.out
+    if out.resolve() in [run.resolve() for run in config.runs[:1]] and len(config.runs) == 1:
+        return out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out} is the folder of a run, whose page is kept; give another")
+    found = [name for name in _PAGES if (out / name).exists()]
+    if found and not config.overwrite:
+        raise UserError(f"{out} holds a {found[0]}; replace it with --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def joined_page(sections: Sequence[Section]) -> Page:
+    """Return what stands above several runs: whether they compare, and their methods in one table.
+
+    Args:
+        sections: named.
+    """
+    names = ", ".join(section.name for section in sections)
+    lines = [(section, method) for section in sections for method in section.content["methods"]]
+    tables = [_methods_table(sections, lines)] if lines else []
+    return Page(f"{len(sections)} runs: {names}", _sameness(sections), tables)
+
+
+def _sameness(sections: Sequence[Section]) -> str:
+    """Say whether the lines of the runs may be compared."""
+    images = {tuple((s.content.get("dataset") or {}).get(key) for key in _IMAGES) for s in sections}
+    if len(images) > 1:
+        return "The runs are of different images, so that their figures do not compare."
+    if len({s.content.get("model") for s in sections}) > 1:
+        return "The runs are of the same images, with different models."
+    return "The runs are of the same images and the same model."
+
+
+def _methods_table(
+    sections: Sequence[Section], lines: Sequence[tuple[Section, Mapping[str, Any]]]
+) -> Table:
+    differing = [
+        key for key in ("data", "model") if len({str(s.content.get(key)) for s in sections}) > 1
+    ]
+    columns = [column for column in _COLUMNS if any(column[0] in method for _, method in lines)]
+    rows = []
+    for section, method in lines:
+        row = [section.name, *(str(section.content.get(key)) for key in differing)]
+        row += [_cell(method.get(key), form) for key, _, form in columns]
+        rows.append(row)
+    headings = ["run", *differing, *(heading for _, heading, _ in columns)]
+    return Table("Methods of all runs, on their test sets", headings, rows, UNITS)
+
+
+def _cell(value: Any, form: str) -> str:
+    """Return a figure as text; a mean over seeds of what is counted may be a fraction."""
+    if value is None:
+        return "-"
+    if isinstance(value, float) and form == "{}":
+        return f"{value:.1f}".removesuffix(".0")
+    return form.format(value) if isinstance(value, int | float) else str(value)

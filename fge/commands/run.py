@@ -1,0 +1,278 @@
+"""What every training command does around its work: resume, settle, open, and say how to go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from fge.commands.build import load_data, settle_machine, settle_options, settle_speed
+from fge.config.base import RunConfig, TrainingConfig, own_code
+from fge.config.saved import (
+    check_unchanged,
+    from_options,
+    keep_settled,
+    read_config,
+    to_options,
+    write_config,
+)
+from fge.data.sources import DOWNLOADED, download_note
+from fge.data.splits import Dataset
+from fge.devices import enough_memory
+from fge.distributed import Dismissed, current, join, leave, started_processes
+from fge.errors import UserError
+from fge.observer import Observer, Observers
+from fge.report import report
+from fge.report.console import ConsoleObserver
+from fge.report.tensorboard import TensorBoardObserver, check_tensorboard
+from fge.runs.folder import RunFolder, open_run_folder
+from fge.runs.shared_folder import SharedFolder
+
+_LESS_MEMORY = (
+    "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (on "
+    "resuming they cannot change)"
+)
+
+C = TypeVar("C", bound=RunConfig)
+C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
+
+
+@dataclass(frozen=True)
+class Run(Generic[C_co]):
+    """A run under way: settled options, data on the device, its folder, who is told of it."""
+
+    command: str
+    config: C_co
+    dataset: Dataset
+    folder: RunFolder
+    observer: Observer
+    environment: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the run."""
+        return torch.device(self.config.device)
+
+    def finish(self, page: report.Page, content: dict[str, Any]) -> None:
+        """Write the report and show its tables and verdict.
+
+        Args:
+            page: what the report shows.
+            content: of ``report.json``, beside what it says of every run.
+        """
+        options = to_options(self.config)
+        facts = report.run_facts(self.command, self.config, options, self.dataset, self.environment)
+        report.write_report(self.folder, page, {**facts, **content})
+        for table in page.tables:
+            self.observer.table(table.title, table.headings, table.rows)
+        self.observer.note(page.verdict)
+
+
+def prepare(config: C, command: str) -> tuple[C, Dataset]:
+    """Return settled options, those of the run to resume where there is one, and the data.
+
+    Where ``torchrun`` started several processes they are joined first.
+
+    Raises:
+        UserError: something in options, data or the run to resume that the user can mend.
+    """
+    ranks = join(command)
+    with ranks.together():
+        if _wants_tensorboard(config):
+            check_tensorboard()
+        config, facts = _resumed(config, command)
+        config = settle_machine(config)
+        ranks.check_batch_size(config.batch_size)
+        config = _with_data_dir(config)
+        dataset = load_data(config)
+        _check_images(config, dataset, facts)
+    images = ranks.first(lambda: dataset.fingerprint)
+    with ranks.together():
+        if images != dataset.fingerprint:
+            raise UserError(f"process {ranks.rank} finds other images in {config.data}")
+    return settle_options(config, dataset), dataset
+
+
+def _resumed(config: C, command: str) -> tuple[C, dict[str, Any]]:
+    """Return the configuration of the run to resume and what it says of its data."""
+    file = config.out / "config.json" if config.out else None
+    if not (config.resume and file and file.is_file()):
+        return config, {}
+    saved, content = read_config(file, command, type(config))
+    check_unchanged(saved, config)
+    begun, now = content.get("processes", 1), current().size
+    if begun != now:
+        raise UserError(
+            f"cannot resume with {now} processes: the run was begun with {begun}; "
+            "start as many, with torchrun where it is more than one"
+        )
+    return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
+
+
+def _with_data_dir(config: C) -> C:
+    """Name the folder of data that are fetched, so that a run resumed elsewhere finds them too."""
+    folder = config.data_dir or Path("data")
+    fetched = False
+    for name in (config.data, *(config.ood if isinstance(config, TrainingConfig) else ())):
+        fetched |= name in DOWNLOADED
+        note = download_note(name, folder)
+        if note and current().leads:
+            ConsoleObserver().note(note)
+    return replace(config, data_dir=folder) if fetched else config
+
+
+def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
+    """Check that the images are those of the run to resume, of which ``facts`` are known."""
+    if facts and facts["sha256"] != dataset.fingerprint:
+        raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
+    for name, known in facts.get("ood", {}).items():
+        if name not in dataset.foreign or dataset.foreign[name].fingerprint != known["sha256"]:
+            raise UserError(f"cannot resume: the images of --ood {name} are not those of the run")
+
+
+def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
+    """Refuse inputs that lie in the run which ``--overwrite`` would remove.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if not (config.overwrite and config.out):
+        return
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(config.out.resolve()):
+            raise UserError(
+                f"{path} lies in {config.out}, which --overwrite removes; copy it elsewhere first"
+            )
+
+
+@contextmanager
+def open_run(
+    config: C,
+    command: str,
+    dataset: Dataset,
+    model: nn.Module,
+    *,
+    epochs: int,
+    facts: Mapping[str, Any] | None = None,
+) -> Iterator[Run[C]]:
+    """Open the run folder, settle what is measured, and see the run to its end.
+
+    Of several processes, all but the first are silent, and leave the block when they have trained.
+
+    Args:
+        config: from :func:`prepare`.
+        command: its name.
+        dataset: from :func:`prepare`.
+        model: moved to the run's device.
+        epochs: of training with one model, against which compile time is weighed.
+        facts: that ``config.json`` holds beside the options.
+
+    Raises:
+        UserError: the folder is in use, or the disk or the memory is full.
+        KeyboardInterrupt: after saying how to go on.
+    """
+    folder = _open_folder(config, command)
+    started = time.perf_counter()
+    with _observed(config, folder) as observer:
+        observer.note(f"run folder: {folder.path}")
+        try:
+            with enough_memory(config.device, _LESS_MEMORY):
+                yield _begin(config, command, dataset, model, folder, observer, epochs, facts or {})
+        except Dismissed:
+            return
+        except KeyboardInterrupt:
+            observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"the disk of {folder.path} is full; free some space, then "
+                f"{_how_to_go_on(config, command, folder)}"
+            ) from error
+        finally:
+            leave()
+        seconds = time.perf_counter() - started
+        folder.timing({"event": "end", "seconds": round(seconds, 2)})
+        observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
+
+
+def _open_folder(config: RunConfig, command: str) -> RunFolder:
+    """Open the run folder that the options name: the first process does, and tells the others."""
+    ranks, options = current(), {"resume": config.resume, "overwrite": config.overwrite}
+    if ranks.size == 1:
+        return open_run_folder(config.out, command, **options)
+    path = ranks.first(lambda: str(open_run_folder(config.out, command, **options).path))
+    return SharedFolder(Path(path), ranks)
+
+
+@contextmanager
+def _observed(config: RunConfig, folder: RunFolder) -> Iterator[Observer]:
+    """Give who is told of the run: the console, and where it is asked for TensorBoard."""
+    if not current().leads:
+        yield Observer()
+        return
+    with ConsoleObserver() as console:
+        if not _wants_tensorboard(config):
+            yield console
+            return
+        with TensorBoardObserver(folder.path) as scalars:
+            yield Observers(console, scalars)
+
+
+def _wants_tensorboard(config: RunConfig) -> bool:
+    return isinstance(config, TrainingConfig) and config.tensorboard
+
+
+def _begin(
+    config: C,
+    command: str,
+    dataset: Dataset,
+    model: nn.Module,
+    folder: RunFolder,
+    observer: Observer,
+    epochs: int,
+    more: Mapping[str, Any],
+) -> Run[C]:
+    device, ranks = torch.device(config.device), current()
+    dataset = dataset.to(device)
+    model.to(device)
+    facts: dict[str, Any] = {"dataset": report.dataset_facts(dataset), **more}
+    environment = report.environment_facts(device, torch.get_num_threads())
+    if ranks.size > 1:
+        facts["processes"] = environment["processes"] = ranks.size
+
+    def settle() -> str:
+        # Written before the measurement too: an interruption there is resumed with these options.
+        write_config(folder.config, command, config, **facts)
+        settled = settle_speed(config, dataset, model, observer, epochs=epochs)
+        write_config(folder.config, command, settled, **facts)
+        return json.dumps(to_options(settled))
+
+    options = json.loads(ranks.first(settle))
+    config = keep_settled(from_options(type(config), options, folder.config), config)
+    folder.timing({"event": "begin", "environment": environment})
+    return Run(command, config, dataset, folder, observer, environment)
+
+
+def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
+    if not folder.config.exists():
+        return "run the command again"
+    start = ["python"]
+    if (size := started_processes()) > 1:
+        start = ["torchrun", "--standalone", "--nproc-per-node", str(size)]
+        if (local := os.environ.get("LOCAL_WORLD_SIZE")) not in (None, str(size)):
+            start = ["torchrun", "...", "--nproc-per-node", str(local)]  # on several machines
+    words = [*start, "cli.py", command, "--out", str(folder.path), "--resume"]
+    words += own_code(vars(config))
+    return f"go on with: {shlex.join(words)}"

@@ -1,0 +1,195 @@
+"""The command that measures the sharpness of networks: wiring, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fge.commands.build import eval_batches, new_model, normaliser
+from fge.commands.run import Run, check_kept, open_run, prepare
+from fge.commands.study_data import recorded, training_part
+from fge.commands.subjects import Subject, sharpness_subjects, snapshot_recipe
+from fge.config.studies import SharpnessConfig, check_same_images
+from fge.data.batches import EvalBatches
+from fge.errors import UserError
+from fge.landscape.sharpness import top_eigenvalues, trace
+from fge.landscape.spectrum import spectral_density
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.layout import Layout
+from fge.networks.preserve import preserved
+from fge.networks.state import load_weights
+from fge.report import report
+from fge.report.drawn import Figures
+from fge.report.dynamics import line_momentum, no_line_of
+from fge.report.interactive_runs import sharpness_plot, spectrum_plot
+from fge.report.sharpness_plots import eigenvalue_figure, spectrum_figure
+from fge.report.study_results import sharpness_table, sharpness_verdict, thresholds_of
+
+_REFRESH_IMAGES = 5120
+"""They give the error of a network to 0.1 points."""
+
+
+def sharpness(config: SharpnessConfig) -> Path:
+    """Measure top eigenvalues, trace and spectral density of networks; return the run folder.
+
+    Raises:
+        UserError: something the user can mend; no file was lost.
+        KeyboardInterrupt: after saying how to resume.
+    """
+    check_kept(config, (config.run, *config.weights))
+    config, dataset = prepare(config, "sharpness")
+    check_same_images(config, dataset.fingerprint)
+    model = new_model(config, dataset)
+    subjects = sharpness_subjects(config, model)
+    count = Layout.of(model).numel
+    if config.k > count:
+        raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
+    with open_run(config, "sharpness", dataset, model, epochs=1) as run:
+        with preserved(model):
+            networks = _measure_sharpness(run, model, subjects)
+            spectrum = _measure_spectrum(run, model, subjects[-1])
+        _report_sharpness(run, networks, spectrum)
+    return run.folder.path
+
+
+def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
+    config = run.config
+    # Batches of another size than the chunks would be cut into smaller ones.
+    batches = EvalBatches(
+        training_part(run, config.examples), normaliser(config, run.dataset), config.chunk
+    )
+    return {
+        "loss_fn": F.cross_entropy,
+        "batches": batches,
+        "weight_decay": config.loss_decay,
+        "batch_statistics": config.batch_statistics,
+        "chunk": config.chunk,
+        "seed": config.seed,
+    }
+
+
+def _set_up(run: Run[SharpnessConfig], model: nn.Module, subject: Subject) -> None:
+    """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
+    load_weights(model, subject.state, subject.name)
+    if not subject.measured:
+        images = eval_batches(run.config, run.dataset, training_part(run, _REFRESH_IMAGES))
+        refresh_batch_norm(model, images, num_images=None)
+
+
+def _measure_sharpness(
+    run: Run[SharpnessConfig], model: nn.Module, subjects: Sequence[Subject]
+) -> list[dict[str, Any]]:
+    options = _hessian_options(run)
+    known = recorded(run, "network")
+    for done, subject in enumerate(subjects, start=1):
+        if subject.name in known:
+            continue
+        _set_up(run, model, subject)
+        try:
+            top = top_eigenvalues(model, k=run.config.k, **options)
+            size = trace(model, num_samples=run.config.trace_samples, **options)
+        except UserError as error:
+            raise UserError(f"{subject.name}: {error}") from None
+        found = known[subject.name] = {
+            "event": "network",
+            "name": subject.name,
+            **subject.facts,
+            "eigenvalues": top.values.tolist(),
+            "residuals": top.residuals.tolist(),
+            "converged": top.converged,
+            "trace": size.value,
+            "trace_standard_error": size.standard_error,
+            "hessian_products": top.hessian_products + size.hessian_products,
+            "gradient_cost": top.gradient_cost + size.gradient_cost,
+        }
+        run.folder.log(found)
+        run.observer.point("sharpness", done, len(subjects))
+        run.observer.note(
+            f"{subject.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
+            f"trace {size.value:.4g} ± {size.standard_error:.2g}"
+        )
+    return [known[subject.name] for subject in subjects]
+
+
+def _measure_spectrum(
+    run: Run[SharpnessConfig], model: nn.Module, subject: Subject
+) -> dict[str, Any]:
+    known = recorded(run, "spectrum")
+    if subject.name not in known:
+        _set_up(run, model, subject)
+        found = spectral_density(
+            model,
+            num_vectors=run.config.spectrum_vectors,
+            num_steps=run.config.spectrum_steps,
+            **_hessian_options(run),
+        )
+        record: dict[str, Any] = {"event": "spectrum", "name": subject.name, "sigma": found.sigma}
+        for key in ("nodes", "weights", "grid", "density"):
+            record[key] = getattr(found, key).tolist()
+        record["hessian_products"] = found.hessian_products
+        record["gradient_cost"] = found.gradient_cost
+        run.folder.log(record)
+        known[subject.name] = record
+    return known[subject.name]
+
+
+def _report_sharpness(
+    run: Run[SharpnessConfig],
+    networks: Sequence[dict[str, Any]],
+    spectrum: dict[str, Any],
+) -> None:
+    thresholds, no_line = _stability_line(run.config, networks)
+    drawn = Figures(run.folder.figures)
+    if len(networks) > 1:
+        _draw_eigenvalues(drawn, networks, thresholds)
+    arrays = [spectrum[key] for key in ("grid", "density")]
+    caption = (
+        f"Spectral density of the Hessian of {spectrum['name']} "
+        f"({spectrum['hessian_products']} products, estimated at {spectrum['gradient_cost']:.0f} "
+        "gradients)"
+    )
+    figure = spectrum_figure(*(torch.tensor(array) for array in arrays))
+    drawn.add("spectrum.png", figure, caption, spectrum_plot(*arrays))
+    examples = len(training_part(run, run.config.examples))
+    table = sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
+    title = f"Sharpness of {run.config.model} on {run.dataset.name}"
+    verdict = sharpness_verdict(networks, thresholds)
+    page = report.Page(title, verdict, [table], drawn.captions, report.FILES, drawn.plots)
+    run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
+
+
+def _stability_line(
+    config: SharpnessConfig, networks: Sequence[dict[str, Any]]
+) -> tuple[list[float] | None, str]:
+    """Return 2 (1 + momentum) / lr for each network, or None and why there is no such line."""
+    if config.run is None or not all("lr" in network for network in networks):
+        return None, ""
+    recipe, method = snapshot_recipe(config.run)
+    if recipe is None:
+        return None, (
+            f"There is no line 2(1+m)/lr: the run is of the method {method}, which is not imported "
+            "here, so that its optimizer is not known."
+        )
+    momentum = line_momentum(recipe)
+    no_line = "" if momentum is not None else no_line_of(recipe.optimizer)
+    return thresholds_of(networks, momentum), no_line
+
+
+def _draw_eigenvalues(
+    drawn: Figures,
+    networks: Sequence[dict[str, Any]],
+    thresholds: Sequence[float] | None,
+) -> None:
+    places = {"epoch": "epochs", "t": "t, from the first network (0) to the second (1)"}
+    key = next((key for key in places if all(key in n for n in networks)), None)
+    where = [n[key] for n in networks] if key else list(range(1, len(networks) + 1))
+    values = [n["eigenvalues"] for n in networks]
+    place = places[key] if key else "number of the file"
+    figure = eigenvalue_figure(where, values, place=place, thresholds=thresholds)
+    plot = sharpness_plot(where, values, place=place, thresholds=thresholds)
+    drawn.add("sharpness.png", figure, "Largest eigenvalues of the Hessian of each network", plot)

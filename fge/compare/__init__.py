@@ -1,0 +1,1 @@
+"""Methods at equal budgets: plan, runner, statistics, tables, verdict."""

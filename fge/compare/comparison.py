@@ -1,0 +1,293 @@
+"""Methods compared over seeds: means, paired intervals, and the best where one can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fge.compare.cells import Cell
+from fge.compare.method_rows import (
+    DEEP_ENSEMBLE,
+    SINGLE,
+    MethodRow,
+    deep_ensemble_levels,
+    method_row,
+    with_equivalent,
+)
+from fge.errors import UserError
+from fge.metrics.intervals import Interval, paired_difference_over_seeds
+
+FGE, CURVE_ENSEMBLE = "fge", "curve-ensemble"
+BASELINES = (SINGLE, CURVE_ENSEMBLE)
+COMPARED = ("error", "nll", "calibrated_nll")
+RANKED = ("error", "calibrated_nll")
+LEVEL = 0.95
+ORDER = (
+    SINGLE,
+    FGE,
+    "fge+refit",
+    "swa",
+    "fold",
+    "sse",
+    "csgld",
+    "ema",
+    DEEP_ENSEMBLE,
+    CURVE_ENSEMBLE,
+    "curve-ensemble-2B",
+)
+"""Methods in the order in which they are shown; others follow in the order of the cells."""
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of a method less that of a baseline at the same budget, over so many seeds.
+
+    ``level`` is that of the interval.
+    """
+
+    method: str
+    baseline: str
+    budget: int
+    metric: str
+    seeds: int
+    interval: Interval
+    level: float = LEVEL
+
+
+@dataclass(frozen=True)
+class Best:
+    """The method with the lowest mean of a metric at a budget, and how sure that is.
+
+    ``among``: those that it was compared with. ``alike``: those of them from which it is not told
+    apart, since the interval of the paired difference at ``level`` holds 0 or there is none; where
+    there are none it is ``sure``. ``untested``: those of ``alike`` without an interval. The level
+    is :func:`level_among` the methods of the budget.
+    """
+
+    metric: str
+    budget: int
+    method: str
+    among: tuple[str, ...]
+    alike: tuple[str, ...]
+    level: float
+    untested: tuple[str, ...] = ()
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is told apart from every other method, of which there is one at least."""
+        return bool(self.among) and not self.alike
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cells, and what they come to.
+
+    ``budget_epochs``: B. ``differences``: each at a level of 95 %; ``fge_differences``: those of
+    FGE from the baselines at the level of ``best``, so that what is said of both is said by one
+    rule. ``best``: of all methods within each budget; ``best_of_one_pass``: of those with one
+    forward pass per prediction. ``deep_ensembles``: networks k and mean calibrated
+    log-likelihood of the deep ensembles of k single networks at k B.
+    """
+
+    budget_epochs: float
+    cells: tuple[Cell, ...]
+    rows: tuple[MethodRow, ...]
+    differences: tuple[Difference, ...]
+    fge_differences: tuple[Difference, ...]
+    best: tuple[Best, ...]
+    best_of_one_pass: tuple[Best, ...]
+    deep_ensembles: tuple[tuple[int, float], ...]
+
+    @property
+    def budgets(self) -> list[int]:
+        """The budgets at which methods are compared: with more there than deep ensembles."""
+        return sorted({row.budget for row in self.rows if row.method != DEEP_ENSEMBLE})
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods in the order in which they are shown."""
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    def at(self, budget: int) -> list[MethodRow]:
+        """Return the methods within a budget."""
+        return [row for row in self.rows if row.budget == budget and not row.beyond]
+
+    @property
+    def beyond(self) -> list[MethodRow]:
+        """The methods that train for longer than their budget."""
+        return [row for row in self.rows if row.beyond]
+
+    def row(self, method: str, budget: int) -> MethodRow | None:
+        """Return a method at a budget, where there is one."""
+        return next((r for r in self.rows if (r.method, r.budget) == (method, budget)), None)
+
+    def difference(self, method: str, baseline: str, budget: int, metric: str) -> Difference | None:
+        """Return a difference, where there is one: None for fewer than 2 paired seeds."""
+        return _find(self.differences, method, baseline, budget, metric)
+
+    def fge_difference(self, baseline: str, budget: int, metric: str) -> Difference | None:
+        """Return the difference of FGE from a baseline at the level of ``best``."""
+        return _find(self.fge_differences, FGE, baseline, budget, metric)
+
+    def cells_of(self, method: str, budget: int) -> list[Cell]:
+        """Return the cells of a method at a budget."""
+        return [cell for cell in self.cells if (cell.method, cell.budget) == (method, budget)]
+
+
+def _find(differences: Sequence[Difference], *key: str | int) -> Difference | None:
+    found = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
+    return next(found, None)
+
+
+def level_among(methods: int) -> float:
+    """Return the level of an interval that is one of those from a method to each of the others.
+
+    It is 1 - 0.05 / (methods - 1): that keeps the chance of telling apart what is the same at 5 %
+    over all of them together (Bonferroni).
+
+    >>> round(level_among(9), 5)
+    0.99375
+    """
+    return 1 - (1 - LEVEL) / max(1, methods - 1)
+
+
+def compare_cells(
+    cells: Iterable[Cell],
+    *,
+    budget_epochs: float,
+    deep_ensembles: Sequence[tuple[int, float]] | None = None,
+    draws: int = DRAWS,
+) -> Comparison:
+    """Compare methods at equal budgets.
+
+    The same seeds are paired (:func:`fge.metrics.paired_difference_over_seeds`). A method that
+    trains for more than ``budget`` x ``budget_epochs`` is compared with none.
+
+    Args:
+        cells: of one test set, each method, budget and seed once.
+        budget_epochs: B, the epochs of one conventional training.
+        deep_ensembles: networks k, rising from 1, and mean calibrated log-likelihood (nats) of
+            their ensembles; by default those of the cells: ``single`` at budget 1, and
+            ``deep-ensemble`` of k members at the budgets k >= 2.
+        draws: of each interval's resampling.
+
+    Raises:
+        UserError: no cells, one of them twice, or cells of different test sets.
+    """
+    ordered = _checked(list(cells))
+    groups = {key: list(group) for key, group in groupby(ordered, key=_place)}
+    rows = [method_row(group, budget_epochs) for group in groups.values()]
+    levels = deep_ensemble_levels(rows) if deep_ensembles is None else list(deep_ensembles)
+    rows = [with_equivalent(row, levels) for row in rows]
+    pair = partial(_paired, groups, draws=draws)
+    return Comparison(
+        budget_epochs,
+        tuple(ordered),
+        tuple(rows),
+        tuple(_differences(rows, pair, COMPARED)),
+        tuple(_differences(rows, pair, RANKED, of=(FGE,), corrected=True)),
+        tuple(_best(rows, pair)),
+        tuple(_best(rows, pair, one_pass=True)),
+        tuple(levels),
+    )
+
+
+Pair = Callable[..., tuple[int, Interval] | None]
+
+
+def _checked(cells: list[Cell]) -> list[Cell]:
+    """Return the cells by budget, method and seed."""
+    if not cells:
+        raise UserError("there is nothing to compare: no cells")
+    names = [cell.name for cell in cells]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"the cell {twice} is there twice")
+    for cell in cells:
+        if len(cell.wrong) != len(cells[0].wrong):
+            raise UserError(
+                f"{cells[0].name} was tested on {len(cells[0].wrong)} examples, but {cell.name} on "
+                f"{len(cell.wrong)}: they cannot be compared"
+            )
+    known = list(dict.fromkeys((*ORDER, *(cell.method for cell in cells))))
+    return sorted(cells, key=lambda cell: (cell.budget, known.index(cell.method), cell.seed))
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    return cell.method, cell.budget
+
+
+def _paired(
+    groups: Mapping[tuple[str, int], Sequence[Cell]],
+    a: MethodRow,
+    b: MethodRow,
+    metric: str,
+    level: float = LEVEL,
+    *,
+    draws: int,
+) -> tuple[int, Interval] | None:
+    """Return how many seeds two rows share and the interval, None where there can be none."""
+    first, second = ({c.seed: c for c in groups[row.method, row.budget]} for row in (a, b))
+    seeds = [seed for seed in first if seed in second]
+    pairs = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+    pooled = max((cell.pooled for side in pairs for cell in side), default=1)
+    if len(seeds) < 2 or pooled >= len(seeds):
+        return None
+    if pooled > 1 and len(seeds) < max(map(len, groups.values())):
+        return None  # pools overlap as neighbours on a ring do, which has a gap here
+    values = [np.stack([_values(cell, metric) for cell in side]) for side in pairs]
+    interval = paired_difference_over_seeds(*values, pooled=pooled, draws=draws, level=level)
+    return len(seeds), interval
+
+
+def _values(cell: Cell, metric: str) -> NDArray[np.float64]:
+    """Return the values (N,) whose mean the metric is."""
+    values = 100.0 * cell.wrong if metric == "error" else getattr(cell, metric)
+    return np.asarray(values, dtype=np.float64)
+
+
+def _differences(
+    rows: Sequence[MethodRow],
+    pair: Pair,
+    metrics: Sequence[str],
+    *,
+    of: Sequence[str] | None = None,
+    corrected: bool = False,
+) -> Iterable[Difference]:
+    """Yield the differences of methods, all or those given, from the baselines of their budget."""
+    for row in rows:
+        within = _within(rows, row.budget)
+        level = level_among(len(within)) if corrected else LEVEL
+        if row in within and (of is None or row.method in of):
+            for base in (one for one in within if one is not row and one.method in BASELINES):
+                for metric in metrics:
+                    found = pair(row, base, metric, level)
+                    if found is not None:
+                        names = row.method, base.method, row.budget, metric
+                        yield Difference(*names, *found, level)
+
+
+def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
+    return [row for row in rows if row.budget == budget and not row.beyond]
+
+
+def _best(rows: Sequence[MethodRow], pair: Pair, *, one_pass: bool = False) -> Iterable[Best]:
+    budgets = sorted({row.budget for row in rows if row.method != DEEP_ENSEMBLE})
+    for budget in budgets:
+        within = _within(rows, budget)
+        level = level_among(len(within))
+        if one_pass:
+            within = [row for row in within if row.costs["forward_passes"] == 1]
+        for metric in RANKED if within else ():
+            lowest = min(within, key=lambda row: row.mean[metric])
+            others = [row for row in within if row is not lowest]
+            found = {row.method: pair(lowest, row, metric, level) for row in others}
+            alike = [name for name, one in found.items() if one is None or one[1].high >= 0]
+            untested = tuple(name for name in alike if found[name] is None)
+            yield Best(metric, budget, lowest.method, tuple(found), tuple(alike), level, untested)

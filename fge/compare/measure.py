@@ -1,0 +1,149 @@
+"""From the finished runs behind a cell to the cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fge.compare.cells import Cell, Cost, make_cell
+from fge.compare.plan import Part, PlannedCell
+from fge.data.splits import Dataset
+from fge.ensemble.predictions import PredictionFile
+from fge.errors import UserError
+from fge.files import read_records
+
+_STAGES = {"single": ("start", "single"), "fge": ("start", "fge"), "swa": ("start", "fge")}
+"""Stages of an fge run that a line of its report needs."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a finished run: what its report says, and where its predictions are."""
+
+    part: Part
+    folder: Path
+    method: dict[str, Any]
+
+    @property
+    def members(self) -> Sequence[str]:
+        """The names of the members."""
+        names: Sequence[str] = self.method["member_names"]
+        return names
+
+    def probabilities(self, name: str, targets: Tensor) -> list[Tensor]:
+        """Return the members' probabilities in a prediction file."""
+        file = PredictionFile(self.folder / "predictions" / f"{name}.npz", targets)
+        return [file.probabilities(member) for member in self.members]
+
+
+def measure_cell(
+    planned: PlannedCell, comparison: Path, dataset: Dataset, *, budget_epochs: int
+) -> Cell:
+    """Measure a cell whose runs are done.
+
+    Args:
+        planned: what it consists of.
+        comparison: folder, with ``runs`` and ``timing.jsonl``.
+        dataset: whose test labels the predictions are held against.
+        budget_epochs: of one run.
+
+    Raises:
+        UserError: a run is of other data, of another model or of another method.
+    """
+    lines = [_read_line(part, comparison, dataset, budget_epochs) for part in planned.parts]
+    labels = dataset.test.labels.cpu()
+    members = [probs for line in lines for probs in line.probabilities("test", labels)]
+    ood = {
+        name: [
+            probs
+            for line in lines
+            for probs in line.probabilities(f"ood-{name}", foreign.split.labels.cpu())
+        ]
+        for name, foreign in dataset.foreign.items()
+    }
+    cost = _cost(lines, len(dataset.train))
+    return make_cell(
+        planned.method,
+        planned.budget,
+        planned.seed,
+        members,
+        labels,
+        cost=cost,
+        ood=ood,
+        note=planned.note,
+        pooled=planned.pooled,
+        parts=planned.part_names,
+    )
+
+
+def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: int) -> _Line:
+    folder = comparison / "runs" / part.job.name
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if content["dataset"]["sha256"] != dataset.fingerprint:
+        raise UserError(f"{folder} is of other images than {dataset.name}; give another --out")
+    if content["model"] != part.job.config.model:
+        raise UserError(
+            f"{folder} is of model {content['model']}, not {part.job.config.model}; "
+            "give another --out"
+        )
+    method = getattr(part.job.config, "method", None)
+    if content["config"].get("method") != method:
+        raise UserError(
+            f"{folder} is of method {content['config'].get('method')}, not {method}; remove it"
+        )
+    lines = [method for method in content["methods"] if method["name"] == part.line]
+    # A line that grows with its members is taken as far as the budget goes.
+    within = [line for line in lines if line["train_epochs"] <= budget_epochs]
+    return _Line(part, folder, (within or lines)[-1])
+
+
+def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
+    epochs = sum(line.method["train_epochs"] + line.part.given_epochs for line in lines)
+    counted = all("validation_images" in line.method for line in lines)
+    return Cost(
+        train_epochs=epochs,
+        images=epochs * train_images,
+        members=sum(len(line.members) for line in lines),
+        forward_passes=sum(line.method["forward_passes"] for line in lines),
+        weight_bytes=sum(line.method["weight_bytes"] for line in lines),
+        refresh_images=sum(line.method["refresh_images"] for line in lines),
+        validation_images=sum(line.method["validation_images"] for line in lines)
+        if counted
+        else None,
+    )
+
+
+def wall_seconds(planned: PlannedCell, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
+    """Return the seconds of training behind a cell, where its runs had the machine for themselves.
+
+    None where one of them ran beside another, where that is not known (an attempt at it has no
+    record of its end, or its own records are gone), or fitted curves, which are not timed.
+
+    Args:
+        planned: what the cell consists of.
+        runs: the folder of the runs.
+        jobs: the comparison's records of them: ``job begun``, and ``job`` at the end.
+    """
+    seconds = [_seconds(part, runs, jobs) for part in planned.parts]
+    return None if None in seconds else sum(value for value in seconds if value is not None)
+
+
+def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
+    own = [record for record in jobs if record["job"] == part.job.name]
+    ended = [record for record in own if record["event"] == "job"]
+    known = ended and len(own) <= 2 * len(ended)
+    if not known or any(record["overlapped"] for record in ended) or part.given_epochs:
+        return None
+    command, name = part.job.command, part.line
+    if command == "curve-ensemble" or (command == "fge" and name not in _STAGES):
+        return None
+    records = read_records(runs / part.job.name / "timing.jsonl")
+    epochs = [record for record in records if record["event"] == "epoch"]
+    if command == "fge":
+        epochs = [record for record in epochs if record["stage"] in _STAGES[name]]
+    return float(sum(record["seconds"] for record in epochs)) if epochs else None

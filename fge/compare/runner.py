@@ -1,0 +1,211 @@
+"""Running the jobs of a comparison: several at a time, each once, by any number of processes.
+
+A job's lock is held by the process that runs it, for as long as that lives. So comparisons that
+work in the same folder (the ranks of ``torchrun``, a second shell, what an interrupted one left
+running) share the jobs out among themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fge.compare.plan import Job
+from fge.config.saved import to_options
+from fge.errors import DIVERGED, INTERRUPTED, UserError
+from fge.files import append_record
+
+POLL_SECONDS = 0.5
+_GRACE_SECONDS = 30
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    lock: IO[str]
+    started: float
+    overlapped: bool = False
+
+
+class Runner:
+    """Runs jobs in a comparison folder.
+
+    Args:
+        folder: of the comparison: ``runs``, ``logs`` and ``locks`` lie in it.
+        workers: jobs at a time.
+        machine: options that say how and where this process runs its jobs (device, threads).
+        on_change: called with the names of the jobs that run, whenever that may have changed.
+        on_done: called with each job that is done, whoever ran it.
+        command: that runs a job: its folder is added, its JSON comes from standard input.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int,
+        machine: dict[str, Any],
+        on_change: Callable[[Sequence[str]], None],
+        on_done: Callable[[Job], None],
+        command: Sequence[str] = (sys.executable, "-m", "fge.compare.job"),
+    ) -> None:
+        self.folder = folder
+        self.workers = workers
+        self.machine = machine
+        self.on_change = on_change
+        self.on_done = on_done
+        self.command = command
+        self.diverged: dict[str, str] = {}
+        self._running: dict[str, _Running] = {}
+        for name in ("runs", "logs", "locks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run the jobs that are not done, and wait for those that others run.
+
+        ``diverged`` says of jobs, by name, how they did: the others go on, but for those that need
+        them.
+
+        Raises:
+            UserError: a job failed for something the user can mend; it names the job.
+            KeyboardInterrupt: after the jobs have been stopped; they can be resumed.
+        """
+        waiting = list(jobs)
+        try:
+            while waiting or self._running:
+                self._collect()
+                for job in [job for job in waiting if self.is_done(job)]:
+                    waiting.remove(job)
+                    self.on_done(job)
+                waiting = [job for job in waiting if not self._is_lost(job)]
+                for job in waiting:
+                    if len(self._running) < self.workers and self._is_ready(job):
+                        self._start(job)
+                self.on_change(list(self._running))
+                if waiting:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self._stop()
+
+    def is_done(self, job: Job) -> bool:
+        """Say whether a job's report is there and has the lines that are needed."""
+        report = self.folder / "runs" / job.name / "report.json"
+        if job.name in self._running or not report.is_file():
+            return False
+        content = json.loads(report.read_text(encoding="utf-8"))
+        return set(job.lines) <= {method["name"] for method in content["methods"]}
+
+    def _is_lost(self, job: Job) -> bool:
+        return job.name in self.diverged or any(self._is_lost(other) for other in job.needs)
+
+    def _is_ready(self, job: Job) -> bool:
+        return job.name not in self._running and all(self.is_done(other) for other in job.needs)
+
+    def _start(self, job: Job) -> None:
+        lock = (self.folder / "locks" / job.name).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody else is at it
+            lock.close()
+            return
+        if self.is_done(job):  # somebody else has just finished it
+            lock.close()
+            return
+        options = {**to_options(job.config), **self.machine}
+        # A job is no rank of torchrun; and what can be imported here can be imported there.
+        environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*self.command, str(self.folder / "runs" / job.name)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(lock.fileno(),),
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"command": job.command, "options": options}).encode())
+        process.stdin.close()
+        append_record(self.folder / "timing.jsonl", {"event": "job begun", "job": job.name})
+        self._running[job.name] = _Running(job, process, lock, time.perf_counter())
+        self._mark_overlaps()
+
+    def _collect(self) -> None:
+        """Take note of jobs that have ended."""
+        self._mark_overlaps()
+        for name, running in list(self._running.items()):
+            code = running.process.poll()
+            if code is None:
+                continue
+            del self._running[name]
+            running.lock.close()
+            if code == DIVERGED:
+                self.diverged[name] = f"run {name} failed: {self._reason(name, code)}"
+                continue
+            if code:
+                raise self._failure(name, code)
+            if not self.is_done(running.job):
+                raise UserError(
+                    f"run {name} ended without {' and '.join(running.job.lines)} in its report; "
+                    f"remove {self.folder / 'runs' / name} to run it anew"
+                )
+            record = {
+                "job": name,
+                "seconds": round(time.perf_counter() - running.started, 2),
+                "overlapped": running.overlapped,
+            }
+            append_record(self.folder / "timing.jsonl", {"event": "job", **record})
+
+    def _mark_overlaps(self) -> None:
+        """Mark what runs beside other jobs, those of other processes too: their locks are held."""
+        locks = (self.folder / "locks").iterdir()
+        others = (_is_held(path) for path in locks if path.name not in self._running)
+        if len(self._running) > 1 or (self._running and any(others)):
+            for running in self._running.values():
+                running.overlapped = True
+
+    def _failure(self, name: str, code: int) -> UserError:
+        if code < 0 or code == INTERRUPTED:
+            return UserError(f"run {name} was stopped from outside; the same command goes on")
+        return UserError(f"run {name} failed: {self._reason(name, code)}")
+
+    def _reason(self, name: str, code: int) -> str:
+        """Return the last line that a job wrote, and where the others are."""
+        log = self.folder / "logs" / f"{name}.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+        return f"{last} (see {log})"
+
+    def _stop(self) -> None:
+        """Interrupt what runs; each run keeps what it has and can be resumed."""
+        for running in self._running.values():
+            running.process.send_signal(signal.SIGINT)
+        for running in self._running.values():
+            try:
+                running.process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+            running.lock.close()
+        self._running.clear()
+
+
+def _is_held(path: Path) -> bool:
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

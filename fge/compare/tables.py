@@ -1,0 +1,299 @@
+"""A comparison of methods as tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fge.compare.comparison import BASELINES, COMPARED, Comparison, Difference, level_among
+from fge.compare.method_rows import MethodRow
+from fge.metrics.intervals import Interval
+from fge.report.page import Table
+
+SCHEMA_VERSION = 1
+NOTHING = "-"
+_FORMS = {"error": "{:.2f}", "nll": "{:.4f}", "calibrated_nll": "{:.4f}"}
+_SHORT = {"error": "error", "nll": "NLL", "calibrated_nll": "cal. NLL"}
+_MAIN_HEADINGS = (
+    *("method", "seeds", "members", "epochs", "passes", "MB", "error %", "NLL", "cal. NLL"),
+    *("Brier", "ECE", "cal. ECE", "DEE"),
+)
+_UNITS = (
+    "Means over seeds ± standard deviation on {images} test images. Epochs are all that a method "
+    "trains, fits included; passes are network evaluations per prediction; MB (10⁶ bytes) hold all "
+    "its weights. NLL in nats per image; calibrated figures at the optimal temperature (arXiv "
+    "2002.06470), ECE over 15 bins, a fraction; DEE: so many independent single networks of B "
+    "epochs each do as well in calibrated NLL (≥ where none at hand does)."
+)
+_MARKED = (
+    " Bold: the lowest error and calibrated NLL, only where the paired interval to every other "
+    "method of the budget excludes 0 (at {level}: 95 % over all of them together, Bonferroni)."
+)
+_INTERVALS_NOTE = (
+    "The method's less the baseline's on the same seeds and test images, with its 95 % interval "
+    "over both (seeds and images are resampled, the seeds' part widened for their number, arXiv "
+    "1411.5279); below 0 the method is better. Error in points, NLL in nats per image. Each "
+    "is to be taken alone: of so many intervals some exclude 0 by chance."
+)
+_POOLED_NOTE = (
+    " Cells of pooled runs share them with the cells of neighbouring seeds: intervals allow for "
+    "it, and where all seeds are pooled there is none: then there is one value."
+)
+_DIVERSITY_NOTE = (
+    "Disagreement: images that two members class differently, in percent; error correlation: of "
+    "two members; both means over pairs. The gain is the members' mean less the ensemble's figure."
+)
+_FOREIGN_NOTE = (
+    "AURC: the error among the most confident images, averaged over how many are answered, a "
+    "fraction (arXiv 1805.08206); lower is better. AUROC: how well low confidence (largest "
+    "probability, or entropy) tells images from elsewhere; 0.5 tells nothing."
+)
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of a comparison: four per budget, deep ensembles, what is beyond."""
+    found = []
+    for budget in comparison.budgets:
+        rows = comparison.at(budget)
+        found += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
+        found += _diversity_table(rows, budget) + _foreign_table(rows, budget)
+    found += _deep_ensembles_table(comparison)
+    if comparison.beyond:
+        lines = [_placed_cells(row) for row in comparison.beyond]
+        note = _with_notes(
+            "They train for longer than the budget and are compared with no method of it. "
+            + _units(comparison),
+            comparison.beyond,
+        )
+        found.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
+    return found
+
+
+def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
+    """Return the deep ensembles at budgets that have no other method: what DEE is read off."""
+    within = [row for row in comparison.rows if not row.beyond]
+    rows = [row for row in within if row.budget not in comparison.budgets]
+    note = (
+        "The single networks again, k of them at k B, for scale: the deep-ensemble equivalent is "
+        "read off them. Ensembles of neighbouring seeds share networks, so that the deviations are "
+        "too small; that of all seeds' networks is one value, without a deviation or an interval."
+    )
+    lines = [_placed_cells(row) for row in rows]
+    title = "Deep ensembles of whole networks"
+    return [Table(title, _MAIN_HEADINGS, lines, note)] if rows else []
+
+
+def _placed_cells(row: MethodRow) -> list[str]:
+    return [f"{row.method} (at {row.budget} B)", *_main_cells(row)[1:]]
+
+
+def epochs_of(comparison: Comparison, budget: int) -> str:
+    """Return a budget in words: "1 B (24 epochs)"."""
+    return f"{budget} B ({budget * comparison.budget_epochs:g} epochs)"
+
+
+def percent(level: float) -> str:
+    """Return a level in words.
+
+    >>> percent(0.99375), percent(0.95)
+    ('99.4 %', '95 %')
+    """
+    return f"{100 * level:.3g} %"
+
+
+def interval_text(metric: str, interval: Interval) -> str:
+    """Return a difference with its interval, with the metric's decimals and a sign.
+
+    >>> interval_text("error", Interval(-1.0, -1.5, 0.0))
+    '-1.00 [-1.50, +0.00]'
+    """
+    places = 2 if metric == "error" else 4
+    difference, low, high = (f"{round(value, places) + 0.0:+.{places}f}" for value in interval)
+    return f"{difference} [{low}, {high}]"
+
+
+def _main_table(comparison: Comparison, budget: int) -> Table:
+    rows = comparison.at(budget)
+    marked = {
+        (best.method, best.metric)
+        for best in comparison.best
+        if best.budget == budget and best.sure
+    }
+    marks = _MARKED.format(level=percent(level_among(len(rows))))
+    note = _with_notes(_units(comparison) + marks, rows)
+    cells = [_main_cells(row, [m for name, m in marked if name == row.method]) for row in rows]
+    return Table(f"Methods at {epochs_of(comparison, budget)}", _MAIN_HEADINGS, cells, note)
+
+
+def _main_cells(row: MethodRow, marked: Sequence[str] = ()) -> list[str]:
+    costs = [f"{row.costs[key]:g}" for key in ("members", "train_epochs", "forward_passes")]
+    figures = []
+    for metric, form in _FORMS.items():
+        text = _with_deviation(row, metric, form)
+        figures.append(f"**{text}**" if metric in marked else text)
+    figures += [_figure(row, key, "{:.4f}") for key in ("brier", "ece", "calibrated_ece")]
+    size = f"{row.costs['weight_bytes'] / 1e6:.2f}"
+    return [row.method, _seeds(row), *costs, size, *figures, _equivalent(row)]
+
+
+def _seeds(row: MethodRow) -> str:
+    return f"{len(row.seeds)}{' (1 value)' if row.values < len(row.seeds) else ''}"
+
+
+def _with_deviation(row: MethodRow, metric: str, form: str) -> str:
+    mean = form.format(row.mean[metric])
+    return f"{mean} ± {form.format(row.deviation[metric])}" if row.deviation else mean
+
+
+def _figure(row: MethodRow, key: str, form: str) -> str:
+    return form.format(row.mean[key]) if key in row.mean else NOTHING
+
+
+def _equivalent(row: MethodRow) -> str:
+    if row.equivalent is None:
+        return NOTHING
+    return f"{'≥ ' if row.equivalent_is_bound else ''}{row.equivalent:.1f}"
+
+
+def _units(comparison: Comparison) -> str:
+    return _UNITS.format(images=len(comparison.cells[0].wrong))
+
+
+def _with_notes(note: str, rows: Sequence[MethodRow]) -> str:
+    """Return a note with those of the methods, each once."""
+    notes = dict.fromkeys(row.note for row in rows if row.note)
+    names = [", ".join(row.method for row in rows if row.note == own) for own in notes]
+    return " ".join([note, *(f"{who}: {own}." for who, own in zip(names, notes, strict=True))])
+
+
+def _intervals_table(comparison: Comparison, budget: int) -> Table:
+    rows = comparison.at(budget)
+    present = [name for name in BASELINES if name in {row.method for row in rows}]
+    headings = ["method"]
+    for baseline in present:
+        first, *others = (_SHORT[metric] for metric in COMPARED)
+        headings += [f"against {baseline}: {first}", *others]
+    lines = []
+    for row in rows:
+        line = [row.method]
+        for baseline in present:
+            for metric in COMPARED:
+                found = comparison.difference(row.method, baseline, budget, metric)
+                line.append(NOTHING if found is None else interval_text(metric, found.interval))
+        lines.append(line)
+    note = _INTERVALS_NOTE
+    if any(cell.pooled > 1 for row in rows for cell in comparison.cells_of(row.method, budget)):
+        note += _POOLED_NOTE
+    return Table(f"Differences at {epochs_of(comparison, budget)}", headings, lines, note)
+
+
+def _diversity_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+    several = [row for row in rows if "disagreement" in row.mean]
+    headings = ["method", "members", "disagreement %", "error correlation"]
+    headings += ["mean member error %", "ensemble error %", "gain: error", "NLL"]
+    lines = [
+        [
+            row.method,
+            f"{row.costs['members']:g}",
+            _figure(row, "disagreement", "{:.2f}"),
+            _figure(row, "error_correlation", "{:.3f}"),
+            _figure(row, "mean_member_error", "{:.2f}"),
+            _figure(row, "error", "{:.2f}"),
+            f"{row.mean['mean_member_error'] - row.mean['error']:.2f}",
+            f"{row.mean['mean_member_nll'] - row.mean['nll']:.4f}",
+        ]
+        for row in several
+    ]
+    title = f"Members at {budget} B"
+    return [Table(title, headings, lines, _DIVERSITY_NOTE)] if several else []
+
+
+def _foreign_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+    known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
+    keys = ["aurc", *known]
+    if not any(key in row.mean for row in rows for key in keys):
+        return []
+    headings = ["method", "AURC", *(_ood_heading(key) for key in known)]
+    lines = [
+        [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
+        for row in rows
+    ]
+    return [Table(f"What uncertainty tells at {budget} B", headings, lines, _FOREIGN_NOTE)]
+
+
+def _ood_heading(key: str) -> str:
+    """Return the heading of a figure called ``ood_NAME_max_probability`` or ``ood_NAME_entropy``.
+
+    >>> _ood_heading("ood_my_set_max_probability")
+    'my_set: AUROC by max probability'
+    """
+    name = key.removeprefix("ood_")
+    for score in ("max_probability", "entropy"):
+        if name.endswith(f"_{score}"):
+            name = f"{name.removesuffix(f'_{score}')}: AUROC by {score.replace('_', ' ')}"
+    return name
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as ``compare.json`` holds it: every mean, interval and ranking."""
+    rankings = {
+        name: [{**asdict(best), "sure": best.sure} for best in found]
+        for name, found in (
+            ("best", comparison.best),
+            ("best_of_one_pass", comparison.best_of_one_pass),
+        )
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "budget_epochs": comparison.budget_epochs,
+        "test_images": len(comparison.cells[0].wrong),
+        "methods": [_row_as_json(row) for row in comparison.rows],
+        "differences": [_as_dict(one) for one in comparison.differences],
+        "fge_differences": [_as_dict(one) for one in comparison.fge_differences],
+        **rankings,
+        "deep_ensembles": [list(level) for level in comparison.deep_ensembles],
+    }
+
+
+def _as_dict(difference: Difference) -> dict[str, Any]:
+    return asdict(difference) | {"interval": difference.interval._asdict()}
+
+
+def _row_as_json(row: MethodRow) -> dict[str, Any]:
+    """Return a row with its means and costs at the top, as ``report.json`` has methods."""
+    facts = asdict(row)
+    name, costs, mean = (facts.pop(key) for key in ("method", "costs", "mean"))
+    return {"name": name, **costs, **mean, **facts, "seeds": list(row.seeds)}
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Return a line for each cell, with all its costs and figures, empty where there is none.
+
+    Where each cell pools the runs of all seeds they are one value: there is one line, no seed.
+    """
+    facts: list[dict[str, Any]] = []
+    for row in comparison.rows:
+        cells = comparison.cells_of(row.method, row.budget)
+        one_value = row.values < len(cells)
+        facts += (
+            {
+                "method": cell.method,
+                "budget": cell.budget,
+                "seed": "" if one_value else cell.seed,
+                **asdict(cell.cost),
+                **(row.mean if one_value else cell.figures),
+                "pooled": cell.pooled,
+                "note": row.note if one_value else cell.note,
+            }
+            for cell in cells[: row.values]
+        )
+    columns = list(dict.fromkeys(key for one in facts for key in one))
+    columns = [key for key in columns if key not in ("pooled", "note")] + ["pooled", "note"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(facts)
+    return buffer.getvalue()

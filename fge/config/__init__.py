@@ -1,0 +1,1 @@
+"""Every option, declared once; importing it loads no PyTorch."""

@@ -1,0 +1,127 @@
+"""Options of the command that compares methods."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
+
+from fge.checks import check_at_least
+from fge.config.base import HOW_TO_RUN, RunConfig, is_factory
+from fge.config.method_config import METHOD_NAMES, MethodConfig
+from fge.config.training import CycleConfig
+from fge.errors import UserError, unknown
+
+C = TypeVar("C", bound=RunConfig)
+
+OF_FGE_RUN = ("fge", "swa", "fold", "fge+refit")
+"""Methods that are lines of one ``fge`` run."""
+OF_SEVERAL_RUNS = ("deep-ensemble", "curve-ensemble", "curve-ensemble-2B")
+COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
+"""Methods that can be compared, beside the user's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(MethodConfig):
+    """Compare methods at the same budgets, over seeds; the same command goes on with it."""
+
+    methods: tuple[str, ...] = field(
+        default=(
+            "single",
+            "fge",
+            "fge+refit",
+            "swa",
+            "sse",
+            "csgld",
+            "deep-ensemble",
+            "curve-ensemble",
+        ),
+        metadata=HOW_TO_RUN,
+    )
+    """single, fge, fge+refit, swa, fold, sse, csgld, ema, deep-ensemble, curve-ensemble,
+    curve-ensemble-2B (two networks of a budget each, and a fit), or your own as
+    package.module:method. single at one budget is always among them."""
+    seeds: int = field(default=5, metadata=HOW_TO_RUN)
+    """Seeds, from --seed on; intervals need 2 or more."""
+    budgets: tuple[int, ...] = field(default=(1,), metadata=HOW_TO_RUN)
+    """Budgets in multiples of --epochs: single trains longer, deep-ensemble and the other
+    methods pool so many runs, curve-ensemble trains longer networks."""
+    jobs: int = field(default=1, metadata=HOW_TO_RUN)
+    """Runs at a time, each with its share of the CPU threads; times are then not reported."""
+    split: int = 2
+    """Networks into which deep-ensemble splits one budget."""
+    ood: tuple[str, ...] = ("noise", "digits")
+    """Tell images foreign to the data by the predictions' uncertainty: noise, digits,
+    or the name, folder or file of other data."""
+
+    def __post_init__(self) -> None:
+        """Check the methods, and that the budget and the seeds are enough for them.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        super().__post_init__()
+        check_at_least(1, jobs=self.jobs, split=self.split)
+        if self.seeds < 2:
+            raise UserError(f"seeds must be >= 2, an interval needs as many, got {self.seeds}")
+        if not self.budgets or min(self.budgets) < 1:
+            raise UserError(f"budgets must be whole numbers >= 1, got {list(self.budgets)}")
+        if max(self.budgets) > self.seeds:
+            raise UserError(
+                f"at a budget of {max(self.budgets)} a method pools the runs of as many seeds; "
+                f"use --seeds {max(self.budgets)} or more, got {self.seeds}"
+            )
+        for method in self.methods:
+            self._check_compared(method)
+
+    def _check_compared(self, method: str) -> None:
+        if method not in COMPARED and not is_factory(method):
+            raise unknown("method", method, COMPARED)
+        needed = 1
+        if method == "fold" and self.val_fraction == 0:
+            raise UserError("fold needs validation data, got val_fraction 0; leave it out")
+        if method in OF_FGE_RUN:
+            needed = _epochs_of_two_snapshots(self, fitted=method == "fge+refit")
+        elif method == "deep-ensemble":
+            needed = self.split
+        elif method == "curve-ensemble":
+            needed = _CURVE_PARTS
+        else:
+            self.check_method("fge" if method in OF_SEVERAL_RUNS else method)
+        if self.epochs < needed:
+            raise UserError(
+                f"{method} needs epochs >= {needed}, got {self.epochs}; or leave out the method"
+            )
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+_CURVE_PARTS = 3
+"""The least budget of a curve ensemble: an epoch for each network and one for the fit."""
+
+
+def options_for(kind: type[C], config: CompareConfig, **own: object) -> C:
+    """Return options of another command with the values that a comparison shares with it."""
+    mine = {f.name for f in fields(CompareConfig)}
+    shared = {f.name: getattr(config, f.name) for f in fields(kind) if f.name in mine}
+    return kind(**{**shared, **own})
+
+
+def _epochs_of_two_snapshots(config: CycleConfig, *, fitted: bool) -> int:
+    """Return the least budget, from the given one on, in which FGE keeps two snapshots.
+
+    ``fitted``: and a curve between them is fitted, which takes half a cycle.
+    """
+    given = {"start_epoch": config.start_epoch, "cycle_epochs": config.cycle_epochs}
+    for epochs in itertools.count(config.epochs):
+        try:
+            cycles = CycleConfig(epochs=epochs, **given)  # type: ignore[arg-type]
+        except UserError:  # not even one fits
+            continue
+        halves = 4 if fitted else 3
+        if cycles.first_cycle_epoch + halves * cycles.cycle_length // 2 <= epochs:
+            return epochs
+    raise AssertionError("unreachable")

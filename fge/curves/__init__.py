@@ -1,0 +1,1 @@
+"""Curves through weight space: fit, evaluate, baselines, the path through the origin."""

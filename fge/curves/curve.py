@@ -1,0 +1,276 @@
+"""Curves through weight space: coefficients, points, speed and length."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, locate, make_family
+from fge.curves.points import combination, gram_matrix, read_points, straight_points, write_points
+from fge.errors import UserError
+from fge.networks.flat import check_distinct
+from fge.networks.layout import Layout
+
+__all__ = [
+    "FAMILIES",
+    "Bezier",
+    "Chain",
+    "Curve",
+    "Family",
+    "PolyChain",
+    "elevate",
+    "gram_matrix",
+    "make_family",
+    "straight_points",
+]
+
+
+class Curve:
+    """A curve through weight space: a family and its points.
+
+    Args:
+        family: coefficients as functions of t.
+        points: (B, P), first and last the ends; kept by reference and not to be changed after.
+        layout: names and shapes of the parameters, for state dicts.
+
+    Raises:
+        UserError: the points do not fit the family or the layout.
+    """
+
+    def __init__(self, family: Family, points: Tensor, layout: Layout | None = None) -> None:
+        if points.ndim != 2 or len(points) != family.num_points:
+            raise UserError(
+                f"the points of this curve must be of shape ({family.num_points}, P), "
+                f"got {tuple(points.shape)}"
+            )
+        if not points.is_floating_point():
+            raise UserError(f"the points of a curve must be floating-point, got {points.dtype}")
+        if layout is not None and layout.numel != points.shape[1]:
+            raise UserError(
+                f"the layout has {layout.numel} parameters, the points have {points.shape[1]}"
+            )
+        self.family = family
+        self.points = points.detach()
+        self.layout = layout
+
+    def at(self, t: float) -> Tensor:
+        """Return w(t) (P,), a new tensor in the points' dtype; at 0 and 1 the ends, bitwise.
+
+        Raises:
+            UserError: t is outside [0, 1].
+        """
+        return combination(self.family.coefficients(t).tolist(), self.points)
+
+    def velocity(self, t: float) -> Tensor:
+        """Return dw/dt (P,), a new tensor in the points' dtype.
+
+        Raises:
+            UserError: t is outside [0, 1].
+        """
+        slopes = self.family.derivative(t).tolist()
+        velocity = torch.zeros_like(self.points[0])
+        for slope, point in zip(slopes[1:], self.points[1:], strict=True):
+            velocity.add_(point - self.points[0], alpha=slope)
+        return velocity
+
+    def speed(self, t: float) -> float:
+        """Return |dw/dt|, from the Gram matrix.
+
+        Raises:
+            UserError: t is outside [0, 1].
+        """
+        return self._norm(self.family.derivative(t))
+
+    def length(self, chords: int = 60) -> float:
+        """Return the length of the curve over so many chords, evenly spaced in t.
+
+        Raises:
+            UserError: ``chords`` is below 1.
+        """
+        return float(self.arc_lengths([1.0], chords=chords)[0])
+
+    def arc_lengths(self, ts: Sequence[float], *, chords: int = 60) -> Tensor:
+        """Return the length (T,) float64 of the curve from 0 to each t.
+
+        The curve is measured over chords between ``chords`` + 1 evenly spaced points and ``ts``.
+
+        Raises:
+            UserError: ``chords`` is below 1, or a t is outside [0, 1].
+        """
+        if chords < 1:
+            raise UserError(f"a length needs chords >= 1, got {chords}")
+        grid = sorted({*(k / chords for k in range(chords + 1)), *map(float, ts)})
+        coefficients = [self.family.coefficients(t) for t in grid]
+        total, reached = 0.0, {grid[0]: 0.0}
+        for k in range(1, len(grid)):
+            total += self._norm(coefficients[k] - coefficients[k - 1])
+            reached[grid[k]] = total
+        return torch.tensor([reached[float(t)] for t in ts], dtype=torch.float64)
+
+    def gram(self) -> Tensor:
+        """Return the Gram matrix (B, B) float64 of the points; see :func:`gram_matrix`."""
+        return self._gram.clone()
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        return gram_matrix(self.points)
+
+    def _norm(self, coefficients: Tensor) -> float:
+        """Return |sum_i a_i w_i| for coefficients a (B,) that sum to 0."""
+        return math.sqrt(max(float(coefficients @ self._gram @ coefficients), 0.0))
+
+    def state_dict(self, t: float) -> dict[str, Tensor]:
+        """Return the parameters at t by name, contiguous, each with its own memory.
+
+        Raises:
+            UserError: the curve has no layout, or t is outside [0, 1].
+        """
+        return _named(self.layout, self.at(t))
+
+    def save(self, path: str | Path) -> None:
+        """Write the curve to a ``.safetensors`` file, atomically.
+
+        Each parameter is a tensor (B, ...) under its name, its values at the B points; without a
+        layout there is one tensor ``points`` (B, P). The family and the order of the parameters
+        are in the metadata.
+
+        Raises:
+            OSError: it could not be written; the file is as it was.
+        """
+        write_points(Path(path), self.family, self.points, self.layout)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Curve:
+        """Return the curve in a file that :meth:`save` wrote, bitwise, on the CPU.
+
+        Raises:
+            UserError: no such file, or it is damaged or holds no curve.
+        """
+        return cls(*read_points(Path(path)))
+
+
+def elevate(curve: Curve) -> Curve:
+    """Return the same Bezier curve with one more point (degree elevation), its ends bitwise.
+
+    With n = num_points - 1 the new points are i/(n+1) w_(i-1) + (1 - i/(n+1)) w_i.
+
+    Raises:
+        UserError: it is no Bezier curve.
+    """
+    if not isinstance(curve.family, Bezier):
+        raise UserError(f"only a Bezier curve can be elevated, got a {curve.family.name}")
+    count = curve.family.num_points
+    points = curve.points
+    middle = [
+        combination([i / count, 1 - i / count], points[i - 1 : i + 1]) for i in range(1, count)
+    ]
+    return Curve(Bezier(count + 1), torch.stack([points[0], *middle, points[-1]]), curve.layout)
+
+
+class Chain:
+    """Curves joined end to end through several networks; t in [0, 1] is shared equally among them.
+
+    Between two curves t belongs to the second. The interface is that of :class:`Curve`.
+
+    Args:
+        curves: each begins, bitwise, where the one before it ends; with the same layout.
+
+    Raises:
+        UserError: there are no curves, or two do not meet or have different layouts.
+    """
+
+    def __init__(self, curves: Sequence[Curve]) -> None:
+        if not curves:
+            raise UserError("a chain needs at least one curve, got none")
+        self.curves = list(curves)
+        self.layout = curves[0].layout
+        for number in range(1, len(curves)):
+            before, after = curves[number - 1], curves[number]
+            if not torch.equal(before.points[-1], after.points[0]):
+                raise UserError(f"curve {number} of the chain does not begin where the last ends")
+            if after.layout != self.layout:
+                raise UserError(f"curve {number} of the chain has another layout than the first")
+
+    @classmethod
+    def through(
+        cls,
+        points: Tensor | Sequence[Tensor],
+        *,
+        family: str = "bezier",
+        num_points: int = 3,
+        closed: bool = False,
+        layout: Layout | None = None,
+    ) -> Chain:
+        """Return straight curves through networks ``points`` (K, P), one after the other.
+
+        Args:
+            points: weights of the networks, in order.
+            family: of each curve.
+            num_points: of each curve.
+            closed: come back from the last network to the first.
+            layout: names and shapes of the parameters.
+
+        Raises:
+            UserError: there are fewer than two networks, or two neighbours are the same.
+        """
+        if len(points) < 2:
+            raise UserError(f"a chain goes through at least two networks, got {len(points)}")
+        stops = [*points, points[0]] if closed else list(points)
+        curves = []
+        for start, end in itertools.pairwise(stops):
+            check_distinct(start, end)
+            bends = straight_points(start, end, num_points)
+            curves.append(Curve(make_family(family, num_points), bends, layout))
+        return cls(curves)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last curve ends, bitwise, where the first begins."""
+        return torch.equal(self.curves[0].points[0], self.curves[-1].points[-1])
+
+    def at(self, t: float) -> Tensor:
+        """Return w(t) (P,); see :meth:`Curve.at`."""
+        piece, part = locate(t, len(self.curves))
+        return self.curves[piece].at(part)
+
+    def velocity(self, t: float) -> Tensor:
+        """Return dw/dt (P,); see :meth:`Curve.velocity`."""
+        piece, part = locate(t, len(self.curves))
+        return self.curves[piece].velocity(part) * len(self.curves)
+
+    def speed(self, t: float) -> float:
+        """Return |dw/dt|; see :meth:`Curve.speed`."""
+        piece, part = locate(t, len(self.curves))
+        return self.curves[piece].speed(part) * len(self.curves)
+
+    def length(self, chords: int = 60) -> float:
+        """Return the length over so many chords per curve; see :meth:`Curve.length`."""
+        return sum(curve.length(chords) for curve in self.curves)
+
+    def arc_lengths(self, ts: Sequence[float], *, chords: int = 60) -> Tensor:
+        """Return the length (T,) from 0 to each t; see :meth:`Curve.arc_lengths`."""
+        places = [locate(t, len(self.curves)) for t in ts]
+        lengths = torch.zeros(len(places), dtype=torch.float64)
+        before = 0.0
+        for number, curve in enumerate(self.curves):
+            inside = [k for k, (piece, _) in enumerate(places) if piece == number]
+            parts = curve.arc_lengths([*(places[k][1] for k in inside), 1.0], chords=chords)
+            lengths[inside] = before + parts[:-1]
+            before += float(parts[-1])
+        return lengths
+
+    def state_dict(self, t: float) -> dict[str, Tensor]:
+        """Return the parameters at t by name; see :meth:`Curve.state_dict`."""
+        return _named(self.layout, self.at(t))
+
+
+def _named(layout: Layout | None, vector: Tensor) -> dict[str, Tensor]:
+    if layout is None:
+        raise UserError("a state dict needs names; give the curve a layout: Layout.of(model)")
+    return {name: part.clone() for name, part in layout.split(vector).items()}

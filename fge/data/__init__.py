@@ -1,0 +1,1 @@
+"""Images in memory, and batches of them."""

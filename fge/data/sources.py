@@ -1,0 +1,255 @@
+"""Where images come from: the bundled subset, torchvision, a folder, an ``.npz`` file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fge.arrays import read_npz
+from fge.data.images import list_images, read_images
+from fge.errors import UserError
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package ``dataset-fashion-mnist`` puts its files."""
+
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+_IDX_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """``images`` (N, H, W, C) uint8 and integer ``labels`` (N,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as it was found, before validation is taken from training."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: RawSplit
+    test: RawSplit
+
+
+DOWNLOADED = {
+    "fashion-mnist": (31, ("FashionMNIST/raw",)),
+    "cifar10": (170, ("cifar-10-batches-py", "cifar-10-python.tar.gz")),
+    "cifar100": (169, ("cifar-100-python", "cifar-100-python.tar.gz")),
+}
+"""By name of a data set: megabytes to fetch, and what of it lies in the folder then."""
+
+
+def download_note(name: str, data_dir: Path) -> str | None:
+    """Say what reading a named data set would download; None where nothing is to be fetched."""
+    if name not in DOWNLOADED:
+        return None
+    size, places = DOWNLOADED[name]
+    found = [data_dir / place for place in places]
+    if name == "fashion-mnist":
+        found += [folder / _idx_name("train", "images") for folder in _idx_folders(data_dir)]
+    if any(place.exists() for place in found):
+        return None
+    return (
+        f"downloading {name} (about {size} MB) with torchvision from where its authors or a mirror "
+        f"keep it, into {data_dir} ..."
+    )
+
+
+def fashion_mnist_mini(data_dir: Path) -> RawData:
+    """Return the subset of Fashion-MNIST that comes with the package."""
+    del data_dir
+    file = resources.files("fge.data") / "bundled" / "fashion-mnist-mini.npz"
+    with resources.as_file(file) as path:
+        raw = from_npz(path)
+    return RawData("fashion-mnist-mini", FASHION_CLASSES, raw.train, raw.test)
+
+
+def fashion_mnist(data_dir: Path) -> RawData:
+    """Return Fashion-MNIST from ``data_dir``, Debian's package or a download."""
+    for folder in _idx_folders(data_dir):
+        if (folder / _idx_name("train", "images")).exists():
+            splits = [_idx_split(folder, split) for split in ("train", "test")]
+            return RawData("fashion-mnist", FASHION_CLASSES, *splits)
+    names = [_idx_name(s, k) for s in ("train", "test") for k in ("images", "labels")]
+    return _from_torchvision("FashionMNIST", "fashion-mnist", data_dir, ", ".join(names))
+
+
+def cifar10(data_dir: Path) -> RawData:
+    """Return CIFAR-10 from ``data_dir`` or a download."""
+    return _from_torchvision(
+        "CIFAR10", "cifar10", data_dir, "the unpacked folder cifar-10-batches-py"
+    )
+
+
+def cifar100(data_dir: Path) -> RawData:
+    """Return CIFAR-100 from ``data_dir`` or a download."""
+    return _from_torchvision(
+        "CIFAR100", "cifar100", data_dir, "the unpacked folder cifar-100-python"
+    )
+
+
+def from_npz(path: Path) -> RawData:
+    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels.
+
+    Raises:
+        UserError: the file is missing, damaged, or lacks an array.
+    """
+    arrays = read_npz(path, _NPZ_KEYS)
+    train, test = (
+        RawSplit(_with_channels(arrays[f"{s}_images"]), arrays[f"{s}_labels"])
+        for s in ("train", "test")
+    )
+    countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
+    classes = int(train.labels.max()) + 1 if countable else 0
+    if classes > (images := len(train.images)):  # names for them all could take a long time
+        raise UserError(
+            f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
+            f"and there are {images}; number the classes from 0 on"
+        )
+    return RawData(path.stem, tuple(str(c) for c in range(classes)), train, test)
+
+
+def from_folder(folder: Path) -> RawData:
+    """Return the images of ``train/CLASS/`` and ``test/CLASS/``, classes in sorted order.
+
+    Raises:
+        UserError: a part or class is missing or empty, or images cannot be read or differ in size.
+    """
+    classes = _class_names(folder / "train")
+    if extra := sorted(set(_class_names(folder / "test")) - set(classes)):
+        raise UserError(f"{folder}/test has a class {extra[0]!r} that {folder}/train has not")
+    train, test = (_folder_split(folder / part, classes) for part in ("train", "test"))
+    return RawData(Path(os.path.abspath(folder)).name, classes, train, test)
+
+
+def check(raw: RawData) -> None:
+    """Check shapes, counts and label ranges of both splits.
+
+    Raises:
+        UserError: naming the split and the value.
+    """
+    for part, split in (("train", raw.train), ("test", raw.test)):
+        images, labels = split.images, split.labels
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(
+                f"{part}_images must be uint8 (N, H, W) or (N, H, W, C), "
+                f"got {images.dtype} {images.shape}"
+            )
+        if labels.shape != (len(images),):
+            raise UserError(
+                f"{part}_labels must be one per image ({len(images)}), got shape {labels.shape}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"{part}_labels must be integers, got {labels.dtype}")
+        if len(labels) == 0:
+            raise UserError(f"the {part} split is empty")
+        if labels.min() < 0 or labels.max() >= len(raw.classes):
+            raise UserError(
+                f"{part}_labels must be in [0, {len(raw.classes)}), "
+                f"got {labels.min()} to {labels.max()}"
+            )
+    if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
+        raise UserError(
+            f"training images are {raw.train.images.shape[1:]} (H, W, C) "
+            f"and test images {raw.test.images.shape[1:]}: they must be of one size"
+        )
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; a data folder holds train/CLASS/ and test/CLASS/")
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not names:
+        raise UserError(f"{folder} holds no class folders; images go into {folder}/CLASS/")
+    return names
+
+
+def _folder_split(folder: Path, classes: tuple[str, ...]) -> RawSplit:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = list_images(folder / name) if (folder / name).is_dir() else []
+        if not found and folder.name == "train":
+            raise UserError(f"class folder {folder / name} holds no images")
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise UserError(f"{folder} holds no images")
+    return RawSplit(read_images(files), np.array(labels, dtype=np.int64))
+
+
+def _with_channels(images: NDArray[Any]) -> NDArray[Any]:
+    return images[..., None] if images.ndim == 3 else images
+
+
+def _idx_folders(data_dir: Path) -> tuple[Path, ...]:
+    return data_dir, data_dir / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST
+
+
+def _idx_name(split: str, kind: str) -> str:
+    rank = 3 if kind == "images" else 1
+    return f"{_IDX_PREFIXES[split]}-{kind}-idx{rank}-ubyte.gz"
+
+
+def _idx_split(folder: Path, split: str) -> RawSplit:
+    images, labels = (_read_idx(folder / _idx_name(split, k)) for k in ("images", "labels"))
+    return RawSplit(images[..., None], labels.astype(np.int64))
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """Return the array in a gzipped IDX file: magic (.., type, rank), sizes, then bytes."""
+    if not path.exists():
+        raise UserError(f"no data file {path}")
+    try:
+        data = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+        values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+        return values.reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
+
+
+def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawData:
+    from torchvision import datasets
+
+    try:
+        train, test = (
+            getattr(datasets, kind)(root=str(data_dir), train=part, download=True)
+            for part in (True, False)
+        )
+    except Exception as error:  # torchvision raises many kinds when it cannot download
+        raise UserError(
+            f"{name} is not in {data_dir} and could not be downloaded; put {files} there, or name "
+            f"another folder with --data-dir ({type(error).__name__})"
+        ) from None
+    splits = [
+        RawSplit(
+            _with_channels(np.asarray(part.data, dtype=np.uint8)),
+            np.asarray(part.targets, dtype=np.int64),
+        )
+        for part in (train, test)
+    ]
+    return RawData(name, tuple(train.classes), *splits)

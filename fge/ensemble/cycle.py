@@ -1,0 +1,132 @@
+"""``FGE``: cyclic learning rate, snapshots and ensemble inside somebody's own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fge.distributed import ranks_of
+from fge.ensemble.ensemble import Ensemble
+from fge.ensemble.snapshots import SnapshotStore
+from fge.errors import UserError
+from fge.train.schedules import TriangularLR
+
+
+class FGE:
+    """Fast Geometric Ensembling (arXiv 1802.10026) in three lines of a training loop.
+
+    Call :meth:`step` after every optimizer step. It sets the next learning rate and, at each
+    minimum of the cycle, keeps a snapshot of the model with its buffers.
+
+    Args:
+        model: any module; wrappers of ``torch.compile`` and data-parallel are seen through.
+        optimizer: any optimizer; its learning rates are set from now on.
+        cycle_steps: optimizer steps per cycle, even.
+        max_lr: rate at the start of a cycle; one number, or one per parameter group.
+        min_lr: rate in the middle of a cycle; one number, or one per parameter group.
+        out: folder of the snapshots.
+        forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
+            as ``model(x)``.
+        write: whether this process writes the snapshots. By default all do, but of a model in
+            ``DistributedDataParallel`` only the first process; the others hold the position in
+            the cycle alone, and call :meth:`step` and the state's methods all the same. Give
+            True in each where every machine is to have a folder of its own.
+
+    Raises:
+        UserError: a learning rate or ``cycle_steps`` that makes no cycle.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        cycle_steps: int,
+        max_lr: float | Sequence[float],
+        min_lr: float | Sequence[float],
+        out: str | Path,
+        forward_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        write: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.forward_fn = forward_fn
+        self.scheduler = TriangularLR(
+            optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
+        )
+        self.store = SnapshotStore(out)
+        self.ranks = ranks_of(model)
+        self.writes = self.ranks.leads if write is None else write
+        self._kept = 0
+        self._owns_store = len(self.store) == 0 or not self.writes
+
+    def step(self) -> bool:
+        """Set the learning rate of the next optimizer step; keep a snapshot at a minimum.
+
+        The processes of a ``DistributedDataParallel`` model call this together: at a minimum the
+        running statistics of batch norm become their means over the processes, and other buffers
+        those of the first, so that the snapshot is the same whoever writes it. It is written when
+        they come back, and where one cannot write all raise.
+
+        Returns:
+            Whether a snapshot was kept, by whichever process.
+
+        Raises:
+            UserError: the folder held snapshots before, and no saved state was loaded; or another
+                process could not write.
+            OSError: the snapshot could not be written.
+        """
+        if not self._owns_store:
+            raise UserError(
+                f"{self.store.path} already holds {len(self.store)} snapshots; load the saved "
+                "state to go on from them, or give another folder"
+            )
+        self.scheduler.step()
+        if not self.scheduler.at_minimum:
+            return False
+        self.ranks.synchronise(self.model)
+        with self.ranks.together():  # so that all find the snapshot in the folder
+            if self.writes:
+                lr = float(self.scheduler.get_last_lr()[0])
+                self.store.append(self.model, step=self.scheduler.last_epoch, lr=lr)
+        self._kept += 1
+        return True
+
+    def ensemble(self) -> Ensemble:
+        """Return the ensemble of the snapshots so far; later ones do not join it.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        # Read anew from the folder: another process may have written it, and it goes on growing.
+        return Ensemble(self.model, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs beside the model's and the optimizer's own state."""
+        kept = len(self.store) if self.writes else self._kept
+        return {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state: position in the cycle and number of snapshots.
+
+        The cycle's options are those given to the constructor. Snapshots later than the state are
+        dropped. Load the optimizer's state first, since it holds a learning rate of its own.
+
+        Raises:
+            UserError: the folder holds fewer snapshots than the state speaks of.
+        """
+        expected = state_dict["snapshots"]
+        with self.ranks.together():
+            if self.writes and len(self.store) < expected:
+                raise UserError(
+                    f"{self.store.path} holds {len(self.store)} snapshots, the state speaks of "
+                    f"{expected}: give the folder that the state was saved with"
+                )
+            if self.writes:
+                self.store.truncate(expected)
+        self._kept = expected
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self._owns_store = True

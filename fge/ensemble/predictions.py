@@ -1,0 +1,163 @@
+"""Predictions of each member on disk, so that no member is evaluated twice."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fge.arrays import read_npz
+from fge.data.batches import EvalBatches
+from fge.ensemble.ensemble import RunningMean
+from fge.errors import UserError
+from fge.files import write_bytes
+
+_ARRAYS = ("targets", "members", "sha256", "probabilities")
+
+
+class PredictionFile:
+    """An ``.npz`` of class probabilities per member.
+
+    Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
+    ``probabilities`` (S, N, C) float32. The file is rewritten whole after each member.
+
+    Args:
+        path: the file; read where it exists.
+        targets: labels (N,) of the split.
+
+    Raises:
+        UserError: the file cannot be read, or is of other targets.
+    """
+
+    def __init__(self, path: Path, targets: Tensor) -> None:
+        self.path = path
+        self.targets: NDArray[np.int64] = targets.cpu().numpy()
+        self._members: dict[str, tuple[str, NDArray[np.float32]]] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        stored = read_npz(self.path, _ARRAYS)
+        names, keys, probs = (stored[name] for name in _ARRAYS[1:])
+        if not (
+            names.ndim == keys.ndim == 1
+            and probs.ndim == 3
+            and len(names) == len(keys) == len(probs)
+            and probs.shape[1] == len(stored["targets"])
+        ):
+            raise UserError(f"{self.path} is damaged: its arrays do not belong together; delete it")
+        rows = zip(names, keys, probs, strict=True)
+        self._members = {str(name): (str(key), row) for name, key, row in rows}
+        if not np.array_equal(stored["targets"], self.targets):
+            raise UserError(f"{self.path} was made from other labels than the data has now")
+
+    def get(self, member: str, sha256: str) -> Tensor | None:
+        """Return the stored probabilities (N, C) of a member with exactly these weights."""
+        key, probs = self._members.get(member, ("", None))
+        return torch.from_numpy(probs).double() if key == sha256 and probs is not None else None
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the members, in the order of the file."""
+        return list(self._members)
+
+    def __contains__(self, member: str) -> bool:
+        """Say whether there is a prediction of the member."""
+        return member in self._members
+
+    def probabilities(self, member: str) -> Tensor:
+        """Return the stored probabilities (N, C) of a member, float64."""
+        return torch.from_numpy(self._members[member][1]).double()
+
+    def mean(self, members: Iterable[str]) -> Tensor:
+        """Return the mean of the members' probabilities (N, C), float64, in their order."""
+        mean = RunningMean()
+        for member in members:
+            mean.update(self.probabilities(member))
+        return mean.value
+
+    def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
+        """Store a member's probabilities (N, C); return them as they were rounded."""
+        rounded = probs.float().numpy().copy()
+        self._members[member] = (sha256, rounded)
+        self._write()
+        return torch.from_numpy(rounded).double()
+
+    def keep(self, members: Iterable[str]) -> None:
+        """Drop all members but those named, and put them in that order."""
+        wanted = {name: self._members[name] for name in members if name in self._members}
+        if list(wanted) != list(self._members):
+            self._members = wanted
+            self._write()
+
+    def _write(self) -> None:
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            targets=self.targets,
+            members=np.array(list(self._members)),
+            sha256=np.array([key for key, _ in self._members.values()]),
+            probabilities=np.stack([probs for _, probs in self._members.values()])
+            if self._members
+            else np.empty((0, len(self.targets), 0), np.float32),
+        )
+        write_bytes(self.path, buffer.getvalue())
+
+
+class MemberPredictions:
+    """Predictions of each member on the test images and on images foreign to them.
+
+    They are kept in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of foreign images, under
+    the same names and keys; the targets of foreign images are 0. ``test`` and ``foreign`` (by name)
+    are the files; ``parts`` are all of them, each with its batches.
+
+    Args:
+        folder: of the files.
+        test: batches of the test set.
+        foreign: batches of foreign images by name.
+
+    Raises:
+        UserError: a file cannot be read, or is of other targets.
+    """
+
+    def __init__(
+        self, folder: Path, test: EvalBatches, foreign: Mapping[str, EvalBatches] | None = None
+    ) -> None:
+        self.test = PredictionFile(folder / "test.npz", test.split.labels)
+        self.foreign = {
+            name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels)
+            for name, batches in (foreign or {}).items()
+        }
+        self.foreign_batches = dict(foreign or {})
+        self.parts = [
+            (self.test, test),
+            *((self.foreign[name], batches) for name, batches in self.foreign_batches.items()),
+        ]
+
+    def complete(self, member: str, sha256: str) -> bool:
+        """Say whether a member with exactly these weights is predicted on all images."""
+        return all(file.get(member, sha256) is not None for file, _ in self.parts)
+
+    def predict(self, member: str, sha256: str, predict: Callable[[EvalBatches], Tensor]) -> Tensor:
+        """Predict with a member what is not predicted yet; return its test probabilities (N, C).
+
+        Args:
+            member: its name.
+            sha256: of its weights.
+            predict: from batches to probabilities, asked only for what is missing.
+        """
+        for file, batches in self.parts:
+            if file.get(member, sha256) is None:
+                file.add(member, sha256, predict(batches))
+        return self.test.probabilities(member)
+
+    def keep(self, members: Iterable[str]) -> None:
+        """Drop all members but those named, and put them in that order."""
+        names = list(members)
+        for file, _ in self.parts:
+            file.keep(names)

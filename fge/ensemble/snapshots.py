@@ -1,0 +1,117 @@
+"""Snapshots of a model on disk, one ``.safetensors`` file each, with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fge.errors import UserError
+from fge.files import sha256, write_bytes, write_json
+from fge.networks.state import Weights, canonical_state, decode_weights, encode_weights
+
+SCHEMA_VERSION = 1
+
+
+class SnapshotStore:
+    """A folder of snapshots: ``0001.safetensors``, ... and ``index.json``.
+
+    A snapshot exists once the index names it; files are written whole or not at all, so an
+    interruption leaves the earlier snapshots as they were. The index records, for each snapshot,
+    its file, the SHA-256 of that file and the facts given to :meth:`append`.
+
+    Args:
+        path: the folder; made at the first :meth:`append`.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._index = self._read_index()
+
+    def _read_index(self) -> list[dict[str, Any]]:
+        file = self.path / "index.json"
+        if not file.exists():
+            return []
+        try:
+            index = json.loads(file.read_text(encoding="utf-8"))
+            snapshots: list[dict[str, Any]] = index["snapshots"]
+            if not isinstance(snapshots, list):
+                raise TypeError("'snapshots' is not a list")
+            for entry in snapshots:
+                _ = entry["file"], entry["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is not a snapshot index: {error}") from None
+        return snapshots
+
+    def _write_index(self, index: list[dict[str, Any]]) -> None:
+        write_json(self.path / "index.json", {"schema_version": SCHEMA_VERSION, "snapshots": index})
+        self._index = index
+
+    def append(self, model: Weights, **facts: Any) -> Path:
+        """Keep the model's parameters and buffers, with ``facts`` in the index.
+
+        Args:
+            model: a module (wrapped by ``torch.compile`` or data-parallel or not), a state dict
+                or a path.
+            facts: JSON values to remember: step, epoch, learning rate, validation figures.
+
+        Returns:
+            The file written.
+
+        Raises:
+            UserError: a fact is called ``file`` or ``sha256``, which the index has itself.
+            OSError: it could not be written; the store is as it was.
+        """
+        if taken := {"file", "sha256"} & set(facts):
+            raise UserError(f"the index has a {taken.pop()!r} of its own; name the fact otherwise")
+        data = encode_weights(canonical_state(model))
+        name = f"{len(self) + 1:04d}.safetensors"
+        write_bytes(self.path / name, data)
+        self._write_index([*self._index, {"file": name, "sha256": sha256(data), **facts}])
+        return self.path / name
+
+    def facts(self, position: int) -> dict[str, Any]:
+        """Return the index entry of a snapshot: ``file``, ``sha256`` and its facts."""
+        return dict(self._index[position])
+
+    def truncate(self, length: int) -> None:
+        """Drop all but the first ``length`` snapshots, and files the index does not name."""
+        if length < len(self):
+            self._write_index(self._index[:length])
+        named = {entry["file"] for entry in self._index}
+        for file in self.path.glob("*.safetensors"):
+            if file.stem.isdigit() and len(file.stem) >= 4 and file.name not in named:
+                file.unlink()
+
+    def __len__(self) -> int:
+        """Return the number of snapshots."""
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Load one snapshot after the other."""
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """Load a snapshot as a state dict on the CPU.
+
+        Raises:
+            IndexError: no such snapshot.
+            UserError: its file is missing, or is not what was written.
+        """
+        entry = self._index[position]
+        file = self.path / entry["file"]
+        if not file.is_file():
+            raise UserError(f"snapshot {file} is missing, though index.json names it")
+        data = file.read_bytes()
+        if sha256(data) != entry["sha256"]:
+            raise UserError(
+                f"snapshot {file} does not match its checksum in index.json: "
+                "the file was changed or damaged after it was written"
+            )
+        return decode_weights(data, file)

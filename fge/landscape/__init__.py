@@ -1,0 +1,1 @@
+"""Planes and lines through weight space, and the Hessian."""

@@ -1,0 +1,251 @@
+"""Planes through weight space; the maths is in float64.
+
+The plane through three networks is that of Garipov et al. 2018 (arXiv 1802.10026, figure 1), the
+filter-normalised random directions and the principal components of a trajectory are those of Li
+et al. 2018 (arXiv 1712.09913, sections 4 and 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fge.curves.curve_evaluation import AnyCurve
+from fge.errors import UserError
+from fge.landscape.directions import check_vectors, random_direction
+from fge.networks.layout import Layout
+
+Bounds = tuple[float, float, float, float]
+"""The lowest x, the highest x, the lowest y and the highest y of a rectangle in a plane."""
+
+_COLUMNS = 1 << 20
+"""Columns of a trajectory that are decomposed at a time, so that float64 copies stay small."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """The weights origin + x axes[0] + y axes[1].
+
+    Planes of :meth:`through` and :meth:`principal` have orthonormal axes, so that x and y are
+    distances in weight space. Those of :meth:`random` are as long as filter normalisation makes
+    them and not quite perpendicular; ``gram`` says how distances come out.
+
+    Attributes:
+        origin: weights (P,) at (0, 0); points are given in their dtype.
+        axes: (2, P) float64.
+        anchors: coordinates (K, 2) float64 of the weights that the plane was made from.
+        extent: a rectangle around what there is to see, without a margin.
+
+    Raises:
+        UserError: the axes are not two finite, linearly independent vectors as long as the origin.
+    """
+
+    origin: Tensor
+    axes: Tensor
+    anchors: Tensor = field(default_factory=lambda: torch.zeros(1, 2, dtype=torch.float64))
+    extent: Bounds = (-1.0, 1.0, -1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != 2:
+            raise UserError(f"a plane has two axes, got {len(self.axes)}")
+        check_vectors({"origin": self.origin, "axes[0]": self.axes[0], "axes[1]": self.axes[1]})
+        (a, b), (_, c) = self.gram.tolist()
+        if not (a > 0 and c > 0 and (b / math.sqrt(a) / math.sqrt(c)) ** 2 < 1 - 1e-12):
+            raise UserError("the axes of a plane must not be zero or parallel; give two directions")
+
+    @classmethod
+    def through(cls, w0: Tensor, w1: Tensor, w2: Tensor) -> Plane:
+        """Return the plane through three weight vectors (P,), its origin at ``w0``.
+
+        The first axis is u = (w2 - w0)/|w2 - w0|, the second the normalised Gram-Schmidt remainder
+        of w1 - w0, so that ``w1`` has y > 0 (arXiv 1802.10026, appendix). The remainder is taken
+        twice, which makes the axes perpendicular to rounding even where the three nearly lie on a
+        line. ``anchors`` are the coordinates of w0, w1, w2.
+
+        Raises:
+            UserError: two of them coincide, or all lie on a line, up to the rounding of their
+                dtype; they are not finite vectors of one length.
+        """
+        vectors = {"w0": w0, "w1": w1, "w2": w2}
+        check_vectors(vectors)
+        noise = torch.finfo(w0.dtype).eps * max(float(w.double().norm()) for w in vectors.values())
+        start = w0.detach().double()
+        u, side = (w.detach().to(start) - start for w in (w2, w1))
+        apart = {("w0", "w1"): side, ("w1", "w2"): u - side, ("w2", "w0"): u}
+        for (one, other), difference in apart.items():
+            if float(difference.norm()) <= noise:
+                raise UserError(
+                    f"{one} and {other} coincide up to rounding; a plane goes through three "
+                    "networks that differ"
+                )
+        u = u / u.norm()
+        for _ in range(2):
+            side = side - (side @ u) * u
+        if float(side.norm()) <= noise:
+            raise UserError(
+                f"w0, w1 and w2 lie on one line: w1 is {float(side.norm()):.2g} away from that "
+                "through w0 and w2, which is rounding; give three networks that span a plane"
+            )
+        return _spanned(w0.detach(), torch.stack([u, side / side.norm()]), [w0, w1, w2])
+
+    @classmethod
+    def random(
+        cls, center: Tensor, layout: Layout, seed: int = 0, *, biases: bool = False
+    ) -> Plane:
+        """Return the plane through ``center`` along two random filter-normalised directions.
+
+        The axes are not orthonormal: a step of 1 along one moves each filter by its own norm.
+        ``extent`` is one such step to each side.
+
+        Args:
+            center: weights (P,), canonical.
+            layout: their names and shapes.
+            seed: of the Gaussian directions.
+            biases: move the parameters of one dimension too; see :func:`filter_normalised`.
+
+        Raises:
+            UserError: ``center`` is not finite or does not fit the layout, or no filter of it
+                differs from 0.
+        """
+        check_vectors({"center": center})
+        axes = [random_direction(center, layout, seed, axis, biases=biases) for axis in range(2)]
+        return cls(center.detach(), torch.stack(axes))
+
+    @classmethod
+    def principal(
+        cls, trajectory: Tensor | Sequence[Tensor], *, center: Tensor | None = None
+    ) -> Plane:
+        """Return the plane of the first two principal components of a trajectory.
+
+        They are those of w_k - center: with the last weights as ``center`` it is the plane of Li et
+        al. 2018. Only a matrix K x K is decomposed, the triangular factor of a QR decomposition
+        gathered over blocks of columns; unlike a Gram matrix it does not square what is small.
+        Along each axis the trajectory ends on the positive side of its start.
+
+        Args:
+            trajectory: (K, P), or K vectors (P,), in order.
+            center: weights (P,) in the origin; the mean of the trajectory by default.
+
+        Raises:
+            UserError: there are fewer than three vectors, they are not finite and of one length,
+                or they all lie on a line through the center.
+        """
+        if len(trajectory) < 3:
+            raise UserError(f"principal components need at least 3 vectors, got {len(trajectory)}")
+        rows = [vector.detach() for vector in trajectory]
+        given = {} if center is None else {"center": center}
+        check_vectors({**{f"vector {k}": row for k, row in enumerate(rows)}, **given})
+        origin = _mean(rows) if center is None else center.detach().to(rows[0])
+        left, sizes = _decomposed(rows, origin)
+        noise = torch.finfo(rows[0].dtype).eps * max(float(row.double().norm()) for row in rows)
+        if len(sizes) < 2 or float(sizes[1]) <= noise * math.sqrt(len(rows)):
+            raise UserError(
+                f"the {len(rows)} vectors lie on a line through the center: they have no second "
+                "principal component; give a longer trajectory"
+            )
+        return _spanned(origin, _components(rows, origin, left, sizes), rows)
+
+    @property
+    def gram(self) -> Tensor:
+        """Dot products (2, 2) float64 of the axes: |x axes[0] + y axes[1]|² = (x, y) G (x, y)ᵀ."""
+        return (self.axes @ self.axes.T).cpu()
+
+    def point(self, x: float, y: float) -> Tensor:
+        """Return the weights (P,) at (x, y), in the origin's dtype; at (0, 0) the origin."""
+        point = torch.add(self.origin.double(), self.axes[0], alpha=x)
+        return point.add_(self.axes[1], alpha=y).to(self.origin.dtype)
+
+    def coordinates(self, weights: Tensor) -> tuple[float, float]:
+        """Return (x, y) of the point of the plane that is nearest to weights (P,).
+
+        Raises:
+            UserError: they are not a finite vector of the plane's length.
+        """
+        x, y = torch.linalg.solve(self.gram, (self.axes @ self._from_origin(weights)).cpu())
+        return float(x), float(y)
+
+    def residual(self, weights: Tensor) -> float:
+        """Return the distance of weights (P,) from the plane.
+
+        Raises:
+            UserError: they are not a finite vector of the plane's length.
+        """
+        x, y = self.coordinates(weights)
+        return float((self._from_origin(weights) - x * self.axes[0] - y * self.axes[1]).norm())
+
+    def project(self, curve: AnyCurve, ts: Sequence[float] | None = None) -> Tensor:
+        """Return the coordinates (T, 2) float64 of a curve's points, at 61 even ts by default.
+
+        Raises:
+            UserError: a t is none of the curve's, or the curve has other parameters.
+        """
+        places = [k / 60 for k in range(61)] if ts is None else ts
+        found = [self.coordinates(curve.at(t)) for t in places]
+        return torch.tensor(found, dtype=torch.float64).reshape(len(found), 2)
+
+    def bounds(self, margin: float = 0.2) -> Bounds:
+        """Return the extent with a margin to each side, a fraction of its width and height.
+
+        Raises:
+            UserError: the margin is negative or not finite.
+        """
+        if not 0 <= margin < math.inf:
+            raise UserError(f"margin must be >= 0, a fraction of the extent, got {margin:g}")
+        left, right, bottom, top = self.extent
+        dx, dy = margin * (right - left), margin * (top - bottom)
+        return left - dx, right + dx, bottom - dy, top + dy
+
+    def _from_origin(self, weights: Tensor) -> Tensor:
+        check_vectors({"origin": self.origin, "weights": weights})
+        return weights.detach().to(self.axes) - self.origin.double()
+
+
+def _spanned(origin: Tensor, axes: Tensor, weights: Sequence[Tensor]) -> Plane:
+    """Return a plane that has ``weights`` for its anchors, in a box around them."""
+    plane = Plane(origin, axes)
+    anchors = torch.tensor([plane.coordinates(w) for w in weights], dtype=torch.float64)
+    (left, bottom), (right, top) = anchors.amin(0).tolist(), anchors.amax(0).tolist()
+    return replace(plane, anchors=anchors, extent=(left, right, bottom, top))
+
+
+def _mean(rows: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(rows[0], dtype=torch.float64)
+    for row in rows:
+        total += row.to(total)
+    return (total / len(rows)).to(rows[0].dtype)
+
+
+def _differences(rows: Sequence[Tensor], origin: Tensor) -> Iterator[Tensor]:
+    """Yield the columns of w_k - origin, (K, columns) float64, block by block."""
+    for start in range(0, len(origin), _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        center = origin[part].double()
+        yield torch.stack([row[part].to(center) for row in rows]) - center
+
+
+def _decomposed(rows: Sequence[Tensor], origin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return left singular vectors (K, n) and singular values (n,) of D = rows - origin (K, P).
+
+    With Dᵀ = QR they are those of Rᵀ.
+    """
+    factor = torch.zeros(0, len(rows), dtype=torch.float64, device=origin.device)
+    for block in _differences(rows, origin):
+        factor = torch.linalg.qr(torch.cat([factor, block.T]), mode="r").R
+    left, sizes, _ = torch.linalg.svd(factor.T, full_matrices=False)
+    return left, sizes
+
+
+def _components(rows: Sequence[Tensor], origin: Tensor, left: Tensor, sizes: Tensor) -> Tensor:
+    """Return the first two right singular vectors (2, P), made perpendicular to rounding."""
+    forwards = torch.where(left[-1, :2] < left[0, :2], -1.0, 1.0)
+    weighting = (left[:, :2] * forwards / sizes[:2]).T
+    axes = torch.cat([weighting @ block for block in _differences(rows, origin)], dim=1)
+    axes[0] /= axes[0].norm()
+    for _ in range(2):
+        axes[1] -= (axes[1] @ axes[0]) * axes[0]
+    axes[1] /= axes[1].norm()
+    return axes

@@ -1,0 +1,135 @@
+"""Telling by uncertainty what to trust: foreign inputs, wrong predictions; numpy, float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
+
+from fge.errors import UserError
+from fge.metrics.scores import check_examples, check_probs
+
+Array = NDArray[np.float64]
+
+
+def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
+    """Return the area under the ROC curve: the chance that a positive scores higher.
+
+    P(positive > negative) + P(positive = negative) / 2 over all pairs, the Mann-Whitney statistic
+    (Fawcett 2006, doi 10.1016/j.patrec.2005.10.010, section 7): 0.5 for scores that tell nothing.
+
+    Args:
+        negatives: scores (N,), N >= 1.
+        positives: scores (M,), M >= 1.
+
+    Raises:
+        UserError: either holds no score, is no vector, or holds values that are not finite.
+    """
+    low, high = np.sort(_scores("negatives", negatives)), _scores("positives", positives)
+    below = np.searchsorted(low, high, side="left")
+    not_above = np.searchsorted(low, high, side="right")
+    return float(np.mean((below + not_above) / 2) / len(low))
+
+
+def entropy(probs: ArrayLike) -> Array:
+    """Return the entropy -sum_c p_c log p_c of each row, in nats (N,); 0 log 0 is 0.
+
+    Raises:
+        UserError: values that are no probabilities.
+    """
+    # Sorted, rows of the same probabilities sum to the same bits: a tie stays a tie.
+    values: Array = entr(np.sort(check_probs(probs), axis=1)).sum(axis=1)
+    return values
+
+
+def ood_auroc(probs: ArrayLike, ood_probs: ArrayLike) -> dict[str, float]:
+    """Return how well uncertainty tells out-of-distribution inputs from the task's: two AUROCs.
+
+    The out-of-distribution inputs are the positives; they are scored by the negative largest
+    probability (Hendrycks and Gimpel 2017, arXiv 1610.02136) and by the entropy of the prediction
+    (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+    Args:
+        probs: probs (N, C) of the task's inputs, rows sum to 1.
+        ood_probs: probs (M, C) of out-of-distribution inputs, rows sum to 1.
+
+    Returns:
+        ``"max_probability"`` and ``"entropy"``, :func:`auroc` in [0, 1].
+
+    Raises:
+        UserError: no inputs of either kind, other numbers of classes, or values that are no
+            probabilities.
+    """
+    inside, outside = check_probs(probs), check_probs(ood_probs, name="ood_probs")
+    if inside.shape[1] != outside.shape[1]:
+        raise UserError(
+            "probs and ood_probs must have the same classes, got "
+            f"{inside.shape[1]} and {outside.shape[1]}"
+        )
+    return {
+        "max_probability": auroc(-inside.max(axis=1), -outside.max(axis=1)),
+        "entropy": auroc(entropy(inside), entropy(outside)),
+    }
+
+
+class RiskCoverage(NamedTuple):
+    """The share of examples answered and the share of wrong answers among them, (N,) each."""
+
+    coverage: Array
+    risk: Array
+
+
+def risk_coverage(probs: ArrayLike, targets: ArrayLike) -> RiskCoverage:
+    """Return the error among the most confident k of N examples, for k = 1 to N.
+
+    Geifman and El-Yaniv 2017 (arXiv 1705.08500), with the largest probability as confidence.
+    Examples of one confidence have no order: each counts with the mean error of all of them,
+    which is the expected risk when ties are broken at random.
+
+    Args:
+        probs: probs (N, C), rows sum to 1.
+        targets: classes (N,), integers.
+
+    Returns:
+        coverage k / N and risk, both fractions, by rising coverage; the last risk is the error.
+
+    Raises:
+        UserError: shapes or targets that do not fit, or values that are no probabilities.
+    """
+    p, y = check_examples(probs, targets)
+    doubt = -p.max(axis=1)
+    _, index, counts = np.unique(doubt, return_inverse=True, return_counts=True)
+    wrong = np.bincount(index, weights=p.argmax(axis=1) != y)
+    answered = np.arange(1, len(y) + 1)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    errors = np.interp(answered, ends, np.concatenate([[0.0], np.cumsum(wrong)]))
+    return RiskCoverage(answered / len(y), errors / answered)
+
+
+def aurc(probs: ArrayLike, targets: ArrayLike) -> float:
+    """Return the area under the risk-coverage curve, a fraction: the mean risk over coverages.
+
+    Geifman et al. 2019 (arXiv 1805.08206): the mean over k = 1 to N of the risk at coverage k / N
+    (:func:`risk_coverage`). Lower is better; it falls both with fewer errors and with errors made
+    at lower confidence.
+
+    Args:
+        probs: probs (N, C), rows sum to 1.
+        targets: classes (N,), integers.
+
+    Raises:
+        UserError: as :func:`risk_coverage`.
+    """
+    return float(risk_coverage(probs, targets).risk.mean())
+
+
+def _scores(name: str, values: ArrayLike) -> Array:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or len(scores) == 0:
+        raise UserError(f"{name} must be scores (N,) with N >= 1, got shape {scores.shape}")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise UserError(f"{name} must be finite, got {scores[~finite][0]}")
+    return scores

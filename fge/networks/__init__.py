@@ -1,0 +1,1 @@
+"""A network and its weights: architectures, state, flat vector, batch norm, averages."""

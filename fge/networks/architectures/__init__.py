@@ -1,0 +1,1 @@
+"""The networks that the registry in ``fge.networks.build`` builds."""

@@ -1,0 +1,236 @@
+"""Averages of weights: of several networks, and over the steps of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fge.errors import UserError
+from fge.networks.state import Weights, canonical_state, unwrap
+
+
+class RunningAverage:
+    """The average of state dicts seen one at a time, in float64 on the CPU.
+
+    Parameters and buffers of floating point are averaged; of whole-number buffers (batch counts,
+    indices) the last seen counts. Batch-norm statistics of an average are no average of
+    statistics: estimate them anew with :func:`fge.networks.refresh_batch_norm`.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._means: dict[str, Tensor] = {}
+
+    def update(self, state: Weights) -> None:
+        """Take one more state dict in; it is not changed.
+
+        Raises:
+            UserError: its names or shapes are not those of the first; the first one is named.
+        """
+        tensors = canonical_state(state)
+        if self.count == 0:
+            self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+            self._means = {name: _wide(tensor) for name, tensor in tensors.items()}
+        else:
+            self._check(tensors)
+            for name, mean in self._means.items():
+                self._means[name] = _towards(mean, tensors[name], self.count + 1)
+        self.count += 1
+
+    def including(self, state: Weights) -> RunningAverage:
+        """Return the average with one more state dict, leaving this one as it is.
+
+        Raises:
+            UserError: as :meth:`update`.
+        """
+        other = RunningAverage()
+        other.count, other._dtypes, other._means = self.count, self._dtypes, dict(self._means)
+        other.update(state)
+        return other
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the average: tensors by name, contiguous, in the dtypes of the first state.
+
+        Raises:
+            UserError: nothing was seen.
+        """
+        if self.count == 0:
+            raise UserError("an average of weights needs at least one state dict, got none")
+        return {n: mean.to(self._dtypes[n], copy=True) for n, mean in self._means.items()}
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        for name, mean in self._means.items():
+            if name not in tensors:
+                raise UserError(f"member {self.count} has no tensor {name!r}, which member 0 has")
+            if tensors[name].shape != mean.shape:
+                raise UserError(
+                    f"member {self.count}: tensor {name!r} has shape "
+                    f"{tuple(tensors[name].shape)}, that of member 0 has {tuple(mean.shape)}"
+                )
+        for name in tensors:
+            if name not in self._means:
+                raise UserError(f"member {self.count} has a tensor {name!r}, which member 0 lacks")
+
+
+def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
+    """Return the average of several networks' weights, as in SWA.
+
+    Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407): w = 1/S sum_i w_i over S
+    networks. It is one network, with one forward pass per prediction. The average of networks
+    that lie in different basins is no good: :func:`fge.ensemble.fold` measures before it averages.
+    Memory does not grow with S where ``states`` loads them one by one, as a store does.
+
+    >>> import torch
+    >>> average_weights([{"w": torch.tensor([1.0, 4.0])}, {"w": torch.tensor([3.0, 8.0])}])
+    {'w': tensor([2., 6.])}
+
+    Args:
+        states: a store, state dicts, modules or paths, at least one.
+
+    Returns:
+        Tensors by name, on the CPU, contiguous: floating ones averaged in float64 and cast back
+        to the dtype they have in the first, whole-number ones from the last. Batch-norm statistics
+        among them are to be estimated anew (:func:`fge.networks.refresh_batch_norm`).
+
+    Raises:
+        UserError: no states, or names or shapes that differ.
+    """
+    average = RunningAverage()
+    for state in states:
+        average.update(state)
+    return average.state_dict()
+
+
+def _averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    if not _averaged(tensor):
+        return tensor
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _towards(mean: Tensor, value: Tensor, count: int) -> Tensor:
+    """Return the mean of ``count`` tensors from that of all but the last, and the last."""
+    if not _averaged(value):
+        return value
+    # Equal values stay what they are: an infinite one (of an attention mask) has no difference.
+    return torch.where(value == mean, mean, mean + (value - mean) / count)
+
+
+class ExponentialAverage:
+    """The exponential moving average of a model's parameters over the steps of a training (EMA).
+
+    After each step avg = d avg + (1 - d) w, for a decay d; the first update takes the parameters
+    as they are, so that initial weights have no part in it (as in
+    ``torch.optim.swa_utils.AveragedModel``). Polyak and Juditsky 1992 average iterates; with
+    exponential weights e.g. Tarvainen and Valpola 2017 (arXiv 1703.01780, equation 2). Buffers
+    are not averaged: estimate batch-norm statistics inside :meth:`swapped`.
+
+    Args:
+        model: whose parameters are averaged; wrappers of compilation and data-parallel are seen
+            through. The averages are copies on its device, in float32 where it has less.
+        decay: d, in [0, 1). About the last 1 / (1 - d) steps count.
+
+    Raises:
+        UserError: a decay outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.averages = {
+            name: parameter.detach().to(_at_least_single(parameter.dtype), copy=True)
+            for name, parameter in unwrap(model).named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the parameters after a step in.
+
+        Raises:
+            UserError: the model has other parameters than the one that was given first.
+        """
+        averages = list(self.averages.values())
+        present = [
+            parameter.detach().to(average.dtype)
+            for parameter, average in zip(self._parameters(model), averages, strict=True)
+        ]
+        if self.updates == 0:
+            torch._foreach_copy_(averages, present)
+        else:
+            torch._foreach_lerp_(averages, present, 1 - self.decay)
+        self.updates += 1
+
+    @contextmanager
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """Have the average in the model during a block; parameters and buffers come back after.
+
+        They come back bitwise, also when the block raises, and so the block may estimate
+        batch-norm statistics; gradients are left alone.
+
+        Args:
+            model: changed in place, so that compiled code and optimizers see it.
+
+        Raises:
+            UserError: the model has other parameters than the one that was given first.
+        """
+        parameters = self._parameters(model)
+        kept = [(p, p.detach().clone()) for p in (*parameters, *unwrap(model).buffers())]
+        with torch.no_grad():
+            for parameter, average in zip(parameters, self.averages.values(), strict=True):
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, saved in kept:
+                    tensor.copy_(saved)
+
+    def _parameters(self, model: nn.Module) -> list[Tensor]:
+        """Return the model's parameters in the order of the averages."""
+        parameters: dict[str, Tensor] = dict(unwrap(model).named_parameters())
+        _check_fit(self.averages, parameters, "the model")
+        return [parameters[name] for name in self.averages]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages by name and the number of updates; not the decay."""
+        return {"updates": self.updates, "averages": dict(self.averages)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to a saved state; the decay stays as it was given.
+
+        Raises:
+            UserError: the state is of a model with other parameters.
+        """
+        saved = state_dict["averages"]
+        _check_fit(self.averages, saved, "the saved state")
+        for name, average in self.averages.items():
+            average.copy_(saved[name])
+        self.updates = int(state_dict["updates"])
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_fit(averages: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for tensors in (averages, found)
+    )
+    if ours == theirs:
+        return
+    name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+    raise UserError(
+        f"{source} has other parameters than the average: {name!r} is {theirs.get(name, 'missing')}"
+        f", the average has {ours.get(name, 'none')}"
+    )

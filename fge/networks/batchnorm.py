@@ -1,0 +1,187 @@
+"""Batch-norm statistics of new weights, estimated from data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer
+
+from fge.distributed import default_ranks
+from fge.ensemble.ensemble import ForwardFn, call_model, check_reiterable, to_device
+from fge.errors import UserError
+from fge.networks.apply import tensors
+from fge.networks.state import unwrap
+from fge.ranks import Ranks, running_statistics
+
+
+def refresh_batch_norm(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    num_images: int | None = 5120,
+    forward_fn: ForwardFn | None = None,
+    all_ranks: bool = False,
+) -> int:
+    """Estimate the running statistics of the batch-norm layers anew, at the present weights.
+
+    They become the averages of the batch means and of the unbiased batch variances, each batch
+    weighing by its images (arXiv 1802.10026 evaluates each point of a curve so). About 5,000
+    images give a network's error to 0.1 points. Batch-norm layers run in training mode, all else
+    in evaluation mode, without gradients and without autocast; modes and momenta are restored,
+    and the statistics too when something raises. Where a forward pass calls a layer several
+    times, its later calls weigh more.
+
+    Args:
+        model: any module; compilation and data-parallel wrappers are bypassed.
+        batches: yields ``x`` or ``(x, y, ...)``; a batch of one image is skipped, unless all are.
+        num_images: stop after so many; None uses all. The batch in which the number is reached
+            is cut where it is ``x`` or ``(x, y, ...)`` of tensors, and used whole otherwise.
+        forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.
+        all_ranks: all processes of ``torch.distributed``'s default group call this together, each
+            with images of its own: the statistics are those of the images of all, and the same
+            everywhere. ``num_images`` counts over all, in equal parts. A process may have none.
+
+    Returns:
+        The number of images used, over all processes: 0 for a model without running batch-norm
+        statistics.
+
+    Raises:
+        UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
+            be counted, or ``num_images`` is below 2 a process.
+    """
+    check_reiterable(batches)
+    ranks = default_ranks() if all_ranks else Ranks()
+    if num_images is not None and num_images < 2 * ranks.size:
+        least = 2 * ranks.size
+        raise UserError(f"num_images must be >= {least}, or None for all, got {num_images}")
+    wanted = None if num_images is None else ranks.part(num_images)
+    target = unwrap(model)
+    layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return 0
+    device = next(itertools.chain(target.parameters(), target.buffers())).device
+    forward = forward_fn or call_model
+    with _estimating(target, layers), torch.no_grad(), _full_precision(device):
+        with ranks.together():
+            for single in (False, True):
+                seen = 0
+                for batch, count in _counted(batches, wanted, single):
+                    seen += count
+                    for layer in layers:
+                        layer.momentum = count / seen
+                    forward(target, to_device(batch, device))
+                if seen:
+                    break
+        total = _pool(layers, seen, ranks)
+        if total:
+            return total
+        raise UserError(
+            "batches yielded nothing: give data, and not a generator that is used up already"
+        )
+
+
+def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
+    """Average the statistics over the processes, each weighing by its images; return their sum."""
+    if ranks.size == 1:
+        return seen
+    counts = [n for layer in layers if (n := layer.num_batches_tracked) is not None]
+    total, *batches = ranks.sum_facts(torch.tensor([seen, *(int(count) for count in counts)]))
+    for count, number in zip(counts, batches, strict=True):
+        count.fill_(number)
+    if total:
+        ranks.average(running_statistics(layers), seen, total)
+    return total
+
+
+@contextmanager
+def _estimating(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    """Have the layers collect statistics from nothing on; bring everything else back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    statistics = [_statistics(layer) for layer in layers]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for layer in layers:
+            layer.training = True
+            _reset(layer)
+        yield
+    except BaseException:
+        for layer, saved in zip(layers, statistics, strict=True):
+            _reset(layer)
+            for name, tensor in saved.items():
+                getattr(layer, name).copy_(tensor)
+        raise
+    finally:
+        for module, training in modes:
+            module.training = training
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def _reset(layer: _BatchNorm) -> None:
+    if not isinstance(layer.running_mean, UninitializedBuffer):
+        layer.reset_running_stats()
+
+
+def _statistics(layer: _BatchNorm) -> dict[str, Tensor]:
+    """Return copies of a layer's statistics; a lazy one that has not run yet has none."""
+    if isinstance(layer.running_mean, UninitializedBuffer):
+        return {}
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {n: getattr(layer, n).clone() for n in names if getattr(layer, n) is not None}
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _counted(
+    batches: Iterable[Any], num_images: int | None, single: bool
+) -> Iterator[tuple[Any, int]]:
+    """Yield batches and their numbers of images until there are enough of them.
+
+    Those of one image are left out, or are all that is used where ``single`` is true.
+    """
+    seen = 0
+    for batch in batches:
+        if num_images is not None:
+            batch = _cut(batch, num_images - seen)
+        count = _count(batch)
+        if count > 1 or (single and count == 1):
+            yield batch, count
+            seen += count
+        # A single image left to take would make every further batch one of a single image.
+        if num_images is not None and seen and num_images - seen <= 1:
+            return
+
+
+def _cut(batch: Any, count: int) -> Any:
+    """Return the first ``count`` images of a batch of tensors; other batches as they are."""
+    if isinstance(batch, Tensor):
+        return batch[:count] if batch.ndim else batch
+    parts = batch if isinstance(batch, list | tuple) else []
+    if not all(isinstance(part, Tensor) and part.ndim for part in parts):
+        return batch
+    if len({len(part) for part in parts}) != 1:
+        return batch
+    return [part[:count] for part in parts]
+
+
+def _count(batch: Any) -> int:
+    """Return the length of the first tensor in a batch."""
+    for tensor in tensors(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise UserError(
+        f"cannot count the images of a batch that is a {type(batch).__name__} without tensors; "
+        "give tensors, or lists, tuples or dicts of them"
+    )

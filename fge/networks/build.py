@@ -1,0 +1,143 @@
+"""Architectures by name: the built-in ones, ``torchvision:NAME`` and ``package.module:factory``."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fge.config.base import is_factory
+from fge.errors import UserError, unknown
+from fge.networks.architectures.convnet import convnet
+from fge.networks.architectures.preresnet import preresnet, wide_resnet
+from fge.networks.architectures.vgg import vgg16
+from fge.networks.imports import import_named, reason
+
+MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
+    "convnet": convnet,
+    "vgg16": vgg16,
+    "vgg16-bn": partial(vgg16, batch_norm=True),
+    "preresnet20": partial(preresnet, depth=20),
+    "preresnet56": partial(preresnet, depth=56),
+    "preresnet110": partial(preresnet, depth=110),
+    "preresnet164": partial(preresnet, depth=164),
+    "wrn28-10": partial(wide_resnet, depth=28, factor=10),
+}
+
+_TORCHVISION = "torchvision:"
+
+
+def build_model(
+    name: str, *, in_channels: int, num_classes: int, image_size: tuple[int, int]
+) -> nn.Module:
+    """Build an architecture and try it on two blank images.
+
+    Args:
+        name: a key of ``MODELS``, ``torchvision:NAME`` or ``package.module:factory``. A factory
+            is called with those of the keywords ``in_channels``, ``num_classes`` and
+            ``image_size`` that it takes.
+        in_channels: channels of the images.
+        num_classes: width of the output.
+        image_size: height and width in pixels.
+
+    Raises:
+        UserError: an unknown name, a factory that fails, a model that cannot take such images or
+            whose output is not (N, num_classes).
+    """
+    if name.startswith(_TORCHVISION):
+        model = _torchvision(name.removeprefix(_TORCHVISION), in_channels, num_classes)
+    elif is_factory(name):
+        model = _from_factory(name, in_channels, num_classes, image_size)
+    elif name in MODELS:
+        model = MODELS[name](in_channels, num_classes, image_size)
+    else:
+        raise unknown("model", name, [*MODELS, "torchvision:NAME", "package.module:factory"])
+    _try_out(name, model, in_channels, num_classes, image_size)
+    return model
+
+
+def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise unknown("torchvision model", name, models.list_models(module=models))
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        _replace_stem(model, in_channels, name)
+    return model
+
+
+def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
+    """Put a convolution for ``in_channels`` in the place of the first one, made for 3."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            new = nn.Conv2d(
+                in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                module.dilation,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+            return
+    raise UserError(f"torchvision:{name} has no first layer that could take {in_channels} channels")
+
+
+def _from_factory(
+    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]
+) -> nn.Module:
+    factory = import_named(name, "model")
+    offered = {
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "image_size": image_size,
+    }
+    try:
+        model = factory(**_accepted(factory, offered))
+    except Exception as error:
+        raise UserError(f"model factory {name!r} failed: {reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model factory {name!r} returned a {type(model).__name__}, not a Module")
+    return model
+
+
+def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return offered
+    names = {p.name for p in parameters}
+    return {key: value for key, value in offered.items() if key in names}
+
+
+def _try_out(
+    name: str, model: nn.Module, in_channels: int, num_classes: int, image_size: tuple[int, int]
+) -> None:
+    """Apply a copy to two blank images in evaluation and in training mode.
+
+    No random number is drawn from the caller's generator, whatever the model draws.
+    """
+    height, width = image_size
+    images = torch.zeros(2, in_channels, height, width)
+    for training in (False, True):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                output = copy.deepcopy(model).train(training)(images)
+        except Exception as error:
+            raise UserError(
+                f"model {name!r} cannot take images of {in_channels} x {height} x {width}: "
+                f"{reason(error)}"
+            ) from error
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != (2, num_classes):
+            raise UserError(
+                f"model {name!r} must return logits of shape (N, {num_classes}) for the "
+                f"{num_classes} classes of the data, got {shape} for N = 2"
+            )

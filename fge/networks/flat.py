@@ -1,0 +1,249 @@
+"""A module's parameters as one flat vector: reading, writing, and training in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fge.errors import UserError
+from fge.networks.layout import Layout, named_parameters
+from fge.networks.state import Weights, read_weights, unwrap
+
+__all__ = [
+    "FlatParameters",
+    "Layout",
+    "Weights",
+    "check_distinct",
+    "flatten",
+    "named_parameters",
+    "unflatten",
+    "write_parameters",
+]
+
+
+def flatten(weights: Weights, model: nn.Module) -> Tensor:
+    """Return weights as one vector (P,): the parameters in C order, one after the other.
+
+    Args:
+        weights: a module, a state dict or a path. Buffers in it are left aside.
+        model: the architecture they belong to.
+
+    Returns:
+        A copy (P,) in the dtype and on the device of the model's parameters.
+
+    Raises:
+        UserError: a parameter is missing, left over, misshapen or not finite, or two names of a
+            tied one have different values: it is named. Or there is no such file.
+    """
+    state, source = _read(weights)
+    parameters = named_parameters(model)
+    own = unwrap(model)
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in own.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    first = next(iter(parameters.values()))
+    vector = first.new_empty(sum(p.numel() for p in parameters.values()), requires_grad=False)
+    parts = Layout.of(model).split(vector)
+    for name, parameter in parameters.items():
+        found = [alias for alias in aliases[id(parameter)] if alias in state]
+        if not found:
+            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
+        for alias in found:
+            _check_shape(state[alias], parameter, alias, source)
+        parts[name].copy_(state[found[0]].detach())
+        if not bool(torch.isfinite(parts[name]).all()):
+            raise UserError(f"{source}: tensor {found[0]!r} holds values that are not finite")
+        for alias in found[1:]:
+            if not torch.equal(state[alias].to(parts[name]), parts[name]):
+                raise UserError(
+                    f"{source}: {found[0]!r} and {alias!r} differ, which are one parameter in "
+                    "the model"
+                )
+    _check_known(state, own, source)
+    return vector
+
+
+def _read(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+    """Return parameters and buffers by name, and what to call them in errors."""
+    if isinstance(weights, str | Path):
+        return read_weights(Path(weights)), str(weights)
+    if isinstance(weights, Mapping):
+        return weights, "the state dict"
+    if not isinstance(weights, nn.Module):
+        raise UserError(
+            f"weights are a module, a state dict or a path, got a {type(weights).__name__}"
+        )
+    module = unwrap(weights)
+    return _tensors_of(module), f"the given {type(module).__name__}"
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, also those a state dict leaves out, under all their names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {**dict(parameters), **dict(buffers)}
+
+
+def _check_shape(tensor: Tensor, parameter: Tensor, name: str, source: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{source}: {name!r} is a {type(tensor).__name__}, not a tensor")
+    if tensor.shape != parameter.shape:
+        raise UserError(
+            f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, "
+            f"the model needs {tuple(parameter.shape)}"
+        )
+
+
+def _check_known(state: Iterable[str], model: nn.Module, source: str) -> None:
+    known = {*model.state_dict(), *_tensors_of(model)}
+    for name in state:
+        if name not in known:
+            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
+
+
+def unflatten(vector: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """Return a canonical vector (P,) as contiguous copies by parameter name, in its own dtype.
+
+    Raises:
+        UserError: the vector is not of shape (P,), or the model's parameters are unfit.
+    """
+    parts = Layout.of(model).split(vector.detach())
+    return {name: part.clone() for name, part in parts.items()}
+
+
+def write_parameters(model: nn.Module, vector: Tensor) -> None:
+    """Copy a canonical vector (P,) into the model's parameters, which stay where they are.
+
+    Raises:
+        UserError: the vector is not of shape (P,), or the model's parameters are unfit.
+    """
+    parameters = named_parameters(model)
+    parts = Layout.of(model).split(vector.detach())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(parts[name])
+
+
+def check_distinct(start: Tensor, end: Tensor) -> None:
+    """Check that two weight vectors (P,) differ, as the ends of a curve must.
+
+    Raises:
+        UserError: they are identical.
+    """
+    if torch.equal(start, end):
+        raise UserError("start and end are the same weights; give two networks that differ")
+
+
+class FlatParameters:
+    """The parameters of a model as views of one vector, and their gradients of another.
+
+    Writing to ``vector`` changes the model; a backward pass adds to ``gradient`` in place. Both
+    are in memory order, which :meth:`pack` and :meth:`unpack` convert: each parameter keeps its
+    strides (``channels_last`` too), and parameters whose sizes have the larger powers of two come
+    first. Tied parameters stay tied; frozen ones are part of the vector, their gradient is 0.
+
+    Optimizers and compiled models made before see it too, but for recorded CUDA graphs. Do not
+    move or cast the model afterwards.
+
+    Args:
+        model: its parameters are re-seated, their values kept; gradients start at 0.
+
+    Attributes:
+        layout: of the canonical vectors.
+        vector: the parameters (P,), in memory order.
+        gradient: their gradients (P,), likewise.
+
+    Raises:
+        UserError: the model's parameters are unfit, or two of them share memory without being
+            one ``Parameter``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layout = Layout.of(model)
+        self.parameters = list(named_parameters(model).values())
+        _check_separate(self.layout, self.parameters)
+        self._strides = [_dense_strides(parameter) for parameter in self.parameters]
+        self._offsets = _aligned_offsets(self.layout.sizes)
+        first = self.parameters[0]
+        self.vector = torch.zeros(self.layout.numel, dtype=first.dtype, device=first.device)
+        self.gradient = torch.zeros_like(self.vector)
+        with torch.no_grad():
+            for parameter, view in zip(self.parameters, self._views(self.vector), strict=True):
+                view.copy_(parameter)
+                parameter.data = view
+        self._gradients = self._views(self.gradient)
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Set the gradient to 0, and seat again what ``set_to_none=True`` has detached."""
+        self.gradient.zero_()
+        for parameter, view in zip(self.parameters, self._gradients, strict=True):
+            if parameter.requires_grad and parameter.grad is not view:
+                parameter.grad = view
+
+    def pack(self, vector: Tensor) -> Tensor:
+        """Return a canonical vector (P,) in memory order: a copy, bitwise.
+
+        Raises:
+            UserError: the vector is not of shape (P,).
+        """
+        parts = self.layout.split(vector.detach())
+        packed = torch.empty_like(vector)
+        for view, part in zip(self._views(packed), parts.values(), strict=True):
+            view.copy_(part)
+        return packed
+
+    def unpack(self, vector: Tensor) -> Tensor:
+        """Return a vector (P,) in memory order as a canonical one: a copy, bitwise.
+
+        Raises:
+            UserError: the vector is not of shape (P,).
+        """
+        unpacked = torch.empty_like(vector.detach())
+        parts = self.layout.split(unpacked)
+        for view, part in zip(self._views(vector.detach()), parts.values(), strict=True):
+            part.copy_(view)
+        return unpacked
+
+    def _views(self, vector: Tensor) -> list[Tensor]:
+        """Return views of a vector (P,) in memory order, shaped and strided as the parameters."""
+        return [
+            vector[offset : offset + size].as_strided(shape, strides)
+            for offset, size, shape, strides in zip(
+                self._offsets, self.layout.sizes, self.layout.shapes, self._strides, strict=True
+            )
+        ]
+
+
+def _dense_strides(parameter: Tensor) -> tuple[int, ...]:
+    """Return the parameter's strides, or near ones without gaps where it has gaps."""
+    return torch.empty_like(parameter, device="meta").stride()
+
+
+def _aligned_offsets(sizes: Sequence[int]) -> list[int]:
+    """Return an offset for each size such that the chunks fill the vector without gaps.
+
+    The kernels of matrix units need addresses that are multiples of 16 bytes or more. With the
+    largest powers of two first, each chunk begins at a multiple of the power in its own size.
+    """
+    offsets, end = [0] * len(sizes), 0
+    for index in sorted(range(len(sizes)), key=lambda i: -(sizes[i] & -sizes[i])):
+        offsets[index] = end
+        end += sizes[index]
+    return offsets
+
+
+def _check_separate(layout: Layout, parameters: Iterable[Tensor]) -> None:
+    seen: dict[int, str] = {}
+    for name, parameter in zip(layout.names, parameters, strict=True):
+        if parameter.numel() == 0:
+            continue
+        other = seen.setdefault(parameter.data_ptr(), name)
+        if other != name:
+            raise UserError(
+                f"parameters {other!r} and {name!r} share memory but are two Parameters; "
+                "tie them by assigning one Parameter to both"
+            )

@@ -1,0 +1,159 @@
+"""From averaged weights to a table and sentences: what averaging them came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fge.ensemble.folding import Figures, Fold
+from fge.report.methods import MethodResult, comparison
+from fge.report.report import Table
+
+_HEADINGS = ("network", "snapshots", "averaged", "validation error", "validation NLL")
+
+
+@dataclass(frozen=True)
+class Swa:
+    """The average of all snapshots' weights, on validation data beside the snapshots themselves.
+
+    ``figures`` are those of the average, ``members`` those of each snapshot, ``ensemble`` those of
+    their averaged probabilities.
+    """
+
+    figures: Figures
+    members: tuple[Figures, ...]
+    ensemble: Figures
+
+    @property
+    def barrier(self) -> float:
+        """NLL of the average less the mean NLL of the snapshots, in nats: below 0 it gains."""
+        return self.figures.nll - float(np.mean([figures.nll for figures in self.members]))
+
+    @property
+    def worst(self) -> Figures:
+        """The figures of the snapshot with the highest NLL."""
+        return max(self.members, key=lambda figures: figures.nll)
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the average has a higher NLL than every snapshot."""
+        return not self.figures.nll <= self.worst.nll
+
+
+def average_sentences(
+    swa: Swa | None,
+    fold: Fold | None,
+    names: Sequence[str],
+    results: Sequence[MethodResult],
+    ensemble: MethodResult,
+) -> list[str]:
+    """Say where averaging weights was harmful, and what the folded network lost.
+
+    Args:
+        swa: the average of all snapshots, None without validation data.
+        fold: None without validation data.
+        names: of the snapshots.
+        results: on the test set, of ``swa`` and ``fold`` where their predictions are finite.
+        ensemble: the result of the ensemble of the same snapshots.
+    """
+    found = {result.name: result for result in results}
+    sentences = []
+    if "swa" not in found:
+        sentences.append(
+            "The average of all snapshots' weights (swa) gives predictions that are not finite and "
+            "is left out."
+        )
+    elif swa and swa.harmful:
+        sentences.append(
+            "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL of "
+            f"{swa.figures.nll:.4f} is above the {swa.worst.nll:.4f} of the worst snapshot."
+        )
+    if fold and "fold" in found:
+        sentences.append(_fold_sentence(fold, names, found["fold"], ensemble))
+    return sentences
+
+
+def _fold_sentence(
+    fold: Fold, names: Sequence[str], line: MethodResult, ensemble: MethodResult
+) -> str:
+    passes = f"the ensemble, which takes {ensemble.forward_passes} passes per prediction"
+    lost = comparison(line, ensemble)
+    if len(fold.folded) == 1:
+        return (
+            "No average of weights was safe: with every other snapshot the validation NLL rose, so "
+            f"`fold` keeps {names[fold.best]} as it is; it has {lost} than {passes}."
+        )
+    return (
+        f"Folded into one network (the average of {len(fold.folded)} of {len(names)} snapshots), "
+        f"it has {lost} than {passes}."
+    )
+
+
+def average_table(swa: Swa, fold: Fold, names: Sequence[str]) -> Table:
+    """Return the table of averaged weights and their snapshots on the validation images."""
+    worst = swa.members.index(swa.worst)
+    rows = [
+        _row(f"best snapshot ({names[fold.best]})", 1, "", fold.before),
+        _row(f"worst snapshot ({names[worst]})", 1, "", swa.worst),
+        _row("ensemble", len(names), "probabilities", fold.ensemble),
+        _row("swa", len(names), "weights", swa.figures),
+        _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after),
+    ]
+    harmful = ", above that of the worst snapshot: averaging all is harmful here"
+    note = (
+        f"The NLL of `swa`, the average of all, less the snapshots' mean NLL (its barrier) is "
+        f"{swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. `fold` starts from the best "
+        "snapshot and tries the others from good to bad; it keeps one if the average with it has "
+        f"no higher NLL: {_trials(fold, names)}. Having been chosen by these images, its figures "
+        "here are optimistic. Batch-norm statistics were estimated for each average on training "
+        "images without augmentation."
+    )
+    return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
+
+
+def as_json(swa: Swa | None, fold: Fold | None, names: Sequence[str]) -> dict[str, Any]:
+    """Return what ``report.json`` holds of averaged weights; figures are those on validation."""
+    content: dict[str, Any] = {"swa": {"snapshots": list(names)}}
+    if swa:
+        content["swa"] |= {
+            **_figures(swa.figures),
+            "barrier": _finite(swa.barrier),
+            "worst_snapshot_nll": swa.worst.nll,
+            "harmful": swa.harmful,
+        }
+    if fold:
+        content["fold"] = {
+            "snapshots": [names[position] for position in fold.folded],
+            **_figures(fold.after),
+            "best_snapshot": {"name": names[fold.best], **_figures(fold.before)},
+            "ensemble": _figures(fold.ensemble),
+            "lost": _figures(fold.lost),
+            "trials": [
+                {"snapshot": names[t.member], **_figures(t.figures), "kept": t.kept}
+                for t in fold.trials
+            ],
+        }
+    return content
+
+
+def _trials(fold: Fold, names: Sequence[str]) -> str:
+    return ", ".join(
+        f"{names[trial.member]} {'kept' if trial.kept else 'refused'} ({trial.figures.nll:.4f})"
+        for trial in fold.trials
+    )
+
+
+def _row(name: str, snapshots: int, averaged: str, figures: Figures) -> list[str]:
+    return [name, str(snapshots), averaged, f"{figures.error:.2f}", f"{figures.nll:.4f}"]
+
+
+def _figures(figures: Figures) -> dict[str, float | None]:
+    return {"error": _finite(figures.error), "nll": _finite(figures.nll)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,211 @@
+"""From predictions to lines of the method table, each with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fge import metrics
+from fge.ensemble.predictions import PredictionFile
+
+COLUMNS = (
+    ("name", "method", "{}"),
+    ("members", "members", "{}"),
+    ("error", "error", "{:.2f}"),
+    ("nll", "NLL", "{:.4f}"),
+    ("brier", "Brier", "{:.4f}"),
+    ("ece", "ECE", "{:.4f}"),
+    ("train_epochs", "epochs", "{}"),
+    ("forward_passes", "passes", "{}"),
+)
+"""Of the method table: key of a result, heading and form of its cells."""
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One line of the table: a method, what it cost and how it did on the test set.
+
+    ``error`` in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
+    fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
+    needs; ``forward_passes`` are those of one prediction; ``refresh_images`` went through the
+    network to estimate batch-norm statistics of members that training did not leave,
+    ``validation_images`` to validate the snapshots up to the last member and averages tried;
+    ``member_names`` are those in ``predictions/test.npz``; ``ood`` holds what
+    :func:`fge.metrics.ood_auroc` returns, for each kind of foreign images.
+    """
+
+    name: str
+    members: int
+    train_epochs: int
+    forward_passes: int
+    weight_bytes: int
+    error: float
+    nll: float
+    brier: float
+    ece: float
+    member_names: tuple[str, ...]
+    refresh_images: int = 0
+    validation_images: int = 0
+    chosen: str | None = None
+    ood: dict[str, dict[str, float]] | None = None
+
+
+def method_result(
+    name: str,
+    test: PredictionFile,
+    members: Sequence[str],
+    *,
+    train_epochs: int,
+    weight_bytes: int,
+    refresh_images: int = 0,
+    validation_images: int = 0,
+    chosen: str | None = None,
+) -> MethodResult:
+    """Return the line of the ensemble that averages the probabilities of ``members``.
+
+    Args:
+        name: of the method.
+        test: test predictions, which hold the members.
+        members: their names there.
+        train_epochs: that the method needs, fits included.
+        weight_bytes: of one network.
+        refresh_images: passed forward for batch-norm statistics.
+        validation_images: passed forward for validation.
+        chosen: the member that a rule picked, where one did.
+    """
+    size = len(members)
+    return MethodResult(
+        name,
+        size,
+        train_epochs,
+        size,
+        size * weight_bytes,
+        member_names=tuple(members),
+        refresh_images=refresh_images,
+        validation_images=validation_images,
+        chosen=chosen,
+        ood=None,
+        **metrics.summary(test.mean(members), test.targets),
+    )
+
+
+def ensemble_results(
+    test: PredictionFile,
+    snapshots: Sequence[dict[str, Any]],
+    *,
+    weight_bytes: int,
+    budget: int,
+    stage: str = "fge",
+    name: str | None = None,
+) -> list[MethodResult]:
+    """Return the table of a run that keeps snapshots.
+
+    Args:
+        test: test predictions of members ``STAGE-0001``, ... and, where trained beside them,
+            ``single-0001``.
+        snapshots: their facts and costs in the order of the cycles, as
+            :func:`fge.runs.snapshot_costs` gives them.
+        weight_bytes: of one network.
+        budget: epochs of the single network.
+        stage: that kept the snapshots.
+        name: of the method, whose one snapshot is one line; by default the ensembles are called
+            ``fge``, and one snapshot makes none.
+    """
+    names = [f"{stage}-{position + 1:04d}" for position in range(len(snapshots))]
+    count = len(names)
+
+    def result(
+        name: str, part: slice, trained: int = count, chosen: str | None = None
+    ) -> MethodResult:
+        """Return the line of a part of the snapshots, when so many were trained."""
+        return method_result(
+            name,
+            test,
+            names[part],
+            train_epochs=snapshots[trained - 1]["train_epochs"],
+            weight_bytes=weight_bytes,
+            refresh_images=sum(facts["refresh_images"] for facts in snapshots[part]),
+            validation_images=sum(facts["validation_images"] for facts in snapshots[:trained]),
+            chosen=chosen,
+        )
+
+    results = []
+    if len(names) == 1 and name is not None:
+        return [result(name, slice(1))]
+    if "single-0001" in test:
+        results.append(_single(test, weight_bytes, budget, snapshots[0]["validation_images"]))
+    results.append(result("last-snapshot", slice(count - 1, count)))
+    if all("val_nll" in facts for facts in snapshots):
+        best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
+        results.append(result("best-snapshot", slice(best, best + 1), chosen=names[best]))
+    sizes = range(2, count + 1)
+    return results + [result(name or "fge", slice(size), trained=size) for size in sizes]
+
+
+def _single(test: PredictionFile, weight_bytes: int, epochs: int, validated: int) -> MethodResult:
+    """Return the line of the conventional network that was trained beside the snapshots."""
+    return method_result(
+        "single",
+        test,
+        ["single-0001"],
+        train_epochs=epochs,
+        weight_bytes=weight_bytes,
+        validation_images=validated,
+    )
+
+
+def verdict(results: Sequence[MethodResult], name: str = "fge") -> str:
+    """Say in a sentence what the ensemble gained over its last snapshot and the single network.
+
+    It speaks of this one run on these test images, not of the method.
+    """
+    ensembles = [r for r in results if r.name == name]
+    if len(ensembles) == len(results) == 1 and ensembles[0].members == 1:
+        only = ensembles[0]
+        return (
+            f"The network of {name} has {only.error:.2f} % error and NLL {only.nll:.4f} after "
+            f"{only.train_epochs} epochs. One run, one test set."
+        )
+    if not ensembles:
+        return "One snapshot only: there is no ensemble to compare; train longer or cycle faster."
+    ensemble = ensembles[-1]
+    others = [r for r in results if r.name in ("last-snapshot", "single")]
+    parts = [f"{comparison(ensemble, other)} than {_described(other)}" for other in others]
+    return (
+        f"The ensemble of {ensemble.members} snapshots ({ensemble.error:.2f} % error, NLL "
+        f"{ensemble.nll:.4f}) has {'; '.join(parts)}. One run, one test set: other seeds "
+        "would give other figures."
+    )
+
+
+def comparison(ours: MethodResult, theirs: MethodResult) -> str:
+    """Say by how much error and NLL of one result differ from those of another."""
+    error = _change(ours.error - theirs.error, "error", "{:.2f} points")
+    return f"{error} and {_change(ours.nll - theirs.nll, 'NLL', '{:.4f}')}"
+
+
+def _described(result: MethodResult) -> str:
+    if result.name == "single":
+        return f"the single network of {result.train_epochs} epochs"
+    return "its last snapshot"
+
+
+def _change(difference: float, name: str, form: str) -> str:
+    if form.format(abs(difference)) == form.format(0):
+        return f"the same {name}"
+    word = "lower" if difference < 0 else "higher"
+    return f"{form.format(abs(difference))} {word} {name}"
+
+
+def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of the method table as text."""
+    rows = [[form.format(asdict(r)[key]) for key, _, form in COLUMNS] for r in results]
+    return [heading for _, heading, _ in COLUMNS], rows
+
+
+def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
+    """Return the results as ``report.json`` holds them."""
+    return [{k: v for k, v in asdict(r).items() if v is not None} for r in results]

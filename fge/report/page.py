@@ -1,0 +1,212 @@
+"""What a page of results shows, and the page as Markdown and as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from fge.config.base import own_code
+from fge.files import write_text
+from fge.report.interactive import Plot, plotly_script
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+FILES = ("report.json", "config.json", "log.jsonl")
+"""What every run folder holds for other programs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under headings, with a title and a note that says what they mean."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report shows: title, verdict, tables, and figures by file name with a caption.
+
+    ``files`` are those of the run folder that the page links to; ``plots`` stand in for figures, by
+    file name, where plotly is installed.
+    """
+
+    title: str
+    verdict: str
+    tables: Sequence[Table]
+    figures: dict[str, str] = field(default_factory=dict)
+    files: Sequence[str] = (*FILES, "predictions/test.npz")
+    plots: Mapping[str, Plot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run on a page: its folder, what it shows, and its ``report.json``.
+
+    ``name`` tells it from others on the page, where there are several.
+    """
+
+    folder: Path
+    page: Page
+    content: Mapping[str, Any]
+    name: str = ""
+
+
+def write_pages(out: Path, page: Page, sections: Sequence[Section]) -> None:
+    """Write ``report.md`` and ``report.html``.
+
+    Args:
+        out: their folder; figures and files of runs elsewhere are linked to from there.
+        page: of the only section, or what stands above several.
+        sections: one per run.
+    """
+    write_text(out / "report.md", _markdown(out, page, sections))
+    write_text(out / "report.html", _html(out, page, sections))
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, the first column left and the others right aligned."""
+    rule = [":--"] + ["--:"] * (len(headings) - 1)
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (headings, rule, *rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _markdown(out: Path, page: Page, sections: Sequence[Section]) -> str:
+    parts = [f"# {page.title}", page.verdict]
+    if len(sections) > 1:
+        parts += _markdown_tables(page.tables, "##")
+    for section in sections:
+        level = "##"
+        if len(sections) > 1:
+            parts += [f"## {section.name}: {section.page.title}", section.page.verdict]
+            level = "###"
+        parts += _markdown_tables(section.page.tables, level)
+        figures = section.page.figures.items()
+        parts += [f"![{text}]({_link(out, section, f'figures/{name}')})" for name, text in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_tables(tables: Iterable[Table], level: str) -> list[str]:
+    parts = []
+    for table in tables:
+        parts += [f"{level} {table.title}", markdown_table(table.headings, table.rows)]
+        parts += [table.note] if table.note else []
+    return parts
+
+
+def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fge.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"marked": _marked, "shown": _shown, "worded": _worded}
+    wanted = any(section.page.plots for section in sections)
+    script = plotly_script() if wanted else None
+    runs = [_run(out, section, number, script) for number, section in enumerate(sections, start=1)]
+    plots = {figure["id"]: figure["plot"] for run in runs for figure in run["figures"]}
+    return environment.get_template("report.html").render(
+        page=page,
+        runs=runs,
+        joined=len(sections) > 1,
+        plots={name: plot for name, plot in plots.items() if plot},
+        script=script,
+    )
+
+
+def _run(out: Path, section: Section, number: int, script: str | None) -> dict[str, Any]:
+    """Return what the template shows of a run; names in the page differ by its number."""
+    figures = []
+    for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
+        plot = section.page.plots.get(name) if script else None
+        picture = (section.folder / "figures" / name).read_bytes()
+        figures.append(
+            {
+                "id": f"run-{number}-plot-{position}",
+                "caption": caption,
+                "picture": base64.b64encode(picture).decode(),
+                "plot": plot and {"data": plot.data, "layout": plot.layout},
+            }
+        )
+    return {
+        "id": f"run-{number}",
+        "name": section.name,
+        "page": section.page,
+        "content": section.content,
+        "figures": figures,
+        "command": repeat_command(section.content, section.folder),
+        "own_code": own_code(section.content["config"]),
+        "links": [(name, _link(out, section, name)) for name in section.page.files],
+    }
+
+
+def _link(out: Path, section: Section, name: str) -> str:
+    """Return the address of a file of a run, as seen from the folder of the page."""
+    where = Path(os.path.relpath(section.folder.resolve(), out.resolve()), name)
+    return quote(where.as_posix())
+
+
+def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
+    """Return the command that runs again what a ``report.json`` is of, in the folder of the run.
+
+    A user's own model and methods are named, since no file alone may have them imported; what
+    several processes trained is started as many again.
+
+    Args:
+        content: of the ``report.json``.
+        folder: of the run, from which the path to ``cli.py`` is told.
+    """
+    options, processes = content["config"], content["environment"].get("processes", 1)
+    start = ["python"]
+    if processes > 1:
+        start = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    words = [*start, _command_line(folder), content["command"]]
+    if content["command"] == "predict":  # it has no config file
+        words += ["--run", options["run"], "--images", options["images"]]
+    else:
+        words += ["--config", "config.json"]
+    return shlex.join([*words, *own_code(options), "--out", "NEW_FOLDER"])
+
+
+def _command_line(folder: Path) -> str:
+    """Return the path of ``cli.py`` from a folder; its name where the package is elsewhere."""
+    file = Path(__file__).resolve().parents[2] / "cli.py"
+    return os.path.relpath(file, folder.resolve()) if file.is_file() else file.name
+
+
+def _marked(text: str) -> Markup:
+    """Return text as HTML; what Markdown marks as code or strong is marked here, too."""
+    from markupsafe import Markup, escape
+
+    code = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", code))
+
+
+def _worded(table: Table) -> list[bool]:
+    """Return for each column whether it holds words, which stand to the left, not numbers."""
+    columns = [[cell for cell in column if cell] for column in zip(*table.rows, strict=True)]
+    found = [bool(cells) and all(cell[0].isalpha() for cell in cells) for cells in columns]
+    return found or [False] * len(table.headings)
+
+
+def _shown(value: Any) -> str:
+    """Return an option's value as words."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,1 @@
+"""The run folder, and training in stages from checkpoint to checkpoint."""

@@ -1,0 +1,165 @@
+"""The folder of a run: which files there are, and how it is opened, resumed and replaced."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fge.ensemble.snapshots import SnapshotStore
+from fge.errors import UserError
+from fge.files import append_record, read_records, remove_temporaries, write_records
+from fge.networks.state import read_state, write_state
+
+RUNS = Path("runs")
+_ENTRIES = (  # in the order of removal: what is left by an interruption is still a run, begun anew
+    "state",
+    "log.jsonl",
+    "timing.jsonl",
+    "snapshots",
+    "single",
+    "networks",
+    "curves",
+    "swa.safetensors",
+    "folded.safetensors",
+    "predictions",
+    "plane.npz",
+    "cells",
+    "runs",
+    "logs",
+    "locks",
+    "compare.json",
+    "compare.csv",
+    "compare.md",
+    "timing.csv",
+    "tensorboard",
+    "report.json",
+    "page.json",
+    "report.md",
+    "report.html",
+    "figures",
+    "config.json",
+)
+
+
+class RunFolder:
+    """Paths and records of one run; see :func:`open_run_folder`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log_file = path / "log.jsonl"
+        self.timing_file = path / "timing.jsonl"
+        self.predictions = path / "predictions"
+        self.figures = path / "figures"
+        self._state = path / "state"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record of the run: no clock in it, for it is to be reproducible."""
+        append_record(self.log_file, record)
+
+    def timing(self, record: dict[str, Any]) -> None:
+        """Append a record of times and memory."""
+        append_record(self.timing_file, record)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records logged so far."""
+        return read_records(self.log_file)
+
+    def cut_log(self, length: int) -> None:
+        """Drop all but the first ``length`` records."""
+        write_records(self.log_file, self.records()[:length])
+
+    def state_path(self, name: str) -> Path:
+        """Return the file of a saved training state."""
+        return self._state / f"{name}.safetensors"
+
+    def write_state(self, name: str, state: dict[str, Any]) -> None:
+        """Save a training state atomically."""
+        write_state(self.state_path(name), state)
+
+    def read_state(self, name: str) -> dict[str, Any] | None:
+        """Return a saved training state, or None."""
+        path = self.state_path(name)
+        return read_state(path) if path.exists() else None
+
+    def store(self, name: str) -> SnapshotStore:
+        """Return the snapshots in a folder of the run."""
+        return SnapshotStore(self.path / name)
+
+    def clear_states(self) -> None:
+        """Remove all saved training states."""
+        shutil.rmtree(self._state, ignore_errors=True)
+
+
+def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Make a run folder, or open the one to go on with.
+
+    Args:
+        out: the folder; the next free ``runs/COMMAND-NNN`` by default.
+        command: names the default folder.
+        resume: go on with the run that is there.
+        overwrite: remove the run that is there.
+
+    Raises:
+        UserError: the folder is in use and neither option is given, it holds other things than a
+            run, or there is nothing to resume.
+    """
+    if out is None:
+        if resume or overwrite:
+            raise UserError("--resume and --overwrite need --out, the folder of the run")
+        return RunFolder(_next_free(command))
+    if resume:
+        if not out.is_dir() or not _is_run(out):
+            raise UserError(f"no run to resume in {out}")
+        _remove_leftovers(out)
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    elif out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"{out} is not empty; continue the run there with --resume, replace it with "
+                "--overwrite, or give another --out"
+            )
+        _remove_run(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return RunFolder(out)
+
+
+def _next_free(command: str) -> Path:
+    for number in itertools.count(1):
+        path = RUNS / f"{command}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("unreachable")
+
+
+def _is_run(path: Path) -> bool:
+    """Say whether the folder is a run, or what one leaves that was cut off at its first file."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".config.json.")}
+    return "config.json" in names or not names
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what interrupted writes left, but for the runs of a comparison, which may go on."""
+    for leftover in path.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name != RUNS.name:
+            remove_temporaries(entry)
+
+
+def _remove_run(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} holds no run (no config.json), so it is not overwritten")
+    remove_temporaries(path)
+    for name in _ENTRIES:
+        entry = path / name
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)

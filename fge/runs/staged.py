@@ -1,0 +1,296 @@
+"""Training in stages, from checkpoint to checkpoint, with snapshots and predictions on disk."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fge import metrics
+from fge.data.batches import EvalBatches, TrainBatches
+from fge.devices import peak_memory_mib
+from fge.distributed import dismiss
+from fge.ensemble.ensemble import RunningMean
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.ensemble.snapshots import SnapshotStore
+from fge.errors import DivergenceError
+from fge.landscape.probe import SharpnessProbe
+from fge.networks.state import load_weights
+from fge.observer import Observer
+from fge.runs.folder import RunFolder
+from fge.train.learner import Learner
+from fge.train.loop import EpochEnd, diverged, train
+from fge.train.schedules import ClosedFormLR
+from fge.train.stages import Stage
+
+_CHECKPOINT = "checkpoint"
+
+
+class StagedTraining:
+    """Runs the stages of a method in a run folder; each epoch ends with a checkpoint.
+
+    Args:
+        folder: where everything is kept; training goes on from a checkpoint there.
+        learner: with initial (or pretrained) weights.
+        stages: of the method, in order.
+        batches: of the training split.
+        validation: batches of the validation split, or None where there is none.
+        seed: of the run.
+        observer: is told of epochs and snapshots.
+        probe: of the sharpness, where it is measured.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        learner: Learner,
+        stages: Sequence[Stage],
+        *,
+        batches: TrainBatches,
+        validation: EvalBatches | None,
+        seed: int,
+        observer: Observer,
+        probe: SharpnessProbe | None = None,
+    ) -> None:
+        self.folder = folder
+        self.learner = learner
+        self.stages = stages
+        self.batches = batches
+        self.validation = validation
+        self.seed = seed
+        self.observer = observer
+        self.probe = probe
+        self.stores = {s.name: folder.store(s.store) for s in stages if s.store}
+        self.val_predictions = (
+            PredictionFile(folder.predictions / "val.npz", validation.split.labels)
+            if validation is not None
+            else None
+        )
+        self.records = 0
+        self._clock = time.perf_counter()
+
+    def run(self) -> None:
+        """Train what is left of the stages; of several processes, the first comes back from it.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+            Dismissed: in the other processes.
+        """
+        checkpoint = self.folder.read_state(_CHECKPOINT)
+        reached = self._restore(checkpoint) if checkpoint else self._begin()
+        for stage in self.stages[reached:]:
+            resumed = checkpoint if checkpoint and checkpoint["stage"] == stage.name else None
+            if resumed is None and stage.after is not None:
+                start = self.folder.read_state(stage.after)
+                assert start is not None, f"stage {stage.after} left no state"
+                self.learner.load_state_dict(start)
+            self._run_stage(stage, resumed)
+        dismiss(self.learner.ranks)
+        if self.val_predictions:
+            self.val_predictions.keep(self._kept(self.val_predictions))
+
+    def members(self) -> list[tuple[str, SnapshotStore, int]]:
+        """Return name, store and position of every snapshot, in the order of the stages."""
+        return [
+            (member_name(name, position), store, position)
+            for name, store in self.stores.items()
+            for position in range(len(store))
+        ]
+
+    def predict_members(self, predictions: MemberPredictions) -> None:
+        """Predict with each snapshot what is not predicted yet.
+
+        Predictions of others than snapshots (points on paths, averages) stay, behind them.
+        """
+        for name, store, position in self.members():
+            facts = store.facts(position)
+            if not predictions.complete(name, facts["sha256"]):
+                load_weights(self.learner.model, store[position], store.path)
+                predict = functools.partial(self._predict_member, facts)
+                predictions.predict(name, facts["sha256"], predict)
+        predictions.keep(self._kept(predictions.test))
+
+    def _kept(self, predictions: PredictionFile) -> list[str]:
+        """Return the snapshots and, behind them, what is stored and no snapshot of a stage."""
+        stages = [name.rpartition("-")[0] for name in predictions.members]
+        stored = zip(predictions.members, stages, strict=True)
+        others = [name for name, stage in stored if "/" in name or stage not in self.stores]
+        return [*(name for name, _, _ in self.members()), *others]
+
+    def _predict_member(self, facts: dict[str, Any], batches: EvalBatches) -> Tensor:
+        try:
+            return self.learner.predict(batches)
+        except DivergenceError as error:
+            raise diverged(f"{error}", facts["step"] - 1, facts["lr"]) from None
+
+    def _begin(self) -> int:
+        """Leave nothing of an attempt that ended before its first checkpoint."""
+        self.folder.clear_states()
+        self.folder.cut_log(0)
+        for store in self.stores.values():
+            store.truncate(0)
+        return 0
+
+    def _restore(self, checkpoint: dict[str, Any]) -> int:
+        """Go back to a checkpoint, dropping what came after it; return its stage's position."""
+        self.learner.load_state_dict(checkpoint["learner"])
+        self.records = checkpoint["records"]
+        self.folder.cut_log(self.records)
+        for name, store in self.stores.items():
+            store.truncate(checkpoint["snapshots"][name])
+        return [stage.name for stage in self.stages].index(checkpoint["stage"])
+
+    def _run_stage(self, stage: Stage, resumed: dict[str, Any] | None) -> None:
+        schedule = stage.schedule(self.learner.optimizer, len(self.batches))
+        first = stage.first_epoch
+        if resumed is not None:
+            schedule.load_state_dict(resumed["schedule"])
+            first = resumed["epoch"]
+        self._clock = time.perf_counter()
+        train(
+            self.learner,
+            schedule,
+            self.batches,
+            first_epoch=first,
+            last_epoch=stage.last_epoch,
+            seed=self.seed,
+            on_minimum=lambda epoch: self._keep(stage, schedule, epoch),
+            on_epoch=lambda end: self._end_epoch(stage, schedule, end),
+        )
+        if any(later.after == stage.name for later in self.stages):
+            self.folder.write_state(stage.name, self.learner.state_dict())
+
+    def _end_epoch(self, stage: Stage, schedule: ClosedFormLR, end: EpochEnd) -> None:
+        seconds = time.perf_counter() - self._clock
+        finished = end.epoch + 1
+        if stage.keep == "end" and finished == stage.last_epoch:
+            self._keep(stage, schedule, finished)
+        record = {
+            "event": "epoch",
+            "stage": stage.name,
+            "epoch": end.epoch,
+            "next_lr": float(schedule.get_last_lr()[0]),
+            "train_loss": end.train_loss,
+        }
+        self._log(record)
+        self.folder.timing(
+            {
+                "event": "epoch",
+                "stage": stage.name,
+                "epoch": end.epoch,
+                "seconds": round(seconds, 4),
+                "images_per_second": round(end.images / seconds, 1),
+                "peak_memory_mib": peak_memory_mib(),
+            }
+        )
+        self._measure(stage, schedule, finished, snapshot=False)
+        self._checkpoint(stage, schedule, finished)
+        self.observer.epoch(record, self.epochs_done(stage, finished), self.epochs_done())
+        self._clock = time.perf_counter()
+
+    def epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
+        """Return the epochs trained when ``stage`` has reached ``epoch``; all by default."""
+        done = 0
+        for other in self.stages:
+            if other is stage:
+                return done + epoch - other.first_epoch
+            done += other.last_epoch - other.first_epoch
+        return done
+
+    def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+        self.folder.write_state(
+            _CHECKPOINT,
+            {
+                "stage": stage.name,
+                "epoch": epoch,
+                "learner": self.learner.state_dict(),
+                "schedule": schedule.state_dict(),
+                "snapshots": {name: len(store) for name, store in self.stores.items()},
+                "records": self.records,
+            },
+        )
+
+    def _keep(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+        """Keep a snapshot, with its validation figures and those of the ensemble with it."""
+        if not self.learner.ranks.leads:
+            return
+        with self.learner.kept() as refreshed:
+            self._keep_weights(stage, schedule, epoch, refreshed)
+
+    def _keep_weights(
+        self, stage: Stage, schedule: ClosedFormLR, epoch: int, refreshed: int
+    ) -> None:
+        store = self.stores[stage.name]
+        facts: dict[str, Any] = {
+            "step": epoch * len(self.batches),
+            "epoch": epoch,
+            "lr": schedule.rate_kept,
+        }
+        if refreshed:
+            facts["refresh_images"] = refreshed
+        training = self.learner.model.training
+        probs = self.learner.predict(self.validation) if self.validation else None
+        self.learner.model.train(training)
+        if probs is not None and self.validation:
+            targets = self.validation.split.labels.cpu()
+            facts["val_error"] = metrics.error(probs, targets)
+            facts["val_nll"] = metrics.nll(probs, targets)
+        distance = _distance(store, self.learner)
+        store.append(self.learner.model, **facts)
+        position = len(store) - 1
+        record = {"event": "snapshot", "stage": stage.name, "member": position + 1, **facts}
+        if distance is not None:
+            record["distance"] = distance
+        if probs is not None and self.val_predictions:
+            key = store.facts(position)["sha256"]
+            self.val_predictions.add(member_name(stage.name, position), key, probs)
+            record |= self._ensemble_figures(stage.name)
+        self._log(record)
+        self.observer.snapshot(record)
+        self._measure(stage, schedule, epoch, snapshot=True)
+
+    def _measure(self, stage: Stage, schedule: ClosedFormLR, epoch: int, snapshot: bool) -> None:
+        if self.probe and self.learner.ranks.leads:
+            began, lr = time.perf_counter(), schedule.rate_kept
+            for record in self.probe.measure(self.learner, stage.name, epoch, lr, snapshot):
+                self._log(record)
+            self._clock += time.perf_counter() - began  # an epoch's seconds are those of training
+
+    def _ensemble_figures(self, stage: str) -> dict[str, float]:
+        """Return the validation figures of the stage's snapshots so far, averaged."""
+        assert self.val_predictions is not None
+        mean = RunningMean()
+        for name, store, position in self.members():
+            probs = self.val_predictions.get(name, store.facts(position)["sha256"])
+            if store is self.stores[stage] and probs is not None:
+                mean.update(probs)
+        targets = self.val_predictions.targets
+        return {
+            "ensemble_val_error": metrics.error(mean.value, targets),
+            "ensemble_val_nll": metrics.nll(mean.value, targets),
+        }
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.folder.log(record)
+        self.records += 1
+
+
+def member_name(stage: str, position: int) -> str:
+    """Return what a snapshot is called in prediction files: ``fge-0001``, ..."""
+    return f"{stage}-{position + 1:04d}"
+
+
+def _distance(store: SnapshotStore, learner: Learner) -> float | None:
+    """Return |w - w_last| over the parameters, where there is a last snapshot."""
+    if len(store) == 0:
+        return None
+    last = store[len(store) - 1]
+    squares: list[Tensor] = [
+        (parameter.detach().cpu().double() - last[name].double()).square().sum()
+        for name, parameter in learner.model.named_parameters()
+    ]
+    return float(torch.stack(squares).sum().sqrt())

@@ -1,0 +1,1 @@
+"""Schedules, recipes, methods, one learner and one loop; nothing on disk."""

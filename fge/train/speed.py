@@ -1,0 +1,195 @@
+"""Memory format, mixed precision and compilation, chosen by a short measurement."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fge.config.base import RunConfig
+from fge.errors import UserError
+from fge.train.learner import Learner, Speed
+
+_TIMED_SECONDS = 1.0
+_MIN_TIMED, _MAX_TIMED = 3, 20
+_MIN_GAIN = 1.03
+"""A choice has to be faster by this factor: timings of a few steps scatter by some percent."""
+_HOPED_COMPILE_GAIN = 1.4
+_COMPILE_SECONDS_BASE, _COMPILE_SECONDS_PER_LAYER = 25.0, 0.5
+"""Prior for the time that compiling takes, from convnet and preresnet20 on two cores."""
+_LOSS_TOLERANCE = {"off": 1e-3, "bf16": 3e-2, "fp16": 3e-2}
+"""Relative difference of the loss that still counts as agreeing, by precision."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and the sentences that say why."""
+
+    speed: Speed
+    reasons: list[str]
+
+
+def choose_speed(
+    config: RunConfig, model: nn.Module, inputs: Tensor, targets: Tensor, *, steps: int
+) -> Choice:
+    """Settle the options ``channels_last``, ``amp`` and ``compile``; ``auto`` is measured.
+
+    Candidates train copies of the model for a few steps on one batch; the model and the random
+    state are left as they were. A candidate is kept if it is faster and its loss agrees with that
+    of the plain model.
+
+    Args:
+        config: the three options, each ``auto`` or fixed.
+        model: on its device, as it will be trained.
+        inputs: one full batch (N, C, H, W).
+        targets: its labels (N,).
+        steps: training steps that remain, against which compile time is weighed.
+
+    Raises:
+        UserError: compilation was asked for and is not possible.
+    """
+    check_compile(config, inputs.device)
+    speed = Speed(
+        channels_last=config.channels_last == "on",
+        compile=config.compile == "on",
+        amp="off" if config.amp == "auto" else config.amp,
+    )
+    if "auto" not in (config.channels_last, config.compile, config.amp):
+        return Choice(speed, [])
+    trial = _Trial(model, inputs, targets)
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if config.channels_last == "auto":
+            speed = trial.consider("channels_last", replace(speed, channels_last=True), speed)
+        if config.amp == "auto":
+            speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
+        if config.compile == "auto":
+            speed = _consider_compile(trial, speed, steps)
+    return Choice(speed, trial.reasons)
+
+
+def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
+    obstacle = _compile_obstacle(trial.inputs.device)
+    if obstacle:
+        trial.reasons.append(f"compile: off, {obstacle}")
+        return speed
+    layers = sum(1 for m in trial.model.modules() if not list(m.children()))
+    cost = _COMPILE_SECONDS_BASE + _COMPILE_SECONDS_PER_LAYER * layers
+    work = trial.seconds(speed) * steps
+    hoped = work * (1 - 1 / _HOPED_COMPILE_GAIN)
+    if hoped < cost:
+        trial.reasons.append(
+            f"compile: off, it would save at best about {hoped:.0f} s of the {work:.0f} s of "
+            f"training and take about {cost:.0f} s"
+        )
+        return speed
+    return trial.consider("compile", replace(speed, compile=True), speed, steps=steps)
+
+
+def check_compile(config: RunConfig, device: torch.device) -> None:
+    """Check that compilation is possible where it is asked for.
+
+    Raises:
+        UserError: it is asked for and is not possible.
+    """
+    if config.compile == "on" and (obstacle := _compile_obstacle(device)):
+        raise UserError(f"--compile on: {obstacle}; use --compile off or auto")
+
+
+def _compile_obstacle(device: torch.device) -> str | None:
+    """Return why ``torch.compile`` cannot work here, if that is plain beforehand."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        return "there is no C++ compiler"
+    return None
+
+
+class _Trial:
+    """Times a few training steps of each candidate on copies of the model."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.targets = targets
+        self.reasons: list[str] = []
+
+    def seconds(self, speed: Speed) -> float:
+        """Return the median time of a training step."""
+        return self._run(speed)[0][0]
+
+    def consider(self, name: str, candidate: Speed, present: Speed, steps: int = 0) -> Speed:
+        """Return the candidate where it is faster and agrees, else ``present``; say why."""
+        started = time.perf_counter()
+        try:
+            (before, loss), (after, new_loss) = self._run(present, candidate)
+        except Exception as error:  # whatever compilers and back ends raise
+            reason = str(error).strip().split("\n")[0][:120]
+            self.reasons.append(f"{name}: off, it fails here ({type(error).__name__}: {reason})")
+            return present
+        spent = time.perf_counter() - started
+        gain = before / after
+        agrees = abs(new_loss - loss) <= _LOSS_TOLERANCE[candidate.amp] * max(abs(loss), 1.0)
+        # What compiling the copy cost is paid about once more for the model itself, less what the
+        # compiler's cache keeps; a gain that does not outweigh it is none.
+        worth = gain >= _MIN_GAIN and (steps == 0 or (before - after) * steps > spent / 2)
+        verdict = "on" if worth and agrees else "off"
+        note = "" if agrees else f", but its loss {new_loss:.4g} is not {loss:.4g}"
+        self.reasons.append(
+            f"{name}: {verdict}, {1e3 * after:.1f} ms a step against {1e3 * before:.1f} "
+            f"({gain:.2f} x){note}"
+        )
+        return candidate if verdict == "on" else present
+
+    def _run(self, *speeds: Speed) -> list[tuple[float, float]]:
+        """Return the median seconds of a step and the loss of the first step, for each."""
+        steps, losses = [], []
+        for speed in speeds:
+            step, loss = self._prepare(speed)
+            steps.append(step)
+            losses.append(loss)
+        return list(zip(_median_seconds(*steps), losses, strict=True))
+
+    def _prepare(self, speed: Speed) -> tuple[Callable[[], None], float]:
+        """Return what takes a step of a copy of the model, and the loss of its first step."""
+        model = copy.deepcopy(self.model).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
+        learner = Learner(
+            model, optimizer, speed, batch_size=len(self.inputs), loss_fn=F.cross_entropy
+        )
+        image_format = torch.channels_last if speed.channels_last else torch.contiguous_format
+        inputs = self.inputs.contiguous(memory_format=image_format)
+        torch.manual_seed(0)
+        loss = float(learner.step(inputs, self.targets))
+        return lambda: self._step(learner, inputs), loss
+
+    def _step(self, learner: Learner, inputs: Tensor) -> None:
+        learner.step(inputs, self.targets)
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+
+def _median_seconds(*calls: Callable[[], None]) -> list[float]:
+    """Return the median time of each call after a warm-up, over about a second for each.
+
+    The calls take turns, so that a machine that slows down meanwhile does so for all.
+    """
+    for call in calls:
+        call()
+    rounds: list[list[float]] = []
+    spent, enough = 0.0, _TIMED_SECONDS * len(calls)
+    while len(rounds) < _MIN_TIMED or (spent < enough and len(rounds) < _MAX_TIMED):
+        rounds.append([_seconds(call) for call in calls])
+        spent += sum(rounds[-1])
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
