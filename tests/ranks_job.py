@@ -33,11 +33,10 @@ import fge.commands.train
 import fge.files
 from fge.data.batches import Normaliser, TrainBatches
 from fge.data.splits import Split
-from fge.distributed import current, join, ranks_of
 from fge.errors import DivergenceError, UserError
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.state import canonical_state
-from fge.ranks import Ranks
+from fge.parallel import Ranks, current, join, ranks_of
 from fge.train.learner import Learner
 from fge.train.loop import EpochEnd, train
 from fge.train.schedules import TriangularLR

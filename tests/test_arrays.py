@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fge.arrays import read_npz
 from fge.errors import UserError
+from fge.files import read_npz
 
 VALUES = np.arange(6).reshape(2, 3)
 

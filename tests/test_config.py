@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fge.checks import check_learning_rates
 from fge.config.base import (
     PredictConfig,
     RunConfig,
@@ -20,7 +19,7 @@ from fge.config.base import (
     saved_fields,
 )
 from fge.config.training import START_FRACTION, FGEConfig
-from fge.errors import UserError, unknown
+from fge.errors import UserError, check_learning_rates, unknown
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from fge.data.batches import EvalBatches, Normaliser
 from fge.data.splits import load_dataset
-from fge.distributed import check_command, current, dismiss, join, started_processes
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks.average import average_weights
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.build import build_model
 from fge.networks.state import read_weights
-from fge.ranks import Ranks
+from fge.parallel import Ranks, check_command, current, dismiss, join, started_processes
 
 NOT_PROMISED = {"timing.jsonl"}
 Results = tuple[dict[str, Any], dict[str, Any]]
@@ -447,7 +446,7 @@ def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
 LEAVING = """
 from pathlib import Path
 import torch
-from fge.distributed import current, join, leave
+from fge.parallel import current, join, leave
 def gloo():
     names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
     return sum("gloo" in name for name in names)

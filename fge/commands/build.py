@@ -17,7 +17,6 @@ from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padd
 from fge.data.foreign import load_foreign
 from fge.data.splits import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
-from fge.distributed import current
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import UserError
 from fge.landscape.hessian import CHUNK
@@ -25,6 +24,7 @@ from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
 from fge.networks.build import build_model
 from fge.networks.state import load_weights, read_weights
 from fge.observer import Observer
+from fge.parallel import current
 from fge.runs.folder import RunFolder
 from fge.runs.staged import StagedTraining
 from fge.seeds import derive_seed

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fge.arrays import write_npz
 from fge.commands.build import speed_of
 from fge.commands.line_scene import LineScene
 from fge.commands.run import Run
 from fge.commands.study_data import measured_batches
 from fge.config.studies import PlaneConfig
 from fge.curves.evaluate import Record
+from fge.files import write_npz
 from fge.landscape.landscape import evaluate_line
 from fge.networks.preserve import preserved
 from fge.report import report

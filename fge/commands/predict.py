@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fge.arrays import read_npz
 from fge.data.images import list_images, read_images
 from fge.errors import UserError
-from fge.files import write_bytes, write_text
+from fge.files import read_npz, write_bytes, write_text
 
 
 def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple[list[str], Tensor]:

@@ -19,12 +19,12 @@ from fge.config.studies import KEEP_SNAPSHOTS, read_run
 from fge.data.batches import EvalBatches, Normaliser
 from fge.data.splits import Split
 from fge.devices import choose_device, enough_memory, set_threads
-from fge.distributed import check_command
 from fge.ensemble.ensemble import Ensemble
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks.build import build_model
 from fge.networks.state import read_weights
+from fge.parallel import check_command
 from fge.report import report
 from fge.report.console import ConsoleObserver
 from fge.report.drawn import Figures

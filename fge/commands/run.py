@@ -29,9 +29,9 @@ from fge.config.saved import (
 from fge.data.sources import DOWNLOADED, download_note
 from fge.data.splits import Dataset
 from fge.devices import enough_memory
-from fge.distributed import Dismissed, current, join, leave, started_processes
 from fge.errors import UserError
 from fge.observer import Observer, Observers
+from fge.parallel import Dismissed, current, join, leave, started_processes
 from fge.report import report
 from fge.report.console import ConsoleObserver
 from fge.report.tensorboard import TensorBoardObserver, check_tensorboard

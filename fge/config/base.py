@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fge.checks import check_at_least, check_not_negative
 from fge.config.rates import rates_of
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_not_negative
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]

@@ -6,11 +6,10 @@ import itertools
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
-from fge.checks import check_at_least
 from fge.config.base import HOW_TO_RUN, RunConfig, is_factory
 from fge.config.method_config import METHOD_NAMES, MethodConfig
 from fge.config.training import CycleConfig
-from fge.errors import UserError, unknown
+from fge.errors import UserError, check_at_least, unknown
 
 C = TypeVar("C", bound=RunConfig)
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fge.checks import check_at_least, check_positive
 from fge.config.base import RunConfig, TrainingConfig
 from fge.config.rates import curve_rate_of
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_positive
 
 G_DECAY = 5e-4
 """Weight decay of recipe G, below which that of D lies."""

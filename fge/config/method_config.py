@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fge.checks import check_at_least, check_not_negative, check_positive
 from fge.config.base import is_factory
 from fge.config.training import CycleConfig
-from fge.errors import UserError, unknown
+from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 
 METHOD_NAMES = ("single", "fge", "sse", "swa", "csgld", "ema")
 """Methods that train one network, described in ``fge.methods``."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fge.checks import check_at_least, check_not_negative
 from fge.config.base import Precision, RunConfig, Switch, as_stored, saved_fields
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
 from fge.config.method_config import TrainConfig
 from fge.config.saved import read_config
 from fge.config.training import FGEConfig
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_not_negative
 
 RUN_KINDS: dict[str, type[RunConfig]] = {
     "fge": FGEConfig,

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fge.checks import check_at_least, check_learning_rates
 from fge.config.base import HOW_TO_RUN, MAY_BE_ADDED, MAY_BE_DROPPED, TrainingConfig
 from fge.config.rates import Rates, rates_of
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_learning_rates
 
 START_FRACTION = 0.75
 """Where the cycles begin unless told otherwise, as a part of the budget, if two snapshots fit."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fge.data.splits import Split
-from fge.ranks import Ranks
+from fge.parallel import Ranks
 from fge.seeds import generator
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.arrays import read_npz
 from fge.config.base import FOREIGN_NAMES
 from fge.data.splits import NAMED, SPLIT_SEED, Dataset, Foreign, Split, load_dataset
 from fge.errors import UserError
+from fge.files import read_npz
 from fge.seeds import generator
 
 NOISE, DIGITS = FOREIGN_NAMES

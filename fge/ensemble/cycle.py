@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fge.distributed import ranks_of
 from fge.ensemble.ensemble import Ensemble
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
+from fge.parallel import ranks_of
 from fge.train.schedules import TriangularLR
 
 

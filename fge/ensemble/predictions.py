@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.arrays import read_npz
 from fge.data.batches import EvalBatches
 from fge.ensemble.ensemble import RunningMean
 from fge.errors import UserError
-from fge.files import write_bytes
+from fge.files import read_npz, write_bytes
 
 _ARRAYS = ("targets", "members", "sha256", "probabilities")
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.arrays import read_npz, write_npz
 from fge.curves.evaluate import Record
 from fge.errors import UserError
-from fge.files import append_record, read_records
+from fge.files import append_record, read_npz, read_records, write_npz
 
 Array = NDArray[np.float64]
 _AXES = ("xs", "ys", "anchors", "gram")

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
-from fge.distributed import default_ranks
 from fge.ensemble.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
 from fge.networks.apply import tensors
 from fge.networks.state import unwrap
-from fge.ranks import Ranks, running_statistics
+from fge.parallel import Ranks, default_ranks, running_statistics
 
 
 def refresh_batch_norm(

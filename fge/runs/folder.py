@@ -9,7 +9,12 @@ from typing import Any
 
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.files import append_record, read_records, remove_temporaries, write_records
+from fge.files import (
+    append_record,
+    read_records,
+    remove_temporaries,
+    write_records,
+)
 from fge.networks.state import read_state, write_state
 
 RUNS = Path("runs")

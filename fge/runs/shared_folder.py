@@ -7,7 +7,7 @@ from typing import Any
 
 from fge.ensemble.snapshots import SnapshotStore
 from fge.networks.state import decode_state
-from fge.ranks import Ranks
+from fge.parallel import Ranks
 from fge.runs.folder import RunFolder
 
 

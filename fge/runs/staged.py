@@ -13,7 +13,6 @@ from torch import Tensor
 from fge import metrics
 from fge.data.batches import EvalBatches, TrainBatches
 from fge.devices import peak_memory_mib
-from fge.distributed import dismiss
 from fge.ensemble.ensemble import RunningMean
 from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.ensemble.snapshots import SnapshotStore
@@ -21,6 +20,7 @@ from fge.errors import DivergenceError
 from fge.landscape.probe import SharpnessProbe
 from fge.networks.state import load_weights
 from fge.observer import Observer
+from fge.parallel import dismiss
 from fge.runs.folder import RunFolder
 from fge.train.learner import Learner
 from fge.train.loop import EpochEnd, diverged, train

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.networks.state import unwrap
-from fge.ranks import Ranks, running_statistics
+from fge.parallel import Ranks, running_statistics
 
 
 class JointStep:

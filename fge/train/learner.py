@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from fge.ensemble.ensemble import ForwardFn, call_model, predict_proba
 from fge.errors import DivergenceError, UserError
 from fge.networks.apply import count_examples
-from fge.ranks import Ranks, other_buffers
+from fge.parallel import Ranks, other_buffers
 from fge.train.joint_step import JointStep
 
 LossFn = Callable[[Any, Any], Tensor]

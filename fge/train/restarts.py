@@ -7,8 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fge.checks import check_at_least, check_not_negative
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_not_negative
 from fge.train.schedules import ClosedFormLR
 
 

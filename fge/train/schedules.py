@@ -9,8 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fge.checks import check_at_least, check_learning_rates
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_learning_rates
 
 
 def triangular(step: int, *, max_lr: float, min_lr: float, cycle_steps: int) -> float:

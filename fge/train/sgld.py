@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from fge.checks import check_at_least
+from fge.errors import check_at_least
 
 
 class SGLD(SGD):
