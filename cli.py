@@ -17,14 +17,18 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from fge.config.base import PredictConfig, RunConfig, check_import
+from fge.config.base import RunConfig, check_import
 from fge.config.compare import CompareConfig
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.report_config import ReportConfig
-from fge.config.saved import read_config
-from fge.config.studies import PlaneConfig, SharpnessConfig, StudyConfig, options_of_run
-from fge.config.training import FGEConfig
+from fge.config.saved import options_of_run, read_config
+from fge.config.studies import (
+    PlaneConfig,
+    PredictConfig,
+    ReportConfig,
+    SharpnessConfig,
+    StudyConfig,
+)
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import (
     BROKEN_PIPE,
     INTERRUPTED,

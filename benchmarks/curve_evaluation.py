@@ -35,8 +35,8 @@ from fge.curves.curve_evaluation import evaluate_curve
 from fge.curves.fit import fit_curve
 from fge.data.batches import EvalBatches
 from fge.data.splits import Dataset, Split
-from fge.ensemble.ensemble import predict_logits
 from fge.files import write_json
+from fge.networks.apply import predict_logits
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import write_parameters
 from fge.report.report import environment_facts

@@ -24,11 +24,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
 from fge.commands.build import eval_batches, make_training, train_batches
-from fge.config.method_config import MethodConfig
+from fge.config.training import MethodConfig
 from fge.data.batches import EvalBatches, TrainBatches
 from fge.data.splits import Dataset
-from fge.ensemble.ensemble import Ensemble, predict_proba
+from fge.ensemble.ensemble import Ensemble
 from fge.errors import UserError
+from fge.networks.apply import predict_proba
 from fge.networks.average import average_weights
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.state import load_weights

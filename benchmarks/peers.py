@@ -41,7 +41,7 @@ from peer_tables import page
 
 from fge import metrics
 from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
-from fge.config.method_config import MethodConfig
+from fge.config.training import MethodConfig
 from fge.data.splits import Dataset
 from fge.errors import UserError, unknown
 from fge.files import write_json, write_text

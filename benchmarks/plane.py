@@ -41,8 +41,7 @@ from fge.data.batches import EvalBatches
 from fge.data.splits import Dataset, Split
 from fge.files import write_json
 from fge.landscape.landscape import Plane, evaluate_plane
-from fge.networks.flat import flatten
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten
 from fge.report.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "plane.json"

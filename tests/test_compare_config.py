@@ -9,8 +9,7 @@ import pytest
 
 from fge.config.compare import CompareConfig, options_for
 from fge.config.curves import CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError
 
 

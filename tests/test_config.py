@@ -11,13 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fge.config.base import (
-    PredictConfig,
     RunConfig,
     affects_result,
     check_import,
     is_factory,
     saved_fields,
 )
+from fge.config.studies import PredictConfig
 from fge.config.training import START_FRACTION, FGEConfig
 from fge.errors import UserError, check_learning_rates, unknown
 

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config.base import DATA_NAMES, FOREIGN_NAMES, as_stored, own_code, saved_fields
+from fge.config.base import (
+    DATA_NAMES,
+    FOREIGN_NAMES,
+    as_stored,
+    own_code,
+    saved_fields,
+)
 from fge.config.saved import (
     check_unchanged,
     keep_settled,

@@ -23,8 +23,7 @@ from fge.curves.fit import fit_curve
 from fge.curves.objectives import OBJECTIVES, Objective, make_objective
 from fge.curves.points import gram_matrix
 from fge.errors import DivergenceError, UserError
-from fge.networks.flat import flatten
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten
 from fge.networks.state import write_state
 from fge.train.learner import Speed
 from fge.train.loop import EpochEnd

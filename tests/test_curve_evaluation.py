@@ -19,8 +19,7 @@ from fge.curves.evaluate import WeightsEvaluator
 from fge.curves.families import Bezier, make_family
 from fge.errors import UserError
 from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import flatten, write_parameters
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten, write_parameters
 from fge.train.learner import Speed
 
 DOUBLE = torch.float64

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.landscape.directions import Line, filter_normalised, random_direction
-from fge.networks.flat import flatten
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten
 
 
 def network() -> nn.Sequential:

@@ -12,7 +12,7 @@ from test_run import config
 
 from fge.commands.train import fge
 from fge.commands.train_run import train
-from fge.config.method_config import TrainConfig
+from fge.config.training import TrainConfig
 from fge.report.dynamics import MOST_ROWS, dynamics_table, dynamics_verdict
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import Ensemble, SnapshotStore
-from fge.ensemble.ensemble import RunningMean, predict_proba
 from fge.errors import UserError
+from fge.networks.apply import RunningMean, predict_proba
 from fge.networks.state import encode_weights
 
 Array = NDArray[np.float64]

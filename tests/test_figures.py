@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fge.config.method_config import MethodConfig
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, MethodConfig
 from fge.report.figures import learning_rates, sharpness_curves, training_curves
 from fge.report.plots import TrainingCurves
 from fge.train.methods import fge_stages, sse_stages

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import fge
 from fge import metrics
-from fge.ensemble.ensemble import predict_proba
 from fge.ensemble.folding import Candidate, Figures, figures_of, fold, fold_greedily
 from fge.errors import UserError
+from fge.networks.apply import predict_proba
 from fge.networks.average import average_weights
 from fge.networks.batchnorm import refresh_batch_norm
 

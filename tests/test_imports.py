@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from fge.errors import UserError
-from fge.networks.build import build_model
-from fge.networks.imports import import_named
+from fge.networks.build import build_model, import_named
 from fge.train.methods import find_method
 
 

@@ -18,8 +18,7 @@ from fge.curves.curve import Bezier, Chain, Curve
 from fge.errors import UserError
 from fge.landscape.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
 from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import flatten, write_parameters
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten, write_parameters
 
 
 class Vector(nn.Module):

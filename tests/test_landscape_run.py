@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import fge.commands.sharpness
 import fge.curves.evaluate
-from fge.config.method_config import TrainConfig
 from fge.config.studies import PlaneConfig, SharpnessConfig
+from fge.config.training import TrainConfig
 from fge.curves.curve import Curve
 from fge.data.splits import load_dataset
 from fge.files import write_bytes
@@ -31,8 +31,7 @@ from fge.landscape.grid import GridStore, PlaneGrid
 from fge.landscape.plane import Plane
 from fge.landscape.sharpness import top_eigenvalues
 from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import flatten, write_parameters
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten, write_parameters
 from fge.report.dynamics import line_momentum
 from fge.train.methods import METHODS
 from fge.train.recipes import recipe

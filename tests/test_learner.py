@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from fge.ensemble.ensemble import predict_proba
+from fge.networks.apply import predict_proba
 from fge.networks.state import read_state, write_state
 from fge.train.learner import Learner, Speed
 

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from fge.config.method_config import TrainConfig
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.train.methods import METHODS, Method, fge_stages, find_method
+from fge.train.recipes import Stage
 from fge.train.recipes import make_optimizer as make_recipe_optimizer
 from fge.train.schedules import EndpointLR, TriangularLR
 from fge.train.sgld import SGLD
-from fge.train.stages import Stage
 
 PER_EPOCH = 3
 

@@ -27,7 +27,7 @@ import peer_tables
 import peers
 
 from fge.commands.build import eval_batches
-from fge.config.method_config import MethodConfig
+from fge.config.training import MethodConfig
 from fge.ensemble.ensemble import Ensemble
 from fge.errors import UserError
 

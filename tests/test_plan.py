@@ -17,8 +17,7 @@ from fge.compare.cells import Cell
 from fge.compare.plan import Job, Plan, PlannedCell
 from fge.config.compare import CompareConfig
 from fge.config.curves import CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.train.methods import METHODS, Method
 

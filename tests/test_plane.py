@@ -17,8 +17,7 @@ from fge.errors import UserError
 from fge.landscape import plane as plane_module
 from fge.landscape.directions import random_direction
 from fge.landscape.plane import Plane
-from fge.networks.flat import flatten
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, flatten
 
 REFERENCE = {
     "w0": [0, 0, 0],

@@ -17,7 +17,7 @@ from conftest import write_tiny_npz
 
 import cli
 from fge.commands.train_run import train
-from fge.config.method_config import TrainConfig
+from fge.config.training import TrainConfig
 from fge.data.splits import load_dataset
 from fge.train.methods import Method, sse_stages
 

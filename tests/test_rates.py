@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fge.config.rates import Rates, curve_rate_of, rates_of
+from fge.config.base import Rates, curve_rate_of, rates_of
 from fge.networks.build import MODELS
 
 USUAL = Rates(0.05, 0.05, 0.0005)

@@ -24,6 +24,7 @@ from fge.train.recipes import (
     RECIPES,
     SMALLER_WEIGHT_DECAY,
     Recipe,
+    Stage,
     batch_size,
     endpoint_recipe,
     make_optimizer,
@@ -33,7 +34,6 @@ from fge.train.recipes import (
     scale_initialisation,
 )
 from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
-from fge.train.stages import Stage
 
 G = RECIPES["G"]
 

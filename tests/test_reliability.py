@@ -13,7 +13,7 @@ from test_run import config
 from fge import metrics
 from fge.commands.train import fge
 from fge.commands.train_run import train
-from fge.config.method_config import TrainConfig
+from fge.config.training import TrainConfig
 from fge.ensemble.predictions import PredictionFile
 from fge.report.drawn import Figures
 from fge.report.methods import MethodResult, method_result

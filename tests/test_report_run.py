@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import cli
 from fge.commands.report import joined_page, read_section, report
-from fge.config.report_config import ReportConfig
+from fge.config.studies import ReportConfig
 from fge.errors import UserError
 from fge.report.drawn import Figures
 from fge.report.interactive import Series, comparison_plot

@@ -11,7 +11,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from fge.errors import UserError
-from fge.train.restarts import CosineRestartsLR, CyclicalSGLDLR, cosine_factor
+from fge.train.schedules import CosineRestartsLR, CyclicalSGLDLR, cosine_factor
 from fge.train.sgld import SGLD
 
 SGLD_OPTIONS: dict[str, Any] = {

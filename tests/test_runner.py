@@ -15,7 +15,7 @@ import pytest
 
 from fge.compare.plan import Job
 from fge.compare.runner import Runner
-from fge.config.method_config import TrainConfig
+from fge.config.training import TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
 

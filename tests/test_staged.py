@@ -24,8 +24,7 @@ from fge.runs.folder import RunFolder
 from fge.runs.staged import StagedTraining, member_name
 from fge.train.learner import Learner
 from fge.train.methods import fge_stages
-from fge.train.recipes import endpoint_recipe, recipe_stages
-from fge.train.stages import Stage
+from fge.train.recipes import Stage, endpoint_recipe, recipe_stages
 
 CPU = torch.device("cpu")
 NORMALISER = Normaliser([128.0], [64.0], CPU)

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from fge.commands.predict_run import predict
 from fge.commands.train_run import train
-from fge.config.base import PredictConfig
-from fge.config.method_config import MethodConfig, TrainConfig
+from fge.config.studies import PredictConfig
+from fge.config.training import MethodConfig, TrainConfig
 from fge.data.splits import load_dataset
 from fge.ensemble.predictions import PredictionFile
 from fge.ensemble.snapshots import SnapshotStore
@@ -26,8 +26,8 @@ from fge.errors import UserError
 from fge.networks.state import read_weights
 from fge.runs.staged import StagedTraining
 from fge.train.methods import METHODS, Method, sse_stages
+from fge.train.recipes import Stage
 from fge.train.schedules import EndpointLR
-from fge.train.stages import Stage
 
 BATCHES = 3
 """Steps per epoch: 72 training images in batches of 32."""

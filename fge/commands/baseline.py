@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from fge.config.saved import read_report
 from fge.data.splits import Dataset
 from fge.ensemble.predictions import PredictionFile
 from fge.errors import UserError
@@ -40,8 +40,9 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     file = path / "report.json"
     if not file.is_file():
         raise UserError(f"--baseline {path} holds no report.json; give a finished run")
+    damaged = "is not a report of a curve-ensemble run"
+    content = read_report(file, damaged=damaged)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         expected = {"command": "curve-ensemble", "model": model}
         for key, value in expected.items():
             if content[key] != value:
@@ -54,7 +55,7 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
         raise
     except (ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__} {error}"
-        raise UserError(f"{file} is not a report of a curve-ensemble run: {what}") from None
+        raise UserError(f"{file} {damaged}: {what}") from None
     predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels)
     for member in (*ends.member_names, *curve.member_names):
         if member not in predictions:

@@ -29,11 +29,9 @@ from fge.runs.folder import RunFolder
 from fge.runs.staged import StagedTraining
 from fge.seeds import derive_seed
 from fge.train import recipes
-from fge.train.ema_learner import EmaLearner
-from fge.train.learner import Learner, Speed
-from fge.train.recipes import Recipe
+from fge.train.learner import EmaLearner, Learner, Speed
+from fge.train.recipes import Recipe, Stage
 from fge.train.speed import check_compile, choose_speed
-from fge.train.stages import Stage
 
 C = TypeVar("C", bound=RunConfig)
 

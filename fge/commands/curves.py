@@ -21,8 +21,7 @@ from fge.config.curves import (
     check_used,
     pairs_of,
 )
-from fge.networks.preserve import preserved
-from fge.networks.state import load_weights, state_bytes
+from fge.networks.state import load_weights, preserved, state_bytes
 from fge.report import methods as results
 from fge.report import report
 from fge.report.curve_plots import ALONG, ENSEMBLE_LABELS, curve_figure, ensemble_figure
@@ -36,7 +35,13 @@ from fge.report.curves import (
 from fge.report.drawn import Figures
 from fge.report.interactive_runs import curve_plot, ensemble_plot
 from fge.report.ood_results import ood_tables, with_ood
-from fge.train.recipes import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
+from fge.train.recipes import (
+    RECIPES,
+    Recipe,
+    endpoint_recipe,
+    recipe,
+    scale_initialisation,
+)
 
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"

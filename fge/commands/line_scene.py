@@ -12,7 +12,8 @@ from torch import nn
 
 from fge.commands.plane_scene import check_keeps_snapshots, last_snapshot
 from fge.commands.subjects import Subject, file_subjects, run_curve, snapshot_subjects
-from fge.config.studies import KEEP_SNAPSHOTS, PlaneConfig, read_run
+from fge.config.saved import KEEP_SNAPSHOTS, read_run
+from fge.config.studies import PlaneConfig
 from fge.curves.curve import Chain
 from fge.curves.curve_evaluation import AnyCurve
 from fge.errors import UserError

@@ -18,7 +18,7 @@ from fge.config.studies import PlaneConfig
 from fge.curves.evaluate import Record
 from fge.files import write_npz
 from fge.landscape.landscape import evaluate_line
-from fge.networks.preserve import preserved
+from fge.networks.state import preserved
 from fge.report import report
 from fge.report.drawn import Figures
 from fge.report.interactive import Series, lines_plot

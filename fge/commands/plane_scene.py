@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fge.commands.subjects import Subject, file_subjects, run_curve, snapshot_subjects
-from fge.config.studies import KEEP_SNAPSHOTS, PlaneConfig, read_run
+from fge.config.saved import KEEP_SNAPSHOTS, read_run
+from fge.config.studies import PlaneConfig
 from fge.curves.curve import Curve
 from fge.curves.families import make_family
 from fge.curves.points import straight_points

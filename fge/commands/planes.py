@@ -16,13 +16,14 @@ from fge.commands.lines import study_line
 from fge.commands.plane_scene import Scene, make_scene
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.study_data import measured_batches, recorded
-from fge.config.studies import PlaneConfig, check_same_images
+from fge.config.saved import check_same_images
+from fge.config.studies import PlaneConfig
 from fge.curves.evaluate import WeightsEvaluator
 from fge.errors import DivergenceError
 from fge.landscape.grid import PlaneGrid
 from fge.landscape.landscape import evaluate_plane
 from fge.landscape.plane import Bounds, Plane
-from fge.networks.preserve import preserved
+from fge.networks.state import preserved
 from fge.report import report
 from fge.report.drawn import Figures
 from fge.report.interactive_plane import plane_plot, surface_plot

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fge.data.images import list_images, read_images
+from fge.data.sources import list_images, read_images
 from fge.errors import UserError
 from fge.files import read_npz, write_bytes, write_text
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.commands.predict import read_inputs, write_predictions
-from fge.config.base import PredictConfig, RunConfig, as_stored, check_import, is_factory
-from fge.config.method_config import TrainConfig
-from fge.config.studies import KEEP_SNAPSHOTS, read_run
+from fge.config.base import RunConfig, as_stored, check_import, is_factory
+from fge.config.saved import KEEP_SNAPSHOTS, read_run
+from fge.config.studies import PredictConfig
+from fge.config.training import TrainConfig
 from fge.data.batches import EvalBatches, Normaliser
 from fge.data.splits import Split
 from fge.devices import choose_device, enough_memory, set_threads

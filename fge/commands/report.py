@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fge.config.report_config import ReportConfig
+from fge.config.saved import read_report
+from fge.config.studies import ReportConfig
 from fge.errors import UserError
 from fge.report.console import ConsoleObserver
 from fge.report.interactive import Plot
 from fge.report.methods import COLUMNS
 from fge.report.page import Page, Section, Table, write_pages
-from fge.report.report import SCHEMA_VERSION, UNITS
+from fge.report.report import UNITS
 from fge.runs.folder import open_run_folder
 
 _PAGES = ("report.html", "report.md")
@@ -57,7 +57,7 @@ def read_section(folder: Path) -> Section:
                 f"the run in {folder} is not finished (no {name}); go on with it by its command "
                 "with --resume"
             )
-    content, shown = (_read(folder / name) for name in ("report.json", "page.json"))
+    content, shown = (read_report(folder / name) for name in ("report.json", "page.json"))
     try:
         page = Page(
             title=shown["title"],
@@ -80,17 +80,6 @@ def read_section(folder: Path) -> Section:
         if not (figures / name).is_file():
             raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
     return Section(folder, page, content)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("schema_version", SCHEMA_VERSION)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__} {error}") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}; this program reads {SCHEMA_VERSION}")
-    return content
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

@@ -14,15 +14,15 @@ from fge.commands.build import eval_batches, new_model, normaliser
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.study_data import recorded, training_part
 from fge.commands.subjects import Subject, sharpness_subjects, snapshot_recipe
-from fge.config.studies import SharpnessConfig, check_same_images
+from fge.config.saved import check_same_images
+from fge.config.studies import SharpnessConfig
 from fge.data.batches import EvalBatches
 from fge.errors import UserError
 from fge.landscape.sharpness import top_eigenvalues, trace
 from fge.landscape.spectrum import spectral_density
 from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.layout import Layout
-from fge.networks.preserve import preserved
-from fge.networks.state import load_weights
+from fge.networks.flat import Layout
+from fge.networks.state import load_weights, preserved
 from fge.report import report
 from fge.report.drawn import Figures
 from fge.report.dynamics import line_momentum, no_line_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from fge.commands.endpoints import read_networks
 from fge.config.base import RunConfig, is_factory
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.studies import KEEP_SNAPSHOTS, SharpnessConfig, StudyConfig, read_run
-from fge.config.training import FGEConfig
+from fge.config.saved import KEEP_SNAPSHOTS, read_report, read_run
+from fge.config.studies import SharpnessConfig, StudyConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.curves.curve import Curve
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
@@ -123,8 +122,9 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     file = run / "report.json"
     if not file.is_file():
         raise UserError(f"{run} has no report.json yet; finish the {command} run with --resume")
+    content = read_report(file, damaged="names no curve")
     try:
-        name = str(json.loads(file.read_text(encoding="utf-8"))["pairs"][0]["name"])
+        name = str(content["pairs"][0]["name"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{file} names no curve: {type(error).__name__} {error}") from None
     path = run / "curves" / name / "curve.safetensors"

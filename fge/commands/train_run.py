@@ -10,7 +10,7 @@ from torch import nn
 from fge.commands.averages import Averages, average_snapshots
 from fge.commands.build import make_training, member_predictions, new_model
 from fge.commands.run import Run, open_run, prepare
-from fge.config.method_config import TrainConfig
+from fge.config.training import TrainConfig
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks.state import state_bytes

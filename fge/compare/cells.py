@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
-from fge.ensemble.ensemble import RunningMean
 from fge.errors import UserError
 from fge.files import read_npz, sha256, write_bytes, write_json
 from fge.metrics import check_probs
-from fge.metrics.calibration import adaptive_ece, calibrated_nll_per_example, calibrated_summary
+from fge.metrics.calibration import (
+    adaptive_ece,
+    calibrated_nll_per_example,
+    calibrated_summary,
+)
 from fge.metrics.detection import aurc, ood_auroc
 from fge.metrics.diversity import disagreement, error_correlation, gain_split
+from fge.networks.apply import RunningMean
 
 Array = NDArray[np.float64]
 

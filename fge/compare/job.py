@@ -13,9 +13,8 @@ from pathlib import Path
 
 from fge.config.base import RunConfig
 from fge.config.curves import CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
 from fge.config.saved import from_options
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import INTERRUPTED, OK, DivergenceError, UserError, outcome
 
 COMMANDS: dict[str, tuple[type[RunConfig], str, str]] = {

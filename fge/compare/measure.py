@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fge.compare.cells import Cell, Cost, make_cell
 from fge.compare.plan import Part, PlannedCell
+from fge.config.saved import read_report
 from fge.data.splits import Dataset
 from fge.ensemble.predictions import PredictionFile
 from fge.errors import UserError
@@ -83,7 +83,7 @@ def measure_cell(
 
 def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: int) -> _Line:
     folder = comparison / "runs" / part.job.name
-    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content = read_report(folder / "report.json")
     if content["dataset"]["sha256"] != dataset.fingerprint:
         raise UserError(f"{folder} is of other images than {dataset.name}; give another --out")
     if content["model"] != part.job.config.model:

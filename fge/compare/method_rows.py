@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from fge.compare.cells import Cell
-from fge.metrics.equivalent import deep_ensemble_equivalent
+from fge.metrics.calibration import deep_ensemble_equivalent
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
 ONE_VALUE = "all seeds are pooled into one value, which has no deviation and no interval"

@@ -12,8 +12,7 @@ from fge.compare.cells import Cell, cell_name
 from fge.config.base import RunConfig
 from fge.config.compare import OF_FGE_RUN, CompareConfig, options_for
 from fge.config.curves import CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.training import FGEConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.seeds import derive_seed
 from fge.train.methods import find_method
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fge.compare.plan import Job
-from fge.config.saved import to_options
+from fge.config.saved import read_report, to_options
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
 
@@ -103,7 +103,7 @@ class Runner:
         report = self.folder / "runs" / job.name / "report.json"
         if job.name in self._running or not report.is_file():
             return False
-        content = json.loads(report.read_text(encoding="utf-8"))
+        content = read_report(report)
         return set(job.lines) <= {method["name"] for method in content["methods"]}
 
     def _is_lost(self, job: Job) -> bool:

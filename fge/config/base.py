@@ -1,4 +1,4 @@
-"""Every option, declared once: the command line, config files and saved configs come from here."""
+"""What the options of all commands share: their marks, defaults and checks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fge.config.rates import rates_of
 from fge.errors import UserError, check_at_least, check_not_negative
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
-
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
 FOREIGN_NAMES = ("noise", "digits")
 """Images foreign to any data, made by ``fge.data.foreign``."""
 _NAMES_OR_PATHS = ("data", "ood")
-
 HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
 MAY_BE_ADDED = {"may_be_added": True}
@@ -28,6 +25,49 @@ MAY_BE_DROPPED = {"may_be_dropped": True}
 """Marks an option for work that an interrupted run can be resumed without, by the value 0."""
 _THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates that suit a model: conventional, and the two ends of a cycle."""
+
+    lr: float
+    max_lr: float
+    min_lr: float
+
+
+_RATES = {
+    "convnet": Rates(0.2, 0.05, 0.001),  # benchmarks/search_default_job.py
+    # This and the next two: the reference implementation of arXiv 1802.10026.
+    "vgg16": Rates(0.05, 0.01, 0.01),
+    "preresnet": Rates(0.1, 0.05, 0.01),
+    "wrn28-10": Rates(0.1, 0.05, 0.01),
+}
+_USUAL_RATES = Rates(0.05, 0.05, 0.0005)
+
+
+def rates_of(model: str) -> Rates:
+    """Return the learning rates used for a model unless told otherwise."""
+    if _is_built_in(model):
+        for name, rates in _RATES.items():
+            if model.startswith(name):
+                return rates
+    return _USUAL_RATES
+
+
+def curve_rate_of(model: str) -> float:
+    """Return the learning rate with which curves are fitted unless told otherwise.
+
+    0.1 for ``convnet``, which reached a lower training loss on the default data than 0.03;
+    0.015 for VGG-16, and 0.03, which the reference implementation of arXiv 1802.10026 has for
+    residual networks, for all others.
+    """
+    rates = {"convnet": 0.1, "vgg16": 0.015} if _is_built_in(model) else {}
+    return next((rate for name, rate in rates.items() if model.startswith(name)), 0.03)
+
+
+def _is_built_in(model: str) -> bool:
+    return ":" not in model  # as torchvision's and the user's own have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,35 +170,6 @@ class TrainingConfig(RunConfig):
     or the name, folder or file of other data; their test images are predicted too."""
     tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)
     """Also write TensorBoard scalars, into the run folder (needs the extra tensorboard)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Apply the saved ensemble of an fge or train run to new images."""
-
-    run: Path
-    """Run folder of an fge or train command."""
-    images: Path
-    """An image, a folder of images (searched through), or an .npz with an array 'images'."""
-    out: Path | None = None
-    """Where predictions.csv, predictions.npz and report.html go;
-    RUN/predict-IMAGES by default."""
-    model: str | None = None
-    """The run's package.module:factory, given again to allow its import."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N."""
-    threads: int | None = None
-    """CPU threads; PyTorch's choice by default."""
-    batch_size: int = 250
-    """Images per batch."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
-        check_at_least(1, batch_size=self.batch_size, threads=self.threads)
 
 
 def is_factory(model: str) -> bool:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from fge.config.base import HOW_TO_RUN, RunConfig, is_factory
-from fge.config.method_config import METHOD_NAMES, MethodConfig
-from fge.config.training import CycleConfig
+from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 
 C = TypeVar("C", bound=RunConfig)

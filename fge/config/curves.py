@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fge.config.base import RunConfig, TrainingConfig
-from fge.config.rates import curve_rate_of
+from fge.config.base import RunConfig, TrainingConfig, curve_rate_of
 from fge.errors import UserError, check_at_least, check_positive
 
 G_DECAY = 5e-4

@@ -1,4 +1,4 @@
-"""Configurations as ``config.json`` and back."""
+"""What a run keeps of itself as JSON: ``config.json`` written and read, ``report.json`` read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,27 @@ from fge.config.base import (
     may_be_dropped,
     saved_fields,
 )
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config.studies import StudyConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError, unknown
 from fge.files import write_json
 
+RUN_KINDS: dict[str, type[RunConfig]] = {
+    "fge": FGEConfig,
+    "train": TrainConfig,
+    "curve-ensemble": CurveEnsembleConfig,
+    "connect": ConnectConfig,
+}
+"""Commands whose runs can be looked at, with their options."""
+_OWN = {"device", "threads", "compile", "amp"}
+"""Options that say how to run here, and are not taken from a run that is looked at."""
+_OF_DATA = ("data", "train_size", "test_size", "val_fraction")
+KEEP_SNAPSHOTS = ("fge", "train")
+"""Commands whose runs keep snapshots; those of the others keep networks and curves."""
 SCHEMA_VERSION = 1
 C = TypeVar("C", bound=RunConfig)
+S = TypeVar("S", bound=StudyConfig)
 
 
 def to_options(config: RunConfig) -> dict[str, Any]:
@@ -65,17 +81,10 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     """
     if not path.is_file():
         raise UserError(f"no config file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        options = dict(content["options"])
-        version = int(content.get("schema_version", SCHEMA_VERSION))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
-    if version > SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
+    content = _read_content(path)
     if content.get("command", command) != command:
         raise UserError(f"{path} is of the command {content['command']!r}, not {command!r}")
-    return from_options(kind, options, path), content
+    return from_options(kind, content["options"], path), content
 
 
 def check_unchanged(saved: C, asked: C) -> None:
@@ -115,6 +124,96 @@ def keep_settled(saved: C, asked: C) -> C:
     if asked.device != "auto":
         own["device"] = asked.device
     return replace(saved, **own)
+
+
+def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
+    """Return the command of a run, its options and its whole ``config.json``.
+
+    Raises:
+        UserError: the folder is no run of a command that leaves networks.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} is no run folder (no config.json); "
+            "give that of an fge, train, curve-ensemble or connect run"
+        )
+    content = _read_content(file)
+    if "command" not in content:
+        raise UserError(f"{file} is not a config file: KeyError 'command'")
+    command = str(content["command"])
+    if command not in RUN_KINDS:
+        raise UserError(
+            f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
+        )
+    return command, from_options(RUN_KINDS[command], content["options"], file), content
+
+
+def options_of_run(kind: type[S], folder: Path) -> S:
+    """Return options for looking at a run: data, model and what else they share are the run's.
+
+    Raises:
+        UserError: what :func:`read_run` refuses.
+    """
+    _, options, _ = read_run(folder)
+    shared = [name for name in saved_fields(RunConfig) if name not in _OWN]
+    return kind(run=folder, **{name: getattr(options, name) for name in shared})
+
+
+def check_same_images(config: StudyConfig, fingerprint: str) -> None:
+    """Check that the images are those of the run, unless options ask for others.
+
+    Args:
+        config: with a run or without one.
+        fingerprint: of the images.
+
+    Raises:
+        UserError: the options are those of the run, but the images are not.
+    """
+    if config.run is None:
+        return
+    _, options, content = read_run(config.run)
+    facts = content.get("dataset")
+    known = facts.get("sha256") if isinstance(facts, dict) else None
+    asked = all(
+        as_stored(name, getattr(config, name)) == as_stored(name, getattr(options, name))
+        for name in _OF_DATA
+    )
+    if asked and known not in (None, fingerprint):
+        raise UserError(f"the images of {config.data} are not those of the run {config.run}")
+
+
+def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
+    """Return what a ``report.json``, or the ``page.json`` beside it, holds.
+
+    Args:
+        path: of the file.
+        damaged: what to say of a file that holds no report.
+
+    Raises:
+        UserError: it is damaged, or of another schema.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("schema_version", SCHEMA_VERSION)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} {damaged}: {type(error).__name__} {error}") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {version}; this program reads {SCHEMA_VERSION}")
+    return content
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Return what a ``config.json`` holds, ``options`` among it, if this program can read it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["options"] = dict(content["options"])
+        version = int(content.get("schema_version", SCHEMA_VERSION))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
+    return dict(content)
 
 
 def _typed(hint: Any, value: Any, source: str) -> Any:

@@ -1,29 +1,13 @@
-"""Options of the commands that look at networks which exist."""
+"""Options of the commands that look at what exists: networks, finished runs, new images."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from fge.config.base import Precision, RunConfig, Switch, as_stored, saved_fields
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.method_config import TrainConfig
-from fge.config.saved import read_config
-from fge.config.training import FGEConfig
+from fge.config.base import Precision, RunConfig, Switch
 from fge.errors import UserError, check_at_least, check_not_negative
 
-RUN_KINDS: dict[str, type[RunConfig]] = {
-    "fge": FGEConfig,
-    "train": TrainConfig,
-    "curve-ensemble": CurveEnsembleConfig,
-    "connect": ConnectConfig,
-}
-"""Commands whose runs can be looked at, with their options."""
-_OWN = {"device", "threads", "compile", "amp"}
-"""Options that say how to run here, and are not taken from a run that is looked at."""
-_OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 _PLANE_NEEDS = 3
 
 
@@ -204,64 +188,56 @@ class SharpnessConfig(StudyConfig):
         )
 
 
-C = TypeVar("C", bound=StudyConfig)
-KEEP_SNAPSHOTS = ("fge", "train")
-"""Commands whose runs keep snapshots; those of the others keep networks and curves."""
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make the report page of a finished run anew, or join those of several on one page."""
+
+    runs: tuple[Path, ...]
+    """Run folders."""
+    out: Path | None = None
+    """Folder of the page; by default that of the run, or for several the next free
+    runs/report-NNN."""
+    overwrite: bool = False
+    """Replace the page in --out."""
+
+    def __post_init__(self) -> None:
+        """Check that there are run folders, each once.
+
+        Raises:
+            UserError: there are none, or one is given twice.
+        """
+        if not self.runs:
+            raise UserError("give the folder of a finished run, or several: report DIR [DIR ...]")
+        places = [run.resolve() for run in self.runs]
+        for run, place in zip(self.runs, places, strict=True):
+            if places.count(place) > 1:
+                raise UserError(f"the run folder {run} is given twice")
 
 
-def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
-    """Return the command of a run, its options and its whole ``config.json``.
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Apply the saved ensemble of an fge or train run to new images."""
 
-    Raises:
-        UserError: the folder is no run of a command that leaves networks.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{folder} is no run folder (no config.json); "
-            "give that of an fge, train, curve-ensemble or connect run"
-        )
-    try:
-        command = str(json.loads(file.read_text(encoding="utf-8"))["command"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a config file: {type(error).__name__} {error}") from None
-    if command not in RUN_KINDS:
-        raise UserError(
-            f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
-        )
-    options, content = read_config(file, command, RUN_KINDS[command])
-    return command, options, content
+    run: Path
+    """Run folder of an fge or train command."""
+    images: Path
+    """An image, a folder of images (searched through), or an .npz with an array 'images'."""
+    out: Path | None = None
+    """Where predictions.csv, predictions.npz and report.html go;
+    RUN/predict-IMAGES by default."""
+    model: str | None = None
+    """The run's package.module:factory, given again to allow its import."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    threads: int | None = None
+    """CPU threads; PyTorch's choice by default."""
+    batch_size: int = 250
+    """Images per batch."""
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
 
-def options_of_run(kind: type[C], folder: Path) -> C:
-    """Return options for looking at a run: data, model and what else they share are the run's.
-
-    Raises:
-        UserError: what :func:`read_run` refuses.
-    """
-    _, options, _ = read_run(folder)
-    shared = [name for name in saved_fields(RunConfig) if name not in _OWN]
-    return kind(run=folder, **{name: getattr(options, name) for name in shared})
-
-
-def check_same_images(config: StudyConfig, fingerprint: str) -> None:
-    """Check that the images are those of the run, unless options ask for others.
-
-    Args:
-        config: with a run or without one.
-        fingerprint: of the images.
-
-    Raises:
-        UserError: the options are those of the run, but the images are not.
-    """
-    if config.run is None:
-        return
-    _, options, content = read_run(config.run)
-    facts = content.get("dataset")
-    known = facts.get("sha256") if isinstance(facts, dict) else None
-    asked = all(
-        as_stored(name, getattr(config, name)) == as_stored(name, getattr(options, name))
-        for name in _OF_DATA
-    )
-    if asked and known not in (None, fingerprint):
-        raise UserError(f"the images of {config.data} are not those of the run {config.run}")
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+        check_at_least(1, batch_size=self.batch_size, threads=self.threads)

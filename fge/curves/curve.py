@@ -14,8 +14,7 @@ from torch import Tensor
 from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, locate, make_family
 from fge.curves.points import combination, gram_matrix, read_points, straight_points, write_points
 from fge.errors import UserError
-from fge.networks.flat import check_distinct
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout, check_distinct
 
 __all__ = [
     "FAMILIES",

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge.curves.evaluate import Probabilities, Record, WeightsEvaluator
-from fge.ensemble.ensemble import ForwardFn
 from fge.errors import UserError, unknown
-from fge.networks.preserve import preserved
-from fge.train.learner import LossFn, Speed
+from fge.networks.apply import ForwardFn, LossFn
+from fge.networks.state import preserved
+from fge.train.learner import Speed
 
 
 class AnyCurve(Protocol):

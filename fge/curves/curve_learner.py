@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from fge.curves.draws import Draw, Shape, stratified_uniform
 from fge.curves.families import Family
 from fge.curves.objectives import Objective
-from fge.ensemble.ensemble import ForwardFn, to_device
-from fge.networks.apply import count_examples
+from fge.networks.apply import ForwardFn, LossFn, count_examples, to_device
 from fge.networks.flat import FlatParameters
 from fge.networks.state import unwrap
-from fge.train.learner import Learner, LossFn, Speed
+from fge.train.learner import Learner, Speed
 
 _CPU_COLUMNS, _GPU_COLUMNS = 1 << 15, 1 << 22
 """Columns per block of the Gram matrix: what fits in a cache; what makes few calls."""

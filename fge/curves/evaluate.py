@@ -13,12 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.ensemble.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
-from fge.networks.apply import count_examples
+from fge.networks.apply import (
+    ForwardFn,
+    LossFn,
+    call_model,
+    check_reiterable,
+    count_examples,
+    to_device,
+)
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import write_parameters
-from fge.train.learner import LossFn, Speed
+from fge.train.learner import Speed
 
 Record = dict[str, float]
 Probabilities = dict[str, Tensor]

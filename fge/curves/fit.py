@@ -19,14 +19,12 @@ from fge.curves.curve_learner import CurveLearner
 from fge.curves.families import Family, make_family
 from fge.curves.objectives import Objective, make_objective
 from fge.curves.points import straight_points
-from fge.ensemble.ensemble import ForwardFn, check_reiterable
 from fge.errors import UserError
 from fge.files import sha256
-from fge.networks.flat import Weights, check_distinct, flatten
-from fge.networks.layout import Layout
-from fge.networks.preserve import preserved
-from fge.networks.state import read_state, write_state
-from fge.train.learner import LossFn, Speed
+from fge.networks.apply import ForwardFn, LossFn, check_reiterable
+from fge.networks.flat import Layout, check_distinct, flatten
+from fge.networks.state import Weights, preserved, read_state, write_state
+from fge.train.learner import Speed
 from fge.train.loop import Batches, EpochEnd, diverged, train
 from fge.train.schedules import ClosedFormLR, EndpointLR
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fge.curves.families import Family, make_family
 from fge.errors import UserError
 from fge.files import write_bytes
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout
 from fge.networks.state import decode_weights
 
 _KIND = "fge-curve"

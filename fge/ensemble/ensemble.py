@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -11,94 +11,18 @@ from torch import Tensor, nn
 
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
+from fge.networks.apply import (
+    ForwardFn,
+    RunningMean,
+    call_model,
+    check_logits,
+    check_reiterable,
+    predict_logits,
+)
 from fge.networks.state import Weights, load_weights, state_of, unwrap
 
-ForwardFn = Callable[[nn.Module, Any], Tensor]
 Combine = Literal["probs", "logits"]
 Members = SnapshotStore | Sequence[Weights]
-
-
-class RunningMean:
-    """The mean of arrays seen one at a time, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean: Tensor | None = None
-
-    def update(self, value: Tensor) -> Tensor:
-        """Take one more array in; return the mean so far, good until the next update."""
-        self.count += 1
-        if self._mean is None:
-            self._mean = value.double().clone()
-        else:
-            self._mean += (value.double() - self._mean) / self.count
-        return self._mean
-
-    @property
-    def value(self) -> Tensor:
-        """The mean of what was seen."""
-        assert self._mean is not None, "no value yet"
-        return self._mean
-
-
-def call_model(model: nn.Module, batch: Any) -> Tensor:
-    """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``."""
-    outputs: Tensor = model(batch[0] if isinstance(batch, list | tuple) else batch)
-    return outputs
-
-
-def predict_logits(
-    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
-) -> Iterator[tuple[Any, Tensor]]:
-    """Yield each batch, on the model's device, with the model's logits (N, C) for it.
-
-    The module is in evaluation mode meanwhile; its modes are restored at the end.
-
-    Raises:
-        UserError: there is no batch, or an output is not of shape (N, C).
-    """
-    forward = forward_fn or call_model
-    modes = [(module, module.training) for module in model.modules()]
-    device = _device_of(model)
-    empty = True
-    model.eval()
-    try:
-        for batch in batches:
-            empty = False
-            moved = to_device(batch, device)
-            with torch.no_grad():  # not inference_mode: a model may keep what it computes here
-                logits = _checked(forward(model, moved))
-            yield moved, logits
-    finally:
-        for module, training in modes:
-            module.training = training
-    if empty:
-        raise UserError(
-            "batches yielded nothing: give data, and not a generator that is used up already"
-        )
-
-
-def predict_proba(
-    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
-) -> Tensor:
-    """Return the class probabilities of one model.
-
-    Args:
-        model: any module; it is put in evaluation mode and back.
-        batches: yields ``x`` or ``(x, y, ...)``.
-        forward_fn: ``forward_fn(model, batch) -> logits (N, C)``.
-
-    Returns:
-        probs (N, C) float64 on the CPU, rows sum to 1.
-
-    Raises:
-        UserError: there is no batch, or an output is not of shape (N, C).
-    """
-    parts = [
-        logits.double().softmax(dim=1).cpu()
-        for _, logits in predict_logits(model, batches, forward_fn=forward_fn)
-    ]
-    return torch.cat(parts)
 
 
 class Ensemble(nn.Module):
@@ -163,7 +87,7 @@ class Ensemble(nn.Module):
         dtype = torch.float32
         for state in self.members:
             self.model.load_state_dict(state)
-            logits = _checked((self.forward_fn or call_model)(self.model, batch))
+            logits = check_logits((self.forward_fn or call_model)(self.model, batch))
             dtype = logits.dtype
             mean.update(self._transform(logits))
         return self._finish(mean.value).to(dtype)
@@ -201,37 +125,6 @@ class Ensemble(nn.Module):
         return mean if self.combine == "probs" else mean.softmax(dim=1)
 
 
-def check_reiterable(batches: Iterable[Any]) -> None:
-    """Check that ``batches`` can be iterated more than once.
-
-    Raises:
-        UserError: it is an iterator, which a first pass uses up.
-    """
-    if isinstance(batches, Iterator):
-        raise UserError(
-            f"batches must be iterable more than once, got a {type(batches).__name__}; "
-            "give a list, a DataLoader or the like"
-        )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch (nested in lists, tuples and dicts) to ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, list | tuple):
-        return [to_device(part, device) for part in batch]
-    if isinstance(batch, dict):
-        return {key: to_device(part, device) for key, part in batch.items()}
-    return batch
-
-
-def _checked(logits: Any) -> Tensor:
-    if isinstance(logits, Tensor) and logits.ndim == 2:
-        return logits
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise UserError(f"the model must return logits of shape (N, C), got {found}")
-
-
 def _states(members: Sequence[Weights]) -> list[dict[str, Tensor]]:
     """Return the members as copied state dicts, for what they belong to may train on."""
     states = (state_of(member) for member in members)
@@ -248,9 +141,3 @@ def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:
             "batches come in another order at each pass; switch shuffling and augmentation off"
         )
     return inputs
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.ensemble.ensemble import ForwardFn, Members, RunningMean, check_reiterable, predict_logits
+from fge.ensemble.ensemble import Members
 from fge.errors import UserError
+from fge.networks.apply import ForwardFn, RunningMean, check_reiterable, predict_logits
 from fge.networks.average import RunningAverage
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.state import canonical_state, load_weights, unwrap

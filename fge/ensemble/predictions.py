@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.data.batches import EvalBatches
-from fge.ensemble.ensemble import RunningMean
 from fge.errors import UserError
 from fge.files import read_npz, write_bytes
+from fge.networks.apply import RunningMean
 
 _ARRAYS = ("targets", "members", "sha256", "probabilities")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout
 from fge.seeds import generator
 
 

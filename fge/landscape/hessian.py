@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.ensemble.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
 from fge.landscape.graphs import GradientGraph, measuring
-from fge.networks.apply import cut, tensors
-from fge.networks.layout import Layout, named_parameters
+from fge.networks.apply import (
+    ForwardFn,
+    LossFn,
+    call_model,
+    check_reiterable,
+    cut,
+    tensors,
+    to_device,
+)
+from fge.networks.flat import Layout, named_parameters
 from fge.networks.state import unwrap
-from fge.train.learner import LossFn
 
 CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3

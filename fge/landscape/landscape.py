@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from fge.curves.curve_evaluation import AnyCurve, evaluate_curve
 from fge.curves.evaluate import Record, WeightsEvaluator
-from fge.ensemble.ensemble import ForwardFn
 from fge.errors import UserError
 from fge.landscape.directions import Line, filter_normalised
 from fge.landscape.grid import Array, GridStore, PlaneGrid
 from fge.landscape.plane import Bounds, Plane
-from fge.networks.layout import Layout
-from fge.networks.preserve import preserved
+from fge.networks.apply import ForwardFn, LossFn
+from fge.networks.flat import Layout
+from fge.networks.state import preserved
 from fge.seeds import generator
-from fge.train.learner import LossFn, Speed
+from fge.train.learner import Speed
 
 __all__ = ["Line", "Plane", "PlaneGrid", "evaluate_line", "evaluate_plane", "filter_normalised"]
 

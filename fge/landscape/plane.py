@@ -17,7 +17,7 @@ from torch import Tensor
 from fge.curves.curve_evaluation import AnyCurve
 from fge.errors import UserError
 from fge.landscape.directions import check_vectors, random_direction
-from fge.networks.layout import Layout
+from fge.networks.flat import Layout
 
 Bounds = tuple[float, float, float, float]
 """The lowest x, the highest x, the lowest y and the highest y of a rectangle in a plane."""

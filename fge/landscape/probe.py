@@ -9,7 +9,7 @@ import torch
 from fge.data.batches import EvalBatches
 from fge.errors import DivergenceError, UserError
 from fge.landscape.sharpness import top_eigenvalues
-from fge.networks.preserve import preserved
+from fge.networks.state import preserved
 from fge.train.learner import Learner
 
 PROBE_IMAGES = 1024

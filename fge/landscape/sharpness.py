@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.ensemble.ensemble import ForwardFn
 from fge.errors import UserError
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import largest_eigenpairs
+from fge.networks.apply import ForwardFn, LossFn
 from fge.seeds import generator
-from fge.train.learner import LossFn
 
 _LEANING = 10.0
 """How much stronger than the others an eigenvector may be in a start vector."""

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.ensemble.ensemble import ForwardFn
 from fge.errors import UserError
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import BandLanczos
 from fge.landscape.sharpness import random_signs
+from fge.networks.apply import ForwardFn, LossFn
 from fge.seeds import generator
-from fge.train.learner import LossFn
 
 _MARGIN = 4.0
 """How many sigma the grid goes beyond the outermost nodes."""

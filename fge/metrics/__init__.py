@@ -6,6 +6,7 @@ from fge.metrics.calibration import (
     calibrated_log_likelihood,
     calibrated_nll_per_example,
     calibrated_summary,
+    deep_ensemble_equivalent,
     fit_temperature,
     scale_temperature,
 )
@@ -25,7 +26,6 @@ from fge.metrics.diversity import (
     error_correlation_matrix,
     gain_split,
 )
-from fge.metrics.equivalent import deep_ensemble_equivalent
 from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
 from fge.metrics.scores import (
     TINY,

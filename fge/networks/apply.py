@@ -1,14 +1,159 @@
-"""What lies in a batch of any nesting: its tensors, its number of examples, its pieces."""
+"""Applying a network to batches: calls, predictions, and what lies in a batch of any nesting."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fge.errors import UserError
+
+LossFn = Callable[[Any, Any], Tensor]
+"""``loss_fn(outputs, targets)`` -> the mean loss ()."""
+ForwardFn = Callable[[nn.Module, Any], Tensor]
+"""``forward_fn(model, batch)`` -> outputs, for models that are not called as ``model(x)``."""
+
+
+def call_model(model: nn.Module, batch: Any) -> Tensor:
+    """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``."""
+    outputs: Tensor = model(batch[0] if isinstance(batch, list | tuple) else batch)
+    return outputs
+
+
+def predict_logits(
+    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each batch, on the model's device, with the model's logits (N, C) for it.
+
+    The module is in evaluation mode meanwhile; its modes are restored at the end.
+
+    Raises:
+        UserError: there is no batch, or an output is not of shape (N, C).
+    """
+    forward = forward_fn or call_model
+    modes = [(module, module.training) for module in model.modules()]
+    device = _device_of(model)
+    empty = True
+    model.eval()
+    try:
+        for batch in batches:
+            empty = False
+            moved = to_device(batch, device)
+            with torch.no_grad():  # not inference_mode: a model may keep what it computes here
+                logits = check_logits(forward(model, moved))
+            yield moved, logits
+    finally:
+        for module, training in modes:
+            module.training = training
+    if empty:
+        raise UserError(
+            "batches yielded nothing: give data, and not a generator that is used up already"
+        )
+
+
+def predict_proba(
+    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
+) -> Tensor:
+    """Return the class probabilities of one model.
+
+    Args:
+        model: any module; it is put in evaluation mode and back.
+        batches: yields ``x`` or ``(x, y, ...)``.
+        forward_fn: ``forward_fn(model, batch) -> logits (N, C)``.
+
+    Returns:
+        probs (N, C) float64 on the CPU, rows sum to 1.
+
+    Raises:
+        UserError: there is no batch, or an output is not of shape (N, C).
+    """
+    parts = [
+        logits.double().softmax(dim=1).cpu()
+        for _, logits in predict_logits(model, batches, forward_fn=forward_fn)
+    ]
+    return torch.cat(parts)
+
+
+def check_logits(logits: Any) -> Tensor:
+    """Return what a model returned, if it is logits of shape (N, C)."""
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(f"the model must return logits of shape (N, C), got {found}")
+
+
+class RunningMean:
+    """The mean of arrays seen one at a time, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor | None = None
+
+    def update(self, value: Tensor) -> Tensor:
+        """Take one more array in; return the mean so far, good until the next update."""
+        self.count += 1
+        if self._mean is None:
+            self._mean = value.double().clone()
+        else:
+            self._mean += (value.double() - self._mean) / self.count
+        return self._mean
+
+    @property
+    def value(self) -> Tensor:
+        """The mean of what was seen."""
+        assert self._mean is not None, "no value yet"
+        return self._mean
+
+
+def check_reiterable(batches: Iterable[Any]) -> None:
+    """Check that ``batches`` can be iterated more than once.
+
+    Raises:
+        UserError: it is an iterator, which a first pass uses up.
+    """
+    if isinstance(batches, Iterator):
+        raise UserError(
+            f"batches must be iterable more than once, got a {type(batches).__name__}; "
+            "give a list, a DataLoader or the like"
+        )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch (nested in lists, tuples and dicts) to ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, list | tuple):
+        return [to_device(part, device) for part in batch]
+    if isinstance(batch, dict):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    return batch
+
+
+def count_examples(batch: Any) -> int:
+    """Return the length of the first tensor in a batch.
+
+    >>> import torch
+    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
+    (5, 2)
+
+    Raises:
+        UserError: there is no tensor in it.
+    """
+    for tensor in tensors(batch):
+        return len(tensor)
+    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch, nested in lists, tuples and mappings, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, list | tuple | Mapping):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors(part)
 
 
 def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
@@ -37,30 +182,6 @@ def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
         yield _rows(batch, start, stop), stop - start
 
 
-def tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a batch, nested in lists, tuples and mappings, in order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, list | tuple | Mapping):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors(part)
-
-
-def count_examples(batch: Any) -> int:
-    """Return the length of the first tensor in a batch.
-
-    >>> import torch
-    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
-    (5, 2)
-
-    Raises:
-        UserError: there is no tensor in it.
-    """
-    for tensor in tensors(batch):
-        return len(tensor)
-    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
-
-
 def _rows(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, Tensor):
         return batch[start:stop]
@@ -69,3 +190,9 @@ def _rows(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, dict):
         return {key: _rows(part, start, stop) for key, part in batch.items()}
     return batch
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
-from fge.ensemble.ensemble import ForwardFn, call_model, check_reiterable, to_device
 from fge.errors import UserError
-from fge.networks.apply import tensors
+from fge.networks.apply import ForwardFn, call_model, check_reiterable, tensors, to_device
 from fge.networks.state import unwrap
 from fge.parallel import Ranks, default_ranks, running_statistics
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +19,6 @@ from fge.errors import UserError, unknown
 from fge.networks.architectures.convnet import convnet
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
-from fge.networks.imports import import_named, reason
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "convnet": convnet,
@@ -28,7 +30,6 @@ MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "preresnet164": partial(preresnet, depth=164),
     "wrn28-10": partial(wide_resnet, depth=28, factor=10),
 }
-
 _TORCHVISION = "torchvision:"
 
 
@@ -141,3 +142,27 @@ def _try_out(
                 f"model {name!r} must return logits of shape (N, {num_classes}) for the "
                 f"{num_classes} classes of the data, got {shape} for N = 2"
             )
+
+
+def import_named(name: str, what: str) -> Any:
+    """Return what ``package.module:name`` names; modules of the working directory are found too.
+
+    Args:
+        name: of the module and of what is in it.
+        what: it should be, for the error.
+
+    Raises:
+        UserError: the module cannot be imported, or holds nothing of that name.
+    """
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # importing runs whatever the user wrote
+        raise UserError(f"{what} {name!r} cannot be imported: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error's message, behind its type."""
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]

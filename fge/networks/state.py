@@ -1,9 +1,10 @@
-"""Tensors on disk without pickle: state dicts, and nested training states, as safetensors."""
+"""State of a module: tensors by name, files of them without pickle, and keeping it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from fge.errors import UserError
 from fge.files import write_bytes
 
 _SKELETON = "skeleton"
-
 Weights = nn.Module | Mapping[str, Tensor] | str | Path
 """A network's weights: a module, a state dict, or a path to ``.safetensors`` or ``.pt``."""
 
@@ -65,6 +65,62 @@ def canonical_state(weights: Weights) -> dict[str, Tensor]:
 def state_bytes(model: nn.Module) -> int:
     """Return the bytes that the model's parameters and buffers take."""
     return sum(t.numel() * t.element_size() for t in unwrap(model).state_dict().values())
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Copy ``state`` into ``model``; ``source`` names it in errors.
+
+    Raises:
+        UserError: tensors are missing, left over, misshapen or not finite; the first is named.
+    """
+    target = unwrap(model)
+    expected = target.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{source}: tensor {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}"
+            )
+    for name, tensor in state.items():
+        if name not in expected:
+            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
+        # A buffer may be infinite by design (an attention mask); it then equals the model's own.
+        odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if odd and not torch.equal(tensor, expected[name].to(tensor)):
+            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
+    target.load_state_dict(dict(state))
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Let a block change parameters, gradients, buffers and modes; bring all back at its end.
+
+    The parameters get copies to work with, so that theirs stay untouched, strides included; the
+    buffers are copied back. Parameters and buffers must not be replaced by others.
+
+    Args:
+        model: any module; compilation and data-parallel wrappers are seen through.
+    """
+    target = unwrap(model)
+    parameters = [(p, p.data, p.grad) for p in target.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in target.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    for parameter, data, _ in parameters:
+        parameter.data = data.clone()
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, data, gradient in parameters:
+            parameter.data = data
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+        for module, training in modes:
+            module.training = training
 
 
 def encode_weights(state: Mapping[str, Tensor]) -> bytes:
@@ -126,32 +182,6 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
     return canonical_state(value)
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Copy ``state`` into ``model``; ``source`` names it in errors.
-
-    Raises:
-        UserError: tensors are missing, left over, misshapen or not finite; the first is named.
-    """
-    target = unwrap(model)
-    expected = target.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
-        if state[name].shape != tensor.shape:
-            raise UserError(
-                f"{source}: tensor {name!r} has shape {tuple(state[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}"
-            )
-    for name, tensor in state.items():
-        if name not in expected:
-            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
-        # A buffer may be infinite by design (an attention mask); it then equals the model's own.
-        odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-        if odd and not torch.equal(tensor, expected[name].to(tensor)):
-            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
-    target.load_state_dict(dict(state))
 
 
 def write_state(path: Path, value: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from fge.landscape.sharpness import stability_threshold
 from fge.report.plots import TrainingCurves
 from fge.report.sharpness_plots import SharpnessCurves
-from fge.train.stages import Stage
+from fge.train.recipes import Stage
 
 _POINTS_PER_EPOCH = 50
 

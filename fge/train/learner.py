@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fge.ensemble.ensemble import ForwardFn, call_model, predict_proba
 from fge.errors import DivergenceError, UserError
-from fge.networks.apply import count_examples
-from fge.parallel import Ranks, other_buffers
-from fge.train.joint_step import JointStep
-
-LossFn = Callable[[Any, Any], Tensor]
+from fge.networks.apply import ForwardFn, LossFn, call_model, count_examples, predict_proba
+from fge.networks.average import ExponentialAverage
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.state import unwrap
+from fge.parallel import Ranks, other_buffers, running_statistics
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+REFRESH_IMAGES = 5120
+"""Training images for the batch-norm statistics of the average."""
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,101 @@ class Learner:
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+class EmaLearner(Learner):
+    """A learner whose snapshots are the average of its weights over the steps.
+
+    Args:
+        arguments: of :class:`fge.train.Learner`.
+        decay: of the average, per step; see :class:`fge.networks.ExponentialAverage`.
+        refresh: training images without augmentation, which give the average its batch-norm
+            statistics.
+        options: of :class:`fge.train.Learner`.
+    """
+
+    def __init__(
+        self, *arguments: Any, decay: float, refresh: Iterable[Any], **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.average = ExponentialAverage(self.model, decay=decay)
+        self.refresh = refresh
+
+    def _update(self) -> None:
+        super()._update()
+        self.average.update(self.model)
+
+    @contextmanager
+    def kept(self) -> Iterator[int]:
+        """Have the average, with statistics of its own, in the model during a block.
+
+        The block gets the images that were passed forward for them. Of several processes one may
+        do this alone: nothing is exchanged.
+        """
+        with self.average.swapped(self.model):
+            yield refresh_batch_norm(
+                self.model, self.refresh, num_images=REFRESH_IMAGES, forward_fn=self.forward_fn
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with that of the average."""
+        return {**super().state_dict(), "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        super().load_state_dict(state)
+        self.average.load_state_dict(state["average"])
+
+
+class JointStep:
+    """Makes of each process's gradients those of the joint batch, between backward and update.
+
+    Loss, gradients and running statistics become means over the processes, each weighing by its
+    images. So the gradient is that of the mean loss over the joint batch, whatever the shares;
+    batch norm normalises each share by itself and keeps the same running statistics everywhere.
+
+    Args:
+        model: whose parameters and buffers are made the same as in the first process.
+        ranks: the processes.
+    """
+
+    # PyTorch's DistributedDataParallel does not fit: it weighs processes equally, so that the
+    # last, smaller batch comes out wrong; a process without an image would have to run a made-up
+    # one; and its hooks belong to one forward path, while a learner has two, compiled for full
+    # batches and plain for others. One flat message costs the overlap with the backward pass.
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self.model = unwrap(model)
+        self.ranks = ranks
+        self.images = 0
+        """Images of the last joint batch."""
+        ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
+
+    @torch.no_grad()
+    def reduce(self, loss: Tensor | None, count: int) -> Tensor:
+        """Put the joint gradients in the place of this process's; return the joint mean loss.
+
+        A parameter that no process has a gradient for keeps none.
+
+        Args:
+            loss: of this process's share; None where it has no image.
+            count: images of the share.
+        """
+        parameters = list(self.model.parameters())
+        facts = torch.tensor([count, *(p.grad is not None for p in parameters)])
+        self.images, *users = self.ranks.sum_facts(facts)
+        used = [p for p, number in zip(parameters, users, strict=True) if number]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        mean = self._loss(loss, parameters[0])
+        gradients = [p.grad for p in used if p.grad is not None]
+        statistics = running_statistics(self.model.modules())
+        self.ranks.average([*gradients, *statistics, mean], count, self.images)
+        return mean
+
+    def _loss(self, loss: Tensor | None, like: Tensor) -> Tensor:
+        """Return a copy of the loss in a dtype that all processes know."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        mean = torch.zeros((), dtype=dtype, device=like.device)
+        return mean if loss is None else mean.copy_(loss)

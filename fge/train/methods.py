@@ -15,14 +15,17 @@ from typing import Literal
 from torch.optim import Optimizer
 
 from fge.config.base import is_factory
-from fge.config.method_config import METHOD_NAMES, MethodConfig
-from fge.config.training import CycleConfig, FGEConfig
+from fge.config.training import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig
 from fge.errors import UserError, unknown
-from fge.networks.imports import import_named
-from fge.train.recipes import Recipe, endpoint_recipe
-from fge.train.restarts import CosineRestartsLR, CyclicalSGLDLR
-from fge.train.schedules import ClosedFormLR, EndpointLR, TriangularLR
-from fge.train.stages import MakeSchedule, Stage
+from fge.networks.build import import_named
+from fge.train.recipes import MakeSchedule, Recipe, Stage, endpoint_recipe
+from fge.train.schedules import (
+    ClosedFormLR,
+    CosineRestartsLR,
+    CyclicalSGLDLR,
+    EndpointLR,
+    TriangularLR,
+)
 
 SAMPLING = 0.1
 """The part of a cycle in which csgld adds noise: the last 5 of 50 epochs (the reference

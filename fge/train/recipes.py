@@ -1,4 +1,4 @@
-"""Training recipes, as data: one reference strategy, and others that differ from it in one thing.
+"""Training recipes and stages, as data: a reference strategy, and others that differ in one thing.
 
 Strategies G and A-F of Gotmare et al. 2018 (arXiv 1806.06977) train networks that differ as much
 as networks can, to ask whether curves of low loss connect them nevertheless.
@@ -22,14 +22,46 @@ from fge.errors import UserError, check_at_least, check_positive, unknown
 from fge.networks.state import unwrap
 from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
 from fge.train.sgld import SGLD
-from fge.train.stages import Stage
 
+MakeSchedule = Callable[[Optimizer, int], ClosedFormLR]
 _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
     "step": StepsLR,
     "linear": LinearDecayLR,
     "endpoint": EndpointLR,
 }
 _OPTIMIZERS = ("sgd", "adam", "sgld")
+ADAM_LR = 1e-3
+"""B's learning rate, which the source leaves open: Adam's own (arXiv 1412.6980, section 2)."""
+LARGE_BATCH_LR = 0.05
+"""A's learning rate, which the source leaves open: G's, so that only the batch differs (ours).
+The linear rule of arXiv 1706.02677 would make it 40 times that."""
+SMALLER_WEIGHT_DECAY = 5e-6
+"""D's weight decay, which the source leaves open: a hundredth of G's (ours); 0 is allowed."""
+INIT_VARIANCE = 2.0
+"""E's factor on the variance, which the source leaves open (ours). The logits of a new VGG16
+without batch norm are a hundred times larger with it; with 3 they would be 2,600 times."""
+OPTION_OF = {"large_batch_lr": "A", "adam_lr": "B", "weight_decay": "D", "init_variance": "E"}
+"""The options of :func:`recipe`, each with the one recipe that it belongs to."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training: epochs [first_epoch, last_epoch) under one schedule.
+
+    ``schedule(optimizer, steps_per_epoch)`` is at its first step when ``first_epoch`` begins. The
+    stage goes on from the weights and the optimizer's state at the end of the stage ``after``;
+    without one, from those that training has come to, at first the initial ones. Every stage
+    counts among the epochs of those behind it, also where they do not go on from it. Snapshots
+    go to the folder ``store``: where the schedule is ``at_minimum``, or at the end of the stage.
+    """
+
+    name: str
+    first_epoch: int
+    last_epoch: int
+    schedule: MakeSchedule
+    after: str | None = None
+    store: str | None = None
+    keep: Literal["minima", "end"] = "minima"
 
 
 @dataclass(frozen=True)
@@ -73,17 +105,6 @@ class Recipe:
             raise UserError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
 
 
-ADAM_LR = 1e-3
-"""B's learning rate, which the source leaves open: Adam's own (arXiv 1412.6980, section 2)."""
-LARGE_BATCH_LR = 0.05
-"""A's learning rate, which the source leaves open: G's, so that only the batch differs (ours).
-The linear rule of arXiv 1706.02677 would make it 40 times that."""
-SMALLER_WEIGHT_DECAY = 5e-6
-"""D's weight decay, which the source leaves open: a hundredth of G's (ours); 0 is allowed."""
-INIT_VARIANCE = 2.0
-"""E's factor on the variance, which the source leaves open (ours). The logits of a new VGG16
-without batch norm are a hundred times larger with it; with 3 they would be 2,600 times."""
-
 _G = Recipe(
     "G",
     "sgd",
@@ -113,9 +134,6 @@ RECIPES: dict[str, Recipe] = {
     "F": _variant("F", "G without augmentation", augment=False),
 }
 """The strategies of arXiv 1806.06977: G for 200 epochs there, and what differs from it."""
-
-OPTION_OF = {"large_batch_lr": "A", "adam_lr": "B", "weight_decay": "D", "init_variance": "E"}
-"""The options of :func:`recipe`, each with the one recipe that it belongs to."""
 
 
 def recipe(
