@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fge.commands.compare import compare
-from fge.compare.method_rows import ONE_VALUE
+from fge.compare.comparison import ONE_VALUE
 from fge.config.compare import CompareConfig
 from fge.files import write_text
 from fge.report.page import markdown_table

@@ -31,7 +31,7 @@ from fge.commands.build import eval_batches, load_data, new_model, settle_machin
 from fge.commands.build import train_batches as make_train_batches
 from fge.config.curves import CurveConfig
 from fge.curves.curve import Curve
-from fge.curves.curve_evaluation import evaluate_curve
+from fge.curves.evaluate import evaluate_curve
 from fge.curves.fit import fit_curve
 from fge.data.batches import EvalBatches
 from fge.data.splits import Dataset, Split
@@ -39,7 +39,7 @@ from fge.files import write_json
 from fge.networks.apply import predict_logits
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import write_parameters
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 from fge.train.learner import Learner
 from fge.train.loop import train
 from fge.train.recipes import endpoint_recipe, make_optimizer, make_schedule

@@ -30,16 +30,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fge.curves.curve_learner import CurveLearner
+from fge.curves.curve import straight_points
 from fge.curves.families import Bezier
-from fge.curves.fit import fit_curve
+from fge.curves.fit import CurveLearner, fit_curve
 from fge.curves.objectives import OBJECTIVES, make_objective
-from fge.curves.points import straight_points
 from fge.files import write_bytes, write_json
 from fge.networks.build import build_model
 from fge.networks.flat import flatten
 from fge.networks.state import canonical_state, encode_weights
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 from fge.train.learner import Learner
 
 RESULTS = Path(__file__).parent / "results" / "curve_step.json"

@@ -47,7 +47,7 @@ from fge.landscape.hessian import HessianOperator
 from fge.landscape.lanczos import BandLanczos
 from fge.landscape.sharpness import start_vectors, top_eigenvalues
 from fge.networks.build import build_model
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "hessian.json"
 REACHED = 0.01

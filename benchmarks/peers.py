@@ -45,7 +45,7 @@ from fge.config.training import MethodConfig
 from fge.data.splits import Dataset
 from fge.errors import UserError, unknown
 from fge.files import write_json, write_text
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 from fge.train.recipes import endpoint_recipe, make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"

@@ -40,9 +40,10 @@ from fge.curves.evaluate import WeightsEvaluator
 from fge.data.batches import EvalBatches
 from fge.data.splits import Dataset, Split
 from fge.files import write_json
-from fge.landscape.landscape import Plane, evaluate_plane
+from fge.landscape.grid import evaluate_plane
+from fge.landscape.plane import Plane
 from fge.networks.flat import Layout, flatten
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "plane.json"
 SEEDS = (0, 1, 2)

@@ -41,7 +41,7 @@ from fge.errors import DivergenceError
 from fge.files import append_record, read_records
 from fge.landscape.hessian import CHUNK
 from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 from fge.train.learner import Learner, Speed
 from fge.train.loop import EpochEnd, train
 from fge.train.recipes import (

@@ -42,7 +42,7 @@ from fge.config.training import FGEConfig
 from fge.data.batches import EvalBatches, Normaliser, TrainBatches
 from fge.data.splits import Dataset, load_dataset
 from fge.files import write_json
-from fge.report.report import environment_facts
+from fge.report.page import environment_facts
 from fge.train.learner import Learner, Speed
 from fge.train.speed import choose_speed
 

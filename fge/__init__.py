@@ -9,25 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fge.curves.curve import Bezier, Chain, Curve, PolyChain
-    from fge.curves.curve_evaluation import evaluate_curve, summarise_curve
+    from fge.curves.curve import Chain, Curve
+    from fge.curves.evaluate import evaluate_curve, summarise_curve
+    from fge.curves.families import Bezier, PolyChain
     from fge.curves.fit import fit_curve
     from fge.curves.origin import OriginPath
     from fge.ensemble.cycle import FGE
     from fge.ensemble.ensemble import Ensemble
     from fge.ensemble.folding import Fold, fold
     from fge.ensemble.snapshots import SnapshotStore
+    from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
     from fge.landscape.hessian import HessianOperator
-    from fge.landscape.landscape import Plane, PlaneGrid, evaluate_line, evaluate_plane
-    from fge.landscape.sharpness import top_eigenvalues, trace
-    from fge.landscape.spectrum import spectral_density
+    from fge.landscape.plane import Plane
+    from fge.landscape.sharpness import spectral_density, top_eigenvalues, trace
     from fge.metrics.intervals import paired_difference
     from fge.networks.average import ExponentialAverage, average_weights
     from fge.networks.batchnorm import refresh_batch_norm
     from fge.train.schedules import EndpointLR, TriangularLR
 
 _HOMES = {
-    "Bezier": "fge.curves.curve",
+    "Bezier": "fge.curves.families",
     "Chain": "fge.curves.curve",
     "Curve": "fge.curves.curve",
     "EndpointLR": "fge.train.schedules",
@@ -37,20 +38,20 @@ _HOMES = {
     "Fold": "fge.ensemble.folding",
     "HessianOperator": "fge.landscape.hessian",
     "OriginPath": "fge.curves.origin",
-    "Plane": "fge.landscape.landscape",
-    "PlaneGrid": "fge.landscape.landscape",
-    "PolyChain": "fge.curves.curve",
+    "Plane": "fge.landscape.plane",
+    "PlaneGrid": "fge.landscape.grid",
+    "PolyChain": "fge.curves.families",
     "SnapshotStore": "fge.ensemble.snapshots",
     "TriangularLR": "fge.train.schedules",
     "average_weights": "fge.networks.average",
     "evaluate_curve": "fge.curves.curve_evaluation",
-    "evaluate_line": "fge.landscape.landscape",
-    "evaluate_plane": "fge.landscape.landscape",
+    "evaluate_line": "fge.landscape.grid",
+    "evaluate_plane": "fge.landscape.grid",
     "fit_curve": "fge.curves.fit",
     "fold": "fge.ensemble.folding",
     "paired_difference": "fge.metrics.intervals",
     "refresh_batch_norm": "fge.networks.batchnorm",
-    "spectral_density": "fge.landscape.spectrum",
+    "spectral_density": "fge.landscape.sharpness",
     "summarise_curve": "fge.curves.curve_evaluation",
     "top_eigenvalues": "fge.landscape.sharpness",
     "trace": "fge.landscape.sharpness",

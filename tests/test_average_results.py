@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from fge.ensemble.folding import Candidate, Figures, Fold, Trial
+from fge.ensemble.folding import Candidate, Fold, Scores, Trial
 from fge.report.averages import Swa, as_json, average_sentences, average_table
 from fge.report.methods import MethodResult
 
 NAMES = ["fge-0001", "fge-0002", "fge-0003"]
-MEMBERS = (Figures(12.0, 0.5), Figures(10.0, 0.25), Figures(11.0, 0.375))
-ENSEMBLE = Figures(9.0, 0.125)
+MEMBERS = (Scores(12.0, 0.5), Scores(10.0, 0.25), Scores(11.0, 0.375))
+ENSEMBLE = Scores(9.0, 0.125)
 
 
 def swa_of(nll: float) -> Swa:
-    return Swa(Figures(20.0, nll), MEMBERS, ENSEMBLE)
+    return Swa(Scores(20.0, nll), MEMBERS, ENSEMBLE)
 
 
 def fold_of(*trials: Trial) -> Fold:
@@ -26,8 +26,8 @@ def fold_of(*trials: Trial) -> Fold:
     return Fold(network, 1, MEMBERS, ENSEMBLE, trials, 64)
 
 
-REFUSED = fold_of(Trial(2, Figures(13.0, 0.75), False), Trial(0, Figures(14.0, 1.5), False))
-FOLDED = fold_of(Trial(2, Figures(9.5, 0.1875), True), Trial(0, Figures(14.0, 1.5), False))
+REFUSED = fold_of(Trial(2, Scores(13.0, 0.75), False), Trial(0, Scores(14.0, 1.5), False))
+FOLDED = fold_of(Trial(2, Scores(9.5, 0.1875), True), Trial(0, Scores(14.0, 1.5), False))
 
 
 def line(name: str, error: float, nll: float, members: int = 1) -> MethodResult:
@@ -125,7 +125,7 @@ def test_json_holds_every_figure() -> None:
 
 
 def test_json_holds_null_where_a_figure_is_not_finite_and_no_more_than_is_known() -> None:
-    bad = Swa(Figures(math.nan, math.inf), MEMBERS, ENSEMBLE)
+    bad = Swa(Scores(math.nan, math.inf), MEMBERS, ENSEMBLE)
     content = as_json(bad, None, NAMES)["swa"]
     assert (content["error"], content["nll"], content["barrier"]) == (None, None, None)
     assert content["harmful"] is True

@@ -18,7 +18,8 @@ from fge.curves.baselines import (
     Segment,
     make_baseline,
 )
-from fge.curves.curve import Bezier, Curve, PolyChain
+from fge.curves.curve import Curve, PolyChain
+from fge.curves.families import Bezier
 from fge.errors import UserError
 from fge.networks.flat import Layout
 

@@ -17,7 +17,6 @@ from test_interactive_plane import luminance
 
 from fge.commands.report import joined_page
 from fge.landscape.grid import PlaneGrid
-from fge.report.drawn import Figures
 from fge.report.interactive import Plot, Series, comparison_plot, reliability_plot
 from fge.report.interactive_plane import plane_plot, surface_plot
 from fge.report.interactive_runs import (
@@ -28,10 +27,9 @@ from fge.report.interactive_runs import (
     spectrum_plot,
     training_plot,
 )
-from fge.report.page import Page, Section, Table, write_pages
+from fge.report.page import FigureSet, Page, Section, Table, write_pages, write_report
 from fge.report.plots import TrainingCurves
-from fge.report.report import write_report
-from fge.report.sharpness_plots import SharpnessCurves
+from fge.report.sharpness import SharpnessCurves
 from fge.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
@@ -97,7 +95,7 @@ def all_plots() -> dict[str, Plot]:
 
 def page_of(folder: Path, *, interactive: bool = True) -> Page:
     """Draw the figures of a page with everything on it."""
-    drawn = Figures(folder / "figures")
+    drawn = FigureSet(folder / "figures")
     for name, plot in all_plots().items():
         picture = Figure(figsize=(7, 1))
         picture.subplots()

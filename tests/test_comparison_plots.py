@@ -12,17 +12,15 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fge.compare.comparison import ORDER
-from fge.compare.comparison_plots import (
-    CAPTIONS,
-    COLOURS,
-    MARKERS,
-    comparison_figures,
+from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
+from fge.config.compare import ORDER
+from fge.report.interactive import Series
+from fge.report.plots import (
+    METHOD_COLOURS,
+    METHOD_MARKERS,
     reliability_figure,
     series_figure,
 )
-from fge.compare.comparison_series import comparison_plots
-from fge.report.interactive import Series
 
 
 def drawn(figure: Figure) -> dict[str, ErrorbarContainer]:
@@ -76,7 +74,11 @@ def test_points_of_one_cost_do_not_hide_each_other() -> None:
 
 
 def test_every_method_has_a_style_of_its_own_in_all_figures() -> None:
-    assert len(set(zip(COLOURS, MARKERS, strict=True))) == len(COLOURS) == len(ORDER)
+    assert (
+        len(set(zip(METHOD_COLOURS, METHOD_MARKERS, strict=True)))
+        == len(METHOD_COLOURS)
+        == len(ORDER)
+    )
     every = styles(series_figure([Series(n, [1], [1]) for n in ORDER], x="", y=""))
     some = styles(series_figure([Series(n, [1], [1]) for n in ORDER[5:]], x="", y=""))
     assert len(set(every.values())) == len(ORDER)

@@ -10,7 +10,7 @@ import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
 from fge.compare.cells import Cell
-from fge.compare.comparison_series import (
+from fge.compare.figures import (
     comparison_plots,
     cost_series,
     equivalent_series,

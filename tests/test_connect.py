@@ -15,13 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fge.curves.curve import Curve
-from fge.curves.curve_learner import CurveLearner, quick_gram
-from fge.curves.draws import Draw, Shape, stratified_uniform
+from fge.curves.curve import Curve, gram_matrix
 from fge.curves.families import make_family
-from fge.curves.fit import fit_curve
-from fge.curves.objectives import OBJECTIVES, Objective, make_objective
-from fge.curves.points import gram_matrix
+from fge.curves.fit import CurveLearner, fit_curve, quick_gram
+from fge.curves.objectives import (
+    OBJECTIVES,
+    Draw,
+    Objective,
+    Shape,
+    make_objective,
+    stratified_uniform,
+)
 from fge.errors import DivergenceError, UserError
 from fge.networks.flat import Layout, flatten
 from fge.networks.state import write_state

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from fge import metrics
 from fge.curves.curve import Chain, Curve
-from fge.curves.curve_evaluation import bound, evaluate_curve, summarise_curve
-from fge.curves.evaluate import WeightsEvaluator
+from fge.curves.evaluate import WeightsEvaluator, bound, evaluate_curve, summarise_curve
 from fge.curves.families import Bezier, make_family
 from fge.errors import UserError
 from fge.networks.batchnorm import refresh_batch_norm

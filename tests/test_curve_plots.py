@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from fge.curves.baselines import BASELINES
-from fge.report.curve_plots import CURVE, SEGMENT, curve_figure, ensemble_figure
+from fge.report.curves import CURVE, SEGMENT, curve_figure, ensemble_figure
 
 KEYS = ("train_loss", "test_loss", "train_error", "test_error")
 TS = [0.0, 0.5, 1.0]

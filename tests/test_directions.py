@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape.directions import Line, filter_normalised, random_direction
+from fge.landscape.plane import Line, filter_normalised, random_direction
 from fge.networks.flat import Layout, flatten
 
 

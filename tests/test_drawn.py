@@ -6,12 +6,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fge.report.drawn import Figures
 from fge.report.interactive import Plot
+from fge.report.page import FigureSet
 
 
 def test_figures_are_saved_in_their_order(tmp_path: Path) -> None:
-    drawn = Figures(tmp_path / "figures")
+    drawn = FigureSet(tmp_path / "figures")
     plot = Plot([], {})
     drawn.add("b.png", Figure(figsize=(1, 1)), "first", plot)
     drawn.add("a.png", Figure(figsize=(1, 1)), "second")

@@ -13,7 +13,7 @@ from test_run import config
 from fge.commands.train import fge
 from fge.commands.train_run import train
 from fge.config.training import TrainConfig
-from fge.report.dynamics import MOST_ROWS, dynamics_table, dynamics_verdict
+from fge.report.training import MOST_ROWS, dynamics_table, dynamics_verdict
 
 
 def measured(epoch: int, eigenvalue: float, **changes: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fge.config.training import FGEConfig, MethodConfig
-from fge.report.figures import learning_rates, sharpness_curves, training_curves
 from fge.report.plots import TrainingCurves
+from fge.report.training import learning_rates, sharpness_curves, training_curves
 from fge.train.methods import fge_stages, sse_stages
 
 CONFIG = FGEConfig(

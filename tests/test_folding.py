@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fge
 from fge import metrics
-from fge.ensemble.folding import Candidate, Figures, figures_of, fold, fold_greedily
+from fge.ensemble.folding import Candidate, Scores, fold, fold_greedily, scores_of
 from fge.errors import UserError
 from fge.networks.apply import predict_proba
 from fge.networks.average import average_weights
@@ -144,12 +144,12 @@ def test_the_order_is_that_of_validation_nll_and_averages_grow_one_by_one() -> N
 
     def measure(state: dict[str, Tensor]) -> Candidate:
         seen.append(float(state["w"]))
-        return Candidate(state, Figures(0.0, abs(seen[-1] - 1)), None, 10)
+        return Candidate(state, Scores(0.0, abs(seen[-1] - 1)), None, 10)
 
     values = [3.0, 0.0, 1.5, 9.0]
     members = [{"w": torch.tensor([value], dtype=torch.float64)} for value in values]
-    figures = [Figures(0.0, abs(value - 1)) for value in values]
-    result = fold_greedily(members, figures, Figures(0.0, 0.125), measure)
+    figures = [Scores(0.0, abs(value - 1)) for value in values]
+    result = fold_greedily(members, figures, Scores(0.0, 0.125), measure)
     # From 1.5: with 0 it is .75 (kept), with 3 it is 1.5 (refused), with 9 it is 3.5 (refused).
     assert seen == [0.75, 1.5, 3.5]
     assert (result.best, result.folded) == (2, (2, 1))
@@ -160,7 +160,7 @@ def test_the_order_is_that_of_validation_nll_and_averages_grow_one_by_one() -> N
 
 
 def test_an_average_as_good_as_the_present_one_is_kept_and_ties_go_to_the_first() -> None:
-    same = Figures(1.0, 0.5)
+    same = Scores(1.0, 0.5)
     members = [{"w": torch.zeros(1)}] * 3
     result = fold_greedily(members, [same] * 3, same, lambda state: Candidate(state, same))
     assert result.folded == (0, 1, 2)
@@ -170,8 +170,8 @@ def test_an_average_as_good_as_the_present_one_is_kept_and_ties_go_to_the_first(
 @pytest.mark.parametrize("nll", [math.inf, math.nan])
 def test_an_average_that_is_not_finite_is_refused(nll: float) -> None:
     members = [{"w": torch.zeros(1)}, {"w": torch.ones(1)}]
-    figures = [Figures(1.0, 0.5), Figures(1.0, 0.75)]
-    bad = Figures(math.nan, nll)
+    figures = [Scores(1.0, 0.5), Scores(1.0, 0.75)]
+    bad = Scores(math.nan, nll)
     result = fold_greedily(members, figures, bad, lambda state: Candidate(state, bad))
     assert result.folded == (0,)
     assert result.after == figures[0]
@@ -183,7 +183,7 @@ def test_the_ensembles_figures_are_those_of_averaged_probabilities() -> None:
     mean = fge.Ensemble(NETWORK, members).predict_proba(BATCHES)
     assert result.ensemble.nll == pytest.approx(metrics.nll(mean, VAL[1]), abs=1e-12)
     assert result.ensemble.error == metrics.error(mean, VAL[1])
-    assert result.members == tuple(figures_of(predict_proba(m, BATCHES), VAL[1]) for m in members)
+    assert result.members == tuple(scores_of(predict_proba(m, BATCHES), VAL[1]) for m in members)
 
 
 def test_one_member_is_its_own_fold(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from test_interactive import check_plot, pairs
 
-from fge.report.curve_plots import ENSEMBLE_LABELS
+from fge.report.curves import ENSEMBLE_LABELS
 from fge.report.interactive import Plot
 from fge.report.interactive_runs import (
     curve_plot,
@@ -17,7 +17,7 @@ from fge.report.interactive_runs import (
     training_plot,
 )
 from fge.report.plots import TrainingCurves
-from fge.report.sharpness_plots import SharpnessCurves
+from fge.report.sharpness import SharpnessCurves
 
 CURVES = TrainingCurves(
     rate_epochs=[0.0, 1.0, 2.0],

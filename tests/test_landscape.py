@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.curves.curve import Bezier, Chain, Curve
+from fge.curves.curve import Chain, Curve
+from fge.curves.families import Bezier
 from fge.errors import UserError
-from fge.landscape.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
+from fge.landscape.grid import Line, PlaneGrid, evaluate_line, evaluate_plane
+from fge.landscape.plane import Plane
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import Layout, flatten, write_parameters
 

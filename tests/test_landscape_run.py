@@ -26,13 +26,12 @@ from fge.config.training import TrainConfig
 from fge.curves.curve import Curve
 from fge.data.splits import load_dataset
 from fge.files import write_bytes
-from fge.landscape.directions import Line
 from fge.landscape.grid import GridStore, PlaneGrid
-from fge.landscape.plane import Plane
+from fge.landscape.plane import Line, Plane
 from fge.landscape.sharpness import top_eigenvalues
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import Layout, flatten, write_parameters
-from fge.report.dynamics import line_momentum
+from fge.report.training import line_momentum
 from fge.train.methods import METHODS
 from fge.train.recipes import recipe
 
@@ -76,7 +75,7 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("fge.report.drawn.save_figure", lambda _, path: write_bytes(path, b""))
+        monkeypatch.setattr("fge.report.page.save_figure", lambda _, path: write_bytes(path, b""))
 
 
 @pytest.fixture(scope="module", autouse=True)

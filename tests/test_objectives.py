@@ -14,10 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fge.curves.draws import Draw, Shape, place_in_cells, stratified_uniform
+from fge.curves.curve import gram_matrix
 from fge.curves.families import Bezier, Family, PolyChain
-from fge.curves.objectives import OBJECTIVES, ArcLength, MinMax, Objective, Uniform, make_objective
-from fge.curves.points import gram_matrix
+from fge.curves.objectives import (
+    OBJECTIVES,
+    ArcLength,
+    Draw,
+    MinMax,
+    Objective,
+    Shape,
+    Uniform,
+    make_objective,
+    place_in_cells,
+    stratified_uniform,
+)
 from fge.errors import UserError
 
 POINTS = torch.tensor([[-1.0, 0.0], [0.3, 1.4], [0.2, -0.9], [1.0, 0.4]], dtype=torch.float64)

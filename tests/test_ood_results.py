@@ -35,8 +35,7 @@ from fge.ensemble.predictions import MemberPredictions
 from fge.metrics.detection import ood_auroc
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.build import build_model
-from fge.report.methods import MethodResult
-from fge.report.ood_results import ood_tables, with_ood
+from fge.report.methods import MethodResult, ood_tables, with_ood
 from fge.train.learner import Learner
 
 PAIR = "G-1--G-2"

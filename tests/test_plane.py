@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge.curves.curve import Bezier, Chain, Curve
+from fge.curves.curve import Chain, Curve
+from fge.curves.families import Bezier
 from fge.errors import UserError
 from fge.landscape import plane as plane_module
-from fge.landscape.directions import random_direction
-from fge.landscape.plane import Plane
+from fge.landscape.plane import Plane, random_direction
 from fge.networks.flat import Layout, flatten
 
 REFERENCE = {

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from fge.errors import UserError
 from fge.landscape.grid import PlaneGrid
-from fge.report.plane_plots import contour_levels, line_figure, plane_figure, surface_figure
+from fge.report.planes import contour_levels, line_figure, plane_figure, surface_figure
 from fge.report.plots import save_figure
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}

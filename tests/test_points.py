@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fge.curves.curve import Bezier, Curve, PolyChain
-from fge.curves.points import combination, gram_matrix, straight_points
+from fge.curves.curve import Curve, PolyChain, combination, gram_matrix, straight_points
+from fge.curves.families import Bezier
 from fge.errors import UserError
 from fge.networks.flat import Layout
 from fge.networks.state import read_weights
@@ -117,7 +117,7 @@ def test_the_gram_matrix_is_that_of_differences(count: int, size: int) -> None:
 def test_the_gram_matrix_adds_up_over_blocks(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = random_points(3, 100, torch.float32)
     expected = gram_matrix(points)
-    monkeypatch.setattr("fge.curves.points._COLUMNS", columns)
+    monkeypatch.setattr("fge.curves.curve._COLUMNS", columns)
     torch.testing.assert_close(gram_matrix(points), expected, rtol=1e-13, atol=1e-13)
 
 

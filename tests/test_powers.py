@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fge.curves.powers import Powers
+from fge.curves.origin import Powers
 from fge.errors import UserError
 
 Equation = tuple[int, tuple[int, ...]]

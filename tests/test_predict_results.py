@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fge.report.predict_results import (
+from fge.report.predictions import (
     UNCERTAIN,
     class_table,
     confidence_figure,

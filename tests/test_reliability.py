@@ -15,9 +15,8 @@ from fge.commands.train import fge
 from fge.commands.train_run import train
 from fge.config.training import TrainConfig
 from fge.ensemble.predictions import PredictionFile
-from fge.report.drawn import Figures
-from fge.report.methods import MethodResult, method_result
-from fge.report.reliability import add_reliability, reliability_series
+from fge.report.methods import MethodResult, add_reliability, method_result, reliability_series
+from fge.report.page import FigureSet
 
 TARGETS = torch.arange(40) % 2
 
@@ -72,7 +71,7 @@ def test_the_last_snapshot_stands_in_for_a_single_network(test_file: PredictionF
 def test_bins_of_few_predictions_are_left_out_and_with_them_the_figure(tmp_path: Path) -> None:
     file = PredictionFile(tmp_path / "test.npz", TARGETS[:9])
     file.add("a", "a", probabilities(0.9, 2)[:9])
-    drawn = Figures(tmp_path / "figures")
+    drawn = FigureSet(tmp_path / "figures")
     add_reliability(drawn, lines(file, fge=("a",)), file)
     assert drawn.captions == {}
     assert not (tmp_path / "figures").exists()

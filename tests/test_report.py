@@ -15,13 +15,13 @@ import torch
 
 from fge.config.training import FGEConfig
 from fge.data.splits import Dataset, Split
-from fge.report import report
-from fge.report.page import markdown_table
-from fge.report.report import (
+from fge.report import page as page_module
+from fge.report.page import (
     Page,
     Table,
     dataset_facts,
     environment_facts,
+    markdown_table,
     run_facts,
     splits_note,
     write_report,
@@ -210,7 +210,7 @@ def test_the_json_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: Any) -> None:
         raise OSError("killed here")
 
-    monkeypatch.setattr(report, "write_pages", fail)
+    monkeypatch.setattr(page_module, "write_pages", fail)
     with pytest.raises(OSError, match="killed here"):
         write(tmp_path)
     assert not (tmp_path / "report.json").exists()

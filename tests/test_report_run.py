@@ -14,10 +14,8 @@ import cli
 from fge.commands.report import joined_page, read_section, report
 from fge.config.studies import ReportConfig
 from fge.errors import UserError
-from fge.report.drawn import Figures
 from fge.report.interactive import Series, comparison_plot
-from fge.report.page import Page, Section, Table
-from fge.report.report import write_report
+from fge.report.page import FigureSet, Page, Section, Table, write_report
 from fge.runs.folder import RunFolder
 
 METHOD = {
@@ -37,7 +35,7 @@ def make_run(path: Path, **changes: Any) -> Path:
     """Leave a finished run, with a figure that has a plot and one that has none."""
     path.mkdir(parents=True)
     (path / "config.json").write_text("{}")
-    drawn = Figures(path / "figures")
+    drawn = FigureSet(path / "figures")
     plot = comparison_plot([Series("a", [1, 2], [1 / 3, float("nan")])], x="x", y="y")
     drawn.add("a.png", Figure(figsize=(1, 1)), "The first", plot)
     drawn.add("b.png", Figure(figsize=(1, 1)), "The second")

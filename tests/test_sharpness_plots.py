@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from fge.errors import UserError
-from fge.report.sharpness_plots import SharpnessCurves, dynamics_figure
+from fge.report.sharpness import SharpnessCurves, dynamics_figure
 
 CURVES = SharpnessCurves(
     epochs=[1, 2, 3],

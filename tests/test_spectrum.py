@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.landscape.hessian import HessianOperator
-from fge.landscape.sharpness import random_signs
-from fge.landscape.spectrum import SpectralDensity, smoothed, spectral_density
+from fge.landscape.sharpness import SpectralDensity, random_signs, smoothed, spectral_density
 from fge.seeds import generator
 
 CLASSES = 5

@@ -17,11 +17,11 @@ from fge.data.batches import EvalBatches
 from fge.ensemble.folding import (
     NOT_FINITE,
     Candidate,
-    Figures,
     Fold,
+    Scores,
     Trial,
-    figures_of,
     fold_greedily,
+    scores_of,
 )
 from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
@@ -37,8 +37,7 @@ from fge.networks.state import (
 )
 from fge.report.averages import Swa, as_json, average_sentences, average_table
 from fge.report.methods import MethodResult, method_result
-from fge.report.report import Table
-from fge.runs.ledger import snapshot_costs
+from fge.report.page import Table
 from fge.runs.staged import StagedTraining, member_name
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
@@ -120,16 +119,16 @@ class _Averaging:
         self.predictions = predictions
         self.refresh = eval_batches(run.config, run.dataset, run.dataset.train)
         self.taken = set(training.stores)
-        facts = snapshot_costs(training, stage)
+        facts = training.snapshot_costs(stage)
         self.keys = [entry["sha256"] for entry in facts]
         self.names = [member_name(stage, position) for position in range(len(facts))]
         self.epochs = int(facts[-1]["train_epochs"])
         self.validated = [int(entry["validation_images"]) for entry in facts]
         self.weight_bytes = state_bytes(self.learner.model)
-        self.members: tuple[Figures, ...] = ()
-        self.ensemble: Figures | None = None
+        self.members: tuple[Scores, ...] = ()
+        self.ensemble: Scores | None = None
         if self.val is not None:
-            self.members = tuple(Figures(entry["val_error"], entry["val_nll"]) for entry in facts)
+            self.members = tuple(Scores(entry["val_error"], entry["val_nll"]) for entry in facts)
             self.ensemble = _last_ensemble(run.folder.records(), stage)
 
     def swa(self) -> Candidate:
@@ -140,7 +139,7 @@ class _Averaging:
             record = self._keep("swa", self._measure(average_weights(self.store)), {})
         return self._candidate("swa", record)
 
-    def fold(self, ensemble: Figures) -> Fold:
+    def fold(self, ensemble: Scores) -> Fold:
         """Return the snapshots folded into one network, whose ensemble has these figures."""
         record = self._known("fold")
         if record is None:
@@ -191,9 +190,7 @@ class _Averaging:
             probs = self.learner.predict(self.val_batches)
         except DivergenceError:
             return Candidate(state, NOT_FINITE, None, images)
-        return Candidate(
-            state, figures_of(probs, torch.from_numpy(self.val.targets)), probs, images
-        )
+        return Candidate(state, scores_of(probs, torch.from_numpy(self.val.targets)), probs, images)
 
     def _known(self, method: str) -> dict[str, Any] | None:
         """Return the record of an average that was made of these very snapshots before."""
@@ -247,15 +244,15 @@ class _Averaging:
         return decode_weights(self._path(method).read_bytes(), self._path(method))
 
 
-def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Figures:
+def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Scores:
     """Return the validation figures of the ensemble of all snapshots of a stage, as logged."""
     last = [r for r in records if r["event"] == "snapshot" and r["stage"] == stage][-1]
-    return Figures(last["ensemble_val_error"], last["ensemble_val_nll"])
+    return Scores(last["ensemble_val_error"], last["ensemble_val_nll"])
 
 
-def _json(figures: Figures) -> dict[str, float]:
+def _json(figures: Scores) -> dict[str, float]:
     return {"error": figures.error, "nll": figures.nll}
 
 
-def _figures(record: dict[str, Any]) -> Figures:
-    return Figures(record["error"], record["nll"])
+def _figures(record: dict[str, Any]) -> Scores:
+    return Scores(record["error"], record["nll"])

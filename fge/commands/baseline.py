@@ -15,7 +15,7 @@ from fge.ensemble.predictions import PredictionFile
 from fge.errors import UserError
 from fge.metrics.intervals import paired_difference
 from fge.report.methods import MethodResult, table_rows
-from fge.report.report import Table
+from fge.report.page import Table
 
 _METHODS = ("ends", "curve")
 

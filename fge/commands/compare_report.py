@@ -8,17 +8,19 @@ from pathlib import Path
 
 from fge.commands.run import Run
 from fge.compare.comparison import Comparison
-from fge.compare.comparison_plots import CAPTIONS, comparison_figures
-from fge.compare.comparison_series import comparison_plots
+from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
 from fge.compare.measure import wall_seconds
 from fge.compare.plan import Plan
 from fge.compare.tables import as_csv, as_json, tables
 from fge.compare.verdict import verdict
 from fge.config.compare import CompareConfig
 from fge.files import read_records, write_json, write_text
-from fge.report import report
-from fge.report.drawn import Figures
-from fge.report.page import markdown_table
+from fge.report.page import (
+    FigureSet,
+    Page,
+    Table,
+    markdown_table,
+)
 
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
@@ -50,14 +52,14 @@ def report_comparison(
     write_text(folder / "compare.csv", as_csv(comparison))
     write_text(folder / "compare.md", _markdown(title, words, found))
     write_text(folder / "timing.csv", _times(plan, folder))
-    drawn, plots = Figures(run.folder.figures), comparison_plots(comparison)
+    drawn, plots = FigureSet(run.folder.figures), comparison_plots(comparison)
     for name, figure in comparison_figures(comparison).items():
         drawn.add(name, figure, CAPTIONS[name], plots.get(name))
-    page = report.Page(title, words, found, drawn.captions, files=FILES, plots=drawn.plots)
+    page = Page(title, words, found, drawn.captions, files=FILES, plots=drawn.plots)
     run.finish(page, content)
 
 
-def _markdown(title: str, words: str, found: Sequence[report.Table]) -> str:
+def _markdown(title: str, words: str, found: Sequence[Table]) -> str:
     parts = [f"# {title}", words]
     for table in found:
         parts += [f"## {table.title}", markdown_table(table.headings, table.rows), table.note]

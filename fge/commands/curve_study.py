@@ -15,13 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge import metrics
 from fge.config.curves import CurveConfig
 from fge.curves.baselines import BASELINES, make_baseline
-from fge.curves.curve import Curve
-from fge.curves.curve_evaluation import AnyCurve, evaluate_curve
-from fge.curves.evaluate import Probabilities, Record
+from fge.curves.curve import Curve, straight_points
+from fge.curves.evaluate import AnyCurve, Probabilities, Record, evaluate_curve
 from fge.curves.families import make_family
 from fge.curves.fit import fit_curve
 from fge.curves.geometry import angle, distance
-from fge.curves.points import straight_points
 from fge.data.batches import EvalBatches, TrainBatches
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError, UserError

@@ -22,19 +22,33 @@ from fge.config.curves import (
     pairs_of,
 )
 from fge.networks.state import load_weights, preserved, state_bytes
-from fge.report import methods as results
-from fge.report import report
-from fge.report.curve_plots import ALONG, ENSEMBLE_LABELS, curve_figure, ensemble_figure
 from fge.report.curves import (
+    ALONG,
+    ENSEMBLE_LABELS,
     connection_verdict,
+    curve_figure,
+    ensemble_figure,
     pair_verdict,
     pairs_table,
     path_table,
     strategy_table,
 )
-from fge.report.drawn import Figures
 from fge.report.interactive_runs import curve_plot, ensemble_plot
-from fge.report.ood_results import ood_tables, with_ood
+from fge.report.methods import (
+    MethodResult,
+    as_methods,
+    ood_tables,
+    table_rows,
+    with_ood,
+)
+from fge.report.page import (
+    UNITS,
+    FigureSet,
+    Page,
+    Table,
+    dataset_facts,
+    splits_note,
+)
 from fge.train.recipes import (
     RECIPES,
     Recipe,
@@ -72,7 +86,7 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     given = _given_networks(config, model)
     with open_run(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
         first = given.get(0) or _train(run, config.first, 0)
-        pairs, drawn = [], Figures(run.folder.figures)
+        pairs, drawn = [], FigureSet(run.folder.figures)
         for name in seconds:
             second = given.get(1) or _train(run, name, 1)
             pairs.append(_connect_pair(run, model, (first, second), drawn))
@@ -96,7 +110,7 @@ def connect(config: ConnectConfig) -> Path:
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
     with open_run(config, "connect", dataset, model, epochs=config.epochs) as run:
-        found, drawn = [], Figures(run.folder.figures)
+        found, drawn = [], FigureSet(run.folder.figures)
         for one, other in pairs:
             study = _study(run, model, networks[one], networks[other])
             found.append(measure_pair(study, ()))
@@ -110,7 +124,7 @@ class _Ensembled:
     """A measured pair with the lines of its ensembles."""
 
     measured: Measured
-    results: list[results.MethodResult]
+    results: list[MethodResult]
 
 
 def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequence[str]) -> None:
@@ -171,7 +185,7 @@ def _connect_pair(
     run: Run[CurveEnsembleConfig],
     model: nn.Module,
     networks: tuple[Network, Network],
-    drawn: Figures,
+    drawn: FigureSet,
 ) -> _Ensembled:
     """Fit, measure, ensemble and draw one pair."""
     study = _study(run, model, *networks)
@@ -185,7 +199,7 @@ def _connect_pair(
     return _Ensembled(measured, with_ood(found, study.predictions))
 
 
-def _draw_curve(drawn: Figures, measured: Measured) -> None:
+def _draw_curve(drawn: FigureSet, measured: Measured) -> None:
     name, paths = measured.pair.name, [measured.paths[key] for key in ("curve", "segment")]
     drawn.add(
         f"curve-{name}.png",
@@ -195,7 +209,7 @@ def _draw_curve(drawn: Figures, measured: Measured) -> None:
     )
 
 
-def _draw_ensemble(drawn: Figures, measured: Measured) -> int:
+def _draw_ensemble(drawn: FigureSet, measured: Measured) -> int:
     """Draw the ensembles of two networks; return the images passed forward for the baselines."""
     study = measured.study
     baselines = study.measure_baselines(study.fit())
@@ -208,26 +222,24 @@ def _draw_ensemble(drawn: Figures, measured: Measured) -> int:
 
 
 def _report_ensembles(
-    run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: Figures
+    run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: FigureSet
 ) -> None:
     main = pairs[0]
     probed = _draw_ensemble(drawn, main.measured)
     pair = main.measured.pair
-    ensembles = report.Table(
+    ensembles = Table(
         f"Ensembles of {pair.name} on the test set",
-        *results.table_rows(main.results),
+        *table_rows(main.results),
         note=_note(run),
     )
     tables = [ensembles, *ood_tables(main.results, run.dataset), path_table(pair)]
     if len(pairs) > 1:
         tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
     title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    page = report.Page(
-        title, pair_verdict(pair, main.results), tables, drawn.captions, plots=drawn.plots
-    )
-    methods = results.as_methods(main.results)
+    page = Page(title, pair_verdict(pair, main.results), tables, drawn.captions, plots=drawn.plots)
+    methods = as_methods(main.results)
     for other in pairs[1:]:
-        named = results.as_methods(other.results)
+        named = as_methods(other.results)
         methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
     found = [p.measured.pair for p in pairs]
     probed += sum(pair.probe_images for pair in found)
@@ -236,16 +248,18 @@ def _report_ensembles(
 
 
 def _note(run: Run[CurveEnsembleConfig]) -> str:
-    splits = report.splits_note(report.dataset_facts(run.dataset))
+    splits = splits_note(dataset_facts(run.dataset))
     given = run.config.first_weights or run.config.second_weights
-    return f"{splits} {report.UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
+    return f"{splits} {UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
 
 
-def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured], drawn: Figures) -> None:
+def _report_connections(
+    run: Run[ConnectConfig], found: Sequence[Measured], drawn: FigureSet
+) -> None:
     pairs = [measured.pair for measured in found]
     tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
     title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
-    page = report.Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
+    page = Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
     probed = sum(pair.probe_images for pair in pairs)
     content = {"methods": [], "pairs": [p.as_json() for p in pairs], "probe_images": probed}
     run.finish(page, content)

@@ -19,7 +19,6 @@ from fge.networks.flat import flatten
 from fge.networks.state import canonical_state, encode_weights, load_weights, read_weights
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
-from fge.runs.ledger import snapshot_costs
 from fge.seeds import derive_seed
 from fge.train.learner import Learner
 from fge.train.recipes import Recipe, recipe_stages, scale_initialisation
@@ -89,7 +88,7 @@ def train_network(
         training.run()
     except DivergenceError as error:
         raise DivergenceError(f"network {name}: {error}") from None
-    validated = snapshot_costs(training, "network")[0]["validation_images"]
+    validated = training.snapshot_costs("network")[0]["validation_images"]
     return Network(name, store[0], config.epochs, validated)
 
 

@@ -15,9 +15,9 @@ from fge.commands.subjects import Subject, file_subjects, run_curve, snapshot_su
 from fge.config.saved import KEEP_SNAPSHOTS, read_run
 from fge.config.studies import PlaneConfig
 from fge.curves.curve import Chain
-from fge.curves.curve_evaluation import AnyCurve
+from fge.curves.evaluate import AnyCurve
 from fge.errors import UserError
-from fge.landscape.directions import Line
+from fge.landscape.plane import Line
 from fge.networks.flat import Layout
 
 SEGMENT = "segment"

@@ -17,13 +17,15 @@ from fge.commands.study_data import measured_batches
 from fge.config.studies import PlaneConfig
 from fge.curves.evaluate import Record
 from fge.files import write_npz
-from fge.landscape.landscape import evaluate_line
+from fge.landscape.grid import evaluate_line
 from fge.networks.state import preserved
-from fge.report import report
-from fge.report.drawn import Figures
 from fge.report.interactive import Series, lines_plot
-from fge.report.plane_plots import LINE_AXES, line_figure, text_of
-from fge.report.study_results import line_table, line_verdict
+from fge.report.page import (
+    FILES,
+    FigureSet,
+    Page,
+)
+from fge.report.planes import LINE_AXES, line_figure, line_table, line_verdict, text_of
 
 _DATA = "line.npz"
 _SHOWN = {
@@ -84,7 +86,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, scene: LineScene, name: s
 
 
 def _report(run: Run[PlaneConfig], scene: LineScene, lines: Mapping[str, list[Record]]) -> None:
-    drawn = Figures(run.folder.figures)
+    drawn = FigureSet(run.folder.figures)
     x = "arc" if len(scene.networks) > 2 else "t"
     for name, (key, caption) in _SHOWN.items():
         series = [
@@ -96,12 +98,12 @@ def _report(run: Run[PlaneConfig], scene: LineScene, lines: Mapping[str, list[Re
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     parts, joined = _parts(scene, lines), bool(scene.networks)
     table = line_table(parts, _note(run, scene, images), barriers=joined)
-    page = report.Page(
+    page = Page(
         f"Line of {run.config.model} on {run.dataset.name}",
         line_verdict(parts, scene.what, barriers=joined),
         [table],
         drawn.captions,
-        (*report.FILES, _DATA),
+        (*FILES, _DATA),
         drawn.plots,
     )
     found: dict[str, Any] = {

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from fge.commands.subjects import Subject, file_subjects, run_curve, snapshot_subjects
 from fge.config.saved import KEEP_SNAPSHOTS, read_run
 from fge.config.studies import PlaneConfig
-from fge.curves.curve import Curve
+from fge.curves.curve import Curve, straight_points
 from fge.curves.families import make_family
-from fge.curves.points import straight_points
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.landscape.plane import Plane

@@ -20,15 +20,16 @@ from fge.config.saved import check_same_images
 from fge.config.studies import PlaneConfig
 from fge.curves.evaluate import WeightsEvaluator
 from fge.errors import DivergenceError
-from fge.landscape.grid import PlaneGrid
-from fge.landscape.landscape import evaluate_plane
+from fge.landscape.grid import PlaneGrid, evaluate_plane
 from fge.landscape.plane import Bounds, Plane
 from fge.networks.state import preserved
-from fge.report import report
-from fge.report.drawn import Figures
 from fge.report.interactive_plane import plane_plot, surface_plot
-from fge.report.plane_plots import plane_figure, surface_figure
-from fge.report.study_results import plane_table, plane_verdict
+from fge.report.page import (
+    FILES,
+    FigureSet,
+    Page,
+)
+from fge.report.planes import plane_figure, plane_table, plane_verdict, surface_figure
 
 _MOST_LABELS = 8
 
@@ -123,7 +124,7 @@ def _report_plane(
         "plane-test-error.png": (flat, "test_error", "Test error on the plane"),
         "plane-surface.png": (raised, "train_loss", "Training loss as a surface"),
     }
-    drawn = Figures(run.folder.figures)
+    drawn = FigureSet(run.folder.figures)
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
     for name, ((draw, plot), key, caption) in shown.items():
@@ -140,12 +141,12 @@ def _report_plane(
         f"test figures are over {images['test']} images. Data: `plane.npz`."
     )
     title = f"Plane of {run.config.model} on {run.dataset.name}"
-    page = report.Page(
+    page = Page(
         title,
         plane_verdict(grid, networks),
         [plane_table(networks, note)],
         drawn.captions,
-        (*report.FILES, "plane.npz"),
+        (*FILES, "plane.npz"),
         drawn.plots,
     )
     found = {"through": scene.what, "networks": networks, "gram": grid.gram.tolist()}

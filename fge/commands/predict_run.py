@@ -26,10 +26,14 @@ from fge.errors import UserError
 from fge.networks.build import build_model
 from fge.networks.state import read_weights
 from fge.parallel import check_command
-from fge.report import report
 from fge.report.console import ConsoleObserver
-from fge.report.drawn import Figures
-from fge.report.predict_results import (
+from fge.report.page import (
+    FigureSet,
+    Page,
+    environment_facts,
+    write_report,
+)
+from fge.report.predictions import (
     class_table,
     confidence_figure,
     confidence_plot,
@@ -76,7 +80,7 @@ def predict(config: PredictConfig) -> Path:
         probs = _apply(config, run_config.model, members, facts, images, device)
     write_predictions(out, files, probs, facts.classes)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
-    environment = report.environment_facts(device, threads)
+    environment = environment_facts(device, threads)
     _report(config, out, what, files, probs, facts, environment)
     observer = ConsoleObserver()
     observer.note(f"{len(files)} predictions by {what} are in {out}")
@@ -166,17 +170,17 @@ def _report(
     environment: dict[str, Any],
 ) -> None:
     values = probs.cpu().numpy().astype(np.float64)
-    drawn = Figures(out / "figures")
+    drawn = FigureSet(out / "figures")
     caption = "How many images have which largest probability"
     drawn.add("confidence.png", confidence_figure(values), caption, confidence_plot(values))
     tables = [class_table(values, facts.classes), uncertain_table(values, names, facts.classes)]
     title = f"Predictions of {config.images.absolute().name}"
     verdict = predictions_verdict(values, f"{what} of the run {config.run.resolve().name}")
-    page = report.Page(title, verdict, tables, drawn.captions, _FILES, drawn.plots)
+    page = Page(title, verdict, tables, drawn.captions, _FILES, drawn.plots)
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
         "environment": environment,
         "methods": [],
     }
-    report.write_report(RunFolder(out), page, content)
+    write_report(RunFolder(out), page, content)

@@ -19,7 +19,6 @@ from fge.networks.flat import flatten
 from fge.networks.state import load_weights, state_bytes
 from fge.report.curves import PairResult
 from fge.report.methods import MethodResult, method_result
-from fge.runs.ledger import snapshot_costs
 from fge.runs.staged import StagedTraining, member_name
 
 _EVAL_POINTS = 11
@@ -96,7 +95,7 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
             observer=run.observer,
         )
         measured.append(measure_pair(study, inner))
-    snapshots = snapshot_costs(training, "fge")
+    snapshots = training.snapshot_costs("fge")
     turns = turning_angles(vectors).tolist() if len(vectors) > 2 else []
     results = [
         _result(predictions.test, snapshots[:size], measured[: size - 1], inner, state_bytes(model))

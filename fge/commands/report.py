@@ -13,8 +13,7 @@ from fge.errors import UserError
 from fge.report.console import ConsoleObserver
 from fge.report.interactive import Plot
 from fge.report.methods import COLUMNS
-from fge.report.page import Page, Section, Table, write_pages
-from fge.report.report import UNITS
+from fge.report.page import UNITS, Page, Section, Table, write_pages
 from fge.runs.folder import open_run_folder
 
 _PAGES = ("report.html", "report.md")

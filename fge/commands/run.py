@@ -32,11 +32,16 @@ from fge.devices import enough_memory
 from fge.errors import UserError
 from fge.observer import Observer, Observers
 from fge.parallel import Dismissed, current, join, leave, started_processes
-from fge.report import report
 from fge.report.console import ConsoleObserver
+from fge.report.page import (
+    Page,
+    dataset_facts,
+    environment_facts,
+    run_facts,
+    write_report,
+)
 from fge.report.tensorboard import TensorBoardObserver, check_tensorboard
-from fge.runs.folder import RunFolder, open_run_folder
-from fge.runs.shared_folder import SharedFolder
+from fge.runs.folder import RunFolder, SharedFolder, open_run_folder
 
 _LESS_MEMORY = (
     "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (on "
@@ -63,7 +68,7 @@ class Run(Generic[C_co]):
         """The device of the run."""
         return torch.device(self.config.device)
 
-    def finish(self, page: report.Page, content: dict[str, Any]) -> None:
+    def finish(self, page: Page, content: dict[str, Any]) -> None:
         """Write the report and show its tables and verdict.
 
         Args:
@@ -71,8 +76,8 @@ class Run(Generic[C_co]):
             content: of ``report.json``, beside what it says of every run.
         """
         options = to_options(self.config)
-        facts = report.run_facts(self.command, self.config, options, self.dataset, self.environment)
-        report.write_report(self.folder, page, {**facts, **content})
+        facts = run_facts(self.command, self.config, options, self.dataset, self.environment)
+        write_report(self.folder, page, {**facts, **content})
         for table in page.tables:
             self.observer.table(table.title, table.headings, table.rows)
         self.observer.note(page.verdict)
@@ -247,8 +252,8 @@ def _begin(
     device, ranks = torch.device(config.device), current()
     dataset = dataset.to(device)
     model.to(device)
-    facts: dict[str, Any] = {"dataset": report.dataset_facts(dataset), **more}
-    environment = report.environment_facts(device, torch.get_num_threads())
+    facts: dict[str, Any] = {"dataset": dataset_facts(dataset), **more}
+    environment = environment_facts(device, torch.get_num_threads())
     if ranks.size > 1:
         facts["processes"] = environment["processes"] = ranks.size
 

@@ -18,17 +18,24 @@ from fge.config.saved import check_same_images
 from fge.config.studies import SharpnessConfig
 from fge.data.batches import EvalBatches
 from fge.errors import UserError
-from fge.landscape.sharpness import top_eigenvalues, trace
-from fge.landscape.spectrum import spectral_density
+from fge.landscape.sharpness import spectral_density, top_eigenvalues, trace
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import Layout
 from fge.networks.state import load_weights, preserved
-from fge.report import report
-from fge.report.drawn import Figures
-from fge.report.dynamics import line_momentum, no_line_of
 from fge.report.interactive_runs import sharpness_plot, spectrum_plot
-from fge.report.sharpness_plots import eigenvalue_figure, spectrum_figure
-from fge.report.study_results import sharpness_table, sharpness_verdict, thresholds_of
+from fge.report.page import (
+    FILES,
+    FigureSet,
+    Page,
+)
+from fge.report.sharpness import (
+    eigenvalue_figure,
+    sharpness_table,
+    sharpness_verdict,
+    spectrum_figure,
+    thresholds_of,
+)
+from fge.report.training import line_momentum, no_line_of
 
 _REFRESH_IMAGES = 5120
 """They give the error of a network to 0.1 points."""
@@ -144,7 +151,7 @@ def _report_sharpness(
     spectrum: dict[str, Any],
 ) -> None:
     thresholds, no_line = _stability_line(run.config, networks)
-    drawn = Figures(run.folder.figures)
+    drawn = FigureSet(run.folder.figures)
     if len(networks) > 1:
         _draw_eigenvalues(drawn, networks, thresholds)
     arrays = [spectrum[key] for key in ("grid", "density")]
@@ -159,7 +166,7 @@ def _report_sharpness(
     table = sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
     title = f"Sharpness of {run.config.model} on {run.dataset.name}"
     verdict = sharpness_verdict(networks, thresholds)
-    page = report.Page(title, verdict, [table], drawn.captions, report.FILES, drawn.plots)
+    page = Page(title, verdict, [table], drawn.captions, FILES, drawn.plots)
     run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
 
 
@@ -181,7 +188,7 @@ def _stability_line(
 
 
 def _draw_eigenvalues(
-    drawn: Figures,
+    drawn: FigureSet,
     networks: Sequence[dict[str, Any]],
     thresholds: Sequence[float] | None,
 ) -> None:

@@ -17,17 +17,28 @@ from fge.config.training import FGEConfig
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks.state import state_bytes
-from fge.report import methods as results
-from fge.report import report
-from fge.report.curve_plots import curve_figure
-from fge.report.curves import pairs_table
-from fge.report.drawn import Figures
-from fge.report.dynamics import find_dynamics
+from fge.report.curves import curve_figure, pairs_table
 from fge.report.interactive_runs import curve_plot
-from fge.report.ood_results import ood_tables, with_ood
-from fge.report.reliability import add_reliability
-from fge.report.training_results import add_training
-from fge.runs.ledger import snapshot_costs
+from fge.report.methods import (
+    MethodResult,
+    add_reliability,
+    as_methods,
+    ensemble_results,
+    ood_tables,
+    table_rows,
+    verdict,
+    with_ood,
+)
+from fge.report.page import (
+    FILES,
+    UNITS,
+    FigureSet,
+    Page,
+    Table,
+    dataset_facts,
+    splits_note,
+)
+from fge.report.training import add_training, find_dynamics
 from fge.runs.staged import StagedTraining
 from fge.train.methods import fge_stages
 from fge.train.recipes import endpoint_recipe
@@ -88,14 +99,14 @@ def _report(
     baseline: BaselineRun | None,
 ) -> None:
     """Draw the figures and write the report."""
-    drawn = Figures(run.folder.figures)
-    found = results.ensemble_results(
+    drawn = FigureSet(run.folder.figures)
+    found = ensemble_results(
         predictions.test,
-        snapshot_costs(training, "fge"),
+        training.snapshot_costs("fge"),
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
     )
-    verdicts, ensembles = [results.verdict(found), *averages.sentences], found[-1:]
+    verdicts, ensembles = [verdict(found), *averages.sentences], found[-1:]
     found += averages.results
     recipe = endpoint_recipe(run.config)
     add_training(drawn, training, recipe)
@@ -114,13 +125,13 @@ def _report(
     found = with_ood(found, predictions)
     title = f"{run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     tables = [*_method_tables(run, found), *tables]
-    files = (*report.FILES, "predictions/test.npz", *averages.files)
-    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
-    run.finish(page, {"methods": results.as_methods(found), **content})
+    files = (*FILES, "predictions/test.npz", *averages.files)
+    page = Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
+    run.finish(page, {"methods": as_methods(found), **content})
 
 
 def _add_refit(
-    refitted: Refit, drawn: Figures, tables: list[report.Table], content: dict[str, Any]
+    refitted: Refit, drawn: FigureSet, tables: list[Table], content: dict[str, Any]
 ) -> None:
     tables.append(pairs_table(refitted.pairs, "Between consecutive snapshots"))
     content["pairs"] = [pair.as_json() for pair in refitted.pairs]
@@ -131,23 +142,21 @@ def _add_refit(
     drawn.add("refit.png", figure, caption, plot)
 
 
-def _method_tables(
-    run: Run[FGEConfig], found: Sequence[results.MethodResult]
-) -> list[report.Table]:
-    rows, note = results.table_rows(found), _notes(run, found)
-    main = report.Table("Results on the test set", *rows, note=note)
+def _method_tables(run: Run[FGEConfig], found: Sequence[MethodResult]) -> list[Table]:
+    rows, note = table_rows(found), _notes(run, found)
+    main = Table("Results on the test set", *rows, note=note)
     return [main, *ood_tables(found, run.dataset)]
 
 
-def _notes(run: Run[FGEConfig], found: Sequence[results.MethodResult]) -> str:
+def _notes(run: Run[FGEConfig], found: Sequence[MethodResult]) -> str:
     chosen = [result.chosen for result in found if result.chosen]
     best = (
         f"`best-snapshot` is {chosen[0]}, the one with the lowest validation NLL."
         if chosen
         else "Without validation data there is no `best-snapshot`."
     )
-    splits = report.splits_note(report.dataset_facts(run.dataset))
-    return " ".join([splits, report.UNITS, best, *_cost_note(run.config).values()])
+    splits = splits_note(dataset_facts(run.dataset))
+    return " ".join([splits, UNITS, best, *_cost_note(run.config).values()])
 
 
 def _cost_note(config: FGEConfig) -> dict[str, str]:

@@ -14,14 +14,25 @@ from fge.config.training import TrainConfig
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks.state import state_bytes
-from fge.report import methods as results
-from fge.report import report
-from fge.report.drawn import Figures
-from fge.report.dynamics import find_dynamics
-from fge.report.ood_results import ood_tables, with_ood
-from fge.report.reliability import add_reliability
-from fge.report.training_results import add_training
-from fge.runs.ledger import snapshot_costs
+from fge.report.methods import (
+    add_reliability,
+    as_methods,
+    ensemble_results,
+    ood_tables,
+    table_rows,
+    verdict,
+    with_ood,
+)
+from fge.report.page import (
+    FILES,
+    UNITS,
+    FigureSet,
+    Page,
+    Table,
+    dataset_facts,
+    splits_note,
+)
+from fge.report.training import add_training, find_dynamics
 from fge.runs.staged import StagedTraining
 from fge.train.methods import Method, find_method
 
@@ -77,30 +88,30 @@ def _report(
     # The weights of one snapshot are their own average.
     averaged = method.combine == "weights" and len(store) > 1
     ensemble = "ensemble" if averaged else method.name
-    found = results.ensemble_results(
+    found = ensemble_results(
         predictions.test,
-        snapshot_costs(training, stage),
+        training.snapshot_costs(stage),
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
         stage=stage,
         name=ensemble,
     )
-    verdicts = [results.verdict(found, ensemble), *averages.sentences]
+    verdicts = [verdict(found, ensemble), *averages.sentences]
     found += [
         replace(line, name=method.name) if line.name == "swa" and averaged else line
         for line in averages.results
     ]
     found = with_ood(found, predictions)
-    note = f"{report.splits_note(report.dataset_facts(run.dataset))} {report.UNITS}"
-    main = report.Table("Results on the test set", *results.table_rows(found), note=note)
+    note = f"{splits_note(dataset_facts(run.dataset))} {UNITS}"
+    main = Table("Results on the test set", *table_rows(found), note=note)
     tables = [main, *ood_tables(found, run.dataset), *averages.tables]
-    drawn, content = Figures(run.folder.figures), {**averages.content}
+    drawn, content = FigureSet(run.folder.figures), {**averages.content}
     recipe = method.recipe(run.config)
     add_training(drawn, training, recipe)
     add_reliability(drawn, found, predictions.test)
     if dynamics := find_dynamics(training, recipe):
         dynamics.add_to(drawn, tables, verdicts, content)
     title = f"{method.name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    files = (*report.FILES, "predictions/test.npz", *averages.files)
-    page = report.Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
-    run.finish(page, {"methods": results.as_methods(found), **content})
+    files = (*FILES, "predictions/test.npz", *averages.files)
+    page = Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
+    run.finish(page, {"methods": as_methods(found), **content})

@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fge.compare.comparison import BASELINES, COMPARED, Comparison, Difference, level_among
-from fge.compare.method_rows import MethodRow
+from fge.compare.comparison import (
+    BASELINES,
+    COMPARED,
+    Comparison,
+    Difference,
+    MethodRow,
+    level_among,
+)
 from fge.metrics.intervals import Interval
 from fge.report.page import Table
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fge.compare.comparison import BASELINES, FGE, LEVEL, RANKED, Best, Comparison, level_among
-from fge.compare.method_rows import MethodRow
+from fge.compare.comparison import (
+    BASELINES,
+    LEVEL,
+    RANKED,
+    Best,
+    Comparison,
+    MethodRow,
+    level_among,
+)
 from fge.compare.tables import epochs_of, interval_text, percent
+from fge.config.compare import FGE
 from fge.metrics.intervals import Interval
 
 _FIRST = "calibrated NLL"

@@ -10,6 +10,24 @@ from fge.config.base import HOW_TO_RUN, RunConfig, is_factory
 from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 
+SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
+FGE, CURVE_ENSEMBLE = "fge", "curve-ensemble"
+ORDER = (
+    SINGLE,
+    FGE,
+    "fge+refit",
+    "swa",
+    "fold",
+    "sse",
+    "csgld",
+    "ema",
+    DEEP_ENSEMBLE,
+    CURVE_ENSEMBLE,
+    "curve-ensemble-2B",
+)
+"""Methods in the order in which they are shown; others follow in the order of the cells."""
+
+
 C = TypeVar("C", bound=RunConfig)
 
 OF_FGE_RUN = ("fge", "swa", "fold", "fge+refit")

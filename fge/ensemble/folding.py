@@ -20,14 +20,14 @@ from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.state import canonical_state, load_weights, unwrap
 
 
-class Figures(NamedTuple):
+class Scores(NamedTuple):
     """Error (percent) and NLL (nats per example)."""
 
     error: float
     nll: float
 
 
-NOT_FINITE = Figures(math.nan, math.inf)
+NOT_FINITE = Scores(math.nan, math.inf)
 """The figures of outputs that are not finite: no average is worse."""
 
 
@@ -41,7 +41,7 @@ class Candidate:
     """
 
     state: dict[str, Tensor]
-    figures: Figures
+    figures: Scores
     probs: Tensor | None = None
     refresh_images: int = 0
 
@@ -53,7 +53,7 @@ class Trial(NamedTuple):
     """
 
     member: int
-    figures: Figures
+    figures: Scores
     kept: bool
 
 
@@ -69,8 +69,8 @@ class Fold:
 
     network: Candidate
     best: int
-    members: tuple[Figures, ...]
-    ensemble: Figures
+    members: tuple[Scores, ...]
+    ensemble: Scores
     trials: tuple[Trial, ...]
     refresh_images: int
 
@@ -85,19 +85,19 @@ class Fold:
         return (self.best, *(trial.member for trial in self.trials if trial.kept))
 
     @property
-    def before(self) -> Figures:
+    def before(self) -> Scores:
         """The figures of the best member."""
         return self.members[self.best]
 
     @property
-    def after(self) -> Figures:
+    def after(self) -> Scores:
         """The figures of the folded network."""
         return self.network.figures
 
     @property
-    def lost(self) -> Figures:
+    def lost(self) -> Scores:
         """What the ensemble's figures lie below those of the folded network; negative: a gain."""
-        return Figures(self.after.error - self.ensemble.error, self.after.nll - self.ensemble.nll)
+        return Scores(self.after.error - self.ensemble.error, self.after.nll - self.ensemble.nll)
 
     def __str__(self) -> str:
         """Say what was folded, and what it lost."""
@@ -170,8 +170,8 @@ def fold(
 
 def fold_greedily(
     members: Members,
-    figures: Sequence[Figures],
-    ensemble: Figures,
+    figures: Sequence[Scores],
+    ensemble: Scores,
     measure: Callable[[dict[str, Tensor]], Candidate],
 ) -> Fold:
     """Fold members whose validation figures are known, as :func:`fold` says.
@@ -197,11 +197,11 @@ def fold_greedily(
     return Fold(network, best, tuple(figures), ensemble, tuple(trials), images)
 
 
-def figures_of(probs: Tensor, targets: Tensor) -> Figures:
+def scores_of(probs: Tensor, targets: Tensor) -> Scores:
     """Return the figures of probabilities (N, C) for targets (N,)."""
     if not bool(torch.isfinite(probs).all()):
         return NOT_FINITE
-    return Figures(metrics.error(probs, targets), metrics.nll(probs, targets))
+    return Scores(metrics.error(probs, targets), metrics.nll(probs, targets))
 
 
 class _Bench:
@@ -242,10 +242,10 @@ class _Bench:
         self._check_order(torch.cat(labels))
         return torch.cat(probs)
 
-    def figures(self, probs: Tensor) -> Figures:
+    def figures(self, probs: Tensor) -> Scores:
         """Return the validation figures of probabilities (N, C)."""
         assert self.targets is not None, "nothing was predicted yet"
-        return figures_of(probs, self.targets)
+        return scores_of(probs, self.targets)
 
     def _check_order(self, targets: Tensor) -> None:
         if self.targets is not None and not torch.equal(self.targets, targets):

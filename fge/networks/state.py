@@ -220,11 +220,18 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """Return the metadata of safetensors bytes: the header is JSON behind its 8-byte length."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    metadata: dict[str, str] = header.get("__metadata__", {})
+    metadata: dict[str, str] = split_header(data)[0].get("__metadata__", {})
     return metadata
+
+
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of safetensors bytes, which is JSON behind its 8-byte length, and the rest.
+
+    Its ``__metadata__`` are texts by name.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    return header, data[8 + length :]
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

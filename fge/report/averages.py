@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fge.ensemble.folding import Figures, Fold
+from fge.ensemble.folding import Fold, Scores
 from fge.report.methods import MethodResult, comparison
-from fge.report.report import Table
+from fge.report.page import Table
 
 _HEADINGS = ("network", "snapshots", "averaged", "validation error", "validation NLL")
 
@@ -24,9 +24,9 @@ class Swa:
     their averaged probabilities.
     """
 
-    figures: Figures
-    members: tuple[Figures, ...]
-    ensemble: Figures
+    figures: Scores
+    members: tuple[Scores, ...]
+    ensemble: Scores
 
     @property
     def barrier(self) -> float:
@@ -34,7 +34,7 @@ class Swa:
         return self.figures.nll - float(np.mean([figures.nll for figures in self.members]))
 
     @property
-    def worst(self) -> Figures:
+    def worst(self) -> Scores:
         """The figures of the snapshot with the highest NLL."""
         return max(self.members, key=lambda figures: figures.nll)
 
@@ -147,11 +147,11 @@ def _trials(fold: Fold, names: Sequence[str]) -> str:
     )
 
 
-def _row(name: str, snapshots: int, averaged: str, figures: Figures) -> list[str]:
+def _row(name: str, snapshots: int, averaged: str, figures: Scores) -> list[str]:
     return [name, str(snapshots), averaged, f"{figures.error:.2f}", f"{figures.nll:.4f}"]
 
 
-def _figures(figures: Figures) -> dict[str, float | None]:
+def _figures(figures: Scores) -> dict[str, float | None]:
     return {"error": _finite(figures.error), "nll": _finite(figures.nll)}
 
 

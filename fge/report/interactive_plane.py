@@ -14,7 +14,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from fge.landscape.grid import PlaneGrid
 from fge.report.interactive import DASHES, Plot, axis, base_layout, numbers, text
-from fge.report.plane_plots import (
+from fge.report.planes import (
     Lines,
     Points,
     contour_levels,

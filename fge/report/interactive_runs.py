@@ -9,7 +9,7 @@ from fge.report.interactive import COLOURS, INK, LINE, LOG, Plot, Series, layout
 
 if TYPE_CHECKING:
     from fge.report.plots import TrainingCurves
-    from fge.report.sharpness_plots import SharpnessCurves
+    from fge.report.sharpness import SharpnessCurves
 
 Records = Sequence[Mapping[str, Any]]
 _BLUE, _AMBER, _GREY = 0, 1, 7

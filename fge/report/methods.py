@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fge import metrics
-from fge.ensemble.predictions import PredictionFile
+from fge.data.splits import Dataset
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.metrics.detection import ood_auroc
+from fge.report.interactive import Series, reliability_plot
+from fge.report.page import FigureSet, Table
+from fge.report.plots import reliability_figure
 
+FEWEST = 10
+"""Predictions in a bin whose accuracy is shown: that of fewer is chance."""
 COLUMNS = (
     ("name", "method", "{}"),
     ("members", "members", "{}"),
@@ -22,6 +29,13 @@ COLUMNS = (
     ("forward_passes", "passes", "{}"),
 )
 """Of the method table: key of a result, heading and form of its cells."""
+_SCORES = {"max_probability": "max probability", "entropy": "entropy"}
+RELIABILITY_CAPTION = (
+    "Reliability on the test set: accuracy in each of 15 bins of confidence; bins of fewer than "
+    f"{FEWEST} predictions are left out"
+)
+_NOT_DRAWN = ("best-snapshot", "fold")
+"""Single networks like others that are shown."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ def ensemble_results(
         test: test predictions of members ``STAGE-0001``, ... and, where trained beside them,
             ``single-0001``.
         snapshots: their facts and costs in the order of the cycles, as
-            :func:`fge.runs.snapshot_costs` gives them.
+            :meth:`fge.runs.StagedTraining.snapshot_costs` gives them.
         weight_bytes: of one network.
         budget: epochs of the single network.
         stage: that kept the snapshots.
@@ -209,3 +223,99 @@ def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[st
 def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
     """Return the results as ``report.json`` holds them."""
     return [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
+
+
+def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) -> list[MethodResult]:
+    """Return the results with the AUROCs of each kind of foreign images, where there are any.
+
+    Each is that of the averaged prediction of the result's members on the foreign images against
+    theirs on the test set; see :func:`fge.metrics.ood_auroc`.
+
+    Args:
+        results: whose members are predicted on all images.
+        predictions: of the run.
+    """
+    if not predictions.foreign:
+        return list(results)
+    return [replace(result, ood=_aurocs(result, predictions)) for result in results]
+
+
+def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, dict[str, float]]:
+    inside = predictions.test.mean(result.member_names)
+    return {
+        name: ood_auroc(inside, file.mean(result.member_names))
+        for name, file in predictions.foreign.items()
+    }
+
+
+def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:
+    """Return the table of how well each result tells foreign images; none where there are none.
+
+    Args:
+        results: of :func:`with_ood`.
+        dataset: of the run, with its foreign images.
+    """
+    if not dataset.foreign:
+        return []
+    headings = ["method", "members"]
+    for name in dataset.foreign:
+        first, *others = _SCORES.values()
+        headings += [f"{name}: {first}", *others]
+    rows = []
+    for result in results:
+        found = result.ood or {}
+        cells = [f"{found[name][score]:.4f}" for name in dataset.foreign for score in _SCORES]
+        rows.append([result.name, str(result.members), *cells])
+    kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.foreign.items()]
+    note = (
+        f"Foreign images ({'; '.join(kinds)}; in the size and channels of the data) against the "
+        f"{len(dataset.test)} test images: AUROC, the chance that a foreign image is the less "
+        "certain one, by the largest probability and by the entropy of the averaged prediction; "
+        "0.5 tells nothing, 1 tells all. Nothing was trained on them or chosen by them, and the "
+        "passes over them are in none of the costs above."
+    )
+    return [Table("Telling foreign images", headings, rows, note)]
+
+
+def reliability_series(found: Sequence[MethodResult], test: PredictionFile) -> list[Series]:
+    """Return accuracy against mean confidence of each bin, for the best lines of a run.
+
+    They are the largest ensemble of each name, averaged weights, and the single network; where
+    none was trained, the last snapshot.
+
+    Args:
+        found: the lines of the run.
+        test: test predictions, which hold their members.
+
+    Returns:
+        a series for each, with its bins of ``FEWEST`` predictions or more; the notes say how many.
+    """
+    largest = {result.name: result for result in found if result.name not in _NOT_DRAWN}
+    if "single" in largest:
+        largest.pop("last-snapshot", None)
+    series = []
+    for name, result in largest.items():
+        bins = metrics.reliability(test.mean(result.member_names), test.targets)
+        held = bins.counts >= FEWEST
+        notes = [f"{count} predictions" for count in bins.counts[held]]
+        x, y = (values[held].tolist() for values in (bins.confidence, bins.accuracy))
+        series.append(Series(name, x, y, notes=notes))
+    return series
+
+
+def add_reliability(drawn: FigureSet, found: Sequence[MethodResult], test: PredictionFile) -> None:
+    """Draw the diagram, unless every bin has too few predictions.
+
+    Args:
+        drawn: gets the figure ``reliability.png``.
+        found: the lines of the run.
+        test: test predictions, which hold their members.
+    """
+    series = reliability_series(found, test)
+    if any(one.x for one in series):
+        drawn.add(
+            "reliability.png",
+            reliability_figure(series),
+            RELIABILITY_CAPTION,
+            reliability_plot(series),
+        )

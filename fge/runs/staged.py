@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from fge.devices import peak_memory_mib
 from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import DivergenceError
-from fge.landscape.probe import SharpnessProbe
 from fge.networks.apply import RunningMean
 from fge.networks.state import load_weights
 from fge.observer import Observer
@@ -28,6 +27,15 @@ from fge.train.recipes import Stage
 from fge.train.schedules import ClosedFormLR
 
 _CHECKPOINT = "checkpoint"
+
+
+class Probe(Protocol):
+    """Measures something of a network while it trains, at the ends of epochs and at snapshots."""
+
+    def measure(
+        self, learner: Learner, stage: str, epoch: int, lr: float, snapshot: bool
+    ) -> list[dict[str, Any]]:
+        """Return the records to log, if a measurement is due here."""
 
 
 class StagedTraining:
@@ -54,7 +62,7 @@ class StagedTraining:
         validation: EvalBatches | None,
         seed: int,
         observer: Observer,
-        probe: SharpnessProbe | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self.folder = folder
         self.learner = learner
@@ -200,6 +208,28 @@ class StagedTraining:
                 return done + epoch - other.first_epoch
             done += other.last_epoch - other.first_epoch
         return done
+
+    def snapshot_costs(self, stage: str) -> list[dict[str, Any]]:
+        """Return the facts of a finished stage's snapshots in order, each with what it cost.
+
+        Args:
+            stage: its name.
+
+        Returns:
+            Per snapshot its entry in the index; ``train_epochs``, trained in all stages until
+            then; ``refresh_images`` and ``validation_images``, passed forward for this snapshot.
+        """
+        store, trained = self.stores[stage], next(s for s in self.stages if s.name == stage)
+        validation = len(self.validation.split) if self.validation else 0
+        return [
+            {
+                "refresh_images": 0,
+                **facts,
+                "train_epochs": self.epochs_done(trained, facts["epoch"]),
+                "validation_images": validation if "val_nll" in facts else 0,
+            }
+            for facts in map(store.facts, range(len(store)))
+        ]
 
     def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         self.folder.write_state(

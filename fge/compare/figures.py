@@ -1,15 +1,34 @@
-"""A comparison of methods as points to be drawn, static or interactive."""
+"""Figures of a comparison: against training epochs, against members, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from fge.compare.comparison import CURVE_ENSEMBLE, Comparison
-from fge.compare.method_rows import DEEP_ENSEMBLE, SINGLE, MethodRow
+from fge.compare.comparison import Comparison, MethodRow
+from fge.config.compare import CURVE_ENSEMBLE, DEEP_ENSEMBLE, SINGLE
 from fge.report.interactive import Plot, Series, comparison_plot, reliability_plot
+from fge.report.methods import FEWEST
+from fge.report.plots import reliability_figure, series_figure
 
+CAPTIONS = {
+    "error_by_epochs.png": "Test error against training epochs, mean ± standard deviation over "
+    "seeds; a line joins a method's budgets. Methods of equal cost are set apart a little.",
+    "calibrated_nll_by_epochs.png": "Calibrated NLL against training epochs, mean ± standard "
+    "deviation over seeds; a line joins a method's budgets. Methods of equal cost are set apart a "
+    "little.",
+    "error_by_members.png": "Test error of the first members together, at the smallest budget; "
+    "mean ± standard deviation over seeds.",
+    "calibrated_nll_by_members.png": "Calibrated NLL of the first members together, at the "
+    "smallest budget; mean ± standard deviation over seeds.",
+    "equivalent_by_epochs.png": "Deep-ensemble equivalent against training epochs; no ensemble at "
+    "hand is larger than the largest value.",
+    "reliability.png": "Accuracy less confidence in each bin of confidence, over all seeds, at the "
+    "smallest budget: above 0 a method is less confident than right; bins of fewer than 10 "
+    "predictions are left out. Below, how many predictions are in the bin.",
+}
 EPOCHS, MEMBERS = "training epochs", "members"
 CONFIDENCE, ACCURACY = "confidence", "accuracy"
 WORDS = {
@@ -20,8 +39,28 @@ WORDS = {
 EQUIVALENT = "deep-ensemble equivalent (networks)"
 SHOWN_BINS = (SINGLE, "fge", DEEP_ENSEMBLE, CURVE_ENSEMBLE)
 """Methods of the reliability diagram: few, so that it can be read."""
-FEWEST = 10
-"""Predictions in a bin whose accuracy is shown: that of fewer is chance."""
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
+    """Return the figures by file name, each with a caption in :data:`CAPTIONS`.
+
+    Those of members and reliability are of the smallest budget; a figure without points is left
+    out.
+    """
+    budget = comparison.budgets[0]
+    series = {}
+    for figure in ("error", "calibrated_nll"):
+        by_epochs = cost_series(comparison, figure)
+        series[f"{figure}_by_epochs.png"] = (by_epochs, EPOCHS, WORDS[figure])
+        by_members = members_series(comparison, figure, budget)
+        series[f"{figure}_by_members.png"] = (by_members, MEMBERS, WORDS[figure])
+    equivalents = equivalent_series(comparison)
+    series["equivalent_by_epochs.png"] = (equivalents, EPOCHS, EQUIVALENT)
+    figures = {
+        name: series_figure(points, x=x, y=y) for name, (points, x, y) in series.items() if points
+    }
+    bins = reliability_series(comparison, budget)
+    return figures | ({"reliability.png": reliability_figure(bins)} if bins else {})
 
 
 def cost_series(comparison: Comparison, figure: str) -> list[Series]:

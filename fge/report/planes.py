@@ -1,7 +1,8 @@
-"""Figures of the loss surface: planes as contours and in three dimensions, and lines."""
+"""Results of planes and lines: tables, sentences and figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,15 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
+from fge.curves.evaluate import summarise_curve
 from fge.errors import UserError, unknown
 from fge.landscape.grid import PlaneGrid
+from fge.report.page import Table
 
 Array = NDArray[np.float64]
 Points = Mapping[str, tuple[float, float]]
 Lines = Mapping[str, Any]
 """Paths (T, 2) in the plane by name: arrays, tensors or lists."""
-
 _INK, _PAPER = "#111827", "#ffffff"
 _STYLES = ("-", "--", ":", "-.")
 _DECAY = 5.0
@@ -276,3 +278,101 @@ def _frame(axes: Axes, grid: PlaneGrid) -> None:
     ratio = np.ptp(grid.xs) / np.ptp(grid.ys)
     if distances and 1 / 3 < ratio < 3:
         axes.set_aspect("equal")
+
+
+def plane_table(networks: Sequence[Mapping[str, Any]], note: str) -> Table:
+    """Return the table of the networks on a plane.
+
+    Args:
+        networks: each with ``name``, ``x``, ``y``, ``off_plane`` (its distance from the plane) and
+            the keys of :func:`fge.evaluate_plane` for ``train`` and ``test``.
+        note: what was measured.
+    """
+    headings = ["network", "x", "y", "off the plane", "train loss", "train error %"]
+    headings += ["test error %", "test NLL"]
+    rows = []
+    for found in networks:
+        # Rounded first, and added to 0: a coordinate of -1e-16 is no "-0.000".
+        cells = [f"{round(found[key], 3) + 0.0:.3f}" for key in ("x", "y", "off_plane")]
+        cells.append(f"{found['train_loss']:.4f}")
+        cells += [f"{found[key]:.2f}" for key in ("train_error", "test_error")]
+        rows.append([found["name"], *cells, f"{found['test_nll']:.4f}"])
+    return Table("Networks on the plane", headings, rows, note)
+
+
+def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> str:
+    """Say in words where the training loss is low, and how far from the networks.
+
+    Args:
+        grid: with ``train_loss`` and ``test_error``.
+        networks: as in :func:`plane_table`.
+    """
+    loss, error = grid.values["train_loss"], grid.values["test_error"]
+    finite = np.where(np.isfinite(loss), loss, np.inf)
+    row, column = np.unravel_index(int(finite.argmin()), loss.shape)
+    place = np.array([grid.xs[column], grid.ys[row]])
+    apart = {n["name"]: _distance(grid, place - np.array([n["x"], n["y"]])) for n in networks}
+    near = min(apart, key=lambda name: apart[name])
+    return (
+        f"Over {len(grid.xs)} x {len(grid.ys)} points the training loss runs from "
+        f"{finite.min():.4f} to {loss.max():.4g} and the test error from {error.min():.2f} to "
+        f"{error.max():.2f} %. The loss is lowest at ({place[0]:.3g}, {place[1]:.3g}), "
+        f"{apart[near]:.3g} from {near}, the nearest network."
+    )
+
+
+def line_table(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], note: str, *, barriers: bool
+) -> Table:
+    """Return the table of lines, or parts of one.
+
+    Args:
+        lines: records of :func:`fge.landscape.evaluate_line` for ``train`` and ``test``, by name.
+        note: what was measured.
+        barriers: whether the lines join networks, between which there may be a barrier.
+    """
+    headings = ["line", "length", "train loss: start", "end", "lowest", "highest"]
+    headings += [*(["barrier"] if barriers else []), "test error %: start", "end", "highest"]
+    rows = []
+    for name, records in lines.items():
+        losses, errors = ([r[key] for r in records] for key in ("train_loss", "test_error"))
+        found = [losses[0], losses[-1], min(losses), max(losses)]
+        found += [_barrier(records)] if barriers else []
+        row = [name, f"{records[-1]['arc'] - records[0]['arc']:.3f}"]
+        row += [f"{value:.4f}" for value in found]
+        rows.append([*row, *(f"{value:.2f}" for value in (errors[0], errors[-1], max(errors)))])
+    if barriers:
+        note += (
+            " A barrier is the most by which the training loss lies above the straight line "
+            "between its values at the ends."
+        )
+    return Table("Along the line", headings, rows, note)
+
+
+def line_verdict(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], what: str, *, barriers: bool
+) -> str:
+    """Say in words how high loss and error go along lines; arguments as in :func:`line_table`."""
+    losses, errors = (
+        [record[key] for records in lines.values() for record in records]
+        for key in ("train_loss", "test_error")
+    )
+    text = (
+        f"Along {what}, the training loss lies between {min(losses):.4f} and {max(losses):.4g} and "
+        f"the test error between {min(errors):.2f} and {max(errors):.2f} %"
+    )
+    if not barriers:
+        return f"{text}."
+    highest = max(lines, key=lambda name: _barrier(lines[name]))
+    return f"{text}; the highest barrier, {_barrier(lines[highest]):.4f} nats, is on {highest}."
+
+
+def _barrier(records: Sequence[Mapping[str, float]]) -> float:
+    """Return the most by which the training loss lies above the straight line between its ends."""
+    low, high = records[0]["t"], records[-1]["t"]
+    part = [{**record, "t": (record["t"] - low) / (high - low)} for record in records]
+    return summarise_curve(part, "train_loss")["barrier"]
+
+
+def _distance(grid: PlaneGrid, step: Any) -> float:
+    return math.sqrt(max(float(step @ grid.gram @ step), 0.0))

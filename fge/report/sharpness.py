@@ -1,10 +1,11 @@
-"""Figures of sharpness: eigenvalues over training or along a curve, and the whole spectrum."""
+"""Results of the Hessian: table, sentence and figures of eigenvalues, trace and spectrum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -13,7 +14,20 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fge.errors import UserError
+from fge.landscape.sharpness import stability_threshold
+from fge.report.page import Table
 from fge.report.plots import RATE, SINGLE, SNAPSHOT
+
+_SHARPNESS_NOTE = (
+    "Hessian of the mean loss over {examples} training images without augmentation, in nats per "
+    "squared weight. A residual bounds the distance to an eigenvalue; traces have their standard "
+    "error. Products are Hessian-vector products, for eigenvalues and trace together; gradients "
+    "are an estimate of what they cost, in gradients over the images."
+)
+_THRESHOLD_NOTE = (
+    " 2(1+m)/lr is where full-batch heavy-ball descent on a quadratic loss stops being stable; "
+    "training with batches is another thing."
+)
 
 TOP, OTHERS, THRESHOLD = "#1d4ed8", "#93c5fd", "#d97706"
 
@@ -151,3 +165,70 @@ def spectrum_figure(grid: Tensor, density: Tensor) -> Figure:
     axes.set_ylabel("density (per unit of eigenvalue)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def thresholds_of(
+    networks: Sequence[Mapping[str, Any]], momentum: float | None
+) -> list[float] | None:
+    """Return 2 (1 + momentum) / lr for each network, or None where one of the two is unknown."""
+    if momentum is None or not all(network.get("lr", 0.0) > 0 for network in networks):
+        return None
+    return [stability_threshold(network["lr"], momentum) for network in networks]
+
+
+def sharpness_table(
+    networks: Sequence[Mapping[str, Any]],
+    *,
+    examples: int,
+    thresholds: Sequence[float] | None = None,
+    no_line: str = "",
+) -> Table:
+    """Return the table of networks and their sharpness.
+
+    Args:
+        networks: each with ``name``, ``eigenvalues`` and ``residuals`` (k,), ``converged``,
+            ``trace``, ``trace_standard_error``, ``hessian_products``, ``gradient_cost``; and where
+            known ``epoch`` and ``lr``.
+        examples: images that the loss is over.
+        thresholds: of :func:`thresholds_of`.
+        no_line: why there are none, where it is to be said.
+    """
+    several = len(networks[0]["eigenvalues"]) > 1
+    dated = all("epoch" in network and "lr" in network for network in networks)
+    headings = ["network", *(["epoch", "lr"] if dated else [])]
+    headings += ["top eigenvalue", "residual", *(["next ones"] if several else [])]
+    headings += ["trace", *(["2(1+m)/lr"] if thresholds else []), "products", "gradients"]
+    rows = []
+    for position, found in enumerate(networks):
+        top, *others = (f"{value:.4g}" for value in found["eigenvalues"])
+        row = [found["name"]]
+        row += [f"{found['epoch']:g}", f"{found['lr']:g}"] if dated else []
+        row += [top, f"{found['residuals'][0]:.1g}", *([", ".join(others)] if several else [])]
+        row.append(f"{found['trace']:.4g} ± {found['trace_standard_error']:.2g}")
+        row += [f"{thresholds[position]:.4g}"] if thresholds else []
+        row += [str(found["hessian_products"]), f"{found['gradient_cost']:.0f}"]
+        rows.append(row)
+    note = _SHARPNESS_NOTE.format(examples=examples)
+    note += _THRESHOLD_NOTE if thresholds else f" {no_line}" if no_line else ""
+    short = [found["name"] for found in networks if not found["converged"]]
+    if short:
+        note += f" Residuals above 1 % of the eigenvalue were left for {', '.join(short)}."
+    return Table("Sharpness", headings, rows, note)
+
+
+def sharpness_verdict(
+    networks: Sequence[Mapping[str, Any]], thresholds: Sequence[float] | None
+) -> str:
+    """Say in words how large the top eigenvalue is; arguments as in :func:`sharpness_table`."""
+    tops = [network["eigenvalues"][0] for network in networks]
+    text = f"The largest eigenvalue of the Hessian is {tops[-1]:.4g} for {networks[-1]['name']}"
+    if len(tops) > 1:
+        text += (
+            f"; over the {len(tops)} networks it lies between {min(tops):.4g} and {max(tops):.4g}"
+        )
+    if thresholds:
+        text += (
+            f". The line 2(1 + momentum)/lr lies at {thresholds[-1]:.4g} at the learning rate of "
+            f"{networks[-1]['name']}"
+        )
+    return f"{text}."
