@@ -44,7 +44,7 @@ _HOMES = {
     "SnapshotStore": "fge.ensemble.snapshots",
     "TriangularLR": "fge.train.schedules",
     "average_weights": "fge.networks.average",
-    "evaluate_curve": "fge.curves.curve_evaluation",
+    "evaluate_curve": "fge.curves.evaluate",
     "evaluate_line": "fge.landscape.grid",
     "evaluate_plane": "fge.landscape.grid",
     "fit_curve": "fge.curves.fit",
@@ -52,7 +52,7 @@ _HOMES = {
     "paired_difference": "fge.metrics.intervals",
     "refresh_batch_norm": "fge.networks.batchnorm",
     "spectral_density": "fge.landscape.sharpness",
-    "summarise_curve": "fge.curves.curve_evaluation",
+    "summarise_curve": "fge.curves.evaluate",
     "top_eigenvalues": "fge.landscape.sharpness",
     "trace": "fge.landscape.sharpness",
 }

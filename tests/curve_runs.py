@@ -20,7 +20,7 @@ import numpy as np
 from conftest import PLAIN
 from kill_server import run_command
 
-import cli
+from fge.commands import cli
 
 NOT_PROMISED = {"timing.jsonl"}
 TRAIN_IMAGES = 86  # 96 less 10 for validation

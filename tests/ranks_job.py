@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import cli
 import fge
 import fge.commands.train
 import fge.files
+from fge.commands import cli
 from fge.data.batches import Normaliser, TrainBatches
 from fge.data.splits import Split
 from fge.errors import DivergenceError, UserError
@@ -412,7 +412,7 @@ if __name__ == "__main__":
     for module in (
         "torch._dynamo",
         "torchvision.models",
-        "fge.commands.train_run",
+        "fge.commands.train",
         "matplotlib.figure",
     ):
         importlib.import_module(module)

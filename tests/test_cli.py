@@ -27,9 +27,8 @@ from conftest import ROOT, tiny_arrays, write_tiny_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import cli
 from fge import files
-from fge.commands import build, train
+from fge.commands import build, cli, train
 from fge.config.training import FGEConfig
 from fge.data.splits import load_dataset
 from fge.ensemble.snapshots import SnapshotStore

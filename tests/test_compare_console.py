@@ -8,7 +8,7 @@ from pathlib import Path
 from made_cells import cell
 from rich.console import Console
 
-from fge.commands.compare_console import ComparisonView
+from fge.commands.compare import ComparisonView
 from fge.compare.plan import Plan
 from fge.config.compare import CompareConfig
 from fge.report.console import ConsoleObserver

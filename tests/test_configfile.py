@@ -11,13 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config.base import (
-    DATA_NAMES,
-    FOREIGN_NAMES,
-    as_stored,
-    own_code,
-    saved_fields,
-)
+from fge.config.base import DATA_NAMES, OOD_NAMES, as_stored, own_code, saved_fields
 from fge.config.saved import (
     check_unchanged,
     keep_settled,
@@ -106,7 +100,7 @@ def test_paths_are_stored_absolute_and_names_as_they_are(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "cifar10").mkdir()  # named like a data set, which comes first
-    for name in (*DATA_NAMES, *FOREIGN_NAMES, "cifar", "/a/b", "/a/c.npz"):
+    for name in (*DATA_NAMES, *OOD_NAMES, "cifar", "/a/b", "/a/c.npz"):
         assert as_stored("data", name) == name
     for path, stored in (("photos", "photos"), ("x/../a/b", "a/b"), ("c.npz", "c.npz")):
         assert as_stored("data", path) == str(tmp_path / stored)

@@ -37,9 +37,9 @@ from curve_runs import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import cli
 import fge.curves.evaluate
 from fge import files
+from fge.commands import cli
 from fge.commands.endpoints import Network
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
 from fge.curves.baselines import BASELINES
@@ -332,7 +332,7 @@ def test_interrupted_between_the_fits_log_and_its_checkpoint(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fge.commands.curve_study.CurveStudy._end_epoch", interrupt)
+        patch.setattr("fge.commands.pairs.CurveStudy._end_epoch", interrupt)
         result = run(flags("curve-ensemble", quick(data, tmp_path / "run")))
     assert result.code == 130
     advice = re.search(r"go on with: python cli\.py (.*)", result.out)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from test_run import config
 
-from fge.commands.train import fge
-from fge.commands.train_run import train
+from fge.commands.train import fge, train
 from fge.config.training import TrainConfig
 from fge.report.training import MOST_ROWS, dynamics_table, dynamics_verdict
 

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fge.data.foreign import MAX_IMAGES, convert_images, load_foreign
-from fge.data.splits import Dataset, Foreign, Split, load_dataset
+from fge.data.ood import MAX_IMAGES, convert_images, load_ood
+from fge.data.splits import Dataset, OODImages, Split, load_dataset
 from fge.errors import UserError
 
 
@@ -62,8 +62,8 @@ def write_npz(path: Path, test: Tensor, labels: Any = None) -> Path:
     )
 
 
-def loaded(names: list[str], dataset: Dataset) -> dict[str, Foreign]:
-    return load_foreign(names, dataset, data="own.npz")
+def loaded(names: list[str], dataset: Dataset) -> dict[str, OODImages]:
+    return load_ood(names, dataset, data="own.npz")
 
 
 # ------------------------------------------------------------------------------------ conversion
@@ -248,10 +248,10 @@ def test_nothing_is_loaded_where_nothing_is_named() -> None:
 
 def test_foreign_images_move_with_their_data_set() -> None:
     dataset = dataset_of(noise_of(0, 3))
-    foreign = loaded(["noise"], dataset)
-    moved = Dataset(**{**vars(dataset), "foreign": foreign}).to(torch.device("meta"))
-    assert moved.foreign["noise"].split.images.device.type == "meta"
-    assert moved.foreign["noise"].fingerprint == foreign["noise"].fingerprint
+    ood = loaded(["noise"], dataset)
+    moved = Dataset(**{**vars(dataset), "ood": ood}).to(torch.device("meta"))
+    assert moved.ood["noise"].split.images.device.type == "meta"
+    assert moved.ood["noise"].fingerprint == ood["noise"].fingerprint
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -297,7 +297,7 @@ def test_the_run_s_own_data_are_refused_by_their_name(tiny_npz: Path) -> None:
     dataset = load_dataset(str(tiny_npz))
     message = f"--ood {tiny_npz} is not foreign to the data: it is the run's own --data; name other"
     with pytest.raises(UserError, match=re.escape(message)):
-        load_foreign([str(tiny_npz)], dataset, data=str(tiny_npz))
+        load_ood([str(tiny_npz)], dataset, data=str(tiny_npz))
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -313,7 +313,7 @@ def test_the_run_s_own_images_are_refused_under_any_name(
         "own; name other data"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        load_foreign([str(path)], load_dataset(str(tiny_npz)), data=str(tiny_npz))
+        load_ood([str(path)], load_dataset(str(tiny_npz)), data=str(tiny_npz))
 
 
 @pytest.mark.parametrize(("shared", "refused"), [(0, False), (2, False), (3, True)])

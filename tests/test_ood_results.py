@@ -29,8 +29,8 @@ from torch import nn
 
 from fge.curves.curve import Curve
 from fge.data.batches import EvalBatches, Normaliser
-from fge.data.foreign import load_foreign
-from fge.data.splits import Dataset, Foreign, Split, load_dataset
+from fge.data.ood import load_ood
+from fge.data.splits import Dataset, OODImages, Split, load_dataset
 from fge.ensemble.predictions import MemberPredictions
 from fge.metrics.detection import ood_auroc
 from fge.networks.batchnorm import refresh_batch_norm
@@ -53,10 +53,10 @@ def split(count: int) -> Split:
     return Split(torch.zeros(count, 1, 2, 2, dtype=torch.uint8), torch.zeros(count).long())
 
 
-def by_hand(folder: Path, *, foreign: bool = True) -> MemberPredictions:
+def by_hand(folder: Path, *, ood: bool = True) -> MemberPredictions:
     normaliser = Normaliser([0.0], [1.0], torch.device("cpu"))
     batches = {count: EvalBatches(split(count), normaliser, 4) for count in (2, 3)}
-    found = MemberPredictions(folder, batches[3], {"noise": batches[2]} if foreign else {})
+    found = MemberPredictions(folder, batches[3], {"noise": batches[2]} if ood else {})
     for name, outside in (("a", NOISE), ("b", CERTAIN)):
         rows = {3: TEST, 2: outside}
         found.predict(name, "sha", lambda b, rows=rows: torch.tensor(rows[len(b.split)]))
@@ -69,8 +69,8 @@ def line(name: str, *members: str) -> MethodResult:
 
 
 def data_by_hand() -> Dataset:
-    foreign = {"noise": Foreign(split(2), "abc")}
-    return Dataset("own", ("0",), split(1), split(0), split(3), (0.0,), (1.0,), "def", foreign)
+    ood = {"noise": OODImages(split(2), "abc")}
+    return Dataset("own", ("0",), split(1), split(0), split(3), (0.0,), (1.0,), "def", ood)
 
 
 def test_aurocs_are_those_of_the_averaged_predictions(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_the_table_has_both_scores_of_each_kind(tmp_path: Path) -> None:
 
 def test_without_foreign_images_nothing_is_said(tmp_path: Path) -> None:
     lines = [line("one", "a")]
-    assert with_ood(lines, by_hand(tmp_path, foreign=False)) == lines
-    assert ood_tables(lines, Dataset(**{**vars(data_by_hand()), "foreign": {}})) == []
+    assert with_ood(lines, by_hand(tmp_path, ood=False)) == lines
+    assert ood_tables(lines, Dataset(**{**vars(data_by_hand()), "ood": {}})) == []
 
 
 # ------------------------------------------------------------------------------------------- fge
@@ -231,7 +231,7 @@ def test_predictions_are_those_of_the_networks_and_the_runs_normalisation(
     from safetensors.torch import load_file
 
     splits = load_dataset(str(data))
-    images = load_foreign(["noise"], splits, data=str(data))["noise"].split.images
+    images = load_ood(["noise"], splits, data=str(data))["noise"].split.images
     path = ended / "networks" / "G-1" / "network" / "0001.safetensors"
     # float32 arithmetic, and batches of another size in the run.
     np.testing.assert_allclose(
@@ -245,7 +245,7 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
     from safetensors.torch import load_file
 
     splits = load_dataset(str(data))
-    images = load_foreign(["noise"], splits, data=str(data))["noise"].split.images
+    images = load_ood(["noise"], splits, data=str(data))["noise"].split.images
     path = ended / "networks" / "G-1" / "network" / "0001.safetensors"
     curve = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
     model = network({**load_file(path), **curve.state_dict(0.5)})

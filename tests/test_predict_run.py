@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_tiny_npz
+from conftest import ROOT, write_tiny_npz
 
-import cli
-from fge.commands.train_run import train
+from fge.commands import cli
+from fge.commands.train import train
 from fge.config.training import TrainConfig
 from fge.data.splits import load_dataset
 from fge.train.methods import Method, sse_stages
@@ -174,7 +174,7 @@ def test_the_page_shows_counts_and_links_to_the_data(trained: Path) -> None:
 
 
 def cli_from(folder: Path) -> str:
-    return os.path.relpath(cli.__file__, folder)
+    return os.path.relpath(ROOT / "cli.py", folder)
 
 
 def test_the_page_is_made_anew_by_report(trained: Path, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_other_weights_are_predicted_anew_on_all_images(tmp_path: Path) -> None:
     predictions.predict("a", "old", Predictor(0))
     assert torch.equal(predictions.predict("a", "new", predictor), predictor.probs)
     assert len(predictor.asked) == 3
-    stored = predictions.foreign["digits"].get("a", "new")
+    stored = predictions.ood["digits"].get("a", "new")
     assert stored is not None
     assert torch.equal(stored, predictor.probs[:3])
 
@@ -336,7 +336,7 @@ def test_without_foreign_images_there_is_one_file(tmp_path: Path) -> None:
     predictions = MemberPredictions(tmp_path, BATCHES[4])
     predictions.predict("a", "sha", Predictor(0))
     assert predictions.complete("a", "sha")
-    assert (predictions.foreign, [path.name for path in tmp_path.iterdir()]) == ({}, ["test.npz"])
+    assert (predictions.ood, [path.name for path in tmp_path.iterdir()]) == ({}, ["test.npz"])
 
 
 def test_foreign_predictions_of_another_number_of_images_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, TINY_CLASSES, tiny_arrays, write_tiny_npz
 from PIL import Image
 
-import cli
+from fge.commands import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)

@@ -11,8 +11,7 @@ import torch
 from test_run import config
 
 from fge import metrics
-from fge.commands.train import fge
-from fge.commands.train_run import train
+from fge.commands.train import fge, train
 from fge.config.training import TrainConfig
 from fge.ensemble.predictions import PredictionFile
 from fge.report.methods import MethodResult, add_reliability, method_result, reliability_series

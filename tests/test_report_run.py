@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-import cli
+from fge.commands import cli
 from fge.commands.report import joined_page, read_section, report
 from fge.config.studies import ReportConfig
 from fge.errors import UserError

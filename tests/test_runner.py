@@ -8,21 +8,29 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_tiny_npz
 
+from fge.commands.cli import COMMANDS, main
 from fge.compare.plan import Job
 from fge.compare.runner import Runner
-from fge.config.training import TrainConfig
+from fge.config.curves import CurveEnsembleConfig
+from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
 
 SCRIPT = """
 import json, os, pathlib, sys, time
-folder = pathlib.Path(sys.argv[1])
-content = json.loads(sys.stdin.read())
+arguments = sys.argv[1:]
+folder = pathlib.Path(arguments[arguments.index("--out") + 1])
+content = {"arguments": arguments}
+if "--config" in arguments:
+    file = pathlib.Path(arguments[arguments.index("--config") + 1])
+    content |= json.loads(file.read_text())
 folder.mkdir(parents=True, exist_ok=True)
 with (folder / "calls").open("a") as calls:
     calls.write(json.dumps([content, dict(os.environ), sys.path]) + "\\n")
@@ -92,7 +100,7 @@ def test_each_job_is_run_once_and_told_of(runs: Runs) -> None:
 def test_a_job_gets_its_options_and_where_to_run(runs: Runs) -> None:
     runs.runner.run([job("a")])
     ((content, _, _),) = runs.calls("a")
-    assert content["command"] == "train"
+    assert content["command"] == content["arguments"][0] == "train"
     options = content["options"]
     assert (options["epochs"], options["batch_size"], options["threads"]) == (7, 9, 1)
 
@@ -224,3 +232,118 @@ def test_an_interruption_stops_the_jobs_and_lets_go_of_them(runs: Runs) -> None:
     assert (runs.folder / "runs" / "slow" / "interrupted").exists()
     with (runs.folder / "locks" / "slow").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ------------------------------------------------------------------- jobs on the command line
+
+
+def options(file: Path, **changes: Any) -> dict[str, Any]:
+    values = {"data": str(file), "epochs": 1, "batch_size": 32, "val_fraction": 0.0}
+    return {**values, "channels_last": "off", "compile": "off", "amp": "off", **changes}
+
+
+def arguments(folder: Path, job: Job, *, threads: int = 1) -> list[str]:
+    """Return the arguments with which a comparison in ``folder`` runs a job."""
+    runner = Runner(
+        folder,
+        workers=1,
+        machine={"threads": threads, "device": "cpu"},
+        on_change=lambda _: None,
+        on_done=lambda _: None,
+    )
+    return runner._arguments(job)
+
+
+def saved(folder: Path, name: str = "config.json") -> Any:
+    return json.loads((folder / "runs" / "a" / name).read_text())
+
+
+def trained(file: Path, **changes: Any) -> Job:
+    config = TrainConfig(**options(file, **{"method": "single", **changes}))
+    return Job("a", "train", config, ("single",), 1)
+
+
+def test_a_job_is_run_and_gone_on_with(tmp_path: Path, tiny_npz: Path) -> None:
+    job = trained(tiny_npz)
+    assert main(arguments(tmp_path, job)) == 0
+    report = (tmp_path / "runs" / "a" / "report.json").read_bytes()
+    assert [m["name"] for m in json.loads(report)["methods"]] == ["single"]
+    again = arguments(tmp_path, job)
+    assert again[:4] == ["train", "--out", str(tmp_path / "runs" / "a"), "--resume"]
+    assert main(again) == 0
+    assert (tmp_path / "runs" / "a" / "report.json").read_bytes() == report
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"data": "nowhere.npz"}, 2, "nowhere.npz"),
+        ({"lr": 1e30}, 3, "learning rate"),
+    ],
+)
+def test_what_went_wrong_is_one_line_and_an_exit_code(
+    changes: dict[str, Any],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    tiny_npz: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(arguments(tmp_path, trained(tiny_npz, **changes))) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_jobs_are_commands_of_the_command_line() -> None:
+    kinds = {"fge": FGEConfig, "train": TrainConfig, "curve-ensemble": CurveEnsembleConfig}
+    assert {name: COMMANDS[name][0] for name in kinds} == kinds
+
+
+def test_a_job_goes_on_with_the_threads_that_it_was_begun_with(
+    tmp_path: Path, tiny_npz: Path
+) -> None:
+    config = FGEConfig(**options(tiny_npz, epochs=4, start_epoch=0, cycle_epochs=2))
+    assert main(arguments(tmp_path, Job("a", "fge", config, ("fge",), 4))) == 0
+    added = Job("a", "fge", replace(config, refit="bezier"), ("fge", "fge+refit"), 4)
+    again = arguments(tmp_path, added, threads=2)
+    assert again[-2:] == ["--refit", "bezier"]
+    assert main(again) == 0
+    assert saved(tmp_path)["options"]["threads"] == 1
+    report = saved(tmp_path, "report.json")
+    assert "fge+refit" in {method["name"] for method in report["methods"]}
+
+
+def test_an_option_that_changed_is_given_and_refused(
+    tmp_path: Path, tiny_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, trained(tiny_npz))) == 0
+    again = arguments(tmp_path, trained(tiny_npz, flip=False))
+    assert again[-1] == "--no-flip"
+    assert main(again) == 2
+    assert "cannot resume with flip False" in capsys.readouterr().err
+
+
+def test_code_of_the_users_own_is_given_again(tmp_path: Path, tiny_npz: Path) -> None:
+    words = arguments(tmp_path, trained(tiny_npz, method="package.module:mine"))
+    assert words[words.index("--method") + 1] == "package.module:mine"
+
+
+@pytest.mark.parametrize("leftovers", [[], [".config.json.x1.tmp"]])
+def test_a_job_cut_off_at_its_first_file_is_begun(
+    leftovers: list[str], tmp_path: Path, tiny_npz: Path
+) -> None:
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    for name in leftovers:
+        (folder / name).write_text("half")
+    assert main(arguments(tmp_path, trained(tiny_npz))) == 0
+    assert saved(tmp_path)["options"]["threads"] == 1
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_method_is_trained_on_the_data_that_are_given(tmp_path: Path) -> None:
+    data = write_tiny_npz(tmp_path / "other.npz")
+    assert main(arguments(tmp_path, trained(data))) == 0
+    assert saved(tmp_path, "report.json")["data"] == "other"

@@ -15,8 +15,8 @@ from conftest import PLAIN, write_tiny_npz
 from PIL import Image
 from torch.optim import Optimizer
 
-from fge.commands.predict_run import predict
-from fge.commands.train_run import train
+from fge.commands.predict import predict
+from fge.commands.train import train
 from fge.config.studies import PredictConfig
 from fge.config.training import MethodConfig, TrainConfig
 from fge.data.splits import load_dataset

@@ -14,7 +14,7 @@ from fge.config.base import Precision, RunConfig, TrainingConfig
 from fge.config.curves import CurveConfig
 from fge.config.training import CycleConfig, FGEConfig
 from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padding
-from fge.data.foreign import load_foreign
+from fge.data.ood import load_ood
 from fge.data.splits import Dataset, Split, load_dataset
 from fge.devices import choose_device, set_threads
 from fge.ensemble.predictions import MemberPredictions
@@ -67,10 +67,10 @@ def settle_options(config: C, dataset: Dataset) -> C:
 
 
 def load_data(config: RunConfig) -> Dataset:
-    """Load the data that the options name, with the images foreign to them that they name.
+    """Load the data that the options name, with the OOD images that they name.
 
     Raises:
-        UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_foreign` raise, or
+        UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_ood` raise, or
             batches or a crop padding larger than the data.
     """
     dataset = load_dataset(
@@ -89,8 +89,8 @@ def load_data(config: RunConfig) -> Dataset:
             "images; lower it"
         )
     names = config.ood if isinstance(config, TrainingConfig) else ()
-    foreign = load_foreign(names, dataset, data=config.data, data_dir=config.data_dir)
-    return replace(dataset, foreign=foreign)
+    ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
+    return replace(dataset, ood=ood)
 
 
 def new_model(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
@@ -184,11 +184,11 @@ def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatch
 
 
 def member_predictions(config: RunConfig, dataset: Dataset, folder: RunFolder) -> MemberPredictions:
-    """Return what a run predicts of its test and foreign images, and has predicted before."""
+    """Return what a run predicts of its test and OOD images, and has predicted before."""
     return MemberPredictions(
         folder.predictions,
         eval_batches(config, dataset, dataset.test),
-        {n: eval_batches(config, dataset, other.split) for n, other in dataset.foreign.items()},
+        {n: eval_batches(config, dataset, other.split) for n, other in dataset.ood.items()},
     )
 
 

@@ -1,29 +1,45 @@
-"""The command ``compare``: wiring, and nothing else."""
+"""The command ``compare``: running what is missing, showing how it goes, and the report."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.live import Live
+from rich.table import Table as LiveTable
 
 from fge.commands.build import new_model
-from fge.commands.compare_console import ComparisonView
-from fge.commands.compare_report import report_comparison
 from fge.commands.run import Run, open_run, prepare
 from fge.compare.cells import Cell, load_cells
-from fge.compare.comparison import compare_cells
-from fge.compare.measure import measure_cell
+from fge.compare.comparison import Comparison, compare_cells
+from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
+from fge.compare.measure import measure_cell, wall_seconds
 from fge.compare.plan import Job, Plan, PlannedCell
 from fge.compare.runner import POLL_SECONDS, Runner
+from fge.compare.tables import as_csv, as_json, tables
+from fge.compare.verdict import verdict
 from fge.config.base import is_factory
 from fge.config.compare import CompareConfig
 from fge.config.saved import read_config
 from fge.errors import DivergenceError, UserError
+from fge.files import read_records, write_json, write_text
+from fge.observer import Observer, Observers
+from fge.report.console import ConsoleObserver
+from fge.report.page import (
+    FigureSet,
+    Page,
+    Table,
+    markdown_table,
+)
 from fge.train.methods import find_method
+
+FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
 
 def compare(config: CompareConfig) -> Path:
@@ -153,3 +169,152 @@ def _take_part(config: CompareConfig) -> Path:
     finished = plan.measured(load_cells(config.out / "cells"))
     runner.run(plan.jobs([planned for planned in plan.cells if planned.name not in finished]))
     return config.out
+
+
+def report_comparison(
+    run: Run[CompareConfig], comparison: Comparison, plan: Plan, *, diverged: Sequence[str] = ()
+) -> None:
+    """Write ``compare.md``, ``.csv`` and ``.json``, the figures and the report page.
+
+    Wall times go into ``timing.csv``, which is outside the reproducibility promise.
+
+    Args:
+        run: of the comparison.
+        comparison: of all its cells.
+        plan: of the cells.
+        diverged: names of runs, which are missing; they are named under the first table.
+    """
+    folder, found, words = run.folder.path, tables(comparison), verdict(comparison)
+    content = as_json(comparison)
+    if diverged:
+        note = f"{found[0].note} Runs that diverged, not in the tables: {', '.join(diverged)}."
+        found[0] = replace(found[0], note=note.strip())
+        content["diverged"] = list(diverged)
+    title = (
+        f"{len(comparison.methods)} methods with {run.config.model} on {run.dataset.name}, "
+        f"{run.config.seeds} seeds"
+    )
+    write_json(folder / "compare.json", {**content, "verdict": words})
+    write_text(folder / "compare.csv", as_csv(comparison))
+    write_text(folder / "compare.md", _markdown(title, words, found))
+    write_text(folder / "timing.csv", _times(plan, folder))
+    drawn, plots = FigureSet(run.folder.figures), comparison_plots(comparison)
+    for name, figure in comparison_figures(comparison).items():
+        drawn.add(name, figure, CAPTIONS[name], plots.get(name))
+    page = Page(title, words, found, drawn.captions, files=FILES, plots=drawn.plots)
+    run.finish(page, content)
+
+
+def _markdown(title: str, words: str, found: Sequence[Table]) -> str:
+    parts = [f"# {title}", words]
+    for table in found:
+        parts += [f"## {table.title}", markdown_table(table.headings, table.rows), table.note]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _times(plan: Plan, folder: Path) -> str:
+    """Return the seconds of training per cell, empty where its runs overlapped with others."""
+    records = read_records(folder / "timing.jsonl")
+    jobs = [record for record in records if "job" in record]
+    lines = ["method,budget,seed,seconds"]
+    for cell in plan.cells:
+        seconds = wall_seconds(cell, plan.runs, jobs)
+        shown = "" if seconds is None else f"{seconds:.1f}"
+        lines.append(f"{cell.method},{cell.budget},{cell.seed},{shown}")
+    return "\n".join(lines) + "\n"
+
+
+class ComparisonView:
+    """Tells which runs are under way and what the cells that are done came to.
+
+    Args:
+        observer: of the comparison.
+        plan: of the comparison.
+        runs: the folder of the runs, whose logs are counted.
+    """
+
+    def __init__(self, observer: Observer, plan: Plan, runs: Path) -> None:
+        self.observer = observer
+        self.plan = plan
+        self.runs = runs
+        self.cells: dict[str, Cell] = {}
+        self.jobs: dict[str, Job] = {}
+        self.done: set[str] = set()
+        self._running: list[str] = []
+        self._live: Live | None = None
+
+    @contextmanager
+    def shown(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Show the table, on a terminal, while the block runs."""
+        self.jobs = {job.name: job for job in jobs}
+        console = _console_of(self.observer)
+        if console is None or not console.console.is_terminal:
+            yield
+            return
+        with console.paused(), Live(console=console.console, transient=True) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def running(self, names: Sequence[str]) -> None:
+        """Hear which jobs run in this process."""
+        begun = [name for name in names if name not in self._running]
+        self._running = list(names)
+        if self._live is not None:
+            self._live.update(self._table())
+            return
+        for name in begun:
+            self.observer.note(f"run {name}: {self.jobs[name].epochs} epochs")
+
+    def job_done(self, job: Job) -> None:
+        """Hear that a job is done."""
+        self.done.add(job.name)
+        if self._live is None:
+            self.observer.note(f"run {job.name} done ({len(self.done)} of {len(self.jobs)})")
+
+    def cell_done(self, cell: Cell) -> None:
+        """Hear that a cell is measured."""
+        self.cells[cell.name] = cell
+        if self._live is None:
+            self.observer.note(
+                f"{cell.method}, budget {cell.budget}, seed {cell.seed}: error "
+                f"{cell.figures['error']:.2f} %, NLL {cell.figures['nll']:.4f}"
+            )
+
+    def _table(self) -> LiveTable:
+        table = LiveTable(title="Comparison, so far", title_justify="left", caption_justify="left")
+        table.add_column("method")
+        for heading in ("budget", "seeds", "error", "NLL"):
+            table.add_column(heading, justify="right")
+        for method, budget in dict.fromkeys((c.method, c.budget) for c in self.plan.cells):
+            table.add_row(method, *self._row(method, budget))
+        runs = [f"{len(self.done)} of {len(self.jobs)} runs done"]
+        runs += [self._progress(name) for name in self._running]
+        table.caption = "\n".join(runs)
+        return table
+
+    def _row(self, method: str, budget: int) -> list[str]:
+        found = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
+        row = [f"{budget} B", f"{len(found)}/{self.plan.config.seeds}"]
+        for figure, form in (("error", "{:.2f}"), ("nll", "{:.4f}")):
+            values = [cell.figures[figure] for cell in found]
+            row.append(form.format(sum(values) / len(values)) if values else "")
+        return row
+
+    def _progress(self, name: str) -> str:
+        return f"{name}: {self._epochs(name)} of {self.jobs[name].epochs} epochs"
+
+    def _epochs(self, name: str) -> int:
+        """Return the epochs that a run has logged so far, its networks and fits included."""
+        folder = self.runs / name
+        logs = [*folder.glob("log.jsonl"), *folder.glob("networks/*/log.jsonl")]
+        logs += folder.glob("curves/*/fit.jsonl")
+        return sum(log.read_text(encoding="utf-8").count('"event": "epoch"') for log in logs)
+
+
+def _console_of(observer: Observer) -> ConsoleObserver | None:
+    """Return the console among those who are told."""
+    told = observer.observers if isinstance(observer, Observers) else (observer,)
+    return next((one for one in told if isinstance(one, ConsoleObserver)), None)

@@ -9,10 +9,16 @@ from pathlib import Path
 from torch import nn
 
 from fge.commands.build import member_predictions, new_model
-from fge.commands.curve_ensemble import MIDDLE, ensemble_results, member_ts
-from fge.commands.curve_study import CurveStudy
 from fge.commands.endpoints import Network, predict_network, read_networks, train_network
-from fge.commands.pairs import Measured, make_study, measure_pair
+from fge.commands.pairs import (
+    MIDDLE,
+    CurveStudy,
+    Measured,
+    ensemble_results,
+    make_study,
+    measure_pair,
+    member_ts,
+)
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config.curves import (
     ConnectConfig,

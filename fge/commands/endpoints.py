@@ -129,7 +129,7 @@ def read_networks(
 def predict_network(
     network: Network, config: RunConfig, model: nn.Module, predictions: MemberPredictions
 ) -> None:
-    """Predict test and foreign images with a network as it is, where that was not done before.
+    """Predict test and OOD images with a network as it is, where that was not done before.
 
     Raises:
         DivergenceError: predictions are not finite; it names the network.

@@ -1,23 +1,38 @@
-"""Lines through networks in the command that looks at planes: wiring, and nothing else."""
+"""Lines through networks in the command ``plane``: which, and how they are measured and shown."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fge.commands.build import speed_of
-from fge.commands.line_scene import LineScene
 from fge.commands.run import Run
-from fge.commands.study_data import measured_batches
+from fge.commands.studied import (
+    StudiedNetwork,
+    check_keeps_snapshots,
+    last_snapshot,
+    measured_batches,
+    networks_in_files,
+    run_curve,
+    snapshot_networks,
+)
+from fge.config.saved import KEEP_SNAPSHOTS, read_run
 from fge.config.studies import PlaneConfig
-from fge.curves.evaluate import Record
+from fge.curves.curve import Chain
+from fge.curves.evaluate import AnyCurve, Record
+from fge.errors import UserError
 from fge.files import write_npz
 from fge.landscape.grid import evaluate_line
+from fge.landscape.plane import Line
+from fge.networks.flat import Layout
 from fge.networks.state import preserved
 from fge.report.interactive import Series, lines_plot
 from fge.report.page import (
@@ -27,6 +42,7 @@ from fge.report.page import (
 )
 from fge.report.planes import LINE_AXES, line_figure, line_table, line_verdict, text_of
 
+SEGMENT = "segment"
 _DATA = "line.npz"
 _SHOWN = {
     "line-train-loss.png": ("train_loss", "Training loss along the line"),
@@ -34,26 +50,107 @@ _SHOWN = {
 }
 
 
-def study_line(run: Run[PlaneConfig], model: nn.Module, scene: LineScene) -> None:
+@dataclass(frozen=True)
+class LineSetup:
+    """Paths by name, the t at which they begin and end, and their points.
+
+    Attributes:
+        what: the paths in words.
+        paths: on the CPU.
+        networks: where they are passed, at even steps of t from the first bound to the last; none
+            where a path goes through one network in a random direction.
+        num_points: along each path, the networks among them.
+        bounds: lowest and highest t.
+    """
+
+    what: str
+    paths: Mapping[str, AnyCurve]
+    networks: Sequence[str]
+    num_points: int
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+def make_line_setup(config: PlaneConfig, model: nn.Module) -> LineSetup:
+    """Return the line that the options ask for.
+
+    Args:
+        config: of the command.
+        model: the architecture, on the CPU; it has the buffers of the first network afterwards.
+
+    Raises:
+        UserError: there are too few networks, they do not fit the model, or two neighbours are the
+            same.
+    """
+    if config.run is None:
+        networks = networks_in_files(config, model)
+    elif read_run(config.run)[0] in KEEP_SNAPSHOTS:
+        networks = _snapshots(config, config.run, model)
+    else:
+        check_keeps_snapshots(config, config.run)
+        return _along_curve(config.run, model, config.line_points)
+    return _random(config, networks[0], model) if config.random else _chain(config, networks, model)
+
+
+def _snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> list[StudiedNetwork]:
+    if config.random:
+        return last_snapshot(run, model)
+    found = snapshot_networks(run, model, config.snapshots or None)
+    if len(found) < 2:
+        raise UserError(
+            f"a line needs two snapshots, {run} has 1; with --random the last one will do"
+        )
+    return found
+
+
+def _random(config: PlaneConfig, network: StudiedNetwork, model: nn.Module) -> LineSetup:
+    """Return the line along the first axis of the random plane, as far as that is drawn."""
+    path = Line.random(network.vector(model), Layout.of(model), config.seed)
+    end = 1 + 2 * config.margin
+    what = f"{network.name} and a random filter-normalised direction"
+    # An odd number of points, so that the network is one of them.
+    return LineSetup(what, {"direction": path}, (), config.line_points | 1, (-end, end))
+
+
+def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Module) -> LineSetup:
+    names, vectors = [n.name for n in networks], [n.vector(model) for n in networks]
+    for (one, w), (other, v) in itertools.pairwise(zip(names, vectors, strict=True)):
+        if torch.equal(w, v):
+            raise UserError(f"{one} and {other} are the same weights; give networks that differ")
+    pieces = len(names) - 1
+    each = -(-(config.line_points - 1) // pieces)
+    path = Chain.through(vectors, family="polychain", num_points=2)
+    what = f"{', '.join(names[:-1])} and {names[-1]}, joined by segments"
+    return LineSetup(what, {"segments" if pieces > 1 else SEGMENT: path}, names, each * pieces + 1)
+
+
+def _along_curve(run: Path, model: nn.Module, num_points: int) -> LineSetup:
+    found = run_curve(run, model)
+    family, points = found.curve.family.name, found.curve.points
+    segment = Chain.through([points[0], points[-1]], family="polychain", num_points=2)
+    what = f"the {family} curve {found.name}, and the segment between its ends"
+    return LineSetup(what, {"curve": found.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
+
+
+def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> None:
     """Measure, draw and report loss and error along lines.
 
     Args:
         run: under way; it goes on from the points in its log.
         model: the architecture, on the run's device; left as it is.
-        scene: what to measure.
+        setup: what to measure.
     """
-    lines = {name: _measured(run, model, scene, name) for name in scene.paths}
+    lines = {name: _measured(run, model, setup, name) for name in setup.paths}
     keys = [key for key in next(iter(lines.values()))[0] if key != "t"]
     arrays: dict[str, Any] = {
         key: np.array([[record[key] for record in line] for line in lines.values()]) for key in keys
     }
     ts = [record["t"] for record in next(iter(lines.values()))]
-    names = {"lines": np.array(list(lines)), "networks": np.array(scene.networks, dtype=np.str_)}
+    names = {"lines": np.array(list(lines)), "networks": np.array(setup.networks, dtype=np.str_)}
     write_npz(run.folder.path / _DATA, {**names, "t": np.array(ts), **arrays})
-    _report(run, scene, lines)
+    _report(run, setup, lines)
 
 
-def _measured(run: Run[PlaneConfig], model: nn.Module, scene: LineScene, name: str) -> list[Record]:
+def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: str) -> list[Record]:
     """Return the records along a path, those in the run's log not measured again."""
     known = [r for r in run.folder.records() if r["event"] == "point" and r["line"] == name]
     done: list[Record] = [
@@ -68,15 +165,15 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, scene: LineScene, name: s
         # JSON has no infinity, which losses far away do reach.
         figures = {k: v if math.isfinite(v) else str(v) for k, v in record.items()}
         run.folder.log({"event": "point", "line": name, **figures})
-        run.observer.point(name, count, scene.num_points)
+        run.observer.point(name, count, setup.num_points)
 
     with preserved(model):
         return evaluate_line(
             model,
-            scene.paths[name],
+            setup.paths[name],
             measured_batches(run),
-            bounds=scene.bounds,
-            num_points=scene.num_points,
+            bounds=setup.bounds,
+            num_points=setup.num_points,
             num_images=None,
             weight_decay=run.config.loss_decay,
             speed=speed_of(run.config),
@@ -85,9 +182,9 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, scene: LineScene, name: s
         )
 
 
-def _report(run: Run[PlaneConfig], scene: LineScene, lines: Mapping[str, list[Record]]) -> None:
+def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Record]]) -> None:
     drawn = FigureSet(run.folder.figures)
-    x = "arc" if len(scene.networks) > 2 else "t"
+    x = "arc" if len(setup.networks) > 2 else "t"
     for name, (key, caption) in _SHOWN.items():
         series = [
             Series(line, [r[x] for r in records], [r[key] for r in records])
@@ -96,47 +193,47 @@ def _report(run: Run[PlaneConfig], scene: LineScene, lines: Mapping[str, list[Re
         plot = lines_plot(series, x=LINE_AXES[x], y=text_of(key), dashes=True)
         drawn.add(name, line_figure(lines, key=key, x=x), caption, plot)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
-    parts, joined = _parts(scene, lines), bool(scene.networks)
-    table = line_table(parts, _note(run, scene, images), barriers=joined)
+    parts, joined = _parts(setup, lines), bool(setup.networks)
+    table = line_table(parts, _note(run, setup, images), barriers=joined)
     page = Page(
         f"Line of {run.config.model} on {run.dataset.name}",
-        line_verdict(parts, scene.what, barriers=joined),
+        line_verdict(parts, setup.what, barriers=joined),
         [table],
         drawn.captions,
         (*FILES, _DATA),
         drawn.plots,
     )
     found: dict[str, Any] = {
-        "along": scene.what,
-        "networks": list(scene.networks),
-        "bounds": scene.bounds,
+        "along": setup.what,
+        "networks": list(setup.networks),
+        "bounds": setup.bounds,
     }
-    found |= {"points": scene.num_points, "images_per_point": images, "data": _DATA}
+    found |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
     run.finish(page, {"methods": [], "line": found})
 
 
-def _parts(scene: LineScene, lines: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
     """Return the records of each line by its name, of a chain from network to network."""
-    if len(scene.networks) <= 2:
+    if len(setup.networks) <= 2:
         return dict(lines)
     (records,) = lines.values()
-    each = (scene.num_points - 1) // (len(scene.networks) - 1)
+    each = (setup.num_points - 1) // (len(setup.networks) - 1)
     return {
         f"{one} to {other}": records[k * each : (k + 1) * each + 1]
-        for k, (one, other) in enumerate(itertools.pairwise(scene.networks))
+        for k, (one, other) in enumerate(itertools.pairwise(setup.networks))
     }
 
 
-def _note(run: Run[PlaneConfig], scene: LineScene, images: Mapping[str, int]) -> str:
+def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) -> str:
     decay = run.config.loss_decay
     t = (
         "t runs from the first network (0) to the last (1), in even steps from one to the next"
-        if scene.networks
+        if setup.networks
         else "t counts multiples of the direction, 0 is the network"
     )
     return (
-        f"The line: {scene.what}; {t}; lengths are distances in weight space. Each of "
-        f"{scene.num_points} points per line has batch-norm statistics estimated on "
+        f"The line: {setup.what}; {t}; lengths are distances in weight space. Each of "
+        f"{setup.num_points} points per line has batch-norm statistics estimated on "
         f"{images['train']} training images without augmentation, on which the training loss is "
         f"measured too{f' (with weight decay {decay:g})' if decay else ''}; test figures are over "
         f"{images['test']} images. Data: `{_DATA}`."

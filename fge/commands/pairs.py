@@ -1,23 +1,300 @@
-"""A pair of networks from fit to result, for every command that connects networks."""
+"""A curve between two networks and what lies along it, measured step by step into a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from fge import metrics
 from fge.commands.build import eval_batches, speed_of, train_batches
-from fge.commands.curve_study import CurveStudy, StudyData
+from fge.commands.endpoints import Network
 from fge.config.curves import CurveConfig
-from fge.curves.evaluate import Record
+from fge.curves.baselines import BASELINES, make_baseline
+from fge.curves.curve import Curve, straight_points
+from fge.curves.evaluate import AnyCurve, Probabilities, Record, evaluate_curve
+from fge.curves.families import make_family
+from fge.curves.fit import fit_curve
+from fge.curves.geometry import angle, distance
+from fge.data.batches import EvalBatches, TrainBatches
 from fge.data.splits import Dataset
 from fge.ensemble.predictions import MemberPredictions
 from fge.errors import DivergenceError, UserError
+from fge.files import append_record, read_records, sha256, write_records
+from fge.networks.flat import unflatten
+from fge.networks.state import unwrap
 from fge.observer import Observer
 from fge.report.curves import PairResult, pair_result
+from fge.report.methods import MethodResult, method_result
+from fge.train.learner import Speed
+from fge.train.loop import EpochEnd
 from fge.train.recipes import endpoint_recipe
+
+_BASELINE_STEP = 3
+"""Baselines are measured at every third point: each costs a refresh and a pass over the test."""
+MIDDLE = 0.5
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Batches of a study.
+
+    ``train``: shuffled and augmented, for the fit; ``measured``: training images as they are, for
+    batch-norm statistics and training loss; ``test``: the test set.
+    """
+
+    train: TrainBatches
+    measured: EvalBatches
+    test: EvalBatches
+
+
+class CurveStudy:
+    """Fits a curve between two networks, and measures curve, segment and baselines.
+
+    Everything done is kept, and not done again: the curve when it is fitted (with a checkpoint
+    after each epoch of the fit), a record per point, and the predictions of ensemble members.
+
+    Args:
+        folder: of the study.
+        name: of the pair, in predictions and messages.
+        model: the architecture, on its device; left as it is.
+        ends: weights (P,) of the two networks, canonical.
+        data: batches.
+        config: settled options.
+        speed: how to run the model.
+        predictions: of members of all studies of the run.
+        observer: is told of epochs and points.
+
+    Raises:
+        UserError: the folder holds a curve between other networks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        model: nn.Module,
+        ends: tuple[Tensor, Tensor],
+        data: StudyData,
+        config: CurveConfig,
+        speed: Speed,
+        predictions: MemberPredictions,
+        observer: Observer,
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self.model = model
+        self.ends = ends
+        self.data = data
+        self.config = config
+        self.speed = speed
+        self.predictions = predictions
+        self.observer = observer
+        self._file = folder / "curve.safetensors"
+        self._key = ""
+        if self.fitted:
+            self._load()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the curve was fitted before."""
+        return self._file.exists()
+
+    @property
+    def refresh_images(self) -> int:
+        """Images passed forward for the batch-norm statistics of one point on a path."""
+        layers = (m for m in unwrap(self.model).modules() if isinstance(m, _BatchNorm))
+        estimated = any(layer.track_running_stats for layer in layers)
+        return len(self.data.measured.split) if estimated else 0
+
+    @property
+    def point_images(self) -> int:
+        """Images passed forward for one point on curve or segment, on training and test data."""
+        return self.refresh_images + len(self.data.measured.split) + len(self.data.test.split)
+
+    def fit(self) -> Curve:
+        """Return the curve, fitted unless that was done before."""
+        if not self.fitted:
+            self._fit().save(self._file)
+        (self.folder / "fit.safetensors").unlink(missing_ok=True)
+        self._key = sha256(self._file.read_bytes())
+        return self._load()
+
+    def _load(self) -> Curve:
+        curve = Curve.load(self._file)
+        device = self.ends[0].device
+        curve = Curve(curve.family, curve.points.to(device), curve.layout)
+        if not all(torch.equal(curve.points[i], self.ends[i]) for i in (0, -1)):
+            raise UserError(
+                f"{self._file} connects other networks than these; "
+                "give another --out or --overwrite"
+            )
+        return curve
+
+    def _fit(self) -> Curve:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return fit_curve(
+            self.model,
+            self._state(0),
+            self._state(1),
+            self.data.train,
+            family=self.config.family,
+            num_points=self.config.num_points,
+            objective=self.config.objective,
+            epochs=self.config.fit_epochs,
+            lr=self.config.curve_base_lr,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            seed=self.config.seed,
+            speed=self.speed,
+            on_epoch=self._end_epoch,
+            checkpoint=self.folder / "fit.safetensors",
+        )
+
+    def _state(self, end: int) -> dict[str, Tensor]:
+        return unflatten(self.ends[end], self.model)
+
+    def _end_epoch(self, end: EpochEnd) -> None:
+        file = self.folder / "fit.jsonl"
+        record = {"event": "epoch", "stage": "curve", "epoch": end.epoch}
+        record["train_loss"] = end.train_loss
+        # An epoch that is done again after an interruption takes the place of its first record.
+        write_records(file, [*read_records(file)[: end.epoch], record])
+        self.observer.epoch(record, end.epoch + 1, self.config.fit_epochs)
+
+    def segment(self) -> Curve:
+        """Return the segment between the networks as a curve of two points."""
+        return Curve(make_family("polychain", 2), straight_points(*self.ends, 2))
+
+    def measure(self, path: str, curve: AnyCurve, members: Sequence[float] = ()) -> list[Record]:
+        """Return records along a path, on training and test data; measure what is missing.
+
+        Beside the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent) and
+        ``ensemble_nll`` (nats) are those of the two networks {w(0), w(t)} on the test set.
+
+        Args:
+            path: its name; ``"curve"`` comes first.
+            curve: the path.
+            members: values of t whose test predictions are kept, beside the curve's at 0; at 0
+                and 1 other paths have the networks of the curve.
+        """
+        grid = [k / (self.config.eval_points - 1) for k in range(self.config.eval_points)]
+        batches = {"train": self.data.measured, "test": self.data.test}
+        return self._measure(path, curve, sorted({*grid, *members}), members, batches)
+
+    def measure_baselines(self, curve: Curve) -> dict[str, list[Record]]:
+        """Return records along the baselines of a curve (test data alone), by their names."""
+        count = max(2, (self.config.eval_points - 1) // _BASELINE_STEP + 1)
+        ts = [k / (count - 1) for k in range(count)]
+        found = {}
+        for name in BASELINES:
+            baseline = make_baseline(name, curve, seed=self.config.seed)
+            found[name] = self._measure(
+                f"baseline-{name}", baseline, ts, (), {"test": self.data.test}
+            )
+        return found
+
+    def _measure(
+        self,
+        path: str,
+        curve: AnyCurve,
+        ts: Sequence[float],
+        members: Sequence[float],
+        batches: dict[str, EvalBatches],
+    ) -> list[Record]:
+        file = self.folder / f"{path}.jsonl"
+        kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
+        done = read_records(file)
+        finished = itertools.count(len(done) + 1)
+        probs: list[Tensor] = []
+
+        def on_point(t: float, probabilities: Probabilities) -> None:
+            probs[:] = [probabilities["test"]]
+            if t in kept:
+                self.predictions.test.add(self.member(path, t), self._key, probs[0])
+
+        def on_record(record: Record) -> None:
+            self._check_finite(path, record)
+            record |= self._with_start(probs[0])
+            append_record(file, record)
+            self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
+
+        records = evaluate_curve(
+            self.model,
+            curve,
+            batches,
+            ts=ts,
+            refresh=self.data.measured,
+            num_images=None,
+            speed=self.speed,
+            on_point=on_point,
+            on_record=on_record,
+            done=done,
+        )
+        self._predict_ood(path, curve, kept)
+        return records
+
+    def _predict_ood(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
+        """Predict OOD images with the members on a path, where that is not done.
+
+        It is a round of its own, with the statistics that the test predictions had, so that it can
+        be made up for on a path that was measured long ago.
+        """
+        files = self.predictions.ood
+        complete = self.predictions.complete
+        left = [t for t in kept if not complete(self.member(path, t), self._key)]
+
+        def on_point(t: float, probabilities: Probabilities) -> None:
+            for name, probs in probabilities.items():
+                self._check_finite(path, {"t": t, name: float(probs.sum())})
+                files[name].add(self.member(path, t), self._key, probs)
+
+        if files and left:
+            evaluate_curve(
+                self.model,
+                curve,
+                self.predictions.ood_batches,
+                ts=left,
+                refresh=self.data.measured,
+                num_images=None,
+                speed=self.speed,
+                on_point=on_point,
+            )
+
+    def _check_finite(self, path: str, record: Record) -> None:
+        if not all(math.isfinite(value) for value in record.values()):
+            raise DivergenceError(
+                f"{self.name}: the loss on the path {path} is not finite at t = {record['t']:g}; "
+                "try --amp off in another --out"
+            )
+
+    def member(self, path: str, t: float) -> str:
+        """Return what the network at t on a path is called among the predictions."""
+        return f"{self.name}/{path}/{t:.4f}"
+
+    def _with_start(self, probs: Tensor) -> dict[str, float]:
+        test = self.predictions.test
+        start = test.probabilities(self.member("curve", 0.0))
+        mean, targets = (start + probs) / 2, test.targets
+        return {
+            "ensemble_error": metrics.error(mean, targets),
+            "ensemble_nll": metrics.nll(mean, targets),
+        }
+
+    def geometry(self, curve: Curve) -> dict[str, float]:
+        """Return distance and angle (degrees, seen from the origin) of the ends, and length."""
+        return {
+            "distance": distance(*self.ends),
+            "angle": angle(*self.ends),
+            "length": curve.length(),
+        }
 
 
 @dataclass(frozen=True)
@@ -97,3 +374,59 @@ def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
         probe_images=sum(map(len, paths.values())) * study.point_images,
     )
     return Measured(pair, paths, study)
+
+
+def member_ts(count: int) -> list[float]:
+    """Return ``count`` values of t, evenly spaced from 0 to 1.
+
+    >>> member_ts(3)
+    [0.0, 0.5, 1.0]
+    """
+    return [k / (count - 1) for k in range(count)]
+
+
+def ensemble_results(
+    study: CurveStudy, networks: tuple[Network, Network], *, points: int, weight_bytes: int
+) -> list[MethodResult]:
+    """Return the lines of a pair: each network, both, with the middle, and along the paths.
+
+    Args:
+        study: measured, with predictions of all members.
+        networks: the two, as they were trained, predicted already.
+        points: members along each path, ends counted.
+        weight_bytes: of one network.
+    """
+    first, second = networks
+    epochs = first.train_epochs + second.train_epochs
+    fitted = epochs + study.config.fit_epochs
+    both = first.validation_images + second.validation_images
+
+    def line(
+        name: str, members: Sequence[str], used: int, refreshed: int = 0, validated: int = both
+    ) -> MethodResult:
+        return method_result(
+            name,
+            study.predictions.test,
+            members,
+            train_epochs=used,
+            weight_bytes=weight_bytes,
+            refresh_images=refreshed * study.refresh_images,
+            validation_images=validated,
+        )
+
+    def along(path: str, ts: Sequence[float]) -> list[str]:
+        # At its ends a segment's networks are the curve's.
+        return [study.member("curve" if t in (0, 1) else path, t) for t in ts]
+
+    ts = member_ts(points)
+    return [
+        *(
+            line(name, [n.name], n.train_epochs, validated=n.validation_images)
+            for name, n in (("network-1", first), ("network-2", second))
+        ),
+        line("ends", [first.name, second.name], epochs),
+        line("ends+segment-middle", along("segment", [0, MIDDLE, 1]), epochs, 3),
+        line("segment", along("segment", ts), epochs, points),
+        line("ends+curve-middle", along("curve", [0, MIDDLE, 1]), fitted, 3),
+        line("curve", along("curve", ts), fitted, points),
+    ]

@@ -1,27 +1,38 @@
-"""The command that looks at planes through networks: wiring, and nothing else."""
+"""The command ``plane``: which networks a plane goes through, and how it is measured and shown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fge.commands.build import new_model, speed_of
-from fge.commands.line_scene import LineScene, make_line
-from fge.commands.lines import study_line
-from fge.commands.plane_scene import Scene, make_scene
+from fge.commands.lines import LineSetup, make_line_setup, study_line
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.commands.study_data import measured_batches, recorded
-from fge.config.saved import check_same_images
+from fge.commands.studied import (
+    StudiedNetwork,
+    check_keeps_snapshots,
+    last_snapshot,
+    measured_batches,
+    networks_in_files,
+    recorded,
+    run_curve,
+    snapshot_networks,
+)
+from fge.config.saved import KEEP_SNAPSHOTS, check_same_images, read_run
 from fge.config.studies import PlaneConfig
+from fge.curves.curve import Curve, straight_points
 from fge.curves.evaluate import WeightsEvaluator
-from fge.errors import DivergenceError
+from fge.curves.families import make_family
+from fge.ensemble.snapshots import SnapshotStore
+from fge.errors import DivergenceError, UserError
 from fge.landscape.grid import PlaneGrid, evaluate_plane
 from fge.landscape.plane import Bounds, Plane
+from fge.networks.flat import Layout
 from fge.networks.state import preserved
 from fge.report.interactive_plane import plane_plot, surface_plot
 from fge.report.page import (
@@ -32,6 +43,101 @@ from fge.report.page import (
 from fge.report.planes import plane_figure, plane_table, plane_verdict, surface_figure
 
 _MOST_LABELS = 8
+
+
+@dataclass(frozen=True)
+class PlaneSetup:
+    """A plane, what it goes through in words, the networks on it, and paths (T, 2) by name."""
+
+    plane: Plane
+    what: str
+    networks: Sequence[StudiedNetwork]
+    lines: dict[str, Tensor] = field(default_factory=dict)
+
+
+def make_plane_setup(config: PlaneConfig, model: nn.Module) -> PlaneSetup:
+    """Return the plane that the options ask for.
+
+    Args:
+        config: of the command.
+        model: the architecture, on the CPU; it has the buffers of the first network afterwards.
+
+    Raises:
+        UserError: there are too few networks, they do not fit the model, or span no plane.
+    """
+    if config.run is None:
+        return _of_networks(config, networks_in_files(config, model), model)
+    if read_run(config.run)[0] in KEEP_SNAPSHOTS:
+        return _of_snapshots(config, config.run, model)
+    check_keeps_snapshots(config, config.run)
+    return _of_curve(config.run, model)
+
+
+def _of_snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> PlaneSetup:
+    count = len(SnapshotStore(run / "snapshots"))
+    if config.random:
+        return _of_networks(config, last_snapshot(run, model), model)
+    if 0 < count < 3:
+        raise UserError(
+            f"a plane needs three snapshots, {run} has {count}; with --random the last one will do"
+        )
+    every = snapshot_networks(run, model)
+    numbers = config.snapshots or (1, (count + 1) // 2, count)
+    if max(numbers) > count:
+        raise UserError(f"{run} has no snapshot {max(numbers)}; it has {count}")
+    chosen = every if config.trajectory else [every[number - 1] for number in numbers]
+    setup = _of_networks(config, chosen, model)
+    path = setup.plane.anchors.new_tensor(
+        [setup.plane.coordinates(network.vector(model)) for network in every]
+    )
+    return PlaneSetup(setup.plane, setup.what, setup.networks, {"all snapshots, projected": path})
+
+
+def _of_networks(
+    config: PlaneConfig, networks: list[StudiedNetwork], model: nn.Module
+) -> PlaneSetup:
+    vectors = [network.vector(model) for network in networks]
+    names = [network.name for network in networks]
+    if config.random:
+        plane = Plane.random(vectors[0], Layout.of(model), config.seed)
+        what = f"{names[0]} and two random filter-normalised directions"
+        return PlaneSetup(plane, what, networks)
+    if config.trajectory:
+        plane = Plane.principal(vectors)
+        return PlaneSetup(plane, f"the principal components of {len(networks)} networks", networks)
+    return PlaneSetup(_through(names, vectors), _listed(names), networks)
+
+
+def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
+    """Return the plane of arXiv 1802.10026 (figure 1): the ends of a curve, and its bend."""
+    found = run_curve(run, model)
+    points = found.curve.points
+    bend = len(points) // 2
+    chosen = {"w(0)": points[0], "bend": points[bend], "w(1)": points[-1]}
+    plane = _through(list(chosen), list(chosen.values()))
+    segment = Curve(make_family("polychain", 2), straight_points(points[0], points[-1], 2))
+    return PlaneSetup(
+        plane,
+        f"the ends and {'the' if len(points) == 3 else 'the middle'} bend of the "
+        f"{found.curve.family.name} curve {found.name}",
+        [found.network(name, vector, model) for name, vector in chosen.items()],
+        {
+            "curve" if len(points) == 3 else "curve, projected": plane.project(found.curve),
+            "segment": plane.project(segment),
+        },
+    )
+
+
+def _through(names: Sequence[str], vectors: Sequence[Tensor]) -> Plane:
+    try:
+        return Plane.through(*vectors)
+    except UserError as error:
+        called = ", ".join(f"w{k} = {name}" for k, name in enumerate(names))
+        raise UserError(f"{error} ({called})") from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plane(config: PlaneConfig) -> Path:
@@ -46,27 +152,27 @@ def plane(config: PlaneConfig) -> Path:
     config, dataset = prepare(config, "plane")
     check_same_images(config, dataset.fingerprint)
     model = new_model(config, dataset)
-    scene = make_line(config, model) if config.line else make_scene(config, model)
+    setup = make_line_setup(config, model) if config.line else make_plane_setup(config, model)
     with open_run(config, "plane", dataset, model, epochs=1) as run:
-        run.observer.note(f"{'line' if config.line else 'plane'} through {scene.what}")
-        if isinstance(scene, LineScene):
-            study_line(run, model, scene)
+        run.observer.note(f"{'line' if config.line else 'plane'} through {setup.what}")
+        if isinstance(setup, LineSetup):
+            study_line(run, model, setup)
         else:
-            _study_plane(run, model, scene)
+            _study_plane(run, model, setup)
     return run.folder.path
 
 
-def _study_plane(run: Run[PlaneConfig], model: nn.Module, scene: Scene) -> None:
-    networks = _measure_networks(run, model, scene)
-    grid = _measure_plane(run, model, scene)
+def _study_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> None:
+    networks = _measure_networks(run, model, setup)
+    grid = _measure_plane(run, model, setup)
     grid.save(run.folder.path / "plane.npz")
-    _report_plane(run, scene, grid, networks)
+    _report_plane(run, setup, grid, networks)
 
 
 def _measure_networks(
-    run: Run[PlaneConfig], model: nn.Module, scene: Scene
+    run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup
 ) -> list[dict[str, Any]]:
-    """Return place and figures of each network of the scene, measured as points of the plane."""
+    """Return place and figures of each network of the setup, measured as points of the plane."""
     evaluate = WeightsEvaluator(
         model,
         measured_batches(run),
@@ -75,31 +181,31 @@ def _measure_networks(
         speed=speed_of(run.config),
     )
     known = recorded(run, "network")
-    for subject in scene.networks:
-        if subject.name in known:
+    for network in setup.networks:
+        if network.name in known:
             continue
-        vector = subject.vector(model)
-        own = vector.to(scene.plane.origin.device)
-        x, y = scene.plane.coordinates(own)
+        vector = network.vector(model)
+        own = vector.to(setup.plane.origin.device)
+        x, y = setup.plane.coordinates(own)
         with preserved(model):
             record = evaluate(vector)[0]
         if not all(math.isfinite(value) for value in record.values()):
-            raise DivergenceError(f"the loss of {subject.name} is not finite; try --amp off")
-        known[subject.name] = {"event": "network", "name": subject.name, "x": x, "y": y}
-        known[subject.name] |= {"off_plane": scene.plane.residual(own), **subject.facts, **record}
-        run.folder.log(known[subject.name])
-    return [known[subject.name] for subject in scene.networks]
+            raise DivergenceError(f"the loss of {network.name} is not finite; try --amp off")
+        known[network.name] = {"event": "network", "name": network.name, "x": x, "y": y}
+        known[network.name] |= {"off_plane": setup.plane.residual(own), **network.facts, **record}
+        run.folder.log(known[network.name])
+    return [known[network.name] for network in setup.networks]
 
 
-def _measure_plane(run: Run[PlaneConfig], model: nn.Module, scene: Scene) -> PlaneGrid:
+def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> PlaneGrid:
     """Return the grid, going on from the points in the folder's state."""
-    origin, axes = (vectors.to(run.device) for vectors in (scene.plane.origin, scene.plane.axes))
+    origin, axes = (vectors.to(run.device) for vectors in (setup.plane.origin, setup.plane.axes))
     return evaluate_plane(
         model,
-        replace(scene.plane, origin=origin, axes=axes),
+        replace(setup.plane, origin=origin, axes=axes),
         measured_batches(run),
         resolution=run.config.resolution,
-        bounds=_bounds(scene.plane, run.config.margin),
+        bounds=_bounds(setup.plane, run.config.margin),
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=speed_of(run.config),
@@ -116,7 +222,7 @@ def _bounds(surface: Plane, margin: float) -> Bounds:
 
 
 def _report_plane(
-    run: Run[PlaneConfig], scene: Scene, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
+    run: Run[PlaneConfig], setup: PlaneSetup, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
 ) -> None:
     flat, raised = (plane_figure, plane_plot), (surface_figure, surface_plot)
     shown = {
@@ -128,12 +234,12 @@ def _report_plane(
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
     for name, ((draw, plot), key, caption) in shown.items():
-        marks: dict[str, Any] = {"points": points, "lines": scene.lines}
+        marks: dict[str, Any] = {"points": points, "lines": setup.lines}
         drawn.add(name, draw(grid, key, **marks), caption, plot(grid, key, **marks))
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     decay = run.config.loss_decay
     note = (
-        f"The plane goes through {scene.what}; x and y are "
+        f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
         f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has batch-norm "
         f"statistics estimated on {images['train']} training images without augmentation, on which "
@@ -149,6 +255,6 @@ def _report_plane(
         (*FILES, "plane.npz"),
         drawn.plots,
     )
-    found = {"through": scene.what, "networks": networks, "gram": grid.gram.tolist()}
+    found = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
     found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
     run.finish(page, {"methods": [], "plane": {**found, "data": "plane.npz"}})

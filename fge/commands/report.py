@@ -18,7 +18,7 @@ from fge.runs.folder import open_run_folder
 
 _PAGES = ("report.html", "report.md")
 _IMAGES = ("sha256", "train", "val", "test")
-"""What tells whether runs are of the same images, foreign ones aside."""
+"""What tells whether runs are of the same images, OOD ones aside."""
 _COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
 """Those of single runs, and in how many budgets a line of a comparison is."""
 

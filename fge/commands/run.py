@@ -141,7 +141,7 @@ def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) ->
     if facts and facts["sha256"] != dataset.fingerprint:
         raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
     for name, known in facts.get("ood", {}).items():
-        if name not in dataset.foreign or dataset.foreign[name].fingerprint != known["sha256"]:
+        if name not in dataset.ood or dataset.ood[name].fingerprint != known["sha256"]:
             raise UserError(f"cannot resume: the images of --ood {name} are not those of the run")
 
 

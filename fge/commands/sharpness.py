@@ -12,8 +12,13 @@ from torch import nn
 
 from fge.commands.build import eval_batches, new_model, normaliser
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.commands.study_data import recorded, training_part
-from fge.commands.subjects import Subject, sharpness_subjects, snapshot_recipe
+from fge.commands.studied import (
+    StudiedNetwork,
+    recorded,
+    sharpness_networks,
+    snapshot_recipe,
+    training_part,
+)
 from fge.config.saved import check_same_images
 from fge.config.studies import SharpnessConfig
 from fge.data.batches import EvalBatches
@@ -52,14 +57,14 @@ def sharpness(config: SharpnessConfig) -> Path:
     config, dataset = prepare(config, "sharpness")
     check_same_images(config, dataset.fingerprint)
     model = new_model(config, dataset)
-    subjects = sharpness_subjects(config, model)
+    studied = sharpness_networks(config, model)
     count = Layout.of(model).numel
     if config.k > count:
         raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
     with open_run(config, "sharpness", dataset, model, epochs=1) as run:
         with preserved(model):
-            networks = _measure_sharpness(run, model, subjects)
-            spectrum = _measure_spectrum(run, model, subjects[-1])
+            networks = _measure_sharpness(run, model, studied)
+            spectrum = _measure_spectrum(run, model, studied[-1])
         _report_sharpness(run, networks, spectrum)
     return run.folder.path
 
@@ -80,32 +85,32 @@ def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
     }
 
 
-def _set_up(run: Run[SharpnessConfig], model: nn.Module, subject: Subject) -> None:
+def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork) -> None:
     """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
-    load_weights(model, subject.state, subject.name)
-    if not subject.measured:
+    load_weights(model, network.state, network.name)
+    if not network.measured:
         images = eval_batches(run.config, run.dataset, training_part(run, _REFRESH_IMAGES))
         refresh_batch_norm(model, images, num_images=None)
 
 
 def _measure_sharpness(
-    run: Run[SharpnessConfig], model: nn.Module, subjects: Sequence[Subject]
+    run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
 ) -> list[dict[str, Any]]:
     options = _hessian_options(run)
     known = recorded(run, "network")
-    for done, subject in enumerate(subjects, start=1):
-        if subject.name in known:
+    for done, network in enumerate(networks, start=1):
+        if network.name in known:
             continue
-        _set_up(run, model, subject)
+        _set_up(run, model, network)
         try:
             top = top_eigenvalues(model, k=run.config.k, **options)
             size = trace(model, num_samples=run.config.trace_samples, **options)
         except UserError as error:
-            raise UserError(f"{subject.name}: {error}") from None
-        found = known[subject.name] = {
+            raise UserError(f"{network.name}: {error}") from None
+        found = known[network.name] = {
             "event": "network",
-            "name": subject.name,
-            **subject.facts,
+            "name": network.name,
+            **network.facts,
             "eigenvalues": top.values.tolist(),
             "residuals": top.residuals.tolist(),
             "converged": top.converged,
@@ -115,34 +120,34 @@ def _measure_sharpness(
             "gradient_cost": top.gradient_cost + size.gradient_cost,
         }
         run.folder.log(found)
-        run.observer.point("sharpness", done, len(subjects))
+        run.observer.point("sharpness", done, len(networks))
         run.observer.note(
-            f"{subject.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
+            f"{network.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
             f"trace {size.value:.4g} ± {size.standard_error:.2g}"
         )
-    return [known[subject.name] for subject in subjects]
+    return [known[network.name] for network in networks]
 
 
 def _measure_spectrum(
-    run: Run[SharpnessConfig], model: nn.Module, subject: Subject
+    run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
 ) -> dict[str, Any]:
     known = recorded(run, "spectrum")
-    if subject.name not in known:
-        _set_up(run, model, subject)
+    if network.name not in known:
+        _set_up(run, model, network)
         found = spectral_density(
             model,
             num_vectors=run.config.spectrum_vectors,
             num_steps=run.config.spectrum_steps,
             **_hessian_options(run),
         )
-        record: dict[str, Any] = {"event": "spectrum", "name": subject.name, "sigma": found.sigma}
+        record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": found.sigma}
         for key in ("nodes", "weights", "grid", "density"):
             record[key] = getattr(found, key).tolist()
         record["hessian_products"] = found.hessian_products
         record["gradient_cost"] = found.gradient_cost
         run.folder.log(record)
-        known[subject.name] = record
-    return known[subject.name]
+        known[network.name] = record
+    return known[network.name]
 
 
 def _report_sharpness(

@@ -62,9 +62,9 @@ def measure_cell(
         name: [
             probs
             for line in lines
-            for probs in line.probabilities(f"ood-{name}", foreign.split.labels.cpu())
+            for probs in line.probabilities(f"ood-{name}", other.split.labels.cpu())
         ]
-        for name, foreign in dataset.foreign.items()
+        for name, other in dataset.ood.items()
     }
     cost = _cost(lines, len(dataset.train))
     return make_cell(

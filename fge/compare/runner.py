@@ -8,19 +8,19 @@ running) share the jobs out among themselves.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from fge.compare.plan import Job
-from fge.config.saved import read_report, to_options
+from fge.config.base import RunConfig, own_code
+from fge.config.saved import read_config, read_report, to_options, write_config
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
 
@@ -47,7 +47,7 @@ class Runner:
         machine: options that say how and where this process runs its jobs (device, threads).
         on_change: called with the names of the jobs that run, whenever that may have changed.
         on_done: called with each job that is done, whoever ran it.
-        command: that runs a job: its folder is added, its JSON comes from standard input.
+        command: the command line, which runs a job by its options in ``logs/JOB.json``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Runner:
         machine: dict[str, Any],
         on_change: Callable[[Sequence[str]], None],
         on_done: Callable[[Job], None],
-        command: Sequence[str] = (sys.executable, "-m", "fge.compare.job"),
+        command: Sequence[str] = (sys.executable, "-m", "fge"),
     ) -> None:
         self.folder = folder
         self.workers = workers
@@ -122,26 +122,36 @@ class Runner:
         if self.is_done(job):  # somebody else has just finished it
             lock.close()
             return
-        options = {**to_options(job.config), **self.machine}
         # A job is no rank of torchrun; and what can be imported here can be imported there.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*self.command, str(self.folder / "runs" / job.name)],
-                stdin=subprocess.PIPE,
+                [*self.command, *self._arguments(job)],
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
             )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({"command": job.command, "options": options}).encode())
-        process.stdin.close()
         append_record(self.folder / "timing.jsonl", {"event": "job begun", "job": job.name})
         self._running[job.name] = _Running(job, process, lock, time.perf_counter())
         self._mark_overlaps()
+
+    def _arguments(self, job: Job) -> list[str]:
+        """Return the arguments that begin a job, or go on with one that was begun.
+
+        A run goes on with its own options; what this comparison adds to them is given by name.
+        """
+        out, config = self.folder / "runs" / job.name, replace(job.config, **self.machine)
+        arguments = [job.command, "--out", str(out), *(["--resume"] if out.is_dir() else [])]
+        arguments += own_code(to_options(config))
+        if (out / "config.json").is_file():
+            return [*arguments, *_changes(out / "config.json", job.command, config)]
+        file = self.folder / "logs" / f"{job.name}.json"
+        write_config(file, job.command, config)
+        return [*arguments, "--config", str(file)]
 
     def _collect(self) -> None:
         """Take note of jobs that have ended."""
@@ -200,6 +210,27 @@ class Runner:
                 running.process.kill()
             running.lock.close()
         self._running.clear()
+
+
+def _changes(file: Path, command: str, config: RunConfig) -> list[str]:
+    """Return the options, as arguments, in which a run that was begun differs from ``config``.
+
+    The number of threads stays as it was: results depend on it. What is left open here stays, too.
+    """
+    try:
+        begun = to_options(read_config(file, command, type(config))[0])
+    except UserError:  # the run itself says so, and is named with it
+        return []
+    words: list[str] = []
+    for name, value in to_options(config).items():
+        if value in (begun[name], "auto", None) or name == "threads":
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def _is_held(path: Path) -> bool:

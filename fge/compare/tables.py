@@ -52,7 +52,7 @@ _DIVERSITY_NOTE = (
     "Disagreement: images that two members class differently, in percent; error correlation: of "
     "two members; both means over pairs. The gain is the members' mean less the ensemble's figure."
 )
-_FOREIGN_NOTE = (
+_OOD_NOTE = (
     "AURC: the error among the most confident images, averaged over how many are answered, a "
     "fraction (arXiv 1805.08206); lower is better. AUROC: how well low confidence (largest "
     "probability, or entropy) tells images from elsewhere; 0.5 tells nothing."
@@ -65,7 +65,7 @@ def tables(comparison: Comparison) -> list[Table]:
     for budget in comparison.budgets:
         rows = comparison.at(budget)
         found += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
-        found += _diversity_table(rows, budget) + _foreign_table(rows, budget)
+        found += _diversity_table(rows, budget) + _ood_table(rows, budget)
     found += _deep_ensembles_table(comparison)
     if comparison.beyond:
         lines = [_placed_cells(row) for row in comparison.beyond]
@@ -217,7 +217,7 @@ def _diversity_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
     return [Table(title, headings, lines, _DIVERSITY_NOTE)] if several else []
 
 
-def _foreign_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
     known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
     keys = ["aurc", *known]
     if not any(key in row.mean for row in rows for key in keys):
@@ -227,7 +227,7 @@ def _foreign_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
         [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
         for row in rows
     ]
-    return [Table(f"What uncertainty tells at {budget} B", headings, lines, _FOREIGN_NOTE)]
+    return [Table(f"What uncertainty tells at {budget} B", headings, lines, _OOD_NOTE)]
 
 
 def _ood_heading(key: str) -> str:

@@ -14,8 +14,8 @@ Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
-FOREIGN_NAMES = ("noise", "digits")
-"""Images foreign to any data, made by ``fge.data.foreign``."""
+OOD_NAMES = ("noise", "digits")
+"""Images out of the distribution of any data, made by ``fge.data.ood``."""
 _NAMES_OR_PATHS = ("data", "ood")
 HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""
@@ -224,7 +224,7 @@ def as_stored(name: str, value: Any) -> Any:
 
 
 def _is_path(value: str) -> bool:
-    if value in (*DATA_NAMES, *FOREIGN_NAMES):
+    if value in (*DATA_NAMES, *OOD_NAMES):
         return False
     return "/" in value or value.endswith(".npz") or os.path.exists(value)
 

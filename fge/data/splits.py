@@ -52,7 +52,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class OODImages:
     """Images of other data in the form of a data set's own, and a SHA-256 over them.
 
     The labels of the split are all 0: its images belong to none of the classes.
@@ -68,8 +68,8 @@ class Dataset:
 
     ``val`` has no images where ``val_fraction`` is 0. ``mean`` and ``std`` are those of the
     training images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over
-    all three splits. ``foreign`` holds images of other data by name, to be told from the test
-    images; see :mod:`fge.data.foreign`.
+    all three splits. ``ood`` holds images of other data by name, to be told from the test
+    images; see :mod:`fge.data.ood`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
-    foreign: Mapping[str, Foreign] = field(default_factory=dict)
+    ood: Mapping[str, OODImages] = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:
@@ -95,8 +95,8 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its splits on ``device``."""
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
-        foreign = {n: replace(f, split=f.split.to(device)) for n, f in self.foreign.items()}
-        return replace(self, train=train, val=val, test=test, foreign=foreign)
+        ood = {n: replace(f, split=f.split.to(device)) for n, f in self.ood.items()}
+        return replace(self, train=train, val=val, test=test, ood=ood)
 
 
 def load_dataset(

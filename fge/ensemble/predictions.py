@@ -109,33 +109,33 @@ class PredictionFile:
 
 
 class MemberPredictions:
-    """Predictions of each member on the test images and on images foreign to them.
+    """Predictions of each member on the test images and on OOD images.
 
-    They are kept in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of foreign images, under
-    the same names and keys; the targets of foreign images are 0. ``test`` and ``foreign`` (by name)
+    They are kept in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of OOD images, under
+    the same names and keys; the targets of OOD images are 0. ``test`` and ``ood`` (by name)
     are the files; ``parts`` are all of them, each with its batches.
 
     Args:
         folder: of the files.
         test: batches of the test set.
-        foreign: batches of foreign images by name.
+        ood: batches of OOD images by name.
 
     Raises:
         UserError: a file cannot be read, or is of other targets.
     """
 
     def __init__(
-        self, folder: Path, test: EvalBatches, foreign: Mapping[str, EvalBatches] | None = None
+        self, folder: Path, test: EvalBatches, ood: Mapping[str, EvalBatches] | None = None
     ) -> None:
         self.test = PredictionFile(folder / "test.npz", test.split.labels)
-        self.foreign = {
+        self.ood = {
             name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels)
-            for name, batches in (foreign or {}).items()
+            for name, batches in (ood or {}).items()
         }
-        self.foreign_batches = dict(foreign or {})
+        self.ood_batches = dict(ood or {})
         self.parts = [
             (self.test, test),
-            *((self.foreign[name], batches) for name, batches in self.foreign_batches.items()),
+            *((self.ood[name], batches) for name, batches in self.ood_batches.items()),
         ]
 
     def complete(self, member: str, sha256: str) -> bool:

@@ -1,4 +1,4 @@
-"""Telling by uncertainty what to trust: foreign inputs, wrong predictions; numpy, float64."""
+"""Telling by uncertainty what to trust: OOD inputs, wrong predictions; numpy, float64."""
 
 from __future__ import annotations
 

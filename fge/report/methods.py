@@ -48,7 +48,7 @@ class MethodResult:
     network to estimate batch-norm statistics of members that training did not leave,
     ``validation_images`` to validate the snapshots up to the last member and averages tried;
     ``member_names`` are those in ``predictions/test.npz``; ``ood`` holds what
-    :func:`fge.metrics.ood_auroc` returns, for each kind of foreign images.
+    :func:`fge.metrics.ood_auroc` returns, for each kind of OOD images.
     """
 
     name: str
@@ -226,16 +226,16 @@ def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
 
 
 def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) -> list[MethodResult]:
-    """Return the results with the AUROCs of each kind of foreign images, where there are any.
+    """Return the results with the AUROCs of each kind of OOD images, where there are any.
 
-    Each is that of the averaged prediction of the result's members on the foreign images against
+    Each is that of the averaged prediction of the result's members on the OOD images against
     theirs on the test set; see :func:`fge.metrics.ood_auroc`.
 
     Args:
         results: whose members are predicted on all images.
         predictions: of the run.
     """
-    if not predictions.foreign:
+    if not predictions.ood:
         return list(results)
     return [replace(result, ood=_aurocs(result, predictions)) for result in results]
 
@@ -244,29 +244,29 @@ def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, d
     inside = predictions.test.mean(result.member_names)
     return {
         name: ood_auroc(inside, file.mean(result.member_names))
-        for name, file in predictions.foreign.items()
+        for name, file in predictions.ood.items()
     }
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:
-    """Return the table of how well each result tells foreign images; none where there are none.
+    """Return the table of how well each result tells OOD images; none where there are none.
 
     Args:
         results: of :func:`with_ood`.
-        dataset: of the run, with its foreign images.
+        dataset: of the run, with its OOD images.
     """
-    if not dataset.foreign:
+    if not dataset.ood:
         return []
     headings = ["method", "members"]
-    for name in dataset.foreign:
+    for name in dataset.ood:
         first, *others = _SCORES.values()
         headings += [f"{name}: {first}", *others]
     rows = []
     for result in results:
         found = result.ood or {}
-        cells = [f"{found[name][score]:.4f}" for name in dataset.foreign for score in _SCORES]
+        cells = [f"{found[name][score]:.4f}" for name in dataset.ood for score in _SCORES]
         rows.append([result.name, str(result.members), *cells])
-    kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.foreign.items()]
+    kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.ood.items()]
     note = (
         f"Foreign images ({'; '.join(kinds)}; in the size and channels of the data) against the "
         f"{len(dataset.test)} test images: AUROC, the chance that a foreign image is the less "

@@ -290,9 +290,7 @@ def splits_note(facts: dict[str, Any]) -> str:
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """Return what describes a data set: all that predicting needs, and its fingerprints."""
-    foreign = {
-        n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.foreign.items()
-    }
+    ood = {n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.ood.items()}
     return {
         "name": dataset.name,
         "classes": list(dataset.classes),
@@ -304,7 +302,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "sha256": dataset.fingerprint,
-        **({"ood": foreign} if foreign else {}),
+        **({"ood": ood} if ood else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Images foreign to a data set: noise, digits or other data, in the form of its own images."""
+"""Images out of the distribution of a data set: noise, digits or other data, in its form."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.config.base import FOREIGN_NAMES
-from fge.data.splits import NAMED, SPLIT_SEED, Dataset, Foreign, Split, load_dataset
+from fge.config.base import OOD_NAMES
+from fge.data.splits import NAMED, SPLIT_SEED, Dataset, OODImages, Split, load_dataset
 from fge.errors import UserError
 from fge.files import read_npz
 from fge.seeds import generator
 
-NOISE, DIGITS = FOREIGN_NAMES
+NOISE, DIGITS = OOD_NAMES
 MAX_IMAGES = 2000
 """Foreign images of each kind at most; of other data they are balanced over its classes."""
 
@@ -33,9 +33,9 @@ _KINDS = (
 )
 
 
-def load_foreign(
+def load_ood(
     names: Sequence[str], dataset: Dataset, *, data: str, data_dir: Path | None = None
-) -> dict[str, Foreign]:
+) -> dict[str, OODImages]:
     """Load what ``--ood`` names, in size and channels of a data set's images.
 
     Noise is uniform on 0 to 255 and the same for every seed of a run, as many images as the test
@@ -43,7 +43,7 @@ def load_foreign(
 
     Args:
         names: ``noise``, ``digits`` (bundled), or whatever :func:`fge.data.load_dataset` takes.
-        dataset: that the images are to be foreign to, on the CPU.
+        dataset: whose distribution the images are to be out of, on the CPU.
         data: what the data set was loaded by.
         data_dir: folder of a named data set's files; ``data`` by default.
 
@@ -54,7 +54,7 @@ def load_foreign(
         UserError: an unknown name, data that cannot be read or put in the form of the data set,
             two of one name, or the data set's own images.
     """
-    found: dict[str, Foreign] = {}
+    found: dict[str, OODImages] = {}
     for given in names:
         if given == data:
             raise _own(given, "it is the run's own --data")
@@ -62,9 +62,9 @@ def load_foreign(
         if name in found:
             raise UserError(f"--ood has {name!r} twice; leave one out, or rename its file")
         if name != NOISE:
-            _check_foreign(given, images, dataset)
+            _check_ood(given, images, dataset)
         labels = torch.zeros(len(images), dtype=torch.int64)
-        found[name] = Foreign(Split(images, labels), _fingerprint(images))
+        found[name] = OODImages(Split(images, labels), _fingerprint(images))
     return found
 
 
@@ -133,15 +133,15 @@ def _digits() -> Tensor:
         return torch.from_numpy(read_npz(path, ["images"])["images"])[:, None]
 
 
-def _check_foreign(given: str, images: Tensor, dataset: Dataset) -> None:
+def _check_ood(given: str, images: Tensor, dataset: Dataset) -> None:
     """Refuse data of which some are images that the run trains on, validates on or tests."""
-    foreign = list(_as_bytes(images))
-    wanted = set(foreign)
+    ood = list(_as_bytes(images))
+    wanted = set(ood)
     splits = (dataset.train, dataset.val, dataset.test)
     own = {image for split in splits for image in _as_bytes(split.images) if image in wanted}
-    shared = sum(image in own for image in foreign)
-    if shared > _SHARED * len(foreign):
-        raise _own(given, f"{shared} of its {len(foreign)} images are the run's own")
+    shared = sum(image in own for image in ood)
+    if shared > _SHARED * len(ood):
+        raise _own(given, f"{shared} of its {len(ood)} images are the run's own")
 
 
 def _as_bytes(images: Tensor) -> Iterator[bytes]:

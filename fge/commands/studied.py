@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from fge.commands.build import eval_batches
 from fge.commands.endpoints import read_networks
+from fge.commands.run import Run
 from fge.config.base import RunConfig, is_factory
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
 from fge.config.saved import KEEP_SNAPSHOTS, read_report, read_run
-from fge.config.studies import SharpnessConfig, StudyConfig
+from fge.config.studies import PlaneConfig, SharpnessConfig, StudyConfig
 from fge.config.training import FGEConfig, TrainConfig
 from fge.curves.curve import Curve
+from fge.data.batches import EvalBatches
+from fge.data.splits import Split
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks.flat import Layout, flatten
@@ -24,7 +29,7 @@ from fge.train.recipes import Recipe, endpoint_recipe
 
 
 @dataclass(frozen=True)
-class Subject:
+class StudiedNetwork:
     """A network to look at.
 
     Attributes:
@@ -52,25 +57,29 @@ class RunCurve:
     curve: Curve
     state: Mapping[str, Tensor]
 
-    def subject(self, name: str, vector: Tensor, model: nn.Module, **facts: float) -> Subject:
+    def network(
+        self, name: str, vector: Tensor, model: nn.Module, **facts: float
+    ) -> StudiedNetwork:
         """Return the network at weights (P,), its buffers those of the start."""
         parts = Layout.of(model).split(vector)
-        return Subject(name, {**self.state, **parts}, facts, measured=False)
+        return StudiedNetwork(name, {**self.state, **parts}, facts, measured=False)
 
 
-def file_subjects(config: StudyConfig, model: nn.Module) -> list[Subject]:
+def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks in files, by number and stem; the model has the first one's buffers.
 
     Raises:
         UserError: no such file, or tensors that do not fit the model, named.
     """
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
-    return _loaded([Subject(n.name, n.state) for n in read_networks(files, model, ())], model)
+    return _loaded(
+        [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
+    )
 
 
-def snapshot_subjects(
+def snapshot_networks(
     run: Path, model: nn.Module, numbers: Sequence[int] | None = None
-) -> list[Subject]:
+) -> list[StudiedNetwork]:
     """Return snapshots of an fge or train run, all or those with the given numbers, counted from 1.
 
     The model has the buffers of the first.
@@ -90,8 +99,29 @@ def snapshot_subjects(
         known: dict[str, float] = {
             key: float(facts[key]) for key in ("epoch", "lr") if key in facts
         }
-        found.append(Subject(f"snapshot {number}", state, known))
+        found.append(StudiedNetwork(f"snapshot {number}", state, known))
     return _loaded(found, model)
+
+
+def last_snapshot(run: Path, model: nn.Module) -> list[StudiedNetwork]:
+    """Return the last snapshot of a run, alone in a list.
+
+    Raises:
+        UserError: there is none, or it does not fit the model.
+    """
+    return snapshot_networks(run, model, [max(len(SnapshotStore(run / "snapshots")), 1)])
+
+
+def check_keeps_snapshots(config: PlaneConfig, run: Path) -> None:
+    """Refuse options that speak of snapshots for a run which keeps a curve.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for option in ("random", "trajectory", "snapshots"):
+        if getattr(config, option):
+            command = read_run(run)[0]
+            raise UserError(f"--{option} needs an fge or train run, {run} is one of {command}")
 
 
 def snapshot_recipe(run: Path) -> tuple[Recipe | None, str]:
@@ -135,27 +165,43 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     return RunCurve(name, curve, canonical_state(model))
 
 
-def sharpness_subjects(config: SharpnessConfig, model: nn.Module) -> list[Subject]:
+def sharpness_networks(config: SharpnessConfig, model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks whose sharpness is measured: snapshots, points on a curve, or files.
 
     Raises:
         UserError: there are none, or they do not fit the model.
     """
     if config.run is None:
-        return file_subjects(config, model)
+        return networks_in_files(config, model)
     if read_run(config.run)[0] in KEEP_SNAPSHOTS:
-        return snapshot_subjects(config.run, model)
+        return snapshot_networks(config.run, model)
     along, last = run_curve(config.run, model), config.curve_points - 1
     return [
-        along.subject(f"t = {k / last:.4g}", along.curve.at(k / last), model, t=k / last)
+        along.network(f"t = {k / last:.4g}", along.curve.at(k / last), model, t=k / last)
         for k in range(config.curve_points)
     ]
 
 
-def _loaded(subjects: list[Subject], model: nn.Module) -> list[Subject]:
+def training_part(run: Run[StudyConfig], count: int) -> Split:
+    """Return the first ``count`` training images, or all for 0; any number is balanced."""
+    return run.dataset.train.first(count)
+
+
+def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
+    """Return what losses and errors of a plane or a line are measured on, by split."""
+    splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
+    return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
+
+
+def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:
+    """Return what was logged of networks before an interruption, by their names."""
+    return {r["name"]: r for r in run.folder.records() if r["event"] == event}
+
+
+def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks, the model's weights and buffers being those of the first."""
-    load_weights(model, subjects[0].state, subjects[0].name)
-    return subjects
+    load_weights(model, networks[0].state, networks[0].name)
+    return networks
 
 
 def _load_start(run: Path, options: RunConfig, name: str, model: nn.Module) -> None:

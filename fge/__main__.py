@@ -1,0 +1,7 @@
+"""The command line: ``python -m fge COMMAND [OPTIONS]``."""
+
+import sys
+
+from fge.commands.cli import main
+
+sys.exit(main())

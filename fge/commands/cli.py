@@ -1,0 +1,218 @@
+"""The command line: ``python cli.py COMMAND [OPTIONS]``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import itertools
+import os
+import re
+import select
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import tyro
+
+from fge.config.base import RunConfig, check_import
+from fge.config.compare import CompareConfig
+from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config.saved import options_of_run, read_config
+from fge.config.studies import (
+    PlaneConfig,
+    PredictConfig,
+    ReportConfig,
+    SharpnessConfig,
+    StudyConfig,
+)
+from fge.config.training import FGEConfig, TrainConfig
+from fge.errors import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    OK,
+    USER_ERROR,
+    DivergenceError,
+    UserError,
+    outcome,
+    unknown,
+)
+from fge.report.console import silence_output
+
+T = TypeVar("T")
+C = TypeVar("C", bound=RunConfig)
+
+COMMANDS: dict[str, tuple[type, str, str]] = {
+    "fge": (FGEConfig, "fge.commands.train", "fge"),
+    "compare": (CompareConfig, "fge.commands.compare", "compare"),
+    "train": (TrainConfig, "fge.commands.train", "train"),
+    "curve-ensemble": (CurveEnsembleConfig, "fge.commands.curves", "curve_ensemble"),
+    "connect": (ConnectConfig, "fge.commands.curves", "connect"),
+    "plane": (PlaneConfig, "fge.commands.planes", "plane"),
+    "sharpness": (SharpnessConfig, "fge.commands.sharpness", "sharpness"),
+    "predict": (PredictConfig, "fge.commands.predict", "predict"),
+    "report": (ReportConfig, "fge.commands.report", "report"),
+}
+"""Options, module and function of each command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, not at the end of the interpreter, a closed pipe is noticed
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (UserError, DivergenceError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return BROKEN_PIPE
+        code, message = outcome(error)
+        return _fail(message, code, arguments)
+
+
+def _nobody_reads() -> bool:
+    """Say whether the reader of the output is gone; what is left to say goes nowhere then."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not output.poll(0):
+        return False
+    silence_output()
+    return True
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return OK if arguments else USER_ERROR
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    kind, module, function = COMMANDS[command]
+    config: Any
+    if issubclass(kind, RunConfig):
+        config = _with_config_file(command, kind, rest)
+    else:
+        config = _parse(command, kind, rest)
+    # PyTorch is imported here, once the options are known to be good.
+    getattr(importlib.import_module(module), function)(config)
+    return OK
+
+
+def _overview() -> str:
+    lines = ["usage: python cli.py COMMAND [OPTIONS]", ""]
+    for name, (kind, *_) in COMMANDS.items():
+        lines.append(f"  {name:16}{(kind.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join([*lines, "", "python cli.py COMMAND --help lists the options of a command."])
+
+
+def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
+    """Parse options over those of ``--config``, of the run to ``--resume``, or of ``--run``."""
+    source = _last_value(arguments, "--config")
+    out = _last_value(arguments, "--out")
+    looked_at = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
+    if source is not None and looked_at is not None:
+        raise UserError("give --run or --config, not both")
+    goes_on = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
+    if goes_on and out is not None and (own := Path(out) / "config.json").is_file():
+        if source is not None and Path(source).resolve() != own.resolve():
+            raise UserError(
+                f"the run in {out} goes on with its own options; leave out --config {source}"
+            )
+        source = str(own)
+    if (source is None and looked_at is None) or "--help" in arguments:
+        return _parse(command, kind, arguments)
+    if source is not None:
+        base, _ = read_config(Path(source), command, kind)
+    else:
+        base, source = _of_run(kind, Path(str(looked_at)))
+    merged = _parse(command, kind, arguments, default=base)
+    _check_imports(merged, arguments, source)
+    return merged
+
+
+def _check_imports(config: RunConfig, arguments: list[str], source: object) -> None:
+    """Refuse code of the user's that only a file names."""
+    check_import(config.model, _last_value(arguments, "--model"), source)
+    if isinstance(config, TrainConfig):
+        check_import(config.method, _last_value(arguments, "--method"), source, option="method")
+    for name in config.methods if isinstance(config, CompareConfig) else ():
+        check_import(name, name if name in arguments else None, source, option="methods")
+
+
+def _of_run(kind: type[C], folder: Path) -> tuple[C, str]:
+    """Return options for looking at a run, and the file that they are from."""
+    assert issubclass(kind, StudyConfig)
+    return options_of_run(kind, folder), str(folder / "config.json")
+
+
+def _last_value(arguments: list[str], option: str) -> str | None:
+    """Return what follows an option, where it is given: ``--name VALUE`` or ``--name=VALUE``."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == option:
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _parse(command: str, kind: type[T], arguments: list[str], default: T | None = None) -> T:
+    """Parse options with tyro; its boxed messages become one line."""
+    _check_names(kind, arguments)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            extra: dict[str, Any] = {} if default is None else {"default": default}
+            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind is ReportConfig else {}
+            parsed = tyro.cli(kind, prog=f"python cli.py {command}", args=arguments, **extra)
+            return cast(T, parsed)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+
+
+def _check_names(kind: type, arguments: list[str]) -> None:
+    """Name the nearest option for one that does not exist."""
+    options = ["--help"]
+    for name, annotation in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        flag = f"--{name.replace('_', '-')}"
+        options.append(flag)
+        if annotation.type == "bool":
+            options.append(f"--no-{flag[2:]}")
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in options:
+            raise unknown("option", argument.split("=")[0], options)
+
+
+def _one_line(message: str) -> str:
+    """Return the sentence at the head of a message that tyro put in a box, drawn or in ASCII."""
+    lines = [line.strip("│|+╭╮╰╯ ") for line in message.splitlines()]
+    untitled = itertools.dropwhile(_is_rule, lines[1:])
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), untitled))
+    return _with_nearest(re.sub(r"^Error parsing \w*Config: ", "", text))
+
+
+def _with_nearest(text: str) -> str:
+    """Add the nearest choice to a message about a value that is none of them."""
+    found = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
+    near = found and difflib.get_close_matches(found[1], re.findall(r"'(.*?)'", found[2]), n=1)
+    return f"{text} Did you mean {near[0]!r}?" if near else text
+
+
+def _is_rule(line: str) -> bool:
+    return re.fullmatch(r"[─-]*", line) is not None
+
+
+def _fail(message: str, code: int, arguments: list[str]) -> int:
+    # Of the processes of one data-parallel run the first speaks for all; those of compare differ.
+    if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"error: {message}", file=sys.stderr)
+    return code
