@@ -75,9 +75,13 @@ def dataloader_train(model: nn.Module, dataset: Dataset, workers: int) -> Conten
     ]
     images = PILImages(dataset.train.images, dataset.train.labels, transforms.Compose(augment))
     loader = DataLoader(
-        images, BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        images,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
         persistent_workers=workers > 0,
-    )  # fmt: skip
+    )
     stream = endless(loader)
     optimizer = new_optimizer(model.train())
 

@@ -94,9 +94,15 @@ def top_eigenvalues(
             once, a loss that is not twice differentiable, a product that is not finite.
     """
     operator = HessianOperator(
-        model, loss_fn, batches, weight_decay=weight_decay, batch_statistics=batch_statistics,
-        forward_fn=forward_fn, chunk=chunk, graph_memory=graph_memory,
-    )  # fmt: skip
+        model,
+        loss_fn,
+        batches,
+        weight_decay=weight_decay,
+        batch_statistics=batch_statistics,
+        forward_fn=forward_fn,
+        chunk=chunk,
+        graph_memory=graph_memory,
+    )
     _check(operator, k, tolerance, max_iterations)
     found = largest_eigenpairs(
         operator.matvec,
@@ -170,9 +176,15 @@ def trace(
         UserError: ``num_samples`` is below 2, or what :func:`top_eigenvalues` refuses.
     """
     operator = HessianOperator(
-        model, loss_fn, batches, weight_decay=weight_decay, batch_statistics=batch_statistics,
-        forward_fn=forward_fn, chunk=chunk, graph_memory=graph_memory,
-    )  # fmt: skip
+        model,
+        loss_fn,
+        batches,
+        weight_decay=weight_decay,
+        batch_statistics=batch_statistics,
+        forward_fn=forward_fn,
+        chunk=chunk,
+        graph_memory=graph_memory,
+    )
     if num_samples < 2:
         raise UserError(f"num_samples must be >= 2 for a standard error, got {num_samples}")
     rng = generator(seed, "trace")
@@ -273,9 +285,15 @@ def spectral_density(
     """
     _check_spectrum(num_vectors, num_steps, num_points, sigma)
     operator = HessianOperator(
-        model, loss_fn, batches, weight_decay=weight_decay, batch_statistics=batch_statistics,
-        forward_fn=forward_fn, chunk=chunk, graph_memory=graph_memory,
-    )  # fmt: skip
+        model,
+        loss_fn,
+        batches,
+        weight_decay=weight_decay,
+        batch_statistics=batch_statistics,
+        forward_fn=forward_fn,
+        chunk=chunk,
+        graph_memory=graph_memory,
+    )
     rng = generator(seed, "spectrum")
     rules = [
         _quadrature(operator, random_signs(operator, rng), num_steps) for _ in range(num_vectors)
