@@ -18,8 +18,8 @@ from fge.curves.baselines import (
     Segment,
     make_baseline,
 )
-from fge.curves.curve import Curve, PolyChain
-from fge.curves.families import Bezier
+from fge.curves.curve import Curve
+from fge.curves.families import Bezier, PolyChain
 from fge.errors import UserError
 from fge.networks.flat import Layout
 

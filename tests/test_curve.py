@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from fge.curves.curve import FAMILIES, Chain, Curve, PolyChain, elevate, straight_points
-from fge.curves.families import Bezier, Family, make_family
+from fge.curves.curve import Chain, Curve, elevate, straight_points
+from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, make_family
 from fge.errors import UserError
 from fge.networks.flat import Layout
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fge.curves.curve import Chain, Curve
 from fge.curves.families import Bezier
 from fge.errors import UserError
-from fge.landscape.grid import Line, PlaneGrid, evaluate_line, evaluate_plane
-from fge.landscape.plane import Plane
+from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
+from fge.landscape.plane import Line, Plane
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.flat import Layout, flatten, write_parameters
 

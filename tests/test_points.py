@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fge.curves.curve import Curve, PolyChain, combination, gram_matrix, straight_points
-from fge.curves.families import Bezier
+from fge.curves.curve import Curve, combination, gram_matrix, straight_points
+from fge.curves.families import Bezier, PolyChain
 from fge.errors import UserError
 from fge.networks.flat import Layout
 from fge.networks.state import read_weights
