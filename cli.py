@@ -2,7 +2,7 @@
 
 import sys
 
-from fge.commands.cli import main
+from fge.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

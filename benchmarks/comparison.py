@@ -24,9 +24,9 @@ from typing import Any
 
 from fge.commands.compare import compare
 from fge.compare.comparison import ONE_VALUE
-from fge.config.compare import CompareConfig
+from fge.config import CompareConfig
 from fge.files import write_text
-from fge.report.page import markdown_table
+from fge.report import markdown_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -29,20 +29,14 @@ from torch import nn
 from fge import metrics
 from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
 from fge.commands.build import train_batches as make_train_batches
-from fge.config.curves import CurveConfig
-from fge.curves.curve import Curve
-from fge.curves.evaluate import evaluate_curve
-from fge.curves.fit import fit_curve
-from fge.data.batches import EvalBatches
-from fge.data.splits import Dataset, Split
+from fge.config import CurveConfig
+from fge.curves import Curve, evaluate_curve, fit_curve
+from fge.data import Dataset, EvalBatches, Split
 from fge.files import write_json
-from fge.networks.apply import predict_logits
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import write_parameters
-from fge.report.page import environment_facts
-from fge.train.learner import Learner
-from fge.train.loop import train
-from fge.train.recipes import endpoint_recipe, make_optimizer, make_schedule
+from fge.networks import predict_logits, refresh_batch_norm, write_parameters
+from fge.report import environment_facts
+from fge.train import Learner, endpoint_recipe, make_optimizer, train
+from fge.train.recipes import make_schedule
 
 RESULTS = Path(__file__).parent / "results" / "curve_evaluation.json"
 IMAGES = 5120

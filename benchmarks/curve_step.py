@@ -30,16 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fge.curves.curve import straight_points
-from fge.curves.families import Bezier
-from fge.curves.fit import CurveLearner, fit_curve
+from fge.curves import Bezier, fit_curve, straight_points
+from fge.curves.fit import CurveLearner
 from fge.curves.objectives import OBJECTIVES, make_objective
 from fge.files import write_bytes, write_json
-from fge.networks.build import build_model
-from fge.networks.flat import flatten
-from fge.networks.state import canonical_state, encode_weights
-from fge.report.page import environment_facts
-from fge.train.learner import Learner
+from fge.networks import build_model, canonical_state, encode_weights, flatten
+from fge.report import environment_facts
+from fge.train import Learner
 
 RESULTS = Path(__file__).parent / "results" / "curve_step.json"
 BATCH = 128

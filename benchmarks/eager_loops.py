@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from fge.data.splits import Dataset
-from fge.networks.build import build_model
+from fge.data import Dataset
+from fge.networks import build_model
 
 BATCH, EVAL_BATCH, PADDING = 128, 250, 3
 TRAIN_STEPS = 12

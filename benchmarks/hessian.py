@@ -40,14 +40,13 @@ from hessian_ratios import Figures, lines, paired, ratios, shown, spread
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from fge.data.batches import Normaliser
-from fge.data.splits import load_dataset
+from fge.data import Normaliser, load_dataset
 from fge.files import write_json
-from fge.landscape.hessian import HessianOperator
+from fge.landscape import HessianOperator, top_eigenvalues
 from fge.landscape.lanczos import BandLanczos
-from fge.landscape.sharpness import start_vectors, top_eigenvalues
-from fge.networks.build import build_model
-from fge.report.page import environment_facts
+from fge.landscape.sharpness import start_vectors
+from fge.networks import build_model
+from fge.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "hessian.json"
 REACHED = 0.01

@@ -22,7 +22,7 @@ from typing import Any
 from scipy import stats
 
 from fge.commands.curves import connect, curve_ensemble
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config import ConnectConfig, CurveEnsembleConfig
 from fge.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "objectives.json"

@@ -24,19 +24,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
 from fge.commands.build import eval_batches, make_training, train_batches
-from fge.config.training import MethodConfig
-from fge.data.batches import EvalBatches, TrainBatches
-from fge.data.splits import Dataset
-from fge.ensemble.ensemble import Ensemble
+from fge.config import MethodConfig
+from fge.data import Dataset, EvalBatches, TrainBatches
+from fge.ensemble import Ensemble
 from fge.errors import UserError
-from fge.networks.apply import predict_proba
-from fge.networks.average import average_weights
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import load_weights
+from fge.networks import average_weights, load_weights, predict_proba, refresh_batch_norm
 from fge.observer import Observer
-from fge.runs.folder import RunFolder
-from fge.train.methods import find_method
-from fge.train.recipes import endpoint_recipe, make_optimizer
+from fge.runs import RunFolder
+from fge.train import endpoint_recipe, find_method, make_optimizer
 from fge.train.schedules import endpoint_factor
 
 NOTES = (

@@ -41,12 +41,12 @@ from peer_tables import page
 
 from fge import metrics
 from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
-from fge.config.training import MethodConfig
-from fge.data.splits import Dataset
+from fge.config import MethodConfig
+from fge.data import Dataset
 from fge.errors import UserError, unknown
 from fge.files import write_json, write_text
-from fge.report.page import environment_facts
-from fge.train.recipes import endpoint_recipe, make_optimizer
+from fge.report import environment_facts
+from fge.train import endpoint_recipe, make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 SETTINGS = ("data", "model", "epochs", "batch_size", "train_size", "test_size", "sse_cycles")

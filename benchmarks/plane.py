@@ -35,15 +35,13 @@ from curve_evaluation import IMAGES, trained
 from torch import nn
 
 from fge.commands.build import eval_batches, load_data, settle_machine, settle_options
-from fge.config.curves import CurveConfig
-from fge.curves.evaluate import WeightsEvaluator
-from fge.data.batches import EvalBatches
-from fge.data.splits import Dataset, Split
+from fge.config import CurveConfig
+from fge.curves import WeightsEvaluator
+from fge.data import Dataset, EvalBatches, Split
 from fge.files import write_json
-from fge.landscape.grid import evaluate_plane
-from fge.landscape.plane import Plane
-from fge.networks.flat import Layout, flatten
-from fge.report.page import environment_facts
+from fge.landscape import Plane, evaluate_plane
+from fge.networks import Layout, flatten
+from fge.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "plane.json"
 SEEDS = (0, 1, 2)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fge.commands.train import fge
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig
 from fge.files import read_records, write_json
 
 RESULTS = Path(__file__).parent / "results" / "search_default_job.json"

@@ -34,24 +34,24 @@ from rank_correlations import correlation, interval
 
 from fge import metrics
 from fge.commands.build import load_data, new_model, normaliser, settle_options, train_batches
-from fge.config.base import RunConfig
-from fge.data.batches import EvalBatches
-from fge.data.splits import Dataset, Split
+from fge.config import RunConfig
+from fge.data import Dataset, EvalBatches, Split
 from fge.errors import DivergenceError
 from fge.files import append_record, read_records
-from fge.landscape.hessian import CHUNK
-from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
-from fge.report.page import environment_facts
-from fge.train.learner import Learner, Speed
-from fge.train.loop import EpochEnd, train
-from fge.train.recipes import (
+from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
+from fge.report import environment_facts
+from fge.train import (
+    EpochEnd,
+    Learner,
     Recipe,
+    Speed,
     endpoint_recipe,
     make_optimizer,
-    make_schedule,
     recipe,
     scale_initialisation,
+    train,
 )
+from fge.train.recipes import make_schedule
 
 RESULTS = Path(__file__).parent / "results" / "sharpness_prediction.jsonl"
 RATES, BATCH_SIZES = (0.02, 0.05, 0.1, 0.2), (32, 128, 512)

@@ -38,13 +38,11 @@ from eager_loops import (
 )
 from torch import nn
 
-from fge.config.training import FGEConfig
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches
-from fge.data.splits import Dataset, load_dataset
+from fge.config import FGEConfig
+from fge.data import Dataset, EvalBatches, Normaliser, TrainBatches, load_dataset
 from fge.files import write_json
-from fge.report.page import environment_facts
-from fge.train.learner import Learner, Speed
-from fge.train.speed import choose_speed
+from fge.report import environment_facts
+from fge.train import Learner, Speed, choose_speed
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 LONG_JOB_STEPS = 100_000

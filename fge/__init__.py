@@ -9,53 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fge.curves.curve import Chain, Curve
-    from fge.curves.evaluate import evaluate_curve, summarise_curve
-    from fge.curves.families import Bezier, PolyChain
-    from fge.curves.fit import fit_curve
-    from fge.curves.origin import OriginPath
-    from fge.ensemble.cycle import FGE
-    from fge.ensemble.ensemble import Ensemble
-    from fge.ensemble.folding import Fold, fold
-    from fge.ensemble.snapshots import SnapshotStore
-    from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
-    from fge.landscape.hessian import HessianOperator
-    from fge.landscape.plane import Plane
-    from fge.landscape.sharpness import spectral_density, top_eigenvalues, trace
-    from fge.metrics.intervals import paired_difference
-    from fge.networks.average import ExponentialAverage, average_weights
-    from fge.networks.batchnorm import refresh_batch_norm
-    from fge.train.schedules import EndpointLR, TriangularLR
-
-_HOMES = {
-    "Bezier": "fge.curves.families",
-    "Chain": "fge.curves.curve",
-    "Curve": "fge.curves.curve",
-    "EndpointLR": "fge.train.schedules",
-    "Ensemble": "fge.ensemble.ensemble",
-    "ExponentialAverage": "fge.networks.average",
-    "FGE": "fge.ensemble.cycle",
-    "Fold": "fge.ensemble.folding",
-    "HessianOperator": "fge.landscape.hessian",
-    "OriginPath": "fge.curves.origin",
-    "Plane": "fge.landscape.plane",
-    "PlaneGrid": "fge.landscape.grid",
-    "PolyChain": "fge.curves.families",
-    "SnapshotStore": "fge.ensemble.snapshots",
-    "TriangularLR": "fge.train.schedules",
-    "average_weights": "fge.networks.average",
-    "evaluate_curve": "fge.curves.evaluate",
-    "evaluate_line": "fge.landscape.grid",
-    "evaluate_plane": "fge.landscape.grid",
-    "fit_curve": "fge.curves.fit",
-    "fold": "fge.ensemble.folding",
-    "paired_difference": "fge.metrics.intervals",
-    "refresh_batch_norm": "fge.networks.batchnorm",
-    "spectral_density": "fge.landscape.sharpness",
-    "summarise_curve": "fge.curves.evaluate",
-    "top_eigenvalues": "fge.landscape.sharpness",
-    "trace": "fge.landscape.sharpness",
-}
+    from fge import methods, metrics
+    from fge.curves import (
+        Bezier,
+        Chain,
+        Curve,
+        OriginPath,
+        PolyChain,
+        evaluate_curve,
+        fit_curve,
+        summarise_curve,
+    )
+    from fge.ensemble import FGE, Ensemble, Fold, SnapshotStore, fold
+    from fge.landscape import (
+        HessianOperator,
+        Plane,
+        PlaneGrid,
+        evaluate_line,
+        evaluate_plane,
+        spectral_density,
+        top_eigenvalues,
+        trace,
+    )
+    from fge.metrics import paired_difference
+    from fge.networks import ExponentialAverage, average_weights, refresh_batch_norm
+    from fge.train import EndpointLR, Method, TriangularLR
 
 __version__ = "0.1.0"
 __all__ = [
@@ -68,6 +46,7 @@ __all__ = [
     "ExponentialAverage",
     "Fold",
     "HessianOperator",
+    "Method",
     "OriginPath",
     "Plane",
     "PlaneGrid",
@@ -81,6 +60,8 @@ __all__ = [
     "evaluate_plane",
     "fit_curve",
     "fold",
+    "methods",
+    "metrics",
     "paired_difference",
     "refresh_batch_norm",
     "spectral_density",
@@ -89,8 +70,21 @@ __all__ = [
     "trace",
 ]
 
+_MODULES = ("methods", "metrics")
+_FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape")
+"""Packages whose names these are, in the order in which they import each other."""
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fge' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"fge.{name}")
+    if name in __all__:
+        for package in _FACES:
+            face = importlib.import_module(f"fge.{package}")
+            if name in face.__all__:
+                return getattr(face, name)
+    raise AttributeError(f"module 'fge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,6 @@
 
 import sys
 
-from fge.commands.cli import main
+from fge.commands import main
 
 sys.exit(main())

@@ -1,6 +1,6 @@
 """What methods of a user's own are written with; the code is in ``fge.train``."""
 
-from fge.train.methods import (
+from fge.train import (
     METHODS,
     Method,
     csgld_recipe,

@@ -23,10 +23,8 @@ from typing import Any
 import fge.commands.curves
 import fge.commands.train
 import fge.files
-from fge.config.base import RunConfig, saved_fields
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.saved import from_options
-from fge.config.training import FGEConfig
+from fge.config import ConnectConfig, CurveEnsembleConfig, FGEConfig, RunConfig, from_options
+from fge.config.base import saved_fields
 
 COMMANDS: dict[str, tuple[type[RunConfig], Callable[[Any], Path]]] = {
     "fge": (FGEConfig, fge.commands.train.fge),

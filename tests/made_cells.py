@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fge.compare.cells import Cell, Cost
-from fge.compare.comparison import Comparison, compare_cells
+from fge.compare import Cell, Comparison, Cost, compare_cells
 
 IMAGES = 50
 BINS = (np.zeros(15, np.int64), np.full(15, np.nan), np.full(15, np.nan))

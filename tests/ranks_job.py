@@ -31,16 +31,11 @@ import fge
 import fge.commands.train
 import fge.files
 from fge.commands import cli
-from fge.data.batches import Normaliser, TrainBatches
-from fge.data.splits import Split
+from fge.data import Normaliser, Split, TrainBatches
 from fge.errors import DivergenceError, UserError
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import canonical_state
+from fge.networks import canonical_state, refresh_batch_norm
 from fge.parallel import Ranks, current, join, ranks_of
-from fge.train.learner import Learner
-from fge.train.loop import EpochEnd, train
-from fge.train.schedules import TriangularLR
-from fge.train.sgld import SGLD
+from fge.train import SGLD, EpochEnd, Learner, TriangularLR, train
 
 IMAGES, BATCH, EPOCHS = 44, 16, 4
 """Batches of 16, 16 and 12 images."""

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig
 from fge.errors import UserError
+from fge.train import Learner, Speed, choose_speed
 from fge.train import speed as speed_module
-from fge.train.learner import Learner, Speed
-from fge.train.speed import Choice, choose_speed
+from fge.train.speed import Choice
 
 PLAIN = Speed()
 Measured = Callable[[Speed], tuple[float, float]]

@@ -16,8 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fge
 from fge.errors import UserError
-from fge.networks.average import ExponentialAverage, RunningAverage, average_weights
-from fge.networks.state import read_state, write_state
+from fge.networks import (
+    ExponentialAverage,
+    RunningAverage,
+    average_weights,
+    read_state,
+    write_state,
+)
 
 
 def network(seed: int, dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from fge.ensemble.folding import Candidate, Fold, Scores, Trial
-from fge.report.averages import Swa, as_json, average_sentences, average_table
-from fge.report.methods import MethodResult
+from fge.ensemble import Candidate, Fold, Scores, Trial
+from fge.report import MethodResult, Swa, average_sentences, average_table, averages_json
 
 NAMES = ["fge-0001", "fge-0002", "fge-0003"]
 MEMBERS = (Scores(12.0, 0.5), Scores(10.0, 0.25), Scores(11.0, 0.375))
@@ -103,7 +102,7 @@ def test_a_fold_of_one_averages_nothing() -> None:
 
 
 def test_json_holds_every_figure() -> None:
-    content: dict[str, Any] = as_json(swa_of(1.0), FOLDED, NAMES)
+    content: dict[str, Any] = averages_json(swa_of(1.0), FOLDED, NAMES)
     assert content["swa"] == {
         "snapshots": NAMES,
         "error": 20.0,
@@ -126,7 +125,7 @@ def test_json_holds_every_figure() -> None:
 
 def test_json_holds_null_where_a_figure_is_not_finite_and_no_more_than_is_known() -> None:
     bad = Swa(Scores(math.nan, math.inf), MEMBERS, ENSEMBLE)
-    content = as_json(bad, None, NAMES)["swa"]
+    content = averages_json(bad, None, NAMES)["swa"]
     assert (content["error"], content["nll"], content["barrier"]) == (None, None, None)
     assert content["harmful"] is True
-    assert as_json(None, None, NAMES) == {"swa": {"snapshots": NAMES}}
+    assert averages_json(None, None, NAMES) == {"swa": {"snapshots": NAMES}}

@@ -33,16 +33,13 @@ from fge.commands import averages as averages_module
 from fge.commands.averages import Averages, average_snapshots
 from fge.commands.build import eval_batches, load_data, make_training, member_predictions
 from fge.commands.run import Run, open_run, prepare
-from fge.config.base import RunConfig
-from fge.config.training import FGEConfig
-from fge.ensemble.predictions import MemberPredictions
+from fge.config import FGEConfig, RunConfig
+from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
 from fge.files import sha256
-from fge.networks.build import build_model
-from fge.runs.staged import StagedTraining
-from fge.train.learner import Learner
-from fge.train.methods import fge_stages
-from fge.train.recipes import endpoint_recipe
+from fge.networks import build_model
+from fge.runs import StagedTraining
+from fge.train import Learner, endpoint_recipe, fge_stages
 
 TRAIN_IMAGES, VAL_IMAGES = 72, 24
 

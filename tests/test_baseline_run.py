@@ -16,10 +16,10 @@ from conftest import tiny_arrays, write_tiny_npz
 from curve_runs import contents, curve_job, done, flags, job, report, run
 
 from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
-from fge.data.splits import load_dataset
-from fge.ensemble.predictions import PredictionFile
+from fge.data import load_dataset
+from fge.ensemble import PredictionFile
 from fge.errors import UserError
-from fge.report.methods import MethodResult, method_result
+from fge.report import MethodResult, method_result
 
 COUNT = 8
 

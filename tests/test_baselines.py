@@ -8,20 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fge.curves import baselines
-from fge.curves.baselines import (
-    BASELINES,
-    Baseline,
-    RandomAtAngle,
-    RandomDirection,
-    SameGramArc,
-    Segment,
-    make_baseline,
-)
-from fge.curves.curve import Curve
-from fge.curves.families import Bezier, PolyChain
+from fge.curves import BASELINES, Bezier, Curve, PolyChain, baselines, make_baseline
+from fge.curves.baselines import Baseline, RandomAtAngle, RandomDirection, SameGramArc, Segment
 from fge.errors import UserError
-from fge.networks.flat import Layout
+from fge.networks import Layout
 
 TS = [0.0, 0.1, 0.25, 0.5, 0.7, 0.95, 1.0]
 FAMILIES = [Bezier(2), Bezier(3), Bezier(5), PolyChain(2), PolyChain(3), PolyChain(6)]

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches
-from fge.data.splits import Split
+from fge.data import EvalBatches, Normaliser, Split, TrainBatches
 
 CPU = torch.device("cpu")
 IDENTITY = Normaliser([0.0], [1.0], CPU)

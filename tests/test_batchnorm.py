@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks import refresh_batch_norm
 
 
 def data(count: int, *shape: int, seed: int = 0) -> Tensor:

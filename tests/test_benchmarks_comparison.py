@@ -14,7 +14,7 @@ from benchmarks.comparison import (
     published_rows,
     write_published,
 )
-from fge.config.compare import CompareConfig
+from fge.config import CompareConfig
 
 REFERENCE = Path(__file__).with_name("reference.json")
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from fge.config.base import RunConfig
+from fge.config import RunConfig
 from fge.files import append_record
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

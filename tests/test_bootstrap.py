@@ -16,8 +16,7 @@ from scipy.stats import t as scipy_t
 
 from fge import metrics
 from fge.errors import UserError
-from fge.metrics import intervals
-from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
+from fge.metrics import Interval, intervals, paired_difference, paired_difference_over_seeds
 
 Array = NDArray[np.float64]
 

@@ -16,21 +16,29 @@ from matplotlib.figure import Figure
 from test_interactive_plane import luminance
 
 from fge.commands.report import joined_page
-from fge.landscape.grid import PlaneGrid
-from fge.report.interactive import Plot, Series, comparison_plot, reliability_plot
-from fge.report.interactive_plane import plane_plot, surface_plot
-from fge.report.interactive_runs import (
+from fge.landscape import PlaneGrid
+from fge.report import (
+    FigureSet,
+    Page,
+    Plot,
+    Section,
+    Series,
+    Table,
+    comparison_plot,
     curve_plot,
-    dynamics_plot,
     ensemble_plot,
+    plane_plot,
+    reliability_plot,
     sharpness_plot,
     spectrum_plot,
-    training_plot,
+    surface_plot,
+    write_pages,
+    write_report,
 )
-from fge.report.page import FigureSet, Page, Section, Table, write_pages, write_report
+from fge.report.interactive_runs import dynamics_plot, training_plot
 from fge.report.plots import TrainingCurves
 from fge.report.sharpness import SharpnessCurves
-from fge.runs.folder import RunFolder
+from fge.runs import RunFolder
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 

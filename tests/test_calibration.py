@@ -17,9 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fge import metrics
 from fge.errors import UserError
-from fge.metrics.calibration import (
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
+from fge.metrics import (
     adaptive_ece,
     calibrated_ece,
     calibrated_log_likelihood,
@@ -28,6 +26,7 @@ from fge.metrics.calibration import (
     fit_temperature,
     scale_temperature,
 )
+from fge.metrics.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 Array = NDArray[np.float64]
 FLOAT32_TINY = 2.0**-126

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import write_tiny_npz
 
-from fge.compare.measure import measure_cell, wall_seconds
-from fge.compare.plan import Part, Plan, PlannedCell
-from fge.config.compare import CompareConfig
-from fge.data.splits import Dataset, load_dataset
-from fge.ensemble.predictions import PredictionFile
+from fge.compare import Plan, PlannedCell, measure_cell, wall_seconds
+from fge.compare.plan import Part
+from fge.config import CompareConfig
+from fge.data import Dataset, load_dataset
+from fge.ensemble import PredictionFile
 from fge.errors import UserError
 from fge.files import append_record, write_json
 

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from fge import metrics
-from fge.compare import cells
-from fge.compare.cells import Cell, Cost, load_cells, make_cell
+from fge.compare import Cell, Cost, cells, load_cells
+from fge.compare.cells import make_cell
 from fge.errors import UserError
-from fge.metrics import calibration
-from fge.metrics.detection import aurc, ood_auroc
-from fge.metrics.diversity import disagreement, error_correlation
+from fge.metrics import aurc, calibration, disagreement, error_correlation, ood_auroc
 
 RNG = np.random.default_rng(0)
 TARGETS = torch.from_numpy(RNG.integers(0, 4, 60))

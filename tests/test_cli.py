@@ -29,12 +29,11 @@ from safetensors.torch import load_file, save_file
 
 from fge import files
 from fge.commands import build, cli, train
-from fge.config.training import FGEConfig
-from fge.data.splits import load_dataset
-from fge.ensemble.snapshots import SnapshotStore
-from fge.networks.build import build_model
-from fge.train.learner import Learner, Speed
-from fge.train.methods import METHODS
+from fge.config import FGEConfig
+from fge.data import load_dataset
+from fge.ensemble import SnapshotStore
+from fge.networks import build_model
+from fge.train import METHODS, Learner, Speed
 from fge.train.schedules import triangular
 from fge.train.speed import Choice
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from fge.config.compare import CompareConfig, options_for
-from fge.config.curves import CurveEnsembleConfig
-from fge.config.training import FGEConfig, TrainConfig
+from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig, options_for
 from fge.errors import UserError
 
 

@@ -9,9 +9,9 @@ from made_cells import cell
 from rich.console import Console
 
 from fge.commands.compare import ComparisonView
-from fge.compare.plan import Plan
-from fge.config.compare import CompareConfig
-from fge.report.console import ConsoleObserver
+from fge.compare import Plan
+from fge.config import CompareConfig
+from fge.report import ConsoleObserver
 
 
 def make_view(folder: Path, *, terminal: bool) -> tuple[ComparisonView, io.StringIO]:

@@ -21,11 +21,10 @@ import pytest
 from conftest import PLAIN, ROOT, write_tiny_npz
 
 from fge.commands.compare import compare
-from fge.compare.cells import load_cells
-from fge.compare.plan import Plan
-from fge.config.compare import CompareConfig
-from fge.data.splits import load_dataset
-from fge.ensemble.predictions import PredictionFile
+from fge.compare import Plan, load_cells
+from fge.config import CompareConfig
+from fge.data import load_dataset
+from fge.ensemble import PredictionFile
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 

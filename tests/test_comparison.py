@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, cell, compared, several
 
-from fge.compare.comparison import BASELINES, COMPARED, RANKED, compare_cells
+from fge.compare import compare_cells
+from fge.compare.comparison import BASELINES, COMPARED, RANKED
 from fge.errors import UserError
-from fge.metrics.intervals import paired_difference_over_seeds
+from fge.metrics import paired_difference_over_seeds
 
 
 def test_means_and_sample_deviations_are_over_seeds() -> None:

@@ -12,15 +12,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
-from fge.config.compare import ORDER
-from fge.report.interactive import Series
-from fge.report.plots import (
-    METHOD_COLOURS,
-    METHOD_MARKERS,
-    reliability_figure,
-    series_figure,
-)
+from fge.compare import CAPTIONS, comparison_figures, comparison_plots
+from fge.config import ORDER
+from fge.report import Series, reliability_figure, series_figure
+from fge.report.plots import METHOD_COLOURS, METHOD_MARKERS
 
 
 def drawn(figure: Figure) -> dict[str, ErrorbarContainer]:

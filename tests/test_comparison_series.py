@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
-from fge.compare.cells import Cell
-from fge.compare.figures import (
-    comparison_plots,
-    cost_series,
-    equivalent_series,
-    members_series,
-    reliability_series,
-)
+from fge.compare import Cell, comparison_plots
+from fge.compare.figures import cost_series, equivalent_series, members_series, reliability_series
 
 DOUBLED = several("single", [5, 5, 6], [0.3, 0.31, 0.32], budget=2)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
-from fge.compare.cells import Cell
-from fge.compare.tables import as_csv, as_json, interval_text, tables
-from fge.metrics.intervals import Interval
-from fge.report.page import Table
+from fge.compare import Cell, as_csv, as_json, comparison_tables
+from fge.compare.tables import interval_text
+from fge.metrics import Interval
+from fge.report import Table
 
 LONGER = several("curve-ensemble-2B", [1, 1, 1], [0.1, 0.1, 0.1], epochs=25, members=5)
 
@@ -31,7 +31,9 @@ def by_title(found: list[Table]) -> dict[str, Table]:
 
 def test_the_main_table_has_figures_costs_and_marks() -> None:
     far = several("sse", [30, 31, 30], [0.8, 0.8, 0.81], members=3, epochs=8)
-    table = by_title(tables(compared(FGES, far, budget_epochs=12)))["Methods at 1 B (12 epochs)"]
+    table = by_title(comparison_tables(compared(FGES, far, budget_epochs=12)))[
+        "Methods at 1 B (12 epochs)"
+    ]
     assert table.headings == (
         *("method", "seeds", "members", "epochs", "passes", "MB", "error %", "NLL", "cal. NLL"),
         *("Brier", "ECE", "cal. ECE", "DEE"),
@@ -49,19 +51,19 @@ def test_the_main_table_has_figures_costs_and_marks() -> None:
 
 
 def test_nothing_is_bold_where_methods_are_not_told_apart() -> None:
-    table = tables(compared(SINGLES, FGES, CURVES))[0]
+    table = comparison_tables(compared(SINGLES, FGES, CURVES))[0]
     assert not any("**" in cell for row in table.rows for cell in row)
 
 
 def test_one_seed_is_shown_without_a_deviation() -> None:
-    table = tables(compared(SINGLES[:1], FGES[:1]))[0]
+    table = comparison_tables(compared(SINGLES[:1], FGES[:1]))[0]
     assert table.rows[0][6:9] == ["20.00", "1.0000", "0.5000"]
 
 
 def test_one_value_of_all_seeds_is_shown_without_a_deviation_and_why() -> None:
     pooled = [replace(cell, pooled=3, note="3 runs pooled") for cell in FGES]
     found = compared(SINGLES, pooled)
-    main, differences = tables(found)[:2]
+    main, differences = comparison_tables(found)[:2]
     assert main.rows[1][1] == "3 (1 value)"
     assert main.rows[1][6:9] == ["17.33", "0.8267", "0.4133"]
     assert "fge: 3 runs pooled; all seeds are pooled into one value" in main.note
@@ -82,13 +84,13 @@ def test_one_value_of_all_seeds_is_shown_without_a_deviation_and_why() -> None:
 
 def test_a_bound_is_shown_as_one() -> None:
     levels = [(1, -0.6), (3, -0.5)]
-    table = tables(compared(SINGLES, FGES, deep_ensembles=levels))[0]
+    table = comparison_tables(compared(SINGLES, FGES, deep_ensembles=levels))[0]
     assert [row[-1] for row in table.rows] == ["2.8", "≥ 3.0"]
 
 
 def test_differences_have_their_intervals_and_nothing_against_itself() -> None:
     found = compared(SINGLES, FGES, CURVES)
-    table = by_title(tables(found))["Differences at 1 B (10 epochs)"]
+    table = by_title(comparison_tables(found))["Differences at 1 B (10 epochs)"]
     assert table.headings == [
         *("method", "against single: error", "NLL", "cal. NLL"),
         *("against curve-ensemble: error", "NLL", "cal. NLL"),
@@ -104,7 +106,7 @@ def test_differences_have_their_intervals_and_nothing_against_itself() -> None:
 def test_pooled_runs_are_said() -> None:
     pooled = [replace(cell, pooled=2, note="2 runs pooled") for cell in FGES]
     again = [replace(cell, method="sse") for cell in pooled]
-    main, differences = tables(compared(SINGLES, pooled, again))[:2]
+    main, differences = comparison_tables(compared(SINGLES, pooled, again))[:2]
     assert main.note.endswith(" fge, sse: 2 runs pooled.")
     assert "share them with the cells of neighbouring seeds" in differences.note
 
@@ -123,28 +125,28 @@ def test_an_interval_is_rounded_to_its_metric(
 
 
 def test_what_is_beyond_the_budget_has_a_table_of_its_own() -> None:
-    found = by_title(tables(compared(SINGLES, FGES, LONGER)))
+    found = by_title(comparison_tables(compared(SINGLES, FGES, LONGER)))
     assert [row[0] for row in found["Methods at 1 B (10 epochs)"].rows] == ["single", "fge"]
     table = found["Beyond the budget"]
     assert [row[0] for row in table.rows] == ["curve-ensemble-2B (at 1 B)"]
     assert table.rows[0][3] == "25"
     assert "compared with no method" in table.note
-    assert "Beyond the budget" not in by_title(tables(compared(SINGLES, FGES)))
+    assert "Beyond the budget" not in by_title(comparison_tables(compared(SINGLES, FGES)))
 
 
 def test_members_are_shown_where_there_are_several() -> None:
     differing = {"disagreement": 6.0, "mean_member_error": 20.0, "mean_member_nll": 0.9}
     cells = with_figures(FGES, **differing)
-    table = by_title(tables(compared(SINGLES, cells)))["Members at 1 B"]
+    table = by_title(comparison_tables(compared(SINGLES, cells)))["Members at 1 B"]
     # 20 less 17.333 points, 0.9 less 0.8267 nats.
     assert table.rows == [["fge", "3", "6.00", "-", "20.00", "17.33", "2.67", "0.0733"]]
-    assert "Members at 1 B" not in by_title(tables(compared(SINGLES)))
+    assert "Members at 1 B" not in by_title(comparison_tables(compared(SINGLES)))
 
 
 def test_foreign_images_and_aurc_are_shown_where_measured() -> None:
     ood = {"ood_my_set_max_probability": 0.75, "ood_my_set_entropy": 0.8}
     cells = with_figures(FGES, aurc=0.05, **ood)
-    found = by_title(tables(compared(with_figures(SINGLES, aurc=0.0625), cells)))
+    found = by_title(comparison_tables(compared(with_figures(SINGLES, aurc=0.0625), cells)))
     table = found["What uncertainty tells at 1 B"]
     headings = ["my_set: AUROC by max probability", "my_set: AUROC by entropy"]
     assert table.headings == ["method", "AURC", *headings]
@@ -200,8 +202,10 @@ def test_deep_ensembles_of_whole_networks_have_a_table_of_their_own() -> None:
     pairs = several(
         "deep-ensemble", [7, 8, 7], [0.38, 0.39, 0.38], members=2, budget=2, epochs=20, pooled=2
     )
-    found = by_title(tables(compared(SINGLES, FGES, pairs)))
+    found = by_title(comparison_tables(compared(SINGLES, FGES, pairs)))
     (row,) = found["Deep ensembles of whole networks"].rows
     assert row[:5] == ["deep-ensemble (at 2 B)", "3", "2", "20", "2"]
     assert "Methods at 2 B (20 epochs)" not in found
-    assert "Deep ensembles of whole networks" not in by_title(tables(compared(SINGLES, FGES)))
+    assert "Deep ensembles of whole networks" not in by_title(
+        comparison_tables(compared(SINGLES, FGES))
+    )

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from made_cells import CURVES, FGES, IMAGES, SINGLES, cell, compared, several
 
-from fge.compare.comparison import Comparison
-from fge.compare.verdict import verdict as in_paragraphs
-from fge.metrics.intervals import Interval
+from fge.compare import Comparison
+from fge.compare import comparison_verdict as in_paragraphs
+from fge.metrics import Interval
 
 COSTS = "fge takes 10 epochs of training and 3 passes per prediction"
 

@@ -10,15 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fge.config.base import (
-    RunConfig,
-    affects_result,
-    check_import,
-    is_factory,
-    saved_fields,
-)
-from fge.config.studies import PredictConfig
-from fge.config.training import START_FRACTION, FGEConfig
+from fge.config import FGEConfig, PredictConfig, RunConfig, check_import, is_factory
+from fge.config.base import affects_result, saved_fields
+from fge.config.training import START_FRACTION
 from fge.errors import UserError, check_learning_rates, unknown
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -11,15 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fge.config.base import DATA_NAMES, OOD_NAMES, as_stored, own_code, saved_fields
-from fge.config.saved import (
+from fge.config import (
+    DATA_NAMES,
+    OOD_NAMES,
+    FGEConfig,
+    as_stored,
     check_unchanged,
     keep_settled,
+    own_code,
     read_config,
     to_options,
     write_config,
 )
-from fge.config.training import FGEConfig
+from fge.config.base import saved_fields
 from fge.errors import UserError
 
 rates = st.floats(0, 1e6, allow_nan=False)

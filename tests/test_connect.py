@@ -15,23 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fge.curves.curve import Curve, gram_matrix
-from fge.curves.families import make_family
-from fge.curves.fit import CurveLearner, fit_curve, quick_gram
-from fge.curves.objectives import (
-    OBJECTIVES,
-    Draw,
-    Objective,
-    Shape,
-    make_objective,
-    stratified_uniform,
-)
+from fge.curves import Curve, Objective, fit_curve, gram_matrix, make_family, stratified_uniform
+from fge.curves.fit import CurveLearner, quick_gram
+from fge.curves.objectives import OBJECTIVES, Draw, Shape, make_objective
 from fge.errors import DivergenceError, UserError
-from fge.networks.flat import Layout, flatten
-from fge.networks.state import write_state
-from fge.train.learner import Speed
-from fge.train.loop import EpochEnd
-from fge.train.schedules import EndpointLR
+from fge.networks import Layout, flatten, write_state
+from fge.train import EndpointLR, EpochEnd, Speed
 
 DOUBLE = torch.float64
 KINDS = [("bezier", 3), ("bezier", 5), ("polychain", 3), ("polychain", 4)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fge.report.console import ConsoleObserver
+from fge.report import ConsoleObserver
 
 EPOCH = {"stage": "fge", "train_loss": 0.98765}
 SNAPSHOT = {"stage": "fge", "member": 1, "epoch": 4, "lr": 0.0005}

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from fge.curves.curve import Chain, Curve, elevate, straight_points
-from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, make_family
+from fge.curves import Bezier, Chain, Curve, PolyChain, make_family, straight_points
+from fge.curves.curve import elevate
+from fge.curves.families import FAMILIES, Family
 from fge.errors import UserError
-from fge.networks.flat import Layout
+from fge.networks import Layout
 
 TS = st.floats(0, 1)
 REFERENCE_POINTS = torch.tensor([[0, 0, 1], [1, 2, 3], [4, 0, -1]], dtype=torch.float64)

@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 
-from fge.config.base import affects_result, as_stored, saved_fields
-from fge.config.curves import ConnectConfig, CurveConfig, CurveEnsembleConfig, pairs_of
-from fge.config.saved import check_unchanged, read_config, to_options, write_config
+from fge.config import (
+    ConnectConfig,
+    CurveConfig,
+    CurveEnsembleConfig,
+    as_stored,
+    check_unchanged,
+    pairs_of,
+    read_config,
+    to_options,
+    write_config,
+)
+from fge.config.base import affects_result, saved_fields
 from fge.errors import UserError
 
 TWO = (Path("a.safetensors"), Path("b.pt"))

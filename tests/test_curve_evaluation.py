@@ -13,13 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.curves.curve import Chain, Curve
-from fge.curves.evaluate import WeightsEvaluator, bound, evaluate_curve, summarise_curve
-from fge.curves.families import Bezier, make_family
+from fge.curves import (
+    Bezier,
+    Chain,
+    Curve,
+    WeightsEvaluator,
+    bound,
+    evaluate_curve,
+    make_family,
+    summarise_curve,
+)
 from fge.errors import UserError
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import Layout, flatten, write_parameters
-from fge.train.learner import Speed
+from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
+from fge.train import Speed
 
 DOUBLE = torch.float64
 

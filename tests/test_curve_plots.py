@@ -6,8 +6,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from fge.curves.baselines import BASELINES
-from fge.report.curves import CURVE, SEGMENT, curve_figure, ensemble_figure
+from fge.curves import BASELINES
+from fge.report import curve_figure, ensemble_figure
+from fge.report.curves import CURVE, SEGMENT
 
 KEYS = ("train_loss", "test_loss", "train_error", "test_error")
 TS = [0.0, 0.5, 1.0]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fge.report.curves import (
+from fge.report import (
+    MethodResult,
     PairResult,
     connection_verdict,
     pair_result,
@@ -16,7 +17,6 @@ from fge.report.curves import (
     path_table,
     strategy_table,
 )
-from fge.report.methods import MethodResult
 
 GEOMETRY = {"distance": 5.0, "angle": 60.0, "length": 8.0}
 

@@ -41,12 +41,10 @@ import fge.curves.evaluate
 from fge import files
 from fge.commands import cli
 from fge.commands.endpoints import Network
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.curves.baselines import BASELINES
-from fge.curves.curve import Curve
-from fge.data.splits import load_dataset
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.build import build_model
+from fge.config import ConnectConfig, CurveEnsembleConfig
+from fge.curves import BASELINES, Curve
+from fge.data import load_dataset
+from fge.networks import build_model, refresh_batch_norm
 
 PAIR = "G-1--G-2"
 Files = tuple[Path, ...]

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fge.data import sources
-from fge.data.splits import Dataset, Split, balanced_order, load_dataset
+from fge.data import Dataset, Split, load_dataset, sources
+from fge.data.splits import balanced_order
 from fge.errors import UserError
 
 DATASETS = ROOT / "fge" / "data" / "bundled"

@@ -15,8 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import binary_auroc
 
 from fge.errors import UserError
-from fge.metrics import error
-from fge.metrics.detection import aurc, auroc, entropy, ood_auroc, risk_coverage
+from fge.metrics import aurc, auroc, entropy, error, ood_auroc, risk_coverage
 
 Array = NDArray[np.float64]
 RNG = np.random.default_rng(0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape.plane import Line, filter_normalised, random_direction
-from fge.networks.flat import Layout, flatten
+from fge.landscape import Line
+from fge.landscape.plane import filter_normalised, random_direction
+from fge.networks import Layout, flatten
 
 
 def network() -> nn.Sequential:

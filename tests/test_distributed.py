@@ -20,14 +20,10 @@ import torch.nn.functional as F
 from conftest import ROOT, write_tiny_npz
 from torch import Tensor
 
-from fge.data.batches import EvalBatches, Normaliser
-from fge.data.splits import load_dataset
-from fge.ensemble.snapshots import SnapshotStore
+from fge.data import EvalBatches, Normaliser, load_dataset
+from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.networks.average import average_weights
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.build import build_model
-from fge.networks.state import read_weights
+from fge.networks import average_weights, build_model, read_weights, refresh_batch_norm
 from fge.parallel import Ranks, check_command, current, dismiss, join, started_processes
 
 NOT_PROMISED = {"timing.jsonl"}

@@ -14,7 +14,7 @@ from sklearn.metrics import brier_score_loss, hamming_loss, log_loss, matthews_c
 
 from fge import metrics
 from fge.errors import UserError
-from fge.metrics.diversity import (
+from fge.metrics import (
     GainSplit,
     disagreement,
     disagreement_matrix,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fge.report.interactive import Plot
-from fge.report.page import FigureSet
+from fge.report import FigureSet, Plot
 
 
 def test_figures_are_saved_in_their_order(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from test_run import config
 
 from fge.commands.train import fge, train
-from fge.config.training import TrainConfig
+from fge.config import TrainConfig
 from fge.report.training import MOST_ROWS, dynamics_table, dynamics_verdict
 
 

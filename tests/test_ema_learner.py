@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from fge.train.learner import EmaLearner, Learner
+from fge.train import EmaLearner, Learner
 
 DECAY = 0.8
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from fge import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.networks.apply import RunningMean, predict_proba
-from fge.networks.state import encode_weights
+from fge.networks import RunningMean, encode_weights, predict_proba
 
 Array = NDArray[np.float64]
 

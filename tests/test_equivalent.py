@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fge.errors import UserError
-from fge.metrics.calibration import deep_ensemble_equivalent
+from fge.metrics import deep_ensemble_equivalent
 
 # Computed with the metrics of Ashukha et al. 2020; good to 1e-6.
 DEEP_ENSEMBLE = [-1, -0.9, -0.85, -0.82, -0.8]

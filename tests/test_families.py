@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fge.curves.families import FAMILIES, Bezier, Family, PolyChain, locate, make_family
+from fge.curves import Bezier, PolyChain, make_family
+from fge.curves.families import FAMILIES, Family, locate
 from fge.errors import UserError
 
 TS = st.floats(0, 1)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from fge.config.training import FGEConfig, MethodConfig
+from fge.config import FGEConfig, MethodConfig
 from fge.report.plots import TrainingCurves
 from fge.report.training import learning_rates, sharpness_curves, training_curves
-from fge.train.methods import fge_stages, sse_stages
+from fge.train import fge_stages, sse_stages
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 import fge
 from fge import metrics
-from fge.ensemble.folding import Candidate, Scores, fold, fold_greedily, scores_of
+from fge.ensemble import Candidate, Scores, fold, fold_greedily, scores_of
 from fge.errors import UserError
-from fge.networks.apply import predict_proba
-from fge.networks.average import average_weights
-from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks import average_weights, predict_proba, refresh_batch_norm
 
 CLASSES = 3
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge.curves import geometry
-from fge.curves.geometry import angle, cosine, distance, turning_angles
+from fge.curves import angle, distance, geometry, turning_angles
+from fge.curves.geometry import cosine
 from fge.errors import UserError
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fge.errors import UserError
-from fge.landscape.grid import GridStore, PlaneGrid
+from fge.landscape import PlaneGrid
+from fge.landscape.grid import GridStore
 
 
 def grid_of(**changes: Any) -> PlaneGrid:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape.hessian import HessianOperator
-from fge.networks.apply import cut
+from fge.landscape import HessianOperator
+from fge.networks import cut
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -1,20 +1,52 @@
-"""The rules of the house: small files and functions, imports one way, a library that is silent."""
+"""The rules of the house: packages that import one way and through their faces; small files."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+GROUND = ("errors", "files", "seeds", "devices", "observer", "parallel")
+PACKAGES = (
+    *("metrics", "config", "data", "networks", "train", "ensemble", "curves", "landscape"),
+    *("runs", "report", "compare", "commands"),
+)
+"""Each imports only the ground and what stands before it."""
+ORDER = dict.fromkeys(GROUND, 0) | {name: k for k, name in enumerate(PACKAGES, start=1)}
 SOURCES = sorted([*ROOT.glob("fge/**/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "cli.py"])
+LIBRARY = [path for path in SOURCES if path.is_relative_to(ROOT / "fge")]
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 50
+PRINTS = (ROOT / "fge" / "report" / "console.py", ROOT / "fge" / "data" / "bundled")
+"""What prints beside the commands; the bundled data are made by scripts."""
 
 
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import from the package, those within functions too."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fge":
+            yield from ((str(node.module), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((a.name, "") for a in node.names if a.name.split(".")[0] == "fge")
+
+
+def room(module: str, name: str) -> str:
+    """Return the package, or module of the ground, that an import is from; empty for the root."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else name if name in ORDER else ""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -27,39 +59,57 @@ def test_files_and_functions_are_small(path: Path) -> None:
             assert lines <= MAX_FUNCTION_LINES, f"{node.name}: {lines} lines"
 
 
-def imported_modules(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fge"):
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def test_imports_have_no_cycle() -> None:
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-        for path in SOURCES
-        if path.is_relative_to(ROOT / "fge") and path.name != "__init__.py"
+def test_packages_import_one_way_and_modules_in_no_circle() -> None:
+    for path in LIBRARY:
+        own = path.relative_to(ROOT / "fge").with_suffix("").parts[0]
+        if own in ORDER:
+            for module, name in imports(path):
+                other = room(module, name)
+                assert other == own or ORDER.get(other, 99) < max(ORDER[own], 1), (path, module)
+    modules = {module_of(path) for path in LIBRARY}
+    graph = {
+        module_of(path): {m for pair in imports(path) for m in (pair[0], ".".join(pair))} & modules
+        for path in LIBRARY
+        if path.name != "__init__.py"
     }
-    graph = {name: imported_modules(path) & set(modules) for name, path in modules.items()}
     assert sum(len(targets) for targets in graph.values()) > 30
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_only_the_command_line_parses_and_prints() -> None:
-    for path in SOURCES:
-        if not path.is_relative_to(ROOT / "fge") or path.parent.name in ("bundled", "commands"):
+@pytest.mark.parametrize("package", ["fge", *(f"fge.{name}" for name in PACKAGES)])
+def test_faces_are_complete(package: str) -> None:
+    face = importlib.import_module(package)
+    assert face.__doc__
+    assert len(face.__all__) == len(set(face.__all__)) > 0
+    assert [name for name in face.__all__ if not hasattr(face, name)] == []
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_import_bypasses_a_face(path: Path) -> None:
+    """Tests may take from a module what is not in the face, to test it; packages may not."""
+    in_library = path in LIBRARY
+    own = path.relative_to(ROOT).with_suffix("").parts[1] if in_library else ""
+    for module, name in imports(path):
+        other = room(module, name)
+        if other not in PACKAGES or other == own or path.name == "__init__.py":
+            continue
+        if module.count(".") > 1:
+            known = importlib.import_module(f"fge.{other}").__all__
+            assert not (in_library and path.parent != ROOT / "fge"), (module, name)
+            assert name not in known, (module, name)
+
+
+def test_only_commands_and_the_console_print_and_only_commands_parse() -> None:
+    for path in LIBRARY:
+        if path.is_relative_to(ROOT / "fge" / "commands"):
             continue
         calls = {
             node.func.id
             for node in ast.walk(parsed(path))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        assert "print" not in calls, path
-        assert not {"tyro", "argparse"} & {
-            alias.name
-            for node in ast.walk(parsed(path))
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }, path
+        prints = any(path.is_relative_to(place) for place in PRINTS)
+        assert prints or "print" not in calls, path
+        for node in ast.walk(parsed(path)):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            assert prints or not {"tyro", "argparse"} & set(names), path

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fge.data.sources import SUFFIXES, list_images, read_image, read_images
+from fge.data import list_images, read_images
+from fge.data.sources import SUFFIXES, read_image
 from fge.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fge.errors import UserError
-from fge.networks.build import build_model, import_named
-from fge.train.methods import find_method
+from fge.networks import build_model, import_named
+from fge.train import find_method
 
 
 @pytest.fixture

@@ -10,18 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from fge.report.interactive import (
-    Plot,
-    Series,
-    comparison_plot,
-    layout,
-    lines_plot,
-    numbers,
-    plotly_script,
-    reliability_plot,
-    set_apart,
-    text,
-)
+from fge.report import Plot, Series, comparison_plot, lines_plot, reliability_plot
+from fge.report.interactive import layout, numbers, plotly_script, set_apart, text
 
 NAN, INF = float("nan"), float("inf")
 

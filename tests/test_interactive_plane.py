@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from test_interactive import check_plot
 
 from fge.errors import UserError
-from fge.landscape.grid import PlaneGrid
-from fge.report.interactive_plane import plane_plot, surface_plot
+from fge.landscape import PlaneGrid
+from fge.report import plane_plot, surface_plot
 from fge.report.planes import contour_levels
 
 XS, YS = np.array([0.0, 1.0, 2.0, 4.0]), np.array([-1.0, 0.0, 3.0])

@@ -6,16 +6,15 @@ from typing import Any
 
 from test_interactive import check_plot, pairs
 
-from fge.report.curves import ENSEMBLE_LABELS
-from fge.report.interactive import Plot
-from fge.report.interactive_runs import (
+from fge.report import (
+    ENSEMBLE_LABELS,
+    Plot,
     curve_plot,
-    dynamics_plot,
     ensemble_plot,
     sharpness_plot,
     spectrum_plot,
-    training_plot,
 )
+from fge.report.interactive_runs import dynamics_plot, training_plot
 from fge.report.plots import TrainingCurves
 from fge.report.sharpness import SharpnessCurves
 

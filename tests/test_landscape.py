@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.curves.curve import Chain, Curve
-from fge.curves.families import Bezier
+from fge.curves import Bezier, Chain, Curve
 from fge.errors import UserError
-from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
-from fge.landscape.plane import Line, Plane
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import Layout, flatten, write_parameters
+from fge.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
+from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
 
 
 class Vector(nn.Module):

@@ -21,19 +21,15 @@ from torch import Tensor, nn
 
 import fge.commands.sharpness
 import fge.curves.evaluate
-from fge.config.studies import PlaneConfig, SharpnessConfig
-from fge.config.training import TrainConfig
-from fge.curves.curve import Curve
-from fge.data.splits import load_dataset
+from fge.config import PlaneConfig, SharpnessConfig, TrainConfig
+from fge.curves import Curve
+from fge.data import load_dataset
 from fge.files import write_bytes
-from fge.landscape.grid import GridStore, PlaneGrid
-from fge.landscape.plane import Line, Plane
-from fge.landscape.sharpness import top_eigenvalues
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import Layout, flatten, write_parameters
-from fge.report.training import line_momentum
-from fge.train.methods import METHODS
-from fge.train.recipes import recipe
+from fge.landscape import Line, Plane, PlaneGrid, top_eigenvalues
+from fge.landscape.grid import GridStore
+from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
+from fge.report import line_momentum
+from fge.train import METHODS, recipe
 
 LINEAR, NORMED = "looked_at_models:linear", "looked_at_models:normed"
 MODELS = """

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from fge.networks.apply import predict_proba
-from fge.networks.state import read_state, write_state
-from fge.train.learner import Learner, Speed
+from fge.networks import predict_proba, read_state, write_state
+from fge.train import Learner, Speed
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:

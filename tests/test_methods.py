@@ -14,13 +14,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from fge.config.training import FGEConfig, TrainConfig
+from fge.config import FGEConfig, TrainConfig
 from fge.errors import UserError
-from fge.train.methods import METHODS, Method, fge_stages, find_method
-from fge.train.recipes import Stage
-from fge.train.recipes import make_optimizer as make_recipe_optimizer
-from fge.train.schedules import EndpointLR, TriangularLR
-from fge.train.sgld import SGLD
+from fge.train import (
+    METHODS,
+    SGLD,
+    EndpointLR,
+    Method,
+    Stage,
+    TriangularLR,
+    fge_stages,
+    find_method,
+)
+from fge.train import make_optimizer as make_recipe_optimizer
 
 PER_EPOCH = 3
 

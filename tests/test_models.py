@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from fge.errors import UserError
+from fge.networks import build_model
 from fge.networks.architectures.preresnet import PreActivationBlock
-from fge.networks.build import MODELS, build_model
+from fge.networks.build import MODELS
 
 Size = tuple[int, int]
 

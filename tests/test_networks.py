@@ -27,14 +27,13 @@ from fge.commands.endpoints import (
     read_networks,
     train_network,
 )
-from fge.config.base import RunConfig
-from fge.data.splits import Dataset
+from fge.config import RunConfig
+from fge.data import Dataset
 from fge.errors import DivergenceError, UserError
 from fge.observer import Observer
-from fge.runs.folder import RunFolder
+from fge.runs import RunFolder
 from fge.seeds import derive_seed
-from fge.train.learner import Learner
-from fge.train.recipes import endpoint_recipe, recipe
+from fge.train import Learner, endpoint_recipe, recipe
 
 CONFIG = RunConfig(
     epochs=1,

@@ -14,19 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fge.curves.curve import gram_matrix
-from fge.curves.families import Bezier, Family, PolyChain
+from fge.curves import Bezier, Objective, PolyChain, gram_matrix, stratified_uniform
+from fge.curves.families import Family
 from fge.curves.objectives import (
     OBJECTIVES,
     ArcLength,
     Draw,
     MinMax,
-    Objective,
     Shape,
     Uniform,
     make_objective,
     place_in_cells,
-    stratified_uniform,
 )
 from fge.errors import UserError
 

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fge.data.ood import MAX_IMAGES, convert_images, load_ood
-from fge.data.splits import Dataset, OODImages, Split, load_dataset
+from fge.data import Dataset, OODImages, Split, load_dataset, load_ood
+from fge.data.ood import MAX_IMAGES, convert_images
 from fge.errors import UserError
 
 

@@ -27,16 +27,13 @@ from curve_runs import (
 from numpy.typing import NDArray
 from torch import nn
 
-from fge.curves.curve import Curve
-from fge.data.batches import EvalBatches, Normaliser
-from fge.data.ood import load_ood
-from fge.data.splits import Dataset, OODImages, Split, load_dataset
-from fge.ensemble.predictions import MemberPredictions
-from fge.metrics.detection import ood_auroc
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.build import build_model
-from fge.report.methods import MethodResult, ood_tables, with_ood
-from fge.train.learner import Learner
+from fge.curves import Curve
+from fge.data import Dataset, EvalBatches, Normaliser, OODImages, Split, load_dataset, load_ood
+from fge.ensemble import MemberPredictions
+from fge.metrics import ood_auroc
+from fge.networks import build_model, refresh_batch_norm
+from fge.report import MethodResult, ood_tables, with_ood
+from fge.train import Learner
 
 PAIR = "G-1--G-2"
 Array = NDArray[np.float64]

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from fge.curves.origin import OriginPath, TrivialPath
+from fge.curves import OriginPath, TrivialPath
 from fge.errors import UserError
-from fge.networks.build import build_model
+from fge.networks import build_model
 
 TS = (0.9, 0.5, 0.1)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from fge.report.interactive import Plot, Series, comparison_plot
-from fge.report.page import Page, Section, Table, repeat_command, write_pages
+from fge.report import Page, Plot, Section, Series, Table, comparison_plot, write_pages
+from fge.report.page import repeat_command
 
 CONTENT: dict[str, Any] = {
     "command": "fge",

@@ -27,8 +27,8 @@ import peer_tables
 import peers
 
 from fge.commands.build import eval_batches
-from fge.config.training import MethodConfig
-from fge.ensemble.ensemble import Ensemble
+from fge.config import MethodConfig
+from fge.ensemble import Ensemble
 from fge.errors import UserError
 
 needs_torchensemble = pytest.mark.skipif(

@@ -13,13 +13,10 @@ import pytest
 from made_cells import cell
 
 from fge.commands.refit import curve_options
-from fge.compare.cells import Cell
-from fge.compare.plan import Job, Plan, PlannedCell
-from fge.config.compare import CompareConfig
-from fge.config.curves import CurveEnsembleConfig
-from fge.config.training import FGEConfig, TrainConfig
+from fge.compare import Cell, Job, Plan, PlannedCell
+from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.errors import UserError
-from fge.train.methods import METHODS, Method
+from fge.train import METHODS, Method
 
 EVERY = (
     "single",

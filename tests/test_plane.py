@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge.curves.curve import Chain, Curve
-from fge.curves.families import Bezier
+from fge.curves import Bezier, Chain, Curve
 from fge.errors import UserError
+from fge.landscape import Plane
 from fge.landscape import plane as plane_module
-from fge.landscape.plane import Plane, random_direction
-from fge.networks.flat import Layout, flatten
+from fge.landscape.plane import random_direction
+from fge.networks import Layout, flatten
 
 REFERENCE = {
     "w0": [0, 0, 0],

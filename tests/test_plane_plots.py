@@ -14,8 +14,9 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from fge.errors import UserError
-from fge.landscape.grid import PlaneGrid
-from fge.report.planes import contour_levels, line_figure, plane_figure, surface_figure
+from fge.landscape import PlaneGrid
+from fge.report import line_figure, plane_figure, surface_figure
+from fge.report.planes import contour_levels
 from fge.report.plots import save_figure
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}

@@ -14,15 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fge.report.plots import (
-    ENSEMBLE,
-    RATE,
-    SINGLE,
-    SNAPSHOT,
-    TrainingCurves,
-    save_figure,
-    training_figure,
-)
+from fge.report import training_figure
+from fge.report.plots import ENSEMBLE, RATE, SINGLE, SNAPSHOT, TrainingCurves, save_figure
 
 CURVES = TrainingCurves(
     rate_epochs=[0.0, 0.5, 1.0, 1.5, 6.0],

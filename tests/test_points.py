@@ -16,11 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fge.curves.curve import Curve, combination, gram_matrix, straight_points
-from fge.curves.families import Bezier, PolyChain
+from fge.curves import Bezier, Curve, PolyChain, gram_matrix, straight_points
+from fge.curves.curve import combination
 from fge.errors import UserError
-from fge.networks.flat import Layout
-from fge.networks.state import read_weights
+from fge.networks import Layout, read_weights
 
 
 def random_points(count: int = 4, size: int = 11, dtype: torch.dtype = torch.float64) -> Tensor:

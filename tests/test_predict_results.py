@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from fge.report.predictions import (
-    UNCERTAIN,
+from fge.report import (
     class_table,
     confidence_figure,
     confidence_plot,
     predictions_verdict,
     uncertain_table,
 )
+from fge.report.predictions import UNCERTAIN
 
 CLASSES = ("cat", "dog", "emu")
 PROBS = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.1, 0.7, 0.2], [0.25, 0.5, 0.25]])

@@ -17,9 +17,9 @@ from conftest import ROOT, write_tiny_npz
 
 from fge.commands import cli
 from fge.commands.train import train
-from fge.config.training import TrainConfig
-from fge.data.splits import load_dataset
-from fge.train.methods import Method, sse_stages
+from fge.config import TrainConfig
+from fge.data import load_dataset
+from fge.train import Method, sse_stages
 
 IMAGES = 48
 

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.data.batches import EvalBatches, Normaliser
-from fge.data.splits import Split
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.data import EvalBatches, Normaliser, Split
+from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import UserError
 
 TARGETS = torch.tensor([2, 0, 1, 1])

@@ -11,17 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.config.training import FGEConfig
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches
-from fge.data.splits import Split
+from fge.config import FGEConfig
+from fge.data import EvalBatches, Normaliser, Split, TrainBatches
 from fge.errors import DivergenceError, UserError
-from fge.landscape.hessian import HessianOperator
-from fge.landscape.probe import SharpnessProbe
+from fge.landscape import HessianOperator, SharpnessProbe
 from fge.observer import Observer
-from fge.runs.folder import RunFolder
-from fge.runs.staged import StagedTraining
-from fge.train.learner import Learner, Speed
-from fge.train.methods import fge_stages
+from fge.runs import RunFolder, StagedTraining
+from fge.train import Learner, Speed, fge_stages
 
 NORMALISER = Normaliser([128.0], [64.0], torch.device("cpu"))
 CONFIG = FGEConfig(

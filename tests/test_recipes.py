@@ -13,27 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from fge.config.base import RunConfig, rates_of
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig, RunConfig
+from fge.config.base import rates_of
 from fge.errors import UserError
+from fge.train import (
+    RECIPES,
+    ClosedFormLR,
+    EndpointLR,
+    LinearDecayLR,
+    Recipe,
+    Stage,
+    StepsLR,
+    batch_size,
+    endpoint_recipe,
+    make_optimizer,
+    recipe,
+    recipe_stages,
+    scale_initialisation,
+)
 from fge.train.recipes import (
     ADAM_LR,
     INIT_VARIANCE,
     LARGE_BATCH_LR,
     OPTION_OF,
-    RECIPES,
     SMALLER_WEIGHT_DECAY,
-    Recipe,
-    Stage,
-    batch_size,
-    endpoint_recipe,
-    make_optimizer,
     make_schedule,
-    recipe,
-    recipe_stages,
-    scale_initialisation,
 )
-from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
 
 G = RECIPES["G"]
 

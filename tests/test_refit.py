@@ -27,12 +27,11 @@ from curve_runs import (
 )
 
 from fge.commands.refit import check_refit, curve_options
-from fge.config.training import FGEConfig
-from fge.curves.curve import Curve
-from fge.ensemble.snapshots import SnapshotStore
+from fge.config import FGEConfig
+from fge.curves import Curve
+from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.networks.build import build_model
-from fge.networks.flat import flatten
+from fge.networks import build_model, flatten
 
 PAIRS = ["0001--0002", "0002--0003"]
 

@@ -12,10 +12,10 @@ from test_run import config
 
 from fge import metrics
 from fge.commands.train import fge, train
-from fge.config.training import TrainConfig
-from fge.ensemble.predictions import PredictionFile
-from fge.report.methods import MethodResult, add_reliability, method_result, reliability_series
-from fge.report.page import FigureSet
+from fge.config import TrainConfig
+from fge.ensemble import PredictionFile
+from fge.report import FigureSet, MethodResult, add_reliability, method_result
+from fge.report.methods import reliability_series
 
 TARGETS = torch.arange(40) % 2
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from fge.config.training import FGEConfig
-from fge.data.splits import Dataset, Split
-from fge.report import page as page_module
-from fge.report.page import (
+from fge.config import FGEConfig
+from fge.data import Dataset, Split
+from fge.report import (
     Page,
     Table,
     dataset_facts,
@@ -26,7 +25,8 @@ from fge.report.page import (
     splits_note,
     write_report,
 )
-from fge.runs.folder import RunFolder
+from fge.report import page as page_module
+from fge.runs import RunFolder
 
 HOSTILE = """</title></td><script>alert("1")</script> & 'q' {{ 7 * 7 }} <img src=x onerror=y>"""
 PNG = b"\x89PNG\r\n\x1a\n no picture, but these bytes"

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from fge.commands import cli
 from fge.commands.report import joined_page, read_section, report
-from fge.config.studies import ReportConfig
+from fge.config import ReportConfig
 from fge.errors import UserError
-from fge.report.interactive import Series, comparison_plot
-from fge.report.page import FigureSet, Page, Section, Table, write_report
-from fge.runs.folder import RunFolder
+from fge.report import FigureSet, Page, Section, Series, Table, comparison_plot, write_report
+from fge.runs import RunFolder
 
 METHOD = {
     "name": "fge",

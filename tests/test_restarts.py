@@ -11,8 +11,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from fge.errors import UserError
-from fge.train.schedules import CosineRestartsLR, CyclicalSGLDLR, cosine_factor
-from fge.train.sgld import SGLD
+from fge.train import SGLD, CosineRestartsLR, CyclicalSGLDLR
+from fge.train.schedules import cosine_factor
 
 SGLD_OPTIONS: dict[str, Any] = {
     "cycle_steps": 20,

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from fge.ensemble.predictions import PredictionFile
-from fge.report.methods import (
+from fge.ensemble import PredictionFile
+from fge.report import (
     MethodResult,
     as_methods,
-    comparison,
     ensemble_results,
     method_result,
     table_rows,
     verdict,
 )
+from fge.report.methods import comparison
 
 TARGETS = (0, 1, 1, 0)
 RIGHT = {  # probability of the right class of two, per image; exact in float32

@@ -16,7 +16,7 @@ import pytest
 from conftest import PLAIN
 
 from fge.commands.train import fge
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig
 
 NOT_PROMISED = {"timing.jsonl"}
 RANDOM_POINTS = 14

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from fge import metrics
 from fge.commands.train import fge
-from fge.config.training import FGEConfig
-from fge.train.learner import Learner
+from fge.config import FGEConfig
+from fge.train import Learner
 
 
 def config(tiny_npz: Path, out: Path, **changes: Any) -> FGEConfig:

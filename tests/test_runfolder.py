@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fge.errors import UserError
-from fge.runs.folder import RunFolder, open_run_folder
+from fge.runs import RunFolder, open_run_folder
 
 FILES = (
     "config.json",

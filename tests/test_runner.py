@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 from conftest import write_tiny_npz
 
-from fge.commands.cli import COMMANDS, main
-from fge.compare.plan import Job
-from fge.compare.runner import Runner
-from fge.config.curves import CurveEnsembleConfig
-from fge.config.training import FGEConfig, TrainConfig
+from fge.commands import COMMANDS, main
+from fge.compare import Job, Runner
+from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
 

@@ -15,18 +15,10 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR
 
 from fge import EndpointLR, TriangularLR
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig
 from fge.errors import UserError
-from fge.train.methods import fge_stages
-from fge.train.schedules import (
-    ClosedFormLR,
-    LinearDecayLR,
-    StepsLR,
-    linear_factor,
-    mark_epochs,
-    steps_factor,
-    triangular,
-)
+from fge.train import ClosedFormLR, LinearDecayLR, StepsLR, fge_stages
+from fge.train.schedules import linear_factor, mark_epochs, steps_factor, triangular
 
 REFERENCE: dict[str, Any] = json.loads(
     Path(__file__).with_name("reference.json").read_text(encoding="utf-8")

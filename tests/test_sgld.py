@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from fge.errors import UserError
-from fge.train.sgld import SGLD
+from fge.train import SGLD
 
 COUNT = 40_000
 

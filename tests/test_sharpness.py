@@ -12,8 +12,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape.hessian import HessianOperator
-from fge.landscape.sharpness import EigenResult, start_vectors, top_eigenvalues, trace
+from fge.landscape import HessianOperator, top_eigenvalues, trace
+from fge.landscape.sharpness import EigenResult, start_vectors
 from fge.seeds import generator
 
 CLASSES = 5

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from fge.errors import UserError
-from fge.report.sharpness import SharpnessCurves, dynamics_figure
+from fge.report import dynamics_figure
+from fge.report.sharpness import SharpnessCurves
 
 CURVES = SharpnessCurves(
     epochs=[1, 2, 3],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fge import SnapshotStore
 from fge.errors import UserError
-from fge.networks.state import load_weights
+from fge.networks import load_weights
 
 
 def weights(value: float) -> dict[str, Tensor]:

@@ -13,16 +13,8 @@ import torchvision.datasets
 from conftest import tiny_arrays, tiny_split, write_tiny_npz
 from PIL import Image
 
-from fge.data import sources
-from fge.data.sources import (
-    FASHION_CLASSES,
-    check,
-    download_note,
-    fashion_mnist,
-    from_folder,
-    from_npz,
-)
-from fge.data.splits import load_dataset
+from fge.data import download_note, load_dataset, sources
+from fge.data.sources import FASHION_CLASSES, check, fashion_mnist, from_folder, from_npz
 from fge.errors import UserError
 
 CLASSES = ("bird", "cat", "dog")

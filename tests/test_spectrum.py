@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape.hessian import HessianOperator
-from fge.landscape.sharpness import SpectralDensity, random_signs, smoothed, spectral_density
+from fge.landscape import HessianOperator, spectral_density
+from fge.landscape.sharpness import SpectralDensity, random_signs, smoothed
 from fge.seeds import generator
 
 CLASSES = 5

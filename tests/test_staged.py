@@ -14,17 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.config.training import FGEConfig
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches
-from fge.data.splits import Split
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.config import FGEConfig
+from fge.data import EvalBatches, Normaliser, Split, TrainBatches
+from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
 from fge.observer import Observer
-from fge.runs.folder import RunFolder
-from fge.runs.staged import StagedTraining, member_name
-from fge.train.learner import Learner
-from fge.train.methods import fge_stages
-from fge.train.recipes import Stage, endpoint_recipe, recipe_stages
+from fge.runs import RunFolder, StagedTraining, member_name
+from fge.train import Learner, Stage, endpoint_recipe, fge_stages, recipe_stages
 
 CPU = torch.device("cpu")
 NORMALISER = Normaliser([128.0], [64.0], CPU)

@@ -11,11 +11,12 @@ from conftest import PLAIN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fge.commands.train import fge
-from fge.config.training import FGEConfig
+from fge.config import FGEConfig
 from fge.errors import UserError
 from fge.files import append_record, write_records
-from fge.report.tensorboard import TensorBoardObserver, check_tensorboard, scalars
-from fge.runs.folder import RunFolder
+from fge.report import TensorBoardObserver, check_tensorboard
+from fge.report.tensorboard import scalars
+from fge.runs import RunFolder
 
 
 def epoch(number: int, loss: float, stage: str = "fge") -> dict[str, Any]:

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.networks.state import (
+from fge.networks import (
     canonical_state,
     decode_weights,
     encode_weights,
-    is_state,
     load_weights,
     read_state,
     read_weights,
     unwrap,
     write_state,
 )
+from fge.networks.state import is_state
 
 
 class Compiled(nn.Module):

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from fge.data.batches import Normaliser, TrainBatches
-from fge.data.splits import Split
+from fge.data import Normaliser, Split, TrainBatches
 from fge.errors import DivergenceError
-from fge.train.learner import Learner
-from fge.train.loop import EpochEnd, train
-from fge.train.schedules import EndpointLR, TriangularLR, triangular
+from fge.train import EndpointLR, EpochEnd, Learner, TriangularLR, train
+from fge.train.schedules import triangular
 
 Batch = tuple[Tensor, Tensor]
 RATES = {"max_lr": 0.5, "min_lr": 0.1}

@@ -17,17 +17,13 @@ from torch.optim import Optimizer
 
 from fge.commands.predict import predict
 from fge.commands.train import train
-from fge.config.studies import PredictConfig
-from fge.config.training import MethodConfig, TrainConfig
-from fge.data.splits import load_dataset
-from fge.ensemble.predictions import PredictionFile
-from fge.ensemble.snapshots import SnapshotStore
+from fge.config import MethodConfig, PredictConfig, TrainConfig
+from fge.data import load_dataset
+from fge.ensemble import PredictionFile, SnapshotStore
 from fge.errors import UserError
-from fge.networks.state import read_weights
-from fge.runs.staged import StagedTraining
-from fge.train.methods import METHODS, Method, sse_stages
-from fge.train.recipes import Stage
-from fge.train.schedules import EndpointLR
+from fge.networks import read_weights
+from fge.runs import StagedTraining
+from fge.train import METHODS, EndpointLR, Method, Stage, sse_stages
 
 BATCHES = 3
 """Steps per epoch: 72 training images in batches of 32."""

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fge.ensemble.snapshots import SnapshotStore
+from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.networks.flat import (
+from fge.networks import (
     FlatParameters,
     Layout,
     check_distinct,

@@ -12,33 +12,40 @@ from torch import Tensor
 
 from fge.commands.build import eval_batches
 from fge.commands.run import Run
-from fge.config.base import RunConfig
-from fge.data.batches import EvalBatches
-from fge.ensemble.folding import (
+from fge.config import RunConfig
+from fge.data import EvalBatches
+from fge.ensemble import (
     NOT_FINITE,
     Candidate,
     Fold,
+    MemberPredictions,
+    PredictionFile,
     Scores,
     Trial,
     fold_greedily,
     scores_of,
 )
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
 from fge.files import sha256, write_bytes
-from fge.networks.average import average_weights
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import (
+from fge.networks import (
+    average_weights,
     canonical_state,
     decode_weights,
     encode_weights,
     load_weights,
+    refresh_batch_norm,
     state_bytes,
 )
-from fge.report.averages import Swa, as_json, average_sentences, average_table
-from fge.report.methods import MethodResult, method_result
-from fge.report.page import Table
-from fge.runs.staged import StagedTraining, member_name
+from fge.report import (
+    MethodResult,
+    Swa,
+    Table,
+    average_sentences,
+    average_table,
+    averages_json,
+    method_result,
+)
+from fge.runs import StagedTraining, member_name
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """Where in the run folder the averages are, by method."""
@@ -98,7 +105,7 @@ def average_snapshots(
         results,
         [average_table(swa, fold, work.names)] if swa and fold else [],
         average_sentences(swa, fold, work.names, results, ensemble),
-        {"averages": as_json(swa, fold, work.names)},
+        {"averages": averages_json(swa, fold, work.names)},
         tuple(FILES[name] for name in ("swa", *(["fold"] if fold else []))),
     )
 

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fge.config.saved import read_report
-from fge.data.splits import Dataset
-from fge.ensemble.predictions import PredictionFile
+from fge.config import read_report
+from fge.data import Dataset
+from fge.ensemble import PredictionFile
 from fge.errors import UserError
-from fge.metrics.intervals import paired_difference
-from fge.report.methods import MethodResult, table_rows
-from fge.report.page import Table
+from fge.metrics import paired_difference
+from fge.report import MethodResult, Table, table_rows
 
 _METHODS = ("ends", "curve")
 

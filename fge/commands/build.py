@@ -10,28 +10,38 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from fge.config.base import Precision, RunConfig, TrainingConfig
-from fge.config.curves import CurveConfig
-from fge.config.training import CycleConfig, FGEConfig
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padding
-from fge.data.ood import load_ood
-from fge.data.splits import Dataset, Split, load_dataset
+from fge.config import CurveConfig, CycleConfig, FGEConfig, Precision, RunConfig, TrainingConfig
+from fge.data import (
+    Dataset,
+    EvalBatches,
+    Normaliser,
+    Split,
+    TrainBatches,
+    default_padding,
+    load_dataset,
+    load_ood,
+)
 from fge.devices import choose_device, set_threads
-from fge.ensemble.predictions import MemberPredictions
+from fge.ensemble import MemberPredictions
 from fge.errors import UserError
-from fge.landscape.hessian import CHUNK
-from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
-from fge.networks.build import build_model
-from fge.networks.state import load_weights, read_weights
+from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
+from fge.networks import build_model, load_weights, read_weights
 from fge.observer import Observer
 from fge.parallel import current
-from fge.runs.folder import RunFolder
-from fge.runs.staged import StagedTraining
+from fge.runs import RunFolder, StagedTraining
 from fge.seeds import derive_seed
-from fge.train import recipes
-from fge.train.learner import EmaLearner, Learner, Speed
-from fge.train.recipes import Recipe, Stage
-from fge.train.speed import check_compile, choose_speed
+from fge.train import (
+    EmaLearner,
+    Learner,
+    Recipe,
+    Speed,
+    Stage,
+    batch_size,
+    check_compile,
+    choose_speed,
+    endpoint_recipe,
+    make_optimizer,
+)
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -135,7 +145,7 @@ def settle_speed(
     if "auto" not in (config.channels_last, config.compile, config.amp):
         return config
     observer.note("measuring memory formats and precisions ...")
-    batches = train_batches(config, dataset, recipes.endpoint_recipe(config))
+    batches = train_batches(config, dataset, endpoint_recipe(config))
     inputs, targets = next(iter(batches))
     choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
     for reason in choice.reasons:
@@ -170,7 +180,7 @@ def train_batches(
     return TrainBatches(
         dataset.train,
         normaliser(config, dataset),
-        recipes.batch_size(recipe, len(dataset.train)),
+        batch_size(recipe, len(dataset.train)),
         seed=config.seed if seed is None else seed,
         crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
         flip=config.flip and recipe.augment,
@@ -220,7 +230,7 @@ def make_training(
         ema_decay: snapshots keep the exponential average of the weights with this decay.
     """
     batches = train_batches(config, dataset, recipe, seed)
-    optimizer = recipes.make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
+    optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     if ema_decay is not None:
         measured = eval_batches(config, dataset, dataset.train)

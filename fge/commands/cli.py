@@ -17,18 +17,22 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from fge.config.base import RunConfig, check_import
-from fge.config.compare import CompareConfig
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.saved import options_of_run, read_config
-from fge.config.studies import (
+from fge.config import (
+    CompareConfig,
+    ConnectConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
     PlaneConfig,
     PredictConfig,
     ReportConfig,
+    RunConfig,
     SharpnessConfig,
     StudyConfig,
+    TrainConfig,
+    check_import,
+    options_of_run,
+    read_config,
 )
-from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import (
     BROKEN_PIPE,
     INTERRUPTED,
@@ -39,7 +43,7 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.report.console import silence_output
+from fge.observer import silence_output
 
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)

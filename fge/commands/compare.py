@@ -16,28 +16,32 @@ from rich.table import Table as LiveTable
 
 from fge.commands.build import new_model
 from fge.commands.run import Run, open_run, prepare
-from fge.compare.cells import Cell, load_cells
-from fge.compare.comparison import Comparison, compare_cells
-from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
-from fge.compare.measure import measure_cell, wall_seconds
-from fge.compare.plan import Job, Plan, PlannedCell
-from fge.compare.runner import POLL_SECONDS, Runner
-from fge.compare.tables import as_csv, as_json, tables
-from fge.compare.verdict import verdict
-from fge.config.base import is_factory
-from fge.config.compare import CompareConfig
-from fge.config.saved import read_config
+from fge.compare import (
+    CAPTIONS,
+    POLL_SECONDS,
+    Cell,
+    Comparison,
+    Job,
+    Plan,
+    PlannedCell,
+    Runner,
+    as_csv,
+    as_json,
+    compare_cells,
+    comparison_figures,
+    comparison_plots,
+    comparison_tables,
+    comparison_verdict,
+    load_cells,
+    measure_cell,
+    wall_seconds,
+)
+from fge.config import CompareConfig, is_factory, read_config
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
 from fge.observer import Observer, Observers
-from fge.report.console import ConsoleObserver
-from fge.report.page import (
-    FigureSet,
-    Page,
-    Table,
-    markdown_table,
-)
-from fge.train.methods import find_method
+from fge.report import ConsoleObserver, FigureSet, Page, Table, markdown_table
+from fge.train import find_method
 
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
@@ -184,7 +188,8 @@ def report_comparison(
         plan: of the cells.
         diverged: names of runs, which are missing; they are named under the first table.
     """
-    folder, found, words = run.folder.path, tables(comparison), verdict(comparison)
+    folder = run.folder.path
+    found, words = comparison_tables(comparison), comparison_verdict(comparison)
     content = as_json(comparison)
     if diverged:
         note = f"{found[0].note} Runs that diverged, not in the tables: {', '.join(diverged)}."

@@ -20,48 +20,33 @@ from fge.commands.pairs import (
     member_ts,
 )
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config.curves import (
-    ConnectConfig,
-    CurveConfig,
-    CurveEnsembleConfig,
-    check_used,
-    pairs_of,
-)
-from fge.networks.state import load_weights, preserved, state_bytes
-from fge.report.curves import (
+from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
+from fge.networks import load_weights, preserved, state_bytes
+from fge.report import (
     ALONG,
     ENSEMBLE_LABELS,
+    UNITS,
+    FigureSet,
+    MethodResult,
+    Page,
+    Table,
+    as_methods,
     connection_verdict,
     curve_figure,
+    curve_plot,
+    dataset_facts,
     ensemble_figure,
+    ensemble_plot,
+    ood_tables,
     pair_verdict,
     pairs_table,
     path_table,
+    splits_note,
     strategy_table,
-)
-from fge.report.interactive_runs import curve_plot, ensemble_plot
-from fge.report.methods import (
-    MethodResult,
-    as_methods,
-    ood_tables,
     table_rows,
     with_ood,
 )
-from fge.report.page import (
-    UNITS,
-    FigureSet,
-    Page,
-    Table,
-    dataset_facts,
-    splits_note,
-)
-from fge.train.recipes import (
-    RECIPES,
-    Recipe,
-    endpoint_recipe,
-    recipe,
-    scale_initialisation,
-)
+from fge.train import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
 
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from fge.commands.build import make_training, new_model, speed_of
-from fge.config.base import RunConfig
-from fge.data.splits import Dataset
-from fge.ensemble.predictions import MemberPredictions
+from fge.config import RunConfig
+from fge.data import Dataset
+from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import sha256
-from fge.networks.flat import flatten
-from fge.networks.state import canonical_state, encode_weights, load_weights, read_weights
+from fge.networks import canonical_state, encode_weights, flatten, load_weights, read_weights
 from fge.observer import Observer
-from fge.runs.folder import RunFolder
+from fge.runs import RunFolder
 from fge.seeds import derive_seed
-from fge.train.learner import Learner
-from fge.train.recipes import Recipe, recipe_stages, scale_initialisation
+from fge.train import Learner, Recipe, recipe_stages, scale_initialisation
 
 
 @dataclass(frozen=True)

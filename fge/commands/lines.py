@@ -24,23 +24,24 @@ from fge.commands.studied import (
     run_curve,
     snapshot_networks,
 )
-from fge.config.saved import KEEP_SNAPSHOTS, read_run
-from fge.config.studies import PlaneConfig
-from fge.curves.curve import Chain
-from fge.curves.evaluate import AnyCurve, Record
+from fge.config import KEEP_SNAPSHOTS, PlaneConfig, read_run
+from fge.curves import AnyCurve, Chain, Record
 from fge.errors import UserError
 from fge.files import write_npz
-from fge.landscape.grid import evaluate_line
-from fge.landscape.plane import Line
-from fge.networks.flat import Layout
-from fge.networks.state import preserved
-from fge.report.interactive import Series, lines_plot
-from fge.report.page import (
+from fge.landscape import Line, evaluate_line
+from fge.networks import Layout, preserved
+from fge.report import (
     FILES,
+    LINE_AXES,
     FigureSet,
     Page,
+    Series,
+    line_figure,
+    line_table,
+    line_verdict,
+    lines_plot,
+    text_of,
 )
-from fge.report.planes import LINE_AXES, line_figure, line_table, line_verdict, text_of
 
 SEGMENT = "segment"
 _DATA = "line.npz"

@@ -15,26 +15,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge import metrics
 from fge.commands.build import eval_batches, speed_of, train_batches
 from fge.commands.endpoints import Network
-from fge.config.curves import CurveConfig
-from fge.curves.baselines import BASELINES, make_baseline
-from fge.curves.curve import Curve, straight_points
-from fge.curves.evaluate import AnyCurve, Probabilities, Record, evaluate_curve
-from fge.curves.families import make_family
-from fge.curves.fit import fit_curve
-from fge.curves.geometry import angle, distance
-from fge.data.batches import EvalBatches, TrainBatches
-from fge.data.splits import Dataset
-from fge.ensemble.predictions import MemberPredictions
+from fge.config import CurveConfig
+from fge.curves import (
+    BASELINES,
+    AnyCurve,
+    Curve,
+    Probabilities,
+    Record,
+    angle,
+    distance,
+    evaluate_curve,
+    fit_curve,
+    make_baseline,
+    make_family,
+    straight_points,
+)
+from fge.data import Dataset, EvalBatches, TrainBatches
+from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_records, sha256, write_records
-from fge.networks.flat import unflatten
-from fge.networks.state import unwrap
+from fge.networks import unflatten, unwrap
 from fge.observer import Observer
-from fge.report.curves import PairResult, pair_result
-from fge.report.methods import MethodResult, method_result
-from fge.train.learner import Speed
-from fge.train.loop import EpochEnd
-from fge.train.recipes import endpoint_recipe
+from fge.report import MethodResult, PairResult, method_result, pair_result
+from fge.train import EpochEnd, Speed, endpoint_recipe
 
 _BASELINE_STEP = 3
 """Baselines are measured at every third point: each costs a refresh and a pass over the test."""

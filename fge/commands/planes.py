@@ -23,24 +23,23 @@ from fge.commands.studied import (
     run_curve,
     snapshot_networks,
 )
-from fge.config.saved import KEEP_SNAPSHOTS, check_same_images, read_run
-from fge.config.studies import PlaneConfig
-from fge.curves.curve import Curve, straight_points
-from fge.curves.evaluate import WeightsEvaluator
-from fge.curves.families import make_family
-from fge.ensemble.snapshots import SnapshotStore
+from fge.config import KEEP_SNAPSHOTS, PlaneConfig, check_same_images, read_run
+from fge.curves import Curve, WeightsEvaluator, make_family, straight_points
+from fge.ensemble import SnapshotStore
 from fge.errors import DivergenceError, UserError
-from fge.landscape.grid import PlaneGrid, evaluate_plane
-from fge.landscape.plane import Bounds, Plane
-from fge.networks.flat import Layout
-from fge.networks.state import preserved
-from fge.report.interactive_plane import plane_plot, surface_plot
-from fge.report.page import (
+from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
+from fge.networks import Layout, preserved
+from fge.report import (
     FILES,
     FigureSet,
     Page,
+    plane_figure,
+    plane_plot,
+    plane_table,
+    plane_verdict,
+    surface_figure,
+    surface_plot,
 )
-from fge.report.planes import plane_figure, plane_table, plane_verdict, surface_figure
 
 _MOST_LABELS = 8
 

@@ -14,37 +14,37 @@ import torch
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
-from fge.config.base import RunConfig, as_stored, check_import, is_factory
-from fge.config.saved import KEEP_SNAPSHOTS, read_run
-from fge.config.studies import PredictConfig
-from fge.config.training import TrainConfig
-from fge.data.batches import EvalBatches, Normaliser
-from fge.data.sources import list_images, read_images
-from fge.data.splits import Split
+from fge.config import (
+    KEEP_SNAPSHOTS,
+    PredictConfig,
+    RunConfig,
+    TrainConfig,
+    as_stored,
+    check_import,
+    is_factory,
+    read_run,
+)
+from fge.data import EvalBatches, Normaliser, Split, list_images, read_images
 from fge.devices import choose_device, enough_memory, set_threads
-from fge.ensemble.ensemble import Ensemble
-from fge.ensemble.snapshots import SnapshotStore
+from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
 from fge.files import read_npz, write_bytes, write_text
-from fge.networks.build import build_model
-from fge.networks.state import read_weights
+from fge.networks import build_model, read_weights
 from fge.parallel import check_command
-from fge.report.console import ConsoleObserver
-from fge.report.page import (
+from fge.report import (
+    ConsoleObserver,
     FigureSet,
     Page,
-    environment_facts,
-    write_report,
-)
-from fge.report.predictions import (
     class_table,
     confidence_figure,
     confidence_plot,
+    environment_facts,
     predictions_verdict,
     uncertain_table,
+    write_report,
 )
-from fge.runs.folder import RunFolder
-from fge.train.methods import find_method
+from fge.runs import RunFolder
+from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
 

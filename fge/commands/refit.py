@@ -8,18 +8,13 @@ from typing import Any
 
 from fge.commands.pairs import Measured, make_study, measure_pair
 from fge.commands.run import Run
-from fge.config.base import RunConfig
-from fge.config.curves import CurveConfig
-from fge.config.training import FGEConfig
-from fge.curves.evaluate import Record
-from fge.curves.geometry import turning_angles
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.config import CurveConfig, FGEConfig, RunConfig
+from fge.curves import Record, turning_angles
+from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import UserError
-from fge.networks.flat import flatten
-from fge.networks.state import load_weights, state_bytes
-from fge.report.curves import PairResult
-from fge.report.methods import MethodResult, method_result
-from fge.runs.staged import StagedTraining, member_name
+from fge.networks import flatten, load_weights, state_bytes
+from fge.report import MethodResult, PairResult, method_result
+from fge.runs import StagedTraining, member_name
 
 _EVAL_POINTS = 11
 """Points per path: a run has many pairs, and what rises between neighbours rises broadly."""

@@ -7,14 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fge.config.saved import read_report
-from fge.config.studies import ReportConfig
+from fge.config import ReportConfig, read_report
 from fge.errors import UserError
-from fge.report.console import ConsoleObserver
-from fge.report.interactive import Plot
-from fge.report.methods import COLUMNS
-from fge.report.page import UNITS, Page, Section, Table, write_pages
-from fge.runs.folder import open_run_folder
+from fge.report import COLUMNS, UNITS, ConsoleObserver, Page, Plot, Section, Table, write_pages
+from fge.runs import open_run_folder
 
 _PAGES = ("report.html", "report.md")
 _IMAGES = ("sha256", "train", "val", "test")

@@ -17,31 +17,33 @@ import torch
 from torch import nn
 
 from fge.commands.build import load_data, settle_machine, settle_options, settle_speed
-from fge.config.base import RunConfig, TrainingConfig, own_code
-from fge.config.saved import (
+from fge.config import (
+    RunConfig,
+    TrainingConfig,
     check_unchanged,
     from_options,
     keep_settled,
+    own_code,
     read_config,
     to_options,
     write_config,
 )
-from fge.data.sources import DOWNLOADED, download_note
-from fge.data.splits import Dataset
+from fge.data import DOWNLOADED, Dataset, download_note
 from fge.devices import enough_memory
 from fge.errors import UserError
 from fge.observer import Observer, Observers
 from fge.parallel import Dismissed, current, join, leave, started_processes
-from fge.report.console import ConsoleObserver
-from fge.report.page import (
+from fge.report import (
+    ConsoleObserver,
     Page,
+    TensorBoardObserver,
+    check_tensorboard,
     dataset_facts,
     environment_facts,
     run_facts,
     write_report,
 )
-from fge.report.tensorboard import TensorBoardObserver, check_tensorboard
-from fge.runs.folder import RunFolder, SharedFolder, open_run_folder
+from fge.runs import RunFolder, SharedFolder, open_run_folder
 
 _LESS_MEMORY = (
     "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (on "

@@ -19,28 +19,25 @@ from fge.commands.studied import (
     snapshot_recipe,
     training_part,
 )
-from fge.config.saved import check_same_images
-from fge.config.studies import SharpnessConfig
-from fge.data.batches import EvalBatches
+from fge.config import SharpnessConfig, check_same_images
+from fge.data import EvalBatches
 from fge.errors import UserError
-from fge.landscape.sharpness import spectral_density, top_eigenvalues, trace
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import Layout
-from fge.networks.state import load_weights, preserved
-from fge.report.interactive_runs import sharpness_plot, spectrum_plot
-from fge.report.page import (
+from fge.landscape import spectral_density, top_eigenvalues, trace
+from fge.networks import Layout, load_weights, preserved, refresh_batch_norm
+from fge.report import (
     FILES,
     FigureSet,
     Page,
-)
-from fge.report.sharpness import (
     eigenvalue_figure,
+    line_momentum,
+    no_line_of,
+    sharpness_plot,
     sharpness_table,
     sharpness_verdict,
     spectrum_figure,
+    spectrum_plot,
     thresholds_of,
 )
-from fge.report.training import line_momentum, no_line_of
 
 _REFRESH_IMAGES = 5120
 """They give the error of a network to 0.1 points."""

@@ -12,20 +12,26 @@ from torch import Tensor, nn
 from fge.commands.build import eval_batches
 from fge.commands.endpoints import read_networks
 from fge.commands.run import Run
-from fge.config.base import RunConfig, is_factory
-from fge.config.curves import ConnectConfig, CurveEnsembleConfig
-from fge.config.saved import KEEP_SNAPSHOTS, read_report, read_run
-from fge.config.studies import PlaneConfig, SharpnessConfig, StudyConfig
-from fge.config.training import FGEConfig, TrainConfig
-from fge.curves.curve import Curve
-from fge.data.batches import EvalBatches
-from fge.data.splits import Split
-from fge.ensemble.snapshots import SnapshotStore
+from fge.config import (
+    KEEP_SNAPSHOTS,
+    ConnectConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
+    PlaneConfig,
+    RunConfig,
+    SharpnessConfig,
+    StudyConfig,
+    TrainConfig,
+    is_factory,
+    read_report,
+    read_run,
+)
+from fge.curves import Curve
+from fge.data import EvalBatches, Split
+from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.networks.flat import Layout, flatten
-from fge.networks.state import canonical_state, load_weights
-from fge.train.methods import find_method
-from fge.train.recipes import Recipe, endpoint_recipe
+from fge.networks import Layout, canonical_state, flatten, load_weights
+from fge.train import Recipe, endpoint_recipe, find_method
 
 
 @dataclass(frozen=True)

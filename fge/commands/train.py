@@ -14,35 +14,34 @@ from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
 from fge.commands.build import initial_model, make_training, member_predictions, new_model
 from fge.commands.refit import Refit, check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config.training import FGEConfig, TrainConfig
-from fge.ensemble.predictions import MemberPredictions
+from fge.config import FGEConfig, TrainConfig
+from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
-from fge.networks.state import state_bytes
-from fge.report.curves import curve_figure, pairs_table
-from fge.report.interactive_runs import curve_plot
-from fge.report.methods import (
+from fge.networks import state_bytes
+from fge.report import (
+    FILES,
+    UNITS,
+    FigureSet,
     MethodResult,
+    Page,
+    Table,
     add_reliability,
+    add_training,
     as_methods,
+    curve_figure,
+    curve_plot,
+    dataset_facts,
     ensemble_results,
+    find_dynamics,
     ood_tables,
+    pairs_table,
+    splits_note,
     table_rows,
     verdict,
     with_ood,
 )
-from fge.report.page import (
-    FILES,
-    UNITS,
-    FigureSet,
-    Page,
-    Table,
-    dataset_facts,
-    splits_note,
-)
-from fge.report.training import add_training, find_dynamics
-from fge.runs.staged import StagedTraining
-from fge.train.methods import Method, fge_stages, find_method
-from fge.train.recipes import endpoint_recipe
+from fge.runs import StagedTraining
+from fge.train import Method, endpoint_recipe, fge_stages, find_method
 
 _UNKNOWN_COST = (
     "The run began with given weights (--pretrained): the epochs of their training are not known "

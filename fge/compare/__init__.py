@@ -1,1 +1,33 @@
 """Methods at equal budgets: plan, runner, statistics, tables, verdict."""
+
+from fge.compare.cells import Cell, Cost, load_cells
+from fge.compare.comparison import Best, Comparison, compare_cells
+from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
+from fge.compare.measure import measure_cell, wall_seconds
+from fge.compare.plan import Job, Plan, PlannedCell
+from fge.compare.runner import POLL_SECONDS, Runner
+from fge.compare.tables import as_csv, as_json, comparison_tables
+from fge.compare.verdict import comparison_verdict
+
+__all__ = [
+    "CAPTIONS",
+    "POLL_SECONDS",
+    "Best",
+    "Cell",
+    "Comparison",
+    "Cost",
+    "Job",
+    "Plan",
+    "PlannedCell",
+    "Runner",
+    "as_csv",
+    "as_json",
+    "compare_cells",
+    "comparison_figures",
+    "comparison_plots",
+    "comparison_tables",
+    "comparison_verdict",
+    "load_cells",
+    "measure_cell",
+    "wall_seconds",
+]

@@ -17,15 +17,18 @@ from torch import Tensor
 from fge import metrics
 from fge.errors import UserError
 from fge.files import read_npz, sha256, write_bytes, write_json
-from fge.metrics import check_probs
-from fge.metrics.calibration import (
+from fge.metrics import (
     adaptive_ece,
+    aurc,
     calibrated_nll_per_example,
     calibrated_summary,
+    check_probs,
+    disagreement,
+    error_correlation,
+    gain_split,
+    ood_auroc,
 )
-from fge.metrics.detection import aurc, ood_auroc
-from fge.metrics.diversity import disagreement, error_correlation, gain_split
-from fge.networks.apply import RunningMean
+from fge.networks import RunningMean
 
 Array = NDArray[np.float64]
 

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.compare.cells import Cell
-from fge.config.compare import CURVE_ENSEMBLE, DEEP_ENSEMBLE, FGE, ORDER, SINGLE
+from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, FGE, ORDER, SINGLE
 from fge.errors import UserError
-from fge.metrics.calibration import deep_ensemble_equivalent
-from fge.metrics.intervals import Interval, paired_difference_over_seeds
+from fge.metrics import Interval, deep_ensemble_equivalent, paired_difference_over_seeds
 
 BASELINES = (SINGLE, CURVE_ENSEMBLE)
 COMPARED = ("error", "nll", "calibrated_nll")

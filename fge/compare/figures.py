@@ -8,10 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fge.compare.comparison import Comparison, MethodRow
-from fge.config.compare import CURVE_ENSEMBLE, DEEP_ENSEMBLE, SINGLE
-from fge.report.interactive import Plot, Series, comparison_plot, reliability_plot
-from fge.report.methods import FEWEST
-from fge.report.plots import reliability_figure, series_figure
+from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, SINGLE
+from fge.report import (
+    FEWEST,
+    Plot,
+    Series,
+    comparison_plot,
+    reliability_figure,
+    reliability_plot,
+    series_figure,
+)
 
 CAPTIONS = {
     "error_by_epochs.png": "Test error against training epochs, mean ± standard deviation over "

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fge.compare.cells import Cell, Cost, make_cell
 from fge.compare.plan import Part, PlannedCell
-from fge.config.saved import read_report
-from fge.data.splits import Dataset
-from fge.ensemble.predictions import PredictionFile
+from fge.config import read_report
+from fge.data import Dataset
+from fge.ensemble import PredictionFile
 from fge.errors import UserError
 from fge.files import read_records
 

@@ -9,12 +9,17 @@ from typing import Any
 from urllib.parse import quote
 
 from fge.compare.cells import Cell, cell_name
-from fge.config.base import RunConfig
-from fge.config.compare import OF_FGE_RUN, CompareConfig, options_for
-from fge.config.curves import CurveEnsembleConfig
-from fge.config.training import FGEConfig, TrainConfig
+from fge.config import (
+    OF_FGE_RUN,
+    CompareConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
+    RunConfig,
+    TrainConfig,
+    options_for,
+)
 from fge.seeds import derive_seed
-from fge.train.methods import find_method
+from fge.train import find_method
 
 _EVAL_POINTS = 5
 """Points measured along a curve: no more than its ensemble has members."""

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fge.compare.plan import Job
-from fge.config.base import RunConfig, own_code
-from fge.config.saved import read_config, read_report, to_options, write_config
+from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
 

@@ -16,8 +16,8 @@ from fge.compare.comparison import (
     MethodRow,
     level_among,
 )
-from fge.metrics.intervals import Interval
-from fge.report.page import Table
+from fge.metrics import Interval
+from fge.report import Table
 
 SCHEMA_VERSION = 1
 NOTHING = "-"
@@ -59,7 +59,7 @@ _OOD_NOTE = (
 )
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables of a comparison: four per budget, deep ensembles, what is beyond."""
     found = []
     for budget in comparison.budgets:

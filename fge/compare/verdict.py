@@ -14,15 +14,15 @@ from fge.compare.comparison import (
     level_among,
 )
 from fge.compare.tables import epochs_of, interval_text, percent
-from fge.config.compare import FGE
-from fge.metrics.intervals import Interval
+from fge.config import FGE
+from fge.metrics import Interval
 
 _FIRST = "calibrated NLL"
 _WORDS = {"error": "error", "calibrated_nll": _FIRST}
 _FORMS = {"error": "{:.2f} %", "calibrated_nll": "{:.4f}"}
 
 
-def verdict(comparison: Comparison) -> str:
+def comparison_verdict(comparison: Comparison) -> str:
     """Say per budget which method to use, how sure that is, and whether FGE pays.
 
     To be used is, of the methods that are not told apart from the best in calibrated NLL or error,

@@ -1,1 +1,45 @@
 """Curves through weight space: fit, evaluate, baselines, the path through the origin."""
+
+from fge.curves.baselines import BASELINES, make_baseline
+from fge.curves.curve import Chain, Curve, gram_matrix, straight_points
+from fge.curves.evaluate import (
+    AnyCurve,
+    Probabilities,
+    Record,
+    WeightsEvaluator,
+    bound,
+    evaluate_curve,
+    summarise_curve,
+)
+from fge.curves.families import Bezier, PolyChain, make_family
+from fge.curves.fit import fit_curve
+from fge.curves.geometry import angle, distance, turning_angles
+from fge.curves.objectives import Objective, stratified_uniform
+from fge.curves.origin import OriginPath, TrivialPath
+
+__all__ = [
+    "BASELINES",
+    "AnyCurve",
+    "Bezier",
+    "Chain",
+    "Curve",
+    "Objective",
+    "OriginPath",
+    "PolyChain",
+    "Probabilities",
+    "Record",
+    "TrivialPath",
+    "WeightsEvaluator",
+    "angle",
+    "bound",
+    "distance",
+    "evaluate_curve",
+    "fit_curve",
+    "gram_matrix",
+    "make_baseline",
+    "make_family",
+    "straight_points",
+    "stratified_uniform",
+    "summarise_curve",
+    "turning_angles",
+]

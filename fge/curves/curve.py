@@ -17,8 +17,7 @@ from torch import Tensor
 from fge.curves.families import Bezier, Family, locate, make_family
 from fge.errors import UserError
 from fge.files import write_bytes
-from fge.networks.flat import Layout, check_distinct
-from fge.networks.state import decode_weights, split_header
+from fge.networks import Layout, check_distinct, decode_weights, split_header
 
 _KIND = "fge-curve"
 _POINTS = "points"

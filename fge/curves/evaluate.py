@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from fge import metrics
 from fge.errors import UserError, unknown
-from fge.networks.apply import (
+from fge.networks import (
     ForwardFn,
     LossFn,
     call_model,
     check_reiterable,
     count_examples,
+    preserved,
+    refresh_batch_norm,
     to_device,
+    write_parameters,
 )
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.flat import write_parameters
-from fge.networks.state import preserved
-from fge.train.learner import Speed
+from fge.train import Speed
 
 Record = dict[str, float]
 Probabilities = dict[str, Tensor]

@@ -19,13 +19,33 @@ from fge.curves.families import Family, make_family
 from fge.curves.objectives import Draw, Objective, Shape, make_objective, stratified_uniform
 from fge.errors import UserError
 from fge.files import sha256
-from fge.networks.apply import ForwardFn, LossFn, check_reiterable, count_examples, to_device
-from fge.networks.flat import FlatParameters, Layout, check_distinct, flatten
-from fge.networks.state import Weights, preserved, read_state, unwrap, write_state
-from fge.train.learner import Learner, Speed
-from fge.train.loop import Batches, EpochEnd, diverged, train
-from fge.train.recipes import MakeSchedule
-from fge.train.schedules import ClosedFormLR, EndpointLR
+from fge.networks import (
+    FlatParameters,
+    ForwardFn,
+    Layout,
+    LossFn,
+    Weights,
+    check_distinct,
+    check_reiterable,
+    count_examples,
+    flatten,
+    preserved,
+    read_state,
+    to_device,
+    unwrap,
+    write_state,
+)
+from fge.train import (
+    Batches,
+    ClosedFormLR,
+    EndpointLR,
+    EpochEnd,
+    Learner,
+    MakeSchedule,
+    Speed,
+    diverged,
+    train,
+)
 
 _CPU_COLUMNS, _GPU_COLUMNS = 1 << 15, 1 << 22
 """Columns per block of the Gram matrix: what fits in a cache; what makes few calls."""

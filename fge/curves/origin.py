@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, fx, nn
 
 from fge.errors import UserError
-from fge.networks.state import unwrap
+from fge.networks import unwrap
 
 _CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 _POOLS = (

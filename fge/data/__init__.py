@@ -1,1 +1,22 @@
 """Images in memory, and batches of them."""
+
+from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padding
+from fge.data.ood import load_ood
+from fge.data.sources import DOWNLOADED, download_note, list_images, read_images
+from fge.data.splits import Dataset, OODImages, Split, load_dataset
+
+__all__ = [
+    "DOWNLOADED",
+    "Dataset",
+    "EvalBatches",
+    "Normaliser",
+    "OODImages",
+    "Split",
+    "TrainBatches",
+    "default_padding",
+    "download_note",
+    "list_images",
+    "load_dataset",
+    "load_ood",
+    "read_images",
+]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.config.base import OOD_NAMES
+from fge.config import OOD_NAMES
 from fge.data.splits import NAMED, SPLIT_SEED, Dataset, OODImages, Split, load_dataset
 from fge.errors import UserError
 from fge.files import read_npz

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.config.base import DATA_NAMES
+from fge.config import DATA_NAMES
 from fge.data import sources
 from fge.data.sources import RawData, RawSplit
 from fge.errors import UserError, unknown

@@ -1,1 +1,32 @@
 """What is kept of a training and averaged: snapshots, predictions, FGE, fold."""
+
+from fge.ensemble.cycle import FGE
+from fge.ensemble.ensemble import Ensemble
+from fge.ensemble.folding import (
+    NOT_FINITE,
+    Candidate,
+    Fold,
+    Scores,
+    Trial,
+    fold,
+    fold_greedily,
+    scores_of,
+)
+from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.ensemble.snapshots import SnapshotStore
+
+__all__ = [
+    "FGE",
+    "NOT_FINITE",
+    "Candidate",
+    "Ensemble",
+    "Fold",
+    "MemberPredictions",
+    "PredictionFile",
+    "Scores",
+    "SnapshotStore",
+    "Trial",
+    "fold",
+    "fold_greedily",
+    "scores_of",
+]

@@ -13,7 +13,7 @@ from fge.ensemble.ensemble import Ensemble
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.parallel import ranks_of
-from fge.train.schedules import TriangularLR
+from fge.train import TriangularLR
 
 
 class FGE:

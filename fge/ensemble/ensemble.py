@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.networks.apply import (
+from fge.networks import (
     ForwardFn,
     RunningMean,
+    Weights,
     call_model,
     check_logits,
     check_reiterable,
+    load_weights,
     predict_logits,
+    state_of,
+    unwrap,
 )
-from fge.networks.state import Weights, load_weights, state_of, unwrap
 
 Combine = Literal["probs", "logits"]
 Members = SnapshotStore | Sequence[Weights]

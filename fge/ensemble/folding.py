@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from fge import metrics
 from fge.ensemble.ensemble import Members
 from fge.errors import UserError
-from fge.networks.apply import ForwardFn, RunningMean, check_reiterable, predict_logits
-from fge.networks.average import RunningAverage
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import canonical_state, load_weights, unwrap
+from fge.networks import (
+    ForwardFn,
+    RunningAverage,
+    RunningMean,
+    canonical_state,
+    check_reiterable,
+    load_weights,
+    predict_logits,
+    refresh_batch_norm,
+    unwrap,
+)
 
 
 class Scores(NamedTuple):

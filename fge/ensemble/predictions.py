@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.data.batches import EvalBatches
+from fge.data import EvalBatches
 from fge.errors import UserError
 from fge.files import read_npz, write_bytes
-from fge.networks.apply import RunningMean
+from fge.networks import RunningMean
 
 _ARRAYS = ("targets", "members", "sha256", "probabilities")
 

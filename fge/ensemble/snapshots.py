@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fge.errors import UserError
 from fge.files import sha256, write_bytes, write_json
-from fge.networks.state import Weights, canonical_state, decode_weights, encode_weights
+from fge.networks import Weights, canonical_state, decode_weights, encode_weights
 
 SCHEMA_VERSION = 1
 

@@ -1,1 +1,24 @@
 """Planes and lines through weight space, and the Hessian."""
+
+from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
+from fge.landscape.hessian import CHUNK, HessianOperator
+from fge.landscape.plane import Bounds, Line, Plane
+from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
+from fge.landscape.sharpness import spectral_density, stability_threshold, top_eigenvalues, trace
+
+__all__ = [
+    "CHUNK",
+    "PROBE_IMAGES",
+    "Bounds",
+    "HessianOperator",
+    "Line",
+    "Plane",
+    "PlaneGrid",
+    "SharpnessProbe",
+    "evaluate_line",
+    "evaluate_plane",
+    "spectral_density",
+    "stability_threshold",
+    "top_eigenvalues",
+    "trace",
+]

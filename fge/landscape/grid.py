@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fge.curves.evaluate import AnyCurve, Record, WeightsEvaluator, evaluate_curve
+from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
 from fge.errors import UserError
 from fge.files import append_record, read_npz, read_records, write_npz
 from fge.landscape.plane import Bounds, Plane
-from fge.networks.apply import ForwardFn, LossFn
-from fge.networks.flat import Layout
-from fge.networks.state import preserved
+from fge.networks import ForwardFn, Layout, LossFn, preserved
 from fge.seeds import generator
-from fge.train.learner import Speed
+from fge.train import Speed
 
 Array = NDArray[np.float64]
 _AXES = ("xs", "ys", "anchors", "gram")

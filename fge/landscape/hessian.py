@@ -14,17 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fge.errors import UserError
-from fge.networks.apply import (
+from fge.networks import (
     ForwardFn,
+    Layout,
     LossFn,
     call_model,
     check_reiterable,
     cut,
+    named_parameters,
     tensors,
     to_device,
+    unwrap,
 )
-from fge.networks.flat import Layout, named_parameters
-from fge.networks.state import unwrap
 
 CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3

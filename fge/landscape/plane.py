@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fge.curves.evaluate import AnyCurve
+from fge.curves import AnyCurve
 from fge.errors import UserError
-from fge.networks.flat import Layout
+from fge.networks import Layout
 from fge.seeds import generator
 
 Bounds = tuple[float, float, float, float]

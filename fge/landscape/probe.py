@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from fge.data.batches import EvalBatches
+from fge.data import EvalBatches
 from fge.errors import DivergenceError, UserError
 from fge.landscape.sharpness import top_eigenvalues
-from fge.networks.state import preserved
-from fge.train.learner import Learner
+from fge.networks import preserved
+from fge.train import Learner
 
 PROBE_IMAGES = 1024
 """Training images whose mean loss is looked at, as many as ``python cli.py sharpness`` takes."""

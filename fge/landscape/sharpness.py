@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fge.errors import UserError
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import BandLanczos, largest_eigenpairs
-from fge.networks.apply import ForwardFn, LossFn
+from fge.networks import ForwardFn, LossFn
 from fge.seeds import generator
 
 _LEANING = 10.0

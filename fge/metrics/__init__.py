@@ -10,14 +10,7 @@ from fge.metrics.calibration import (
     fit_temperature,
     scale_temperature,
 )
-from fge.metrics.detection import (
-    RiskCoverage,
-    aurc,
-    auroc,
-    entropy,
-    ood_auroc,
-    risk_coverage,
-)
+from fge.metrics.detection import RiskCoverage, aurc, auroc, entropy, ood_auroc, risk_coverage
 from fge.metrics.diversity import (
     GainSplit,
     disagreement,

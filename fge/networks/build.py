@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.config.base import is_factory
+from fge.config import is_factory
 from fge.errors import UserError, unknown
 from fge.networks.architectures.convnet import convnet
 from fge.networks.architectures.preresnet import preresnet, wide_resnet

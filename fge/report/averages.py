@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fge.ensemble.folding import Fold, Scores
+from fge.ensemble import Fold, Scores
 from fge.report.methods import MethodResult, comparison
 from fge.report.page import Table
 
@@ -115,7 +115,7 @@ def average_table(swa: Swa, fold: Fold, names: Sequence[str]) -> Table:
     return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
 
 
-def as_json(swa: Swa | None, fold: Fold | None, names: Sequence[str]) -> dict[str, Any]:
+def averages_json(swa: Swa | None, fold: Fold | None, names: Sequence[str]) -> dict[str, Any]:
     """Return what ``report.json`` holds of averaged weights; figures are those on validation."""
     content: dict[str, Any] = {"swa": {"snapshots": list(names)}}
     if swa:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -13,15 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fge.observer import Observer
+from fge.observer import Observer, silence_output
 
 _POINTS_PER_LINE = 10
 _UNLIMITED = 1000
-
-
-def silence_output() -> None:
-    """Send what is written to standard output from here on nowhere: its reader is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _LastingConsole(Console):

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fge.curves.evaluate import Record, bound, summarise_curve
+from fge.curves import Record, bound, summarise_curve
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from fge.landscape.grid import PlaneGrid
+from fge.landscape import PlaneGrid
 from fge.report.interactive import DASHES, Plot, axis, base_layout, numbers, text
 from fge.report.planes import (
     Lines,

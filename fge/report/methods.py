@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fge import metrics
-from fge.data.splits import Dataset
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
-from fge.metrics.detection import ood_auroc
+from fge.data import Dataset
+from fge.ensemble import MemberPredictions, PredictionFile
+from fge.metrics import ood_auroc
 from fge.report.interactive import Series, reliability_plot
 from fge.report.page import FigureSet, Table
 from fge.report.plots import reliability_figure

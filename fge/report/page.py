@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fge.config.base import own_code
+from fge.config import own_code
 from fge.files import write_text
 from fge.report.interactive import Plot, plotly_script
 
@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fge.config.base import RunConfig
-from fge.data.splits import Dataset
+from fge.config import RunConfig
+from fge.data import Dataset
 from fge.files import json_text
 from fge.report.plots import save_figure
-from fge.runs.folder import RunFolder
+from fge.runs import RunFolder
 
 FILES = ("report.json", "config.json", "log.jsonl")
 """What every run folder holds for other programs."""

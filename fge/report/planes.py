@@ -15,9 +15,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from fge.curves.evaluate import summarise_curve
+from fge.curves import summarise_curve
 from fge.errors import UserError, unknown
-from fge.landscape.grid import PlaneGrid
+from fge.landscape import PlaneGrid
 from fge.report.page import Table
 
 Array = NDArray[np.float64]

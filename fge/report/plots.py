@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fge.config.compare import ORDER
+from fge.config import ORDER
 from fge.files import write_bytes
 from fge.report.interactive import Series, set_apart
 
@@ -134,7 +134,7 @@ def reliability_figure(series: Sequence[Series]) -> Figure:
     The difference is drawn, since the bins of calibrated methods lie on one line otherwise.
 
     Args:
-        series: of :func:`fge.compare.reliability_series`.
+        series: a method each: mean confidence and accuracy of bins, and how many are in them.
     """
     figure = Figure(figsize=(8.5, 6.0), layout="constrained")
     gaps, counts = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fge.metrics.detection import entropy
+from fge.metrics import entropy
 from fge.report.interactive import COLOURS, Plot, layout, numbers
 from fge.report.page import Table
 from fge.report.plots import ENSEMBLE

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.landscape.sharpness import stability_threshold
+from fge.landscape import stability_threshold
 from fge.report.page import Table
 from fge.report.plots import RATE, SINGLE, SNAPSHOT
 

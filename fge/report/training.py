@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fge.landscape.sharpness import stability_threshold
+from fge.landscape import stability_threshold
 from fge.report.interactive_runs import dynamics_plot, training_plot
 from fge.report.page import FigureSet, Table
 from fge.report.plots import TrainingCurves, training_figure
 from fge.report.sharpness import SharpnessCurves, dynamics_figure
-from fge.runs.staged import StagedTraining
-from fge.train.recipes import Recipe, Stage, make_optimizer
+from fge.runs import StagedTraining
+from fge.train import Recipe, Stage, make_optimizer
 
 _POINTS_PER_EPOCH = 50
 TRAINING_CAPTION = "Learning rate, validation error and distance over epochs"

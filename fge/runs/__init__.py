@@ -1,1 +1,13 @@
 """The run folder, and training in stages from checkpoint to checkpoint."""
+
+from fge.runs.folder import RunFolder, SharedFolder, open_run_folder
+from fge.runs.staged import Probe, StagedTraining, member_name
+
+__all__ = [
+    "Probe",
+    "RunFolder",
+    "SharedFolder",
+    "StagedTraining",
+    "member_name",
+    "open_run_folder",
+]

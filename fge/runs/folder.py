@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fge.ensemble.snapshots import SnapshotStore
+from fge.ensemble import SnapshotStore
 from fge.errors import UserError
 from fge.files import (
     append_record,
@@ -15,7 +15,7 @@ from fge.files import (
     remove_temporaries,
     write_records,
 )
-from fge.networks.state import decode_state, read_state, write_state
+from fge.networks import decode_state, read_state, write_state
 from fge.parallel import Ranks
 
 RUNS = Path("runs")

@@ -11,20 +11,15 @@ import torch
 from torch import Tensor
 
 from fge import metrics
-from fge.data.batches import EvalBatches, TrainBatches
+from fge.data import EvalBatches, TrainBatches
 from fge.devices import peak_memory_mib
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
-from fge.ensemble.snapshots import SnapshotStore
+from fge.ensemble import MemberPredictions, PredictionFile, SnapshotStore
 from fge.errors import DivergenceError
-from fge.networks.apply import RunningMean
-from fge.networks.state import load_weights
+from fge.networks import RunningMean, load_weights
 from fge.observer import Observer
 from fge.parallel import dismiss
 from fge.runs.folder import RunFolder
-from fge.train.learner import Learner
-from fge.train.loop import EpochEnd, diverged, train
-from fge.train.recipes import Stage
-from fge.train.schedules import ClosedFormLR
+from fge.train import ClosedFormLR, EpochEnd, Learner, Stage, diverged, train
 
 _CHECKPOINT = "checkpoint"
 

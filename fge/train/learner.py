@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.errors import DivergenceError, UserError
-from fge.networks.apply import ForwardFn, LossFn, call_model, count_examples, predict_proba
-from fge.networks.average import ExponentialAverage
-from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import unwrap
+from fge.networks import (
+    ExponentialAverage,
+    ForwardFn,
+    LossFn,
+    call_model,
+    count_examples,
+    predict_proba,
+    refresh_batch_norm,
+    unwrap,
+)
 from fge.parallel import Ranks, other_buffers, running_statistics
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}

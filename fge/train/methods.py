@@ -14,10 +14,9 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
-from fge.config.base import is_factory
-from fge.config.training import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig
+from fge.config import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig, is_factory
 from fge.errors import UserError, unknown
-from fge.networks.build import import_named
+from fge.networks import import_named
 from fge.train.recipes import MakeSchedule, Recipe, Stage, endpoint_recipe
 from fge.train.schedules import (
     ClosedFormLR,

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from fge.config.base import RunConfig
+from fge.config import RunConfig
 from fge.errors import UserError, check_at_least, check_positive, unknown
-from fge.networks.state import unwrap
+from fge.networks import unwrap
 from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
 from fge.train.sgld import SGLD
 

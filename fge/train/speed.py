@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.config.base import RunConfig
+from fge.config import RunConfig
 from fge.errors import UserError
 from fge.train.learner import Learner, Speed
 
