@@ -9,27 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import write_tiny_npz
+from fge_runs import config
 from safetensors.torch import load_file
 
 from fge import metrics
 from fge.commands.train import fge
 from fge.config import FGEConfig
 from fge.train import Learner
-
-
-def config(tiny_npz: Path, out: Path, **changes: Any) -> FGEConfig:
-    values: dict[str, Any] = {
-        "data": str(tiny_npz),
-        "out": out,
-        "epochs": 6,
-        "start_epoch": 1,
-        "cycle_epochs": 2,
-        **PLAIN,
-        "val_fraction": 0.25,
-        **changes,
-    }
-    return FGEConfig(**values)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_run import config
+from fge_runs import config
 
 from fge import metrics
 from fge.commands.train import fge, train

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from fge.train import ClosedFormLR, LinearDecayLR, StepsLR, fge_stages
 from fge.train.schedules import linear_factor, mark_epochs, steps_factor, triangular
 
 REFERENCE: dict[str, Any] = json.loads(
-    Path(__file__).with_name("reference.json").read_text(encoding="utf-8")
+    (ROOT / "tests" / "reference.json").read_text(encoding="utf-8")
 )
 SNAPSHOT_EPOCHS = [(int(c), e) for c, e in REFERENCE["snapshot_epochs"].items() if c != "epochs"]
 

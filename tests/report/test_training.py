@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import config
+from fge_runs import config
 
 from fge.commands.train import fge, train
 from fge.config import TrainConfig

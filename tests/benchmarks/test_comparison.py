@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from benchmarks.comparison import (
     PRESETS,
@@ -16,7 +17,7 @@ from benchmarks.comparison import (
 )
 from fge.config import CompareConfig
 
-REFERENCE = Path(__file__).with_name("reference.json")
+REFERENCE = ROOT / "tests" / "reference.json"
 
 
 def test_published_figures_are_those_of_the_reference() -> None:

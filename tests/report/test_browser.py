@@ -13,7 +13,7 @@ from browser import CHROMIUM, Browser
 from conftest import write_tiny_npz
 from curve_runs import done, job
 from matplotlib.figure import Figure
-from test_interactive_plane import luminance
+from plot_checks import luminance
 
 from fge.commands.report import joined_page
 from fge.landscape import PlaneGrid

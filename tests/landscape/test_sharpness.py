@@ -47,7 +47,7 @@ def top(model: nn.Module, k: int = 1, **options: Any) -> EigenResult:
 
 
 def dense(model: nn.Module, **options: Any) -> Tensor:
-    """Checked against torch.func in tests/test_hessian.py."""
+    """Checked against torch.func in test_hessian.py."""
     return HessianOperator(model, F.cross_entropy, data_of(), **options).dense()
 
 

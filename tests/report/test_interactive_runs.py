@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_interactive import check_plot, pairs
+from plot_checks import check_plot, pairs
 
 from fge.report import (
     ENSEMBLE_LABELS,

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from typing import Any
 
-import plotly.graph_objects as go
 import pytest
+from plot_checks import check_plot, pairs
 
 from fge.report import Plot, Series, comparison_plot, lines_plot, reliability_plot
 from fge.report.interactive import layout, numbers, plotly_script, set_apart, text
 
 NAN, INF = float("nan"), float("inf")
-
-
-def check_plot(plot: Plot) -> None:
-    """Check that plotly knows each attribute, and that JSON holds every number."""
-    go.Figure({"data": list(plot.data), "layout": dict(plot.layout)})
-    json.dumps({"data": plot.data, "layout": plot.layout}, allow_nan=False)
-
-
-def pairs(trace: Any) -> list[tuple[float, float]]:
-    return list(zip(trace["x"], trace["y"], strict=True))
 
 
 def test_plotly_refuses_what_it_does_not_know() -> None:

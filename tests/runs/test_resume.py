@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAIN
+from conftest import PLAIN, ROOT
 
 from fge.commands.train import fge
 from fge.config import FGEConfig
@@ -24,7 +24,7 @@ RANDOM_POINTS = 14
 
 class KillServer:
     def __init__(self) -> None:
-        script = Path(__file__).with_name("kill_server.py")
+        script = ROOT / "tests" / "kill_server.py"
         self.process = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

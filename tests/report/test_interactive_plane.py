@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from test_interactive import check_plot
+from plot_checks import check_plot, luminance
 
 from fge.errors import UserError
 from fge.landscape import PlaneGrid
@@ -60,12 +60,6 @@ def test_every_band_has_its_colour_in_contours_and_on_the_surface() -> None:
     low, high = to_rgb(in_bands[0]), to_rgb(in_bands[-1])
     assert low[0] > low[2]  # red where the loss is low, blue where it is high, as in the paper
     assert high[2] > high[0]
-
-
-def luminance(colour: str) -> float:
-    """Of WCAG 2.1."""
-    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
 def test_names_can_be_read_on_every_band() -> None:
