@@ -65,7 +65,7 @@ def full_pass(
     for batch, logits in predict_logits(model, train_set):
         total += float(F.cross_entropy(logits, batch[1], reduction="sum"))
     parts = [logits.softmax(dim=1) for _, logits in predict_logits(model, test)]
-    error = metrics.error(torch.cat(parts), test.split.labels)
+    error = metrics.error(torch.cat(parts).cpu(), test.split.labels.cpu())
     return total / len(train_set.split), error
 
 

@@ -33,6 +33,12 @@ def new_model(name: str, dataset: Dataset) -> nn.Module:
     )
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def new_optimizer(model: nn.Module) -> torch.optim.SGD:
     """Return PyTorch's SGD as a plain loop would make it."""
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -62,7 +68,9 @@ def endless(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
 
 
-def dataloader_train(model: nn.Module, dataset: Dataset, workers: int) -> Contender:
+def dataloader_train(
+    model: nn.Module, dataset: Dataset, workers: int, steps: int = TRAIN_STEPS
+) -> Contender:
     """(a) in training."""
     normalise = transforms.Normalize(
         [m / 255 for m in dataset.mean], [s / 255 for s in dataset.std]
@@ -73,6 +81,7 @@ def dataloader_train(model: nn.Module, dataset: Dataset, workers: int) -> Conten
         transforms.ToTensor(),
         normalise,
     ]
+    device = next(model.parameters()).device
     images = PILImages(dataset.train.images, dataset.train.labels, transforms.Compose(augment))
     loader = DataLoader(
         images,
@@ -81,17 +90,19 @@ def dataloader_train(model: nn.Module, dataset: Dataset, workers: int) -> Conten
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
     )
     stream = endless(loader)
     optimizer = new_optimizer(model.train())
 
     def work() -> int:
-        for _ in range(TRAIN_STEPS):
-            inputs, targets = next(stream)
+        for _ in range(steps):
+            inputs, targets = (part.to(device, non_blocking=True) for part in next(stream))
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return TRAIN_STEPS * BATCH
+        synchronise(device)
+        return steps * BATCH
 
     return work
 
@@ -103,55 +114,73 @@ def dataloader_eval(model: nn.Module, dataset: Dataset, workers: int) -> Contend
     )
     transform = transforms.Compose([transforms.ToTensor(), normalise])
     images = PILImages(dataset.val.images, dataset.val.labels, transform)
+    device = next(model.parameters()).device
     loader = DataLoader(images, EVAL_BATCH, num_workers=workers, persistent_workers=workers > 0)
     model.eval()
 
     def work() -> int:
         with torch.no_grad():
-            torch.cat([model(inputs).softmax(1) for inputs, _ in loader])
+            torch.cat([model(inputs.to(device)).softmax(1) for inputs, _ in loader])
+        synchronise(device)
         return len(images)
 
     return work
 
 
-def in_memory_train(model: nn.Module, dataset: Dataset) -> Contender:
+def in_memory_train(model: nn.Module, dataset: Dataset, steps: int = TRAIN_STEPS) -> Contender:
     """(b) in training: crop and flip of whole batches by indexing, as one would write it."""
     height, width = dataset.image_size
+    device = dataset.train.labels.device
     padded = F.pad(dataset.train.images.contiguous(), [PADDING] * 4)
-    labels, mean, std = dataset.train.labels, dataset.mean[0], dataset.std[0]
+    labels = dataset.train.labels
+    mean, std = channel_statistics(dataset)
     optimizer = new_optimizer(model.train())
 
     def augmented(index: Tensor) -> Tensor:
-        offsets = torch.randint(0, 2 * PADDING + 1, (len(index), 2))
-        rows = offsets[:, :1] + torch.arange(height)
-        columns = offsets[:, 1:] + torch.arange(width)
-        images = padded[index[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
-        flipped = torch.where(torch.rand(len(index), 1, 1) < 0.5, images.flip(2), images)
-        return ((flipped.float() - mean) / std)[:, None]
+        offsets = torch.randint(0, 2 * PADDING + 1, (len(index), 2), device=device)
+        rows = offsets[:, :1] + torch.arange(height, device=device)
+        columns = offsets[:, 1:] + torch.arange(width, device=device)
+        images = padded[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        images = images.permute(0, 3, 1, 2)
+        mirrored = torch.rand(len(index), 1, 1, 1, device=device) < 0.5
+        return (torch.where(mirrored, images.flip(3), images).float() - mean) / std
 
     def work() -> int:
-        for _ in range(TRAIN_STEPS):
-            index = torch.randint(0, len(labels), (BATCH,))
+        for _ in range(steps):
+            index = torch.randint(0, len(labels), (BATCH,), device=device)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(augmented(index)), labels[index])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return TRAIN_STEPS * BATCH
+        synchronise(device)
+        return steps * BATCH
 
     return work
 
 
-def in_memory_eval(model: nn.Module, dataset: Dataset) -> Contender:
+def channel_statistics(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per channel (C, 1, 1) on the data's device."""
+    device = dataset.train.labels.device
+    mean, std = (
+        torch.tensor(values, device=device).view(-1, 1, 1) for values in (dataset.mean, dataset.std)
+    )
+    return mean, std
+
+
+def in_memory_eval(model: nn.Module, dataset: Dataset, batch_size: int = EVAL_BATCH) -> Contender:
     """(b) in evaluation."""
-    images, mean, std = dataset.val.images.contiguous(), dataset.mean[0], dataset.std[0]
+    images = dataset.val.images.contiguous()
+    mean, std = channel_statistics(dataset)
     model.eval()
 
     def work() -> int:
         with torch.no_grad():
             parts = [
                 model((batch.float() - mean) / std).softmax(1)
-                for batch in torch.split(images, EVAL_BATCH)
+                for batch in torch.split(images, batch_size)
             ]
-        return len(torch.cat(parts))
+        count = len(torch.cat(parts))
+        synchronise(images.device)
+        return count
 
     return work

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from eager_loops import synchronise
 from hessian_ratios import Figures, lines, paired, ratios, shown, spread
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ from fge.networks import build_model
 from fge.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "hessian.json"
+CPU = torch.device("cpu")
 REACHED = 0.01
 MOST_PRODUCTS = 300
 WARM_UP, REPETITIONS = 3, 20
@@ -58,20 +60,22 @@ Batch = tuple[Tensor, Tensor]
 Contender = Callable[[nn.Module, Batch, float, int], Figures]
 
 
-def trained(name: str, steps: int) -> tuple[nn.Module, Tensor, Tensor]:
+def trained(name: str, steps: int, device: torch.device = CPU) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a network after ``steps`` of SGD, in evaluation mode, and the data it saw."""
     dataset = load_dataset("fashion-mnist-mini")
-    images = Normaliser(dataset.mean, dataset.std, torch.device("cpu"))(dataset.train.images)
+    dataset = dataset.to(device)
+    images = Normaliser(dataset.mean, dataset.std, device)(dataset.train.images)
     if name.startswith("vgg"):
         images = F.pad(images, [2] * 4)
     labels = dataset.train.labels
     torch.manual_seed(0)
     size = (images.shape[2], images.shape[3])
     model = build_model(name, in_channels=1, num_classes=len(dataset.classes), image_size=size)
+    model.to(device)
     lr = LEARNING_RATES.get(name, 0.02)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for _ in range(steps):
-        index = torch.randint(0, len(labels), (64,))
+        index = torch.randint(0, len(labels), (64,)).to(device)
         optimizer.zero_grad()
         F.cross_entropy(model(images[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -85,7 +89,8 @@ def converged_eigenvalue(model: nn.Module, batch: Batch) -> float:
     hessian = HessianOperator(model, F.cross_entropy, [batch])
 
     def matvec(vector: Any) -> Any:
-        return hessian.matvec(torch.from_numpy(np.asarray(vector).ravel().copy())).numpy()
+        given = torch.from_numpy(np.asarray(vector).ravel().copy())
+        return hessian.matvec(given.to(batch[1].device)).cpu().numpy()
 
     linear = LinearOperator((hessian.size, hessian.size), matvec=matvec, dtype=np.float64)
     return float(eigsh(linear, k=1, which="LA", tol=1e-5, return_eigenvectors=False)[0])
@@ -95,6 +100,7 @@ def gradient_seconds(model: nn.Module, batch: Batch) -> float:
     """Return the time of one ordinary gradient of the batch."""
     started = time.perf_counter()
     torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), list(model.parameters()))
+    synchronise(batch[1].device)
     return time.perf_counter() - started
 
 
@@ -155,7 +161,7 @@ def run_pyhessian(
     started = time.perf_counter()
     library.hessian_vector_product = watch
     try:
-        measure = library.hessian(model, nn.CrossEntropyLoss(), data=batch, cuda=False)
+        measure = library.hessian(model, nn.CrossEntropyLoss(), data=batch, cuda=batch[1].is_cuda)
         options = {"maxIter": MOST_PRODUCTS, "tol": 0.0} if watched else {}
         measure.eigenvalues(**options)
     except CloseEnough:
@@ -192,13 +198,14 @@ def product_costs(model: nn.Module, batch: Batch, repetitions: int = REPETITIONS
     """Return what a product takes, in gradients, with the graph kept and with it made anew."""
     kept = HessianOperator(model, F.cross_entropy, [batch])
     fresh = HessianOperator(model, F.cross_entropy, [batch], graph_memory=0)
-    vector = torch.randn(kept.size)
+    vector = torch.randn(kept.size).to(batch[1].device)
     seconds: dict[str, list[float]] = {"gradient": [], "kept": [], "recomputed": []}
     for _ in range(WARM_UP + repetitions):
         seconds["gradient"].append(gradient_seconds(model, batch))
         for name, hessian in (("kept", kept), ("recomputed", fresh)):
             started = time.perf_counter()
             hessian.matvec(vector)
+            synchronise(batch[1].device)
             seconds[name].append(time.perf_counter() - started)
     gradient, *products = (seconds[name][WARM_UP:] for name in ("gradient", "kept", "recomputed"))
     costs = [paired(times, gradient) for times in products]
@@ -212,9 +219,11 @@ def product_costs(model: nn.Module, batch: Batch, repetitions: int = REPETITIONS
     }
 
 
-def one_model(name: str, images: int, steps: int, rounds: int) -> dict[str, Any]:
+def one_model(
+    name: str, images: int, steps: int, rounds: int, device: torch.device = CPU
+) -> dict[str, Any]:
     """Measure one model and print what was found."""
-    model, inputs, labels = trained(name, steps)
+    model, inputs, labels = trained(name, steps, device)
     batch = (inputs[:images], labels[:images])
     truth = converged_eigenvalue(model, batch)
     costs = product_costs(model, batch)

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from eager_loops import (
     BATCH,
-    EVAL_BATCH,
     PADDING,
     TRAIN_STEPS,
     Contender,
@@ -35,11 +34,19 @@ from eager_loops import (
     in_memory_eval,
     in_memory_train,
     new_model,
+    synchronise,
 )
 from torch import nn
 
 from fge.config import FGEConfig
-from fge.data import Dataset, EvalBatches, Normaliser, TrainBatches, load_dataset
+from fge.data import (
+    EVAL_BATCH_SIZES,
+    Dataset,
+    EvalBatches,
+    Normaliser,
+    TrainBatches,
+    load_dataset,
+)
 from fge.files import write_json
 from fge.report import environment_facts
 from fge.train import Learner, Speed, choose_speed
@@ -50,47 +57,56 @@ TARGETS = {("train", "dataloader"): 1.5, ("train", "in-memory"): 1.2}
 TARGETS |= {("eval", "dataloader"): 1.8, ("eval", "in-memory"): 1.5}
 
 
-def our_learner(model: nn.Module, speed: Speed) -> Learner:
+def our_learner(model: nn.Module, speed: Speed, batch_size: int = BATCH) -> Learner:
     """Return this project's learner, as the command line makes it."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
     )
-    return Learner(model, optimizer, speed, batch_size=BATCH)
+    return Learner(model, optimizer, speed, batch_size=batch_size)
 
 
-def our_train(learner: Learner, dataset: Dataset) -> Contender:
-    """This project's training batches and step."""
-    normaliser = Normaliser(
-        dataset.mean, dataset.std, torch.device("cpu"), channels_last=learner.speed.channels_last
+def our_normaliser(learner: Learner, dataset: Dataset) -> Normaliser:
+    """This project's normalisation, in the learner's memory format."""
+    return Normaliser(
+        dataset.mean, dataset.std, learner.device, channels_last=learner.speed.channels_last
     )
+
+
+def our_train(learner: Learner, dataset: Dataset, steps: int = TRAIN_STEPS) -> Contender:
+    """This project's training batches and step."""
+    size = learner.batch_size or BATCH
     batches = TrainBatches(
-        dataset.train, normaliser, BATCH, seed=0, crop_padding=PADDING, flip=True
+        dataset.train,
+        our_normaliser(learner, dataset),
+        size,
+        seed=0,
+        crop_padding=PADDING,
+        flip=True,
     )
 
     def endless_epochs() -> Iterator[Any]:
         epoch = 0
         while True:
             batches.set_epoch(epoch)
-            yield from (batch for batch in batches if len(batch[1]) == BATCH)
+            yield from (batch for batch in batches if len(batch[1]) == size)
             epoch += 1
 
     stream = endless_epochs()
 
     def work() -> int:
         learner.model.train()
-        for _ in range(TRAIN_STEPS):
+        for _ in range(steps):
             learner.step(*next(stream))
-        return TRAIN_STEPS * BATCH
+        synchronise(learner.device)
+        return steps * size
 
     return work
 
 
 def our_eval(learner: Learner, dataset: Dataset) -> Contender:
     """This project's evaluation of a split."""
-    normaliser = Normaliser(
-        dataset.mean, dataset.std, torch.device("cpu"), channels_last=learner.speed.channels_last
-    )
-    batches = EvalBatches(dataset.val, normaliser, EVAL_BATCH)
+    size = EVAL_BATCH_SIZES[learner.device.type]
+    batches = EvalBatches(dataset.val, our_normaliser(learner, dataset), size)
     return lambda: len(learner.predict(batches))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fge.config import CurveConfig, CycleConfig, FGEConfig, Precision, RunConfig, TrainingConfig
 from fge.data import (
+    EVAL_BATCH_SIZES,
     Dataset,
     EvalBatches,
     Normaliser,
@@ -37,9 +38,10 @@ from fge.train import (
     Speed,
     Stage,
     batch_size,
-    check_compile,
+    check_speed,
     choose_speed,
     endpoint_recipe,
+    is_open,
     make_optimizer,
 )
 
@@ -54,9 +56,14 @@ def settle_machine(config: C) -> C:
     """
     device = choose_device(config.device)
     current().take_device(device)
-    check_compile(config, device)
+    check_speed(config, device)
     torch.backends.cudnn.benchmark = True
-    return replace(config, device=str(device), threads=set_threads(config.threads))
+    return replace(
+        config,
+        device=str(device),
+        threads=set_threads(config.threads),
+        eval_batch_size=config.eval_batch_size or EVAL_BATCH_SIZES[device.type],
+    )
 
 
 def settle_options(config: C, dataset: Dataset) -> C:
@@ -133,7 +140,7 @@ def initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
 def settle_speed(
     config: C, dataset: Dataset, model: nn.Module, observer: Observer, *, epochs: int
 ) -> C:
-    """Settle memory format, precision and compilation; say what was chosen.
+    """Settle memory format, precision, compilation and CUDA graphs; say what was chosen.
 
     Args:
         config: the options, of which those left at ``auto`` are measured.
@@ -142,8 +149,8 @@ def settle_speed(
         observer: is told the reasons.
         epochs: of training that lie ahead, against which compile time is weighed.
     """
-    if "auto" not in (config.channels_last, config.compile, config.amp):
-        return config
+    if not is_open(config, torch.device(config.device)):
+        return replace(config, cuda_graphs="on" if config.cuda_graphs == "on" else "off")
     observer.note("measuring memory formats and precisions ...")
     batches = train_batches(config, dataset, endpoint_recipe(config))
     inputs, targets = next(iter(batches))
@@ -155,12 +162,15 @@ def settle_speed(
         channels_last="on" if choice.speed.channels_last else "off",
         compile="on" if choice.speed.compile else "off",
         amp=cast(Precision, choice.speed.amp),
+        cuda_graphs="on" if choice.speed.cuda_graphs else "off",
     )
 
 
 def speed_of(config: RunConfig) -> Speed:
     """Return how models are run under settled options."""
-    return Speed(config.channels_last == "on", config.compile == "on", config.amp)
+    return Speed(
+        config.channels_last == "on", config.compile == "on", config.amp, config.cuda_graphs == "on"
+    )
 
 
 def normaliser(config: RunConfig, dataset: Dataset) -> Normaliser:
@@ -190,7 +200,8 @@ def train_batches(
 
 def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatches:
     """Return a split in order, normalised, in evaluation batches."""
-    return EvalBatches(split, normaliser(config, dataset), config.eval_batch_size)
+    size = config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type]
+    return EvalBatches(split, normaliser(config, dataset), size)
 
 
 def member_predictions(config: RunConfig, dataset: Dataset, folder: RunFolder) -> MemberPredictions:

@@ -126,14 +126,17 @@ class RunConfig:
     """auto, cpu, cuda, cuda:N; auto takes CUDA where there is one."""
     threads: int | None = None
     """CPU threads; PyTorch's choice by default."""
-    eval_batch_size: int = 250
-    """Images per evaluation batch."""
+    eval_batch_size: int | None = None
+    """Images per evaluation batch; 250 on a CPU and 2000 on a GPU by default."""
     channels_last: Switch = "auto"
     """Memory format of images and convolutions; auto measures."""
     compile: Switch = "auto"
     """torch.compile; auto measures, and weighs compile time against the work that remains."""
     amp: Precision = "auto"
     """Automatic mixed precision; auto measures."""
+    cuda_graphs: Switch = "auto"
+    """Replay training steps as a CUDA graph; auto measures on a GPU.
+    It is off for your own network unless you say on: every step must do the same work."""
 
     def __post_init__(self) -> None:
         """Check each value on its own and those that hang together.

@@ -30,7 +30,7 @@ RUN_KINDS: dict[str, type[RunConfig]] = {
     "connect": ConnectConfig,
 }
 """Commands whose runs can be looked at, with their options."""
-_OWN = {"device", "threads", "compile", "amp"}
+_OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 """Options that say how to run here, and are not taken from a run that is looked at."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 KEEP_SNAPSHOTS = ("fge", "train")
@@ -84,7 +84,10 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     content = _read_content(path)
     if content.get("command", command) != command:
         raise UserError(f"{path} is of the command {content['command']!r}, not {command!r}")
-    return from_options(kind, content["options"], path), content
+    options = content["options"]
+    if "cuda_graphs" in saved_fields(kind) and options.get("compile", "auto") != "auto":
+        options.setdefault("cuda_graphs", "off")  # a run from before there was the option
+    return from_options(kind, options, path), content
 
 
 def check_unchanged(saved: C, asked: C) -> None:

@@ -17,6 +17,7 @@ from fge import metrics
 from fge.errors import UserError, unknown
 from fge.networks import (
     ForwardFn,
+    HostRows,
     LossFn,
     call_model,
     check_reiterable,
@@ -284,7 +285,9 @@ class WeightsEvaluator:
         """Return mean loss, probabilities where outputs are of classes, and targets of a split."""
         device = next(self.model.parameters()).device
         dtype = self.speed.autocast_dtype
-        losses, sizes, probs, labels = [], [], [], []
+        losses, sizes = [], []
+        probs, labels = HostRows(), HostRows()
+        of_classes = True
         for batch in batches:
             moved = to_device(batch, device)
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
@@ -294,16 +297,17 @@ class WeightsEvaluator:
             targets = moved[1] if isinstance(moved, list) and len(moved) > 1 else moved
             losses.append(self.loss_fn(outputs, targets).double())
             sizes.append(count_examples(moved))
-            if _of_classes(outputs, targets):
-                probs.append(outputs.double().softmax(dim=1).cpu())
-                labels.append(targets.cpu())
+            of_classes = of_classes and _of_classes(outputs, targets)
+            if of_classes:
+                probs.add(outputs.double().softmax(dim=1))
+                labels.add(targets)
         if not sizes:
             where = f"batches {name!r}" if name else "batches"
             raise UserError(f"{where} yielded nothing: give data that can be iterated repeatedly")
         loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if len(probs) < len(sizes):
+        if not of_classes:
             return loss, None, torch.empty(0)
-        return loss, torch.cat(probs), torch.cat(labels)
+        return loss, probs.all(), labels.all()
 
 
 def _of_classes(outputs: Tensor, targets: Any) -> bool:

@@ -1,12 +1,19 @@
 """Images in memory, and batches of them."""
 
-from fge.data.batches import EvalBatches, Normaliser, TrainBatches, default_padding
+from fge.data.batches import (
+    EVAL_BATCH_SIZES,
+    EvalBatches,
+    Normaliser,
+    TrainBatches,
+    default_padding,
+)
 from fge.data.ood import load_ood
 from fge.data.sources import DOWNLOADED, download_note, list_images, read_images
 from fge.data.splits import Dataset, OODImages, Split, load_dataset
 
 __all__ = [
     "DOWNLOADED",
+    "EVAL_BATCH_SIZES",
     "Dataset",
     "EvalBatches",
     "Normaliser",

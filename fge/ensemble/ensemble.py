@@ -13,6 +13,7 @@ from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
     ForwardFn,
+    HostRows,
     RunningMean,
     Weights,
     call_model,
@@ -113,12 +114,13 @@ class Ensemble(nn.Module):
         first: Tensor | None = None
         for state in self.members:
             self.model.load_state_dict(state)
-            parts: list[Tensor] = []
+            rows: HostRows | None = None
             for batch, logits in predict_logits(self.model, batches, forward_fn=self.forward_fn):
-                if not parts:
-                    first = _same_order(first, batch)
-                parts.append(self._transform(logits).cpu())
-            mean.update(torch.cat(parts))
+                if rows is None:
+                    first, rows = _same_order(first, batch), HostRows()
+                rows.add(self._transform(logits))
+            assert rows is not None  # predict_logits refuses empty batches
+            mean.update(rows.all())
         return self._finish(mean.value)
 
     def _transform(self, logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from fge.networks.apply import (
     ForwardFn,
+    HostRows,
     LossFn,
     RunningMean,
     call_model,
@@ -47,6 +48,7 @@ __all__ = [
     "ExponentialAverage",
     "FlatParameters",
     "ForwardFn",
+    "HostRows",
     "Layout",
     "LossFn",
     "RunningAverage",

@@ -70,11 +70,40 @@ def predict_proba(
     Raises:
         UserError: there is no batch, or an output is not of shape (N, C).
     """
-    parts = [
-        logits.double().softmax(dim=1).cpu()
-        for _, logits in predict_logits(model, batches, forward_fn=forward_fn)
-    ]
-    return torch.cat(parts)
+    rows = HostRows()
+    for _, logits in predict_logits(model, batches, forward_fn=forward_fn):
+        rows.add(logits.double().softmax(dim=1))
+    return rows.all()
+
+
+class HostRows:
+    """Rows computed on a device batch by batch and brought to the CPU in few transfers.
+
+    Each transfer waits for the device, so that one per batch would leave it idle in between.
+    """
+
+    def __init__(self, most_bytes: int = 1 << 26) -> None:
+        self.most_bytes = most_bytes
+        self._parts: list[Tensor] = []
+        self._waiting: list[Tensor] = []
+        self._bytes = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows (n, ...) of the next batch."""
+        self._waiting.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= self.most_bytes:
+            self._fetch()
+
+    def all(self) -> Tensor:
+        """Return all rows (N, ...) on the CPU."""
+        self._fetch()
+        return torch.cat(self._parts)
+
+    def _fetch(self) -> None:
+        if self._waiting:
+            self._parts.append(torch.cat(self._waiting).cpu())
+            self._waiting, self._bytes = [], 0
 
 
 def check_logits(logits: Any) -> Tensor:

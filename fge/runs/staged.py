@@ -22,6 +22,11 @@ from fge.runs.folder import RunFolder
 from fge.train import ClosedFormLR, EpochEnd, Learner, Stage, diverged, train
 
 _CHECKPOINT = "checkpoint"
+_CHEAP_SECONDS = 0.2
+_MOST_OF_THE_TIME = 0.05
+"""Checkpoints that take longer than the former are written less often than every epoch, so that
+they take no more than the latter part of the time: on a GPU an epoch may be as short as they are.
+"""
 
 
 class Probe(Protocol):
@@ -34,7 +39,9 @@ class Probe(Protocol):
 
 
 class StagedTraining:
-    """Runs the stages of a method in a run folder; each epoch ends with a checkpoint.
+    """Runs the stages of a method in a run folder, from checkpoint to checkpoint.
+
+    An epoch ends with a checkpoint, unless the last one was slow to write and is recent.
 
     Args:
         folder: where everything is kept; training goes on from a checkpoint there.
@@ -74,7 +81,8 @@ class StagedTraining:
             else None
         )
         self.records = 0
-        self._clock = time.perf_counter()
+        self._clock = self._checkpointed = time.perf_counter()
+        self._checkpoint_seconds = 0.0
 
     def run(self) -> None:
         """Train what is left of the stages; of several processes, the first comes back from it.
@@ -191,7 +199,8 @@ class StagedTraining:
             }
         )
         self._measure(stage, schedule, finished, snapshot=False)
-        self._checkpoint(stage, schedule, finished)
+        if finished == stage.last_epoch or self._checkpoint_is_due():
+            self._checkpoint(stage, schedule, finished)
         self.observer.epoch(record, self.epochs_done(stage, finished), self.epochs_done())
         self._clock = time.perf_counter()
 
@@ -226,7 +235,13 @@ class StagedTraining:
             for facts in map(store.facts, range(len(store)))
         ]
 
+    def _checkpoint_is_due(self) -> bool:
+        took = self._checkpoint_seconds
+        since = time.perf_counter() - self._checkpointed
+        return took < _CHEAP_SECONDS or took < _MOST_OF_THE_TIME * since
+
     def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
+        began = time.perf_counter()
         self.folder.write_state(
             _CHECKPOINT,
             {
@@ -238,6 +253,8 @@ class StagedTraining:
                 "records": self.records,
             },
         )
+        self._checkpointed = time.perf_counter()
+        self._checkpoint_seconds = self._checkpointed - began
 
     def _keep(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         """Keep a snapshot, with its validation figures and those of the ensemble with it."""

@@ -35,7 +35,7 @@ from fge.train.schedules import (
     TriangularLR,
 )
 from fge.train.sgld import SGLD
-from fge.train.speed import check_compile, choose_speed
+from fge.train.speed import check_speed, choose_speed, is_open
 
 __all__ = [
     "METHODS",
@@ -58,7 +58,7 @@ __all__ = [
     "StepsLR",
     "TriangularLR",
     "batch_size",
-    "check_compile",
+    "check_speed",
     "choose_speed",
     "csgld_recipe",
     "csgld_stages",
@@ -67,6 +67,7 @@ __all__ = [
     "endpoint_recipe",
     "fge_stages",
     "find_method",
+    "is_open",
     "make_optimizer",
     "recipe",
     "recipe_stages",

@@ -24,6 +24,7 @@ from fge.networks import (
     unwrap,
 )
 from fge.parallel import Ranks, other_buffers, running_statistics
+from fge.train.graphed import GraphedPass
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 REFRESH_IMAGES = 5120
@@ -32,11 +33,15 @@ REFRESH_IMAGES = 5120
 
 @dataclass(frozen=True)
 class Speed:
-    """How a model is run: memory format, compilation, autocast precision (off, bf16, fp16)."""
+    """How a model is run: memory format, compilation, autocast precision (off, bf16, fp16).
+
+    With ``cuda_graphs``, full training batches replay a recorded CUDA graph.
+    """
 
     channels_last: bool = False
     compile: bool = False
     amp: str = "off"
+    cuda_graphs: bool = False
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -80,6 +85,9 @@ class Learner:
             model.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
         self.device = next(model.parameters()).device
+        self._graphed = (
+            GraphedPass(self._compute, model.parameters()) if self.speed.cuda_graphs else None
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
         self._joint = JointStep(model, self.ranks)
 
@@ -115,6 +123,11 @@ class Learner:
 
     def _backward(self, batch: Any) -> Tensor:
         """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
+        full = self.ranks.size == 1 and count_examples(batch) == self.batch_size
+        return self._graphed(batch) if self._graphed and full else self._compute(batch)
+
+    def _compute(self, batch: Any) -> Tensor:
+        """Run the forward and backward pass of a batch."""
         with self._autocast():
             outputs = self._forward(batch, self.batch_size)
             loss = self.loss_fn(outputs, self._targets(batch))

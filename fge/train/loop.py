@@ -15,7 +15,7 @@ from fge.train.learner import Learner
 from fge.train.schedules import ClosedFormLR
 
 _CHECK_EVERY = 50
-"""Steps between looks at the loss: each look waits for the device."""
+"""Steps between looks at the loss."""
 
 
 class Batches(Protocol):
@@ -104,8 +104,10 @@ def _check_weights(learner: Learner, step: int, rate: float) -> None:
         for kind in ("running_mean", "running_var")
         if isinstance(getattr(module, kind, None), Tensor)
     ]
-    for name, tensor in (*learner.model.named_parameters(), *statistics):
-        if not bool(torch.isfinite(tensor).all()):
+    named = [*learner.model.named_parameters(), *statistics]
+    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named])
+    for (name, _), sound in zip(named, finite.tolist(), strict=True):
+        if not sound:
             raise diverged(f"the weights {name!r} are not finite", step, rate)
 
 
@@ -117,12 +119,13 @@ def diverged(what: str, step: int, rate: float) -> DivergenceError:
 
 
 class _Losses:
-    """The losses of an epoch, left on the device until somebody looks."""
+    """The losses of an epoch, fetched from the device without waiting for it."""
 
     def __init__(self, first_step: int) -> None:
         self.first_step = first_step
         self.images = 0
         self._unchecked: list[Tensor] = []
+        self._fetched: list[tuple[Tensor, torch.cuda.Event | None]] = []
         self._rates: list[float] = []
         self._sizes: list[int] = []
         self._checked = 0
@@ -134,20 +137,51 @@ class _Losses:
         self._sizes.append(size)
         self.images += size
         if len(self._unchecked) >= _CHECK_EVERY:
-            self.check()
+            self._fetch()
+            self._look(wait=False)
 
     def check(self) -> None:
+        """Look at all losses so far.
+
+        Raises:
+            DivergenceError: one is not finite.
+        """
+        self._fetch()
+        self._look(wait=True)
+
+    def _fetch(self) -> None:
+        """Send the losses to the host; on a GPU without waiting until they are there."""
         if not self._unchecked:
             return
-        for loss in torch.stack(self._unchecked).tolist():
-            if not math.isfinite(loss):
-                raise DivergenceError(
-                    f"the loss is {loss} at step {self.first_step + self._checked} with learning "
-                    f"rate {self._rates[self._checked]:g}; lower the learning rates"
-                )
-            self._total += loss * self._sizes[self._checked]
-            self._checked += 1
+        losses, event = torch.stack(self._unchecked), None
+        if losses.is_cuda:
+            on_device, event = losses, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            losses = torch.empty_like(on_device, device="cpu", pin_memory=True)
+            losses.copy_(on_device, non_blocking=True)
+            event.record()
+        self._fetched.append((losses, event))
         self._unchecked.clear()
+
+    def _look(self, *, wait: bool) -> None:
+        """Check and add up the losses that have arrived, or all of them."""
+        while self._fetched:
+            losses, event = self._fetched[0]
+            if event is not None and not event.query():  # type: ignore[no-untyped-call]
+                if not wait:
+                    return
+                event.synchronize()
+            del self._fetched[0]
+            for loss in losses.tolist():
+                self._take(loss)
+
+    def _take(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss is {loss} at step {self.first_step + self._checked} with learning "
+                f"rate {self._rates[self._checked]:g}; lower the learning rates"
+            )
+        self._total += loss * self._sizes[self._checked]
+        self._checked += 1
 
     def mean(self) -> float:
         self.check()

@@ -1,4 +1,4 @@
-"""Memory format, mixed precision and compilation, chosen by a short measurement."""
+"""Memory format, precision, compilation and CUDA graphs, chosen by a short measurement."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.config import RunConfig
+from fge.config import RunConfig, is_factory
 from fge.errors import UserError
+from fge.train.graphed import WARM_UP
 from fge.train.learner import Learner, Speed
 
 _TIMED_SECONDS = 1.0
@@ -39,29 +40,30 @@ class Choice:
 def choose_speed(
     config: RunConfig, model: nn.Module, inputs: Tensor, targets: Tensor, *, steps: int
 ) -> Choice:
-    """Settle the options ``channels_last``, ``amp`` and ``compile``; ``auto`` is measured.
+    """Settle ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
     Candidates train copies of the model for a few steps on one batch; the model and the random
     state are left as they were. A candidate is kept if it is faster and its loss agrees with that
     of the plain model.
 
     Args:
-        config: the three options, each ``auto`` or fixed.
+        config: the four options, each ``auto`` or fixed.
         model: on its device, as it will be trained.
         inputs: one full batch (N, C, H, W).
         targets: its labels (N,).
         steps: training steps that remain, against which compile time is weighed.
 
     Raises:
-        UserError: compilation was asked for and is not possible.
+        UserError: what was asked for is not possible here.
     """
-    check_compile(config, inputs.device)
+    check_speed(config, inputs.device)
     speed = Speed(
         channels_last=config.channels_last == "on",
         compile=config.compile == "on",
         amp="off" if config.amp == "auto" else config.amp,
+        cuda_graphs=config.cuda_graphs == "on",
     )
-    if "auto" not in (config.channels_last, config.compile, config.amp):
+    if not is_open(config, inputs.device):
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
@@ -72,7 +74,25 @@ def choose_speed(
             speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
         if config.compile == "auto":
             speed = _consider_compile(trial, speed, steps)
+        if config.cuda_graphs == "auto" and devices:
+            speed = _consider_graphs(trial, speed, config.model)
     return Choice(speed, trial.reasons)
+
+
+def is_open(config: RunConfig, device: torch.device) -> bool:
+    """Say whether an option is left to measurement on this device."""
+    graphs = config.cuda_graphs if device.type == "cuda" else "off"
+    return "auto" in (config.channels_last, config.compile, config.amp, graphs)
+
+
+def _consider_graphs(trial: _Trial, speed: Speed, model: str) -> Speed:
+    if is_factory(model):
+        trial.reasons.append(
+            "cuda_graphs: off, a network of your own may do other work at each step; "
+            "if it does not, try --cuda-graphs on"
+        )
+        return speed
+    return trial.consider("cuda_graphs", replace(speed, cuda_graphs=True), speed)
 
 
 def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
@@ -93,12 +113,16 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
     return trial.consider("compile", replace(speed, compile=True), speed, steps=steps)
 
 
-def check_compile(config: RunConfig, device: torch.device) -> None:
-    """Check that compilation is possible where it is asked for.
+def check_speed(config: RunConfig, device: torch.device) -> None:
+    """Check that compilation and CUDA graphs are possible where they are asked for.
 
     Raises:
-        UserError: it is asked for and is not possible.
+        UserError: one is asked for and is not possible.
     """
+    if config.cuda_graphs == "on" and device.type != "cuda":
+        raise UserError(
+            f"--cuda-graphs on needs a GPU, the device is {device}; use --cuda-graphs off or auto"
+        )
     if config.compile == "on" and (obstacle := _compile_obstacle(device)):
         raise UserError(f"--compile on: {obstacle}; use --compile off or auto")
 
@@ -147,16 +171,17 @@ class _Trial:
         return candidate if verdict == "on" else present
 
     def _run(self, *speeds: Speed) -> list[tuple[float, float]]:
-        """Return the median seconds of a step and the loss of the first step, for each."""
+        """Return the median seconds of a step and the loss after the first ones, for each."""
         steps, losses = [], []
+        first = WARM_UP + 2 if any(speed.cuda_graphs for speed in speeds) else 1
         for speed in speeds:
-            step, loss = self._prepare(speed)
+            step, loss = self._prepare(speed, first)
             steps.append(step)
             losses.append(loss)
         return list(zip(_median_seconds(*steps), losses, strict=True))
 
-    def _prepare(self, speed: Speed) -> tuple[Callable[[], None], float]:
-        """Return what takes a step of a copy of the model, and the loss of its first step."""
+    def _prepare(self, speed: Speed, first: int) -> tuple[Callable[[], None], float]:
+        """Return what takes a step of a copy of the model, and the last loss of ``first`` steps."""
         model = copy.deepcopy(self.model).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
@@ -165,8 +190,8 @@ class _Trial:
         image_format = torch.channels_last if speed.channels_last else torch.contiguous_format
         inputs = self.inputs.contiguous(memory_format=image_format)
         torch.manual_seed(0)
-        loss = float(learner.step(inputs, self.targets))
-        return lambda: self._step(learner, inputs), loss
+        losses = [learner.step(inputs, self.targets) for _ in range(first)]
+        return lambda: self._step(learner, inputs), float(losses[-1])
 
     def _step(self, learner: Learner, inputs: Tensor) -> None:
         learner.step(inputs, self.targets)

@@ -57,7 +57,8 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         seed=draw(st.integers(0, 2**100)),
         device=draw(texts),
         threads=draw(counts),
-        eval_batch_size=draw(st.integers(1, 10**6)),
+        eval_batch_size=draw(st.none() | st.integers(1, 10**6)),
+        cuda_graphs=draw(st.sampled_from(["auto", "on", "off"])),
         channels_last=draw(switches),
         compile=draw(switches),
         amp=draw(st.sampled_from(["auto", "off", "bf16", "fp16"])),
@@ -154,6 +155,12 @@ def test_whole_number_for_a_float_is_taken_as_a_float(tmp_path: Path) -> None:
     config = read_changed(tmp_path, max_lr=1)
     assert config.max_lr == 1.0
     assert type(config.max_lr) is float
+
+
+def test_a_run_from_before_cuda_graphs_had_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"options": {"compile": "on"}}')
+    config, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
+    assert config == FGEConfig(compile="on", cuda_graphs="off")
 
 
 def test_option_left_out_of_the_file_has_its_default(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fge.data import EvalBatches, Normaliser, Split, TrainBatches
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
 from fge.observer import Observer
-from fge.runs import RunFolder, StagedTraining, member_name
+from fge.runs import RunFolder, StagedTraining, member_name, staged
 from fge.train import Learner, Stage, endpoint_recipe, fge_stages, recipe_stages
 
 CPU = torch.device("cpu")
@@ -369,3 +369,43 @@ def test_times_are_kept_out_of_the_log(finished: Finished, key: str) -> None:
     assert len(records) == 7
     assert all(record[key] >= 0 for record in records)
     assert not [record for record in training.folder.records() if key in record]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "checkpoints"), [(0.1, [2, 3, 4]), (1.0, [2, 4]), (0.3, [2, 4])]
+)
+def test_slow_checkpoints_are_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, checkpoints: list[int]
+) -> None:
+    """Epochs of no time on a clock on which writing a checkpoint takes ``seconds``."""
+    now = 0.0
+    written: list[int] = []
+    monkeypatch.setattr(staged.time, "perf_counter", lambda: now)
+
+    def write(_folder: RunFolder, _name: str, state: dict[str, Any]) -> None:
+        nonlocal now
+        if "epoch" in state:
+            written.append(state["epoch"])
+            now += seconds
+
+    monkeypatch.setattr(RunFolder, "write_state", write)
+    stage = fge_stages(CONFIG)[0]
+    training, _ = new_training(tmp_path, [stage])
+    training._checkpoint(stage, stage.schedule(training.learner.optimizer, 3), 2)
+    for epoch in (3, 4):
+        if epoch == 4 or training._checkpoint_is_due():
+            training._checkpoint(stage, stage.schedule(training.learner.optimizer, 3), epoch)
+    assert written == checkpoints
+
+
+def test_every_stage_ends_with_a_checkpoint_however_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StagedTraining, "_checkpoint_is_due", lambda _: False)
+    training, _ = run(tmp_path)
+    state = training.folder.read_state("checkpoint")
+    assert state is not None
+    assert (state["stage"], state["epoch"]) == ("single", CONFIG.epochs)
+    again, observer = run(tmp_path)
+    assert observer.epochs == []
+    assert again.members()

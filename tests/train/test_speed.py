@@ -289,3 +289,44 @@ def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(
     choice = choose(compile="auto", steps=10**6)
     assert choice.speed == PLAIN
     assert choice.reasons == ["compile: off, it fails here (RuntimeError: graph break)"]
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    with pytest.raises(UserError, match=r"^--cuda-graphs on needs a GPU, the device is cpu; use "):
+        choose(cuda_graphs="on")
+
+
+def test_cuda_graphs_are_measured_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = measure(monkeypatch, never)
+    assert choose(cuda_graphs="auto") == Choice(PLAIN, [])
+    assert tried == []
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "reason"),
+    [
+        ("convnet", True, "cuda_graphs: on, 500.0 ms a step against 1000.0 (2.00 x)"),
+        ("my_models:build", False, "cuda_graphs: off, a network of your own may do other work"),
+    ],
+)
+def test_cuda_graphs_are_chosen_for_networks_known_to_repeat_their_work(
+    monkeypatch: pytest.MonkeyPatch, model: str, on: bool, reason: str
+) -> None:
+    measure(monkeypatch, lambda speed: (0.5 if speed.cuda_graphs else 1.0, 2.0))
+    trial = speed_module._Trial(make_model(), torch.zeros(2, 1, 6, 6), torch.zeros(2))
+    assert speed_module._consider_graphs(trial, PLAIN, model) == Speed(cuda_graphs=on)
+    assert trial.reasons[0].startswith(reason)
+
+
+def test_a_replay_is_compared_after_it_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    class Counting(Learner):
+        def step(self, *batch: Any) -> Tensor:
+            steps.append(len(batch))
+            return torch.tensor(1.0)
+
+    monkeypatch.setattr(speed_module, "Learner", Counting)
+    trial = speed_module._Trial(make_model(), torch.zeros(8, 1, 6, 6), torch.zeros(8).long())
+    trial._prepare(Speed(cuda_graphs=True), 5)
+    assert steps == [2] * 5
