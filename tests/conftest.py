@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before PyTorch is loaded: threads only cost time on arrays as small as these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before cuBLAS is first used: without it there are no deterministic matrix products on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import pytest
-from hypothesis import settings
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "tests", ROOT):  # for `import cli` and `from conftest import ...`
+# For `import cli`, `from conftest import ...` and `from cuda_tools import ...`.
+for folder in (ROOT / "tests" / "cuda", ROOT / "tests", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
-settings.load_profile("reproducible")
+if importlib.util.find_spec("hypothesis"):  # the tests of a GPU do without
+    from hypothesis import settings
+
+    settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
+    settings.load_profile("reproducible")
 
 PLAIN = {"batch_size": 32, "threads": 1, "channels_last": "off", "compile": "off", "amp": "off"}
 """Options of runs on the tiny data: nothing is measured to choose them."""
@@ -58,3 +69,67 @@ def write_tiny_npz(path: Path, **changes: np.ndarray) -> Path:
 @pytest.fixture
 def tiny_npz(tmp_path: Path) -> Path:
     return write_tiny_npz(tmp_path / "tiny.npz")
+
+
+# --------------------------------------------------------------------------------- tests of a GPU
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--accelerator",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="where the tests marked cuda run; on the CPU they show that every line of them works",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests of a GPU first, and skip them where there is none."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and config.getoption("accelerator") == "cuda" and not _has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+    items.sort(key=lambda item: item.get_closest_marker("cuda") is None)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def accelerator(request: pytest.FixtureRequest) -> torch.device:
+    """The device that the tests marked cuda run on."""
+    import torch
+
+    on_gpu = request.config.getoption("accelerator") == "cuda"
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have float32 mean float32 in the tests of a GPU: TF32, which keeps 11 bits, is off."""
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    from torch import backends
+
+    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+    backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = False
+    backends.cudnn.benchmark = False  # a stopwatch would choose kernels that round differently
+    yield
+    backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Have PyTorch refuse kernels that round differently each time, and fill new memory with NaN.
+
+    The memory matters: what reads it before writing cannot pass unseen.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

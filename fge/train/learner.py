@@ -89,6 +89,8 @@ class Learner:
             GraphedPass(self._compute, model.parameters()) if self.speed.cuda_graphs else None
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
+        if self.scaler.is_enabled():
+            _make_momentum(optimizer)
         self._joint = JointStep(model, self.ranks)
 
     def step(self, *batch: Any) -> Tensor:
@@ -202,6 +204,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        _lay_out_as_parameters(self.optimizer)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -302,3 +305,26 @@ class JointStep:
         dtype = torch.promote_types(like.dtype, torch.float32)
         mean = torch.zeros((), dtype=dtype, device=like.device)
         return mean if loss is None else mean.copy_(loss)
+
+
+def _make_momentum(optimizer: Optimizer) -> None:
+    """Give SGD its momentum buffers, zero, before the first step.
+
+    A fused first step that the scaler skips would leave their memory as it was found.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Bring what an optimizer remembers of each parameter into its memory format.
+
+    Files hold contiguous tensors; a fused step takes tensors of one parameter to be laid out alike.
+    """
+    for parameter, memory in optimizer.state.items():
+        for name, value in memory.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype)
+                memory[name] = like.copy_(value) if value.stride() != like.stride() else value

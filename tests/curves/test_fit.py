@@ -699,19 +699,3 @@ def test_bends_that_the_last_step_ruined_are_not_returned(tmp_path: Path) -> Non
             checkpoint=tmp_path / "fit",
         )
     assert not (tmp_path / "fit").exists()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_fit_on_a_gpu_follows_the_one_on_the_cpu(objective: str, amp: str) -> None:
-    start, end = (build(convolutional, seed, torch.float32) for seed in (1, 2))
-    batches = [data(dtype=torch.float32)] * 4
-    options: dict[str, Any] = {"epochs": 2, "lr": 0.02, "objective": objective}
-    exact = fit_curve(build(convolutional, 0, torch.float32), start, end, batches, **options)
-    model = build(convolutional, 0, torch.float32).cuda()
-    speed = Speed(channels_last=True, amp=amp)
-    other = fit_curve(model, start, end, batches, speed=speed, **options)
-    moved = (exact.points[1] - (exact.points[0] + exact.points[2]) / 2).norm()
-    assert other.points.is_cuda
-    assert (other.points[1].cpu() - exact.points[1]).norm() < 0.1 * moved

@@ -501,12 +501,3 @@ def test_odd_options_are_refused() -> None:
         operator(mlp(), [draw(6, 4)], chunk=0)
     with pytest.raises(UserError, match="no parameter of the model requires a gradient"):
         operator(mlp().requires_grad_(False), [draw(6, 4)])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_products_on_cuda_are_those_of_the_cpu() -> None:
-    data = [(draw(12, 1, 5, 5), labels(12))]
-    expected = operator(convnet(), data, chunk=5).dense()
-    found = operator(convnet().cuda(), data, chunk=5).dense()
-    assert found.is_cuda
-    assert_close(found.cpu(), expected, atol=1e-9)

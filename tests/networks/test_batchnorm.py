@@ -406,10 +406,3 @@ def test_batches_without_countable_images_are_refused(batch: Any) -> None:
 def test_too_few_images_are_refused(num_images: int) -> None:
     with pytest.raises(UserError, match=f"num_images must be >= 2, .* got {num_images}"):
         refresh_batch_norm(layer_of(3), [data(4, 3)], num_images=num_images)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_batches_are_moved_to_the_models_device() -> None:
-    model, twin, x = cnn().cuda(), cnn(), data(6, 2, 5, 5)
-    assert refresh_batch_norm(model, [(x, torch.zeros(6))]) == refresh_batch_norm(twin, [x])
-    torch.testing.assert_close(statistics(model[6])[1].cpu(), statistics(twin[6])[1])

@@ -524,17 +524,3 @@ def test_compiled_models_see_the_vector(backend: str, compile_first: bool) -> No
         found = flat.layout.split(flat.unpack(flat.gradient))["conv.weight"]
         torch.testing.assert_close(found, times * gradients[0], rtol=1e-10, atol=1e-12)
     torch._dynamo.reset()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_models_on_cuda_are_seated_there() -> None:
-    model, twin = channels_last().cuda(), net()
-    flat = FlatParameters(model)
-    assert flat.vector.is_cuda
-    assert torch.equal(flat.unpack(flat.vector).cpu(), canonical(twin))
-    F.cross_entropy(model(inputs().cuda()), torch.arange(6, device="cuda") % 4).backward()
-    loss_of(twin, inputs()).backward()
-    for name, gradient in flat.layout.split(flat.unpack(flat.gradient)).items():
-        expected = dict(twin.named_parameters())[name].grad
-        if expected is not None:
-            torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-9, atol=1e-12)

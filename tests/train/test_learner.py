@@ -202,3 +202,31 @@ def test_only_full_batches_go_through_the_compiled_model(monkeypatch: pytest.Mon
     learner.predict([batch(0, 6), batch(1, 6), batch(2, 2)])
     assert compiled_sizes == [6, 6]
     assert_same_weights(model, plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_state_from_a_file_goes_on_bitwise_in_channels_last(tmp_path: Path, fused: bool) -> None:
+    """Files hold contiguous momentum; a fused step that mixed layouts would move wrong weights."""
+
+    def make() -> Learner:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        return Learner(model, optimizer, Speed(channels_last=True))
+
+    rng = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(8, 3, 5, 5, generator=rng), torch.randint(0, 3, (8,), generator=rng))
+        for _ in range(4)
+    ]
+    whole = make()
+    for batch in batches[:2]:
+        whole.step(*batch)
+    write_state(tmp_path / "state.safetensors", whole.state_dict())
+    resumed = make()
+    resumed.load_state_dict(read_state(tmp_path / "state.safetensors"))
+    for batch in batches[2:]:
+        whole.step(*batch)
+        resumed.step(*batch)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
