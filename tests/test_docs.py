@@ -1,0 +1,267 @@
+"""The documentation is true: the commands and examples of the README and the guides run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_CLASSES, tiny_arrays, write_tiny_npz
+from PIL import Image
+
+import cli
+
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+RUN = [README, DOCS / "index.md", *sorted((DOCS / "guides").glob("*.md"))]
+"""Pages whose every ``sh`` and ``python`` block is run."""
+PAGES = [*RUN, DOCS / "methods.md", *sorted((DOCS / "results").glob("*.md"))]
+NOTEBOOK = DOCS / "notebooks" / "own_loop.ipynb"
+START = ["pip install -e . && python cli.py fge", "pip install -e '.[test]' && pytest"]
+"""The two commands of the README, which .ci/run runs."""
+LAUNCH = ["torchrun", "--standalone", "--nproc-per-node", "2", "cli.py"]
+CALLS = ("python cli.py ", "python -m fge ", "fge ")
+"""The three ways to write a command, which are one and the same."""
+PLAIN = "--batch-size 16 --compile off --amp off --channels-last off"
+SHORT = {
+    "fge": f"--epochs 3 --start-epoch 0 --cycle-epochs 2 {PLAIN}",
+    "train": f"--epochs 5 {PLAIN}",
+    "compare": f"--epochs 3 --methods single --seeds 2 --jobs 2 {PLAIN}",
+    "curve-ensemble": f"--epochs 1 --curve-epochs 1 --eval-points 3 {PLAIN}",
+    "connect": f"--epochs 1 --eval-points 3 {PLAIN}",
+    "plane": f"--resolution 2 --line-points 3 --eval-images 16 {PLAIN}",
+    "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-steps 2 {PLAIN}",
+    "predict": "",
+    "report": "",
+}
+"""What makes each command short; an option given twice counts as it is given last."""
+TRAINING = ("fge", "train", "compare", "curve-ensemble", "connect")
+FEW = "--train-size 120 --test-size 60"
+"""Images of the default data."""
+MADE = (  # with three snapshots, as a plane needs them
+    f"fge --data photos --out runs/photos {SHORT['fge']} --epochs 5",
+    f"curve-ensemble --out runs/pair {FEW} {SHORT['curve-ensemble']}",
+    f"compare --data photos --out runs/compare {SHORT['compare']}",
+)
+"""Runs that pages look at without making them, and a comparison that they find finished."""
+SIDE = 32  # what every architecture named in the documentation can take
+
+MY_MODELS = """
+from torch import nn
+
+def build(in_channels, num_classes):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, num_classes),
+    )
+"""
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return language and text of each block of code of a page."""
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def shell_lines(page: Path) -> list[str]:
+    return [line for kind, text in blocks(page) if kind == "sh" for line in text.splitlines()]
+
+
+def arguments_of(line: str) -> list[str] | None:
+    """Return command and options of a line that calls this package, however it is written."""
+    call = next((call for call in CALLS if line.startswith(call)), None)
+    return None if call is None else shlex.split(line.removeprefix(call))
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the folders and files that the commands name, and the runs that they look at."""
+    folder = tmp_path_factory.mktemp("docs")
+    arrays = tiny_arrays()
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        for number, (image, label) in enumerate(zip(images[:48], labels, strict=False)):
+            path = folder / "photos" / part / f"class{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.kron(image, np.ones((4, 4), np.uint8))).save(path)
+    new = folder / "new-photos"
+    new.mkdir()
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(new / "black.png")
+    write_tiny_npz(folder / "photos.npz")
+    (folder / "my_models.py").write_text(MY_MODELS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        import my_models  # type: ignore[import-not-found]
+
+        for name in ("weights", "a", "b", "c"):
+            torch.save(my_models.build(1, TINY_CLASSES).state_dict(), f"{name}.pt")
+        for command in MADE:
+            assert cli.main(shlex.split(command)) == 0, command
+    return folder
+
+
+@pytest.fixture
+def workplace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of the page's own, in which to run it; configurations name paths in it."""
+    folder = tmp_path / "work"
+    shutil.copytree(template, folder)
+    for file in folder.glob("runs/*/config.json"):
+        file.write_text(file.read_text().replace(str(template), str(folder)))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a command on a short job, and look at the page that it leaves."""
+    command = arguments[0]
+    short = SHORT[command]
+    if command in TRAINING and not {"--data", "--config"} & set(arguments):
+        short += f" {FEW}"
+    if "--out" in arguments and "--resume" not in arguments and command != "compare":
+        shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
+    capsys.readouterr()
+    assert cli.main([*arguments, *shlex.split(short)]) == 0, arguments
+    page = Path(re.findall(r"report: (.*)\n", capsys.readouterr().out)[-1])
+    assert page.name == "report.html"
+    assert "<h1>" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_every_block_of_a_page_runs(
+    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Blocks run in order and in one folder; a later example may use names of an earlier one."""
+    names: dict[str, Any] = {"__name__": page.stem}
+    for kind, text in blocks(page):
+        if kind == "python":
+            exec(compile(text, f"{page.name}: {text[:40]}", "exec"), names)
+        for line in text.splitlines() if kind == "sh" else ():
+            if (arguments := arguments_of(line)) is not None:
+                run_command(arguments, capsys)
+            else:
+                check_other(line)
+    if "predict" in {(arguments_of(line) or [""])[0] for line in shell_lines(page)}:
+        assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
+
+
+def check_other(line: str) -> None:
+    """Check a line that is not run here: the first commands, an extra, several processes."""
+    if line in START or shlex.split(line)[:5] == LAUNCH:
+        return
+    found = re.fullmatch(r"pip install -e '\.\[([a-z]+)\]'", line)
+    assert found is not None, f"{line!r} is no command that these tests know how to run"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert found[1] in project["optional-dependencies"]
+
+
+def test_blocks_are_run_or_only_text() -> None:
+    assert {kind for page in RUN for kind, _ in blocks(page)} <= {"sh", "python", "text"}
+    for page in RUN:
+        assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page)), page
+
+
+def test_the_methods_that_are_compared_exist() -> None:
+    """The short runs of ``compare`` leave most of them out."""
+    kind = cli.COMMANDS["compare"][0]
+    for line in (line for page in RUN for line in shell_lines(page) if " compare " in line):
+        named = line.split("--methods ")[1].split(" --")[0].split()
+        assert kind(methods=tuple(named)).methods == tuple(named)
+
+
+def test_every_command_is_shown() -> None:
+    lines = [line for page in RUN for line in shell_lines(page)]
+    shown = {arguments[0] for line in lines if (arguments := arguments_of(line))}
+    assert shown == set(cli.COMMANDS)
+
+
+def test_the_command_for_several_processes_runs(workplace: Path) -> None:
+    lines = [line for page in RUN for line in shell_lines(page) if line.startswith("torchrun")]
+    [command] = lines
+    words = shlex.split(command)
+    launch = [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
+    short = f"{FEW} --threads 1 {SHORT['fge']}"
+    arguments = [str(ROOT / "cli.py"), *words[5:], *shlex.split(short)]
+    done = subprocess.run([*launch, *arguments], cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert (workplace / "runs/parallel/report.html").is_file()
+
+
+def test_the_two_commands_are_the_ones_that_ci_runs() -> None:
+    assert [text.strip() for kind, text in blocks(README) if kind == "sh"][:2] == START
+    assert f"\n{START[1]}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_links_and_pictures_of_the_readme_exist() -> None:
+    """Those of the site are checked by ``mkdocs build --strict``."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", README.read_text(encoding="utf-8"))
+    assert len(targets) > 20
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def mentioned(pattern: str) -> Iterator[tuple[str, str]]:
+    """Yield page and match of a pattern in code within lines of text and in tables."""
+    for page in PAGES:
+        for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            for match in re.findall(pattern, code):
+                yield name_of(page), match
+
+
+def test_options_named_in_the_text_exist() -> None:
+    options = {"--help", "--preset", "--standalone", "--logdir"}  # of other programs
+    for kind, *_ in cli.COMMANDS.values():
+        for field in dataclasses.fields(kind):
+            flag = field.name.replace("_", "-")
+            options |= {f"--{flag}", f"--no-{flag}"}
+    for page, option in mentioned(r"--[a-z][a-z-]*"):
+        assert option in options, (page, option)
+
+
+def test_benchmarks_and_results_named_in_the_text_exist() -> None:
+    named = list(mentioned(r"benchmarks/[\w/.-]*"))
+    assert len(named) > 20
+    for page, path in named:
+        assert (ROOT / path).exists(), (page, path)
+
+
+def test_every_table_of_results_says_how_it_was_measured() -> None:
+    for page in (DOCS / "results").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        facts = ["| command |", "| raw figures |", "| seeds |", "hardware", "versions"]
+        assert page.name == "index.md" or all(fact in text for fact in facts), page
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    assert NOTEBOOK.stat().st_size < 200_000
+    names: dict[str, Any] = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] or cell["execution_count"], "commit the notebook executed"
+            exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+    assert len(names["ensemble"]) == 3
