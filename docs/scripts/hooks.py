@@ -124,7 +124,8 @@ def face_page(module: ModuleType) -> str:
     parts = [f"# `{module.__name__}`", summary, rest.strip()]
     names = getattr(module, "__all__", None)
     if names is None:
-        return "\n\n".join([parts[0], f"::: {module.__name__}\n    options: {{heading_level: 1}}"])
+        options = "{heading_level: 2, show_root_heading: false, show_root_toc_entry: false}"
+        return f"{parts[0]}\n\n::: {module.__name__}\n    options: {options}\n"
     shared = [name for name in names if name in fge.__all__]
     if shared:
         links = ", ".join(f"[`{name}`][fge.{name}]" for name in shared)
