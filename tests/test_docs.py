@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, TINY_CLASSES, tiny_arrays, write_tiny_npz
 from PIL import Image
 
-import cli
+from fge import commands as cli
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"

@@ -14,7 +14,6 @@ import io
 import os
 import pkgutil
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +24,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import fge
+from fge import commands
 
-MODULES = ("methods", "metrics")
-"""Modules of ``fge`` that users import, as long as they are no packages with faces."""
+MODULES = ("methods",)
+"""Modules of ``fge`` that users import beside its packages."""
 GROUPS = {
     "In your own loop": ("FGE", "TriangularLR", "EndpointLR", "LinearTailLR"),
     "Snapshots and ensembles": ("SnapshotStore", "Ensemble"),
@@ -62,6 +62,7 @@ GROUPS = {
     "Statistics": ("paired_difference",),
 }
 """The public names of ``fge`` in the order of the page; others follow under "More"."""
+CONSTANTS = (str, int, float, tuple, dict, Path)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -126,6 +127,8 @@ def face_page(module: ModuleType) -> str:
     if names is None:
         options = "{heading_level: 2, show_root_heading: false, show_root_toc_entry: false}"
         return f"{parts[0]}\n\n::: {module.__name__}\n    options: {options}\n"
+    # Constants are for other packages; a reader of the reference looks for what is called.
+    names = [name for name in names if not isinstance(getattr(module, name), CONSTANTS)]
     shared = [name for name in names if name in fge.__all__]
     if shared:
         links = ", ".join(f"[`{name}`][fge.{name}]" for name in shared)
@@ -136,28 +139,23 @@ def face_page(module: ModuleType) -> str:
 
 def commands_page() -> str:
     """Return the page of the commands: the help text of each."""
-    try:
-        cli: Any = importlib.import_module("fge.commands")
-    except ImportError:  # commands are in cli.py, which is not installed
-        sys.path.insert(0, str(ROOT))
-        cli = importlib.import_module("cli")
     parts = [
         "# The command line",
         "`python cli.py COMMAND`, `python -m fge COMMAND` and the installed `fge COMMAND` are the "
         "same. Exit codes: 0; 2 for an error that you can correct (one line, no traceback); 3 for "
         "divergence; 130 for Ctrl-C.",
     ]
-    for command in cli.COMMANDS:
-        parts += [f"## `{command}`", f"```text\n{help_of(cli, command)}\n```"]
+    for command in commands.COMMANDS:
+        parts += [f"## `{command}`", f"```text\n{help_of(command)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
-def help_of(cli: Any, command: str) -> str:
+def help_of(command: str) -> str:
     """Return the help text of a command, without the box that is drawn around it."""
     output = io.StringIO()
     os.environ["COLUMNS"] = "88"
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        cli.main([command, "--help"])
+        commands.main([command, "--help"])
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
     lines = [line.strip("│╭╮╰╯─").rstrip() for line in text.splitlines()]
     return "\n".join(lines).strip()
