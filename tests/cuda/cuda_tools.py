@@ -6,12 +6,14 @@ the CPU in float64. Data and initial weights are drawn on the CPU, so that they 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fge.data import Split
+from fge.train.graphed import Recording
 
 CLASSES = 3
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
@@ -131,3 +133,20 @@ def network_of_runs(in_channels: int, num_classes: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(24, num_classes),
     )
+
+
+def record_on_the_cpu(work: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Recording:
+    """Stand in for a CUDA graph: recording computes nothing, a replay writes into fixed memory."""
+    loss = torch.zeros(())
+    gradients: list[Tensor | None] = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def replay() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        loss.copy_(work())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            assert gradient is not None
+            assert parameter.grad is not None
+            gradient.copy_(parameter.grad)
+
+    return Recording(loss, gradients, replay)

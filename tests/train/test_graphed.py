@@ -7,27 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_tools import record_on_the_cpu
 from torch import Tensor, nn
 
 from fge.train import Learner, Speed, graphed
 from fge.train.graphed import WARM_UP, GraphedPass, Recording
-
-
-def record_on_the_cpu(work: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Recording:
-    """Stand in for a CUDA graph: recording computes nothing, a replay writes into fixed memory."""
-    loss = torch.zeros(())
-    gradients: list[Tensor | None] = [torch.zeros_like(parameter) for parameter in parameters]
-
-    def replay() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        loss.copy_(work())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            assert gradient is not None
-            assert parameter.grad is not None
-            gradient.copy_(parameter.grad)
-
-    return Recording(loss, gradients, replay)
 
 
 @pytest.fixture(autouse=True)
