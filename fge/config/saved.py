@@ -84,10 +84,7 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     content = _read_content(path)
     if content.get("command", command) != command:
         raise UserError(f"{path} is of the command {content['command']!r}, not {command!r}")
-    options = content["options"]
-    if "cuda_graphs" in saved_fields(kind) and options.get("compile", "auto") != "auto":
-        options.setdefault("cuda_graphs", "off")  # a run from before there was the option
-    return from_options(kind, options, path), content
+    return from_options(kind, content["options"], path), content
 
 
 def check_unchanged(saved: C, asked: C) -> None:
@@ -216,6 +213,8 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
     if version > SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
+    if content["options"].get("compile", "auto") != "auto":
+        content["options"].setdefault("cuda_graphs", "off")  # a run from before this option
     return dict(content)
 
 
