@@ -56,7 +56,15 @@ def enough_memory(device: object, remedy: str) -> Iterator[None]:
         raise UserError(f"the memory of {device} is full; {remedy}") from error
 
 
-def peak_memory_mib() -> int:
-    """Return the largest memory of this process so far, in MiB."""
+def peak_memory_mib(device: torch.device) -> dict[str, int]:
+    """Return the largest memory of this process so far in MiB, and that of its GPU if it uses one.
+
+    >>> list(peak_memory_mib(torch.device("cpu")))
+    ['peak_memory_mib']
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024**2 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    found = {"peak_memory_mib": peak // unit}
+    if device.type == "cuda":
+        found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 1024**2
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -107,19 +108,30 @@ def accelerator(request: pytest.FixtureRequest) -> torch.device:
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _full_precision(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have float32 mean float32 in the tests of a GPU: TF32, which keeps 11 bits, is off."""
-    if request.node.get_closest_marker("cuda") is None:
-        yield
-        return
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Have float32 mean float32 on a GPU: TF32, which keeps 11 bits, is off.
+
+    Fixtures that compute on a GPU for a whole module need this themselves.
+    """
     from torch import backends
 
     before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
     backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = False
     backends.cudnn.benchmark = False  # a stopwatch would choose kernels that round differently
-    yield
-    backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
+    try:
+        yield
+    finally:
+        backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = before[:2]
+        backends.cudnn.benchmark = before[2]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute in full precision in the tests of a GPU."""
+    on_gpu = request.node.get_closest_marker("cuda") is not None
+    with full_precision() if on_gpu else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

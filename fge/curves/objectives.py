@@ -303,7 +303,8 @@ class MinMax(Objective):
         self._waiting.append((min(int(draw.t * self.bins), self.bins - 1), loss))
         if len(self._waiting) < self.strata:
             return
-        losses = torch.stack([waiting for _, waiting in self._waiting]).tolist()
+        # Those from a state on disk lie on the CPU.
+        losses = torch.stack([waiting.to(loss) for _, waiting in self._waiting]).tolist()
         for (place, _), value in zip(self._waiting, losses, strict=True):
             mean = self._means[place]
             if math.isfinite(value):

@@ -195,7 +195,7 @@ class StagedTraining:
                 "epoch": end.epoch,
                 "seconds": round(seconds, 4),
                 "images_per_second": round(end.images / seconds, 1),
-                "peak_memory_mib": peak_memory_mib(),
+                **peak_memory_mib(self.learner.device),
             }
         )
         self._measure(stage, schedule, finished, snapshot=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
 import statistics
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fge.config import RunConfig, is_factory
 from fge.errors import UserError
@@ -131,6 +133,10 @@ def _compile_obstacle(device: torch.device) -> str | None:
     """Return why ``torch.compile`` cannot work here, if that is plain beforehand."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "there is no C++ compiler"
+    if device.type == "cuda" and not (
+        importlib.util.find_spec("triton") and any(shutil.which(name) for name in ("cc", "gcc"))
+    ):
+        return "it needs Triton and a C compiler on a GPU"
     return None
 
 
@@ -182,7 +188,7 @@ class _Trial:
 
     def _prepare(self, speed: Speed, first: int) -> tuple[Callable[[], None], float]:
         """Return what takes a step of a copy of the model, and the last loss of ``first`` steps."""
-        model = copy.deepcopy(self.model).train()
+        model = _without_dropout(copy.deepcopy(self.model).train())
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
             model, optimizer, speed, batch_size=len(self.inputs), loss_fn=F.cross_entropy
@@ -197,6 +203,14 @@ class _Trial:
         learner.step(inputs, self.targets)
         if inputs.is_cuda:
             torch.cuda.synchronize()
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    """Switch dropout off: its masks depend on the memory format, so that losses would differ."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+    return model
 
 
 def _median_seconds(*calls: Callable[[], None]) -> list[float]:

@@ -10,14 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 
-from fge.data import Split
+from fge.data import Normaliser, Split, TrainBatches
+from fge.train import Learner, Speed
 from fge.train.graphed import Recording
 
 CLASSES = 3
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
 """What one operation in float32 and in float64 rounds by, relatively."""
+SGD_OPTIONS: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-2}
+"""Small steps: training multiplies rounding errors the less."""
+MEAN, STD = [120.0, 130.0, 110.0], [70.0, 60.0, 80.0]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -150,3 +156,35 @@ def record_on_the_cpu(work: Callable[[], Tensor], parameters: list[nn.Parameter]
             gradient.copy_(parameter.grad)
 
     return Recording(loss, gradients, replay)
+
+
+def make_learner(
+    device: torch.device,
+    speed: Speed | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **options: Any,
+) -> Learner:
+    """Return a learner of the network of images, with the fused optimizer that runs use."""
+    model = convnet(seed, dtype).to(device)
+    optimizer = SGD(model.parameters(), **SGD_OPTIONS, fused=True)
+    return Learner(model, optimizer, speed, batch_size=8, **options)
+
+
+def by_hand(model: nn.Module, batches: list[Batch]) -> list[float]:
+    """Train on the CPU as one would write it in PyTorch; return the losses."""
+    optimizer, losses = SGD(model.parameters(), **SGD_OPTIONS), []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def train_batches(device: torch.device, *, channels_last: bool = False) -> TrainBatches:
+    """Return four shuffled, augmented batches an epoch of 60 images on the device."""
+    split = image_split(60).to(device)
+    normaliser = Normaliser(MEAN, STD, device, channels_last=channels_last)
+    return TrainBatches(split, normaliser, 16, seed=3, crop_padding=2, flip=True)

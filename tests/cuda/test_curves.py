@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fge import metrics
+from fge.config.curves import Family
 from fge.curves import (
     Bezier,
     Chain,
@@ -42,7 +43,6 @@ from fge.curves import (
     summarise_curve,
 )
 from fge.curves.curve import elevate
-from fge.curves.families import Family
 from fge.curves.fit import CurveLearner, quick_gram
 from fge.curves.objectives import OBJECTIVES, Draw, Shape, make_objective
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
@@ -292,10 +292,10 @@ def test_a_fit_on_a_gpu_follows_the_one_on_the_cpu(
     other = fit_curve(model, start, end, batches, speed=speed, **options)
     straight = (exact.points[0] + exact.points[2]) / 2
     assert other.points.device == accelerator
-    # fp16 is good to 2^-12, ten times that through four layers; a step or two may be skipped
-    # until the scale is small enough, each an eighth of the way at most.
+    # fp16 is good to 2^-12, ten times that through four layers, and an activation may fall on the
+    # other side of a ReLU. A step left out of the eight would be a tenth of the way and more.
     ends = (other.points[1].cpu(), exact.points[1], straight)
-    assert relative_distance(*ends) < (1e-3 if amp == "off" else 0.3)
+    assert relative_distance(*ends) < (1e-3 if amp == "off" else 0.1)
 
 
 class Shuffled:

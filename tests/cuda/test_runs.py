@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_CLASSES, write_tiny_npz
+from conftest import TINY_CLASSES, full_precision, write_tiny_npz
 from cuda_tools import Batch, assert_near, network_of_runs, relative_distance
 from curve_runs import done, flags, job, member_probabilities, methods, report
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, data: Path, accelerator: tor
         written.append(os.readlink(f"/proc/self/fd/{handle}"))
         sync(handle)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with full_precision(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("fge.report.page.save_figure", lambda _, path: write_bytes(path, b""))
         patch.setattr(os, "fsync", recording_fsync)
         out = tmp_path_factory.mktemp("ended") / "run"
