@@ -42,4 +42,4 @@ def test_peak_memory_is_in_mebibytes(
     monkeypatch.setattr(sys, "platform", platform)
     usage = SimpleNamespace(ru_maxrss=300 * unit + 1)
     monkeypatch.setattr(resource, "getrusage", lambda _: usage)
-    assert peak_memory_mib() == 300
+    assert peak_memory_mib(torch.device("cpu")) == {"peak_memory_mib": 300}

@@ -82,9 +82,10 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     if not path.is_file():
         raise UserError(f"no config file {path}")
     content = _read_content(path)
+    options = _options(content, path)
     if content.get("command", command) != command:
         raise UserError(f"{path} is of the command {content['command']!r}, not {command!r}")
-    return from_options(kind, content["options"], path), content
+    return from_options(kind, options, path), content
 
 
 def check_unchanged(saved: C, asked: C) -> None:
@@ -146,7 +147,7 @@ def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
         raise UserError(
             f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
         )
-    return command, from_options(RUN_KINDS[command], content["options"], file), content
+    return command, from_options(RUN_KINDS[command], _options(content, file), file), content
 
 
 def options_of_run(kind: type[S], folder: Path) -> S:
@@ -204,18 +205,25 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    """Return what a ``config.json`` holds, ``options`` among it, if this program can read it."""
+    """Return what a ``config.json`` holds, as it is."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["options"] = dict(content["options"])
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
+
+
+def _options(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the options among the content of a ``config.json``, if this program can read it."""
+    try:
+        options = dict(content["options"])
         version = int(content.get("schema_version", SCHEMA_VERSION))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
     if version > SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
-    if content["options"].get("compile", "auto") != "auto":
-        content["options"].setdefault("cuda_graphs", "off")  # a run from before this option
-    return dict(content)
+    if options.get("compile", "auto") != "auto":
+        options.setdefault("cuda_graphs", "off")  # a run from before there was the option
+    return options
 
 
 def _typed(hint: Any, value: Any, source: str) -> Any:
