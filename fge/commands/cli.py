@@ -1,4 +1,4 @@
-"""The command line: ``python cli.py COMMAND [OPTIONS]``."""
+"""The command line: ``fge COMMAND [OPTIONS]``, and what stands for ``fge`` elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import select
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from fge.config import (
     TrainConfig,
     check_import,
     options_of_run,
+    program,
     read_config,
 )
 from fge.errors import (
@@ -108,10 +110,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: python cli.py COMMAND [OPTIONS]", ""]
+    called = shlex.join(program())
+    lines = [f"usage: {called} COMMAND [OPTIONS]", ""]
     for name, (kind, *_) in COMMANDS.items():
         lines.append(f"  {name:16}{(kind.__doc__ or '').strip().splitlines()[0]}")
-    return "\n".join([*lines, "", "python cli.py COMMAND --help lists the options of a command."])
+    return "\n".join([*lines, "", f"{called} COMMAND --help lists the options of a command."])
 
 
 def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
@@ -173,7 +176,7 @@ def _parse(command: str, kind: type[T], arguments: list[str], default: T | None 
         with contextlib.redirect_stderr(errors):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind is ReportConfig else {}
-            parsed = tyro.cli(kind, prog=f"python cli.py {command}", args=arguments, **extra)
+            parsed = tyro.cli(kind, prog=shlex.join([*program(), command]), args=arguments, **extra)
             return cast(T, parsed)
     except SystemExit as stop:
         if stop.code in (None, 0):

@@ -24,6 +24,7 @@ from fge.config import (
     from_options,
     keep_settled,
     own_code,
+    program,
     read_config,
     to_options,
     write_config,
@@ -280,6 +281,6 @@ def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
         start = ["torchrun", "--standalone", "--nproc-per-node", str(size)]
         if (local := os.environ.get("LOCAL_WORLD_SIZE")) not in (None, str(size)):
             start = ["torchrun", "...", "--nproc-per-node", str(local)]  # on several machines
-    words = [*start, "cli.py", command, "--out", str(folder.path), "--resume"]
+    words = [*program(start), command, "--out", str(folder.path), "--resume"]
     words += own_code(vars(config))
     return f"go on with: {shlex.join(words)}"

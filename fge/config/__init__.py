@@ -7,9 +7,6 @@ from fge.config.base import (
     RunConfig,
     TrainingConfig,
     as_stored,
-    check_import,
-    is_factory,
-    own_code,
 )
 from fge.config.compare import (
     CURVE_ENSEMBLE,
@@ -22,6 +19,7 @@ from fge.config.compare import (
     options_for,
 )
 from fge.config.curves import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
+from fge.config.invocation import check_import, is_factory, own_code, program
 from fge.config.saved import (
     KEEP_SNAPSHOTS,
     check_same_images,
@@ -83,6 +81,7 @@ __all__ = [
     "options_of_run",
     "own_code",
     "pairs_of",
+    "program",
     "read_config",
     "read_report",
     "read_run",

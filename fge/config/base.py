@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -173,46 +172,6 @@ class TrainingConfig(RunConfig):
     or the name, folder or file of other data; their test images are predicted too."""
     tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)
     """Also write TensorBoard scalars, into the run folder (needs the extra tensorboard)."""
-
-
-def is_factory(model: str) -> bool:
-    """Say whether the name is that of a user's own ``package.module:factory``."""
-    return ":" in model and not model.startswith("torchvision:")
-
-
-def check_import(name: str, given: str | None, source: object, *, option: str = "model") -> None:
-    """Refuse to import a factory that only a file names, since importing runs code.
-
-    Args:
-        name: of a model or method in the file.
-        given: the name on the command line, if any.
-        source: the file.
-        option: that gives it again: model, method or methods.
-
-    Raises:
-        UserError: ``name`` is the user's own code, and not what is given.
-    """
-    if is_factory(name) and given != name:
-        what = "model factory" if option == "model" else "method"
-        raise UserError(
-            f"{source} names the {what} {name!r}, which is code to import; if you trust "
-            f"it, add --{option} {name}"
-        )
-
-
-def own_code(options: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that give again the user's own model and methods among options.
-
-    >>> own_code({"model": "convnet", "methods": ["fge", "my_methods:mine"]})
-    ['--methods', 'fge', 'my_methods:mine']
-    """
-    words = []
-    for name in ("model", "method", "methods"):
-        value = options.get(name) or ()
-        given = [value] if isinstance(value, str) else [str(one) for one in value]
-        if any(is_factory(one) for one in given):
-            words += [f"--{name}", *given]
-    return words
 
 
 def as_stored(name: str, value: Any) -> Any:

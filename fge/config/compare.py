@@ -6,7 +6,8 @@ import itertools
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
-from fge.config.base import HOW_TO_RUN, RunConfig, is_factory
+from fge.config.base import HOW_TO_RUN, RunConfig
+from fge.config.invocation import is_factory
 from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 

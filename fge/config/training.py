@@ -12,9 +12,9 @@ from fge.config.base import (
     MAY_BE_DROPPED,
     Rates,
     TrainingConfig,
-    is_factory,
     rates_of,
 )
+from fge.config.invocation import is_factory
 from fge.errors import (
     UserError,
     check_at_least,

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fge.curves.families import Bezier, Family, locate, make_family
-from fge.errors import UserError
+from fge.errors import UserError, counted
 from fge.files import write_bytes
 from fge.networks import Layout, check_distinct, decode_weights, split_header
 
@@ -52,6 +52,14 @@ class Curve:
         self.family = family
         self.points = points.detach()
         self.layout = layout
+
+    def __repr__(self) -> str:
+        """Return the family, the number of points and parameters, and the length."""
+        count, parameters = self.points.shape
+        return (
+            f"Curve({self.family.name}, {counted(count, 'point')}, "
+            f"{counted(parameters, 'parameter')}, length {self.length():.4g})"
+        )
 
     def at(self, t: float) -> Tensor:
         """Return w(t) (P,), a new tensor in the points' dtype; at 0 and 1 the ends, bitwise.
@@ -222,6 +230,14 @@ class Chain:
             bends = straight_points(start, end, num_points)
             curves.append(Curve(make_family(family, num_points), bends, layout))
         return cls(curves)
+
+    def __repr__(self) -> str:
+        """Return the number of curves and parameters, and the length."""
+        parameters = self.curves[0].points.shape[1]
+        return (
+            f"Chain({counted(len(self.curves), 'curve')}, "
+            f"{counted(parameters, 'parameter')}, length {self.length():.4g})"
+        )
 
     @property
     def closed(self) -> bool:

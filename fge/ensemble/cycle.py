@@ -63,6 +63,13 @@ class FGE:
         self._kept = 0
         self._owns_store = len(self.store) == 0 or not self.writes
 
+    def __repr__(self) -> str:
+        """Return the step reached, the length of a cycle and what is kept."""
+        cycle = self.scheduler
+        return (
+            f"FGE(step {cycle.last_epoch} in cycles of {cycle.cycle_steps} steps, {self.store!r})"
+        )
+
     def step(self) -> bool:
         """Set the learning rate of the next optimizer step; keep a snapshot at a minimum.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.ensemble.snapshots import SnapshotStore
-from fge.errors import UserError
+from fge.errors import UserError, counted
 from fge.networks import (
     ForwardFn,
     HostRows,
@@ -66,6 +66,14 @@ class Ensemble(nn.Module):
         self.members = members if isinstance(members, SnapshotStore) else _states(members)
         for position, state in enumerate(self.members):
             load_weights(self.model, state, f"member {position}")
+
+    def __repr__(self) -> str:
+        """Return the architecture, the number of members and how they are combined."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"Ensemble({counted(len(self), 'member')} of {type(self.model).__name__}, "
+            f"{counted(parameters, 'parameter')} each, combine={self.combine!r})"
+        )
 
     def __len__(self) -> int:
         """Return the number of members."""

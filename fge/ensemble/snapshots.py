@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fge.errors import UserError
+from fge.errors import UserError, counted
 from fge.files import sha256, write_bytes, write_json
 from fge.networks import Weights, canonical_state, decode_weights, encode_weights
 
@@ -88,6 +88,10 @@ class SnapshotStore:
         for file in self.path.glob("*.safetensors"):
             if file.stem.isdigit() and len(file.stem) >= 4 and file.name not in named:
                 file.unlink()
+
+    def __repr__(self) -> str:
+        """Return the number of snapshots and the folder."""
+        return f"SnapshotStore({counted(len(self), 'snapshot')} in {str(self.path)!r})"
 
     def __len__(self) -> int:
         """Return the number of snapshots."""

@@ -207,6 +207,11 @@ class PlaneGrid:
             if found[name] != shape:
                 raise UserError(f"{name!r} of a plane must have shape {shape}, got {found[name]}")
 
+    def __repr__(self) -> str:
+        """Return the number of points along each axis and what was measured there."""
+        measured = ", ".join(self.values)
+        return f"PlaneGrid({len(self.xs)} x {len(self.ys)} points, {measured})"
+
     def save(self, path: str | Path) -> None:
         """Write the arrays to an ``.npz`` file, atomically.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fge.curves import AnyCurve
-from fge.errors import UserError
+from fge.errors import UserError, counted
 from fge.networks import Layout
 from fge.seeds import generator
 
@@ -50,6 +50,15 @@ class Plane:
         (a, b), (_, c) = self.gram.tolist()
         if not (a > 0 and c > 0 and (b / math.sqrt(a) / math.sqrt(c)) ** 2 < 1 - 1e-12):
             raise UserError("the axes of a plane must not be zero or parallel; give two directions")
+
+    def __repr__(self) -> str:
+        """Return the number of parameters and anchors, and the extent."""
+        left, right, low, high = self.extent
+        return (
+            f"Plane({counted(len(self.origin), 'parameter')}, "
+            f"{counted(len(self.anchors), 'anchor')}, "
+            f"x {left:.4g} to {right:.4g}, y {low:.4g} to {high:.4g})"
+        )
 
     @classmethod
     def through(cls, w0: Tensor, w1: Tensor, w2: Tensor) -> Plane:
@@ -261,6 +270,11 @@ class Line:
         check_vectors({"start": self.start, "direction": self.direction})
         if not bool(self.direction.any()):
             raise UserError("the direction of a line is 0; give two networks that differ")
+
+    def __repr__(self) -> str:
+        """Return the number of parameters and the distance from t = 0 to t = 1."""
+        length = float(self.direction.double().norm())
+        return f"Line({counted(len(self.start), 'parameter')}, length {length:.4g})"
 
     @classmethod
     def through(cls, start: Tensor, end: Tensor) -> Line:

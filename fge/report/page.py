@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fge.config import own_code
+from fge.config import own_code, program
 from fge.files import write_text
 from fge.report.interactive import Plot, plotly_script
 
@@ -236,24 +236,18 @@ def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
 
     Args:
         content: of the ``report.json``.
-        folder: of the run, from which the path to ``cli.py`` is told.
+        folder: of the run, from which a path to ``cli.py`` is told.
     """
     options, processes = content["config"], content["environment"].get("processes", 1)
     start = ["python"]
     if processes > 1:
         start = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
-    words = [*start, _command_line(folder), content["command"]]
+    words = [*program(start, seen_from=folder), content["command"]]
     if content["command"] == "predict":  # it has no config file
         words += ["--run", options["run"], "--images", options["images"]]
     else:
         words += ["--config", "config.json"]
     return shlex.join([*words, *own_code(options), "--out", "NEW_FOLDER"])
-
-
-def _command_line(folder: Path) -> str:
-    """Return the path of ``cli.py`` from a folder; its name where the package is elsewhere."""
-    file = Path(__file__).resolve().parents[2] / "cli.py"
-    return os.path.relpath(file, folder.resolve()) if file.is_file() else file.name
 
 
 def _marked(text: str) -> Markup:
