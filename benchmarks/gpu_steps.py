@@ -55,6 +55,7 @@ def right(plan: Plan, report: Report) -> None:
     outcomes = _Outcomes()
     accelerator = "cpu" if plan["smoke"] else "cuda"
     options = ["tests/cuda", "--accelerator", accelerator, "-p", "no:cacheprovider", "--tb=no"]
+    options += ["-o", "addopts=--import-mode=importlib -q"]  # in this process, which reports
     began = time.monotonic()
     code = pytest.main(options, plugins=[outcomes])
     report("seconds", round(time.monotonic() - began, 1))

@@ -143,6 +143,7 @@ def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
+@pytest.mark.slow
 def test_every_block_of_a_page_runs(
     page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_every_command_is_shown() -> None:
     assert shown == set(cli.COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_command_for_several_processes_runs(workplace: Path) -> None:
     lines = [line for page in RUN for line in shell_lines(page) if line.startswith("torchrun")]
     [command] = lines

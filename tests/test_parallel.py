@@ -308,6 +308,7 @@ def test_a_run_of_two_processes_is_one_run(finished: Path) -> None:
     assert (finished / "timing.jsonl").read_text().count('"begin"') == 1
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_and_resumed_it_ends_as_if_uninterrupted(
     group: Group, tiny: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_the_share_of_the_time_that_intervals_cover(monkeypatch: pytest.MonkeyPa
     assert busy_share([(8, 10), (0, 4), (2, 5), (3, 4)]) == 0.7
 
 
+@pytest.mark.slow
 def test_the_smoke_run_reaches_every_step(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu.py", "--smoke", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -197,6 +197,7 @@ def kill(process: subprocess.Popen[bytes], out: Path) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_the_same(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:

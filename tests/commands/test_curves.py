@@ -302,6 +302,7 @@ def points(calls: int, count: int) -> set[int]:
     return {1, calls, *random.Random(0).sample(range(1, calls + 1), count)}
 
 
+@pytest.mark.slow
 def test_killed_curve_ensemble_resumes_bitwise(data: Path, tmp_path: Path) -> None:
     options = quick(data, tmp_path / "reference")
     finished = kill_server().run("curve-ensemble", options)
@@ -311,6 +312,7 @@ def test_killed_curve_ensemble_resumes_bitwise(data: Path, tmp_path: Path) -> No
         assert_same(folder, tmp_path / "reference")
 
 
+@pytest.mark.slow
 def test_killed_connect_resumes_bitwise(data: Path, weights: Files, tmp_path: Path) -> None:
     more: dict[str, Any] = {"closed": True, "eval_points": 2, "epochs": 2}
     options = connect_job(data, tmp_path / "reference", weights, **more)

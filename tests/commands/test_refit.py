@@ -137,6 +137,7 @@ def test_two_snapshots_make_one_pair_and_no_turn(data: Path, tmp_path: Path) -> 
     assert line["member_names"][-1] == f"{PAIRS[0]}/curve/0.5000"
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_resumed_ends_as_if_uninterrupted(data: Path, tmp_path: Path) -> None:
     options = refit_job(data, tmp_path / "reference", epochs=3, refit="bezier", refit_epochs=2)
     finished = kill_server().run("fge", options)

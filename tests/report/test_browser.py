@@ -40,7 +40,10 @@ from fge.report.plots import TrainingCurves
 from fge.report.sharpness import SharpnessCurves
 from fge.runs import RunFolder
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
 
 PHONE, DESKTOP = 390, 1280
 HEADINGS = ["method", "members", "error", "NLL", "Brier", "ECE", "epochs", "passes"]

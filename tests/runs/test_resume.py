@@ -79,6 +79,7 @@ def assert_same(folder: Path, reference: Path) -> None:
         assert ours[name] == theirs[name], f"{name} differs"
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_and_resumed_ends_as_if_uninterrupted(
     server: KillServer, tiny_npz: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_killed_at_any_write_and_resumed_ends_as_if_uninterrupted(
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
 def test_half_precision_and_channels_last_resume_as_exactly(
     server: KillServer, tiny_npz: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_half_precision_and_channels_last_resume_as_exactly(
     assert_same(out, reference)
 
 
+@pytest.mark.slow
 def test_with_the_sharpness_measured_it_resumes_as_exactly(
     server: KillServer, tiny_npz: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_with_the_sharpness_measured_it_resumes_as_exactly(
         assert_same(out, reference)
 
 
+@pytest.mark.slow
 def test_killed_by_the_clock_again_and_again(
     server: KillServer, tiny_npz: Path, tmp_path: Path
 ) -> None:
