@@ -9,29 +9,28 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
 
 from fge.errors import DivergenceError, UserError
 from fge.seeds import derive_seed, random_state, set_random_state
 
-_NO_ERROR, _USER, _DIVERGED, _OTHER = range(4)
-_LONGEST_TEXT = 4096
-"""Bytes of an error's text that other processes hear."""
 COMMANDS = ("fge", "train")
 """Commands that train one model in several processes."""
 _SHARING = ("compare",)
 """Commands that share whole runs out among the processes, which then are not joined."""
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for the first one, which validates, writes and compiles meanwhile."""
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -152,13 +151,28 @@ class Ranks:
         Raises:
             UserError: another process is gone.
         """
-        self._call(dist.all_reduce, tensor, group=self.group)
+        with self.exchange():
+            dist.all_reduce(tensor, group=self.group)
 
-    def sum_facts(self, numbers: Tensor) -> list[int]:
-        """Return the sums over the processes of whole numbers on the CPU."""
-        summed = numbers.to(self._device)
-        self.sum(summed)
-        return [int(number) for number in summed.tolist()]
+    def begin_sum(self, number: int) -> Callable[[], int]:
+        """Begin to add up a whole number over the processes.
+
+        Returns:
+            What waits for the sum and returns it.
+
+        Raises:
+            UserError: another process is gone.
+        """
+        total = torch.tensor(number, device=self._device)
+        with self.exchange():
+            work = dist.all_reduce(total, group=self.group, async_op=True)
+
+        def finish() -> int:
+            with self.exchange():
+                work.wait()
+            return int(total)
+
+        return finish
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor], weight: int, total: int) -> None:
@@ -183,11 +197,11 @@ class Ranks:
         """Overwrite tensors by those of the first process."""
         if self.size == 1:
             return
-        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         for tensor in tensors:
             data = tensor.detach().contiguous()
             raw = data.reshape(-1).view(torch.uint8)  # no back end knows every dtype
-            self._call(dist.broadcast, raw, src=source, group=self.group)
+            with self.exchange():
+                dist.broadcast(raw, src=self._first, group=self.group)
             tensor.copy_(data)
 
     def synchronise(self, model: nn.Module) -> None:
@@ -200,31 +214,36 @@ class Ranks:
             self.average(running_statistics(model.modules()), 1, self.size)
             self.broadcast(other_buffers(model))
 
-    def tell(self, data: bytes) -> bytes:
-        """Return the ``data`` of the first process, in all."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes in their order, in all; they are pickled."""
         if self.size == 1:
-            return data
-        length = torch.tensor([len(data)], device=self._device)
-        self.broadcast([length])
-        content = torch.zeros(int(length), dtype=torch.uint8)
-        if self.leads and data:
-            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        content = content.to(self._device)
-        if len(content):
-            self.broadcast([content])
-        return content.cpu().numpy().tobytes()
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self.exchange():
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
-    def first(self, call: Callable[[], str]) -> str:
-        """Return what ``call`` returns in the first process; where it raises there, all raise."""
-        result = ""
+    def tell(self, value: T) -> T:
+        """Return the value of the first process, in all; it is pickled."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with self.exchange():
+            dist.broadcast_object_list(values, src=self._first, group=self.group)
+        return values[0]
+
+    def first(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns in the first process; if it raises there, all raise."""
+        result: Any = None
         with self.together():
             if self.leads:
                 result = call()
-        return self.tell(result.encode()).decode()
+        told: T = self.tell(result)
+        return told
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Wait at the end for all processes; where one raises in the block, all raise its error.
+        """Wait at the end for all processes; if one raises in the block, all raise its error.
 
         Raises:
             UserError: of one that failed, and for its ``OSError``.
@@ -242,43 +261,55 @@ class Ranks:
             self._agree(failure)
 
     def _agree(self, failure: Exception | None) -> None:
-        own = torch.zeros(self.size, dtype=torch.int64)
-        own[self.rank] = _kind(failure)
-        kinds = enumerate(self.sum_facts(own))
-        failed = [(rank, kind) for rank, kind in kinds if kind != _NO_ERROR]
-        if not failed:
-            return
-        culprit, kind = failed[0]
-        text = self._heard(str(failure) if self.rank == culprit else "")
-        if self.rank == culprit and failure is not None:
-            raise failure
-        if kind == _DIVERGED:
-            raise DivergenceError(text)
-        raise UserError(text) if kind == _USER else RuntimeError(f"process {culprit}: {text}")
+        told = self.gather(None if failure is None else (_kind(failure), str(failure)))
+        for rank, found in enumerate(told):
+            if found is None:
+                continue
+            if rank == self.rank and failure is not None:
+                raise failure
+            kind, text = found
+            raise kind(text if kind is not RuntimeError else f"process {rank}: {text}")
 
-    def _heard(self, text: str) -> str:
-        """Return the text of the one process that says something, in all."""
-        encoded = text.encode()[:_LONGEST_TEXT]
-        raw = torch.frombuffer(bytearray(encoded.ljust(_LONGEST_TEXT, b"\0")), dtype=torch.uint8)
-        raw = raw.to(self._device)
-        self.sum(raw)  # the others hold zeros
-        return raw.cpu().numpy().tobytes().rstrip(b"\0").decode(errors="replace")
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Name the cause if the processes cannot reach each other in the block.
+
+        Raises:
+            UserError: another process is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # Gloo has no exception of its own; its messages begin with the path of its source.
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            reason = str(error).strip().split("\n")[0].rpartition("] ")[2][:120]
+            raise UserError(
+                f"another process of this run is gone ({reason}); see what it said, then go on "
+                "with --resume"
+            ) from error
+
+    def disband(self) -> bool:
+        """End what the processes that were joined do together.
+
+        Returns:
+            Whether this process goes on, alone from here on: the first one does.
+        """
+        if self.size > 1:
+            leave()
+            self.size = 1
+        return self.leads
+
+    @property
+    def _first(self) -> int:
+        """The number of the first process among all that were started."""
+        return 0 if self.group is None else dist.get_global_rank(self.group, 0)
 
     @property
     def _device(self) -> torch.device:
         """Where the back end takes what is no matter of the model's."""
         nccl = dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-
-    def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
-        try:
-            collective(*args, **options)
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0].rpartition("] ")[2][:120]
-            raise UserError(
-                f"another process of this run is gone ({reason}); see what it said, then go on "
-                "with --resume"
-            ) from error
 
 
 def running_statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
@@ -298,31 +329,29 @@ def other_buffers(model: nn.Module) -> list[Tensor]:
     return [buffer for buffer in model.buffers() if id(buffer) not in known]
 
 
-def _kind(failure: Exception | None) -> int:
-    if failure is None:
-        return _NO_ERROR
+def is_shard(tensor: object) -> bool:
+    """Say whether a tensor is spread over processes, as a ``DTensor``."""
+    # If nobody has imported the module, which takes time, there is none.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _kind(failure: Exception) -> type[Exception]:
+    """Return the class of the error that the other processes raise for a failure."""
     if isinstance(failure, DivergenceError):
-        return _DIVERGED
-    return _USER if isinstance(failure, UserError | OSError) else _OTHER
+        return DivergenceError
+    return UserError if isinstance(failure, UserError | OSError) else RuntimeError
 
 
-_alone = Ranks()
-
-
-_joined: list[Ranks] = []
-
-
-class Dismissed(BaseException):
-    """This process has done its part of a run; the first one goes on alone."""
-
-
-def current() -> Ranks:
-    """Return the processes that were joined, or this one alone."""
-    return _joined[-1] if _joined else _alone
+def default_ranks() -> Ranks:
+    """Return the processes of PyTorch's default group, or this one alone."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks()
 
 
 def join(command: str) -> Ranks:
-    """Join the processes that ``torchrun`` started for a command; alone where it did not.
+    """Join the processes that ``torchrun`` started for a command; alone if it did not.
 
     Tensors on the CPU are exchanged by gloo, those on GPUs by NCCL.
 
@@ -330,8 +359,8 @@ def join(command: str) -> Ranks:
         UserError: the command runs in one process, or the others cannot be reached.
     """
     size = started_processes()
-    if size == 1 or _joined or command in _SHARING:
-        return current()
+    if size == 1 or command in _SHARING:
+        return Ranks()
     check_command(command)
     # Its functions take the group there is at import for a default argument. PyTorch imports it
     # late by itself; the group would outlive ``leave`` then, and gloo's threads the interpreter,
@@ -348,9 +377,8 @@ def join(command: str) -> Ranks:
             f"cannot join the {size} processes that RANK and WORLD_SIZE speak of ({reason}); "
             "start them with torchrun"
         ) from None
-    _joined.append(Ranks(dist.get_rank(), dist.get_world_size()))
     atexit.register(leave)
-    return current()
+    return default_ranks()
 
 
 def started_processes() -> int:
@@ -383,39 +411,5 @@ def check_command(command: str) -> None:
 
 def leave() -> None:
     """Leave the processes that were joined, if any."""
-    if _joined:
-        _joined.clear()
-        dist.destroy_process_group()
-
-
-def dismiss(ranks: Ranks) -> None:
-    """End what processes do together; the first one is alone from here on.
-
-    Raises:
-        Dismissed: in all others.
-    """
-    if ranks.size == 1:
-        return
-    leads = ranks.leads
-    leave()
-    ranks.rank, ranks.size = 0, 1
-    if not leads:
-        raise Dismissed
-
-
-def ranks_of(model: nn.Module) -> Ranks:
-    """Return the processes over which PyTorch's data-parallel wrapper spreads a model, if any."""
-    inner: object = model
-    while isinstance(inner, nn.Module):
-        if isinstance(inner, DistributedDataParallel):
-            group = inner.process_group
-            return Ranks(dist.get_rank(group), dist.get_world_size(group), group)
-        inner = getattr(inner, "_orig_mod", None)  # what torch.compile returns
-    return Ranks()
-
-
-def default_ranks() -> Ranks:
-    """Return the processes of PyTorch's default group, or this one alone."""
     if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
-    return Ranks()
+        dist.destroy_process_group()

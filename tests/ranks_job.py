@@ -3,9 +3,10 @@
 Started as a script it forks the processes, with the environment that ``torchrun`` gives them, so
 that PyTorch is imported once. Each line on standard input is a JSON job: the ``size`` of the group
 and either ``folder``, where each process leaves what :func:`jobs` returns as ``RANK.pt``, or the
-``arguments`` of a command. With ``at``, the number of an fsync call of the first process, that
-process is killed there by ``signal``, or where ``all`` is true each is. Each answer is a JSON line:
-the ``codes`` of the processes, the ``errors`` they printed, and the ``calls`` of fsync.
+``arguments`` of a command, or ``vanishes`` for a step during which the second process ends. With
+``at``, the number of an fsync call of the first process, that process is killed there by
+``signal``, or where ``all`` is true each is. Each answer is a JSON line: the ``codes`` of the
+processes, the ``errors`` they printed, and the ``calls`` of fsync.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sharded_job  # type: ignore[import-not-found]
 import torch
 import torch.nn.functional as F
+from sharded_job import message
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,9 +36,9 @@ import fge.files
 from fge.commands import cli
 from fge.data import Normaliser, Split, TrainBatches
 from fge.errors import DivergenceError, UserError
-from fge.networks import canonical_state, refresh_batch_norm
-from fge.parallel import Ranks, current, join, ranks_of
-from fge.train import SGLD, EpochEnd, Learner, TriangularLR, train
+from fge.networks import canonical_state, ranks_of, refresh_batch_norm
+from fge.parallel import Ranks, join
+from fge.train import SGLD, EmaLearner, EpochEnd, Learner, Speed, TriangularLR, train
 
 IMAGES, BATCH, EPOCHS = 44, 16, 4
 """Batches of 16, 16 and 12 images."""
@@ -59,21 +62,23 @@ def batches_of(count: int, batch_size: int, ranks: Ranks) -> TrainBatches:
     )
 
 
-def plain_model() -> nn.Module:
+def plain_model() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
 
 
-def normalised_model() -> nn.Module:
+def normalised_model() -> nn.Sequential:
     layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
     return nn.Sequential(*layers).double()
 
 
 def learner_of(
-    model: nn.Module, ranks: Ranks, optimizer: torch.optim.Optimizer | None = None
+    model: nn.Module, ranks: Ranks, optimizer: torch.optim.Optimizer | None = None, **options: Any
 ) -> Learner:
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    return Learner(model, optimizer, forward_fn=lambda m, x: _logits(m, x), ranks=ranks)
+    options = {"forward_fn": _logits, "ranks": ranks, **options}
+    make = EmaLearner if "decay" in options else Learner
+    return make(model, optimizer, **options)
 
 
 def _logits(model: nn.Module, batch: Any) -> Any:
@@ -88,13 +93,18 @@ def trained(
     images: int = IMAGES,
     batch_size: int = BATCH,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    compiled: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train through the real loop; return the snapshots, the losses and the images of epochs."""
     # Weights that differ between processes become those of the first.
     torch.manual_seed(ranks.rank)
     model = make()
-    learner = learner_of(model, ranks, optimizer(model) if optimizer else None)
+    learner = learner_of(model, ranks, optimizer(model) if optimizer else None, **options)
     batches = batches_of(images, batch_size, ranks)
+    if compiled:
+        learner.batch_size = batches.share_size
+        learner._compiled = torch.compile(model, backend="aot_eager", dynamic=False)
     schedule = TriangularLR(
         learner.optimizer, max_lr=0.1, min_lr=0.01, cycle_steps=2 * len(batches)
     )
@@ -107,7 +117,7 @@ def trained(
         first_epoch=0,
         last_epoch=EPOCHS,
         seed=5,
-        on_minimum=lambda _: snapshots.append(canonical_state(model)),
+        on_minimum=lambda _: snapshots.append(kept_state(learner)),
         on_epoch=ends.append,
     )
     return {
@@ -115,6 +125,11 @@ def trained(
         "losses": [end.train_loss for end in ends],
         "images": [end.images for end in ends],
     }
+
+
+def kept_state(learner: Learner) -> dict[str, Tensor]:
+    with learner.kept():
+        return canonical_state(learner.model)
 
 
 def noisy(model: nn.Module) -> torch.optim.Optimizer:
@@ -181,8 +196,11 @@ def refreshed(ranks: Ranks, all_ranks: bool) -> dict[str, Any]:
     }
 
 
-def unused_parameters(ranks: Ranks) -> list[bool]:
-    """Return for 3 parameters whether they moved: used by all, by the second process, by none."""
+def unused_parameters(ranks: Ranks) -> list[list[bool]]:
+    """Return for 3 parameters whether they moved: used by all, by the second process, by none.
+
+    There are two steps. In the second the second process has no image.
+    """
     model = nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3)])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.5)
 
@@ -191,16 +209,12 @@ def unused_parameters(ranks: Ranks) -> list[bool]:
         return used * torch.ones(len(batch[1]), 3)
 
     learner = Learner(model, optimizer, forward_fn=forward, ranks=ranks)
-    learner.step(torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))
-    return [bool((parameter != 1).any()) for parameter in model]
-
-
-def message(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    moved = []
+    for count in (2, 0 if ranks.rank else 2):
+        before = [parameter.clone() for parameter in model]
+        learner.step(torch.ones(count, 1), torch.zeros(count, dtype=torch.int64))
+        moved.append([not torch.equal(*pair) for pair in zip(model, before, strict=True)])
+    return moved
 
 
 def failures(ranks: Ranks) -> dict[str, str]:
@@ -228,6 +242,14 @@ def failures(ranks: Ranks) -> dict[str, str]:
         "loss": message(diverge),
         "after": message(lambda: fail(7, UserError("never"))),
     }
+
+
+def vanish(ranks: Ranks) -> None:
+    """Have the second process end in the middle of a step."""
+    learner = learner_of(plain_model(), ranks)
+    if ranks.rank == 1:
+        learner.loss_fn = lambda *_: os._exit(5)  # type: ignore[assignment,return-value]
+    learner.step(torch.ones(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
 
 
 class Compiled(nn.Module):
@@ -327,10 +349,15 @@ def jobs(folder: Path, ranks: Ranks) -> dict[str, Any]:
         "uneven": trained(plain_model, ranks, images=35),  # a last batch of 3: one share of 3
         "noisy": trained(plain_model, ranks, optimizer=noisy),
         "normalised": trained(normalised_model, ranks, images=35),
+        # The scaler works; autocast leaves float64 alone.
+        "scaled": trained(plain_model, ranks, images=35, speed=Speed(amp="fp16")),
+        "compiled": trained(plain_model, ranks, images=35, compiled=True),
+        "ema": trained(plain_model, ranks, images=35, decay=0.5, refresh=[]),
         "masks": masks_of(ranks),
         "statistics": running_statistics(ranks),
         "refreshed": refreshed(ranks, all_ranks=ranks.size > 1),
         "wrapped": wrapped(folder, ranks),
+        "sharded": sharded_job.sharded(folder / "sharded", ranks, normalised_model, plain_model),
         **({"told": told(ranks), "failures": failures(ranks)} if ranks.size > 1 else {}),
         "unused": unused_parameters(ranks),
     }
@@ -361,8 +388,11 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
         if rank == 0:
             Path(job["counter"]).write_text(str(calls[0]))
         return code
-    join("fge")
-    torch.save(jobs(Path(job["folder"]), current()), Path(job["folder"]) / f"{rank}.pt")
+    ranks = join("fge")
+    if job.get("vanishes"):
+        print(message(lambda: vanish(ranks)), file=sys.stderr)
+        return 0
+    torch.save(jobs(Path(job["folder"]), ranks), Path(job["folder"]) / f"{rank}.pt")
     return 0
 
 

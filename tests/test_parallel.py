@@ -1,8 +1,7 @@
-"""Data-parallel training in two processes against one, and commands under ``torchrun``'s terms."""
+"""Data-parallel training in two processes against one, and commands in two processes."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -15,16 +14,17 @@ from typing import Any
 
 import pytest
 import ranks_job  # type: ignore[import-not-found]
+import sharded_job  # type: ignore[import-not-found]
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, write_tiny_npz
 from torch import Tensor
 
+import fge
 from fge.data import EvalBatches, Normaliser, load_dataset
 from fge.ensemble import SnapshotStore
-from fge.errors import UserError
 from fge.networks import average_weights, build_model, read_weights, refresh_batch_norm
-from fge.parallel import Ranks, check_command, current, dismiss, join, started_processes
+from fge.parallel import Ranks
 
 NOT_PROMISED = {"timing.jsonl"}
 Results = tuple[dict[str, Any], dict[str, Any]]
@@ -90,7 +90,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 # ------------------------------------------------------------------------------- the joint batch
 
 
-@pytest.mark.parametrize("job", ["plain", "uneven", "noisy"])
+@pytest.mark.parametrize("job", ["plain", "uneven", "noisy", "scaled", "compiled", "ema"])
 def test_two_processes_train_as_one_on_the_joint_batch(
     two: Results, one: dict[str, Any], job: str
 ) -> None:
@@ -103,6 +103,15 @@ def test_two_processes_train_as_one_on_the_joint_batch(
     assert ours["images"] == theirs["images"]
     moved = differences(theirs["snapshots"][0], theirs["snapshots"][1])
     assert max(moved) > 1e-2, "training moves the weights"
+
+
+def test_scaled_compiled_and_plain_steps_are_the_same_step(two: Results) -> None:
+    """And the average of the weights is another set of weights."""
+    for job in ("scaled", "compiled"):
+        ours, theirs = two[0][job]["snapshots"][1], two[0]["uneven"]["snapshots"][1]
+        assert max(differences(ours, theirs)) < 1e-8
+    averaged, last = two[0]["ema"]["snapshots"][1], two[0]["uneven"]["snapshots"][1]
+    assert max(differences(averaged, last)) > 1e-3
 
 
 def test_noise_of_the_optimizer_is_there_and_the_same(two: Results, one: dict[str, Any]) -> None:
@@ -160,8 +169,9 @@ def test_the_gradient_weighs_shares_by_their_images(two: Results) -> None:
 
 
 def test_a_parameter_moves_where_any_process_uses_it(two: Results, one: dict[str, Any]) -> None:
-    assert one["unused"] == [True, False, False]
-    assert two[0]["unused"] == two[1]["unused"] == [True, True, False]
+    assert one["unused"] == [[True, False, False]] * 2
+    moved = [[True, True, False], [True, False, False]]
+    assert two[0]["unused"] == two[1]["unused"] == moved
 
 
 # ----------------------------------------------------------------------------- batch-norm refresh
@@ -220,6 +230,14 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(two: Results) -> Non
     assert texts == {f"DivergenceError: {step}; lower the learning rates"}
 
 
+def test_a_process_that_ends_within_a_step_is_named_to_the_others(group: Group) -> None:
+    answer = group.run(vanishes=True)
+    assert answer["codes"] == [0, 5]
+    start, _, end = answer["errors"].partition(" (")
+    assert start == "UserError: another process of this run is gone"
+    assert end.endswith("); see what it said, then go on with --resume\n")
+
+
 # ------------------------------------------------------------------- FGE with PyTorch's own wrapper
 
 
@@ -267,6 +285,58 @@ def test_the_processes_of_a_wrapped_model_are_found_below_compilation(
     assert one["wrapped"]["ranks"] == (0, 1)
 
 
+# ------------------------------------------------------------------------ FGE with sharded models
+
+
+def close(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return len(ours) == 3 and all(max(differences(*pair)) < 1e-12 for pair in pairs)
+
+
+def test_snapshots_of_a_sharded_model_are_those_of_a_whole_one(
+    two: Results, one: dict[str, Any]
+) -> None:
+    """Whole, on the joint batch; and data-parallel, where batch norm sees shares."""
+    for process in two:
+        ours = process["sharded"]
+        assert close(ours["plain"], one["sharded"]["plain"])
+        assert close(ours["normalised"], ours["data_parallel"])
+    moved = differences(*one["sharded"]["plain"][1:])
+    assert max(moved) > 1e-2
+
+
+def test_a_sharded_model_is_written_once_or_by_all_who_are_to_write(two: Results) -> None:
+    first, second = (process["sharded"] for process in two)
+    assert [first["writes"], second["writes"]] == [True, False]
+    assert [first["ranks"], second["ranks"]] == [(0, 2), (1, 2)]
+    for process in (first, second):
+        assert all(same(*pair) for pair in zip(process["own"], first["normalised"], strict=True))
+
+
+def test_a_sharded_run_resumes_where_its_state_was_saved(two: Results) -> None:
+    first = two[0]["sharded"]
+    assert all(same(*pair) for pair in zip(first["resumed"], first["normalised"], strict=True))
+
+
+def test_a_sharded_model_gets_statistics_from_all_processes(two: Results) -> None:
+    for process in two:
+        assert process["sharded"]["refreshed"] == [24, 24]
+        torch.testing.assert_close(*process["sharded"]["means"], rtol=0, atol=1e-12)
+
+
+def test_the_ensemble_of_a_sharded_model_takes_a_whole_one(two: Results) -> None:
+    first, second = (process["sharded"] for process in two)
+    expected = fge.Ensemble(ranks_job.normalised_model(), first["normalised"])
+    assert torch.equal(first["probs"], expected(sharded_job.joint_batch(0)[0]))
+    assert torch.equal(second["probs"], first["probs"])
+    for process in (first, second):
+        assert process["copied"].startswith("UserError: the model is sharded by fully_shard, so ")
+        assert process["appended"] == (
+            "UserError: the model's state '0.weight' is sharded over processes; gather it whole "
+            "before, with get_model_state_dict of torch.distributed.checkpoint.state_dict"
+        )
+
+
 # ---------------------------------------------------------------------------------------- commands
 
 
@@ -295,7 +365,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def finished(group: Group, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     answer = group.run(arguments=arguments(tiny, folder))
-    assert answer["codes"] == [0, 0], answer["errors"]
+    assert (answer["codes"], answer["errors"]) == ([0, 0], ""), "no warning of PyTorch's either"
     return folder
 
 
@@ -388,109 +458,3 @@ def test_a_run_is_resumed_by_as_many_processes(
     assert answer["errors"].startswith(
         "error: cannot resume with 1 processes: the run was begun with 2; "
     )
-
-
-# ----------------------------------------------------------------------------- without any process
-
-
-def test_shares_cover_a_batch_and_leave_nobody_with_a_single_image() -> None:
-    for size in (1, 2, 3, 5):
-        for count in range(2, 40):
-            shares = [list(range(count))[Ranks(rank, size).share(count)] for rank in range(size)]
-            assert list(itertools.chain(*shares)) == list(range(count))
-            sizes = [len(share) for share in shares if share]
-            assert min(sizes) >= 2
-            assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize(("batch_size", "near"), [(1, 6), (3, 6), (10, 9), (128, 126)])
-def test_batch_sizes_name_one_that_works(batch_size: int, near: int) -> None:
-    with pytest.raises(UserError, match=rf"^batch_size {batch_size} makes .* 3, {near} say$"):
-        Ranks(0, 3).check_batch_size(batch_size)
-    Ranks(0, 3).check_batch_size(near)
-    Ranks().check_batch_size(batch_size)
-
-
-def test_one_gpu_is_not_taken_by_several_processes() -> None:
-    with pytest.raises(UserError, match=r"^--device cuda:0 is one GPU for 2 processes; use --dev"):
-        Ranks(0, 2).take_device(torch.device("cuda:0"))
-    Ranks(0, 2).take_device(torch.device("cpu"))
-    Ranks().take_device(torch.device("cuda:0"))
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match=r"^there is no GPU for process 1 of .* \(1 found\); "):
-        Ranks(1, 2).take_device(torch.device("cuda"))
-
-
-def test_without_the_environment_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert started_processes() == 1
-    assert join("curve-ensemble") is current()
-    assert (current().rank, current().size) == (0, 1)
-    dismiss(current())
-
-
-def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert join("plane").size == 1
-
-
-LEAVING = """
-from pathlib import Path
-import torch
-from fge.parallel import current, join, leave
-def gloo():
-    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
-    return sum("gloo" in name for name in names)
-join("fge").sum(torch.ones(3))
-import torch.distributed.nn, torch._dynamo
-before, rank = gloo(), current().rank
-leave()
-print(f"{rank}: {before > 0} {gloo()}\\n", end="", flush=True)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names threads by Linux's /proc")
-def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
-    script = tmp_path / "leaving.py"
-    script.write_text(LEAVING)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *launch, str(script)],
-        env={**os.environ, "PYTHONPATH": folders},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert sorted(done.stdout.split("\n")) == ["", "0: True 0", "1: True 0"]
-
-
-@pytest.mark.parametrize("command", ["curve-ensemble", "connect", "plane", "sharpness", "predict"])
-def test_other_commands_say_which_run_in_several_processes(
-    monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    message = rf"^{command} runs in one process and 2 were started; .*\(fge and train train data-pa"
-    with pytest.raises(UserError, match=message):
-        join(command)
-    with pytest.raises(UserError, match=message):
-        check_command(command)
-
-
-def test_an_environment_that_leads_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"^WORLD_SIZE must be a number of processes, got 'two'"):
-        join("fge")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"^cannot join the 2 processes .*; start them with tor"):
-        join("fge")

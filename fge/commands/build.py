@@ -28,7 +28,7 @@ from fge.errors import UserError
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
 from fge.networks import build_model, load_weights, read_weights
 from fge.observer import Observer
-from fge.parallel import current
+from fge.parallel import Ranks
 from fge.runs import RunFolder, StagedTraining
 from fge.seeds import derive_seed
 from fge.train import (
@@ -48,14 +48,19 @@ from fge.train import (
 C = TypeVar("C", bound=RunConfig)
 
 
-def settle_machine(config: C) -> C:
+def settle_machine(config: C, ranks: Ranks | None = None) -> C:
     """Settle device and threads, and set what depends on them in PyTorch.
+
+    Args:
+        config: the options.
+        ranks: the processes of the run, each with a GPU of its own if it runs on one; this one
+            alone by default.
 
     Raises:
         UserError: a device or a compiler that is not there.
     """
     device = choose_device(config.device)
-    current().take_device(device)
+    (ranks or Ranks()).take_device(device)
     check_speed(config, device)
     torch.backends.cudnn.benchmark = True
     return replace(
@@ -138,7 +143,13 @@ def initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
 
 
 def settle_speed(
-    config: C, dataset: Dataset, model: nn.Module, observer: Observer, *, epochs: int
+    config: C,
+    dataset: Dataset,
+    model: nn.Module,
+    observer: Observer,
+    *,
+    epochs: int,
+    ranks: Ranks | None = None,
 ) -> C:
     """Settle memory format, precision, compilation and CUDA graphs; say what was chosen.
 
@@ -148,11 +159,12 @@ def settle_speed(
         model: copied, not changed.
         observer: is told the reasons.
         epochs: of training that lie ahead, against which compile time is weighed.
+        ranks: the processes of the run: what is measured is a step on the share of one.
     """
     if not is_open(config, torch.device(config.device)):
         return replace(config, cuda_graphs="on" if config.cuda_graphs == "on" else "off")
     observer.note("measuring memory formats and precisions ...")
-    batches = train_batches(config, dataset, endpoint_recipe(config))
+    batches = train_batches(config, dataset, endpoint_recipe(config), ranks=ranks)
     inputs, targets = next(iter(batches))
     choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
     for reason in choice.reasons:
@@ -184,9 +196,14 @@ def normaliser(config: RunConfig, dataset: Dataset) -> Normaliser:
 
 
 def train_batches(
-    config: RunConfig, dataset: Dataset, recipe: Recipe, seed: int | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int | None = None,
+    *,
+    ranks: Ranks | None = None,
 ) -> TrainBatches:
-    """Return the shuffled, augmented training batches of a recipe."""
+    """Return the shuffled, augmented training batches of a recipe, or a process's share of them."""
     return TrainBatches(
         dataset.train,
         normaliser(config, dataset),
@@ -194,7 +211,7 @@ def train_batches(
         seed=config.seed if seed is None else seed,
         crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
         flip=config.flip and recipe.augment,
-        ranks=current(),
+        ranks=ranks,
     )
 
 
@@ -224,6 +241,7 @@ def make_training(
     stages: Sequence[Stage],
     seed: int | None = None,
     ema_decay: float | None = None,
+    ranks: Ranks | None = None,
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
 
@@ -239,8 +257,9 @@ def make_training(
         stages: schedules and snapshots.
         seed: of shuffling and augmentation; the run's by default.
         ema_decay: snapshots keep the exponential average of the weights with this decay.
+        ranks: the processes that train the model together; this one alone by default.
     """
-    batches = train_batches(config, dataset, recipe, seed)
+    batches = train_batches(config, dataset, recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     if ema_decay is not None:

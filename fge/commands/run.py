@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import time
@@ -33,7 +32,7 @@ from fge.data import DOWNLOADED, Dataset, download_note
 from fge.devices import enough_memory
 from fge.errors import UserError
 from fge.observer import Observer, Observers
-from fge.parallel import Dismissed, current, join, leave, started_processes
+from fge.parallel import Ranks, default_ranks, join, leave, started_processes
 from fge.report import (
     ConsoleObserver,
     Page,
@@ -57,7 +56,7 @@ C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[C_co]):
-    """A run under way: settled options, data on the device, its folder, who is told of it."""
+    """A run under way: settled options, data on the device, its folder, observer and processes."""
 
     command: str
     config: C_co
@@ -65,6 +64,7 @@ class Run(Generic[C_co]):
     folder: RunFolder
     observer: Observer
     environment: dict[str, Any]
+    ranks: Ranks
 
     @property
     def device(self) -> torch.device:
@@ -98,10 +98,10 @@ def prepare(config: C, command: str) -> tuple[C, Dataset]:
     with ranks.together():
         if _wants_tensorboard(config):
             check_tensorboard()
-        config, facts = _resumed(config, command)
-        config = settle_machine(config)
+        config, facts = _resumed(config, command, ranks)
+        config = settle_machine(config, ranks)
         ranks.check_batch_size(config.batch_size)
-        config = _with_data_dir(config)
+        config = _with_data_dir(config, ranks)
         dataset = load_data(config)
         _check_images(config, dataset, facts)
     images = ranks.first(lambda: dataset.fingerprint)
@@ -111,14 +111,14 @@ def prepare(config: C, command: str) -> tuple[C, Dataset]:
     return settle_options(config, dataset), dataset
 
 
-def _resumed(config: C, command: str) -> tuple[C, dict[str, Any]]:
+def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
     """Return the configuration of the run to resume and what it says of its data."""
     file = config.out / "config.json" if config.out else None
     if not (config.resume and file and file.is_file()):
         return config, {}
     saved, content = read_config(file, command, type(config))
     check_unchanged(saved, config)
-    begun, now = content.get("processes", 1), current().size
+    begun, now = content.get("processes", 1), ranks.size
     if begun != now:
         raise UserError(
             f"cannot resume with {now} processes: the run was begun with {begun}; "
@@ -127,14 +127,14 @@ def _resumed(config: C, command: str) -> tuple[C, dict[str, Any]]:
     return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
 
 
-def _with_data_dir(config: C) -> C:
+def _with_data_dir(config: C, ranks: Ranks) -> C:
     """Name the folder of data that are fetched, so that a run resumed elsewhere finds them too."""
     folder = config.data_dir or Path("data")
     fetched = False
     for name in (config.data, *(config.ood if isinstance(config, TrainingConfig) else ())):
         fetched |= name in DOWNLOADED
         note = download_note(name, folder)
-        if note and current().leads:
+        if note and ranks.leads:
             ConsoleObserver().note(note)
     return replace(config, data_dir=folder) if fetched else config
 
@@ -175,7 +175,7 @@ def open_run(
 ) -> Iterator[Run[C]]:
     """Open the run folder, settle what is measured, and see the run to its end.
 
-    Of several processes, all but the first are silent, and leave the block when they have trained.
+    Of several processes, all but the first are silent. They end the block when they have trained.
 
     Args:
         config: from :func:`prepare`.
@@ -189,15 +189,15 @@ def open_run(
         UserError: the folder is in use, or the disk or the memory is full.
         KeyboardInterrupt: after saying how to go on.
     """
-    folder = _open_folder(config, command)
+    ranks = default_ranks()
+    folder = _open_folder(config, command, ranks)
     started = time.perf_counter()
-    with _observed(config, folder) as observer:
+    with _observed(config, folder, ranks) as observer:
         observer.note(f"run folder: {folder.path}")
         try:
             with enough_memory(config.device, _LESS_MEMORY):
-                yield _begin(config, command, dataset, model, folder, observer, epochs, facts or {})
-        except Dismissed:
-            return
+                draft = Run(command, config, dataset, folder, observer, {}, ranks)
+                yield _begin(draft, model, epochs, facts or {})
         except KeyboardInterrupt:
             observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")
             raise
@@ -215,19 +215,19 @@ def open_run(
         observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
 
 
-def _open_folder(config: RunConfig, command: str) -> RunFolder:
+def _open_folder(config: RunConfig, command: str, ranks: Ranks) -> RunFolder:
     """Open the run folder that the options name: the first process does, and tells the others."""
-    ranks, options = current(), {"resume": config.resume, "overwrite": config.overwrite}
+    options = {"resume": config.resume, "overwrite": config.overwrite}
     if ranks.size == 1:
         return open_run_folder(config.out, command, **options)
-    path = ranks.first(lambda: str(open_run_folder(config.out, command, **options).path))
-    return SharedFolder(Path(path), ranks)
+    path = ranks.first(lambda: open_run_folder(config.out, command, **options).path)
+    return SharedFolder(path, ranks)
 
 
 @contextmanager
-def _observed(config: RunConfig, folder: RunFolder) -> Iterator[Observer]:
+def _observed(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Iterator[Observer]:
     """Give who is told of the run: the console, and where it is asked for TensorBoard."""
-    if not current().leads:
+    if not ranks.leads:
         yield Observer()
         return
     with ConsoleObserver() as console:
@@ -242,35 +242,27 @@ def _wants_tensorboard(config: RunConfig) -> bool:
     return isinstance(config, TrainingConfig) and config.tensorboard
 
 
-def _begin(
-    config: C,
-    command: str,
-    dataset: Dataset,
-    model: nn.Module,
-    folder: RunFolder,
-    observer: Observer,
-    epochs: int,
-    more: Mapping[str, Any],
-) -> Run[C]:
-    device, ranks = torch.device(config.device), current()
-    dataset = dataset.to(device)
-    model.to(device)
+def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) -> Run[C]:
+    """Move model and data to the device, settle what is measured, and write the options down."""
+    folder, ranks = run.folder, run.ranks
+    dataset = run.dataset.to(run.device)
+    model.to(run.device)
     facts: dict[str, Any] = {"dataset": dataset_facts(dataset), **more}
-    environment = environment_facts(device, torch.get_num_threads())
+    environment = environment_facts(run.device, torch.get_num_threads())
     if ranks.size > 1:
         facts["processes"] = environment["processes"] = ranks.size
 
-    def settle() -> str:
+    def settle() -> dict[str, Any]:
         # Written before the measurement too: an interruption there is resumed with these options.
-        write_config(folder.config, command, config, **facts)
-        settled = settle_speed(config, dataset, model, observer, epochs=epochs)
-        write_config(folder.config, command, settled, **facts)
-        return json.dumps(to_options(settled))
+        write_config(folder.config, run.command, run.config, **facts)
+        settled = settle_speed(run.config, dataset, model, run.observer, epochs=epochs, ranks=ranks)
+        write_config(folder.config, run.command, settled, **facts)
+        return to_options(settled)
 
-    options = json.loads(ranks.first(settle))
-    config = keep_settled(from_options(type(config), options, folder.config), config)
+    options = from_options(type(run.config), ranks.first(settle), folder.config)
     folder.timing({"event": "begin", "environment": environment})
-    return Run(command, config, dataset, folder, observer, environment)
+    config = keep_settled(options, run.config)
+    return replace(run, config=config, dataset=dataset, environment=environment)
 
 
 def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:

@@ -95,10 +95,12 @@ def _train_fge(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | No
         run.observer,
         recipe=endpoint_recipe(run.config),
         stages=fge_stages(run.config),
+        ranks=run.ranks,
     )
     predictions = member_predictions(run.config, run.dataset, run.folder)
     try:
-        training.run()
+        if not training.run():
+            return
         training.predict_members(predictions)
     except DivergenceError as error:
         kept = len(training.stores["fge"])
@@ -191,11 +193,13 @@ def _train_method(run: Run[TrainConfig], method: Method, model: nn.Module) -> No
         run.observer,
         recipe=method.recipe(run.config),
         stages=method.stages(run.config),
+        ranks=run.ranks,
         ema_decay=method.ema_decay(run.config) if method.ema_decay else None,
     )
     predictions = member_predictions(run.config, run.dataset, run.folder)
     try:
-        training.run()
+        if not training.run():
+            return
         training.predict_members(predictions)
     except DivergenceError as error:
         raise DivergenceError(f"{method.name}: {error}; see {run.folder.path}") from None

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fge.ensemble.ensemble import Ensemble
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.parallel import ranks_of
+from fge.networks import Weights, gather_state, is_sharded, ranks_of
 from fge.train import TriangularLR
 
 
@@ -23,7 +23,8 @@ class FGE:
     minimum of the cycle, keeps a snapshot of the model with its buffers.
 
     Args:
-        model: any module; wrappers of ``torch.compile`` and data-parallel are seen through.
+        model: any module; wrappers of ``torch.compile`` and data-parallel are seen through. It may
+            be sharded by ``fully_shard``: snapshots hold it whole.
         optimizer: any optimizer; its learning rates are set from now on.
         cycle_steps: optimizer steps per cycle, even.
         max_lr: rate at the start of a cycle; one number, or one per parameter group.
@@ -32,12 +33,13 @@ class FGE:
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
         write: whether this process writes the snapshots. By default all do, but of a model in
-            ``DistributedDataParallel`` only the first process; the others hold the position in
-            the cycle alone, and call :meth:`step` and the state's methods all the same. Give
-            True in each where every machine is to have a folder of its own.
+            ``DistributedDataParallel`` or ``fully_shard`` only the first process; the others hold
+            the position in the cycle alone, and call :meth:`step` and the state's methods all the
+            same. Give True in each where every machine is to have a folder of its own.
 
     Raises:
-        UserError: a learning rate or ``cycle_steps`` that makes no cycle.
+        UserError: a learning rate or ``cycle_steps`` that makes no cycle, or a model sharded over
+            a mesh of several dimensions that leaves processes out.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class FGE:
         )
         self.store = SnapshotStore(out)
         self.ranks = ranks_of(model)
+        self.sharded = is_sharded(model)
         self.writes = self.ranks.leads if write is None else write
         self._kept = 0
         self._owns_store = len(self.store) == 0 or not self.writes
@@ -73,10 +76,11 @@ class FGE:
     def step(self) -> bool:
         """Set the learning rate of the next optimizer step; keep a snapshot at a minimum.
 
-        The processes of a ``DistributedDataParallel`` model call this together: at a minimum the
-        running statistics of batch norm become their means over the processes, and other buffers
-        those of the first, so that the snapshot is the same whoever writes it. It is written when
-        they come back, and where one cannot write all raise.
+        The processes of a ``DistributedDataParallel`` or ``fully_shard`` model call this together:
+        at a minimum the running statistics of batch norm become their means over the processes,
+        and other buffers those of the first, so that the snapshot is the same whoever writes it.
+        A sharded model is gathered. The snapshot is written when they come back, and if one cannot
+        write it all raise.
 
         Returns:
             Whether a snapshot was kept, by whichever process.
@@ -95,21 +99,30 @@ class FGE:
         if not self.scheduler.at_minimum:
             return False
         self.ranks.synchronise(self.model)
+        weights: Weights = self.model
+        if self.sharded:
+            weights = gather_state(self.model, self.ranks, keeps=self.writes)
         with self.ranks.together():  # so that all find the snapshot in the folder
             if self.writes:
                 lr = float(self.scheduler.get_last_lr()[0])
-                self.store.append(self.model, step=self.scheduler.last_epoch, lr=lr)
+                self.store.append(weights, step=self.scheduler.last_epoch, lr=lr)
         self._kept += 1
         return True
 
-    def ensemble(self) -> Ensemble:
+    def ensemble(self, model: nn.Module | None = None) -> Ensemble:
         """Return the ensemble of the snapshots so far; later ones do not join it.
 
+        Args:
+            model: the architecture, with whatever weights; by default that of the trained model.
+                A sharded model cannot be copied, so it needs one here: unsharded, on the device
+                where the ensemble is to predict.
+
         Raises:
-            UserError: there is none yet.
+            UserError: there is no snapshot yet, or the model is sharded.
         """
         # Read anew from the folder: another process may have written it, and it goes on growing.
-        return Ensemble(self.model, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
+        architecture = self.model if model is None else model
+        return Ensemble(architecture, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs beside the model's and the optimizer's own state."""

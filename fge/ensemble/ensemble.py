@@ -19,6 +19,7 @@ from fge.networks import (
     call_model,
     check_logits,
     check_reiterable,
+    check_whole,
     load_weights,
     predict_logits,
     state_of,
@@ -37,14 +38,15 @@ class Ensemble(nn.Module):
     in evaluation mode, whatever :meth:`train` says, and without gradients.
 
     Args:
-        model: the architecture; it is copied, not changed.
+        model: the architecture; it is copied, not changed. It is whole, not under ``fully_shard``.
         members: a store, state dicts, modules or paths to weights files.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
         combine: ``"probs"`` averages probabilities; ``"logits"`` averages logits before softmax.
 
     Raises:
-        UserError: no members, a file that cannot be read, or tensors that do not fit the model.
+        UserError: no members, a file that cannot be read, tensors that do not fit the model, or a
+            model that is sharded.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Ensemble(nn.Module):
             raise UserError(f"combine must be 'probs' or 'logits', got {combine!r}")
         if len(members) == 0:
             raise UserError("an ensemble needs at least one member, got none")
+        check_whole(model)
         self.forward_fn = forward_fn
         self.combine = combine
         self.model = copy.deepcopy(unwrap(model)).eval()

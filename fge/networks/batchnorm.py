@@ -44,6 +44,8 @@ def refresh_batch_norm(
         all_ranks: all processes of ``torch.distributed``'s default group call this together, each
             with images of its own: the statistics are those of the images of all, and the same
             everywhere. ``num_images`` counts over all, in equal parts. A process may have none.
+            A model under ``fully_shard`` needs this, and as many batches in each process: its
+            forward pass gathers weights from all.
 
     Returns:
         The number of images used, over all processes: 0 for a model without running batch-norm
@@ -89,7 +91,9 @@ def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
     if ranks.size == 1:
         return seen
     counts = [n for layer in layers if (n := layer.num_batches_tracked) is not None]
-    total, *batches = ranks.sum_facts(torch.tensor([seen, *(int(count) for count in counts)]))
+    facts = ranks.gather([seen, *(int(count) for count in counts)])
+    sums: list[int] = [sum(numbers) for numbers in zip(*facts, strict=True)]
+    total, batches = sums[0], sums[1:]
     for count, number in zip(counts, batches, strict=True):
         count.fill_(number)
     if total:

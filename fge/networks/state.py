@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.files import write_bytes
+from fge.parallel import is_shard
 
 _SKELETON = "skeleton"
 Weights = nn.Module | Mapping[str, Tensor] | str | Path
@@ -55,6 +56,11 @@ def canonical_state(weights: Weights) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise UserError(
                 f"the model's state {name!r} is a {type(value).__name__}; only tensors can be kept"
+            )
+        if is_shard(value):
+            raise UserError(
+                f"the model's state {name!r} is sharded over processes; gather it whole before, "
+                "with get_model_state_dict of torch.distributed.checkpoint.state_dict"
             )
     return {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)

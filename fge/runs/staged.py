@@ -17,7 +17,6 @@ from fge.ensemble import MemberPredictions, PredictionFile, SnapshotStore
 from fge.errors import DivergenceError
 from fge.networks import RunningMean, load_weights
 from fge.observer import Observer
-from fge.parallel import dismiss
 from fge.runs.folder import RunFolder
 from fge.train import ClosedFormLR, EpochEnd, Learner, Stage, diverged, train
 
@@ -84,12 +83,15 @@ class StagedTraining:
         self._clock = self._checkpointed = time.perf_counter()
         self._checkpoint_seconds = 0.0
 
-    def run(self) -> None:
-        """Train what is left of the stages; of several processes, the first comes back from it.
+    def run(self) -> bool:
+        """Train what is left of the stages.
+
+        Returns:
+            Whether this process goes on with what comes after training, which is for one alone:
+            the first process does, the others have done their part.
 
         Raises:
             DivergenceError: the loss is not finite.
-            Dismissed: in the other processes.
         """
         checkpoint = self.folder.read_state(_CHECKPOINT)
         reached = self._restore(checkpoint) if checkpoint else self._begin()
@@ -100,9 +102,10 @@ class StagedTraining:
                 assert start is not None, f"stage {stage.after} left no state"
                 self.learner.load_state_dict(start)
             self._run_stage(stage, resumed)
-        dismiss(self.learner.ranks)
-        if self.val_predictions:
+        goes_on = self.learner.disband()
+        if goes_on and self.val_predictions:
             self.val_predictions.keep(self._kept(self.val_predictions))
+        return goes_on
 
     def members(self) -> list[tuple[str, SnapshotStore, int]]:
         """Return name, store and position of every snapshot, in the order of the stages."""

@@ -21,10 +21,10 @@ from fge.networks import (
     count_examples,
     predict_proba,
     refresh_batch_norm,
-    unwrap,
 )
-from fge.parallel import Ranks, other_buffers, running_statistics
+from fge.parallel import Ranks, other_buffers
 from fge.train.graphed import GraphedPass
+from fge.train.joint import JointStep
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 REFRESH_IMAGES = 5120
@@ -91,7 +91,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
         if self.scaler.is_enabled():
             _make_momentum(optimizer)
-        self._joint = JointStep(model, self.ranks)
+        self._joint = JointStep(model, self.ranks) if self.ranks.size > 1 else None
 
     def step(self, *batch: Any) -> Tensor:
         """Take one optimizer step; return the loss before it, detached, without waiting.
@@ -106,36 +106,51 @@ class Learner:
             UserError: there are no targets for the cross-entropy.
         """
         whole = batch[0] if len(batch) == 1 else batch
-        if self.ranks.size == 1:
+        if self._joint is None:
             loss = self._backward(whole)
         else:
-            count = count_examples(whole)
-            loss = self._joint.reduce(self._backward(whole) if count else None, count)
+            loss = self._joint.take(whole, self._loss, self._differentiate)
         self._update()
         return loss
 
     def joint_images(self, batch: Any) -> int:
         """Return the images of the last step's batch, of which this process had ``batch``."""
-        return count_examples(batch) if self.ranks.size == 1 else self._joint.images
+        return count_examples(batch) if self._joint is None else self._joint.images
 
     def synchronise(self) -> None:
         """Make buffers that are no running statistics those of the first process."""
         if self.ranks.size > 1:
             self.ranks.broadcast(other_buffers(self.model))
 
+    def disband(self) -> bool:
+        """End what processes do together; return whether this one goes on, alone.
+
+        The first one does.
+        """
+        self._joint = None  # it holds on to the process group
+        return self.ranks.disband()
+
     def _backward(self, batch: Any) -> Tensor:
         """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
-        full = self.ranks.size == 1 and count_examples(batch) == self.batch_size
+        full = count_examples(batch) == self.batch_size
         return self._graphed(batch) if self._graphed and full else self._compute(batch)
 
     def _compute(self, batch: Any) -> Tensor:
         """Run the forward and backward pass of a batch."""
+        loss = self._loss(batch)
+        self._differentiate(loss)
+        return loss.detach()
+
+    def _loss(self, batch: Any) -> Tensor:
+        """Return the loss of a batch with its graph."""
         with self._autocast():
             outputs = self._forward(batch, self.batch_size)
-            loss = self.loss_fn(outputs, self._targets(batch))
+            return self.loss_fn(outputs, self._targets(batch))
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Run the backward pass of a loss, scaled where there is a scaler."""
         scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
         scaled.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
 
     def _update(self) -> None:
         """Let the optimizer use the gradients, and drop them."""
@@ -251,60 +266,6 @@ class EmaLearner(Learner):
         """Go back to a saved state."""
         super().load_state_dict(state)
         self.average.load_state_dict(state["average"])
-
-
-class JointStep:
-    """Makes of each process's gradients those of the joint batch, between backward and update.
-
-    Loss, gradients and running statistics become means over the processes, each weighing by its
-    images. So the gradient is that of the mean loss over the joint batch, whatever the shares;
-    batch norm normalises each share by itself and keeps the same running statistics everywhere.
-
-    Args:
-        model: whose parameters and buffers are made the same as in the first process.
-        ranks: the processes.
-    """
-
-    # PyTorch's DistributedDataParallel does not fit: it weighs processes equally, so that the
-    # last, smaller batch comes out wrong; a process without an image would have to run a made-up
-    # one; and its hooks belong to one forward path, while a learner has two, compiled for full
-    # batches and plain for others. One flat message costs the overlap with the backward pass.
-
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self.model = unwrap(model)
-        self.ranks = ranks
-        self.images = 0
-        """Images of the last joint batch."""
-        ranks.broadcast([*self.model.parameters(), *self.model.buffers()])
-
-    @torch.no_grad()
-    def reduce(self, loss: Tensor | None, count: int) -> Tensor:
-        """Put the joint gradients in the place of this process's; return the joint mean loss.
-
-        A parameter that no process has a gradient for keeps none.
-
-        Args:
-            loss: of this process's share; None where it has no image.
-            count: images of the share.
-        """
-        parameters = list(self.model.parameters())
-        facts = torch.tensor([count, *(p.grad is not None for p in parameters)])
-        self.images, *users = self.ranks.sum_facts(facts)
-        used = [p for p, number in zip(parameters, users, strict=True) if number]
-        for parameter in used:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        mean = self._loss(loss, parameters[0])
-        gradients = [p.grad for p in used if p.grad is not None]
-        statistics = running_statistics(self.model.modules())
-        self.ranks.average([*gradients, *statistics, mean], count, self.images)
-        return mean
-
-    def _loss(self, loss: Tensor | None, like: Tensor) -> Tensor:
-        """Return a copy of the loss in a dtype that all processes know."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        mean = torch.zeros((), dtype=dtype, device=like.device)
-        return mean if loss is None else mean.copy_(loss)
 
 
 def _make_momentum(optimizer: Optimizer) -> None:

@@ -1,0 +1,105 @@
+"""The gradient of a batch that several processes share, by ``DistributedDataParallel``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fge.networks import count_examples, unwrap
+from fge.parallel import Ranks, running_statistics
+
+
+class JointStep:
+    """Computes the loss and the gradients of a joint batch, of which each process has a share.
+
+    PyTorch averages gradients over the processes, each with the same weight. So each multiplies
+    its loss by processes x images of its share / images of the joint batch: the gradient is that
+    of the mean loss over the joint batch, whatever the shares. Loss and running statistics become
+    means by images too. Batch norm normalises each share by itself.
+
+    A parameter for which no process has a gradient keeps none.
+
+    Args:
+        model: whose parameters and buffers become those of the first process.
+        ranks: the processes.
+    """
+
+    # The context ``join`` of PyTorch's wrapper does not fit a process without an image: that
+    # process would take part in the others' sums, but get no gradients for its own optimizer.
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self.model = unwrap(model)
+        self.ranks = ranks
+        self.images = 0
+        """Images of the last joint batch."""
+        ranks.broadcast(self.model.buffers())
+        # Which parameters a pass uses may differ by process and by batch: PyTorch looks for those
+        # that it does not use.
+        self._parallel = DistributedDataParallel(
+            _Part(self.model),
+            process_group=ranks.group,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
+
+    def take(
+        self,
+        batch: Any,
+        loss_of: Callable[[Any], Tensor],
+        differentiate: Callable[[Tensor], None],
+    ) -> Tensor:
+        """Leave the joint gradients in the parameters; return the joint mean loss, detached.
+
+        Args:
+            batch: the share of this process; it may be empty.
+            loss_of: ``loss_of(batch)``, the mean loss with its graph.
+            differentiate: runs the backward pass of a loss.
+
+        Raises:
+            UserError: another process is gone.
+        """
+        count = count_examples(batch)
+        total = self.ranks.begin_sum(count)
+        with self.ranks.exchange():
+            loss = self._parallel(loss_of, batch, count)
+            self.images = total()
+            differentiate(loss * (self.ranks.size * count / self.images))
+        mean = self._in_common_dtype(loss.detach())
+        statistics = running_statistics(self.model.modules())
+        self.ranks.average([*statistics, mean], count, self.images)
+        return mean
+
+    def _in_common_dtype(self, loss: Tensor) -> Tensor:
+        """Return a copy of the loss in a dtype that all processes know."""
+        like = next(self.model.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return torch.zeros((), dtype=dtype, device=like.device).copy_(loss)
+
+
+class _Part(nn.Module):
+    """What a process computes of a joint loss, as a module that has the parameters alone.
+
+    PyTorch's wrapper knows parameters by their gradients: the model may be called in its plain or
+    in its compiled form. The wrapper sees no buffers, so it leaves running statistics alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        parameters = list(model.parameters())
+        # Only empty shares use it. So there is always an unused one; PyTorch would print a warning
+        # if it looked for them in vain.
+        self.nothing = nn.Parameter(torch.zeros_like(parameters[0].detach().flatten()[:1]))
+        self.parts = nn.ParameterList(parameters)
+
+    def forward(self, loss_of: Callable[[Any], Tensor], batch: Any, count: int) -> Tensor:
+        """Return the loss of a share of ``count`` images.
+
+        That of an empty share is 0 and uses no parameter of the model. Nothing passes through the
+        model: it may not take an empty batch (batch norm does not), and its statistics must not
+        move.
+        """
+        return loss_of(batch) if count else self.nothing.sum() * 0
