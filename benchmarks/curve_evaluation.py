@@ -27,9 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fge import metrics
-from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
-from fge.commands.build import train_batches as make_train_batches
-from fge.config import CurveConfig
+from fge.commands.build import Setup, load_data, settle_machine, settle_options
+from fge.config import CurveEnsembleConfig
 from fge.curves import Curve, evaluate_curve, fit_curve
 from fge.data import Dataset, EvalBatches, Split
 from fge.files import write_json
@@ -43,12 +42,13 @@ IMAGES = 5120
 SPEED_TARGET, ERROR_TARGET = 5.0, 0.1
 
 
-def trained(config: CurveConfig, dataset: Dataset, seed: int, epochs: int) -> nn.Module:
+def trained(config: CurveEnsembleConfig, dataset: Dataset, seed: int, epochs: int) -> nn.Module:
     """Train a network for a few epochs."""
-    model = new_model(config, dataset, seed)
+    setup = Setup.of(config, dataset)
+    model = setup.new_model(seed)
     recipe = endpoint_recipe(config)
     optimizer = make_optimizer(recipe, model.parameters())
-    batches = make_train_batches(config, dataset, recipe, seed)
+    batches = setup.train_batches(recipe, seed)
     schedule = make_schedule(recipe, optimizer, epochs=epochs, steps_per_epoch=len(batches))
     learner = Learner(model, optimizer)
     train(learner, schedule, batches, first_epoch=0, last_epoch=epochs, seed=seed)
@@ -69,15 +69,14 @@ def full_pass(
     return total / len(train_set.split), error
 
 
-def compare(
-    model: nn.Module, curve: Curve, dataset: Dataset, config: CurveConfig, points: int
-) -> list[dict[str, Any]]:
+def compare(model: nn.Module, curve: Curve, setup: Setup, points: int) -> list[dict[str, Any]]:
     """Return both results and times at each point."""
-    whole = eval_batches(config, dataset, dataset.train)
+    dataset = setup.dataset
+    whole = setup.eval_batches(dataset.train)
     part = Split(dataset.train.images[:IMAGES], dataset.train.labels[:IMAGES])
     measured, test = (
-        eval_batches(config, dataset, part),
-        eval_batches(config, dataset, dataset.test),
+        setup.eval_batches(part),
+        setup.eval_batches(dataset.test),
     )
     rows = []
     for k in range(points):
@@ -127,16 +126,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    config = CurveConfig(data=arguments.data, val_fraction=0.0, batch_size=128, device="cpu")
+    config = CurveEnsembleConfig(
+        data=arguments.data, val_fraction=0.0, batch_size=128, device="cpu"
+    )
     config = settle_machine(config)
     dataset = load_data(config)
     config = settle_options(config, dataset)
+    setup = Setup.of(config, dataset)
     first, second = (trained(config, dataset, seed, arguments.epochs) for seed in (0, 1))
-    batches = make_train_batches(config, dataset, endpoint_recipe(config))
+    batches = setup.train_batches(endpoint_recipe(config))
     curve = fit_curve(
         first, first, second, batches, epochs=arguments.epochs, lr=config.curve_base_lr
     )
-    rows = compare(first, curve, dataset, config, arguments.points)
+    rows = compare(first, curve, setup, arguments.points)
     facts = environment_facts(torch.device("cpu"), torch.get_num_threads())
     content = {"environment": facts, "images": IMAGES, "epochs": arguments.epochs, "points": rows}
     write_json(arguments.results, content)

@@ -33,11 +33,12 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fge.config import CurveConfig, FGEConfig
+from fge.commands.build import Setup
+from fge.config import FGEConfig
 from fge.curves import Bezier, Curve
 from fge.data import EVAL_BATCH_SIZES, Dataset, Split
 from fge.networks import flatten
-from fge.train import choose_speed
+from fge.train import Speed, choose_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 Report = Callable[[str, Any], None]
@@ -259,10 +260,11 @@ def curves(plan: Plan, report: Report) -> None:
     count, network = (300, "convnet") if smoke else (50_000, "preresnet20")
     dataset = random_images(count, device)
     dataset = replace(dataset, test=dataset.val.first(count // 5))
-    config = CurveConfig(device=str(device), eval_batch_size=EVAL_BATCH_SIZES[device.type])
+    size = EVAL_BATCH_SIZES[device.type]
+    setup = Setup(dataset, network, seed=0, speed=Speed(), eval_batch_size=size)
     networks = [curve_step.new_model(network, device, seed) for seed in range(3)]
     points = torch.stack([flatten(model, networks[0]) for model in networks])
-    rows = compare(networks[0], Curve(Bezier(3), points), dataset, config, 2 if smoke else 6)
+    rows = compare(networks[0], Curve(Bezier(3), points), setup, 2 if smoke else 6)
     ratios = [row["seconds"]["full"] / row["seconds"]["ours"] for row in rows[1:]]
     seconds = [row["seconds"]["ours"] for row in rows[1:]]
     report(

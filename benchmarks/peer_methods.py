@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
-from fge.commands.build import eval_batches, make_training, train_batches
+from fge.commands.build import Setup, make_training
 from fge.config import MethodConfig
 from fge.data import Dataset, EvalBatches, TrainBatches
 from fge.ensemble import Ensemble
@@ -112,15 +112,20 @@ class Task:
     folder: Path
 
     @property
+    def setup(self) -> Setup:
+        """The parts of a run with these options."""
+        return Setup.of(self.config, self.dataset)
+
+    @property
     def loader(self) -> EpochLoader:
         """New training batches, from the first epoch on."""
         recipe = endpoint_recipe(self.config)
-        return EpochLoader(train_batches(self.config, self.dataset, recipe), self.dataset)
+        return EpochLoader(self.setup.train_batches(recipe), self.dataset)
 
     @property
     def validation(self) -> EvalBatches:
         """The validation images."""
-        return eval_batches(self.config, self.dataset, self.dataset.val)
+        return self.setup.eval_batches(self.dataset.val)
 
     @property
     def sgd(self) -> dict[str, Any]:
@@ -160,8 +165,7 @@ def ours(name: str, task: Task) -> Trained:
     method = find_method(name)
     stages = method.stages(task.config)
     training = make_training(
-        task.config,
-        task.dataset,
+        task.setup,
         task.model,
         RunFolder(task.folder),
         Observer(),
@@ -172,7 +176,7 @@ def ours(name: str, task: Task) -> Trained:
     store = training.stores[stages[-1].name]
     if method.combine == "weights":
         load_weights(task.model, average_weights(store), "the average")
-        images = eval_batches(task.config, task.dataset, task.dataset.train)
+        images = task.setup.eval_batches(task.dataset.train)
         refresh_batch_norm(task.model, images)
         return Trained(1, partial(predict_proba, task.model))
     return Trained(len(store), Ensemble(task.model, store).predict_proba)

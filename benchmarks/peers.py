@@ -40,7 +40,7 @@ from peer_methods import CONTENDERS, PassCounter, Task
 from peer_tables import page
 
 from fge import metrics
-from fge.commands.build import eval_batches, load_data, new_model, settle_machine, settle_options
+from fge.commands.build import Setup, load_data, settle_machine, settle_options
 from fge.config import MethodConfig
 from fge.data import Dataset
 from fge.errors import UserError, unknown
@@ -132,7 +132,7 @@ def new_task(config: MethodConfig, folder: Path) -> tuple[Task, PassCounter]:
     dataset = load_data(config)
     config = settle_options(config, dataset)
     dataset = dataset.to(torch.device(config.device))
-    model, counter = new_model(config, dataset).to(config.device), PassCounter()
+    model, counter = Setup.of(config, dataset).new_model().to(config.device), PassCounter()
     model.to(memory_format=torch.channels_last)
     counter.watch(model)
     return Task(config, dataset, model, folder), counter
@@ -160,7 +160,7 @@ def measure(method: str, config: MethodConfig) -> dict[str, Any]:
         trained = CONTENDERS[method](task)
         ready = clock(device)
         counter.phase = "test"
-        probs = trained.predict(eval_batches(task.config, task.dataset, test))
+        probs = trained.predict(task.setup.eval_batches(test))
         finished, peak = clock(device), memory_mib(device, peak=True)
     return {
         "method": method,

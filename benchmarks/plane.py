@@ -34,8 +34,8 @@ import torch
 from curve_evaluation import IMAGES, trained
 from torch import nn
 
-from fge.commands.build import eval_batches, load_data, settle_machine, settle_options
-from fge.config import CurveConfig
+from fge.commands.build import Setup, load_data, settle_machine, settle_options
+from fge.config import CurveEnsembleConfig
 from fge.curves import WeightsEvaluator
 from fge.data import Dataset, EvalBatches, Split
 from fge.files import write_json
@@ -77,15 +77,15 @@ class Turns:
 
 
 def compare(
-    model: nn.Module, plane: Plane, dataset: Dataset, config: CurveConfig, resolution: int
+    model: nn.Module, plane: Plane, dataset: Dataset, config: CurveEnsembleConfig, resolution: int
 ) -> list[Row]:
     """Return both results and times at each point of a grid."""
-    train = dataset.train
+    setup, train = Setup.of(config, dataset), dataset.train
     part = Split(train.images[:IMAGES], train.labels[:IMAGES])
     ours, full = (
         {
-            "train": eval_batches(config, dataset, split),
-            "test": eval_batches(config, dataset, dataset.test),
+            "train": setup.eval_batches(split),
+            "test": setup.eval_batches(dataset.test),
         }
         for split in (part, train)
     )
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    config = CurveConfig(
+    config = CurveEnsembleConfig(
         data=arguments.data,
         train_size=arguments.train_size,
         val_fraction=0.0,

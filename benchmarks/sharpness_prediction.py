@@ -33,9 +33,9 @@ import torch
 from rank_correlations import correlation, interval
 
 from fge import metrics
-from fge.commands.build import load_data, new_model, normaliser, settle_options, train_batches
+from fge.commands.build import Setup, load_data, settle_options
 from fge.config import RunConfig
-from fge.data import Dataset, EvalBatches, Split
+from fge.data import EvalBatches
 from fge.errors import DivergenceError
 from fge.files import append_record, read_records
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
@@ -98,13 +98,14 @@ def run_one(variant: str, seed: int, epochs: int, train_size: int) -> Run:
     dataset = load_data(config)
     config = settle_options(config, dataset)
     how = recipe_of(variant, config)
-    model = new_model(config, dataset)
+    setup = Setup.of(config, dataset)
+    model = setup.new_model()
     scale_initialisation(model, how)
-    batches = train_batches(config, dataset, how)
+    batches = setup.train_batches(how)
     optimizer = make_optimizer(how, model.parameters())
     learner = Learner(model, optimizer, Speed(channels_last=True))
     schedule = make_schedule(how, optimizer, epochs=epochs, steps_per_epoch=len(batches))
-    probe = probe_of(config, dataset)
+    probe = probe_of(setup)
     places = measuring_epochs(epochs)
     found: dict[int, float] = {}
 
@@ -123,22 +124,22 @@ def run_one(variant: str, seed: int, epochs: int, train_size: int) -> Run:
     return {
         **key,
         "eigenvalues": {name: found[epoch] for name, epoch in places.items()},
-        **final_figures(learner, config, dataset),
+        **final_figures(learner, setup),
         "environment": environment_facts(torch.device("cpu"), 1),
     }
 
 
-def probe_of(config: RunConfig, dataset: Dataset) -> SharpnessProbe:
+def probe_of(setup: Setup) -> SharpnessProbe:
     """Return what measures the top eigenvalue, as ``python cli.py fge`` does."""
-    images = dataset.train.images[:PROBE_IMAGES], dataset.train.labels[:PROBE_IMAGES]
-    return SharpnessProbe(EvalBatches(Split(*images), normaliser(config, dataset), CHUNK), 1)
+    images = setup.dataset.train.first(PROBE_IMAGES)
+    return SharpnessProbe(EvalBatches(images, setup.normaliser, CHUNK), 1)
 
 
-def final_figures(learner: Learner, config: RunConfig, dataset: Dataset) -> dict[str, float]:
+def final_figures(learner: Learner, setup: Setup) -> dict[str, float]:
     """Return loss (nats) and error (percent) on training images as they are, and on test images."""
     figures = {}
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        probs = learner.predict(EvalBatches(split, normaliser(config, dataset), 250))
+    for name, split in (("train", setup.dataset.train), ("test", setup.dataset.test)):
+        probs = learner.predict(EvalBatches(split, setup.normaliser, 250))
         figures[f"{name}_loss"] = metrics.nll(probs, split.labels)
         figures[f"{name}_error"] = metrics.error(probs, split.labels)
     return figures

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fge.commands.build import eval_batches
 from fge.commands.run import Run
 from fge.config import RunConfig
 from fge.data import EvalBatches
@@ -124,7 +123,7 @@ class _Averaging:
         self.learner, self.store = training.learner, training.stores[stage]
         self.val, self.val_batches = training.val_predictions, training.validation
         self.predictions = predictions
-        self.refresh = eval_batches(run.config, run.dataset, run.dataset.train)
+        self.refresh = run.setup.eval_batches(run.dataset.train)
         self.taken = set(training.stores)
         facts = training.snapshot_costs(stage)
         self.keys = [entry["sha256"] for entry in facts]

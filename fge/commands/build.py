@@ -1,16 +1,27 @@
-"""From a configuration to the objects of a run."""
+"""From options to the objects of a run: settled here once, so that what follows gets its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from fge.config import CurveConfig, CycleConfig, FGEConfig, Precision, RunConfig, TrainingConfig
+from fge.config import (
+    CommandConfig,
+    CurveConfig,
+    CycleConfig,
+    FGEConfig,
+    FitConfig,
+    Precision,
+    RunConfig,
+    SpeedOptions,
+    TrainingConfig,
+    is_factory,
+)
 from fge.data import (
     EVAL_BATCH_SIZES,
     Dataset,
@@ -40,12 +51,136 @@ from fge.train import (
     batch_size,
     check_speed,
     choose_speed,
-    endpoint_recipe,
     is_open,
     make_optimizer,
 )
 
-C = TypeVar("C", bound=RunConfig)
+_MEASURED_IMAGES = 128
+"""Images of the batch on which memory formats are measured where nothing is trained."""
+C = TypeVar("C", bound=CommandConfig)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with, made of settled options: data, network, speed and seed.
+
+    ``model``: the name of the architecture; ``crop_padding`` and ``flip``: how training images
+    are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0 for none.
+    """
+
+    dataset: Dataset
+    model: str
+    seed: int
+    speed: Speed
+    eval_batch_size: int
+    crop_padding: int = 0
+    flip: bool = False
+    sharpness_every: int = 0
+
+    @classmethod
+    def of(cls, config: CommandConfig, dataset: Dataset) -> Setup:
+        """Return the setup of settled options; what is still ``auto`` is taken as off."""
+        speed = speed_options(config)
+        return cls(
+            dataset,
+            config.model,
+            config.seed,
+            Speed(
+                speed.channels_last == "on",
+                speed.compile == "on",
+                "off" if speed.amp == "auto" else speed.amp,
+                speed.cuda_graphs == "on",
+            ),
+            config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type],
+            crop_padding=(config.crop_padding or 0) if isinstance(config, FitConfig) else 0,
+            flip=isinstance(config, FitConfig) and config.flip,
+            sharpness_every=(
+                (config.sharpness_every or 0) if isinstance(config, CycleConfig) else 0
+            ),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the data."""
+        return self.dataset.train.labels.device
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """The normalisation of the data set's images, in the run's memory format."""
+        return Normaliser(
+            self.dataset.mean,
+            self.dataset.std,
+            self.device,
+            channels_last=self.speed.channels_last,
+        )
+
+    def new_model(self, seed: int | None = None) -> nn.Module:
+        """Build the model with the initial weights that the seed, the run's by default, gives it.
+
+        Raises:
+            UserError: a model that does not fit the data.
+        """
+        torch.manual_seed(derive_seed(self.seed if seed is None else seed, "initialisation"))
+        return build_model(
+            self.model,
+            in_channels=self.dataset.in_channels,
+            num_classes=len(self.dataset.classes),
+            image_size=self.dataset.image_size,
+        )
+
+    def shuffled(
+        self,
+        size: int,
+        *,
+        augment: bool = True,
+        seed: int | None = None,
+        ranks: Ranks | None = None,
+    ) -> TrainBatches:
+        """Return shuffled training batches of a size, or a process's share of them.
+
+        They are augmented as the options say, or not at all.
+        """
+        return TrainBatches(
+            self.dataset.train,
+            self.normaliser,
+            size,
+            seed=self.seed if seed is None else seed,
+            crop_padding=self.crop_padding if augment else 0,
+            flip=self.flip and augment,
+            ranks=ranks,
+        )
+
+    def train_batches(
+        self, recipe: Recipe, seed: int | None = None, *, ranks: Ranks | None = None
+    ) -> TrainBatches:
+        """Return the shuffled, augmented training batches of a recipe."""
+        size = batch_size(recipe, len(self.dataset.train))
+        return self.shuffled(size, augment=recipe.augment, seed=seed, ranks=ranks)
+
+    def eval_batches(self, split: Split) -> EvalBatches:
+        """Return a split in order, normalised, in evaluation batches."""
+        return EvalBatches(split, self.normaliser, self.eval_batch_size)
+
+    def predictions(self, folder: RunFolder) -> MemberPredictions:
+        """Return what a run predicts of its test and OOD images, and has predicted before."""
+        ood = {name: self.eval_batches(o.split) for name, o in self.dataset.ood.items()}
+        test = self.eval_batches(self.dataset.test)
+        return MemberPredictions(folder.predictions, test, ood)
+
+    def probe(self, seed: int) -> SharpnessProbe | None:
+        """Return what measures the sharpness of the training loss, where that is asked for."""
+        if not self.sharpness_every:
+            return None
+        # Batches of another size than the chunks would be cut into smaller ones.
+        images = self.dataset.train.first(PROBE_IMAGES)
+        part = EvalBatches(images, self.normaliser, CHUNK)
+        return SharpnessProbe(part, self.sharpness_every, seed=seed)
+
+
+def speed_options(config: CommandConfig) -> SpeedOptions:
+    """Return the options of speed; those that a command does not have are off."""
+    given: dict[str, Any] = {f.name: getattr(config, f.name, "off") for f in fields(SpeedOptions)}
+    return SpeedOptions(**given)
 
 
 def settle_machine(config: C, ranks: Ranks | None = None) -> C:
@@ -61,7 +196,7 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
     """
     device = choose_device(config.device)
     (ranks or Ranks()).take_device(device)
-    check_speed(config, device)
+    check_speed(speed_options(config), device)
     torch.backends.cudnn.benchmark = True
     return replace(
         config,
@@ -73,12 +208,11 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
 
 def settle_options(config: C, dataset: Dataset) -> C:
     """Put in the place of options left open what they come to for this model and data."""
-    padding = default_padding(dataset.image_size)
-    settled = replace(
-        config,
-        crop_padding=padding if config.crop_padding is None else config.crop_padding,
-        lr=config.base_lr,
-    )
+    settled = config
+    if isinstance(settled, FitConfig) and settled.crop_padding is None:
+        settled = replace(settled, crop_padding=default_padding(dataset.image_size))
+    if isinstance(settled, RunConfig):
+        settled = replace(settled, lr=settled.base_lr)
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
     if isinstance(settled, CycleConfig):
@@ -88,7 +222,7 @@ def settle_options(config: C, dataset: Dataset) -> C:
     return settled
 
 
-def load_data(config: RunConfig) -> Dataset:
+def load_data(config: CommandConfig) -> Dataset:
     """Load the data that the options name, with the OOD images that they name.
 
     Raises:
@@ -102,6 +236,14 @@ def load_data(config: RunConfig) -> Dataset:
         test_size=config.test_size,
         val_fraction=config.val_fraction,
     )
+    if isinstance(config, FitConfig):
+        _check_fits(config, dataset)
+    names = config.ood if isinstance(config, TrainingConfig) else ()
+    ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
+    return replace(dataset, ood=ood)
+
+
+def _check_fits(config: FitConfig, dataset: Dataset) -> None:
     side = min(dataset.image_size)
     if config.crop_padding is not None and config.crop_padding > side:
         raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
@@ -110,33 +252,15 @@ def load_data(config: RunConfig) -> Dataset:
             f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
             "images; lower it"
         )
-    names = config.ood if isinstance(config, TrainingConfig) else ()
-    ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
-    return replace(dataset, ood=ood)
 
 
-def new_model(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
-    """Build the model with the initial weights that the seed, the run's by default, gives it.
-
-    Raises:
-        UserError: a model that does not fit the data.
-    """
-    torch.manual_seed(derive_seed(config.seed if seed is None else seed, "initialisation"))
-    return build_model(
-        config.model,
-        in_channels=dataset.in_channels,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
-    )
-
-
-def initial_model(config: FGEConfig, dataset: Dataset) -> nn.Module:
+def initial_model(config: FGEConfig, setup: Setup) -> nn.Module:
     """Build the model with the weights that the seed, or ``pretrained``, gives it.
 
     Raises:
         UserError: a model or weights that do not fit the data.
     """
-    model = new_model(config, dataset)
+    model = setup.new_model()
     if config.pretrained is not None:
         load_weights(model, read_weights(config.pretrained), config.pretrained)
     return model
@@ -161,78 +285,39 @@ def settle_speed(
         epochs: of training that lie ahead, against which compile time is weighed.
         ranks: the processes of the run: what is measured is a step on the share of one.
     """
-    if not is_open(config, torch.device(config.device)):
-        return replace(config, cuda_graphs="on" if config.cuda_graphs == "on" else "off")
+    options, device = speed_options(config), torch.device(config.device)
+    if not is_open(options, device):
+        graphs = "on" if options.cuda_graphs == "on" else "off"
+        return _with_speed(config, {"cuda_graphs": graphs})
     observer.note("measuring memory formats and precisions ...")
-    batches = train_batches(config, dataset, endpoint_recipe(config), ranks=ranks)
-    inputs, targets = next(iter(batches))
-    choice = choose_speed(config, model, inputs, targets, steps=epochs * len(batches))
+    setup = Setup.of(config, dataset)
+    if isinstance(config, FitConfig):
+        batches = setup.shuffled(config.batch_size, ranks=ranks)
+        (inputs, targets), steps = next(iter(batches)), epochs * len(batches)
+    else:
+        part = dataset.train.first(_MEASURED_IMAGES)
+        (inputs, targets), steps = (setup.normaliser(part.images), part.labels), epochs
+    own = is_factory(config.model)
+    choice = choose_speed(options, model, inputs, targets, steps=steps, own_model=own)
     for reason in choice.reasons:
         observer.note(f"  {reason}")
-    return replace(
-        config,
-        channels_last="on" if choice.speed.channels_last else "off",
-        compile="on" if choice.speed.compile else "off",
-        amp=cast(Precision, choice.speed.amp),
-        cuda_graphs="on" if choice.speed.cuda_graphs else "off",
-    )
+    speed = choice.speed
+    chosen = {
+        "channels_last": "on" if speed.channels_last else "off",
+        "compile": "on" if speed.compile else "off",
+        "amp": cast(Precision, speed.amp),
+        "cuda_graphs": "on" if speed.cuda_graphs else "off",
+    }
+    return _with_speed(config, chosen)
 
 
-def speed_of(config: RunConfig) -> Speed:
-    """Return how models are run under settled options."""
-    return Speed(
-        config.channels_last == "on", config.compile == "on", config.amp, config.cuda_graphs == "on"
-    )
-
-
-def normaliser(config: RunConfig, dataset: Dataset) -> Normaliser:
-    """Return the normalisation of the data set's images, in the run's memory format."""
-    return Normaliser(
-        dataset.mean,
-        dataset.std,
-        dataset.train.labels.device,
-        channels_last=config.channels_last == "on",
-    )
-
-
-def train_batches(
-    config: RunConfig,
-    dataset: Dataset,
-    recipe: Recipe,
-    seed: int | None = None,
-    *,
-    ranks: Ranks | None = None,
-) -> TrainBatches:
-    """Return the shuffled, augmented training batches of a recipe, or a process's share of them."""
-    return TrainBatches(
-        dataset.train,
-        normaliser(config, dataset),
-        batch_size(recipe, len(dataset.train)),
-        seed=config.seed if seed is None else seed,
-        crop_padding=(config.crop_padding or 0) if recipe.augment else 0,
-        flip=config.flip and recipe.augment,
-        ranks=ranks,
-    )
-
-
-def eval_batches(config: RunConfig, dataset: Dataset, split: Split) -> EvalBatches:
-    """Return a split in order, normalised, in evaluation batches."""
-    size = config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type]
-    return EvalBatches(split, normaliser(config, dataset), size)
-
-
-def member_predictions(config: RunConfig, dataset: Dataset, folder: RunFolder) -> MemberPredictions:
-    """Return what a run predicts of its test and OOD images, and has predicted before."""
-    return MemberPredictions(
-        folder.predictions,
-        eval_batches(config, dataset, dataset.test),
-        {n: eval_batches(config, dataset, other.split) for n, other in dataset.ood.items()},
-    )
+def _with_speed(config: C, chosen: dict[str, Any]) -> C:
+    """Return the options with what was chosen for those that the command has."""
+    return replace(config, **{name: v for name, v in chosen.items() if hasattr(config, name)})
 
 
 def make_training(
-    config: RunConfig,
-    dataset: Dataset,
+    setup: Setup,
     model: nn.Module,
     folder: RunFolder,
     observer: Observer,
@@ -248,8 +333,7 @@ def make_training(
     Of several processes, the first one alone validates and measures.
 
     Args:
-        config: settled options.
-        dataset: on the run's device.
+        setup: of the run.
         model: with its initial weights, on the run's device.
         folder: where everything is kept.
         observer: is told of epochs and snapshots.
@@ -259,16 +343,17 @@ def make_training(
         ema_decay: snapshots keep the exponential average of the weights with this decay.
         ranks: the processes that train the model together; this one alone by default.
     """
-    batches = train_batches(config, dataset, recipe, seed, ranks=ranks)
+    dataset = setup.dataset
+    batches = setup.train_batches(recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     if ema_decay is not None:
-        measured = eval_batches(config, dataset, dataset.train)
+        measured = setup.eval_batches(dataset.train)
         make = partial(EmaLearner, decay=ema_decay, refresh=measured)
     learner = make(
         model,
         optimizer,
-        speed_of(config),
+        setup.speed,
         batch_size=batches.share_size,
         ranks=batches.ranks,
     )
@@ -278,20 +363,8 @@ def make_training(
         learner,
         stages,
         batches=batches,
-        validation=(
-            eval_batches(config, dataset, dataset.val) if leads and len(dataset.val) else None
-        ),
+        validation=(setup.eval_batches(dataset.val) if leads and len(dataset.val) else None),
         seed=batches.seed,
         observer=observer,
-        probe=_probe(config, dataset, batches.seed) if leads else None,
+        probe=setup.probe(batches.seed) if leads else None,
     )
-
-
-def _probe(config: RunConfig, dataset: Dataset, seed: int) -> SharpnessProbe | None:
-    """Return what measures the sharpness of the training loss, where that is asked for."""
-    if not (isinstance(config, CycleConfig) and config.sharpness_every):
-        return None
-    # Batches of another size than the chunks would be cut into smaller ones.
-    images = dataset.train.first(PROBE_IMAGES)
-    part = EvalBatches(images, normaliser(config, dataset), CHUNK)
-    return SharpnessProbe(part, config.sharpness_every, seed=seed)

@@ -10,15 +10,15 @@ import itertools
 import os
 import re
 import select
-import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import tyro
-
+from fge.commands.help import help_text, overview
 from fge.config import (
+    CommandConfig,
     CompareConfig,
     ConnectConfig,
     CurveEnsembleConfig,
@@ -26,13 +26,11 @@ from fge.config import (
     PlaneConfig,
     PredictConfig,
     ReportConfig,
-    RunConfig,
     SharpnessConfig,
     StudyConfig,
     TrainConfig,
     check_import,
     options_of_run,
-    program,
     read_config,
 )
 from fge.errors import (
@@ -48,7 +46,7 @@ from fge.errors import (
 from fge.observer import silence_output
 
 T = TypeVar("T")
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C", bound=CommandConfig)
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "fge": (FGEConfig, "fge.commands.train", "fge"),
@@ -62,6 +60,8 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "report": (ReportConfig, "fge.commands.report", "report"),
 }
 """Options, module and function of each command."""
+_SWITCHES = ("flip",)
+"""Options without a value among those that some command ignores."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,15 +93,18 @@ def _nobody_reads() -> bool:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        print(overview({name: kind for name, (kind, *_) in COMMANDS.items()}))
         return OK if arguments else USER_ERROR
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     kind, module, function = COMMANDS[command]
+    if {"-h", "--help"} & set(rest):
+        print(help_text(command, kind))
+        return OK
     config: Any
-    if issubclass(kind, RunConfig):
-        config = _with_config_file(command, kind, rest)
+    if issubclass(kind, CommandConfig):
+        config = _with_config_file(command, kind, _without_unused(command, kind, rest))
     else:
         config = _parse(command, kind, rest)
     # PyTorch is imported here, once the options are known to be good.
@@ -109,12 +112,29 @@ def _run(arguments: list[str]) -> int:
     return OK
 
 
-def _overview() -> str:
-    called = shlex.join(program())
-    lines = [f"usage: {called} COMMAND [OPTIONS]", ""]
-    for name, (kind, *_) in COMMANDS.items():
-        lines.append(f"  {name:16}{(kind.__doc__ or '').strip().splitlines()[0]}")
-    return "\n".join([*lines, "", f"{called} COMMAND --help lists the options of a command."])
+def _without_unused(command: str, kind: type[CommandConfig], arguments: list[str]) -> list[str]:
+    """Return the arguments without options that other commands have and this one ignores.
+
+    Raises:
+        UserError: another option does the work of one that is given.
+    """
+    kept, unused = [], dict[str, str]()
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        known = flag.startswith("--") and (kind.unused.get(name) or kind.instead.get(name))
+        if not known:
+            kept.append(argument)
+            continue
+        if not equals and name not in _SWITCHES:
+            value = next(rest, "")
+        if name in kind.instead:
+            raise UserError(f"{flag} {value} is not used: {known}")
+        unused[flag] = known
+    for flag, reason in unused.items():
+        print(f"note: {command} does not use {flag}: {reason}")
+    return kept
 
 
 def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
@@ -128,10 +148,10 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     if goes_on and out is not None and (own := Path(out) / "config.json").is_file():
         if source is not None and Path(source).resolve() != own.resolve():
             raise UserError(
-                f"the run in {out} goes on with its own options; leave out --config {source}"
+                f"the run in {out} continues with its own options; leave out --config {source}"
             )
         source = str(own)
-    if (source is None and looked_at is None) or "--help" in arguments:
+    if source is None and looked_at is None:
         return _parse(command, kind, arguments)
     if source is not None:
         base, _ = read_config(Path(source), command, kind)
@@ -142,7 +162,7 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     return merged
 
 
-def _check_imports(config: RunConfig, arguments: list[str], source: object) -> None:
+def _check_imports(config: CommandConfig, arguments: list[str], source: object) -> None:
     """Refuse code of the user's that only a file names."""
     check_import(config.model, _last_value(arguments, "--model"), source)
     if isinstance(config, TrainConfig):
@@ -169,28 +189,27 @@ def _last_value(arguments: list[str], option: str) -> str | None:
 
 
 def _parse(command: str, kind: type[T], arguments: list[str], default: T | None = None) -> T:
-    """Parse options with tyro; its boxed messages become one line."""
+    """Parse options with tyro, whose messages in boxes become one line."""
+    import tyro
+
     _check_names(kind, arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind is ReportConfig else {}
-            parsed = tyro.cli(kind, prog=shlex.join([*program(), command]), args=arguments, **extra)
-            return cast(T, parsed)
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
+            return cast(T, tyro.cli(kind, prog=command, args=arguments, **extra))
+    except SystemExit:
         raise UserError(_one_line(errors.getvalue())) from None
 
 
 def _check_names(kind: type, arguments: list[str]) -> None:
     """Name the nearest option for one that does not exist."""
     options = ["--help"]
-    for name, annotation in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        flag = f"--{name.replace('_', '-')}"
+    for option in fields(kind):
+        flag = f"--{option.name.replace('_', '-')}"
         options.append(flag)
-        if annotation.type == "bool":
+        if option.type == "bool":
             options.append(f"--no-{flag[2:]}")
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")

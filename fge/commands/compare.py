@@ -14,7 +14,6 @@ import torch
 from rich.live import Live
 from rich.table import Table as LiveTable
 
-from fge.commands.build import new_model
 from fge.commands.run import Run, open_run, prepare
 from fge.compare import (
     CAPTIONS,
@@ -69,9 +68,9 @@ def compare(config: CompareConfig) -> Path:
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0:
         return _take_part(config)
-    config, dataset = prepare(config, "compare")
-    model = new_model(config, dataset)
-    with open_run(config, "compare", dataset, model, epochs=config.epochs) as run:
+    config, setup = prepare(config, "compare")
+    model = setup.new_model()
+    with open_run(config, "compare", setup, model, epochs=config.epochs) as run:
         plan = Plan(run.config, run.folder.path / "runs")
         cells, diverged = _measure(run, plan)
         if cells:

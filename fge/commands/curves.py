@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from fge.commands.build import member_predictions, new_model
 from fge.commands.endpoints import Network, predict_network, read_networks, train_network
 from fge.commands.pairs import (
     MIDDLE,
     CurveStudy,
+    FitPlan,
     Measured,
     ensemble_results,
     make_study,
@@ -70,12 +70,12 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     """
     check_used(config)
     check_kept(config, (config.first_weights, config.second_weights))
-    config, dataset = prepare(config, "curve-ensemble")
-    model = new_model(config, dataset)
+    config, setup = prepare(config, "curve-ensemble")
+    model = setup.new_model()
     seconds = [config.second] if config.strategies == "none" else list(RECIPES)
-    _check_recipes(config, new_model(config, dataset), [config.first, *seconds])
+    _check_recipes(config, setup.new_model(), [config.first, *seconds])
     given = _given_networks(config, model)
-    with open_run(config, "curve-ensemble", dataset, model, epochs=config.epochs) as run:
+    with open_run(config, "curve-ensemble", setup, model, epochs=config.epochs) as run:
         first = given.get(0) or _train(run, config.first, 0)
         pairs, drawn = [], FigureSet(run.folder.figures)
         for name in seconds:
@@ -93,14 +93,13 @@ def connect(config: ConnectConfig) -> Path:
         DivergenceError: a loss stopped being finite.
         KeyboardInterrupt: after saying how to resume.
     """
-    check_used(config)
     check_kept(config, config.weights)
-    config, dataset = prepare(config, "connect")
-    model = new_model(config, dataset)
+    config, setup = prepare(config, "connect")
+    model = setup.new_model()
     pairs = pairs_of(config.weights, closed=config.closed)
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
-    with open_run(config, "connect", dataset, model, epochs=config.epochs) as run:
+    with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
         found, drawn = [], FigureSet(run.folder.figures)
         for one, other in pairs:
             study = _study(run, model, networks[one], networks[other])
@@ -134,9 +133,9 @@ def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, 
 
 def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
     return train_network(
-        run.config,
-        run.dataset,
+        run.setup,
         _recipe(run.config, name),
+        epochs=run.config.epochs,
         name=f"{name}-{position + 1}",
         position=position,
         folder=run.folder.path / "networks",
@@ -161,13 +160,13 @@ def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Netw
     # Buffers that are no batch-norm statistics are those of the first network all along.
     load_weights(model, first.state, first.name)
     return make_study(
-        run.config,
-        run.dataset,
+        FitPlan.of(run.config),
+        run.setup,
         model,
         folder=run.folder.path / "curves",
         name=f"{first.name}--{second.name}",
         ends=(first.vector(model), second.vector(model)),
-        predictions=member_predictions(run.config, run.dataset, run.folder),
+        predictions=run.setup.predictions(run.folder),
         observer=run.observer,
     )
 
@@ -182,7 +181,7 @@ def _connect_pair(
     study = _study(run, model, *networks)
     with preserved(model):
         for network in networks:
-            predict_network(network, run.config, model, study.predictions)
+            predict_network(network, run.setup.speed, model, study.predictions)
     points = run.config.ensemble_points
     measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
     _draw_curve(drawn, measured)

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fge.commands.build import make_training, new_model, speed_of
-from fge.config import RunConfig
-from fge.data import Dataset
+from fge.commands.build import Setup, make_training
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import sha256
@@ -19,7 +17,7 @@ from fge.networks import canonical_state, encode_weights, flatten, load_weights,
 from fge.observer import Observer
 from fge.runs import RunFolder
 from fge.seeds import derive_seed
-from fge.train import Learner, Recipe, recipe_stages, scale_initialisation
+from fge.train import Learner, Recipe, Speed, recipe_stages, scale_initialisation
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class Network:
 
 
 def train_network(
-    config: RunConfig,
-    dataset: Dataset,
+    setup: Setup,
     recipe: Recipe,
     *,
+    epochs: int,
     name: str,
     position: int,
     folder: Path,
@@ -52,9 +50,9 @@ def train_network(
     """Train a network by a recipe, or go on with it, or read it where it is trained already.
 
     Args:
-        config: settled options.
-        dataset: on the run's device.
+        setup: of the run.
         recipe: how to train.
+        epochs: of the training.
         name: of the network, and of its folder in ``folder``.
         position: counted from 0; networks of one run with several positions have seeds of their
             own, that at 0 the run's.
@@ -64,19 +62,18 @@ def train_network(
     Raises:
         DivergenceError: naming the network.
     """
-    seed = config.seed if position == 0 else derive_seed(config.seed, "network", position)
-    model = new_model(config, dataset, seed)
+    seed = setup.seed if position == 0 else derive_seed(setup.seed, "network", position)
+    model = setup.new_model(seed)
     scale_initialisation(model, recipe)
     run = RunFolder(folder / name)
     run.path.mkdir(parents=True, exist_ok=True)
     training = make_training(
-        config,
-        dataset,
-        model.to(torch.device(config.device)),
+        setup,
+        model.to(setup.device),
         run,
         observer,
         recipe=recipe,
-        stages=recipe_stages(recipe, config.epochs),
+        stages=recipe_stages(recipe, epochs),
         seed=seed,
     )
     store = training.stores["network"]
@@ -87,7 +84,7 @@ def train_network(
     except DivergenceError as error:
         raise DivergenceError(f"network {name}: {error}") from None
     validated = training.snapshot_costs("network")[0]["validation_images"]
-    return Network(name, store[0], config.epochs, validated)
+    return Network(name, store[0], epochs, validated)
 
 
 def read_network(path: Path, name: str, model: nn.Module) -> Network:
@@ -125,7 +122,7 @@ def read_networks(
 
 
 def predict_network(
-    network: Network, config: RunConfig, model: nn.Module, predictions: MemberPredictions
+    network: Network, speed: Speed, model: nn.Module, predictions: MemberPredictions
 ) -> None:
     """Predict test and OOD images with a network as it is, where that was not done before.
 
@@ -138,7 +135,7 @@ def predict_network(
     load_weights(model, network.state, network.name)
     optimizer = torch.optim.SGD(model.parameters())
     # One pass does not pay for compilation.
-    learner = Learner(model, optimizer, replace(speed_of(config), compile=False))
+    learner = Learner(model, optimizer, replace(speed, compile=False))
     try:
         predictions.predict(network.name, key, learner.predict)
     except DivergenceError as error:

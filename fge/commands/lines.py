@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from fge.commands.build import speed_of
 from fge.commands.run import Run
 from fge.commands.studied import (
     StudiedNetwork,
@@ -177,7 +176,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             num_points=setup.num_points,
             num_images=None,
             weight_decay=run.config.loss_decay,
-            speed=speed_of(run.config),
+            speed=run.setup.speed,
             on_record=log,
             done=done,
         )

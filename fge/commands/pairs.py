@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fge import metrics
-from fge.commands.build import eval_batches, speed_of, train_batches
+from fge.commands.build import Setup
 from fge.commands.endpoints import Network
 from fge.config import CurveConfig
 from fge.curves import (
@@ -30,18 +30,54 @@ from fge.curves import (
     make_family,
     straight_points,
 )
-from fge.data import Dataset, EvalBatches, TrainBatches
+from fge.data import EvalBatches, TrainBatches
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_records, sha256, write_records
 from fge.networks import unflatten, unwrap
 from fge.observer import Observer
 from fge.report import MethodResult, PairResult, method_result, pair_result
-from fge.train import EpochEnd, Speed, endpoint_recipe
+from fge.train import EpochEnd, Speed
 
 _BASELINE_STEP = 3
 """Baselines are measured at every third point: each costs a refresh and a pass over the test."""
 MIDDLE = 0.5
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How a curve is fitted and measured.
+
+    ``epochs``, ``lr``, ``batch_size``, ``momentum`` and ``weight_decay`` are those of the fit;
+    ``eval_images``: training images to measure each point with, 0 for all.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    momentum: float
+    weight_decay: float
+    family: str
+    num_points: int = 3
+    objective: str = "uniform"
+    eval_points: int = 61
+    eval_images: int = 5120
+
+    @classmethod
+    def of(cls, config: CurveConfig) -> FitPlan:
+        """Return the plan of settled options."""
+        return cls(
+            config.fit_epochs,
+            config.curve_base_lr,
+            config.batch_size,
+            config.momentum,
+            config.weight_decay,
+            config.family,
+            config.num_points,
+            config.objective,
+            config.eval_points,
+            config.eval_images,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,8 @@ class CurveStudy:
         model: the architecture, on its device; left as it is.
         ends: weights (P,) of the two networks, canonical.
         data: batches.
-        config: settled options.
+        plan: how to fit and to measure.
+        seed: of the fit and the baselines.
         speed: how to run the model.
         predictions: of members of all studies of the run.
         observer: is told of epochs and points.
@@ -86,7 +123,8 @@ class CurveStudy:
         model: nn.Module,
         ends: tuple[Tensor, Tensor],
         data: StudyData,
-        config: CurveConfig,
+        plan: FitPlan,
+        seed: int,
         speed: Speed,
         predictions: MemberPredictions,
         observer: Observer,
@@ -96,7 +134,8 @@ class CurveStudy:
         self.model = model
         self.ends = ends
         self.data = data
-        self.config = config
+        self.plan = plan
+        self.seed = seed
         self.speed = speed
         self.predictions = predictions
         self.observer = observer
@@ -148,14 +187,14 @@ class CurveStudy:
             self._state(0),
             self._state(1),
             self.data.train,
-            family=self.config.family,
-            num_points=self.config.num_points,
-            objective=self.config.objective,
-            epochs=self.config.fit_epochs,
-            lr=self.config.curve_base_lr,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            seed=self.config.seed,
+            family=self.plan.family,
+            num_points=self.plan.num_points,
+            objective=self.plan.objective,
+            epochs=self.plan.epochs,
+            lr=self.plan.lr,
+            momentum=self.plan.momentum,
+            weight_decay=self.plan.weight_decay,
+            seed=self.seed,
             speed=self.speed,
             on_epoch=self._end_epoch,
             checkpoint=self.folder / "fit.safetensors",
@@ -170,7 +209,7 @@ class CurveStudy:
         record["train_loss"] = end.train_loss
         # An epoch that is done again after an interruption takes the place of its first record.
         write_records(file, [*read_records(file)[: end.epoch], record])
-        self.observer.epoch(record, end.epoch + 1, self.config.fit_epochs)
+        self.observer.epoch(record, end.epoch + 1, self.plan.epochs)
 
     def segment(self) -> Curve:
         """Return the segment between the networks as a curve of two points."""
@@ -188,17 +227,17 @@ class CurveStudy:
             members: values of t whose test predictions are kept, beside the curve's at 0; at 0
                 and 1 other paths have the networks of the curve.
         """
-        grid = [k / (self.config.eval_points - 1) for k in range(self.config.eval_points)]
+        grid = [k / (self.plan.eval_points - 1) for k in range(self.plan.eval_points)]
         batches = {"train": self.data.measured, "test": self.data.test}
         return self._measure(path, curve, sorted({*grid, *members}), members, batches)
 
     def measure_baselines(self, curve: Curve) -> dict[str, list[Record]]:
         """Return records along the baselines of a curve (test data alone), by their names."""
-        count = max(2, (self.config.eval_points - 1) // _BASELINE_STEP + 1)
+        count = max(2, (self.plan.eval_points - 1) // _BASELINE_STEP + 1)
         ts = [k / (count - 1) for k in range(count)]
         found = {}
         for name in BASELINES:
-            baseline = make_baseline(name, curve, seed=self.config.seed)
+            baseline = make_baseline(name, curve, seed=self.seed)
             found[name] = self._measure(
                 f"baseline-{name}", baseline, ts, (), {"test": self.data.test}
             )
@@ -310,8 +349,8 @@ class Measured:
 
 
 def make_study(
-    config: CurveConfig,
-    dataset: Dataset,
+    plan: FitPlan,
+    setup: Setup,
     model: nn.Module,
     *,
     folder: Path,
@@ -323,8 +362,8 @@ def make_study(
     """Return the study of the curve between two networks.
 
     Args:
-        config: settled options.
-        dataset: on the run's device.
+        plan: how to fit and to measure.
+        setup: of the run.
         model: the architecture, on the run's device; left as it is.
         folder: of the curves of the run.
         name: of the pair, and of its folder in ``folder``.
@@ -338,12 +377,13 @@ def make_study(
         model=model,
         ends=ends,
         data=StudyData(
-            train_batches(config, dataset, endpoint_recipe(config)),
-            eval_batches(config, dataset, dataset.train.first(config.eval_images)),
-            eval_batches(config, dataset, dataset.test),
+            setup.shuffled(plan.batch_size),
+            setup.eval_batches(setup.dataset.train.first(plan.eval_images)),
+            setup.eval_batches(setup.dataset.test),
         ),
-        config=config,
-        speed=speed_of(config),
+        plan=plan,
+        seed=setup.seed,
+        speed=setup.speed,
         predictions=predictions,
         observer=observer,
     )
@@ -360,7 +400,7 @@ def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
         UserError: the networks are the same, or the fit in the folder is another.
         DivergenceError: the loss stopped being finite, in the fit or on a path.
     """
-    epochs = study.config.fit_epochs
+    epochs = study.plan.epochs
     if not study.fitted:
         study.observer.note(f"curve {study.name}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
     try:
@@ -401,7 +441,7 @@ def ensemble_results(
     """
     first, second = networks
     epochs = first.train_epochs + second.train_epochs
-    fitted = epochs + study.config.fit_epochs
+    fitted = epochs + study.plan.epochs
     both = first.validation_images + second.validation_images
 
     def line(

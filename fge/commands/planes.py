@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fge.commands.build import new_model, speed_of
 from fge.commands.lines import LineSetup, make_line_setup, study_line
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.studied import (
@@ -148,16 +147,16 @@ def plane(config: PlaneConfig) -> Path:
         KeyboardInterrupt: after saying how to resume.
     """
     check_kept(config, (config.run, *config.weights))
-    config, dataset = prepare(config, "plane")
-    check_same_images(config, dataset.fingerprint)
-    model = new_model(config, dataset)
-    setup = make_line_setup(config, model) if config.line else make_plane_setup(config, model)
-    with open_run(config, "plane", dataset, model, epochs=1) as run:
-        run.observer.note(f"{'line' if config.line else 'plane'} through {setup.what}")
-        if isinstance(setup, LineSetup):
-            study_line(run, model, setup)
+    config, setup = prepare(config, "plane")
+    check_same_images(config, setup.dataset.fingerprint)
+    model = setup.new_model()
+    shown = make_line_setup(config, model) if config.line else make_plane_setup(config, model)
+    with open_run(config, "plane", setup, model, epochs=1) as run:
+        run.observer.note(f"{'line' if config.line else 'plane'} through {shown.what}")
+        if isinstance(shown, LineSetup):
+            study_line(run, model, shown)
         else:
-            _study_plane(run, model, setup)
+            _study_plane(run, model, shown)
     return run.folder.path
 
 
@@ -177,7 +176,7 @@ def _measure_networks(
         measured_batches(run),
         num_images=None,
         weight_decay=run.config.loss_decay,
-        speed=speed_of(run.config),
+        speed=run.setup.speed,
     )
     known = recorded(run, "network")
     for network in setup.networks:
@@ -207,7 +206,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
         bounds=_bounds(setup.plane, run.config.margin),
         num_images=None,
         weight_decay=run.config.loss_decay,
-        speed=speed_of(run.config),
+        speed=run.setup.speed,
         store=run.folder.path / "state" / "grid.jsonl",
         on_point=lambda done, total: run.observer.point("plane", done, total),
     )

@@ -16,8 +16,8 @@ from torch import Tensor
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.config import (
     KEEP_SNAPSHOTS,
+    CommandConfig,
     PredictConfig,
-    RunConfig,
     TrainConfig,
     as_stored,
     check_import,
@@ -101,7 +101,7 @@ def _folder(config: PredictConfig) -> Path:
     return out
 
 
-def _read_ensemble_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
     """Return the options of an fge or train run, and the whole ``config.json``."""
     command, options, content = read_run(folder)
     if command not in KEEP_SNAPSHOTS:
@@ -127,7 +127,7 @@ def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
         raise UserError(f"what {file} says of the data is damaged: {what}") from None
 
 
-def _combines_weights(folder: Path, config: RunConfig, content: dict[str, Any]) -> bool:
+def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
     """Say whether the run's method averages weights, by what the run says of it.
 
     The method itself is not imported for this: it may be the user's own code.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from fge.commands.pairs import Measured, make_study, measure_pair
+from fge.commands.pairs import FitPlan, Measured, make_study, measure_pair
 from fge.commands.run import Run
-from fge.config import CurveConfig, FGEConfig, RunConfig
+from fge.config import FGEConfig, curve_rate_of
 from fge.curves import Record, turning_angles
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import UserError
@@ -80,8 +80,8 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
     measured: list[Measured] = []
     for first in range(len(vectors) - 1):
         study = make_study(
-            curve_options(run.config),
-            run.dataset,
+            fit_plan(run.config),
+            run.setup,
             model,
             folder=run.folder.path / "curves",
             name=f"{first + 1:04d}--{first + 2:04d}",
@@ -121,8 +121,14 @@ def _result(
     )
 
 
-def curve_options(config: FGEConfig) -> CurveConfig:
-    """Return the options of the fits between a run's snapshots."""
-    shared = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
-    shared["epochs"] = config.refit_epochs or config.cycle_length // 2
-    return CurveConfig(**shared, family=config.refit or "bezier", eval_points=_EVAL_POINTS)
+def fit_plan(config: FGEConfig) -> FitPlan:
+    """Return how curves between a run's snapshots are fitted."""
+    return FitPlan(
+        config.refit_epochs or config.cycle_length // 2,
+        curve_rate_of(config.model),
+        config.batch_size,
+        config.momentum,
+        config.weight_decay,
+        config.refit or "bezier",
+        eval_points=_EVAL_POINTS,
+    )

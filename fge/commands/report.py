@@ -1,4 +1,4 @@
-"""The command that makes report pages anew and joins those of several runs: wiring alone."""
+"""The command that writes report pages again and joins those of several runs: wiring alone."""
 
 from __future__ import annotations
 

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from fge.commands.build import load_data, settle_machine, settle_options, settle_speed
+from fge.commands.build import Setup, load_data, settle_machine, settle_options, settle_speed
 from fge.config import (
-    RunConfig,
+    CommandConfig,
+    FitConfig,
     TrainingConfig,
     check_unchanged,
     from_options,
@@ -50,8 +51,8 @@ _LESS_MEMORY = (
     "resuming they cannot change)"
 )
 
-C = TypeVar("C", bound=RunConfig)
-C_co = TypeVar("C_co", bound=RunConfig, covariant=True)
+C = TypeVar("C", bound=CommandConfig)
+C_co = TypeVar("C_co", bound=CommandConfig, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,16 @@ class Run(Generic[C_co]):
 
     command: str
     config: C_co
-    dataset: Dataset
+    setup: Setup
     folder: RunFolder
     observer: Observer
     environment: dict[str, Any]
     ranks: Ranks
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data, on the device of the run."""
+        return self.setup.dataset
 
     @property
     def device(self) -> torch.device:
@@ -79,15 +85,15 @@ class Run(Generic[C_co]):
             content: of ``report.json``, beside what it says of every run.
         """
         options = to_options(self.config)
-        facts = run_facts(self.command, self.config, options, self.dataset, self.environment)
+        facts = run_facts(self.command, options, self.dataset, self.environment)
         write_report(self.folder, page, {**facts, **content})
         for table in page.tables:
             self.observer.table(table.title, table.headings, table.rows)
         self.observer.note(page.verdict)
 
 
-def prepare(config: C, command: str) -> tuple[C, Dataset]:
-    """Return settled options, those of the run to resume where there is one, and the data.
+def prepare(config: C, command: str) -> tuple[C, Setup]:
+    """Return settled options, those of the run to resume where there is one, and their setup.
 
     Where ``torchrun`` started several processes they are joined first.
 
@@ -100,7 +106,8 @@ def prepare(config: C, command: str) -> tuple[C, Dataset]:
             check_tensorboard()
         config, facts = _resumed(config, command, ranks)
         config = settle_machine(config, ranks)
-        ranks.check_batch_size(config.batch_size)
+        if isinstance(config, FitConfig):
+            ranks.check_batch_size(config.batch_size)
         config = _with_data_dir(config, ranks)
         dataset = load_data(config)
         _check_images(config, dataset, facts)
@@ -108,7 +115,8 @@ def prepare(config: C, command: str) -> tuple[C, Dataset]:
     with ranks.together():
         if images != dataset.fingerprint:
             raise UserError(f"process {ranks.rank} finds other images in {config.data}")
-    return settle_options(config, dataset), dataset
+    config = settle_options(config, dataset)
+    return config, Setup.of(config, dataset)
 
 
 def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
@@ -139,7 +147,7 @@ def _with_data_dir(config: C, ranks: Ranks) -> C:
     return replace(config, data_dir=folder) if fetched else config
 
 
-def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
+def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
     """Check that the images are those of the run to resume, of which ``facts`` are known."""
     if facts and facts["sha256"] != dataset.fingerprint:
         raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
@@ -148,7 +156,7 @@ def _check_images(config: RunConfig, dataset: Dataset, facts: dict[str, Any]) ->
             raise UserError(f"cannot resume: the images of --ood {name} are not those of the run")
 
 
-def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
+def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
     """Refuse inputs that lie in the run which ``--overwrite`` would remove.
 
     Raises:
@@ -167,7 +175,7 @@ def check_kept(config: RunConfig, inputs: Iterable[Path | None]) -> None:
 def open_run(
     config: C,
     command: str,
-    dataset: Dataset,
+    setup: Setup,
     model: nn.Module,
     *,
     epochs: int,
@@ -180,7 +188,7 @@ def open_run(
     Args:
         config: from :func:`prepare`.
         command: its name.
-        dataset: from :func:`prepare`.
+        setup: from :func:`prepare`.
         model: moved to the run's device.
         epochs: of training with one model, against which compile time is weighed.
         facts: that ``config.json`` holds beside the options.
@@ -196,7 +204,7 @@ def open_run(
         observer.note(f"run folder: {folder.path}")
         try:
             with enough_memory(config.device, _LESS_MEMORY):
-                draft = Run(command, config, dataset, folder, observer, {}, ranks)
+                draft = Run(command, config, setup, folder, observer, {}, ranks)
                 yield _begin(draft, model, epochs, facts or {})
         except KeyboardInterrupt:
             observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")
@@ -215,7 +223,7 @@ def open_run(
         observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
 
 
-def _open_folder(config: RunConfig, command: str, ranks: Ranks) -> RunFolder:
+def _open_folder(config: CommandConfig, command: str, ranks: Ranks) -> RunFolder:
     """Open the run folder that the options name: the first process does, and tells the others."""
     options = {"resume": config.resume, "overwrite": config.overwrite}
     if ranks.size == 1:
@@ -225,7 +233,7 @@ def _open_folder(config: RunConfig, command: str, ranks: Ranks) -> RunFolder:
 
 
 @contextmanager
-def _observed(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Iterator[Observer]:
+def _observed(config: CommandConfig, folder: RunFolder, ranks: Ranks) -> Iterator[Observer]:
     """Give who is told of the run: the console, and where it is asked for TensorBoard."""
     if not ranks.leads:
         yield Observer()
@@ -238,7 +246,7 @@ def _observed(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Iterator[Ob
             yield Observers(console, scalars)
 
 
-def _wants_tensorboard(config: RunConfig) -> bool:
+def _wants_tensorboard(config: CommandConfig) -> bool:
     return isinstance(config, TrainingConfig) and config.tensorboard
 
 
@@ -262,10 +270,11 @@ def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) 
     options = from_options(type(run.config), ranks.first(settle), folder.config)
     folder.timing({"event": "begin", "environment": environment})
     config = keep_settled(options, run.config)
-    return replace(run, config=config, dataset=dataset, environment=environment)
+    setup = Setup.of(config, dataset)
+    return replace(run, config=config, setup=setup, environment=environment)
 
 
-def _how_to_go_on(config: RunConfig, command: str, folder: RunFolder) -> str:
+def _how_to_go_on(config: CommandConfig, command: str, folder: RunFolder) -> str:
     if not folder.config.exists():
         return "run the command again"
     start = ["python"]

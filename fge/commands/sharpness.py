@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fge.commands.build import eval_batches, new_model, normaliser
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.studied import (
     StudiedNetwork,
@@ -51,14 +50,14 @@ def sharpness(config: SharpnessConfig) -> Path:
         KeyboardInterrupt: after saying how to resume.
     """
     check_kept(config, (config.run, *config.weights))
-    config, dataset = prepare(config, "sharpness")
-    check_same_images(config, dataset.fingerprint)
-    model = new_model(config, dataset)
+    config, setup = prepare(config, "sharpness")
+    check_same_images(config, setup.dataset.fingerprint)
+    model = setup.new_model()
     studied = sharpness_networks(config, model)
     count = Layout.of(model).numel
     if config.k > count:
         raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
-    with open_run(config, "sharpness", dataset, model, epochs=1) as run:
+    with open_run(config, "sharpness", setup, model, epochs=1) as run:
         with preserved(model):
             networks = _measure_sharpness(run, model, studied)
             spectrum = _measure_spectrum(run, model, studied[-1])
@@ -69,9 +68,7 @@ def sharpness(config: SharpnessConfig) -> Path:
 def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
     config = run.config
     # Batches of another size than the chunks would be cut into smaller ones.
-    batches = EvalBatches(
-        training_part(run, config.examples), normaliser(config, run.dataset), config.chunk
-    )
+    batches = EvalBatches(training_part(run, config.examples), run.setup.normaliser, config.chunk)
     return {
         "loss_fn": F.cross_entropy,
         "batches": batches,
@@ -86,7 +83,7 @@ def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
     """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
     load_weights(model, network.state, network.name)
     if not network.measured:
-        images = eval_batches(run.config, run.dataset, training_part(run, _REFRESH_IMAGES))
+        images = run.setup.eval_batches(training_part(run, _REFRESH_IMAGES))
         refresh_batch_norm(model, images, num_images=None)
 
 

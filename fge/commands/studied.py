@@ -9,16 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fge.commands.build import eval_batches
 from fge.commands.endpoints import read_networks
 from fge.commands.run import Run
 from fge.config import (
     KEEP_SNAPSHOTS,
+    CommandConfig,
     ConnectConfig,
     CurveEnsembleConfig,
     FGEConfig,
     PlaneConfig,
-    RunConfig,
     SharpnessConfig,
     StudyConfig,
     TrainConfig,
@@ -196,7 +195,7 @@ def training_part(run: Run[StudyConfig], count: int) -> Split:
 def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     """Return what losses and errors of a plane or a line are measured on, by split."""
     splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
-    return {name: eval_batches(run.config, run.dataset, split) for name, split in splits.items()}
+    return {name: run.setup.eval_batches(split) for name, split in splits.items()}
 
 
 def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:
@@ -210,7 +209,7 @@ def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNet
     return networks
 
 
-def _load_start(run: Path, options: RunConfig, name: str, model: nn.Module) -> None:
+def _load_start(run: Path, options: CommandConfig, name: str, model: nn.Module) -> None:
     """Load the network at the start of a curve, for buffers that are no batch-norm statistics."""
     given = None
     if isinstance(options, ConnectConfig):

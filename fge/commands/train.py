@@ -11,7 +11,7 @@ from torch import nn
 
 from fge.commands.averages import Averages, average_snapshots
 from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
-from fge.commands.build import initial_model, make_training, member_predictions, new_model
+from fge.commands.build import initial_model, make_training
 from fge.commands.refit import Refit, check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import FGEConfig, TrainConfig
@@ -59,11 +59,13 @@ def fge(config: FGEConfig) -> Path:
     """
     check_refit(config)
     check_kept(config, (config.pretrained, config.baseline))
-    config, dataset = prepare(config, "fge")
-    model = initial_model(config, dataset)
+    config, setup = prepare(config, "fge")
+    model = initial_model(config, setup)
     epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
-    baseline = read_baseline(config.baseline, dataset, config.model) if config.baseline else None
-    with open_run(config, "fge", dataset, model, epochs=epochs) as run:
+    baseline = None
+    if config.baseline:
+        baseline = read_baseline(config.baseline, setup.dataset, config.model)
+    with open_run(config, "fge", setup, model, epochs=epochs) as run:
         _train_fge(run, model, baseline)
     return run.folder.path
 
@@ -77,19 +79,18 @@ def train(config: TrainConfig) -> Path:
         KeyboardInterrupt: after saying how to resume.
     """
     method = find_method(config.method)
-    config, dataset = prepare(config, "train")
-    model = new_model(config, dataset)
+    config, setup = prepare(config, "train")
+    model = setup.new_model()
     epochs = sum(stage.last_epoch - stage.first_epoch for stage in method.stages(config))
     facts = {"combine": method.combine}
-    with open_run(config, "train", dataset, model, epochs=epochs, facts=facts) as run:
+    with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
         _train_method(run, method, model)
     return run.folder.path
 
 
 def _train_fge(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | None) -> None:
     training = make_training(
-        run.config,
-        run.dataset,
+        run.setup,
         model,
         run.folder,
         run.observer,
@@ -97,7 +98,7 @@ def _train_fge(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | No
         stages=fge_stages(run.config),
         ranks=run.ranks,
     )
-    predictions = member_predictions(run.config, run.dataset, run.folder)
+    predictions = run.setup.predictions(run.folder)
     try:
         if not training.run():
             return
@@ -186,8 +187,7 @@ def _cost_note(config: FGEConfig) -> dict[str, str]:
 
 def _train_method(run: Run[TrainConfig], method: Method, model: nn.Module) -> None:
     training = make_training(
-        run.config,
-        run.dataset,
+        run.setup,
         model,
         run.folder,
         run.observer,
@@ -196,7 +196,7 @@ def _train_method(run: Run[TrainConfig], method: Method, model: nn.Module) -> No
         ranks=run.ranks,
         ema_decay=method.ema_decay(run.config) if method.ema_decay else None,
     )
-    predictions = member_predictions(run.config, run.dataset, run.folder)
+    predictions = run.setup.predictions(run.folder)
     try:
         if not training.run():
             return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from fge.config.base import HOW_TO_RUN, RunConfig
+from fge.config.base import HOW_TO_RUN
 from fge.config.invocation import is_factory
+from fge.config.options import RunConfig
 from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 
@@ -40,8 +41,9 @@ COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(MethodConfig):
-    """Compare methods at the same budgets, over seeds; the same command goes on with it."""
+    """Compare methods at equal budgets over several seeds. The same command continues."""
 
+    group: ClassVar[str] = "comparison"
     methods: tuple[str, ...] = field(
         default=(
             "single",
@@ -55,28 +57,23 @@ class CompareConfig(MethodConfig):
         ),
         metadata=HOW_TO_RUN,
     )
-    """single, fge, fge+refit, swa, fold, sse, csgld, ema, deep-ensemble, curve-ensemble,
-    curve-ensemble-2B (two networks of a budget each, and a fit), or your own as
-    package.module:method. single at one budget is always among them."""
+    """Any of single, fge, fge+refit, swa, fold, sse, csgld, ema, deep-ensemble, curve-ensemble,
+    curve-ensemble-2B (two networks with one budget each, and a fit), and your own as
+    package.module:method. single at one budget is always measured."""
     seeds: int = field(default=5, metadata=HOW_TO_RUN)
-    """Seeds, from --seed on; intervals need 2 or more."""
+    """Number of seeds, from --seed on. Intervals need 2 or more."""
     budgets: tuple[int, ...] = field(default=(1,), metadata=HOW_TO_RUN)
-    """Budgets in multiples of --epochs: single trains longer, deep-ensemble and the other
-    methods pool so many runs, curve-ensemble trains longer networks."""
+    """Budgets in multiples of --epochs. single and curve-ensemble train longer; deep-ensemble and
+    the other methods pool that many runs."""
     jobs: int = field(default=1, metadata=HOW_TO_RUN)
-    """Runs at a time, each with its share of the CPU threads; times are then not reported."""
+    """Number of runs at a time. They share the CPU threads, and times are not reported."""
     split: int = 2
-    """Networks into which deep-ensemble splits one budget."""
+    """Number of networks into which deep-ensemble splits one budget."""
     ood: tuple[str, ...] = ("noise", "digits")
-    """Tell images foreign to the data by the predictions' uncertainty: noise, digits,
-    or the name, folder or file of other data."""
+    """Out-of-distribution (OOD) images to tell from the test images by the uncertainty of the
+    predictions: noise, digits, or the name, file or folder of other data."""
 
     def __post_init__(self) -> None:
-        """Check the methods, and that the budget and the seeds are enough for them.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
         check_at_least(1, jobs=self.jobs, split=self.split)
         if self.seeds < 2:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fge.config.base import RunConfig, TrainingConfig, curve_rate_of
+from fge.config.base import curve_rate_of
+from fge.config.options import FitConfig, Options, TrainingConfig
 from fge.errors import UserError, check_at_least, check_positive
 
 G_DECAY = 5e-4
@@ -19,39 +20,56 @@ RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveConfig(RunConfig):
-    """Options of a fit and of the evaluation along the curve."""
+class PointOptions(Options):
+    """With which images the networks on a curve, plane or line are measured."""
 
-    epochs: int = 40
-    """Epochs of each network of curve-ensemble; of each fit of connect."""
-    family: Family = "bezier"
-    """Bezier curve, or polygonal chain."""
-    num_points: int = 3
-    """Points that define the curve, its two ends counted."""
-    objective: Literal["uniform", "arclength", "minmax"] = "uniform"
-    """What the fit minimises: the mean loss over t, over the curve's length, or the maximum."""
-    curve_lr: float | None = None
-    """Learning rate of the fit (conventional schedule); by default what suits the model."""
-    eval_points: int = 61
-    """Points at which curve and segment are evaluated."""
+    group: ClassVar[str] = "measurement"
     eval_images: int = 5120
-    """Training images, not augmented, for batch-norm statistics and training loss at each point;
-    0 takes all."""
+    """Training images, not augmented, for the batch-norm statistics and the training loss at
+    each point. 0 takes all."""
 
     def __post_init__(self) -> None:
-        """Check the values.
+        super().__post_init__()
+        check_at_least(0, eval_images=self.eval_images)
 
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
+
+@dataclass(frozen=True, kw_only=True)
+class AlongOptions(PointOptions):
+    """Where curves and segments are measured."""
+
+    eval_points: int = 61
+    """Number of points to measure on each curve and segment."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(2, eval_points=self.eval_points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveConfig(AlongOptions, FitConfig):
+    """Options of a fit and of the evaluation along the curve."""
+
+    group: ClassVar[str] = "curve"
+    epochs: int = 40
+    """Epochs of each network of curve-ensemble, or of each fit of connect."""
+    family: Family = "bezier"
+    """bezier: a Bezier curve; polychain: a polygonal chain."""
+    num_points: int = 3
+    """Number of points that define the curve, with its two ends."""
+    objective: Literal["uniform", "arclength", "minmax"] = "uniform"
+    """What the fit minimises: the mean loss over t (uniform), the mean loss over the length of
+    the curve (arclength), or the maximum (minmax)."""
+    curve_lr: float | None = None
+    """Learning rate of the fit, with the conventional schedule. By default the one that suits
+    the model."""
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_points < 3:
             raise UserError(
                 f"num_points must be >= 3, got {self.num_points}: with both ends alone there is "
                 "nothing to fit"
             )
-        check_at_least(2, eval_points=self.eval_points)
-        check_at_least(0, eval_images=self.eval_images)
         check_positive(curve_lr=self.curve_lr)
 
     @property
@@ -66,48 +84,32 @@ class CurveConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveEnsembleConfig(CurveConfig, TrainingConfig):
-    """Train two networks, connect them by a curve of low loss and ensemble along it.
+class PairOptions(Options):
+    """Which two networks are connected."""
 
-    Batch size, momentum and weight decay are those of the fit and of the recipe endpoint; the
-    recipes G and A to F have their own.
-    """
-
-    lr: float | None = None
-    """Learning rate of the recipe endpoint alone; by default what suits the model."""
+    group: ClassVar[str] = "networks"
     first: RecipeName = "G"
-    """Recipe of the first network: G or A to F (arXiv 1806.06977), or endpoint,
-    the conventional training of the fge command."""
+    """Recipe of the first network: G or A to F (arXiv 1806.06977), or endpoint, the conventional
+    training of the fge command."""
     second: RecipeName = "G"
     """Recipe of the second network, which has another seed."""
     first_weights: Path | None = None
-    """Weights to take as the first network (.safetensors, or a .pt state dict)."""
+    """Weights file (.safetensors, or a .pt state dict) to take as the first network."""
     second_weights: Path | None = None
-    """Weights to take as the second network."""
+    """Weights file to take as the second network."""
     strategies: Literal["none", "all"] = "none"
-    """all: connect G with a second G and with each of A to F."""
-    curve_epochs: int | None = None
-    """Epochs of the fit; half of --epochs by default."""
-    ensemble_points: int = 5
-    """Members of the ensemble along the curve, evenly spaced in t, ends counted."""
+    """all: connect a network of recipe G with a second one and with one of each of A to F."""
     large_batch_lr: float | None = None
-    """Learning rate of recipe A; 0.05 by default, as G's."""
+    """Learning rate of recipe A. By default 0.05, as for G."""
     adam_lr: float | None = None
-    """Learning rate of recipe B; 0.001 by default."""
+    """Learning rate of recipe B. By default 0.001."""
     small_weight_decay: float | None = None
-    """Weight decay of recipe D; 5e-6 by default."""
+    """Weight decay of recipe D. By default 5e-6."""
     init_variance: float | None = None
-    """Factor of recipe E on the variance of the initial weights; 2 by default."""
+    """Factor on the variance of the initial weights in recipe E. By default 2."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
-        check_at_least(1, curve_epochs=self.curve_epochs)
-        check_at_least(2, ensemble_points=self.ensemble_points)
         check_positive(large_batch_lr=self.large_batch_lr, adam_lr=self.adam_lr)
         if self.small_weight_decay is not None and not 0 <= self.small_weight_decay < G_DECAY:
             raise UserError(
@@ -119,6 +121,28 @@ class CurveEnsembleConfig(CurveConfig, TrainingConfig):
         if self.strategies == "all" and any(given):
             raise UserError("--strategies all trains its networks; leave out the weights files")
 
+
+@dataclass(frozen=True, kw_only=True)
+class CurveEnsembleConfig(CurveConfig, PairOptions, TrainingConfig):
+    """Train two networks, connect them by a curve of low loss and ensemble along it.
+
+    Batch size, momentum and weight decay are those of the fit and of the recipe endpoint. The
+    recipes G and A to F have their own.
+    """
+
+    group: ClassVar[str] = "curve"
+    lr: float | None = None
+    """Learning rate of the recipe endpoint alone. By default the one that suits the model."""
+    curve_epochs: int | None = None
+    """Epochs of the fit. By default half of --epochs."""
+    ensemble_points: int = 5
+    """Number of members along the curve, evenly spaced in t, with both ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, curve_epochs=self.curve_epochs)
+        check_at_least(2, ensemble_points=self.ensemble_points)
+
     @property
     def fit_epochs(self) -> int:
         """Epochs of each fit."""
@@ -129,19 +153,14 @@ class CurveEnsembleConfig(CurveConfig, TrainingConfig):
 class ConnectConfig(CurveConfig):
     """Fit and evaluate curves between networks that exist already."""
 
-    lr: float | None = None
-    """Not used here: --curve-lr is the learning rate of the fit."""
+    group: ClassVar[str] = "networks"
+    instead: ClassVar[Mapping[str, str]] = {"lr": "--curve-lr is the rate of the fit"}
     weights: tuple[Path, ...] = ()
-    """Two or more files (.safetensors, or .pt state dicts), connected in this order."""
+    """Two or more weights files (.safetensors, or .pt state dicts), connected in this order."""
     closed: bool = False
-    """Connect the last network with the first as well."""
+    """Also connect the last network with the first."""
 
     def __post_init__(self) -> None:
-        """Check the files.
-
-        Raises:
-            UserError: there are fewer than two, or three to close.
-        """
         super().__post_init__()
         if len(self.weights) < 2:
             raise UserError(f"--weights needs two files or more, got {len(self.weights)}")
@@ -157,7 +176,7 @@ _RECIPE_OF = {
 }
 
 
-def check_used(config: CurveConfig) -> None:
+def check_used(config: CurveEnsembleConfig) -> None:
     """Refuse options that no training of the command would look at.
 
     Raises:
@@ -165,13 +184,6 @@ def check_used(config: CurveConfig) -> None:
     """
     # A file holds the learning rate that the options left open came to.
     given_lr = config.lr if not config.resume and config.config is None else None
-    if isinstance(config, CurveEnsembleConfig):
-        _check_recipes(config, given_lr)
-    elif given_lr is not None:
-        raise UserError(f"--lr {given_lr:g} is not used: --curve-lr is the rate of the fit")
-
-
-def _check_recipes(config: CurveEnsembleConfig, given_lr: float | None) -> None:
     sides: dict[str, tuple[str, Path | None]] = {
         "first": (config.first, config.first_weights),
         "second": (config.second, config.second_weights),

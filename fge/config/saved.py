@@ -9,21 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fge.config.base import (
-    RunConfig,
-    affects_result,
-    as_stored,
-    may_be_added,
-    may_be_dropped,
-    saved_fields,
-)
+from fge.config.base import affects_result, as_stored, may_be_added, may_be_dropped, saved_fields
 from fge.config.curves import ConnectConfig, CurveEnsembleConfig
+from fge.config.options import CommandConfig
 from fge.config.studies import StudyConfig
 from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError, unknown
 from fge.files import write_json
 
-RUN_KINDS: dict[str, type[RunConfig]] = {
+RUN_KINDS: dict[str, type[CommandConfig]] = {
     "fge": FGEConfig,
     "train": TrainConfig,
     "curve-ensemble": CurveEnsembleConfig,
@@ -36,11 +30,11 @@ _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 KEEP_SNAPSHOTS = ("fge", "train")
 """Commands whose runs keep snapshots; those of the others keep networks and curves."""
 SCHEMA_VERSION = 1
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C", bound=CommandConfig)
 S = TypeVar("S", bound=StudyConfig)
 
 
-def to_options(config: RunConfig) -> dict[str, Any]:
+def to_options(config: CommandConfig) -> dict[str, Any]:
     """Return the options that a config file holds, as JSON values; paths are absolute."""
     return {name: as_stored(name, getattr(config, name)) for name in saved_fields(config)}
 
@@ -48,19 +42,23 @@ def to_options(config: RunConfig) -> dict[str, Any]:
 def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C:
     """Return the configuration that JSON options describe; ``source`` names them in errors.
 
+    Options that the command had once, or that others have in its place, are passed over.
+
     Raises:
         UserError: an unknown option, or a value of the wrong type or range.
     """
     hints = get_type_hints(kind)
     values = {}
     for name, value in options.items():
+        if name in {*kind.unused, *kind.instead}:
+            continue
         if name not in saved_fields(kind):
             raise UserError(f"{source}: {unknown('option', name, saved_fields(kind))}")
         values[name] = _typed(hints[name], value, f"{source}: {name}")
     return kind(**values)
 
 
-def write_config(path: Path, command: str, config: RunConfig, **facts: Any) -> None:
+def write_config(path: Path, command: str, config: CommandConfig, **facts: Any) -> None:
     """Write ``config.json``: the options, and facts about the run such as choices made."""
     write_json(
         path,
@@ -127,7 +125,7 @@ def keep_settled(saved: C, asked: C) -> C:
     return replace(saved, **own)
 
 
-def read_run(folder: Path) -> tuple[str, RunConfig, dict[str, Any]]:
+def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
     """Return the command of a run, its options and its whole ``config.json``.
 
     Raises:
@@ -157,7 +155,7 @@ def options_of_run(kind: type[S], folder: Path) -> S:
         UserError: what :func:`read_run` refuses.
     """
     _, options, _ = read_run(folder)
-    shared = [name for name in saved_fields(RunConfig) if name not in _OWN]
+    shared = [n for n in saved_fields(kind) if n in saved_fields(options) and n not in _OWN]
     return kind(run=folder, **{name: getattr(options, name) for name in shared})
 
 

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from fge.config.base import Precision, RunConfig, Switch
+from fge.config.base import THIS_INVOCATION, Precision
+from fge.config.curves import PointOptions
+from fge.config.options import CommandConfig, DeviceOptions, FolderOptions, FormatOptions, Options
 from fge.errors import UserError, check_at_least, check_not_negative
 
 _PLANE_NEEDS = 3
+_NOTHING_TRAINED = "nothing is trained"
+_NOT_AUGMENTED = "images are not augmented"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(RunConfig):
-    """Options that tell which networks are looked at."""
+class LossOptions(Options):
+    """Which loss is looked at."""
 
-    run: Path | None = None
-    """Run folder of fge, train, curve-ensemble or connect; data and model are those of the run."""
-    weights: tuple[Path, ...] = ()
-    """Weights files (.safetensors, or .pt state dicts) instead of --run."""
+    group: ClassVar[str] = "measurement"
     weight_decay_in_loss: bool = False
     """Add weight_decay / 2 |w|^2 to the training loss."""
-
-    epochs: int = 1
-    """Not used here: nothing is trained."""
-    lr: float | None = None
-    """Not used here: snapshots tell their learning rates."""
-    batch_size: int = 128
-    """Used only where --channels-last auto is measured: nothing is trained."""
-    momentum: float = 0.9
-    """Not used here: nothing is trained."""
     weight_decay: float = 5e-4
-    """That of --weight-decay-in-loss; not used without."""
-    crop_padding: int | None = None
-    """Not used here: images are looked at without augmentation."""
-    flip: bool = True
-    """Not used here: images are looked at without augmentation."""
-    compile: Switch = "off"
-    """Not used here."""
-    amp: Precision = "off"
-    """Automatic mixed precision; off, for small differences of the loss are looked at."""
+    """The weight_decay of --weight-decay-in-loss. With --run, by default that of the run."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to look at.
-
-        Raises:
-            UserError: there is not, or twice.
-        """
         super().__post_init__()
-        if self.run is not None and self.weights:
-            raise UserError("give --run or --weights, not both")
-        if self.run is None and not self.weights:
-            if self.resume:
-                raise UserError(f"no run to resume in {self.out}")
-            raise UserError("give --run DIR, a run folder, or --weights FILE ...")
+        check_not_negative(weight_decay=self.weight_decay)
 
     @property
     def loss_decay(self) -> float:
@@ -62,44 +38,68 @@ class StudyConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaneConfig(StudyConfig):
-    """Measure and draw loss and error on a plane through networks, or along lines (--line).
+class StudyConfig(LossOptions, CommandConfig):
+    """Options that tell which networks are looked at."""
 
-    The plane goes through three snapshots of an fge or train run, the ends and the bend of the
-    first curve of a curve-ensemble or connect run, or three files.
-    """
-
-    snapshots: tuple[int, ...] = ()
-    """Numbers of three snapshots of an fge or train run; its first, middle and last by default."""
-    random: bool = False
-    """Instead, two random filter-normalised directions (arXiv 1712.09913) from one file, or from
-    the last snapshot of an fge or train run; --seed chooses them."""
-    trajectory: bool = False
-    """Instead, the first two principal components of all snapshots of an fge or train run, or of
-    files."""
-    line: bool = False
-    """Instead of a plane, lines: from snapshot to snapshot of an fge or train run (all, or two and
-    more of --snapshots), along the first curve of a curve-ensemble or connect run and along its
-    segment, from file to file, or with --random along one direction to both sides."""
-    line_points: int = 61
-    """Points along each line, at least; each is measured."""
-    resolution: int = 15
-    """Points along each axis; each is measured."""
-    margin: float = 0.2
-    """What is added on each side, as a part of the networks' larger extent, width or height."""
-    eval_images: int = 5120
-    """Training images, not augmented, for batch-norm statistics and training loss at each point;
-    0 takes all."""
+    group: ClassVar[str] = "networks"
+    unused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("epochs", "lr", "batch_size", "momentum"), _NOTHING_TRAINED),
+        **dict.fromkeys(("compile", "cuda_graphs"), _NOTHING_TRAINED),
+        **dict.fromkeys(("crop_padding", "flip"), _NOT_AUGMENTED),
+    }
+    run: Path | None = None
+    """Folder of an fge, train, curve-ensemble or connect run. Data and model are those of the
+    run by default."""
+    weights: tuple[Path, ...] = ()
+    """Weights files (.safetensors, or .pt state dicts) instead of --run."""
+    seed: int = 0
+    """Seed of random directions and vectors."""
 
     def __post_init__(self) -> None:
-        """Check the plane's options as well.
+        super().__post_init__()
+        if self.run is not None and self.weights:
+            raise UserError("give --run or --weights, not both")
+        if self.run is None and not self.weights:
+            if self.resume:
+                raise UserError(f"no run to resume in {self.out}")
+            raise UserError("give --run DIR, a run folder, or --weights FILE ...")
 
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
+    """Measure and draw loss and error on a plane through networks, or along lines.
+
+    The plane goes through three snapshots of an fge or train run, through the ends and the bend
+    of the first curve of a curve-ensemble or connect run, or through three files. --random,
+    --trajectory and --line choose other directions.
+    """
+
+    group: ClassVar[str] = "plane"
+    snapshots: tuple[int, ...] = ()
+    """Numbers of three snapshots of an fge or train run, from 1. By default its first, middle
+    and last; with --line all."""
+    random: bool = False
+    """Take two random filter-normalised directions (arXiv 1712.09913) from one file, or from the
+    last snapshot of an fge or train run."""
+    trajectory: bool = False
+    """Take the first two principal components of three or more files, or of all snapshots of an
+    fge or train run."""
+    line: bool = False
+    """Measure lines instead of a plane: from snapshot to snapshot or from file to file, along the
+    first curve of a curve-ensemble or connect run and along its segment, or with --random in one
+    direction to both sides."""
+    line_points: int = 61
+    """Least number of points to measure along each line."""
+    resolution: int = 15
+    """Number of points to measure along each axis of the plane."""
+    margin: float = 0.2
+    """Margin on each side, as a part of the width or height of the networks, the larger."""
+    amp: Precision = "off"
+    """Automatic mixed precision. It can hide small differences of the loss."""
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(2, resolution=self.resolution, line_points=self.line_points)
-        check_at_least(0, eval_images=self.eval_images)
         check_not_negative(margin=self.margin)
         if self.random and self.trajectory:
             raise UserError("give --random or --trajectory, not both")
@@ -152,33 +152,30 @@ class SharpnessConfig(StudyConfig):
     curve-ensemble or connect run, or files.
     """
 
+    group: ClassVar[str] = "measurement"
+    unused: ClassVar[Mapping[str, str]] = {
+        **StudyConfig.unused,
+        "channels_last": "it has no effect on a Hessian",
+        "amp": "a Hessian needs full precision",
+    }
     k: int = 3
-    """How many of the largest eigenvalues."""
+    """Number of the largest eigenvalues to compute."""
     examples: int = 1024
-    """Training images, not augmented, whose mean loss is looked at; 0 takes all."""
+    """Training images, not augmented, in the loss. 0 takes all."""
     chunk: int = 256
     """Images at a time in a Hessian product."""
     batch_statistics: bool = False
-    """Batch norm with the statistics of each chunk instead of the running ones."""
+    """Use the batch-norm statistics of each chunk instead of the running ones."""
     trace_samples: int = 32
-    """Random vectors for the trace."""
+    """Number of random vectors for the trace."""
     spectrum_vectors: int = 4
-    """Random vectors for the spectral density of the last network."""
+    """Number of random vectors for the spectral density of the last network."""
     spectrum_steps: int = 60
-    """Lanczos steps from each of them."""
-    channels_last: Switch = "off"
-    """Not used here."""
-    amp: Precision = "off"
-    """Not used here: Hessian products are in full precision."""
+    """Lanczos steps from each of these vectors."""
     curve_points: int = 5
-    """Networks on the curve of a curve-ensemble or connect run, evenly spaced in t."""
+    """Number of networks on the curve of a curve-ensemble or connect run, evenly spaced in t."""
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
         check_at_least(1, k=self.k, chunk=self.chunk)
         check_at_least(0, examples=self.examples)
@@ -189,23 +186,20 @@ class SharpnessConfig(StudyConfig):
 
 
 @dataclass(frozen=True)
-class ReportConfig:
-    """Make the report page of a finished run anew, or join those of several on one page."""
+class ReportConfig(FolderOptions):
+    """Write the report page of a finished run again, or join several runs on one page."""
 
+    group: ClassVar[str] = "page"
     runs: tuple[Path, ...]
     """Run folders."""
-    out: Path | None = None
-    """Folder of the page; by default that of the run, or for several the next free
+    out: Path | None = field(default=None, kw_only=True, metadata=THIS_INVOCATION)
+    """Folder of the page. By default the run folder, or for several the next free
     runs/report-NNN."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, kw_only=True, metadata=THIS_INVOCATION)
     """Replace the page in --out."""
 
     def __post_init__(self) -> None:
-        """Check that there are run folders, each once.
-
-        Raises:
-            UserError: there are none, or one is given twice.
-        """
+        super().__post_init__()
         if not self.runs:
             raise UserError("give the folder of a finished run, or several: report DIR [DIR ...]")
         places = [run.resolve() for run in self.runs]
@@ -215,29 +209,22 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(DeviceOptions):
     """Apply the saved ensemble of an fge or train run to new images."""
 
+    group: ClassVar[str] = "data"
     run: Path
-    """Run folder of an fge or train command."""
+    """Folder of an fge or train run."""
     images: Path
-    """An image, a folder of images (searched through), or an .npz with an array 'images'."""
-    out: Path | None = None
-    """Where predictions.csv, predictions.npz and report.html go;
-    RUN/predict-IMAGES by default."""
-    model: str | None = None
+    """An image, a folder that is searched for images, or an .npz file with an array 'images'."""
+    model: str | None = field(default=None, metadata={"group": "model"})
     """The run's package.module:factory, given again to allow its import."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N."""
-    threads: int | None = None
-    """CPU threads; PyTorch's choice by default."""
-    batch_size: int = 250
+    batch_size: int = field(default=250, metadata={"group": "speed"})
     """Images per batch."""
+    out: Path | None = field(default=None, metadata={"group": "output"})
+    """Folder of predictions.csv, predictions.npz and report.html. By default
+    RUN/predict-IMAGES."""
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
-        check_at_least(1, batch_size=self.batch_size, threads=self.threads)
+        super().__post_init__()
+        check_at_least(1, batch_size=self.batch_size)

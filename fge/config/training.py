@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fge.config.base import (
-    HOW_TO_RUN,
-    MAY_BE_ADDED,
-    MAY_BE_DROPPED,
-    Rates,
-    TrainingConfig,
-    rates_of,
-)
+from fge.config.base import HOW_TO_RUN, MAY_BE_ADDED, MAY_BE_DROPPED, Rates, rates_of
 from fge.config.invocation import is_factory
+from fge.config.options import Options, TrainingConfig
 from fge.errors import (
     UserError,
     check_at_least,
@@ -25,37 +19,43 @@ from fge.errors import (
 )
 
 START_FRACTION = 0.75
-"""Where the cycles begin unless told otherwise, as a part of the budget, if two snapshots fit."""
+"""Where the cycles begin by default, as a part of the budget, if two snapshots fit."""
 METHOD_NAMES = ("single", "fge", "sse", "swa", "csgld", "ema")
 """Methods that train one network, described in ``fge.methods``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleConfig(TrainingConfig):
-    """Options of the cycles of FGE."""
+class ProbeOptions(Options):
+    """What is measured while a network is trained."""
 
-    start_epoch: int | None = None
-    """First epoch of the cycles, counted from 0; by default about 75 %
-    of the budget, placed so that it ends at a minimum of the rate."""
-    cycle_epochs: int | None = None
-    """Epochs per cycle, an even number; about a tenth of the budget by default."""
-    max_lr: float | None = None
-    """Learning rate at the start of a cycle; by default what suits the model."""
-    min_lr: float | None = None
-    """Learning rate in the middle of a cycle, where a snapshot is kept;
-    by default what suits the model."""
+    group: ClassVar[str] = "measurement"
     sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
-    """Measure the top Hessian eigenvalue of the training loss every so many epochs
-    and at every snapshot; 0, given on resuming too, measures no more."""
+    """Measure the top Hessian eigenvalue of the training loss after every N epochs and at every
+    snapshot. 0 stops measuring; it can be given with --resume too."""
 
     def __post_init__(self) -> None:
-        """Check the cycles as well.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
         check_at_least(0, sharpness_every=self.sharpness_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleConfig(ProbeOptions, TrainingConfig):
+    """Options of the cycles of FGE."""
+
+    group: ClassVar[str] = "schedule"
+    start_epoch: int | None = None
+    """First epoch of the cycles, counted from 0. By default at about 75 % of the budget, so that
+    the last cycle ends at a minimum of the learning rate."""
+    cycle_epochs: int | None = None
+    """Epochs per cycle, an even number. By default about a tenth of the budget."""
+    max_lr: float | None = None
+    """Learning rate at the start of a cycle. By default the one that suits the model."""
+    min_lr: float | None = None
+    """Learning rate in the middle of a cycle, where a snapshot is kept. By default the one that
+    suits the model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
         cycle = self.cycle_epochs
         if cycle is not None and (cycle < 2 or cycle % 2):
@@ -102,28 +102,31 @@ class CycleConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGEConfig(CycleConfig):
+class PretrainedOptions(Options):
+    """From which weights a run begins."""
+
+    group: ClassVar[str] = "model"
+    pretrained: Path | None = None
+    """Weights file (.safetensors, or a .pt state dict) to start from. The cycles begin at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGEConfig(PretrainedOptions, CycleConfig):
     """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
 
-    pretrained: Path | None = None
-    """Start cycling from these weights (.safetensors, or a .pt state dict) at once."""
+    group: ClassVar[str] = "ensemble"
     single: bool = False
-    """Also train the single network of the same budget, from the shared first part of the run."""
+    """Also train a single network with the same budget. It shares the first part of the run."""
     refit: Literal["bezier", "polychain"] | None = field(default=None, metadata=MAY_BE_ADDED)
     """Connect consecutive snapshots by curves of low loss, and ensemble points on them too."""
     refit_points: int = field(default=1, metadata=MAY_BE_ADDED)
-    """Members taken from each curve between its ends, evenly spaced in t."""
+    """Members to take from each curve between its ends, evenly spaced in t."""
     refit_epochs: int | None = field(default=None, metadata=MAY_BE_ADDED)
-    """Epochs of each fit; half a cycle by default."""
+    """Epochs of each fit. By default half a cycle."""
     baseline: Path | None = field(default=None, metadata=HOW_TO_RUN)
-    """A finished curve-ensemble run on the same data and model to set the result beside."""
+    """Folder of a finished curve-ensemble run on the same data and model, to compare with."""
 
     def __post_init__(self) -> None:
-        """Check what goes with the cycles.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         if self.pretrained is not None and self.start_epoch not in (None, 0):
             raise UserError(
                 f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
@@ -145,27 +148,25 @@ class FGEConfig(CycleConfig):
 class MethodConfig(CycleConfig):
     """Options of all methods together."""
 
+    group: ClassVar[str] = "method"
     sse_cycles: int = 5
-    """Cosine cycles of sse in the budget: 200 epochs in 5 (arXiv 1704.00109)."""
+    """sse: cosine cycles in the budget (arXiv 1704.00109: 5 in 200 epochs)."""
     csgld_cycles: int = 4
-    """Cycles of csgld in the budget: 200 epochs in 4 (arXiv 1902.03932)."""
+    """csgld: cycles in the budget (arXiv 1902.03932: 4 in 200 epochs)."""
     csgld_samples: int = 3
-    """Snapshots of csgld per cycle, at the ends of its last epochs (arXiv 1902.03932)."""
+    """csgld: snapshots per cycle, one at the end of each of its last epochs
+    (arXiv 1902.03932)."""
     csgld_lr: float = 0.5
-    """Initial learning rate of csgld, without momentum (arXiv 1902.03932)."""
+    """csgld: initial learning rate, without momentum (arXiv 1902.03932)."""
     csgld_temperature: float | None = None
-    """Temperature of csgld; 1 / training images by default (reference code of arXiv 1902.03932)."""
+    """csgld: temperature. By default 1 / training images (reference code of
+    arXiv 1902.03932)."""
     csgld_noise_scale: float = 1.0
-    """Factor on the standard deviation of csgld's noise."""
+    """csgld: factor on the standard deviation of the noise."""
     ema_decay: float = 0.999
-    """Decay per step of ema's average of the weights (PyTorch's default)."""
+    """ema: decay of the averaged weights per step (PyTorch's default)."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
         check_at_least(1, sse_cycles=self.sse_cycles, csgld_cycles=self.csgld_cycles)
         check_at_least(1, csgld_samples=self.csgld_samples)
@@ -201,15 +202,10 @@ class MethodConfig(CycleConfig):
 class TrainConfig(MethodConfig):
     """Train one network by a method (single, fge, sse, swa, csgld, ema or your own)."""
 
+    group: ClassVar[str] = "method"
     method: str = "single"
-    """single, fge, sse, swa, csgld, ema, or your own as package.module:method,
-    an fge.methods.Method."""
+    """single, fge, sse, swa, csgld, ema, or your own fge.Method as package.module:method."""
 
     def __post_init__(self) -> None:
-        """Check the method as well.
-
-        Raises:
-            UserError: naming the option, its value and what it may be.
-        """
         super().__post_init__()
         self.check_method(self.method)

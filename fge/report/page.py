@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fge.config import RunConfig
 from fge.data import Dataset
 from fge.files import json_text
 from fge.report.plots import save_figure
@@ -302,7 +301,6 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 def run_facts(
     command: str,
-    config: RunConfig,
     options: dict[str, Any],
     dataset: Dataset,
     environment: dict[str, Any],
@@ -312,8 +310,8 @@ def run_facts(
         "command": command,
         "task": "image classification",
         "data": dataset.name,
-        "model": config.model,
-        "seed": config.seed,
+        "model": options["model"],
+        "seed": options["seed"],
         "config": options,
         "dataset": dataset_facts(dataset),
         "environment": environment,

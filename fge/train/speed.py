@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from fge.config import RunConfig, is_factory
+from fge.config import SpeedOptions
 from fge.errors import UserError
 from fge.train.graphed import WARM_UP
 from fge.train.learner import Learner, Speed
@@ -40,7 +40,13 @@ class Choice:
 
 
 def choose_speed(
-    config: RunConfig, model: nn.Module, inputs: Tensor, targets: Tensor, *, steps: int
+    options: SpeedOptions,
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    steps: int,
+    own_model: bool = False,
 ) -> Choice:
     """Settle ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
@@ -49,46 +55,47 @@ def choose_speed(
     of the plain model.
 
     Args:
-        config: the four options, each ``auto`` or fixed.
+        options: the four, each ``auto`` or fixed.
         model: on its device, as it will be trained.
         inputs: one full batch (N, C, H, W).
         targets: its labels (N,).
         steps: training steps that remain, against which compile time is weighed.
+        own_model: the network is the user's own, which may do other work at each step.
 
     Raises:
         UserError: what was asked for is not possible here.
     """
-    check_speed(config, inputs.device)
+    check_speed(options, inputs.device)
     speed = Speed(
-        channels_last=config.channels_last == "on",
-        compile=config.compile == "on",
-        amp="off" if config.amp == "auto" else config.amp,
-        cuda_graphs=config.cuda_graphs == "on",
+        channels_last=options.channels_last == "on",
+        compile=options.compile == "on",
+        amp="off" if options.amp == "auto" else options.amp,
+        cuda_graphs=options.cuda_graphs == "on",
     )
-    if not is_open(config, inputs.device):
+    if not is_open(options, inputs.device):
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        if config.channels_last == "auto":
+        if options.channels_last == "auto":
             speed = trial.consider("channels_last", replace(speed, channels_last=True), speed)
-        if config.amp == "auto":
+        if options.amp == "auto":
             speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
-        if config.compile == "auto":
+        if options.compile == "auto":
             speed = _consider_compile(trial, speed, steps)
-        if config.cuda_graphs == "auto" and devices:
-            speed = _consider_graphs(trial, speed, config.model)
+        if options.cuda_graphs == "auto" and devices:
+            speed = _consider_graphs(trial, speed, own_model=own_model)
     return Choice(speed, trial.reasons)
 
 
-def is_open(config: RunConfig, device: torch.device) -> bool:
+def is_open(options: SpeedOptions, device: torch.device) -> bool:
     """Say whether an option is left to measurement on this device."""
-    graphs = config.cuda_graphs if device.type == "cuda" else "off"
-    return "auto" in (config.channels_last, config.compile, config.amp, graphs)
+    graphs = options.cuda_graphs if device.type == "cuda" else "off"
+    return "auto" in (options.channels_last, options.compile, options.amp, graphs)
 
 
-def _consider_graphs(trial: _Trial, speed: Speed, model: str) -> Speed:
-    if is_factory(model):
+def _consider_graphs(trial: _Trial, speed: Speed, *, own_model: bool) -> Speed:
+    if own_model:
         trial.reasons.append(
             "cuda_graphs: off, a network of your own may do other work at each step; "
             "if it does not, try --cuda-graphs on"
@@ -115,17 +122,17 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
     return trial.consider("compile", replace(speed, compile=True), speed, steps=steps)
 
 
-def check_speed(config: RunConfig, device: torch.device) -> None:
+def check_speed(options: SpeedOptions, device: torch.device) -> None:
     """Check that compilation and CUDA graphs are possible where they are asked for.
 
     Raises:
         UserError: one is asked for and is not possible.
     """
-    if config.cuda_graphs == "on" and device.type != "cuda":
+    if options.cuda_graphs == "on" and device.type != "cuda":
         raise UserError(
             f"--cuda-graphs on needs a GPU, the device is {device}; use --cuda-graphs off or auto"
         )
-    if config.compile == "on" and (obstacle := _compile_obstacle(device)):
+    if options.compile == "on" and (obstacle := _compile_obstacle(device)):
         raise UserError(f"--compile on: {obstacle}; use --compile off or auto")
 
 

@@ -26,7 +26,6 @@ import peer_methods
 import peer_tables
 import peers
 
-from fge.commands.build import eval_batches
 from fge.config import MethodConfig
 from fge.ensemble import Ensemble
 from fge.errors import UserError
@@ -161,7 +160,7 @@ def probabilities(method: str, config: MethodConfig, folder: Path) -> tuple[Any,
     task, _ = peers.new_task(config, folder)
     folder.mkdir()
     trained = peer_methods.CONTENDERS[method](task)
-    batches = eval_batches(task.config, task.dataset, task.dataset.test)
+    batches = task.setup.eval_batches(task.dataset.test)
     return trained, trained.predict(batches)
 
 
@@ -185,7 +184,7 @@ def test_fge_differs_by_momentum_and_logits_alone(
     ensemble = trained.predict.__self__
     task, _ = peers.new_task(config, tmp_path / "again")
     logits = Ensemble(ensemble.model, ensemble.members, combine="logits")
-    averaged = logits.predict_proba(eval_batches(task.config, task.dataset, task.dataset.test))
+    averaged = logits.predict_proba(task.setup.eval_batches(task.dataset.test))
     assert float((ours - averaged).abs().max()) > 1e-4
     assert bool((averaged - theirs).abs().max() < 1e-5) is same
 

@@ -31,7 +31,7 @@ import fge
 from fge import metrics
 from fge.commands import averages as averages_module
 from fge.commands.averages import Averages, average_snapshots
-from fge.commands.build import eval_batches, load_data, make_training, member_predictions
+from fge.commands.build import Setup, load_data, make_training
 from fge.commands.run import Run, open_run, prepare
 from fge.config import FGEConfig, RunConfig
 from fge.ensemble import MemberPredictions
@@ -77,7 +77,7 @@ def averaged_by_hand(folder: Path, data: Path, names: list[str]) -> nn.Module:
     states = [load_file(folder / "snapshots" / f"{name[-4:]}.safetensors") for name in names]
     mean = {n: torch.stack([s[n].double() for s in states]).mean(0) for n in states[0]}
     model.load_state_dict(mean)
-    fge.refresh_batch_norm(model, eval_batches(config, dataset, dataset.train))
+    fge.refresh_batch_norm(model, Setup.of(config, dataset).eval_batches(dataset.train))
     return model
 
 
@@ -235,14 +235,13 @@ class Scene:
 def scene(data: Path, out: Path, stage: str = "sse", **more: Any) -> Iterator[Scene]:
     """Two snapshots of a small network, kept by a stage of this name."""
     options = averaged_job(data, out, epochs=12, start_epoch=9, max_lr=0.05, lr=0.05, **more)
-    config, dataset = prepare(FGEConfig(**{**options, "out": out}), "fge")
+    config, setup = prepare(FGEConfig(**{**options, "out": out}), "fge")
     start, cycles = fge_stages(config)
     torch.manual_seed(0)
     model = Hidden()
-    with open_run(config, "fge", dataset, model, epochs=12) as run:
+    with open_run(config, "fge", setup, model, epochs=12) as run:
         training = make_training(
-            config,
-            run.dataset,
+            run.setup,
             model,
             run.folder,
             run.observer,
@@ -250,7 +249,7 @@ def scene(data: Path, out: Path, stage: str = "sse", **more: Any) -> Iterator[Sc
             stages=[start, replace(cycles, name=stage)],
         )
         training.run()
-        yield Scene(run, training, member_predictions(config, run.dataset, run.folder))
+        yield Scene(run, training, run.setup.predictions(run.folder))
 
 
 def replace_second(training: StagedTraining, stage: str, state: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fge import files
-from fge.commands import build, cli, train
-from fge.config import FGEConfig
+from fge.commands import build, cli, planes, train
+from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
 from fge.data import load_dataset
 from fge.ensemble import SnapshotStore
 from fge.networks import build_model
@@ -332,16 +332,64 @@ def test_help_names_every_command(run: Run) -> None:
     assert all(re.search(rf"^  {name} ", result.out, re.MULTILINE) for name in cli.COMMANDS)
 
 
-def test_help_of_a_command_names_every_option(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(["fge", "--help"])
-    assert stop.value.code in (None, 0)
-    text = capsys.readouterr().out
-    for name in FGEConfig.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_names_every_option_in_a_group(run: Run, command: str) -> None:
+    result = run([command, "--help"])
+    assert (result.code, result.err) == (0, "")
+    assert result.out == run([command, "--epochs", "-h"]).out
+    assert result.out.startswith(f"usage: python cli.py {command} ")
+    assert max(map(len, result.out.splitlines())) <= 80
+    kind, groups = cli.COMMANDS[command][0], re.findall(r"^(\w+):$", result.out, re.MULTILINE)
+    assert groups == [group for group in GROUPS if group in groups]
+    shown = re.findall(r"^  (--[\w-]+)", result.out, re.MULTILINE)
+    positional = {"runs"} if kind is ReportConfig else set()
+    options = {f"--{f.name.replace('_', '-')}" for f in fields(kind) if f.name not in positional}
+    assert sorted(shown) == sorted(options)
+    assert "not used" not in result.out.lower()
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["fge", "--help"], ["fge", "--cycle-epochs", "3"]])
+def test_help_of_fge_has_its_groups(run: Run) -> None:
+    text = run(["fge", "--help"]).out
+    groups = [*("data", "model", "schedule", "ensemble", "measurement", "speed", "output")]
+    assert re.findall(r"^(\w+):$", text, re.MULTILINE) == groups
+    schedule = text.split("\nschedule:\n")[1].split("\n\n")[0]
+    assert schedule.startswith("  --epochs INT            Training budget in epochs. [100]\n")
+    for option in ("--lr FLOAT", "--cycle-epochs INT", "--max-lr FLOAT", "--momentum FLOAT"):
+        assert f"\n  {option} " in schedule
+    assert "  --flip, --no-flip       Mirror training images at random. [on]\n" in text
+    assert "\n  --refit {bezier,polychain}\n                          Connect " in text
+
+
+@pytest.mark.parametrize("command", ["plane", "sharpness", "connect"])
+def test_help_lists_no_option_of_a_training_that_does_not_take_place(
+    run: Run, command: str
+) -> None:
+    text, kind = run([command, "--help"]).out, cli.COMMANDS[command][0]
+    assert {*kind.unused, *kind.instead}
+    for name in (*kind.unused, *kind.instead):
+        assert f"--{name.replace('_', '-')} " not in text
+
+
+@pytest.mark.parametrize("form", [["--epochs", "3"], ["--epochs=3"], ["--no-flip"], ["--flip"]])
+def test_a_common_option_without_effect_is_told_and_passed_over(
+    run: Run, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    seen: list[PlaneConfig] = []
+    monkeypatch.setattr(planes, "plane", seen.append)
+    result = run(["plane", "--weights", "a.pt", "b.pt", "c.pt", *form, "--margin", "0.3"])
+    assert (result.code, result.err) == (0, "")
+    assert seen == [PlaneConfig(weights=(Path("a.pt"), Path("b.pt"), Path("c.pt")), margin=0.3)]
+    reason = "nothing is trained" if "epochs" in form[0] else "images are not augmented"
+    assert result.out == f"note: plane does not use {form[0].split('=')[0]}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["--help"], ["fge", "--help"], ["plane", "--help"], ["compare", "--epochs", "-h"]),
+        ["fge", "--cycle-epochs", "3"],
+    ],
+)
 def test_answers_about_options_do_not_wait_for_torch(argv: list[str]) -> None:
     script = f"""
         import contextlib, sys, cli
@@ -687,7 +735,7 @@ def test_a_config_file_beside_a_run_to_go_on_with_is_refused(
     result = run(["fge", "--config", "b.json", "--out", str(out), "--resume"])
     assert result.code == 2
     assert result.message == (
-        f"the run in {out} goes on with its own options; leave out --config b.json"
+        f"the run in {out} continues with its own options; leave out --config b.json"
     )
     assert contents(out) == contents(finished.folder)
     own = ["--config", str(out / "config.json")]

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fge.commands.build import (
+    Setup,
     load_data,
-    member_predictions,
-    new_model,
     settle_machine,
     settle_options,
 )
@@ -28,7 +27,6 @@ from fge.commands.endpoints import (
     train_network,
 )
 from fge.config import RunConfig
-from fge.data import Dataset
 from fge.errors import DivergenceError, UserError
 from fge.observer import Observer
 from fge.runs import RunFolder
@@ -56,22 +54,21 @@ class Heard(Observer):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Dataset]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     data = write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
     config = settle_machine(replace(CONFIG, data=str(data)))
     dataset = load_data(config)
-    return settle_options(config, dataset), dataset
+    return Setup.of(settle_options(config, dataset), dataset)
 
 
 def trained(
-    prepared: tuple[RunConfig, Dataset], folder: Path, name: str = "n", position: int = 0
+    prepared: Setup, folder: Path, name: str = "n", position: int = 0
 ) -> tuple[Network, Heard]:
-    config, dataset = prepared
     heard = Heard()
     network = train_network(
-        config,
-        dataset,
-        endpoint_recipe(config),
+        prepared,
+        endpoint_recipe(CONFIG),
+        epochs=1,
         name=name,
         position=position,
         folder=folder,
@@ -81,7 +78,7 @@ def trained(
 
 
 def test_networks_have_seeds_by_position_and_are_trained_once(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, heard = trained(prepared, tmp_path, "one", 0)
     other, _ = trained(prepared, tmp_path, "two", 1)
@@ -99,28 +96,26 @@ def test_networks_have_seeds_by_position_and_are_trained_once(
 
 
 def test_the_first_network_is_that_of_the_run_s_seed(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, dataset = prepared
     seeds = []
-    build = new_model
+    build = Setup.new_model
 
-    def seen(config: RunConfig, dataset: Dataset, seed: int | None = None) -> nn.Module:
+    def seen(self: Setup, seed: int | None = None) -> nn.Module:
         seeds.append(seed)
-        return build(config, dataset, seed)
+        return build(self, seed)
 
-    monkeypatch.setattr("fge.commands.endpoints.new_model", seen)
+    monkeypatch.setattr(Setup, "new_model", seen)
     for position in (0, 1, 2):
-        trained((config, dataset), tmp_path, f"n{position}", position)
-    assert seeds[0] == config.seed
-    assert seeds[1:] == [derive_seed(config.seed, "network", k) for k in (1, 2)]
+        trained(prepared, tmp_path, f"n{position}", position)
+    assert seeds[0] == CONFIG.seed
+    assert seeds[1:] == [derive_seed(CONFIG.seed, "network", k) for k in (1, 2)]
     assert len(set(seeds)) == 3
 
 
 def test_a_network_starts_as_its_recipe_says(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, dataset = prepared
     begun: dict[str, torch.Tensor] = {}
 
     def stop(learner: Learner, *_: object) -> None:
@@ -130,15 +125,15 @@ def test_a_network_starts_as_its_recipe_says(
     monkeypatch.setattr(Learner, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         train_network(
-            config,
-            dataset,
+            prepared,
             recipe("E", init_variance=4.0),
+            epochs=1,
             name="E",
             position=0,
             folder=tmp_path,
             observer=Observer(),
         )
-    plain = dict(new_model(config, dataset).named_parameters())
+    plain = dict(prepared.new_model().named_parameters())
     factors = {k: float((begun[k] / p.detach()).mean()) for k, p in plain.items() if p.ndim > 1}
     assert factors
     assert all(factor == pytest.approx(2.0, rel=1e-6) for factor in factors.values())
@@ -146,7 +141,7 @@ def test_a_network_starts_as_its_recipe_says(
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # no step is taken
 def test_divergence_names_the_network(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Learner, "step", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(DivergenceError, match=r"^network A-2: the loss is nan at step 0"):
@@ -154,14 +149,13 @@ def test_divergence_names_the_network(
 
 
 def test_predictions_are_made_once_and_leave_the_model_to_the_caller(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, dataset = prepared
-    model = new_model(config, dataset)
-    state = {name: t.clone() for name, t in new_model(config, dataset, 7).state_dict().items()}
+    dataset, model = prepared.dataset, prepared.new_model()
+    state = {name: t.clone() for name, t in prepared.new_model(7).state_dict().items()}
     network = Network("n", state, 0)
-    predictions = member_predictions(config, dataset, RunFolder(tmp_path))
-    predict_network(network, config, model, predictions)
+    predictions = prepared.predictions(RunFolder(tmp_path))
+    predict_network(network, prepared.speed, model, predictions)
     model.load_state_dict(state)
     model.eval()
     x = (dataset.test.images - dataset.mean[0]) / dataset.std[0]
@@ -170,24 +164,21 @@ def test_predictions_are_made_once_and_leave_the_model_to_the_caller(
     # float32 arithmetic and storage.
     np.testing.assert_allclose(predictions.test.probabilities("n"), expected, atol=1e-6)
     monkeypatch.setattr(Learner, "predict", lambda *_: pytest.fail("predicted again"))
-    predict_network(network, config, model, predictions)
+    predict_network(network, prepared.speed, model, predictions)
     other = Network("n", {k: t + 1 if t.is_floating_point() else t for k, t in state.items()}, 0)
     with pytest.raises(pytest.fail.Exception, match="predicted again"):
-        predict_network(other, config, model, predictions)
+        predict_network(other, prepared.speed, model, predictions)
 
 
-def test_predictions_that_are_not_finite_name_the_network(
-    prepared: tuple[RunConfig, Dataset], tmp_path: Path
-) -> None:
-    config, dataset = prepared
-    model = new_model(config, dataset)
+def test_predictions_that_are_not_finite_name_the_network(prepared: Setup, tmp_path: Path) -> None:
+    model = prepared.new_model()
     huge = {
         name: torch.full_like(t, 3e38) if t.is_floating_point() else t
         for name, t in model.state_dict().items()
     }
-    predictions = member_predictions(config, dataset, RunFolder(tmp_path))
+    predictions = prepared.predictions(RunFolder(tmp_path))
     with pytest.raises(DivergenceError, match=r"^network huge: .*not finite"):
-        predict_network(Network("huge", huge, 0), config, model, predictions)
+        predict_network(Network("huge", huge, 0), prepared.speed, model, predictions)
     assert "huge" not in predictions.test
 
 

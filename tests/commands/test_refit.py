@@ -26,7 +26,7 @@ from curve_runs import (
     run,
 )
 
-from fge.commands.refit import check_refit, curve_options
+from fge.commands.refit import check_refit, fit_plan
 from fge.config import FGEConfig
 from fge.curves import Curve
 from fge.ensemble import SnapshotStore
@@ -194,8 +194,8 @@ def test_snapshots_that_do_not_move_are_named(refitted: Path, data: Path, tmp_pa
 
 def test_fits_take_their_options_from_the_run() -> None:
     config = FGEConfig(refit="polychain", cycle_epochs=6, batch_size=64, seed=3, model="vgg16")
-    options = curve_options(config)
-    assert (options.family, options.fit_epochs, options.num_points) == ("polychain", 3, 3)
-    assert (options.batch_size, options.seed, options.curve_base_lr) == (64, 3, 0.015)
-    longer = curve_options(FGEConfig(refit="bezier", refit_epochs=9))
-    assert (longer.family, longer.fit_epochs) == ("bezier", 9)
+    plan = fit_plan(config)
+    assert (plan.family, plan.epochs, plan.num_points) == ("polychain", 3, 3)
+    assert (plan.batch_size, plan.lr, plan.eval_points) == (64, 0.015, 11)
+    longer = fit_plan(FGEConfig(refit="bezier", refit_epochs=9))
+    assert (longer.family, longer.epochs) == ("bezier", 9)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_cells import cell
 
-from fge.commands.refit import curve_options
+from fge.commands.refit import fit_plan
 from fge.compare import Cell, Job, Plan, PlannedCell
 from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.errors import UserError
@@ -224,4 +224,4 @@ def test_the_least_budget_of_fge_refit_has_a_line_within_it(
     config = part.job.config
     assert isinstance(config, FGEConfig)
     second = config.first_cycle_epoch + config.cycle_length // 2 + config.cycle_length
-    assert second + curve_options(config).epochs <= least
+    assert second + fit_plan(config).epochs <= least

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fge.config.base import Rates, curve_rate_of, rates_of
+from fge.config import curve_rate_of
+from fge.config.base import Rates, rates_of
 from fge.networks.build import MODELS
 
 USUAL = Rates(0.05, 0.05, 0.0005)

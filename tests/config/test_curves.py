@@ -38,7 +38,7 @@ def test_defaults_are_the_papers() -> None:
 def test_the_fits_rate_is_that_given_or_what_suits_the_model(model: str, rate: float) -> None:
     assert CurveConfig(model=model).curve_base_lr == rate
     assert CurveConfig(model=model, curve_lr=0.5).curve_base_lr == 0.5
-    assert CurveConfig(model=model, lr=0.7).curve_base_lr == rate
+    assert CurveEnsembleConfig(model=model, lr=0.7).curve_base_lr == rate
 
 
 def test_a_fit_takes_the_epochs_given_or_half_of_a_networks() -> None:
@@ -210,3 +210,10 @@ def test_every_option_of_a_curve_affects_the_result() -> None:
     own = set(vars(config)) - set(vars(CurveConfig()))
     assert own
     assert [name for name in own if not affects_result(config, name)] == ["tensorboard"]
+
+
+def test_the_rate_that_runs_of_earlier_versions_hold_is_passed_over(tmp_path: Path) -> None:
+    options = {"weights": ["a.safetensors", "b.pt"], "lr": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps({"options": options}))
+    read, _ = read_config(tmp_path / "config.json", "connect", ConnectConfig)
+    assert read == ConnectConfig(weights=TWO)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from fge.config import FGEConfig
 from fge.data import Dataset, Split
 from fge.report import (
     Page,
@@ -293,15 +292,15 @@ def test_a_data_set_is_described_by_all_that_predicting_needs() -> None:
 
 
 def test_the_facts_of_a_run_have_the_contracts_keys() -> None:
-    config = FGEConfig(model="vgg16", seed=7)
-    facts = run_facts("fge", config, {"seed": 7}, tiny_dataset(), {"torch": "2.9"})
+    options = {"model": "vgg16", "seed": 7, "epochs": 3}
+    facts = run_facts("fge", options, tiny_dataset(), {"torch": "2.9"})
     assert facts == {
         "command": "fge",
         "task": "image classification",
         "data": "tiny",
         "model": "vgg16",
         "seed": 7,
-        "config": {"seed": 7},
+        "config": options,
         "dataset": dataset_facts(tiny_dataset()),
         "environment": {"torch": "2.9"},
     }

@@ -1,0 +1,261 @@
+"""Options that several commands share: each idea is a class, of which commands are composed.
+
+What a class adds to the options of a command is shown under its ``group`` by ``--help``. Config
+files are flat: they know nothing of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from fge.config.base import (
+    HOW_TO_RUN,
+    MAY_BE_ADDED,
+    THIS_INVOCATION,
+    Precision,
+    Switch,
+    rates_of,
+)
+from fge.errors import UserError, check_at_least, check_not_negative
+
+GROUPS = (
+    *("page", "comparison", "networks", "plane", "data", "model", "method", "schedule", "curve"),
+    *("ensemble", "measurement", "speed", "output"),
+)
+"""The groups in the order in which ``--help`` shows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The root of all options; each class checks its own, after those that it builds on."""
+
+    group: ClassVar[str] = "options"
+    unused: ClassVar[Mapping[str, str]] = {}
+    """Options of other commands that this one accepts and ignores, with the reason."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """Options of other commands that this one refuses, with the option that does their work."""
+
+    def __post_init__(self) -> None:
+        """Check each value on its own and those that hang together.
+
+        Raises:
+            UserError: naming the option, its value and what it may be.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(Options):
+    """Where results go."""
+
+    group: ClassVar[str] = "output"
+    out: Path | None = field(default=None, metadata=THIS_INVOCATION)
+    """Run folder. By default the next free runs/COMMAND-NNN."""
+    overwrite: bool = field(default=False, metadata=THIS_INVOCATION)
+    """Replace the run in --out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(FolderOptions):
+    """Where a run goes, and where its options come from."""
+
+    group: ClassVar[str] = "output"
+    resume: bool = field(default=False, metadata=THIS_INVOCATION)
+    """Continue the interrupted run in --out."""
+    config: Path | None = field(default=None, metadata=THIS_INVOCATION)
+    """Take the options from the config.json of a run. Options on the command line override it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise UserError("give --resume or --overwrite, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """Which images."""
+
+    group: ClassVar[str] = "data"
+    data: str = "fashion-mnist-mini"
+    """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
+    or a folder with images in train/CLASS/ and test/CLASS/."""
+    data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
+    """Folder that holds the files of named data sets. By default ./data."""
+    train_size: int | None = None
+    """Number of training images to use, validation images included, balanced over classes.
+    By default all."""
+    test_size: int | None = None
+    """Number of test images to use, balanced over classes. By default all."""
+    val_fraction: float = 0.1
+    """Fraction of the training images that is held out for validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, train_size=self.train_size, test_size=self.test_size)
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions(Options):
+    """How training images are varied."""
+
+    group: ClassVar[str] = "data"
+    crop_padding: int | None = None
+    """Pad training images by this many pixels and crop them at random. By default 2, and for
+    images of 32 pixels or more an eighth of the side (the papers' 4); at most the side."""
+    flip: bool = True
+    """Mirror training images at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, crop_padding=self.crop_padding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OODOptions(Options):
+    """Which images out of the distribution."""
+
+    group: ClassVar[str] = "data"
+    ood: tuple[str, ...] = field(default=(), metadata=MAY_BE_ADDED)
+    """Out-of-distribution (OOD) images to predict too, and to tell from the test images by the
+    uncertainty of the predictions: noise, digits, or the name, file or folder of other data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which network, and from which seed."""
+
+    group: ClassVar[str] = "model"
+    model: str = "convnet"
+    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME
+    (a classifier that returns logits, in training too), or your own as
+    package.module:factory."""
+    seed: int = 0
+    """Seed of initialisation, shuffling and augmentation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions(Options):
+    """How long is trained, and with which SGD."""
+
+    group: ClassVar[str] = "schedule"
+    epochs: int = 100
+    """Training budget in epochs."""
+    batch_size: int = 128
+    """Images per training step."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty of SGD."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        check_not_negative(weight_decay=self.weight_decay, momentum=self.momentum)
+        if self.momentum >= 1:
+            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateOptions(ModelOptions):
+    """The learning rate of conventional training."""
+
+    group: ClassVar[str] = "schedule"
+    lr: float | None = None
+    """Learning rate of the conventional schedule (arXiv 1802.10026): constant for 50 % of the
+    budget, then linear down to 1 % at 90 %. By default 0.2 for convnet, the papers' for their
+    models (0.05 for VGG-16, 0.1 for PreResNet and WRN), and 0.05 for others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(lr=self.base_lr)
+        if self.base_lr == 0:
+            raise UserError("lr must be above 0, got 0")
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate of the conventional schedule: ``lr``, or what suits the model."""
+        return rates_of(self.model).lr if self.lr is None else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """On what is computed."""
+
+    group: ClassVar[str] = "speed"
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads. By default PyTorch's choice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(DeviceOptions):
+    """How images are predicted."""
+
+    group: ClassVar[str] = "speed"
+    eval_batch_size: int | None = None
+    """Images per evaluation batch. By default 250 on a CPU and 2000 on a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, eval_batch_size=self.eval_batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions(Options):
+    """In which memory format and precision a network runs."""
+
+    group: ClassVar[str] = "speed"
+    channels_last: Switch = "auto"
+    """Store images and convolutions with the channels last. auto measures what is faster."""
+    amp: Precision = "auto"
+    """Automatic mixed precision. auto measures what is faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions(FormatOptions):
+    """How training steps are run."""
+
+    group: ClassVar[str] = "speed"
+    compile: Switch = "auto"
+    """Use torch.compile. auto measures, and weighs the time to compile against the remaining
+    training."""
+    cuda_graphs: Switch = "auto"
+    """Replay training steps as a CUDA graph. auto measures on a GPU, but is off for your own
+    network: every step must do the same work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandConfig(OutputOptions, EvaluationOptions, ModelOptions, DataOptions):
+    """Options of every command that has a run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(SpeedOptions, ScheduleOptions, AugmentationOptions, CommandConfig):
+    """Options of every command that trains networks or curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RateOptions, FitConfig):
+    """Options of every command that trains networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(OODOptions, RunConfig):
+    """Options of the commands that train networks and test what comes out."""
+
+    group: ClassVar[str] = "output"
+    tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)
+    """Also write TensorBoard scalars into the run folder (needs the extra tensorboard)."""
