@@ -1,6 +1,6 @@
-"""Cyclic-learning-rate ensembling: many models out of one training run.
+"""Cyclic-learning-rate ensembling: many models from one training run.
 
-The public names are loaded when they are first used, so that importing the package is quick.
+Public names are loaded when they are first used, so importing the package is fast.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ __all__ = [
 
 _MODULES = ("methods", "metrics")
 _FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape")
-"""Packages whose names these are, in the order in which they import each other."""
+"""The packages that these names come from, in the order of their imports."""
 
 
 def __getattr__(name: str) -> Any:

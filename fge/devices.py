@@ -13,11 +13,7 @@ from fge.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is CUDA where there is one.
-
-    Raises:
-        UserError: no such device here.
-    """
+    """Return the device called ``name``; ``auto`` is CUDA if available, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -26,14 +22,14 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"there is no device {name!r} here ({count} found); use --device auto")
+        raise UserError(f"device {name!r} is not available ({count} found); use --device auto")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     return device
 
 
 def set_threads(threads: int | None) -> int:
-    """Set the number of CPU threads where one is given; return the number in use."""
+    """Set the number of CPU threads unless it is None; return the number in use."""
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -41,15 +37,11 @@ def set_threads(threads: int | None) -> int:
 
 @contextmanager
 def enough_memory(device: object, remedy: str) -> Iterator[None]:
-    """Say in one line that memory is full, where PyTorch finds it so.
-
-    Raises:
-        UserError: with the remedy.
-    """
+    """Turn PyTorch's out-of-memory errors into a UserError that names the remedy."""
     try:
         yield
     except RuntimeError as error:
-        # The processor's allocator has no exception of its own.
+        # The CPU allocator has no exception class of its own.
         full = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
         if not full:
             raise
@@ -57,7 +49,7 @@ def enough_memory(device: object, remedy: str) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, int]:
-    """Return the largest memory of this process so far in MiB, and that of its GPU if it uses one.
+    """Return the peak memory of this process so far in MiB, and that of its GPU if it uses one.
 
     >>> list(peak_memory_mib(torch.device("cpu")))
     ['peak_memory_mib']

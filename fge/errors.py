@@ -1,4 +1,4 @@
-"""What a user can mend: the errors, how commands end for them, and checks of options."""
+"""Errors that the user can fix, the exit codes of commands, and checks of options."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes of a command."""
 BROKEN_PIPE = 141
-"""Exit code where nobody reads the output any more: that of a program which SIGPIPE ends."""
+"""Exit code when the reader of the output is gone, as of a program ended by SIGPIPE."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the value and the remedy, in one line."""
+    """An error that the user can fix; its message is one line with the value and the remedy."""
 
 
 class DivergenceError(RuntimeError):
-    """The training loss stopped being finite."""
+    """The training loss is not finite any more."""
 
 
 def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
-    """Return the exit code and the line with which a command ends for an error."""
+    """Return a command's exit code and last line for an error."""
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return USER_ERROR, f"{error.strerror or error}{where}"
@@ -29,13 +29,7 @@ def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name that is not registered, with the nearest one that is.
-
-    Args:
-        kind: what the name should have named, e.g. ``"model"``.
-        value: the name as given.
-        known: the names that exist.
-    """
+    """Return the error for an unknown name; ``kind`` is what it should name, such as "model"."""
     names = list(known)
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
@@ -43,44 +37,28 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
 
 
 def check_at_least(bound: int, **values: int | None) -> None:
-    """Check that options, where given, are no less than ``bound``.
-
-    Raises:
-        UserError: naming the option and its value.
-    """
+    """Raise a UserError if an option is given and below ``bound``."""
     for name, value in values.items():
         if value is not None and value < bound:
             raise UserError(f"{name} must be >= {bound}, got {value}")
 
 
 def check_not_negative(**values: float) -> None:
-    """Check that options are finite and not below 0.
-
-    Raises:
-        UserError: naming the option and its value.
-    """
+    """Raise a UserError unless the options are finite and not negative."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{name} must be finite and >= 0, got {value}")
 
 
 def check_positive(**values: float | None) -> None:
-    """Check that options, where given, are finite and above 0.
-
-    Raises:
-        UserError: naming the option and its value.
-    """
+    """Raise a UserError if an option is given and not finite and above 0."""
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{name} must be finite and above 0, got {value}")
 
 
 def check_learning_rates(max_lr: float, min_lr: float) -> None:
-    """Check the two ends of a cycle.
-
-    Raises:
-        UserError: one is negative or not finite, or they are in the wrong order.
-    """
+    """Raise a UserError unless the learning rates are finite and 0 <= min_lr <= max_lr > 0."""
     check_not_negative(max_lr=max_lr, min_lr=min_lr)
     if max_lr == 0:
         raise UserError("max_lr must be above 0, got 0")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: text, JSON, arrays, and append-only records."""
+"""Files that are written completely or not at all: text, JSON, arrays, append-only records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fge.errors import UserError
 
-if TYPE_CHECKING:  # NumPy is loaded where arrays are read: options are parsed without it
+if TYPE_CHECKING:  # NumPy is imported only to read arrays: parsing options does not need it
     from numpy.typing import ArrayLike, NDArray
 
 _BLOCK = 4096
@@ -25,8 +25,7 @@ _BLOCK = 4096
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically: temporary file, fsync, rename, fsync of the folder.
 
-    Raises:
-        OSError: the write failed (a full disk, say); ``path`` is as it was before.
+    After an OSError (a full disk, for example) ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -60,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line, in the place of an incomplete last line where there is one."""
+    """Append one JSON line, replacing an incomplete last line if there is one."""
     with path.open("ab+") as file:
         file.truncate(_complete_length(file))
         file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
@@ -69,7 +68,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON-lines file anew, atomically."""
+    """Replace a JSON-lines file, atomically."""
     lines = (json.dumps(record, allow_nan=False) for record in records)
     write_text(path, "".join(f"{line}\n" for line in lines))
 
@@ -80,19 +79,15 @@ def _complete_length(file: BinaryIO) -> int:
     while length > 0:
         start = max(length - _BLOCK, 0)
         file.seek(start)
-        found = file.read(length - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = file.read(length - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         length = start
     return 0
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; an incomplete last line is left out.
-
-    Raises:
-        UserError: another line is broken.
-    """
+    """Return the records of a JSON-lines file without an incomplete last line; [] if no file."""
     if not path.exists():
         return []
     records = []
@@ -101,8 +96,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             records.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise UserError(
-                f"line {number} of {path} is damaged; bring the file back from a copy, or begin "
-                "the run anew with --overwrite"
+                f"line {number} of {path} is damaged; restore the file from a copy, or start the "
+                "run again with --overwrite"
             ) from None
     return records
 
@@ -113,17 +108,13 @@ def sha256(data: bytes) -> str:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what interrupted writes left behind in ``folder`` and below."""
+    """Remove the temporary files of interrupted writes in ``folder`` and below."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the arrays called ``names``.
-
-    Raises:
-        UserError: no such file, it is damaged or no ``.npz``, or it lacks an array.
-    """
+    """Return the arrays called ``names``; anything else than a complete file is a UserError."""
     import numpy as np
 
     if not path.is_file():
@@ -140,15 +131,16 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error for a data file whose content makes no sense."""
+    return UserError(f"{path} cannot be read; it may be truncated or damaged: {error}")
 
 
 def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Write arrays by name to an ``.npz`` file, atomically.
-
-    Raises:
-        OSError: it could not be written; the file is as it was.
-    """
+    """Write arrays by name to an ``.npz`` file, atomically."""
     import numpy as np
 
     buffer = io.BytesIO()
@@ -164,7 +156,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be opened
+    with contextlib.suppress(OSError):  # some file systems cannot open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

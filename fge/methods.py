@@ -1,4 +1,4 @@
-"""What methods of a user's own are written with; the code is in ``fge.train``."""
+"""Names for writing your own methods; the code is in ``fge.train``."""
 
 from fge.train import (
     METHODS,

@@ -1,34 +1,34 @@
-"""What a run tells while it goes."""
+"""Reporting the progress of a run, and words for it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 class Observer:
-    """Hears of a run's progress; the base class keeps silent."""
+    """Called as a run progresses; this base class does nothing."""
 
     def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
-        """Hear of a finished epoch: ``done`` of ``total`` that the training has."""
+        """Called after each epoch: ``done`` of the training's ``total`` are finished."""
 
     def snapshot(self, record: dict[str, Any]) -> None:
-        """Hear of a snapshot, with its validation figures and those of the ensemble so far."""
+        """Called after each snapshot, with validation scores of it and of the ensemble so far."""
 
     def point(self, what: str, done: int, total: int) -> None:
-        """Hear that ``done`` of ``total`` points were evaluated; ``what`` says of what."""
+        """Called after each evaluated point: ``done`` of ``total`` of ``what`` are finished."""
 
     def note(self, text: str) -> None:
-        """Hear a sentence."""
+        """Called with a sentence to show."""
 
     def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Hear of a table of results."""
+        """Called with a table of results."""
 
 
 class Observers(Observer):
-    """Passes on what it hears to several observers, in their order."""
+    """Passes every call on to several observers, in their order."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
@@ -60,5 +60,20 @@ class Observers(Observer):
 
 
 def silence_output() -> None:
-    """Send what is written to standard output from here on nowhere: its reader is gone."""
+    """Discard standard output from now on, because nothing reads it any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def listed(words: Iterable[object]) -> str:
+    """Return words as a list within a sentence.
+
+    >>> listed("a"), listed("ab"), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: "1 epoch", "2 epochs"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

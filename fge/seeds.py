@@ -11,8 +11,7 @@ from torch import Tensor
 def derive_seed(seed: int, *stream: object) -> int:
     """Return a 63-bit seed for the named stream, e.g. ``derive_seed(0, "shuffle", epoch)``.
 
-    Streams are told apart by hashing, so that no state has to be kept: what was drawn in one
-    epoch is drawn again after an interruption.
+    The name is hashed, so no state has to be saved: a resumed run draws the same numbers again.
     """
     digest = hashlib.blake2b(repr((seed, *stream)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -24,13 +23,13 @@ def generator(seed: int, *stream: object) -> torch.Generator:
 
 
 def random_state() -> list[Tensor]:
-    """Return the states of PyTorch's global generators: the CPU's, and the GPU's in use."""
+    """Return the states of PyTorch's global generators: the CPU's, and that of the current GPU."""
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if on_gpu else [])]
 
 
 def set_random_state(state: list[Tensor]) -> None:
-    """Go back to a state of :func:`random_state`."""
+    """Restore a state from :func:`random_state`."""
     torch.set_rng_state(state[0])
     for on_gpu in state[1:]:
         torch.cuda.set_rng_state(on_gpu)

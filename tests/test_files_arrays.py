@@ -63,7 +63,7 @@ def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
 def test_other_files_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(content)
-    assert refusal(path).startswith(f"{path} cannot be read, it may be truncated or damaged: ")
+    assert refusal(path).startswith(f"{path} cannot be read; it may be truncated or damaged: ")
 
 
 def test_pickled_objects_are_refused_and_not_loaded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fge.errors import UserError
-from fge.files import read_npz
+from fge.files import read_npz, unreadable
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts its files."""
@@ -287,7 +287,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
         return values.reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read, it may be truncated or damaged: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawData:

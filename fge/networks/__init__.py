@@ -10,13 +10,15 @@ from fge.networks.apply import (
     check_reiterable,
     count_examples,
     cut,
+    nothing_yielded,
     predict_logits,
     predict_proba,
+    reordered,
     tensors,
     to_device,
 )
 from fge.networks.average import ExponentialAverage, RunningAverage, average_weights
-from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.batchnorm import REFRESH_IMAGES, refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.flat import (
     FlatParameters,
@@ -46,6 +48,7 @@ from fge.networks.state import (
 )
 
 __all__ = [
+    "REFRESH_IMAGES",
     "ExponentialAverage",
     "FlatParameters",
     "ForwardFn",
@@ -74,6 +77,7 @@ __all__ = [
     "is_sharded",
     "load_weights",
     "named_parameters",
+    "nothing_yielded",
     "predict_logits",
     "predict_proba",
     "preserved",
@@ -81,6 +85,7 @@ __all__ = [
     "read_state",
     "read_weights",
     "refresh_batch_norm",
+    "reordered",
     "split_header",
     "state_bytes",
     "state_of",

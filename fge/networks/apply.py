@@ -1,4 +1,4 @@
-"""Applying a network to batches: calls, predictions, and what lies in a batch of any nesting."""
+"""Applying a network to batches: calls, predictions, and the tensors in a nested batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predict_logits(
 ) -> Iterator[tuple[Any, Tensor]]:
     """Yield each batch, on the model's device, with the model's logits (N, C) for it.
 
-    The module is in evaluation mode meanwhile; its modes are restored at the end.
+    The model runs in evaluation mode; its modes are restored at the end.
 
     Raises:
         UserError: there is no batch, or an output is not of shape (N, C).
@@ -42,16 +42,14 @@ def predict_logits(
         for batch in batches:
             empty = False
             moved = to_device(batch, device)
-            with torch.no_grad():  # not inference_mode: a model may keep what it computes here
+            with torch.no_grad():  # not inference_mode: a model may store what it computes here
                 logits = check_logits(forward(model, moved))
             yield moved, logits
     finally:
         for module, training in modes:
             module.training = training
     if empty:
-        raise UserError(
-            "batches yielded nothing: give data, and not a generator that is used up already"
-        )
+        raise nothing_yielded()
 
 
 def predict_proba(
@@ -77,9 +75,9 @@ def predict_proba(
 
 
 class HostRows:
-    """Rows computed on a device batch by batch and brought to the CPU in few transfers.
+    """Collects rows computed on a device and copies them to the CPU in few transfers.
 
-    Each transfer waits for the device, so that one per batch would leave it idle in between.
+    A transfer waits for the device, so one transfer per batch would leave the device idle.
     """
 
     def __init__(self, most_bytes: int = 1 << 26) -> None:
@@ -89,7 +87,7 @@ class HostRows:
         self._bytes = 0
 
     def add(self, rows: Tensor) -> None:
-        """Take rows (n, ...) of the next batch."""
+        """Add the rows (n, ...) of the next batch."""
         self._waiting.append(rows)
         self._bytes += rows.nbytes
         if self._bytes >= self.most_bytes:
@@ -107,22 +105,22 @@ class HostRows:
 
 
 def check_logits(logits: Any) -> Tensor:
-    """Return what a model returned, if it is logits of shape (N, C)."""
+    """Return a model's output if it is logits of shape (N, C); else raise a UserError."""
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise UserError(f"the model must return logits of shape (N, C), got {found}")
+    kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(f"the model must return logits of shape (N, C), got {kind}")
 
 
 class RunningMean:
-    """The mean of arrays seen one at a time, in float64."""
+    """The running mean of tensors given one at a time, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
         self._mean: Tensor | None = None
 
     def update(self, value: Tensor) -> Tensor:
-        """Take one more array in; return the mean so far, good until the next update."""
+        """Include one more tensor; return the mean so far, valid until the next update."""
         self.count += 1
         if self._mean is None:
             self._mean = value.double().clone()
@@ -132,7 +130,7 @@ class RunningMean:
 
     @property
     def value(self) -> Tensor:
-        """The mean of what was seen."""
+        """The mean so far."""
         assert self._mean is not None, "no value yet"
         return self._mean
 
@@ -148,6 +146,18 @@ def check_reiterable(batches: Iterable[Any]) -> None:
             f"batches must be iterable more than once, got a {type(batches).__name__}; "
             "give a list, a DataLoader or the like"
         )
+
+
+def nothing_yielded(name: str = "batches") -> UserError:
+    """Return the error for batches of which there are none, or none on a second pass."""
+    return UserError(f"{name} yielded nothing; give data that can be iterated more than once")
+
+
+def reordered(name: str = "batches") -> UserError:
+    """Return the error for batches that differ from pass to pass."""
+    return UserError(
+        f"{name} come in a different order on each pass; turn off shuffling and augmentation"
+    )
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -186,10 +196,10 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
-    """Yield pieces of at most ``chunk`` examples, as equal in size as can be, and their sizes.
+    """Yield pieces of at most ``chunk`` examples, as equal in size as possible, and their sizes.
 
-    An empty batch has none. A batch is used whole where its tensors (nested in lists, tuples and
-    dicts) are of several lengths. Tuples become lists.
+    An empty batch has no pieces. A batch whose tensors (nested in lists, tuples and dicts) differ
+    in length is not cut. Tuples become lists.
 
     >>> import torch
     >>> [size for _, size in cut([torch.zeros(10, 3), torch.zeros(10)], 4)]
@@ -198,12 +208,12 @@ def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
     Raises:
         UserError: there is no tensor in the batch, or its tensors have no first dimension.
     """
-    found = list(tensors(batch))
-    if any(tensor.ndim == 0 for tensor in found):
+    parts = list(tensors(batch))
+    if any(tensor.ndim == 0 for tensor in parts):
         raise UserError("a batch must hold tensors of shape (n, ...), got one of shape ()")
     count = count_examples(batch)
     pieces = -(-count // chunk)
-    if count and (pieces == 1 or any(len(tensor) != count for tensor in found)):
+    if count and (pieces == 1 or any(len(tensor) != count for tensor in parts)):
         yield batch, count
         return
     starts = [count * piece // pieces for piece in range(pieces)]

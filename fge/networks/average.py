@@ -14,11 +14,11 @@ from fge.networks.state import Weights, canonical_state, unwrap
 
 
 class RunningAverage:
-    """The average of state dicts seen one at a time, in float64 on the CPU.
+    """The running average of state dicts given one at a time, in float64 on the CPU.
 
-    Parameters and buffers of floating point are averaged; of whole-number buffers (batch counts,
-    indices) the last seen counts. Batch-norm statistics of an average are no average of
-    statistics: estimate them anew with :func:`fge.networks.refresh_batch_norm`.
+    Floating-point parameters and buffers are averaged; integer buffers (batch counts, indices)
+    come from the last state dict. The batch-norm statistics of averaged weights are not the
+    average of the statistics: estimate them with :func:`fge.networks.refresh_batch_norm`.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class RunningAverage:
         self._means: dict[str, Tensor] = {}
 
     def update(self, state: Weights) -> None:
-        """Take one more state dict in; it is not changed.
+        """Include one more state dict, which is not changed.
 
         Raises:
-            UserError: its names or shapes are not those of the first; the first one is named.
+            UserError: its names or shapes differ from those of the first; the tensor is named.
         """
         tensors = canonical_state(state)
         if self.count == 0:
@@ -43,7 +43,7 @@ class RunningAverage:
         self.count += 1
 
     def including(self, state: Weights) -> RunningAverage:
-        """Return the average with one more state dict, leaving this one as it is.
+        """Return the average with one more state dict; this average is not changed.
 
         Raises:
             UserError: as :meth:`update`.
@@ -57,7 +57,7 @@ class RunningAverage:
         """Return the average: tensors by name, contiguous, in the dtypes of the first state.
 
         Raises:
-            UserError: nothing was seen.
+            UserError: no state dict was included.
         """
         if self.count == 0:
             raise UserError("an average of weights needs at least one state dict, got none")
@@ -81,9 +81,9 @@ def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
     """Return the average of several networks' weights, as in SWA.
 
     Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407): w = 1/S sum_i w_i over S
-    networks. It is one network, with one forward pass per prediction. The average of networks
-    that lie in different basins is no good: :func:`fge.ensemble.fold` measures before it averages.
-    Memory does not grow with S where ``states`` loads them one by one, as a store does.
+    networks. The result is one network, with one forward pass per prediction. Averaging networks
+    from different basins is harmful: :func:`fge.ensemble.fold` measures before it averages.
+    Memory does not grow with S if ``states`` loads them one by one, as a store does.
 
     >>> import torch
     >>> average_weights([{"w": torch.tensor([1.0, 4.0])}, {"w": torch.tensor([3.0, 8.0])}])
@@ -93,9 +93,9 @@ def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
         states: a store, state dicts, modules or paths, at least one.
 
     Returns:
-        Tensors by name, on the CPU, contiguous: floating ones averaged in float64 and cast back
-        to the dtype they have in the first, whole-number ones from the last. Batch-norm statistics
-        among them are to be estimated anew (:func:`fge.networks.refresh_batch_norm`).
+        Tensors by name, on the CPU, contiguous: floating-point tensors averaged in float64 and cast
+        back to their dtype in the first state, integer tensors from the last. Estimate batch-norm
+        statistics again (:func:`fge.networks.refresh_batch_norm`).
 
     Raises:
         UserError: no states, or names or shapes that differ.
@@ -117,25 +117,25 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _towards(mean: Tensor, value: Tensor, count: int) -> Tensor:
-    """Return the mean of ``count`` tensors from that of all but the last, and the last."""
+    """Return the mean of ``count`` tensors from the mean of all but the last, and the last."""
     if not _averaged(value):
         return value
-    # Equal values stay what they are: an infinite one (of an attention mask) has no difference.
+    # Equal values stay as they are: the difference of infinities (an attention mask) is NaN.
     return torch.where(value == mean, mean, mean + (value - mean) / count)
 
 
 class ExponentialAverage:
-    """The exponential moving average of a model's parameters over the steps of a training (EMA).
+    """The exponential moving average (EMA) of a model's parameters over training steps.
 
-    After each step avg = d avg + (1 - d) w, for a decay d; the first update takes the parameters
-    as they are, so that initial weights have no part in it (as in
-    ``torch.optim.swa_utils.AveragedModel``). Polyak and Juditsky 1992 average iterates; with
-    exponential weights e.g. Tarvainen and Valpola 2017 (arXiv 1703.01780, equation 2). Buffers
-    are not averaged: estimate batch-norm statistics inside :meth:`swapped`.
+    After each step avg = d avg + (1 - d) w, for a decay d; the first update copies the parameters,
+    so the initial weights do not count (as in ``torch.optim.swa_utils.AveragedModel``). Polyak and
+    Juditsky 1992 average iterates; Tarvainen and Valpola 2017 (arXiv 1703.01780, equation 2), for
+    example, use exponential weights. Buffers are not averaged: estimate batch-norm statistics
+    inside :meth:`swapped`.
 
     Args:
-        model: whose parameters are averaged; wrappers of compilation and data-parallel are seen
-            through. The averages are copies on its device, in float32 where it has less.
+        model: its parameters are averaged; compilation and data-parallel wrappers are bypassed.
+            The averages are copies on its device, in float32 or the parameters' wider dtype.
         decay: d, in [0, 1). About the last 1 / (1 - d) steps count.
 
     Raises:
@@ -154,10 +154,10 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the parameters after a step in.
+        """Include the parameters after a step.
 
         Raises:
-            UserError: the model has other parameters than the one that was given first.
+            UserError: the parameters are not those of the model given to the constructor.
         """
         averages = list(self.averages.values())
         present = [
@@ -172,19 +172,19 @@ class ExponentialAverage:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Have the average in the model during a block; parameters and buffers come back after.
+        """Put the average into the model during a ``with`` block.
 
-        They come back bitwise, also when the block raises, and so the block may estimate
-        batch-norm statistics; gradients are left alone.
+        Parameters and buffers are restored bitwise at the end, also after an exception, so the
+        block may estimate batch-norm statistics. Gradients are not touched.
 
         Args:
-            model: changed in place, so that compiled code and optimizers see it.
+            model: changed in place, so compiled code and optimizers see it.
 
         Raises:
-            UserError: the model has other parameters than the one that was given first.
+            UserError: the parameters are not those of the model given to the constructor.
         """
         parameters = self._parameters(model)
-        kept = [(p, p.detach().clone()) for p in (*parameters, *unwrap(model).buffers())]
+        originals = [(p, p.detach().clone()) for p in (*parameters, *unwrap(model).buffers())]
         with torch.no_grad():
             for parameter, average in zip(parameters, self.averages.values(), strict=True):
                 parameter.copy_(average)
@@ -192,7 +192,7 @@ class ExponentialAverage:
             yield
         finally:
             with torch.no_grad():
-                for tensor, saved in kept:
+                for tensor, saved in originals:
                     tensor.copy_(saved)
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:
@@ -202,14 +202,14 @@ class ExponentialAverage:
         return [parameters[name] for name in self.averages]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by name and the number of updates; not the decay."""
+        """Return the averages by name and the number of updates, without the decay."""
         return {"updates": self.updates, "averages": dict(self.averages)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go back to a saved state; the decay stays as it was given.
+        """Restore a saved state; the decay stays the constructor's.
 
         Raises:
-            UserError: the state is of a model with other parameters.
+            UserError: the state belongs to a model with other parameters.
         """
         saved = state_dict["averages"]
         _check_fit(self.averages, saved, "the saved state")
@@ -222,10 +222,10 @@ def _at_least_single(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_fit(averages: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+def _check_fit(averages: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
     ours, theirs = (
         {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for tensors in (averages, found)
+        for tensors in (averages, given)
     )
     if ours == theirs:
         return

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of new weights, estimated from data."""
+"""Estimating the batch-norm statistics of new weights from data."""
 
 from __future__ import annotations
 
@@ -13,39 +13,49 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from fge.errors import UserError
-from fge.networks.apply import ForwardFn, call_model, check_reiterable, tensors, to_device
+from fge.networks.apply import (
+    ForwardFn,
+    call_model,
+    check_reiterable,
+    nothing_yielded,
+    tensors,
+    to_device,
+)
 from fge.networks.state import unwrap
 from fge.parallel import Ranks, default_ranks, running_statistics
+
+REFRESH_IMAGES = 5120
+"""Enough for a network's error to 0.1 points."""
 
 
 def refresh_batch_norm(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    num_images: int | None = 5120,
+    num_images: int | None = REFRESH_IMAGES,
     forward_fn: ForwardFn | None = None,
     all_ranks: bool = False,
 ) -> int:
-    """Estimate the running statistics of the batch-norm layers anew, at the present weights.
+    """Estimate the running statistics of the batch-norm layers again, at the current weights.
 
     They become the averages of the batch means and of the unbiased batch variances, each batch
-    weighing by its images (arXiv 1802.10026 evaluates each point of a curve so). About 5,000
-    images give a network's error to 0.1 points. Batch-norm layers run in training mode, all else
-    in evaluation mode, without gradients and without autocast; modes and momenta are restored,
-    and the statistics too when something raises. Where a forward pass calls a layer several
-    times, its later calls weigh more.
+    weighted by its number of images (arXiv 1802.10026 evaluates each point of a curve this way).
+    About 5,000 images give a network's error to 0.1 points. Batch-norm layers run in training
+    mode, everything else in evaluation mode, without gradients and without autocast. Modes and
+    momenta are restored, and after an exception the statistics too. If a forward pass calls a
+    layer several times, later calls have more weight.
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
-        batches: yields ``x`` or ``(x, y, ...)``; a batch of one image is skipped, unless all are.
-        num_images: stop after so many; None uses all. The batch in which the number is reached
-            is cut where it is ``x`` or ``(x, y, ...)`` of tensors, and used whole otherwise.
+        batches: yields ``x`` or ``(x, y, ...)``; batches of one image are skipped unless all are.
+        num_images: stop after this many; None uses all. The batch that reaches the number is cut
+            if it is ``x`` or ``(x, y, ...)`` of tensors, and used completely otherwise.
         forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.
         all_ranks: all processes of ``torch.distributed``'s default group call this together, each
-            with images of its own: the statistics are those of the images of all, and the same
-            everywhere. ``num_images`` counts over all, in equal parts. A process may have none.
-            A model under ``fully_shard`` needs this, and as many batches in each process: its
-            forward pass gathers weights from all.
+            with its own images; every process gets the statistics of all images. ``num_images``
+            counts over all processes, in equal parts. A process may have no images. A model under
+            ``fully_shard`` needs this, and as many batches in each process: its forward pass
+            gathers weights from all.
 
     Returns:
         The number of images used, over all processes: 0 for a model without running batch-norm
@@ -53,7 +63,7 @@ def refresh_batch_norm(
 
     Raises:
         UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
-            be counted, or ``num_images`` is below 2 a process.
+            be counted, or ``num_images`` is below 2 per process.
     """
     check_reiterable(batches)
     ranks = default_ranks() if all_ranks else Ranks()
@@ -81,13 +91,11 @@ def refresh_batch_norm(
         total = _pool(layers, seen, ranks)
         if total:
             return total
-        raise UserError(
-            "batches yielded nothing: give data, and not a generator that is used up already"
-        )
+        raise nothing_yielded()
 
 
 def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
-    """Average the statistics over the processes, each weighing by its images; return their sum."""
+    """Average the statistics over the processes, weighted by their images; return all images."""
     if ranks.size == 1:
         return seen
     counts = [n for layer in layers if (n := layer.num_batches_tracked) is not None]
@@ -103,7 +111,7 @@ def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
 
 @contextmanager
 def _estimating(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
-    """Have the layers collect statistics from nothing on; bring everything else back after."""
+    """Reset the layers and let them collect statistics; restore everything else at the end."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     statistics = [_statistics(layer) for layer in layers]
@@ -133,7 +141,7 @@ def _reset(layer: _BatchNorm) -> None:
 
 
 def _statistics(layer: _BatchNorm) -> dict[str, Tensor]:
-    """Return copies of a layer's statistics; a lazy one that has not run yet has none."""
+    """Return copies of a layer's statistics; a lazy layer that has not run yet has none."""
     if isinstance(layer.running_mean, UninitializedBuffer):
         return {}
     names = ("running_mean", "running_var", "num_batches_tracked")
@@ -149,9 +157,9 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 def _counted(
     batches: Iterable[Any], num_images: int | None, single: bool
 ) -> Iterator[tuple[Any, int]]:
-    """Yield batches and their numbers of images until there are enough of them.
+    """Yield batches and their numbers of images until there are enough images.
 
-    Those of one image are left out, or are all that is used where ``single`` is true.
+    Batches of one image are skipped, unless ``single`` is true.
     """
     seen = 0
     for batch in batches:
@@ -161,13 +169,13 @@ def _counted(
         if count > 1 or (single and count == 1):
             yield batch, count
             seen += count
-        # A single image left to take would make every further batch one of a single image.
+        # If a single image is missing, every further batch would be cut to a single image.
         if num_images is not None and seen and num_images - seen <= 1:
             return
 
 
 def _cut(batch: Any, count: int) -> Any:
-    """Return the first ``count`` images of a batch of tensors; other batches as they are."""
+    """Return the first ``count`` images of a batch of tensors; other batches unchanged."""
     if isinstance(batch, Tensor):
         return batch[:count] if batch.ndim else batch
     parts = batch if isinstance(batch, list | tuple) else []
@@ -185,5 +193,5 @@ def _count(batch: Any) -> int:
             return len(tensor)
     raise UserError(
         f"cannot count the images of a batch that is a {type(batch).__name__} without tensors; "
-        "give tensors, or lists, tuples or dicts of them"
+        "give tensors, or lists, tuples or dicts of tensors"
     )

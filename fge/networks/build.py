@@ -40,15 +40,15 @@ def build_model(
 
     Args:
         name: a key of ``MODELS``, ``torchvision:NAME`` or ``package.module:factory``. A factory
-            is called with those of the keywords ``in_channels``, ``num_classes`` and
-            ``image_size`` that it takes.
+            is called with the keywords ``in_channels``, ``num_classes`` and ``image_size``, as
+            far as it accepts them.
         in_channels: channels of the images.
         num_classes: width of the output.
         image_size: height and width in pixels.
 
     Raises:
-        UserError: an unknown name, a factory that fails, a model that cannot take such images or
-            whose output is not (N, num_classes).
+        UserError: an unknown name, a factory that fails, or a model that cannot process such
+            images or whose output is not (N, num_classes).
     """
     if name.startswith(_TORCHVISION):
         model = _torchvision(name.removeprefix(_TORCHVISION), in_channels, num_classes)
@@ -74,7 +74,7 @@ def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
 
 def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
-    """Put a convolution for ``in_channels`` in the place of the first one, made for 3."""
+    """Replace the first convolution, made for 3 channels, by one for ``in_channels``."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             new = nn.Conv2d(
@@ -121,10 +121,7 @@ def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
 def _try_out(
     name: str, model: nn.Module, in_channels: int, num_classes: int, image_size: tuple[int, int]
 ) -> None:
-    """Apply a copy to two blank images in evaluation and in training mode.
-
-    No random number is drawn from the caller's generator, whatever the model draws.
-    """
+    """Apply a copy to two blank images in both modes, without using the caller's generator."""
     height, width = image_size
     images = torch.zeros(2, in_channels, height, width)
     for training in (False, True):
@@ -133,7 +130,7 @@ def _try_out(
                 output = copy.deepcopy(model).train(training)(images)
         except Exception as error:
             raise UserError(
-                f"model {name!r} cannot take images of {in_channels} x {height} x {width}: "
+                f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "
                 f"{reason(error)}"
             ) from error
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -145,24 +142,24 @@ def _try_out(
 
 
 def import_named(name: str, what: str) -> Any:
-    """Return what ``package.module:name`` names; modules of the working directory are found too.
+    """Return the object called ``package.module:name``; the working directory is searched too.
 
     Args:
-        name: of the module and of what is in it.
-        what: it should be, for the error.
+        name: of the module and of the object in it.
+        what: the kind of object, for the error message.
 
     Raises:
-        UserError: the module cannot be imported, or holds nothing of that name.
+        UserError: the module cannot be imported or has no such object.
     """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # importing runs whatever the user wrote
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise UserError(f"{what} {name!r} cannot be imported: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, behind its type."""
+    """Return an error's type and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]

@@ -12,14 +12,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fge.errors import UserError
-from fge.networks.state import Weights, read_weights, unwrap
+from fge.networks.state import (
+    Weights,
+    misshapen,
+    missing_tensor,
+    not_finite,
+    read_weights,
+    unknown_tensor,
+    unwrap,
+)
 
 
 @dataclass(frozen=True)
 class Layout:
     """Names and shapes of a model's distinct parameters, in the order of ``named_parameters()``.
 
-    A tied parameter has one entry, under its first name; frozen ones have theirs.
+    A tied parameter has one entry, under its first name; frozen parameters are included.
     """
 
     names: tuple[str, ...]
@@ -27,10 +35,10 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """Return the layout of ``model``, seen through compilation and data-parallel wrappers.
+        """Return the layout of ``model``; compilation and data-parallel wrappers are bypassed.
 
         Raises:
-            UserError: the model has no parameters, lazy ones, or ones of several dtypes or devices.
+            UserError: the model has no parameters, lazy parameters, or several dtypes or devices.
         """
         parameters = named_parameters(model)
         return cls(tuple(parameters), tuple(tuple(p.shape) for p in parameters.values()))
@@ -61,10 +69,10 @@ class Layout:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the distinct parameters of a model by their first names, wrappers seen through.
+    """Return the distinct parameters of a model by their first names; wrappers are bypassed.
 
     Raises:
-        UserError: the model has no parameters, lazy ones, or ones of several dtypes or devices.
+        UserError: the model has no parameters, lazy parameters, or several dtypes or devices.
     """
     parameters = dict(unwrap(model).named_parameters())
     if not parameters:
@@ -78,7 +86,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if (parameter.dtype, parameter.device) != (first.dtype, first.device):
             raise UserError(
                 f"parameter {name!r} is {parameter.dtype} on {parameter.device}, {first_name!r} "
-                f"is {first.dtype} on {first.device}; bring all to one dtype and device"
+                f"is {first.dtype} on {first.device}; move all to one dtype and device"
             )
     return parameters
 
@@ -87,60 +95,60 @@ def flatten(weights: Weights, model: nn.Module) -> Tensor:
     """Return weights as one vector (P,): the parameters in C order, one after the other.
 
     Args:
-        weights: a module, a state dict or a path. Buffers in it are left aside.
-        model: the architecture they belong to.
+        weights: a module, a state dict or a path; buffers are ignored.
+        model: the architecture of the weights.
 
     Returns:
         A copy (P,) in the dtype and on the device of the model's parameters.
 
     Raises:
-        UserError: a parameter is missing, left over, misshapen or not finite, or two names of a
-            tied one have different values: it is named. Or there is no such file.
+        UserError: a parameter (the message names it) is missing, unknown, not finite or of another
+            shape, or a tied parameter has different values; or there is no such file.
     """
     state, source = _read(weights)
     parameters = named_parameters(model)
-    own = unwrap(model)
+    module = unwrap(model)
     aliases: dict[int, list[str]] = {}
-    for name, parameter in own.named_parameters(remove_duplicate=False):
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
     first = next(iter(parameters.values()))
     vector = first.new_empty(sum(p.numel() for p in parameters.values()), requires_grad=False)
     parts = Layout.of(model).split(vector)
     for name, parameter in parameters.items():
-        found = [alias for alias in aliases[id(parameter)] if alias in state]
-        if not found:
-            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
-        for alias in found:
+        names = [alias for alias in aliases[id(parameter)] if alias in state]
+        if not names:
+            raise missing_tensor(source, name)
+        for alias in names:
             _check_shape(state[alias], parameter, alias, source)
-        parts[name].copy_(state[found[0]].detach())
+        parts[name].copy_(state[names[0]].detach())
         if not bool(torch.isfinite(parts[name]).all()):
-            raise UserError(f"{source}: tensor {found[0]!r} holds values that are not finite")
-        for alias in found[1:]:
+            raise not_finite(source, names[0])
+        for alias in names[1:]:
             if not torch.equal(state[alias].to(parts[name]), parts[name]):
                 raise UserError(
-                    f"{source}: {found[0]!r} and {alias!r} differ, which are one parameter in "
-                    "the model"
+                    f"{source}: {names[0]!r} and {alias!r} differ, but are one parameter in the "
+                    "model"
                 )
-    _check_known(state, own, source)
+    _check_known(state, module, source)
     return vector
 
 
 def _read(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
-    """Return parameters and buffers by name, and what to call them in errors."""
+    """Return parameters and buffers by name, and the name of their source for errors."""
     if isinstance(weights, str | Path):
         return read_weights(Path(weights)), str(weights)
     if isinstance(weights, Mapping):
         return weights, "the state dict"
     if not isinstance(weights, nn.Module):
         raise UserError(
-            f"weights are a module, a state dict or a path, got a {type(weights).__name__}"
+            f"weights must be a module, a state dict or a path, got a {type(weights).__name__}"
         )
     module = unwrap(weights)
     return _tensors_of(module), f"the given {type(module).__name__}"
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers, also those a state dict leaves out, under all their names."""
+    """Return parameters and buffers, non-persistent ones included, under all their names."""
     parameters = module.named_parameters(remove_duplicate=False)
     buffers = module.named_buffers(remove_duplicate=False)
     return {**dict(parameters), **dict(buffers)}
@@ -150,34 +158,31 @@ def _check_shape(tensor: Tensor, parameter: Tensor, name: str, source: str) -> N
     if not isinstance(tensor, Tensor):
         raise UserError(f"{source}: {name!r} is a {type(tensor).__name__}, not a tensor")
     if tensor.shape != parameter.shape:
-        raise UserError(
-            f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-            f"the model needs {tuple(parameter.shape)}"
-        )
+        raise misshapen(source, name, tensor, parameter)
 
 
 def _check_known(state: Iterable[str], model: nn.Module, source: str) -> None:
     known = {*model.state_dict(), *_tensors_of(model)}
     for name in state:
         if name not in known:
-            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
+            raise unknown_tensor(source, name)
 
 
 def unflatten(vector: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Return a canonical vector (P,) as contiguous copies by parameter name, in its own dtype.
+    """Return a canonical vector (P,) as contiguous copies by parameter name, in its dtype.
 
     Raises:
-        UserError: the vector is not of shape (P,), or the model's parameters are unfit.
+        UserError: the vector is not of shape (P,), or :func:`named_parameters` refuses the model.
     """
     parts = Layout.of(model).split(vector.detach())
     return {name: part.clone() for name, part in parts.items()}
 
 
 def write_parameters(model: nn.Module, vector: Tensor) -> None:
-    """Copy a canonical vector (P,) into the model's parameters, which stay where they are.
+    """Copy a canonical vector (P,) into the model's parameters, in place.
 
     Raises:
-        UserError: the vector is not of shape (P,), or the model's parameters are unfit.
+        UserError: the vector is not of shape (P,), or :func:`named_parameters` refuses the model.
     """
     parameters = named_parameters(model)
     parts = Layout.of(model).split(vector.detach())
@@ -197,27 +202,27 @@ def check_distinct(start: Tensor, end: Tensor) -> None:
 
 
 class FlatParameters:
-    """The parameters of a model as views of one vector, and their gradients of another.
+    """The parameters of a model as views of one vector, and their gradients as views of another.
 
     Writing to ``vector`` changes the model; a backward pass adds to ``gradient`` in place. Both
     are in memory order, which :meth:`pack` and :meth:`unpack` convert: each parameter keeps its
-    strides (``channels_last`` too), and parameters whose sizes have the larger powers of two come
-    first. Tied parameters stay tied; frozen ones are part of the vector, their gradient is 0.
+    strides (``channels_last`` too), and parameters whose sizes have larger powers of two come
+    first. Tied parameters stay tied; frozen parameters are part of the vector, with gradient 0.
 
-    Optimizers and compiled models made before see it too, but for recorded CUDA graphs. Do not
-    move or cast the model afterwards.
+    Existing optimizers and compiled models keep working, recorded CUDA graphs do not. Do not move
+    or cast the model afterwards.
 
     Args:
-        model: its parameters are re-seated, their values kept; gradients start at 0.
+        model: its parameters move into the vector with their values; gradients start at 0.
 
     Attributes:
         layout: of the canonical vectors.
         vector: the parameters (P,), in memory order.
-        gradient: their gradients (P,), likewise.
+        gradient: their gradients (P,), in memory order.
 
     Raises:
-        UserError: the model's parameters are unfit, or two of them share memory without being
-            one ``Parameter``.
+        UserError: :func:`named_parameters` refuses the model, or two parameters share memory
+            without being one ``Parameter``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -237,7 +242,7 @@ class FlatParameters:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Set the gradient to 0, and seat again what ``set_to_none=True`` has detached."""
+        """Set the gradient to 0, and attach it again after ``set_to_none=True``."""
         self.gradient.zero_()
         for parameter, view in zip(self.parameters, self._gradients, strict=True):
             if parameter.requires_grad and parameter.grad is not view:
@@ -268,7 +273,7 @@ class FlatParameters:
         return unpacked
 
     def _views(self, vector: Tensor) -> list[Tensor]:
-        """Return views of a vector (P,) in memory order, shaped and strided as the parameters."""
+        """Return views of a vector (P,) in memory order with the parameters' shapes and strides."""
         return [
             vector[offset : offset + size].as_strided(shape, strides)
             for offset, size, shape, strides in zip(
@@ -278,15 +283,15 @@ class FlatParameters:
 
 
 def _dense_strides(parameter: Tensor) -> tuple[int, ...]:
-    """Return the parameter's strides, or near ones without gaps where it has gaps."""
+    """Return the parameter's strides, or similar ones without gaps if it has gaps."""
     return torch.empty_like(parameter, device="meta").stride()
 
 
 def _aligned_offsets(sizes: Sequence[int]) -> list[int]:
     """Return an offset for each size such that the chunks fill the vector without gaps.
 
-    The kernels of matrix units need addresses that are multiples of 16 bytes or more. With the
-    largest powers of two first, each chunk begins at a multiple of the power in its own size.
+    Tensor-core kernels need addresses that are multiples of 16 bytes or more. With the largest
+    powers of two first, each chunk starts at a multiple of the power of two in its size.
     """
     offsets, end = [0] * len(sizes), 0
     for index in sorted(range(len(sizes)), key=lambda i: -(sizes[i] & -sizes[i])):
@@ -304,5 +309,5 @@ def _check_separate(layout: Layout, parameters: Iterable[Tensor]) -> None:
         if other != name:
             raise UserError(
                 f"parameters {other!r} and {name!r} share memory but are two Parameters; "
-                "tie them by assigning one Parameter to both"
+                "assign one Parameter to both names to tie them"
             )

@@ -1,4 +1,4 @@
-"""State of a module: tensors by name, files of them without pickle, and keeping it."""
+"""State of a module: tensors by name, saving them without pickle, and restoring it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Weights = nn.Module | Mapping[str, Tensor] | str | Path
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module below ``torch.compile`` and data-parallel wrappers."""
+    """Return the user's module inside ``torch.compile`` and data-parallel wrappers."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner = model.module
-        else:  # what torch.compile returns
+        else:  # torch.compile's wrapper
             inner = getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             return model
@@ -35,10 +35,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def state_of(weights: Weights) -> Mapping[str, Tensor]:
-    """Return tensors by name, of a module those it has now.
+    """Return tensors by name: of a module its current ones, of a path those in the file.
 
     Raises:
-        UserError: there is no file of that path, or it holds no state dict.
+        UserError: there is no such file, or it holds no state dict.
     """
     if isinstance(weights, str | Path):
         return read_weights(Path(weights))
@@ -49,13 +49,13 @@ def canonical_state(weights: Weights) -> dict[str, Tensor]:
     """Return the tensors by name: on the CPU, contiguous, each with its own memory.
 
     Raises:
-        UserError: the state holds something else than tensors, or a file cannot be read.
+        UserError: the state holds something other than tensors, or a file cannot be read.
     """
     state = state_of(weights)
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"the model's state {name!r} is a {type(value).__name__}; only tensors can be kept"
+                f"the model's state {name!r} is a {type(value).__name__}; only tensors can be saved"
             )
         if is_shard(value):
             raise UserError(
@@ -69,7 +69,7 @@ def canonical_state(weights: Weights) -> dict[str, Tensor]:
 
 
 def state_bytes(model: nn.Module) -> int:
-    """Return the bytes that the model's parameters and buffers take."""
+    """Return the size of the model's parameters and buffers in bytes."""
     return sum(t.numel() * t.element_size() for t in unwrap(model).state_dict().values())
 
 
@@ -77,37 +77,58 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     """Copy ``state`` into ``model``; ``source`` names it in errors.
 
     Raises:
-        UserError: tensors are missing, left over, misshapen or not finite; the first is named.
+        UserError: a tensor is missing, unknown, not finite or of another shape; the message names
+            the first.
     """
     target = unwrap(model)
     expected = target.state_dict()
     for name, tensor in expected.items():
         if name not in state:
-            raise UserError(f"{source} has no tensor {name!r}, which the model needs")
+            raise missing_tensor(source, name)
         if state[name].shape != tensor.shape:
-            raise UserError(
-                f"{source}: tensor {name!r} has shape {tuple(state[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}"
-            )
+            raise misshapen(source, name, state[name], tensor)
     for name, tensor in state.items():
         if name not in expected:
-            raise UserError(f"{source} has a tensor {name!r}, which the model does not know")
+            raise unknown_tensor(source, name)
         # A buffer may be infinite by design (an attention mask); it then equals the model's own.
         odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
         if odd and not torch.equal(tensor, expected[name].to(tensor)):
-            raise UserError(f"{source}: tensor {name!r} holds values that are not finite")
+            raise not_finite(source, name)
     target.load_state_dict(dict(state))
+
+
+def missing_tensor(source: object, name: str) -> UserError:
+    """Return the error for weights without a tensor of the model."""
+    return UserError(f"{source} has no tensor {name!r}, but the model needs it")
+
+
+def unknown_tensor(source: object, name: str) -> UserError:
+    """Return the error for weights with a tensor that the model does not have."""
+    return UserError(f"{source} has a tensor {name!r}, but the model has none of that name")
+
+
+def misshapen(source: object, name: str, tensor: Tensor, wanted: Tensor) -> UserError:
+    """Return the error for a tensor that is not of the model's shape."""
+    return UserError(
+        f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, "
+        f"the model needs {tuple(wanted.shape)}"
+    )
+
+
+def not_finite(source: object, name: str) -> UserError:
+    """Return the error for a tensor with NaN or infinity."""
+    return UserError(f"{source}: tensor {name!r} holds values that are not finite")
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Let a block change parameters, gradients, buffers and modes; bring all back at its end.
+    """Restore parameters, gradients, buffers and modes at the end of a ``with`` block.
 
-    The parameters get copies to work with, so that theirs stay untouched, strides included; the
-    buffers are copied back. Parameters and buffers must not be replaced by others.
+    The block works on copies of the parameters, so the originals stay untouched, strides
+    included; buffers are copied back. The block must not replace parameters or buffers.
 
     Args:
-        model: any module; compilation and data-parallel wrappers are seen through.
+        model: any module; compilation and data-parallel wrappers are bypassed.
     """
     target = unwrap(model)
     parameters = [(p, p.data, p.grad) for p in target.parameters()]
@@ -138,7 +159,7 @@ def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
     """Return the tensors in ``.safetensors`` bytes; ``source`` names them in errors.
 
     Raises:
-        UserError: they are no complete safetensors file.
+        UserError: the bytes are not a complete safetensors file.
     """
     try:
         return load(data)
@@ -149,7 +170,7 @@ def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a ``.safetensors`` file or, unpickled safely, a ``.pt`` file.
 
-    A training state written by :func:`write_state` gives its model's weights.
+    For a training state of :func:`write_state` these are its model's weights.
 
     Raises:
         UserError: no such file, or it holds no state dict.
@@ -163,12 +184,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def is_state(path: Path) -> bool:
-    """Say whether a ``.safetensors`` file is a training state of :func:`write_state`."""
+    """Return whether a ``.safetensors`` file is a training state of :func:`write_state`."""
     return _SKELETON in _metadata(path.read_bytes())
 
 
 def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights in a training state of a learner, or of a run's checkpoint."""
+    """Return the weights in the state of a learner or in a run's checkpoint."""
     for prefix in ("model.", "learner.model."):
         named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if named:
@@ -179,7 +200,7 @@ def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a bad file
+    except Exception as error:  # torch raises many types for a bad file
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
     for key in ("state_dict", "model_state", "model"):
@@ -201,16 +222,16 @@ def read_state(path: Path) -> dict[str, Any]:
     """Return what :func:`write_state` wrote.
 
     Raises:
-        UserError: the file is incomplete or of another kind.
+        UserError: the file is incomplete or not a training state.
     """
     return decode_state(path.read_bytes(), path)
 
 
 def decode_state(data: bytes, source: object) -> dict[str, Any]:
-    """Return the state in the bytes of a file of :func:`write_state`, named in errors.
+    """Return the state in bytes from :func:`write_state`; ``source`` names them in errors.
 
     Raises:
-        UserError: they are incomplete or of another kind.
+        UserError: the bytes are incomplete or not a training state.
     """
     tensors = decode_weights(data, source)
     metadata = _metadata(data)
@@ -221,7 +242,7 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         joined = None
     if not isinstance(joined, dict):
-        raise UserError(f"{source} has a damaged header and is no training state any more")
+        raise UserError(f"{source} has a damaged header and is not a training state any more")
     return joined
 
 
@@ -231,9 +252,9 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the header of safetensors bytes, which is JSON behind its 8-byte length, and the rest.
+    """Return the JSON header of safetensors bytes, which follows its 8-byte length, and the rest.
 
-    Its ``__metadata__`` are texts by name.
+    Its ``__metadata__`` maps names to strings.
     """
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + length])
@@ -241,7 +262,7 @@ def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Move the tensors of a nested value into ``tensors``; return what is left, as JSON."""
+    """Move the tensors of a nested value into ``tensors``; return the rest as JSON."""
     if isinstance(value, Tensor):
         while name in tensors:  # {"a": {"b": ..}, "a.b": ..}
             name += "_"

@@ -290,7 +290,10 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
         (["fge", "stray"], "stray"),
         (["predict", "--images", "x"], "--run"),
         (["fge", "--device", "gpu"], "unknown device 'gpu'; use auto, cpu, cuda or cuda:N"),
-        (["fge", "--device", "cuda:99"], r"there is no device 'cuda:99' here \(\d+ found\)"),
+        (
+            ["fge", "--device", "cuda:99"],
+            r"device 'cuda:99' is not available \(\d+ found\); use --device auto",
+        ),
         (["fge", "--epochs", "0"], "epochs must be >= 1, got 0"),
         (["fge", "--cycle-epochs", "3"], "cycle_epochs must be even and >= 2, got 3"),
         (["fge", "--cycle-epochs", "400"], "cycle_epochs 400 is too long: .*; use"),
@@ -444,7 +447,7 @@ def void(_: object) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (truncated, r"data\.npz cannot be read, it may be truncated"),
+        (truncated, r"data\.npz cannot be read; it may be truncated"),
         (
             with_arrays(test_labels=np.arange(48) % 5),
             r"test_labels must be in \[0, 3\), got 0 to 4",
@@ -1163,7 +1166,7 @@ def test_pretrained_file_of_another_model_is_named(
         ["fge", "--data", str(finished.data), *PLAIN, "--batch-size", "32", "--pretrained", "w.pt"]
     )
     assert result.code == 2
-    assert "w.pt has no tensor '0.weight', which the model needs" in result.message
+    assert "w.pt has no tensor '0.weight', but the model needs it" in result.message
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 

@@ -422,8 +422,8 @@ def spoiled(weights: Files, path: Path, kind: str) -> Path:
 
 
 FITS_NOT = [
-    ("missing", "has no tensor '4.bias', which the model needs"),
-    ("extra", "has a tensor 'stray', which the model does not know"),
+    ("missing", "has no tensor '4.bias', but the model needs it"),
+    ("extra", "has a tensor 'stray', but the model has none of that name"),
     ("misshapen", "tensor '4.bias' has shape (3,), the model needs ("),
     ("nan", "tensor '4.bias' holds values that are not finite"),
 ]

@@ -159,7 +159,7 @@ def test_truncated_npz_is_named(tmp_path: Path, save: Any, share: float) -> None
     path = tmp_path / "data.npz"
     save(path, **tiny_arrays())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UserError, match=r"data\.npz cannot be read, it may be truncated"):
+    with pytest.raises(UserError, match=r"data\.npz cannot be read; it may be truncated"):
         from_npz(path)
 
 
@@ -374,7 +374,7 @@ def test_truncated_idx_file_is_named(tmp_path: Path, name: str, share: float) ->
     write_fashion(tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match=f"{name} cannot be read, it may be truncated"):
+    with pytest.raises(UserError, match=f"{name} cannot be read; it may be truncated"):
         fashion_mnist(tmp_path)
 
 

@@ -240,7 +240,7 @@ def test_no_members_are_refused() -> None:
 
 def test_a_member_that_does_not_fit_is_named() -> None:
     with pytest.raises(
-        UserError, match=r"member 1 has no tensor '0\.weight', which the model needs"
+        UserError, match=r"member 1 has no tensor '0\.weight', but the model needs it"
     ):
         fold(NETWORK, [NETWORK, nn.Linear(2, 2)], BATCHES, refresh=[TRAIN])
 

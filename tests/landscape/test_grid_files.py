@@ -69,7 +69,7 @@ def test_files_that_hold_no_grid_are_refused(tmp_path: Path) -> None:
         PlaneGrid.load(path)
     grid_of().save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"plane.npz cannot be read, it may be truncated"):
+    with pytest.raises(UserError, match=r"plane.npz cannot be read; it may be truncated"):
         PlaneGrid.load(path)
 
 

@@ -174,7 +174,7 @@ def test_no_states_are_refused() -> None:
         ({}, "member 1 has no tensor 'w', which member 0 has"),
         ({"w": torch.zeros(3)}, r"member 1: tensor 'w' has shape \(3,\), that of member 0 has"),
         ({"w": torch.zeros(2), "b": torch.zeros(1)}, "member 1 has a tensor 'b', which member 0"),
-        ({"w": "text"}, "the model's state 'w' is a str; only tensors can be kept"),
+        ({"w": "text"}, "the model's state 'w' is a str; only tensors can be saved"),
     ],
 )
 def test_states_that_do_not_fit_are_named(other: dict[str, Tensor], message: str) -> None:

@@ -261,7 +261,7 @@ def test_torchvision_model_takes_any_channel_count(channels: int) -> None:
 
 def test_torchvision_model_that_cannot_take_the_size_is_named() -> None:
     with pytest.raises(
-        UserError, match="model 'torchvision:squeezenet1_1' cannot take images of 1 x 4 x 4: "
+        UserError, match="model 'torchvision:squeezenet1_1' cannot process images of 1 x 4 x 4: "
     ):
         build_model("torchvision:squeezenet1_1", in_channels=1, num_classes=5, image_size=(4, 4))
 
@@ -410,7 +410,7 @@ def test_output_of_another_kind_in_training_is_named(write_module: WriteModule) 
 def test_model_that_cannot_take_the_images_is_named(write_module: WriteModule) -> None:
     name = write_module("def net(): return nn.Sequential(nn.Flatten(), nn.Linear(7, 4))")
     with pytest.raises(
-        UserError, match="cannot take images of 3 x 6 x 8: RuntimeError: "
+        UserError, match="cannot process images of 3 x 6 x 8: RuntimeError: "
     ) as caught:
         build(f"{name}:net")
     assert "\n" not in str(caught.value)

@@ -225,14 +225,17 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without("conv.bias"), "the state dict has no tensor 'conv.bias', which the model needs"),
-        (changed("conv.scale", torch.ones(1)), "has a tensor 'conv.scale', which the model does"),
+        (without("conv.bias"), "the state dict has no tensor 'conv.bias', but the model needs it"),
+        (
+            changed("conv.scale", torch.ones(1)),
+            "has a tensor 'conv.scale', but the model has none of that name",
+        ),
         (changed("conv.bias", torch.ones(3)), r"'conv.bias' has shape \(3,\), the model needs"),
         (changed("conv.bias", torch.full((4,), math.nan)), "'conv.bias' holds values that are"),
         (changed("bn.bias", torch.tensor([0, 0, math.inf, 0])), "'bn.bias' holds values that are"),
         (
             changed("decoder.weight", torch.zeros(4, 4)),
-            "'encoder.weight' and 'decoder.weight' differ, which are one parameter",
+            "'encoder.weight' and 'decoder.weight' differ, but are one parameter in the model",
         ),
         (changed("decoder.weight", torch.zeros(4)), r"'decoder.weight' has shape \(4,\)"),
         (changed("conv.bias", [0.0] * 4), "'conv.bias' is a list, not a tensor"),

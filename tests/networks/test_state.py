@@ -167,10 +167,10 @@ def good_state() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("bias"), "^there has no tensor 'bias', which the model needs$"),
+        (lambda s: s.pop("bias"), "^there has no tensor 'bias', but the model needs it$"),
         (
             lambda s: s.update(extra=torch.zeros(1)),
-            "^there has a tensor 'extra', which the model does not know$",
+            "^there has a tensor 'extra', but the model has none of that name$",
         ),
         (
             lambda s: s.update(weight=torch.zeros(2, 3)),
