@@ -1,4 +1,4 @@
-"""What is kept of a training and averaged: snapshots, predictions, FGE, fold."""
+"""Ensembles from one training run: snapshots, predictions, FGE, fold."""
 
 from fge.ensemble.cycle import FGE
 from fge.ensemble.ensemble import Ensemble

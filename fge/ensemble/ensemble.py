@@ -1,4 +1,4 @@
-"""Averaging predictions of several sets of weights, in memory that does not grow with them."""
+"""Averaging the predictions of several sets of weights; memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fge.networks import (
     check_whole,
     load_weights,
     predict_logits,
+    reordered,
     state_of,
     unwrap,
 )
@@ -33,9 +34,9 @@ Members = SnapshotStore | Sequence[Weights]
 class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
-    One working copy of the model visits the members in turn. A store's snapshots are read from
-    disk at each visit; give ``list(store)`` to hold them in memory instead. Members always predict
-    in evaluation mode, whatever :meth:`train` says, and without gradients.
+    One working copy of the model takes the weights of each member in turn. A store's snapshots
+    are read from disk each time; give ``list(store)`` to hold them in memory instead. Members
+    always predict in evaluation mode, even after :meth:`train`, and without gradients.
 
     Args:
         model: the architecture; it is copied, not changed. It is whole, not under ``fully_shard``.
@@ -83,7 +84,7 @@ class Ensemble(nn.Module):
         return len(self.members)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of this module alone: its members stay in evaluation mode."""
+        """Set the mode of this module; its members stay in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
@@ -111,7 +112,7 @@ class Ensemble(nn.Module):
         """Return the mean class probabilities over a whole data set.
 
         Args:
-            batches: yields ``x`` or ``(x, y, ...)``, the same batches in the same order at each
+            batches: yields ``x`` or ``(x, y, ...)``, the same batches in the same order on each
                 pass; there is one pass per member.
 
         Returns:
@@ -142,18 +143,16 @@ class Ensemble(nn.Module):
 
 
 def _states(members: Sequence[Weights]) -> list[dict[str, Tensor]]:
-    """Return the members as copied state dicts, for what they belong to may train on."""
+    """Return copies of the members' state dicts: the networks given may continue to train."""
     states = (state_of(member) for member in members)
     return [{name: tensor.detach().clone() for name, tensor in s.items()} for s in states]
 
 
 def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:
-    """Compare the first batch of a pass with that of the first pass."""
+    """Return the first inputs of a pass, after checking them against those of the first pass."""
     inputs = batch[0] if isinstance(batch, list) else batch
     if not isinstance(inputs, Tensor):
         return first
     if first is not None and not torch.equal(first, inputs):
-        raise UserError(
-            "batches come in another order at each pass; switch shuffling and augmentation off"
-        )
+        raise reordered()
     return inputs

@@ -1,4 +1,4 @@
-"""Folding the members of an ensemble into one network: averages of weights, each one measured."""
+"""Folding the members of an ensemble into one network by averages of weights, each measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fge import metrics
 from fge.ensemble.ensemble import Members
 from fge.errors import UserError
 from fge.networks import (
+    REFRESH_IMAGES,
     ForwardFn,
     RunningAverage,
     RunningMean,
@@ -23,8 +24,10 @@ from fge.networks import (
     load_weights,
     predict_logits,
     refresh_batch_norm,
+    reordered,
     unwrap,
 )
+from fge.observer import listed
 
 
 class Scores(NamedTuple):
@@ -35,16 +38,16 @@ class Scores(NamedTuple):
 
 
 NOT_FINITE = Scores(math.nan, math.inf)
-"""The figures of outputs that are not finite: no average is worse."""
+"""The scores of outputs that are not finite, the worst of all."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that a fold may end with.
+    """A network that a fold may return.
 
-    ``state``: its tensors by name; ``figures``: on validation data; ``probs`` (N, C): its
-    validation probabilities, None for a member as it was; ``refresh_images``: passed forward for
-    its batch-norm statistics.
+    ``state``: its tensors by name; ``figures``: its validation scores; ``probs`` (N, C): its
+    validation probabilities, None for an unchanged member; ``refresh_images``: images passed
+    forward for its batch-norm statistics.
     """
 
     state: dict[str, Tensor]
@@ -54,9 +57,10 @@ class Candidate:
 
 
 class Trial(NamedTuple):
-    """One step of a fold: the member tried, the figures of the average with it, whether it stayed.
+    """One step of a fold.
 
-    ``member`` is a position among the members.
+    ``member``: the position of the member tried; ``figures``: validation scores of the average
+    with it; ``kept``: whether it stayed in the average.
     """
 
     member: int
@@ -66,12 +70,12 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Fold:
-    """Members folded into one network, and what that lost; figures are those on validation data.
+    """Members folded into one network, with validation scores before and after.
 
-    ``network``: what came out; ``best``: the position of the member that it started from;
-    ``members``: the figures of each; ``ensemble``: those of their averaged probabilities;
-    ``trials``: the averages measured, in order; ``refresh_images``: passed forward for the
-    batch-norm statistics of all of them.
+    ``network``: the result; ``best``: the position of the member that the fold started from;
+    ``members``: the scores of each; ``ensemble``: the scores of their averaged probabilities;
+    ``trials``: the averages measured, in order; ``refresh_images``: images passed forward for the
+    batch-norm statistics of all trials.
     """
 
     network: Candidate
@@ -88,30 +92,30 @@ class Fold:
 
     @property
     def folded(self) -> tuple[int, ...]:
-        """The positions of the members in the average; the best one alone where none was safe."""
+        """The positions of the members in the average; only the best one if no average was safe."""
         return (self.best, *(trial.member for trial in self.trials if trial.kept))
 
     @property
     def before(self) -> Scores:
-        """The figures of the best member."""
+        """The scores of the best member."""
         return self.members[self.best]
 
     @property
     def after(self) -> Scores:
-        """The figures of the folded network."""
+        """The scores of the folded network."""
         return self.network.figures
 
     @property
     def lost(self) -> Scores:
-        """What the ensemble's figures lie below those of the folded network; negative: a gain."""
+        """The scores of the folded network minus those of the ensemble; below 0 is a gain."""
         return Scores(self.after.error - self.ensemble.error, self.after.nll - self.ensemble.nll)
 
     def __str__(self) -> str:
-        """Say what was folded, and what it lost."""
+        """Describe what was folded and what was lost."""
         if len(self.folded) == 1:
-            what = f"No average was safe: member {self.best} is kept as it is"
+            what = f"No average was safe: member {self.best} is returned unchanged"
         else:
-            what = f"Members {', '.join(map(str, self.folded))} are folded into one network"
+            what = f"Members {listed(self.folded)} are folded into one network"
         return (
             f"{what}: validation NLL {self.after.nll:.4f} (best member {self.before.nll:.4f}, "
             f"ensemble {self.ensemble.nll:.4f}), error {self.after.error:.2f} % (best member "
@@ -125,17 +129,17 @@ def fold(
     validation: Iterable[Any],
     *,
     refresh: Iterable[Any],
-    num_images: int | None = 5120,
+    num_images: int | None = REFRESH_IMAGES,
     forward_fn: ForwardFn | None = None,
 ) -> Fold:
     """Fold members into one network by greedily averaging weights while validation NLL allows it.
 
     The greedy soup of Wortsman et al. 2022 (arXiv 2203.05482, recipe 1), by NLL: it starts from
-    the member of the lowest validation NLL, tries the others from good to bad, and keeps one in
-    the average if the average with it, its batch-norm statistics estimated anew, has no higher
-    validation NLL than the average without. So members from other basins are refused by being
-    measured, and at worst the best member comes back as it was. The folded network's own
-    validation figures are optimistic, for it was chosen by them.
+    the member with the lowest validation NLL, tries the others from good to bad, and keeps one in
+    the average if the average with it, with its own batch-norm statistics, has no higher
+    validation NLL than the average without it. So the measurement excludes members from other
+    basins, and in the worst case the best member is returned unchanged. The folded network's
+    validation scores are optimistic, because they chose it.
 
     >>> import torch
     >>> from torch import nn
@@ -148,10 +152,10 @@ def fold(
     Args:
         model: the architecture, on the device to use; it is copied, not changed.
         members: a store, state dicts, modules or paths.
-        validation: re-iterable of ``(x, y, ...)`` in one order; no training and no test data.
-        refresh: re-iterable of ``x`` or ``(x, y, ...)`` that batch-norm statistics are estimated
-            on: training data, without augmentation.
-        num_images: as many are used for that; None uses all.
+        validation: re-iterable of ``(x, y, ...)`` in one order; neither training nor test data.
+        refresh: re-iterable of ``x`` or ``(x, y, ...)`` for estimating batch-norm statistics:
+            training data, without augmentation.
+        num_images: how many images estimate the statistics; None uses all.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
 
@@ -181,13 +185,13 @@ def fold_greedily(
     ensemble: Scores,
     measure: Callable[[dict[str, Tensor]], Candidate],
 ) -> Fold:
-    """Fold members whose validation figures are known, as :func:`fold` says.
+    """Fold members whose validation scores are known; see :func:`fold`.
 
     Args:
         members: a store, state dicts, modules or paths.
-        figures: of each.
-        ensemble: those of their averaged probabilities.
-        measure: turns averaged weights into a candidate, batch-norm statistics estimated anew.
+        figures: the scores of each member.
+        ensemble: the scores of their averaged probabilities.
+        measure: turns averaged weights into a candidate with its own batch-norm statistics.
     """
     best, *others = sorted(range(len(figures)), key=lambda position: figures[position].nll)
     network = Candidate(canonical_state(members[best]), figures[best])
@@ -205,7 +209,7 @@ def fold_greedily(
 
 
 def scores_of(probs: Tensor, targets: Tensor) -> Scores:
-    """Return the figures of probabilities (N, C) for targets (N,)."""
+    """Return the scores of probabilities (N, C) for targets (N,)."""
     if not bool(torch.isfinite(probs).all()):
         return NOT_FINITE
     return Scores(metrics.error(probs, targets), metrics.nll(probs, targets))
@@ -230,7 +234,7 @@ class _Bench:
         self.targets: Tensor | None = None
 
     def measure(self, state: dict[str, Tensor]) -> Candidate:
-        """Return what averaged weights become with batch-norm statistics of their own."""
+        """Return the candidate of averaged weights, with their own batch-norm statistics."""
         self.model.load_state_dict(state)
         images = refresh_batch_norm(
             self.model, self.refresh, num_images=self.num_images, forward_fn=self.forward_fn
@@ -239,7 +243,7 @@ class _Bench:
         return Candidate(canonical_state(self.model), self.figures(probs), probs, images)
 
     def predict(self) -> Tensor:
-        """Return validation probabilities (N, C) float64, of the weights in the model."""
+        """Return the model's validation probabilities (N, C), float64."""
         probs, labels = [], []
         for batch, logits in predict_logits(
             self.model, self.validation, forward_fn=self.forward_fn
@@ -250,15 +254,13 @@ class _Bench:
         return torch.cat(probs)
 
     def figures(self, probs: Tensor) -> Scores:
-        """Return the validation figures of probabilities (N, C)."""
+        """Return the validation scores of probabilities (N, C)."""
         assert self.targets is not None, "nothing was predicted yet"
         return scores_of(probs, self.targets)
 
     def _check_order(self, targets: Tensor) -> None:
         if self.targets is not None and not torch.equal(self.targets, targets):
-            raise UserError(
-                "validation batches come in another order at each pass; switch shuffling off"
-            )
+            raise reordered("validation batches")
         self.targets = targets
 
 

@@ -1,4 +1,4 @@
-"""Predictions of each member on disk, so that no member is evaluated twice."""
+"""The predictions of each member on disk, so that no member is evaluated twice."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class PredictionFile:
     """An ``.npz`` of class probabilities per member.
 
     Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
-    ``probabilities`` (S, N, C) float32. The file is rewritten whole after each member.
+    ``probabilities`` (S, N, C) float32. The whole file is written again after each member.
 
     Args:
-        path: the file; read where it exists.
+        path: the file; read if it exists.
         targets: labels (N,) of the split.
 
     Raises:
-        UserError: the file cannot be read, or is of other targets.
+        UserError: the file cannot be read, or has other targets.
     """
 
     def __init__(self, path: Path, targets: Tensor) -> None:
@@ -49,14 +49,17 @@ class PredictionFile:
             and len(names) == len(keys) == len(probs)
             and probs.shape[1] == len(stored["targets"])
         ):
-            raise UserError(f"{self.path} is damaged: its arrays do not belong together; delete it")
+            raise UserError(f"{self.path} is damaged: its arrays do not fit together; delete it")
         rows = zip(names, keys, probs, strict=True)
         self._members = {str(name): (str(key), row) for name, key, row in rows}
         if not np.array_equal(stored["targets"], self.targets):
-            raise UserError(f"{self.path} was made from other labels than the data has now")
+            raise UserError(
+                f"{self.path} was made for other labels than the data has now; restore the data, "
+                "or use another folder"
+            )
 
     def get(self, member: str, sha256: str) -> Tensor | None:
-        """Return the stored probabilities (N, C) of a member with exactly these weights."""
+        """Return a member's stored probabilities (N, C) if its weights are these, else None."""
         key, probs = self._members.get(member, ("", None))
         return torch.from_numpy(probs).double() if key == sha256 and probs is not None else None
 
@@ -66,7 +69,7 @@ class PredictionFile:
         return list(self._members)
 
     def __contains__(self, member: str) -> bool:
-        """Say whether there is a prediction of the member."""
+        """Return whether there is a prediction of the member."""
         return member in self._members
 
     def probabilities(self, member: str) -> Tensor:
@@ -81,14 +84,14 @@ class PredictionFile:
         return mean.value
 
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
-        """Store a member's probabilities (N, C); return them as they were rounded."""
+        """Store a member's probabilities (N, C); return them as rounded for the file."""
         rounded = probs.float().numpy().copy()
         self._members[member] = (sha256, rounded)
         self._write()
         return torch.from_numpy(rounded).double()
 
     def keep(self, members: Iterable[str]) -> None:
-        """Drop all members but those named, and put them in that order."""
+        """Keep only the named members, in that order."""
         wanted = {name: self._members[name] for name in members if name in self._members}
         if list(wanted) != list(self._members):
             self._members = wanted
@@ -109,11 +112,11 @@ class PredictionFile:
 
 
 class MemberPredictions:
-    """Predictions of each member on the test images and on OOD images.
+    """The predictions of each member on the test images and on OOD images.
 
-    They are kept in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of OOD images, under
-    the same names and keys; the targets of OOD images are 0. ``test`` and ``ood`` (by name)
-    are the files; ``parts`` are all of them, each with its batches.
+    They are stored in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of OOD images, under
+    the same names and keys; the targets of OOD images are 0. ``test`` and ``ood`` (by name) are
+    the files; ``parts`` lists all of them, each with its batches.
 
     Args:
         folder: of the files.
@@ -121,7 +124,7 @@ class MemberPredictions:
         ood: batches of OOD images by name.
 
     Raises:
-        UserError: a file cannot be read, or is of other targets.
+        UserError: a file cannot be read, or has other targets.
     """
 
     def __init__(
@@ -139,16 +142,16 @@ class MemberPredictions:
         ]
 
     def complete(self, member: str, sha256: str) -> bool:
-        """Say whether a member with exactly these weights is predicted on all images."""
+        """Return whether a member with exactly these weights has predicted all images."""
         return all(file.get(member, sha256) is not None for file, _ in self.parts)
 
     def predict(self, member: str, sha256: str, predict: Callable[[EvalBatches], Tensor]) -> Tensor:
-        """Predict with a member what is not predicted yet; return its test probabilities (N, C).
+        """Store a member's missing predictions; return its test probabilities (N, C).
 
         Args:
             member: its name.
             sha256: of its weights.
-            predict: from batches to probabilities, asked only for what is missing.
+            predict: returns the probabilities for batches; called only for missing predictions.
         """
         for file, batches in self.parts:
             if file.get(member, sha256) is None:
@@ -156,7 +159,7 @@ class MemberPredictions:
         return self.test.probabilities(member)
 
     def keep(self, members: Iterable[str]) -> None:
-        """Drop all members but those named, and put them in that order."""
+        """Keep only the named members, in that order."""
         names = list(members)
         for file, _ in self.parts:
             file.keep(names)

@@ -19,9 +19,9 @@ SCHEMA_VERSION = 1
 class SnapshotStore:
     """A folder of snapshots: ``0001.safetensors``, ... and ``index.json``.
 
-    A snapshot exists once the index names it; files are written whole or not at all, so an
-    interruption leaves the earlier snapshots as they were. The index records, for each snapshot,
-    its file, the SHA-256 of that file and the facts given to :meth:`append`.
+    A snapshot exists once the index names it. Files are written completely or not at all, so an
+    interruption does not harm earlier snapshots. For each snapshot the index records its file,
+    the SHA-256 of that file and the facts given to :meth:`append`.
 
     Args:
         path: the folder; made at the first :meth:`append`.
@@ -54,22 +54,22 @@ class SnapshotStore:
         self._index = index
 
     def append(self, model: Weights, **facts: Any) -> Path:
-        """Keep the model's parameters and buffers, with ``facts`` in the index.
+        """Save the model's parameters and buffers, and ``facts`` in the index.
 
         Args:
-            model: a module (wrapped by ``torch.compile`` or data-parallel or not), a state dict
-                or a path.
-            facts: JSON values to remember: step, epoch, learning rate, validation figures.
+            model: a module (compilation and data-parallel wrappers are bypassed), a state dict or
+                a path.
+            facts: JSON values to record: step, epoch, learning rate, validation scores.
 
         Returns:
-            The file written.
+            The new file.
 
         Raises:
-            UserError: a fact is called ``file`` or ``sha256``, which the index has itself.
-            OSError: it could not be written; the store is as it was.
+            UserError: a fact is called ``file`` or ``sha256``, names that the index uses.
+            OSError: the file could not be written; the store is unchanged.
         """
         if taken := {"file", "sha256"} & set(facts):
-            raise UserError(f"the index has a {taken.pop()!r} of its own; name the fact otherwise")
+            raise UserError(f"the index uses {taken.pop()!r} itself; give the fact another name")
         data = encode_weights(canonical_state(model))
         name = f"{len(self) + 1:04d}.safetensors"
         write_bytes(self.path / name, data)
@@ -81,7 +81,7 @@ class SnapshotStore:
         return dict(self._index[position])
 
     def truncate(self, length: int) -> None:
-        """Drop all but the first ``length`` snapshots, and files the index does not name."""
+        """Keep only the first ``length`` snapshots; remove files that the index does not name."""
         if length < len(self):
             self._write_index(self._index[:length])
         named = {entry["file"] for entry in self._index}
@@ -98,7 +98,7 @@ class SnapshotStore:
         return len(self._index)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Load one snapshot after the other."""
+        """Load the snapshots one by one."""
         return (self[position] for position in range(len(self)))
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
@@ -106,12 +106,12 @@ class SnapshotStore:
 
         Raises:
             IndexError: no such snapshot.
-            UserError: its file is missing, or is not what was written.
+            UserError: its file is missing or does not match its checksum.
         """
         entry = self._index[position]
         file = self.path / entry["file"]
         if not file.is_file():
-            raise UserError(f"snapshot {file} is missing, though index.json names it")
+            raise UserError(f"snapshot {file} is missing, but index.json names it")
         data = file.read_bytes()
         if sha256(data) != entry["sha256"]:
             raise UserError(

@@ -188,7 +188,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(
 @pytest.mark.parametrize("targets", [[2, 0, 1, 0], [2, 0, 1], [2, 0, 1, 1, 1]])
 def test_predictions_of_other_labels_are_refused(tmp_path: Path, targets: list[int]) -> None:
     file = file_with(tmp_path, "a")
-    message = r"test\.npz was made from other labels than the data has now$"
+    message = r"test\.npz was made for other labels than the data has now; restore the data, or use"
     with pytest.raises(UserError, match=message):
         PredictionFile(file.path, torch.tensor(targets))
 
@@ -340,6 +340,8 @@ def test_without_foreign_images_there_is_one_file(tmp_path: Path) -> None:
 
 def test_foreign_predictions_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
     members_in(tmp_path).predict("a", "sha", Predictor(0))
-    message = r"ood-noise\.npz was made from other labels than the data has now$"
+    message = (
+        r"ood-noise\.npz was made for other labels than the data has now; restore the data, or use"
+    )
     with pytest.raises(UserError, match=message):
         MemberPredictions(tmp_path, BATCHES[4], {"noise": BATCHES[3]})

@@ -165,7 +165,7 @@ def flip_last_byte(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (Path.unlink, "snapshot .*0002.safetensors is missing, though index.json names it"),
+        (Path.unlink, "snapshot .*0002.safetensors is missing, but index.json names it"),
         (truncate_file, "snapshot .*0002.safetensors does not match its checksum"),
         (flip_last_byte, "snapshot .*0002.safetensors does not match its checksum"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.networks import refresh_batch_norm
+from fge.networks import nothing_yielded, refresh_batch_norm
 
 
 def data(count: int, *shape: int, seed: int = 0) -> Tensor:
@@ -391,7 +391,7 @@ def test_no_data_is_refused_and_changes_nothing(batches: list[Tensor]) -> None:
     layer = layer_of(3)
     refresh_batch_norm(layer, [data(4, 3)])
     before = everything(layer)
-    with pytest.raises(UserError, match="batches yielded nothing"):
+    with pytest.raises(UserError, match=f"^{nothing_yielded()}$"):
         refresh_batch_norm(layer, batches)
     assert everything(layer) == before
 
