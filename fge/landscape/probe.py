@@ -9,26 +9,26 @@ import torch
 from fge.data import EvalBatches
 from fge.errors import DivergenceError, UserError
 from fge.landscape.sharpness import top_eigenvalues
-from fge.networks import preserved
+from fge.networks import first_not_finite, preserved
 from fge.train import Learner
 
 PROBE_IMAGES = 1024
-"""Training images whose mean loss is looked at, as many as ``python cli.py sharpness`` takes."""
+"""Training images for the mean loss; ``python cli.py sharpness`` uses as many."""
 
 
 class SharpnessProbe:
-    """Measures the top Hessian eigenvalue at the end of every so many epochs and at snapshots.
+    """Measures the top Hessian eigenvalue after every ``every`` epochs and at snapshots.
 
-    The Hessian is that of the learner's loss, averaged over fixed images, without weight decay,
-    with batch norm in evaluation mode and without autocast; see
-    :func:`fge.landscape.top_eigenvalues`. What is trained stays as it is, bit for bit: weights,
-    gradients, buffers, the optimizer's state, modes, and what is drawn from PyTorch's generators.
-    What comes out follows from the weights and the seed alone. At a snapshot they are the weights
-    that are kept: of the method ``ema``, the average.
+    The Hessian is that of the learner's mean loss over fixed images, without weight decay, with
+    batch norm in evaluation mode and without autocast; see
+    :func:`fge.landscape.top_eigenvalues`. The measurement does not change the training, bit for
+    bit: weights, gradients, buffers, the optimizer's state, modes and PyTorch's generators. The
+    result depends only on the weights and the seed. At a snapshot the weights are those saved: for
+    the method ``ema``, the average.
 
     Args:
         batches: the images, not augmented.
-        every: epochs from one measurement to the next.
+        every: epochs between measurements.
         seed: of the start vectors.
 
     Raises:
@@ -37,7 +37,7 @@ class SharpnessProbe:
 
     def __init__(self, batches: EvalBatches, every: int, *, seed: int = 0) -> None:
         if every < 1:
-            raise UserError(f"a probe measures every 1 epoch or more, got {every}")
+            raise UserError(f"every must be >= 1 epoch, got {every}")
         self.batches = batches
         self.every = every
         self.seed = seed
@@ -46,16 +46,16 @@ class SharpnessProbe:
     def measure(
         self, learner: Learner, stage: str, epoch: int, lr: float, snapshot: bool
     ) -> list[dict[str, Any]]:
-        """Return the record of a measurement, if one is due here, in a list; else an empty one.
+        """Return a list with the record of a measurement, or an empty list if none is due.
 
-        At an epoch's end that is a snapshot too, the snapshot's is the only one.
+        If a snapshot is saved at the end of an epoch, only the snapshot is measured.
 
         Args:
-            learner: whose model is measured.
+            learner: its model is measured.
             stage: of the training.
             epoch: completed epochs.
-            lr: the learning rate that a snapshot kept now belongs to.
-            snapshot: whether a snapshot is kept here, or an epoch ends.
+            lr: the learning rate of a snapshot saved now.
+            snapshot: whether a snapshot is saved; otherwise an epoch ends.
 
         Returns:
             ``event`` ("sharpness"), ``stage``, ``epoch``, ``lr``, ``snapshot``, ``eigenvalue``
@@ -66,29 +66,29 @@ class SharpnessProbe:
 
         Raises:
             DivergenceError: the weights are not finite.
-            UserError: the loss is not twice differentiable, or a product is not finite; it names
-                the epoch.
+            UserError: the loss is not twice differentiable, or a product is not finite; the
+                message names the epoch.
         """
         if snapshot:
             self._snapshot = stage, epoch
         elif epoch % self.every or self._snapshot == (stage, epoch):
             return []
-        _check_weights(learner, epoch, lr)
+        _check_finite(learner, epoch, lr)
         try:
             return [self._record(learner, stage, epoch, lr, snapshot)]
         except UserError as error:
             raise UserError(
-                f"sharpness after epoch {epoch} of stage {stage!r}: {error}; the training before "
-                "this epoch is kept: go on without measuring by --resume --sharpness-every 0"
+                f"sharpness after epoch {epoch} of stage {stage!r}: {error}; the training up to "
+                "this epoch is saved: continue without measuring with --resume --sharpness-every 0"
             ) from None
 
     def _record(
         self, learner: Learner, stage: str, epoch: int, lr: float, snapshot: bool
     ) -> dict[str, Any]:
         devices = [learner.device] if learner.device.type == "cuda" else []
-        # A model of the user's may draw, or write into its buffers, in evaluation mode too.
+        # A user's model may draw random numbers or write buffers in evaluation mode too.
         with preserved(learner.model), torch.random.fork_rng(devices):
-            found = top_eigenvalues(
+            top = top_eigenvalues(
                 learner.model,
                 learner.loss_fn,
                 self.batches,
@@ -101,20 +101,20 @@ class SharpnessProbe:
             "epoch": epoch,
             "lr": lr,
             "snapshot": snapshot,
-            "eigenvalue": float(found.values[0]),
-            "residual": float(found.residuals[0]),
-            "converged": found.converged,
+            "eigenvalue": float(top.values[0]),
+            "residual": float(top.residuals[0]),
+            "converged": top.converged,
             "examples": len(self.batches.split),
-            "products": found.hessian_products,
-            "gradients": round(found.gradient_cost, 4),
+            "products": top.hessian_products,
+            "gradients": round(top.gradient_cost, 4),
         }
 
 
-def _check_weights(learner: Learner, epoch: int, lr: float) -> None:
-    """Tell training that has diverged from a loss without second derivatives."""
-    for name, parameter in learner.model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise DivergenceError(
-                f"the weights {name!r} are not finite after epoch {epoch}, learning rate {lr:g} "
-                "next; lower the learning rates"
-            )
+def _check_finite(learner: Learner, epoch: int, lr: float) -> None:
+    """Report diverged weights as such, and not as a loss without second derivatives."""
+    name = first_not_finite(learner.model.named_parameters())
+    if name is not None:
+        raise DivergenceError(
+            f"the weights {name!r} are not finite after epoch {epoch}, with learning rate {lr:g} "
+            "next; lower the learning rates"
+        )

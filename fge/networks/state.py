@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,13 @@ def misshapen(source: object, name: str, tensor: Tensor, wanted: Tensor) -> User
         f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, "
         f"the model needs {tuple(wanted.shape)}"
     )
+
+
+def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor with NaN or infinity; waits for the device once."""
+    named = list(tensors)
+    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+    return next((name for (name, _), sound in zip(named, finite, strict=True) if not sound), None)
 
 
 def not_finite(source: object, name: str) -> UserError:

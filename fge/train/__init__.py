@@ -1,4 +1,4 @@
-"""Schedules, recipes, methods, one learner and one loop; nothing on disk."""
+"""Schedules, recipes, methods, one learner and one loop; it writes no files."""
 
 from fge.train.learner import EmaLearner, Learner, Speed
 from fge.train.loop import Batches, EpochEnd, diverged, train

@@ -1,4 +1,4 @@
-"""Forward and backward of full batches, recorded once as a CUDA graph and replayed."""
+"""Forward and backward passes of full batches, recorded once as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 3
-"""Batches that run as usual first: kernels are chosen and compiled then, not while recording."""
+"""Ordinary batches before recording, during which kernels are chosen and compiled."""
 
 
 class Recording(NamedTuple):
-    """What a replay writes into: the loss and each parameter's gradient; and the replay."""
+    """A recorded graph: the loss and gradients that it writes, and the call that replays it."""
 
     loss: Tensor
     gradients: list[Tensor | None]
@@ -23,15 +23,14 @@ class Recording(NamedTuple):
 class GraphedPass:
     """Computes the loss and the gradients of a batch by replaying one recorded CUDA graph.
 
-    Launching its kernels one by one takes the host longer than a small network takes the GPU. A
-    graph is launched at once. Python in the model runs only while the graph is recorded, so the
-    model must do the same work for every batch. Batches of another form than the recorded one are
-    computed as usual.
+    For a small network the host takes longer to launch the kernels one by one than the GPU to run
+    them; a graph is one launch. Python code in the model runs only during recording, so the model
+    must do the same work for every batch. Batches of another form run without the graph.
 
     Args:
         compute: ``compute(batch) -> loss``: adds the gradients to those of the parameters and
             returns the detached loss.
-        parameters: whose gradients are computed.
+        parameters: the parameters that get gradients.
     """
 
     def __init__(self, compute: Callable[[Any], Tensor], parameters: Iterable[nn.Parameter]):
@@ -42,7 +41,7 @@ class GraphedPass:
         self._recording: Recording | None = None
 
     def __call__(self, batch: Any) -> Tensor:
-        """Return the loss of a batch, and leave its gradients in the parameters."""
+        """Return the loss of a batch; its gradients are in the parameters."""
         if self._recording is None:
             if self._warmed_up < WARM_UP or not _is_plain(batch):
                 self._warmed_up += 1
@@ -59,7 +58,7 @@ class GraphedPass:
         return self._recording.loss.clone()  # the next replay overwrites it
 
     def _fits(self, batch: Any) -> bool:
-        """Say whether the batch has the form of the recorded one."""
+        """Return whether the batch has the form of the recorded one."""
         return (
             _is_plain(batch)
             and len(batch) == len(self._inputs)
@@ -77,7 +76,7 @@ def _is_plain(batch: Any) -> bool:
 def record(work: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Recording:
     """Record ``work``, which returns a loss and adds to the parameters' gradients, as a graph."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads (pinning memory, say) may use the device while this one records.
+    # Other threads (pinning memory, for example) may use the device during recording.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         loss = work()
     return Recording(loss, [parameter.grad for parameter in parameters], graph.replay)

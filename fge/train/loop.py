@@ -1,4 +1,4 @@
-"""The one training loop: epochs of optimizer steps under a schedule, with hooks for the caller."""
+"""The training loop: epochs of optimizer steps with a schedule, and callbacks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from fge.errors import DivergenceError
+from fge.networks import first_not_finite
 from fge.train.learner import Learner
 from fge.train.schedules import ClosedFormLR
 
 _CHECK_EVERY = 50
-"""Steps between looks at the loss."""
+"""Steps between checks of the loss."""
 
 
 class Batches(Protocol):
-    """A re-iterable of ``(inputs, targets, ...)``; ``set_epoch`` is called where there is one."""
+    """A re-iterable of ``(inputs, targets, ...)``; its ``set_epoch``, if any, is called."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate once over the epoch."""
+        """Iterate over one epoch."""
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -30,7 +31,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What one epoch came to: 0-based ``epoch``, mean training loss (nats), images seen."""
+    """The result of an epoch: its 0-based number, mean training loss (nats), number of images."""
 
     epoch: int
     train_loss: float
@@ -50,23 +51,23 @@ def train(
 ) -> None:
     """Train for the epochs [first_epoch, last_epoch), one schedule step per optimizer step.
 
-    Each epoch begins with a seed of its own for what the model draws (dropout), so that training
-    can go on from the end of any epoch. Of several processes each draws differently. They call
-    back together, and where one fails there, all do.
+    Each epoch sets its own seed for random numbers in the model (dropout), so training can resume
+    at the end of any epoch. With several processes each draws different numbers; they run the
+    callbacks together, and if one fails there, all fail.
 
     Args:
-        learner: what is trained.
-        schedule: sets the learning rates; is asked after each step whether it is ``at_minimum``.
+        learner: the model with its optimizer.
+        schedule: sets the learning rates; its ``at_minimum`` is checked after each step.
         batches: iterated once per epoch.
         first_epoch: 0-based.
-        last_epoch: the epoch before which to stop.
-        seed: of the model's own randomness.
-        on_minimum: called with the number of completed epochs, counting a finished one, whenever
-            the schedule is at a minimum.
-        on_epoch: called at the end of each epoch.
+        last_epoch: one past the last epoch.
+        seed: of random numbers in the model.
+        on_minimum: called with the number of completed epochs, the current one included if it
+            ends here, whenever the schedule is at a minimum.
+        on_epoch: called after each epoch.
 
     Raises:
-        DivergenceError: the loss is not finite; it names the step and the learning rate.
+        DivergenceError: the loss is not finite; the message names the step and the learning rate.
     """
     for epoch in range(first_epoch, last_epoch):
         if hasattr(batches, "set_epoch"):
@@ -97,29 +98,27 @@ def train(
 
 
 def _check_weights(learner: Learner, step: int, rate: float) -> None:
-    """Check what no loss has seen yet: weights and running statistics after the last step."""
+    """Check weights and running statistics, which no loss has used since the last step."""
     statistics = [
         (f"{name}.{kind}", getattr(module, kind))
         for name, module in learner.model.named_modules()
         for kind in ("running_mean", "running_var")
         if isinstance(getattr(module, kind, None), Tensor)
     ]
-    named = [*learner.model.named_parameters(), *statistics]
-    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named])
-    for (name, _), sound in zip(named, finite.tolist(), strict=True):
-        if not sound:
-            raise diverged(f"the weights {name!r} are not finite", step, rate)
+    name = first_not_finite([*learner.model.named_parameters(), *statistics])
+    if name is not None:
+        raise diverged(f"the weights {name!r} are not finite", step, rate)
 
 
 def diverged(what: str, step: int, rate: float) -> DivergenceError:
-    """Return the error that names the 0-based step and the learning rate."""
+    """Return the error for divergence at a 0-based step and a learning rate."""
     return DivergenceError(
         f"{what} after step {step} with learning rate {rate:g}; lower the learning rates"
     )
 
 
 class _Losses:
-    """The losses of an epoch, fetched from the device without waiting for it."""
+    """The losses of an epoch, copied from the device without waiting for it."""
 
     def __init__(self, first_step: int) -> None:
         self.first_step = first_step
@@ -141,16 +140,12 @@ class _Losses:
             self._look(wait=False)
 
     def check(self) -> None:
-        """Look at all losses so far.
-
-        Raises:
-            DivergenceError: one is not finite.
-        """
+        """Check all losses so far; wait for those still on the device."""
         self._fetch()
         self._look(wait=True)
 
     def _fetch(self) -> None:
-        """Send the losses to the host; on a GPU without waiting until they are there."""
+        """Start copying the losses to the host; on a GPU, do not wait for them to arrive."""
         if not self._unchecked:
             return
         losses, event = torch.stack(self._unchecked), None

@@ -1,7 +1,7 @@
-"""What the methods are, as data: stages of training, a recipe, and what is averaged.
+"""The methods as data: training stages, a recipe, and what is averaged.
 
-A method of your own is one :class:`Method` more; ``python cli.py train --method
-package.module:name`` runs it, and ``compare`` sets it beside the others.
+To add your own, write a :class:`Method`: ``python cli.py train --method package.module:name`` runs
+it, and ``compare`` compares it with the others.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from fge.train.schedules import (
 )
 
 SAMPLING = 0.1
-"""The part of a cycle in which csgld adds noise: the last 5 of 50 epochs (the reference
+"""The fraction of a cycle in which csgld adds noise: the last 5 of 50 epochs (reference
 implementation of arXiv 1902.03932)."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make a prediction out of one training run.
+    """A way to get a prediction from one training run.
 
     ``stages(config)``: schedules and snapshot rules; the last stage's snapshots are the members.
     ``combine``: average their probabilities, or their weights (batch norm refreshed).
-    ``recipe(config)``: optimizer, batch size and augmentation. ``ema_decay(config)``: where it is
-    given, snapshots keep the exponential average of the weights with this decay per step.
+    ``recipe(config)``: optimizer, batch size and augmentation. ``ema_decay(config)``: if given,
+    snapshots hold the exponential average of the weights with this decay per step.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Method:
 def fge_stages(config: CycleConfig) -> list[Stage]:
     """Return the stages of an FGE run (arXiv 1802.10026, section 4).
 
-    A conventional start, then cycles of the learning rate up to the last minimum within the
-    budget; with ``single``, the conventional schedule goes on from the same start to its end.
+    A conventional start, then cycles of the learning rate until the last minimum within the
+    budget. With ``single``, the conventional schedule also continues from the same start.
     """
     start = config.first_cycle_epoch
     stages = [
@@ -84,12 +84,12 @@ def fge_stages(config: CycleConfig) -> list[Stage]:
 
 
 def single_stages(config: MethodConfig) -> list[Stage]:
-    """Return the one stage of conventional training, which keeps the network at its end."""
+    """Return the single stage of conventional training; its snapshot is the final network."""
     return [_whole("single", config)]
 
 
 def ema_stages(config: MethodConfig) -> list[Stage]:
-    """Return the one stage of conventional training, of whose weights the average is kept."""
+    """Return the single stage of conventional training; its snapshot is the EMA of the weights."""
     return [_whole("ema", config)]
 
 
@@ -106,7 +106,7 @@ def csgld_stages(config: MethodConfig) -> list[Stage]:
 
 
 def csgld_recipe(config: MethodConfig) -> Recipe:
-    """Return the recipe of cyclical SGLD: no momentum, and a learning rate of its own."""
+    """Return the recipe of cyclical SGLD: no momentum, and its own learning rate."""
     usual = endpoint_recipe(config)
     description = "stochastic gradient Langevin dynamics"
     return replace(
@@ -142,30 +142,30 @@ METHODS: dict[str, Method] = {
 }
 assert tuple(METHODS) == METHOD_NAMES
 
-_OTHER_LINES = ("last-snapshot", "best-snapshot", "fold", "ensemble")
-"""Lines of a run's report beside its method's own; and ``swa``, unless that averages weights."""
+_OTHER_ROWS = ("last-snapshot", "best-snapshot", "fold", "ensemble")
+"""Other rows of a run's report; ``swa`` is one too, unless the method averages weights."""
 
 
 def find_method(name: str) -> Method:
     """Return a method by its name, or the user's own as ``package.module:method``.
 
     Raises:
-        UserError: there is none of that name, it cannot be imported, is no method, or bears the
-            name of another line of its report.
+        UserError: the name is unknown, it cannot be imported, is not a ``Method``, or has the name
+            of another row of its report.
     """
     if not is_factory(name):
         if name not in METHODS:
             raise unknown("method", name, METHODS)
         return METHODS[name]
-    found = import_named(name, "method")
-    if not isinstance(found, Method):
-        raise UserError(f"{name} must be an fge.methods.Method, got a {type(found).__name__}")
-    taken = _OTHER_LINES if found.combine == "weights" else (*_OTHER_LINES, "swa")
-    if found.name in taken:
+    method = import_named(name, "method")
+    if not isinstance(method, Method):
+        raise UserError(f"{name} must be an fge.methods.Method, got a {type(method).__name__}")
+    taken = _OTHER_ROWS if method.combine == "weights" else (*_OTHER_ROWS, "swa")
+    if method.name in taken:
         raise UserError(
-            f"{name} bears the name {found.name!r} of another line of its report; rename it"
+            f"{name} has the name {method.name!r}, which is another row of its report; rename it"
         )
-    return found
+    return method
 
 
 def _whole(name: str, config: MethodConfig) -> Stage:
@@ -201,7 +201,7 @@ def _cosine(length: int, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFo
 def _sgld(
     config: MethodConfig, length: int, optimizer: Optimizer, steps_per_epoch: int
 ) -> ClosedFormLR:
-    """Return the schedule; the noise scale enters the temperature by its square."""
+    """Return the schedule; the temperature grows with the square of the noise scale."""
     examples = optimizer.defaults["examples"]
     usual = 1 / examples if config.csgld_temperature is None else config.csgld_temperature
     return CyclicalSGLDLR(

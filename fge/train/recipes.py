@@ -1,7 +1,7 @@
-"""Training recipes and stages, as data: a reference strategy, and others that differ in one thing.
+"""Training recipes and stages as data: a reference strategy, and others that differ in one thing.
 
 Strategies G and A-F of Gotmare et al. 2018 (arXiv 1806.06977) train networks that differ as much
-as networks can, to ask whether curves of low loss connect them nevertheless.
+as possible, to ask whether curves of low loss still connect them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from fge.config import RunConfig
-from fge.errors import UserError, check_at_least, check_positive, unknown
+from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 from fge.networks import unwrap
 from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
 from fge.train.sgld import SGLD
@@ -31,28 +31,28 @@ _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
 }
 _OPTIMIZERS = ("sgd", "adam", "sgld")
 ADAM_LR = 1e-3
-"""B's learning rate, which the source leaves open: Adam's own (arXiv 1412.6980, section 2)."""
+"""B's learning rate, not given in the source: Adam's default (arXiv 1412.6980, section 2)."""
 LARGE_BATCH_LR = 0.05
-"""A's learning rate, which the source leaves open: G's, so that only the batch differs (ours).
-The linear rule of arXiv 1706.02677 would make it 40 times that."""
+"""A's learning rate, which the source does not give: G's, so that only the batch size differs (our
+choice). The linear rule of arXiv 1706.02677 would give 40 times this rate."""
 SMALLER_WEIGHT_DECAY = 5e-6
-"""D's weight decay, which the source leaves open: a hundredth of G's (ours); 0 is allowed."""
+"""D's weight decay, which the source does not give: G's / 100 (our choice); 0 is allowed."""
 INIT_VARIANCE = 2.0
-"""E's factor on the variance, which the source leaves open (ours). The logits of a new VGG16
-without batch norm are a hundred times larger with it; with 3 they would be 2,600 times."""
+"""E's factor on the variance, which the source does not give (our choice). It makes the logits of
+a new VGG16 without batch norm a hundred times larger; 3 would make them 2,600 times larger."""
 OPTION_OF = {"large_batch_lr": "A", "adam_lr": "B", "weight_decay": "D", "init_variance": "E"}
-"""The options of :func:`recipe`, each with the one recipe that it belongs to."""
+"""The options of :func:`recipe`, each with its recipe."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: epochs [first_epoch, last_epoch) under one schedule.
+    """A part of a training: epochs [first_epoch, last_epoch) with one schedule.
 
     ``schedule(optimizer, steps_per_epoch)`` is at its first step when ``first_epoch`` begins. The
-    stage goes on from the weights and the optimizer's state at the end of the stage ``after``;
-    without one, from those that training has come to, at first the initial ones. Every stage
-    counts among the epochs of those behind it, also where they do not go on from it. Snapshots
-    go to the folder ``store``: where the schedule is ``at_minimum``, or at the end of the stage.
+    stage starts from the weights and the optimizer's state at the end of the stage ``after``; if
+    that is None, from the current ones, at first the initial ones. The epochs of a stage count for
+    every later stage, also for one that does not start from it. Snapshots go to the folder
+    ``store``, whenever the schedule is ``at_minimum`` or at the end of the stage (``keep``).
     """
 
     name: str
@@ -69,26 +69,26 @@ class Recipe:
     """How a network is trained.
 
     Raises:
-        UserError: a value out of its range, named.
+        UserError: a value is out of range; the message names it.
     """
 
     name: str
     optimizer: Literal["sgd", "adam", "sgld"]
     lr: float
-    """The rate that the schedule begins with."""
+    """The first learning rate of the schedule."""
     batch_size: int
-    """Images per step; :func:`batch_size` caps it by the data."""
+    """Images per step; :func:`batch_size` limits it to the size of the data."""
     momentum: float
-    """Of SGD, not dampened; for Adam its beta 1."""
+    """SGD's momentum, without dampening; for Adam, beta 1."""
     weight_decay: float
-    """L2 penalty: decay times the weights is added to the gradient, in Adam too (not AdamW)."""
+    """L2 penalty: decay times the weights is added to the gradient, for Adam too (not AdamW)."""
     schedule: Literal["step", "linear", "endpoint"]
     """:class:`StepsLR`, :class:`LinearDecayLR` or :class:`EndpointLR`."""
     init_scale: float = 1.0
-    """Factor on the standard deviation (the square root of that on the variance) of the initial
+    """Factor on the standard deviation (so its square is the factor on the variance) of the initial
     weights of linear and convolution layers."""
     augment: bool = True
-    """Whether training images are augmented; how is the run's own choice."""
+    """Whether training images are augmented; the run's options choose how."""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -101,8 +101,7 @@ class Recipe:
         check_at_least(1, batch_size=self.batch_size)
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
+        check_not_negative(weight_decay=self.weight_decay)
 
 
 _G = Recipe(
@@ -125,7 +124,7 @@ def _variant(name: str, description: str, **change: Any) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "G": _G,
     "A": _variant("A", "G with batches of 4000", batch_size=4000, lr=LARGE_BATCH_LR),
-    "B": _variant("B", "G with Adam, at a rate that suits it", optimizer="adam", lr=ADAM_LR),
+    "B": _variant("B", "G with Adam and a suitable rate", optimizer="adam", lr=ADAM_LR),
     "C": _variant("C", "G with a learning rate that falls linearly", schedule="linear"),
     "D": _variant("D", "G with a smaller weight decay", weight_decay=SMALLER_WEIGHT_DECAY),
     "E": _variant(
@@ -133,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "F": _variant("F", "G without augmentation", augment=False),
 }
-"""The strategies of arXiv 1806.06977: G for 200 epochs there, and what differs from it."""
+"""The strategies of arXiv 1806.06977: G (200 epochs there), and its variants."""
 
 
 def recipe(
@@ -144,20 +143,19 @@ def recipe(
     weight_decay: float | None = None,
     init_variance: float | None = None,
 ) -> Recipe:
-    """Return a recipe of ``RECIPES``, with another value for what the source leaves open.
+    """Return a recipe of ``RECIPES``, with another value for what the source does not give.
 
     Args:
         name: G, A, B, C, D, E or F.
         adam_lr: B's learning rate; by default ``ADAM_LR``.
         large_batch_lr: A's learning rate; by default ``LARGE_BATCH_LR``.
-        weight_decay: D's weight decay, below G's, 0 included; by default
-            ``SMALLER_WEIGHT_DECAY``.
+        weight_decay: D's weight decay, >= 0 and below G's; by default ``SMALLER_WEIGHT_DECAY``.
         init_variance: E's factor on the variance of the initial weights, above 1; by default
             ``INIT_VARIANCE``. The weights are multiplied by its square root.
 
     Raises:
-        UserError: there is no such recipe, an option of another recipe is given, or a value is
-            out of its range.
+        UserError: the recipe is unknown, an option belongs to another recipe, or a value is out of
+            range.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
@@ -173,15 +171,14 @@ def recipe(
             continue
         if OPTION_OF[option] != name:
             raise UserError(
-                f"{option} is an option of recipe {OPTION_OF[option]}, got it for {name}; "
-                "leave it out"
+                f"{option} is an option of recipe {OPTION_OF[option]}, not of {name}; leave it out"
             )
         result = replace(result, **_change(option, value))
     return result
 
 
 def _change(option: str, value: float) -> dict[str, Any]:
-    """Return the field of a recipe that the option sets, with its value."""
+    """Return the recipe's field that the option sets, with its value."""
     if option == "weight_decay":
         if not 0 <= value < _G.weight_decay:
             raise UserError(f"weight_decay of D must be in [0, {_G.weight_decay}), got {value}")
@@ -197,8 +194,8 @@ def _change(option: str, value: float) -> dict[str, Any]:
 def endpoint_recipe(config: RunConfig) -> Recipe:
     """Return this package's conventional training with the values of a run's options.
 
-    SGD at the rate that suits the model, under the endpoint schedule (arXiv 1802.10026); images
-    are augmented unless the options switch both mirroring and crops off.
+    SGD at the model's default rate with the endpoint schedule (arXiv 1802.10026); images are
+    augmented unless the options turn off both flips and crops.
     """
     return Recipe(
         "endpoint",
@@ -245,11 +242,7 @@ def make_optimizer(
 def make_schedule(
     recipe: Recipe, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int
 ) -> ClosedFormLR:
-    """Return the recipe's schedule over a budget of ``epochs``, at its first step.
-
-    Raises:
-        UserError: ``epochs`` or ``steps_per_epoch`` is below 1.
-    """
+    """Return the recipe's schedule for a budget of ``epochs``, at its first step."""
     check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
     make = _SCHEDULES[recipe.schedule]
     return make(optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
@@ -259,12 +252,12 @@ def make_schedule(
 def scale_initialisation(model: nn.Module, recipe: Recipe) -> None:
     """Multiply the weights of linear and convolution layers by ``init_scale``, in place.
 
-    Transposed convolutions count; biases, norm layers, embeddings and the parameters of other
-    modules stay. A weight shared by several layers is scaled once.
+    This includes transposed convolutions; biases, norm layers, embeddings and the parameters of
+    other modules stay unchanged. A weight shared by several layers is scaled once.
 
     Raises:
-        UserError: there is something to scale, and the model has no such layer, or one whose
-            weights are not there yet (a lazy layer) or computed from others (weight norm).
+        UserError: the scale is not 1, and the model has no such layer, or one whose weights do not
+            exist yet (a lazy layer) or are computed from others (weight norm).
     """
     if recipe.init_scale == 1:
         return
@@ -274,14 +267,14 @@ def scale_initialisation(model: nn.Module, recipe: Recipe) -> None:
             weight = module._parameters.get("weight")
             if weight is None or nn.parameter.is_lazy(weight):
                 raise UserError(
-                    f"the weights of layer {name!r} ({type(module).__name__}) cannot be scaled: "
-                    "they are not plain parameters (yet); run one batch through a lazy model, "
+                    f"the weights of layer {name!r} ({type(module).__name__}) cannot be scaled, "
+                    "they are not plain parameters (yet); call a lazy model on one batch first, "
                     "add weight norm later"
                 )
             weights[id(weight)] = weight
     if not weights:
         raise UserError(
-            f"recipe {recipe.name} scales the weights of linear and convolution layers, and the "
+            f"recipe {recipe.name} scales the weights of linear and convolution layers, but the "
             "model has none; use another recipe"
         )
     for weight in weights.values():
@@ -289,7 +282,7 @@ def scale_initialisation(model: nn.Module, recipe: Recipe) -> None:
 
 
 def batch_size(recipe: Recipe, train_size: int) -> int:
-    """Return the recipe's batch size, or ``train_size`` images where there are no more.
+    """Return the recipe's batch size, at most ``train_size``.
 
     Raises:
         UserError: ``train_size`` is below 1.
@@ -299,7 +292,7 @@ def batch_size(recipe: Recipe, train_size: int) -> int:
 
 
 def recipe_stages(recipe: Recipe, epochs: int, *, store: str = "network") -> list[Stage]:
-    """Return the training as its one stage, which keeps the network at its end in ``store``.
+    """Return a recipe's single stage; its snapshot in ``store`` is the final network.
 
     Raises:
         UserError: ``epochs`` is below 1.

@@ -12,14 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from fge.errors import UserError, check_at_least, check_learning_rates, check_not_negative
 
 STEP_MARKS = (0.3, 0.6, 0.8)
-"""Epochs 60, 120 and 160 of 200 as parts of the budget (arXiv 1806.06977)."""
+"""Epochs 60, 120 and 160 of 200 as fractions of the budget (arXiv 1806.06977)."""
 
 
 def triangular(step: int, *, max_lr: float, min_lr: float, cycle_steps: int) -> float:
     """Return the learning rate of FGE at a step, counted from 0.
 
     With u = (step mod c) / c for a cycle of c steps, the rate falls linearly from ``max_lr`` to
-    ``min_lr`` while u < 1/2 and rises back after (arXiv 1802.10026, equation 3)::
+    ``min_lr`` while u < 1/2 and then rises back (arXiv 1802.10026, equation 3)::
 
         max_lr * (1 - 2u) + min_lr * 2u            u <  1/2
         max_lr * (2u - 1) + min_lr * (2 - 2u)      u >= 1/2
@@ -51,15 +51,15 @@ def endpoint_factor(epoch: int, epochs: int) -> float:
 
 
 def mark_epochs(epochs: int, marks: Sequence[float] = STEP_MARKS) -> tuple[int, ...]:
-    """Return after how many epochs each mark is passed.
+    """Return the number of epochs after which each mark is passed.
 
-    A mark is rounded to the nearest number of epochs, halves upwards, and to 1 at least, so that
-    training starts at the base rate; in a short budget marks may coincide.
+    A mark is rounded to the nearest number of epochs, halves up, but at least 1, so that training
+    starts at the base rate. In a short budget marks may coincide.
 
     >>> mark_epochs(200), mark_epochs(40), mark_epochs(7), mark_epochs(1)
     ((60, 120, 160), (12, 24, 32), (2, 4, 6), (1, 1, 1))
     """
-    # The small term is for products such as 0.29 * 50, which come out just below their half.
+    # The small term corrects products such as 0.29 * 50, which are just below their half.
     return tuple(max(1, math.floor(mark * epochs + 0.5 + 1e-9)) for mark in marks)
 
 
@@ -68,7 +68,7 @@ def steps_factor(
 ) -> float:
     """Return the factor of the base rate in an epoch, counted from 1, of the stepwise schedule.
 
-    It is ``factor`` to the power of the number of marks that were passed before the epoch.
+    It is ``factor`` to the power of the number of marks passed before the epoch.
 
     >>> [round(steps_factor(e, 10), 4) for e in (1, 3, 4, 6, 7, 8, 9, 10)]
     [1.0, 1.0, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008]
@@ -80,8 +80,8 @@ def steps_factor(
 def linear_factor(step: int, steps: int, *, final_factor: float = 0.0) -> float:
     """Return the factor of the base rate at a step, counted from 0, of the linear schedule.
 
-    1 - (1 - final_factor) * step / steps: ``final_factor`` is reached when all steps are done, so
-    that no step is wasted on a rate of 0; it stays from there on.
+    1 - (1 - final_factor) * step / steps. ``final_factor`` is reached after the last step, so no
+    step is wasted on a rate of 0; later it stays constant.
 
     >>> [linear_factor(s, 4) for s in range(6)]
     [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
@@ -102,50 +102,50 @@ def cosine_factor(step: int, cycle_steps: int) -> float:
 
 
 class ClosedFormLR(LRScheduler):
-    """A schedule that is a function of the step alone, so that its state is its position."""
+    """A schedule that depends only on the step, so its state is the step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position; the options belong to the constructor."""
+        """Return the step; the options are not part of the state."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the saved position and set the learning rates that belong to it."""
+        """Restore the step and set its learning rates."""
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = self.last_epoch + 1
         self._last_lr = [float(rate) for rate in self.get_lr()]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], float | int):
                 group["lr"] = rate
-            else:  # a tensor, as capturable and compiled optimizers keep it
+            else:  # a tensor, as in capturable and compiled optimizers
                 group["lr"].fill_(rate)
 
     @property
     def at_minimum(self) -> bool:
-        """Whether the weights as they are now are to be kept."""
+        """Whether to save a snapshot of the current weights."""
         return False
 
     @property
     def rate_kept(self) -> float:
-        """The learning rate that a snapshot kept now belongs to: that of the next step."""
+        """The learning rate to record with a snapshot saved now: that of the next step."""
         return float(self.get_last_lr()[0])
 
 
 class TriangularLR(ClosedFormLR):
     """The cyclic learning rate of FGE: linear from ``max_lr`` to ``min_lr`` and back.
 
-    Call :meth:`step` after every optimizer step. ``at_minimum`` is true before the one step of a
-    cycle that would use ``min_lr``: the moment to keep a snapshot.
+    Call :meth:`step` after every optimizer step. ``at_minimum`` is true before the step of a cycle
+    that would use ``min_lr``: then save a snapshot.
 
     Args:
-        optimizer: its learning rates are set, the first at once.
+        optimizer: its learning rates are set, starting with the first.
         max_lr: rate at the start of a cycle; one number, or one per parameter group.
         min_lr: rate in the middle of a cycle; one number, or one per parameter group.
         cycle_steps: optimizer steps per cycle, even.
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
         UserError: ``cycle_steps`` is odd or below 2, a rate is negative, rates are in the wrong
-            order, or there is not one rate per parameter group.
+            order, or their number is not that of the parameter groups.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class TriangularLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         return [
             triangular(self.last_epoch, max_lr=high, min_lr=low, cycle_steps=self.cycle_steps)
             for high, low in zip(self.max_lrs, self.min_lrs, strict=True)
@@ -186,7 +186,7 @@ class EndpointLR(ClosedFormLR):
         optimizer: its learning rates are the base rates.
         epochs: length of the whole schedule.
         steps_per_epoch: optimizer steps per epoch.
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class EndpointLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         factor = endpoint_factor(self.last_epoch // self.steps_per_epoch + 1, self.epochs)
         return [base * factor for base in self.base_lrs]
 
@@ -205,16 +205,16 @@ class EndpointLR(ClosedFormLR):
 class StepsLR(ClosedFormLR):
     """A stepwise schedule: the rate is multiplied by ``factor`` at each mark of the budget.
 
-    By default divided by 5 after 30, 60 and 80 % of the epochs (strategy G of arXiv 1806.06977:
-    after 60, 120 and 160 of 200); :func:`mark_epochs` says how marks are rounded.
+    By default it is divided by 5 after 30, 60 and 80 % of the epochs (strategy G of arXiv
+    1806.06977: after 60, 120 and 160 of 200). Marks are rounded as in :func:`mark_epochs`.
 
     Args:
         optimizer: its learning rates are the base rates.
         epochs: length of the whole schedule.
         steps_per_epoch: optimizer steps per epoch.
-        marks: parts of the budget, between 0 and 1, rising.
-        factor: what the rate is multiplied by, between 0 and 1.
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        marks: fractions of the budget, between 0 and 1, rising.
+        factor: multiplies the rate at each mark, between 0 and 1.
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
         UserError: ``epochs`` or ``steps_per_epoch`` is below 1, marks are out of order or out of
@@ -244,7 +244,7 @@ class StepsLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         epoch = self.last_epoch // self.steps_per_epoch + 1
         factor = steps_factor(epoch, self.epochs, marks=self.marks, factor=self.factor)
         return [base * factor for base in self.base_lrs]
@@ -254,14 +254,14 @@ class LinearDecayLR(ClosedFormLR):
     """A schedule that falls linearly, step by step, over the whole budget.
 
     The step after the last would use ``final_factor`` times the base rate (strategy C of
-    arXiv 1806.06977 decays linearly; that it ends at 0 is this package's default).
+    arXiv 1806.06977 decays linearly; the end at 0 is this package's default).
 
     Args:
         optimizer: its learning rates are the base rates.
         epochs: length of the whole schedule.
         steps_per_epoch: optimizer steps per epoch.
-        final_factor: the part of the base rate that is left at the end, in [0, 1].
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        final_factor: the fraction of the base rate at the end, in [0, 1].
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
         UserError: ``epochs`` or ``steps_per_epoch`` is below 1, or ``final_factor`` is not in
@@ -285,21 +285,20 @@ class LinearDecayLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         factor = linear_factor(self.last_epoch, self.steps, final_factor=self.final_factor)
         return [base * factor for base in self.base_lrs]
 
 
 class CosineRestartsLR(ClosedFormLR):
-    """The learning rate of snapshot ensembles: a cosine that starts anew in every cycle.
+    """The learning rate of snapshot ensembles: a cosine that restarts in every cycle.
 
-    ``at_minimum`` is true when a cycle is complete: the moment to keep a snapshot (arXiv
-    1704.00109).
+    ``at_minimum`` is true at the end of a cycle: then save a snapshot (arXiv 1704.00109).
 
     Args:
         optimizer: its learning rates are the base rates.
         cycle_steps: optimizer steps per cycle.
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
         UserError: ``cycle_steps`` is below 1.
@@ -311,18 +310,18 @@ class CosineRestartsLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         factor = cosine_factor(self.last_epoch, self.cycle_steps)
         return [base * factor for base in self.base_lrs]
 
     @property
     def at_minimum(self) -> bool:
-        """Whether a cycle has just been completed."""
+        """Whether a cycle has just ended."""
         return self.last_epoch > 0 and self.last_epoch % self.cycle_steps == 0
 
     @property
     def rate_kept(self) -> float:
-        """The learning rate of the last step: the next one may start a cycle."""
+        """The learning rate of the last step, since the next step starts a cycle."""
         factor = cosine_factor(max(0, self.last_epoch - 1), self.cycle_steps)
         return float(self.base_lrs[0] * factor)
 
@@ -331,23 +330,22 @@ class CyclicalSGLDLR(CosineRestartsLR):
     """Learning rate and temperature of cyclical SGLD: each cycle explores first, then samples.
 
     In the exploration stage the optimizer's temperature is 0, which is plain SGD; in the last
-    ``sampling`` of each cycle it is ``temperature``. ``at_minimum`` is true at the end of each of
-    the last ``samples`` stretches of ``sample_steps`` steps of a cycle (Zhang et al. 2020, arXiv
-    1902.03932, algorithm 1). In cycles so short that the first of these stretches would begin
-    before the noise does, the noise begins with it: no sample is kept that has not had a whole
-    stretch of it.
+    fraction ``sampling`` of each cycle it is ``temperature``. The last ``samples`` intervals of
+    ``sample_steps`` steps in a cycle each end with a sample, where ``at_minimum`` is true (Zhang et
+    al. 2020, arXiv 1902.03932, algorithm 1). In a short cycle the noise starts earlier, with the
+    first of these intervals, so that every sample follows a full interval with noise.
 
     Args:
         optimizer: an :class:`fge.train.SGLD`, whose groups hold a ``temperature``.
         cycle_steps: optimizer steps per cycle, a multiple of ``sample_steps``.
         sample_steps: steps from one sample to the next: an epoch.
-        samples: kept per cycle.
-        sampling: the part of a cycle with noise, in (0, 1], at the least.
+        samples: samples per cycle.
+        sampling: the fraction of a cycle with noise, in (0, 1], at least.
         temperature: of the sampling stage.
-        last_epoch: the step to go on from, as in PyTorch's schedulers; -1 starts anew.
+        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
-        UserError: a value out of its range, or more samples than a cycle has stretches.
+        UserError: a value is out of range, or a cycle has fewer intervals than samples.
     """
 
     def __init__(
@@ -376,7 +374,7 @@ class CyclicalSGLDLR(CosineRestartsLR):
         super().__init__(optimizer, cycle_steps=cycle_steps, last_epoch=last_epoch)
 
     def get_lr(self) -> list[Any]:
-        """Return the learning rates at the present step; set the temperatures too."""
+        """Return the learning rates at the current step; set the temperatures too."""
         noisy_steps = max(self.cycle_steps * self.sampling, self.samples * self.sample_steps)
         noisy = self.last_epoch % self.cycle_steps >= self.cycle_steps - noisy_steps
         for group in self.optimizer.param_groups:
@@ -385,7 +383,7 @@ class CyclicalSGLDLR(CosineRestartsLR):
 
     @property
     def at_minimum(self) -> bool:
-        """Whether the weights as they are now are a sample to keep."""
+        """Whether the current weights are a sample to save."""
         if self.last_epoch <= 0 or self.last_epoch % self.sample_steps:
             return False
         left = -self.last_epoch % self.cycle_steps

@@ -13,18 +13,18 @@ from fge.errors import check_at_least
 
 
 class SGLD(SGD):
-    """SGD whose steps carry Gaussian noise; without momentum that is SGLD, with it SGHMC.
+    """SGD with Gaussian noise in each step: SGLD without momentum, SGHMC with momentum.
 
-    For the loss as a mean over N examples, whose gradient (decay included) is g, one step at
-    learning rate l, momentum m and temperature T is::
+    With g the gradient (decay included) of the mean loss over N examples, one step at learning
+    rate l, momentum m and temperature T is::
 
         v <- m v - l g + sqrt(2 l (1 - m) T / N) e,    e standard normal
         w <- w + v
 
     which samples from exp(-N loss / T) as l goes to 0 (Zhang et al. 2020, arXiv 1902.03932,
-    algorithm 1 and its reference implementation). The noise enters through the gradient, so that
-    the momentum holds it too. Each parameter group has a ``temperature``, 0 at first: plain SGD.
-    The noise comes from PyTorch's global generator of the parameter's device.
+    algorithm 1 and its reference implementation). The noise is added to the gradient, so the
+    momentum buffer contains it too. Each parameter group has a ``temperature``, at first 0 (plain
+    SGD). The noise comes from PyTorch's global generator of the parameter's device.
 
     Args:
         params: as for ``torch.optim.SGD``.
@@ -47,7 +47,7 @@ class SGLD(SGD):
         weight_decay: float = 0.0,
     ) -> None:
         check_at_least(1, examples=examples)
-        # Not fused: a gradient scaler would then leave the gradients scaled, unlike the noise.
+        # Not fused: with a fused optimizer a gradient scaler leaves the gradients scaled.
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.defaults |= {"examples": examples, "temperature": 0.0}
         for group in self.param_groups:
@@ -55,7 +55,7 @@ class SGLD(SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step, with noise where the temperature is above 0."""
+        """Take one step, with noise if the temperature is above 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -23,17 +23,17 @@ from fge.train.learner import Learner, Speed
 _TIMED_SECONDS = 1.0
 _MIN_TIMED, _MAX_TIMED = 3, 20
 _MIN_GAIN = 1.03
-"""A choice has to be faster by this factor: timings of a few steps scatter by some percent."""
+"""The speed-up that a choice needs: timings of a few steps vary by some percent."""
 _HOPED_COMPILE_GAIN = 1.4
 _COMPILE_SECONDS_BASE, _COMPILE_SECONDS_PER_LAYER = 25.0, 0.5
-"""Prior for the time that compiling takes, from convnet and preresnet20 on two cores."""
+"""Estimated compile time, from convnet and preresnet20 on two cores."""
 _LOSS_TOLERANCE = {"off": 1e-3, "bf16": 3e-2, "fp16": 3e-2}
-"""Relative difference of the loss that still counts as agreeing, by precision."""
+"""The largest relative difference of losses that agree, by precision."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and the sentences that say why."""
+    """The choice, and a sentence for each option that says why."""
 
     speed: Speed
     reasons: list[str]
@@ -48,22 +48,22 @@ def choose_speed(
     steps: int,
     own_model: bool = False,
 ) -> Choice:
-    """Settle ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
+    """Choose ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
     Candidates train copies of the model for a few steps on one batch; the model and the random
-    state are left as they were. A candidate is kept if it is faster and its loss agrees with that
-    of the plain model.
+    state are not changed. A candidate is chosen if it is faster and its loss agrees with that of
+    the plain model.
 
     Args:
         options: the four, each ``auto`` or fixed.
-        model: on its device, as it will be trained.
+        model: on its device, ready for training.
         inputs: one full batch (N, C, H, W).
         targets: its labels (N,).
-        steps: training steps that remain, against which compile time is weighed.
+        steps: remaining training steps, to decide whether compiling pays.
         own_model: the network is the user's own, which may do other work at each step.
 
     Raises:
-        UserError: what was asked for is not possible here.
+        UserError: a fixed option is not possible here.
     """
     check_speed(options, inputs.device)
     speed = Speed(
@@ -89,7 +89,7 @@ def choose_speed(
 
 
 def is_open(options: SpeedOptions, device: torch.device) -> bool:
-    """Say whether an option is left to measurement on this device."""
+    """Return whether an option is ``auto`` on this device."""
     graphs = options.cuda_graphs if device.type == "cuda" else "off"
     return "auto" in (options.channels_last, options.compile, options.amp, graphs)
 
@@ -97,7 +97,7 @@ def is_open(options: SpeedOptions, device: torch.device) -> bool:
 def _consider_graphs(trial: _Trial, speed: Speed, *, own_model: bool) -> Speed:
     if own_model:
         trial.reasons.append(
-            "cuda_graphs: off, a network of your own may do other work at each step; "
+            "cuda_graphs: off, because a network of your own may do different work in each step; "
             "if it does not, try --cuda-graphs on"
         )
         return speed
@@ -115,7 +115,7 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
     hoped = work * (1 - 1 / _HOPED_COMPILE_GAIN)
     if hoped < cost:
         trial.reasons.append(
-            f"compile: off, it would save at best about {hoped:.0f} s of the {work:.0f} s of "
+            f"compile: off, it would save at most about {hoped:.0f} s of the {work:.0f} s of "
             f"training and take about {cost:.0f} s"
         )
         return speed
@@ -123,10 +123,10 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
 
 
 def check_speed(options: SpeedOptions, device: torch.device) -> None:
-    """Check that compilation and CUDA graphs are possible where they are asked for.
+    """Check that compilation and CUDA graphs are possible if they are on.
 
     Raises:
-        UserError: one is asked for and is not possible.
+        UserError: one is on and not possible here.
     """
     if options.cuda_graphs == "on" and device.type != "cuda":
         raise UserError(
@@ -137,7 +137,7 @@ def check_speed(options: SpeedOptions, device: torch.device) -> None:
 
 
 def _compile_obstacle(device: torch.device) -> str | None:
-    """Return why ``torch.compile`` cannot work here, if that is plain beforehand."""
+    """Return a known reason why ``torch.compile`` cannot work here, or None."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "there is no C++ compiler"
     if device.type == "cuda" and not (
@@ -161,30 +161,30 @@ class _Trial:
         return self._run(speed)[0][0]
 
     def consider(self, name: str, candidate: Speed, present: Speed, steps: int = 0) -> Speed:
-        """Return the candidate where it is faster and agrees, else ``present``; say why."""
+        """Return the candidate if it is faster and its loss agrees, else ``present``; note why."""
         started = time.perf_counter()
         try:
             (before, loss), (after, new_loss) = self._run(present, candidate)
-        except Exception as error:  # whatever compilers and back ends raise
+        except Exception as error:  # compilers and back ends raise many types
             reason = str(error).strip().split("\n")[0][:120]
             self.reasons.append(f"{name}: off, it fails here ({type(error).__name__}: {reason})")
             return present
         spent = time.perf_counter() - started
         gain = before / after
         agrees = abs(new_loss - loss) <= _LOSS_TOLERANCE[candidate.amp] * max(abs(loss), 1.0)
-        # What compiling the copy cost is paid about once more for the model itself, less what the
-        # compiler's cache keeps; a gain that does not outweigh it is none.
+        # Compiling the model itself costs about as much again, less what the compiler's cache
+        # saves; the gain has to outweigh that.
         worth = gain >= _MIN_GAIN and (steps == 0 or (before - after) * steps > spent / 2)
         verdict = "on" if worth and agrees else "off"
-        note = "" if agrees else f", but its loss {new_loss:.4g} is not {loss:.4g}"
+        note = "" if agrees else f", but its loss is {new_loss:.4g} instead of {loss:.4g}"
         self.reasons.append(
-            f"{name}: {verdict}, {1e3 * after:.1f} ms a step against {1e3 * before:.1f} "
+            f"{name}: {verdict}, {1e3 * after:.1f} ms per step instead of {1e3 * before:.1f} "
             f"({gain:.2f} x){note}"
         )
         return candidate if verdict == "on" else present
 
     def _run(self, *speeds: Speed) -> list[tuple[float, float]]:
-        """Return the median seconds of a step and the loss after the first ones, for each."""
+        """Return the median seconds per step and the loss after the first steps, for each speed."""
         steps, losses = [], []
         first = WARM_UP + 2 if any(speed.cuda_graphs for speed in speeds) else 1
         for speed in speeds:
@@ -194,7 +194,7 @@ class _Trial:
         return list(zip(_median_seconds(*steps), losses, strict=True))
 
     def _prepare(self, speed: Speed, first: int) -> tuple[Callable[[], None], float]:
-        """Return what takes a step of a copy of the model, and the last loss of ``first`` steps."""
+        """Return a training step of a copy of the model, and the last loss of ``first`` steps."""
         model = _without_dropout(copy.deepcopy(self.model).train())
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
@@ -221,9 +221,9 @@ def _without_dropout(model: nn.Module) -> nn.Module:
 
 
 def _median_seconds(*calls: Callable[[], None]) -> list[float]:
-    """Return the median time of each call after a warm-up, over about a second for each.
+    """Return the median time of each call after a warm-up, from about a second of each.
 
-    The calls take turns, so that a machine that slows down meanwhile does so for all.
+    The calls take turns, so a machine that slows down slows all of them.
     """
     for call in calls:
         call()

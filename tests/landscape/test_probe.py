@@ -259,7 +259,7 @@ def test_errors_name_the_epoch_and_say_how_to_go_on(
         trained(tmp_path, 2, loss_fn=loss_fn)
     text = str(caught.value)
     assert text.startswith("sharpness after epoch 2 of stage 'fge': ")
-    assert "kept: go on without measuring by --resume --sharpness-every 0" in text
+    assert "saved: continue without measuring with --resume --sharpness-every 0" in text
     assert "\n" not in text
     checkpoint = RunFolder(tmp_path).read_state("checkpoint")
     assert checkpoint is not None
@@ -273,11 +273,13 @@ def test_weights_that_are_not_finite_are_divergence() -> None:
     learner = learner_of(network())
     with torch.no_grad():
         next(learner.model.parameters())[0, 0] = torch.inf
-    message = r"the weights '2\.weight' are not finite after epoch 3, learning rate 0\.1 next"
+    message = (
+        r"the weights '2\.weight' are not finite after epoch 3, with learning rate 0\.1 next; lower"
+    )
     with pytest.raises(DivergenceError, match=message):
         SharpnessProbe(IMAGES, 1).measure(learner, "fge", 3, 0.1, snapshot=False)
 
 
 def test_a_probe_measures_every_epoch_or_less_often() -> None:
-    with pytest.raises(UserError, match="every 1 epoch or more, got 0"):
+    with pytest.raises(UserError, match="every must be >= 1 epoch, got 0"):
         SharpnessProbe(IMAGES, 0)

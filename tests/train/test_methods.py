@@ -261,7 +261,9 @@ def test_a_method_of_one_s_own_is_not_called_as_another_line(
     module = types.ModuleType("own_methods")
     module.mine = replace(MINE, name=name)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_methods", module)
-    with pytest.raises(UserError, match=f"own_methods:mine bears the name '{name}' of another"):
+    with pytest.raises(
+        UserError, match=f"own_methods:mine has the name '{name}', which is another row"
+    ):
         find_method("own_methods:mine")
 
 

@@ -129,7 +129,7 @@ def test_an_option_of_another_recipe_is_refused(name: str, option: str) -> None:
     if OPTION_OF[option] == name:
         assert recipe(name, **{option: value}) != RECIPES[name]
         return
-    message = f"^{option} is an option of recipe {OPTION_OF[option]}, got it for {name}; leave"
+    message = f"^{option} is an option of recipe {OPTION_OF[option]}, not of {name}; leave it out$"
     with pytest.raises(UserError, match=message):
         recipe(name, **{option: value})
 
@@ -324,7 +324,7 @@ def test_weights_that_cannot_be_scaled_are_named_and_nothing_is_scaled(
     model = nn.Sequential(nn.Linear(2, 2), layer())
     before = model[0].weight.detach().clone()
     for given in (model, nn.DataParallel(model)):
-        message = rf"^the weights of layer '1' \({kind}\) cannot be scaled"
+        message = rf"^the weights of layer '1' \({kind}\) cannot be scaled, they are not plain"
         with pytest.raises(UserError, match=message):
             scale_initialisation(given, recipe("E"))
     assert torch.equal(model[0].weight, before)

@@ -94,7 +94,7 @@ def test_only_what_is_left_open_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     choice = choose(channels_last="auto", amp="bf16")
     assert tried == [(Speed(amp="bf16"), Speed(channels_last=True, amp="bf16"))]
     assert choice.speed == Speed(channels_last=True, amp="bf16")
-    assert choice.reasons == ["channels_last: on, 500.0 ms a step against 1000.0 (2.00 x)"]
+    assert choice.reasons == ["channels_last: on, 500.0 ms per step instead of 1000.0 (2.00 x)"]
 
 
 def test_measuring_leaves_the_random_state_as_it_was() -> None:
@@ -126,7 +126,7 @@ def test_a_real_measurement_says_what_it_measured() -> None:
     assert choice.speed in (Speed(), Speed(channels_last=True))
     verdict = "on" if choice.speed.channels_last else "off"
     assert choice.reasons[0].startswith(f"channels_last: {verdict}, ")
-    assert " ms a step against " in choice.reasons[0]
+    assert " ms per step instead of " in choice.reasons[0]
 
 
 @pytest.mark.parametrize(("loss", "kept"), [(2.04, "bf16"), (2.1, "off")])
@@ -194,7 +194,7 @@ def test_a_faster_candidate_whose_loss_disagrees_is_not_kept(
     measure(monkeypatch, lambda s: (0.5, loss) if s.channels_last else (1.0, 2.0))
     choice = choose(channels_last="auto")
     assert choice.speed.channels_last == agrees
-    assert (f", but its loss {loss:.4g} is not 2" in choice.reasons[0]) == (not agrees)
+    assert (f", but its loss is {loss:.4g} instead of 2" in choice.reasons[0]) == (not agrees)
 
 
 def test_a_candidate_that_computes_something_else_is_found_out_by_its_first_step(
@@ -253,7 +253,7 @@ def test_compiling_is_not_tried_where_it_cannot_pay(monkeypatch: pytest.MonkeyPa
     choice = choose(compile="auto", steps=1000)  # 10 s of training
     assert tried == [(PLAIN,)]
     assert choice.speed == PLAIN
-    assert choice.reasons[0].startswith("compile: off, it would save at best about 3 s of the 10 s")
+    assert choice.reasons[0].startswith("compile: off, it would save at most about 3 s of the 10 s")
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(0.5, True), (0.99, False)])
@@ -305,8 +305,12 @@ def test_cuda_graphs_are_measured_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("own", "on", "reason"),
     [
-        (False, True, "cuda_graphs: on, 500.0 ms a step against 1000.0 (2.00 x)"),
-        (True, False, "cuda_graphs: off, a network of your own may do other work"),
+        (False, True, "cuda_graphs: on, 500.0 ms per step instead of 1000.0 (2.00 x)"),
+        (
+            True,
+            False,
+            "cuda_graphs: off, because a network of your own may do different work ",
+        ),
     ],
 )
 def test_cuda_graphs_are_chosen_for_networks_known_to_repeat_their_work(
