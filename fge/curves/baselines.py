@@ -1,8 +1,8 @@
-"""What a curve is compared with: other points just as far from its start.
+"""Baselines of a curve: other points at the same distance from its start.
 
 How good is the ensemble of the two networks w(0) and w(t)? Garipov et al. 2018 (arXiv 1802.10026,
-section 4) draw its error against the distance s(t) = |w(t) - w(0)| along the curve and along the
-segment between the ends. The further baselines here ask which part of the curve's advantage is
+section 4) plot its error against the distance s(t) = |w(t) - w(0)| along the curve and along the
+segment between the ends. The other baselines here ask how much of the curve's advantage comes from
 its distance, its angle to the chord, or its whole shape.
 """
 
@@ -20,18 +20,13 @@ from fge.errors import UserError, unknown
 from fge.seeds import generator
 
 _COLUMNS = 1 << 20
-"""Columns of the points that are decomposed at a time, so that float64 copies stay small."""
+"""Columns of the points per block, so that float64 copies stay small."""
 
 
 class Baseline(ABC):
-    """Points at the distances of a curve from its start; calculated in float64.
+    """Points at the distances of a curve from its start, calculated in float64.
 
-    Args:
-        curve: of any family and number of points.
-        seed: of what is random. Baselines of one seed are independent of one another.
-
-    Raises:
-        UserError: the curve's ends coincide.
+    The random numbers of different baselines with one seed are independent.
     """
 
     name: ClassVar[str]
@@ -45,24 +40,16 @@ class Baseline(ABC):
         self._prepare(generator(seed, "baseline", self.name))
 
     def distance(self, t: float) -> float:
-        """Return s(t) = |w(t) - w(0)|.
-
-        Raises:
-            UserError: t is outside [0, 1].
-        """
+        """Return s(t) = |w(t) - w(0)|."""
         return math.hypot(*self._components(t))
 
     @abstractmethod
     def at(self, t: float) -> Tensor:
-        """Return the point (P,), canonical and in the curve's dtype, at the distance s(t).
-
-        Raises:
-            UserError: t is outside [0, 1].
-        """
+        """Return the point (P,), canonical and in the curve's dtype, at the distance s(t)."""
 
     def _prepare(self, rng: torch.Generator) -> None:
-        """Draw what is random."""
-        del rng  # a baseline may draw nothing
+        """Draw the random numbers."""
+        del rng  # a baseline may need none
 
     def _components(self, t: float) -> tuple[float, float]:
         """Return the parts of w(t) - w(0) along the chord and perpendicular to it (>= 0)."""
@@ -76,7 +63,7 @@ class Baseline(ABC):
 class Segment(Baseline):
     """The straight line from w(0) towards w(1): w(0) + s(t) u with u the chord's unit vector.
 
-    Where the curve is further from its start than its end is, the line passes beyond w(1).
+    If the curve is further from its start than its end is, the point is beyond w(1).
     """
 
     name = "segment"
@@ -104,9 +91,6 @@ class RandomAtAngle(Baseline):
 
     With w(t) - w(0) = a(t) u + p(t), p perpendicular to the chord's unit vector u, the point is
     w(0) + a(t) u + |p(t)| v, where the unit vector v is uniform among those perpendicular to u.
-
-    Raises:
-        UserError: the curve's ends coincide, or it has a single parameter.
     """
 
     name = "random-at-angle"
@@ -127,13 +111,10 @@ class RandomAtAngle(Baseline):
 class SameGramArc(Baseline):
     """A curve of the same shape elsewhere: the bends turned around the chord at random.
 
-    The bends' components perpendicular to the chord are mapped by one random isometry of the
-    space perpendicular to the chord. The Gram matrix of the points relative to w(0) is the
-    curve's, and with it each distance, the speed and the length; the ends are the curve's, bitwise.
-    A curve whose bends lie on the chord is its own arc.
-
-    Attributes:
-        arc: the turned curve, of the same family and layout.
+    One random isometry of the space perpendicular to the chord maps the bends' components in that
+    space. The Gram matrix of the points relative to w(0) stays the same, and so do all distances,
+    the speed and the length; the ends are the curve's, bitwise. A curve whose bends are on the
+    chord is its own arc. ``arc`` is the turned curve, of the same family and layout.
     """
 
     name = "same-gram-arc"
@@ -157,10 +138,16 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def make_baseline(name: str, curve: Curve, *, seed: int = 0) -> Baseline:
-    """Return the baseline of that name, a key of ``BASELINES``, for a curve.
+    """Return the baseline called ``name``, a key of ``BASELINES``, for a curve.
+
+    Args:
+        name: ``"segment"``, ``"random-direction"``, ``"random-at-angle"`` or ``"same-gram-arc"``.
+        curve: of any family and number of points.
+        seed: of random numbers; those of different baselines are independent.
 
     Raises:
-        UserError: there is none, or it cannot be made for this curve.
+        UserError: the name is unknown, the curve's ends coincide, or a single parameter has no
+            direction at an angle to the chord.
     """
     if name not in BASELINES:
         raise unknown("baseline", name, BASELINES)
@@ -171,14 +158,11 @@ def _coordinates(points: Tensor) -> Tensor:
     """Return the points (B, P) relative to the first in an orthonormal frame, (B, n) float64.
 
     The frame's first axis is the chord, from the first point to the last; n <= min(B - 1, P).
-    These are the R factor of a QR decomposition, gathered over blocks of columns: unlike a Gram
+    These are the R factor of a QR decomposition, accumulated over blocks of columns: unlike a Gram
     matrix, it keeps the digits of small components beside large ones.
-
-    Raises:
-        UserError: the first and last point coincide.
     """
     if torch.equal(points[0], points[-1]):
-        raise UserError("the curve's ends coincide: it has no chord to compare it with")
+        raise UserError("the curve's ends coincide, so it has no chord; give two ends that differ")
     order = [len(points) - 1, *range(1, len(points) - 1)]
     factor = torch.zeros(0, len(order), dtype=torch.float64, device=points.device)
     for block in torch.split(points, _COLUMNS, dim=1):
@@ -193,8 +177,8 @@ def _coordinates(points: Tensor) -> Tensor:
 def _random_frame(count: int, rng: torch.Generator, fixed: Tensor) -> list[Tensor]:
     """Return ``count`` random unit vectors (P,), perpendicular to each other and to ``fixed``.
 
-    Uniform among such frames: Gaussian vectors made orthonormal one after the other, each twice,
-    which is enough for float64. ``fixed`` (F, P) holds orthonormal rows.
+    They are uniform among such frames: Gaussian vectors made orthonormal one after the other,
+    twice each, which is enough for float64. ``fixed`` (F, P) has orthonormal rows.
     """
     frame = fixed
     for _ in range(count):

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fge.curves.families import Bezier, Family, locate, make_family
-from fge.errors import UserError, counted
+from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
+from fge.errors import UserError, check_at_least, counted
 from fge.files import write_bytes
 from fge.networks import Layout, check_distinct, decode_weights, split_header
 
@@ -30,7 +30,7 @@ class Curve:
 
     Args:
         family: coefficients as functions of t.
-        points: (B, P), first and last the ends; kept by reference and not to be changed after.
+        points: (B, P), the first and last are the ends; not copied, so do not change them later.
         layout: names and shapes of the parameters, for state dicts.
 
     Raises:
@@ -40,7 +40,7 @@ class Curve:
     def __init__(self, family: Family, points: Tensor, layout: Layout | None = None) -> None:
         if points.ndim != 2 or len(points) != family.num_points:
             raise UserError(
-                f"the points of this curve must be of shape ({family.num_points}, P), "
+                f"the points of this curve must have shape ({family.num_points}, P), "
                 f"got {tuple(points.shape)}"
             )
         if not points.is_floating_point():
@@ -62,7 +62,7 @@ class Curve:
         )
 
     def at(self, t: float) -> Tensor:
-        """Return w(t) (P,), a new tensor in the points' dtype; at 0 and 1 the ends, bitwise.
+        """Return w(t) (P,), a new tensor in the points' dtype; at 0 and 1 it is an end, bitwise.
 
         Raises:
             UserError: t is outside [0, 1].
@@ -90,7 +90,7 @@ class Curve:
         return self._norm(self.family.derivative(t))
 
     def length(self, chords: int = 60) -> float:
-        """Return the length of the curve over so many chords, evenly spaced in t.
+        """Return the length of the curve as the sum of ``chords`` chords, evenly spaced in t.
 
         Raises:
             UserError: ``chords`` is below 1.
@@ -100,13 +100,12 @@ class Curve:
     def arc_lengths(self, ts: Sequence[float], *, chords: int = 60) -> Tensor:
         """Return the length (T,) float64 of the curve from 0 to each t.
 
-        The curve is measured over chords between ``chords`` + 1 evenly spaced points and ``ts``.
+        It is the sum of the chords between ``chords`` + 1 evenly spaced points and ``ts``.
 
         Raises:
             UserError: ``chords`` is below 1, or a t is outside [0, 1].
         """
-        if chords < 1:
-            raise UserError(f"a length needs chords >= 1, got {chords}")
+        check_at_least(1, chords=chords)
         grid = sorted({*(k / chords for k in range(chords + 1)), *map(float, ts)})
         coefficients = [self.family.coefficients(t) for t in grid]
         total, reached = 0.0, {grid[0]: 0.0}
@@ -138,12 +137,12 @@ class Curve:
     def save(self, path: str | Path) -> None:
         """Write the curve to a ``.safetensors`` file, atomically.
 
-        Each parameter is a tensor (B, ...) under its name, its values at the B points; without a
-        layout there is one tensor ``points`` (B, P). The family and the order of the parameters
-        are in the metadata.
+        Each parameter is a tensor (B, ...) under its name, with its values at the B points;
+        without a layout there is one tensor ``points`` (B, P). The metadata hold the family and
+        the order of the parameters.
 
         Raises:
-            OSError: it could not be written; the file is as it was.
+            OSError: the file could not be written; an existing file is unchanged.
         """
         write_points(Path(path), self.family, self.points, self.layout)
 
@@ -152,7 +151,7 @@ class Curve:
         """Return the curve in a file that :meth:`save` wrote, bitwise, on the CPU.
 
         Raises:
-            UserError: no such file, or it is damaged or holds no curve.
+            UserError: there is no such file, it is damaged, or it holds no curve.
         """
         return cls(*read_points(Path(path)))
 
@@ -161,9 +160,6 @@ def elevate(curve: Curve) -> Curve:
     """Return the same Bezier curve with one more point (degree elevation), its ends bitwise.
 
     With n = num_points - 1 the new points are i/(n+1) w_(i-1) + (1 - i/(n+1)) w_i.
-
-    Raises:
-        UserError: it is no Bezier curve.
     """
     if not isinstance(curve.family, Bezier):
         raise UserError(f"only a Bezier curve can be elevated, got a {curve.family.name}")
@@ -176,12 +172,12 @@ def elevate(curve: Curve) -> Curve:
 
 
 class Chain:
-    """Curves joined end to end through several networks; t in [0, 1] is shared equally among them.
+    """Curves joined end to end through several networks; each gets an equal part of t in [0, 1].
 
-    Between two curves t belongs to the second. The interface is that of :class:`Curve`.
+    A t between two curves belongs to the second. The interface is that of :class:`Curve`.
 
     Args:
-        curves: each begins, bitwise, where the one before it ends; with the same layout.
+        curves: each starts, bitwise, at the end of the previous one; all have the same layout.
 
     Raises:
         UserError: there are no curves, or two do not meet or have different layouts.
@@ -195,7 +191,7 @@ class Chain:
         for number in range(1, len(curves)):
             before, after = curves[number - 1], curves[number]
             if not torch.equal(before.points[-1], after.points[0]):
-                raise UserError(f"curve {number} of the chain does not begin where the last ends")
+                raise UserError(f"curve {number} of the chain does not start at the previous end")
             if after.layout != self.layout:
                 raise UserError(f"curve {number} of the chain has another layout than the first")
 
@@ -209,20 +205,20 @@ class Chain:
         closed: bool = False,
         layout: Layout | None = None,
     ) -> Chain:
-        """Return straight curves through networks ``points`` (K, P), one after the other.
+        """Return straight curves through the networks ``points`` (K, P), in order.
 
         Args:
             points: weights of the networks, in order.
             family: of each curve.
             num_points: of each curve.
-            closed: come back from the last network to the first.
+            closed: return from the last network to the first.
             layout: names and shapes of the parameters.
 
         Raises:
-            UserError: there are fewer than two networks, or two neighbours are the same.
+            UserError: there are fewer than two networks, or two neighbours are equal.
         """
         if len(points) < 2:
-            raise UserError(f"a chain goes through at least two networks, got {len(points)}")
+            raise UserError(f"a chain needs at least two networks, got {len(points)}")
         stops = [*points, points[0]] if closed else list(points)
         curves = []
         for start, end in itertools.pairwise(stops):
@@ -241,7 +237,7 @@ class Chain:
 
     @property
     def closed(self) -> bool:
-        """Whether the last curve ends, bitwise, where the first begins."""
+        """Whether the last curve ends, bitwise, at the start of the first."""
         return torch.equal(self.curves[0].points[0], self.curves[-1].points[-1])
 
     def at(self, t: float) -> Tensor:
@@ -260,17 +256,17 @@ class Chain:
         return self.curves[piece].speed(part) * len(self.curves)
 
     def length(self, chords: int = 60) -> float:
-        """Return the length over so many chords per curve; see :meth:`Curve.length`."""
+        """Return the length from ``chords`` chords per curve; see :meth:`Curve.length`."""
         return sum(curve.length(chords) for curve in self.curves)
 
     def arc_lengths(self, ts: Sequence[float], *, chords: int = 60) -> Tensor:
         """Return the length (T,) from 0 to each t; see :meth:`Curve.arc_lengths`."""
-        places = [locate(t, len(self.curves)) for t in ts]
-        lengths = torch.zeros(len(places), dtype=torch.float64)
+        located = [locate(t, len(self.curves)) for t in ts]
+        lengths = torch.zeros(len(located), dtype=torch.float64)
         before = 0.0
         for number, curve in enumerate(self.curves):
-            inside = [k for k, (piece, _) in enumerate(places) if piece == number]
-            parts = curve.arc_lengths([*(places[k][1] for k in inside), 1.0], chords=chords)
+            inside = [k for k, (piece, _) in enumerate(located) if piece == number]
+            parts = curve.arc_lengths([*(located[k][1] for k in inside), 1.0], chords=chords)
             lengths[inside] = before + parts[:-1]
             before += float(parts[-1])
         return lengths
@@ -286,8 +282,7 @@ def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
     Raises:
         UserError: ``num_points`` is below 2, or the ends have different shapes.
     """
-    if num_points < 2:
-        raise UserError(f"num_points counts both ends and must be >= 2, got {num_points}")
+    check_num_points(num_points)
     if start.shape != end.shape or start.ndim != 1:
         raise UserError(
             f"start and end must be vectors of one length, got shapes {tuple(start.shape)} and "
@@ -296,7 +291,7 @@ def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
     last = num_points - 1
     points = start.detach().new_empty(num_points, len(start))
     points[0], points[last] = start.detach(), end.detach()
-    for i in range(1, last):  # in place: a copy of a large network's weights would show
+    for i in range(1, last):  # in place, to avoid a copy of a large network's weights
         torch.mul(points[0], 1 - i / last, out=points[i]).add_(points[last], alpha=i / last)
     return points
 
@@ -304,9 +299,9 @@ def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
 def gram_matrix(points: Tensor) -> Tensor:
     """Return G (B, B) float64 on the CPU with G_ij = <w_i - w_0, w_j - w_0> for points (B, P).
 
-    With coefficients that sum to 0, as those of velocities and chords do, aᵀGa is
-    |sum_i a_i w_i|²; taking differences first keeps its digits where the points lie close
-    together and far from the origin.
+    For coefficients a that sum to 0, such as those of velocities and chords, aᵀGa is
+    |sum_i a_i w_i|². Taking differences first keeps its digits when the points are close together
+    and far from the origin.
     """
     gram = torch.zeros(len(points), len(points), dtype=torch.float64, device=points.device)
     for block in torch.split(points.detach(), _COLUMNS, dim=1):
@@ -318,7 +313,7 @@ def gram_matrix(points: Tensor) -> Tensor:
 def combination(coefficients: Sequence[float], points: Tensor) -> Tensor:
     """Return sum_i c_i w_i (P,), a new tensor, for coefficients (B,) and points (B, P).
 
-    Points with a coefficient of 0 have no part in it, so that 1 w_i is w_i bitwise.
+    Points with coefficient 0 are left out, so that 1 w_i is w_i bitwise.
     """
     total: Tensor | None = None
     for coefficient, point in zip(coefficients, points, strict=True):
@@ -330,11 +325,7 @@ def combination(coefficients: Sequence[float], points: Tensor) -> Tensor:
 
 
 def write_points(path: Path, family: Family, points: Tensor, layout: Layout | None) -> None:
-    """Write what a curve is made of to a ``.safetensors`` file, atomically.
-
-    Each parameter is a tensor (B, ...) under its name; without a layout there is one tensor
-    ``points`` (B, P). The family and the order of the parameters are in the metadata.
-    """
+    """Write family, points and layout to a ``.safetensors`` file; see :meth:`Curve.save`."""
     points = points.cpu()
     metadata = {"kind": _KIND, "family": family.name, "num_points": str(family.num_points)}
     tensors = {_POINTS: points.contiguous()}
@@ -348,9 +339,9 @@ def write_points(path: Path, family: Family, points: Tensor, layout: Layout | No
 
 
 def _with_sorted_metadata(data: bytes) -> bytes:
-    """Return safetensors bytes with the metadata in order: ``save`` writes it in any.
+    """Return safetensors bytes with sorted metadata, which ``save`` writes in any order.
 
-    The header is padded to a multiple of 8 with spaces.
+    Spaces pad the header to a multiple of 8.
     """
     header, rest = split_header(data)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -360,11 +351,7 @@ def _with_sorted_metadata(data: bytes) -> bytes:
 
 
 def read_points(path: Path) -> tuple[Family, Tensor, Layout | None]:
-    """Return what :func:`write_points` wrote, bitwise, on the CPU.
-
-    Raises:
-        UserError: no such file, or it is damaged or holds no curve.
-    """
+    """Return what :func:`write_points` wrote, bitwise, on the CPU."""
     if not path.is_file():
         raise UserError(f"no curve file {path}")
     tensors = decode_weights(path.read_bytes(), path)
@@ -375,19 +362,19 @@ def read_points(path: Path) -> tuple[Family, Tensor, Layout | None]:
     try:
         return _decode(tensors, metadata)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged and holds no curve any more: {error}") from None
+        raise UserError(f"{path} is damaged and is not a curve any more: {error}") from None
 
 
 def _decode(
     tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> tuple[Family, Tensor, Layout | None]:
-    """Return what a curve is made of; any of several errors says that it is damaged."""
+    """Return family, points and layout; damaged data raise one of several errors."""
     family = make_family(metadata["family"], int(metadata["num_points"]))
     rows = family.num_points
     if "layout" not in metadata:
         points = tensors[_POINTS]
         if len(points) != rows:
-            raise ValueError(f"{rows} points are announced, there are {len(points)}")
+            raise ValueError(f"the metadata name {rows} points, there are {len(points)}")
         return family, points, None
     names = tuple(json.loads(metadata["layout"]))
     if sorted(names) != sorted(tensors):

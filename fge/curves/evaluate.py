@@ -1,4 +1,4 @@
-"""Loss and error of the networks along a curve, each with batch-norm statistics of its own."""
+"""Loss and error of the networks along a curve, each with its own batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.errors import UserError, unknown
+from fge.errors import UserError, check_at_least, unknown
 from fge.networks import (
+    REFRESH_IMAGES,
     ForwardFn,
     HostRows,
     LossFn,
     call_model,
     check_reiterable,
     count_examples,
+    nothing_yielded,
     preserved,
     refresh_batch_norm,
     to_device,
@@ -34,7 +36,7 @@ Probabilities = dict[str, Tensor]
 
 
 class AnyCurve(Protocol):
-    """A curve through weight space: ``Curve``, ``Chain``, and what else has points w(t)."""
+    """A curve through weight space: ``Curve``, ``Chain``, or another object with points w(t)."""
 
     def at(self, t: float) -> Tensor:
         """Return w(t) (P,), canonical."""
@@ -48,7 +50,7 @@ def evaluate_curve(
     num_points: int = 61,
     ts: Sequence[float] | None = None,
     refresh: Iterable[Any] | None = None,
-    num_images: int | None = 5120,
+    num_images: int | None = REFRESH_IMAGES,
     loss_fn: LossFn = F.cross_entropy,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
@@ -59,38 +61,38 @@ def evaluate_curve(
 ) -> list[Record]:
     """Measure the networks w(t) on a curve, each with batch-norm statistics estimated at its t.
 
-    The defaults are those of the reference implementation of arXiv 1802.10026: 61 points. Give
-    training data without augmentation. The model is afterwards as it was before.
+    The default of 61 points is that of the reference implementation of arXiv 1802.10026. Give
+    training data without augmentation. The model is unchanged afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
         curve: a ``Curve`` or a ``Chain``.
         batches: re-iterable of ``(x, y, ...)``; or a mapping such as ``{"train": ..., "test":
             ...}``, then keys of records are ``train_loss``, ``test_error``, ...
-        num_points: evenly spaced values of t, 0 and 1 among them.
-        ts: values of t instead.
-        refresh: what batch-norm statistics are estimated on; the first of ``batches`` by default.
-        num_images: as many images at most, None for all, 0 to leave the statistics as they are.
+        num_points: number of evenly spaced values of t, 0 and 1 included.
+        ts: values of t to use instead.
+        refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
+        num_images: at most this many of them; None for all, 0 to keep the model's statistics.
         loss_fn: of outputs and targets, averaged over the batch.
         weight_decay: adds weight_decay / 2 * |w(t)|^2 to the loss.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         speed: autocast and memory format; compilation is not used.
-        on_point: called with t and the probabilities (N, C) by split (``""`` for ``batches`` that
-            are no mapping).
-        on_record: called with each record when it is complete, after ``on_point``.
+        on_point: called with t and the probabilities (N, C) by split (``""`` if ``batches`` is not
+            a mapping).
+        on_record: called with each complete record, after ``on_point``.
         done: records of an earlier call; their ts are not measured again.
 
     Returns:
         Records in the order of t: ``t``; ``distance`` |w(t) - w(0)|; ``arc``, the length from the
-        first t on over chords between the ts; ``loss``; where the outputs are logits (N, C) of
-        classes, ``error`` (percent) and ``nll`` (nats per example).
+        first t as the sum of chords between the ts; ``loss``; and for classification, that is
+        logits (N, C), ``error`` (percent) and ``nll`` (nats per example).
 
     Raises:
-        UserError: a t outside [0, 1], too few points, a split that yields nothing or can be
-            iterated only once, or a curve that does not fit the model.
+        UserError: a t is outside [0, 1], there are too few points, a split yields nothing or can
+            be iterated only once, or the curve does not fit the model.
     """
-    places = _places(num_points, ts)
+    grid = _grid(num_points, ts)
     known = {record["t"]: record for record in done}
     evaluate = WeightsEvaluator(
         model,
@@ -103,28 +105,27 @@ def evaluate_curve(
         speed=speed,
     )
     with preserved(model):
-        for place in _along(curve, places):
-            t = place["t"]
+        for position in _along(curve, grid):
+            t = position["t"]
             if t not in known:
-                figures, probabilities = evaluate(curve.at(t))
-                known[t] = {**place, **figures}
+                scores, probabilities = evaluate(curve.at(t))
+                known[t] = {**position, **scores}
                 if on_point:
                     on_point(t, probabilities)
                 if on_record:
                     on_record(known[t])
-    return [known[t] for t in places]
+    return [known[t] for t in grid]
 
 
-def _places(num_points: int, ts: Sequence[float] | None) -> list[float]:
+def _grid(num_points: int, ts: Sequence[float] | None) -> list[float]:
     if ts is not None:
         return sorted({float(t) for t in ts})
-    if num_points < 2:
-        raise UserError(f"num_points must be >= 2, got {num_points}")
+    check_at_least(2, num_points=num_points)
     return [k / (num_points - 1) for k in range(num_points)]
 
 
 def _along(curve: AnyCurve, ts: Sequence[float]) -> Iterable[Record]:
-    """Yield t, distance from w(0) and length of the chords so far for each t."""
+    """Yield t, the distance from w(0) and the length of the chords so far, for each t."""
     start = curve.at(0.0)
     last, arc = None, 0.0
     for t in ts:
@@ -134,12 +135,12 @@ def _along(curve: AnyCurve, ts: Sequence[float]) -> Iterable[Record]:
         last = point
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float(torch.linalg.vector_norm(one - other, dtype=torch.float64))
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float(torch.linalg.vector_norm(a - b, dtype=torch.float64))
 
 
 def summarise_curve(records: Sequence[Record], key: str = "loss") -> dict[str, float]:
-    """Return what a curve's records come to for one key, in that key's unit.
+    """Summarise a curve's records for one key, in that key's unit.
 
     Args:
         records: of :func:`evaluate_curve`.
@@ -176,10 +177,10 @@ def summarise_curve(records: Sequence[Record], key: str = "loss") -> dict[str, f
 
 
 def bound(records: Sequence[Record], key: str = "loss") -> dict[str, float]:
-    """Return both sides of min_w L(w) <= E_t L(w(t)): ``lowest`` met on the curve, and ``mean``.
+    """Return both sides of min_w L(w) <= E_t L(w(t)): ``lowest`` on the curve, and ``mean``.
 
-    The mean over t of the loss on any curve bounds the lowest loss there is from above; the lowest
-    one met is what the left side is known by.
+    The mean loss over t on any curve is an upper bound of the lowest possible loss, for which the
+    lowest loss on the curve stands here.
 
     Raises:
         UserError: as in :func:`summarise_curve`.
@@ -196,30 +197,30 @@ def _column(records: Sequence[Record], key: str) -> NDArray[np.float64]:
     return np.array([record[key] for record in records], dtype=np.float64)
 
 
-def _trapezoid(values: NDArray[np.float64], places: NDArray[np.float64]) -> float:
-    return float(((values[1:] + values[:-1]) / 2 * np.diff(places)).sum())
+def _trapezoid(values: NDArray[np.float64], positions: NDArray[np.float64]) -> float:
+    return float(((values[1:] + values[:-1]) / 2 * np.diff(positions)).sum())
 
 
 class WeightsEvaluator:
     """Measures a model at any weights, each time with batch-norm statistics of those weights.
 
-    The model's parameters and buffers change with each call: use :func:`fge.networks.preserved`.
+    Each call changes the model's parameters and buffers: use :func:`fge.networks.preserved`.
 
     Args:
         model: any module.
         batches: re-iterable of ``(x, y, ...)``, or a mapping of such by name.
-        refresh: re-iterable of ``x`` or ``(x, ...)`` that batch-norm statistics are estimated on;
-            the first of ``batches`` by default.
-        num_images: as many as are used for that (5,120 give a curve's error to 0.1 points), None
-            for all; 0 keeps the statistics as they are.
+        refresh: re-iterable of ``x`` or ``(x, ...)`` for estimating batch-norm statistics; by
+            default the first of ``batches``.
+        num_images: at most this many of them (the default gives a curve's error to 0.1 points);
+            None for all, 0 to keep the model's statistics.
         loss_fn: of outputs and targets, averaged over the batch.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         speed: autocast and memory format; compilation is not used.
 
     Raises:
-        UserError: batches can be iterated only once, or there are none.
+        UserError: batches can be iterated only once, or the mapping is empty.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class WeightsEvaluator:
         batches: Iterable[Any] | Mapping[str, Iterable[Any]],
         *,
         refresh: Iterable[Any] | None = None,
-        num_images: int | None = 5120,
+        num_images: int | None = REFRESH_IMAGES,
         loss_fn: LossFn = F.cross_entropy,
         weight_decay: float = 0.0,
         forward_fn: ForwardFn | None = None,
@@ -250,10 +251,10 @@ class WeightsEvaluator:
     def __call__(self, vector: Tensor) -> tuple[Record, Probabilities]:
         """Return the record and the probabilities at weights (P,), canonical.
 
-        The record has ``loss``, and where outputs are logits (N, C) of classes ``error`` (percent)
-        and ``nll`` (nats per example), each behind the split's name and ``_`` where it has one;
-        both are NaN where the probabilities are not finite.
-        The probabilities (N, C) float64 on the CPU are those of each split of that kind.
+        The record has ``loss`` and, for classification (logits (N, C)), ``error`` (percent) and
+        ``nll`` (nats per example), NaN if the probabilities are not finite; a split's name and
+        ``_`` come before each key. The probabilities (N, C), float64 on the CPU, are those of each
+        classification split.
 
         Raises:
             UserError: a split yields nothing, or the vector does not fit.
@@ -282,7 +283,7 @@ class WeightsEvaluator:
 
     @torch.no_grad()
     def _pass(self, name: str, batches: Iterable[Any]) -> tuple[float, Tensor | None, Tensor]:
-        """Return mean loss, probabilities where outputs are of classes, and targets of a split."""
+        """Return a split's mean loss and, for classification, probabilities and targets."""
         device = next(self.model.parameters()).device
         dtype = self.speed.autocast_dtype
         losses, sizes = [], []
@@ -302,8 +303,7 @@ class WeightsEvaluator:
                 probs.add(outputs.double().softmax(dim=1))
                 labels.add(targets)
         if not sizes:
-            where = f"batches {name!r}" if name else "batches"
-            raise UserError(f"{where} yielded nothing: give data that can be iterated repeatedly")
+            raise nothing_yielded(f"batches {name!r}" if name else "batches")
         loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
         if not of_classes:
             return loss, None, torch.empty(0)

@@ -15,34 +15,21 @@ from fge.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """A kind of curve w(t) = sum_i c_i(t) w_i through ``num_points`` points, t in [0, 1].
-
-    Raises:
-        UserError: ``num_points`` is below 2.
-    """
+    """A family of curves w(t) = sum_i c_i(t) w_i with ``num_points`` points, t in [0, 1]."""
 
     num_points: int
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if self.num_points < 2:
-            raise UserError(f"num_points counts both ends and must be >= 2, got {self.num_points}")
+        check_num_points(self.num_points)
 
     @abstractmethod
     def coefficients(self, t: float) -> Tensor:
-        """Return c(t) (B,) float64, which sums to 1.
-
-        Raises:
-            UserError: t is outside [0, 1].
-        """
+        """Return c(t) (B,) float64, which sums to 1."""
 
     @abstractmethod
     def derivative(self, t: float) -> Tensor:
-        """Return dc/dt (B,) float64, which sums to 0.
-
-        Raises:
-            UserError: t is outside [0, 1].
-        """
+        """Return dc/dt (B,) float64, which sums to 0."""
 
 
 class Bezier(Family):
@@ -52,16 +39,19 @@ class Bezier(Family):
 
     >>> Bezier(3).coefficients(0.5).tolist()
     [0.25, 0.5, 0.25]
+
+    Raises:
+        UserError: ``num_points`` is below 2.
     """
 
     name = "bezier"
 
     def coefficients(self, t: float) -> Tensor:
-        """Return c(t) (B,) float64, which sums to 1; see :class:`Family`."""
+        """Return c(t) (B,) float64, which sums to 1; t outside [0, 1] is a UserError."""
         return torch.tensor(_bernstein(self.num_points - 1, _checked(t)), dtype=torch.float64)
 
     def derivative(self, t: float) -> Tensor:
-        """Return dc/dt (B,) float64, which sums to 0; see :class:`Family`."""
+        """Return dc/dt (B,) float64, which sums to 0; t outside [0, 1] is a UserError."""
         degree = self.num_points - 1
         lower = [0.0, *_bernstein(degree - 1, _checked(t)), 0.0]
         slopes = [degree * (lower[i] - lower[i + 1]) for i in range(degree + 1)]
@@ -69,26 +59,29 @@ class Bezier(Family):
 
 
 class PolyChain(Family):
-    """A polygonal chain: num_points - 1 straight pieces, t shared equally among them.
+    """A polygonal chain: num_points - 1 straight pieces, each with an equal part of t.
 
     https://arxiv.org/abs/1802.10026, section 3. At a corner the derivative is that of the piece
-    that begins.
+    that starts there.
 
     >>> PolyChain(3).coefficients(0.75).tolist()
     [0.0, 0.5, 0.5]
+
+    Raises:
+        UserError: ``num_points`` is below 2.
     """
 
     name = "polychain"
 
     def coefficients(self, t: float) -> Tensor:
-        """Return c(t) (B,) float64, which sums to 1; see :class:`Family`."""
+        """Return c(t) (B,) float64, which sums to 1; t outside [0, 1] is a UserError."""
         piece, part = locate(t, self.num_points - 1)
         values = torch.zeros(self.num_points, dtype=torch.float64)
         values[piece], values[piece + 1] = 1 - part, part
         return values
 
     def derivative(self, t: float) -> Tensor:
-        """Return dc/dt (B,) float64, which sums to 0; see :class:`Family`."""
+        """Return dc/dt (B,) float64, which sums to 0; t outside [0, 1] is a UserError."""
         pieces = self.num_points - 1
         piece, _ = locate(t, pieces)
         values = torch.zeros(self.num_points, dtype=torch.float64)
@@ -100,10 +93,10 @@ FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Bezier, 
 
 
 def make_family(name: str, num_points: int) -> Family:
-    """Return the family of that name.
+    """Return the family called ``name``: ``"bezier"`` or ``"polychain"``.
 
     Raises:
-        UserError: there is none, or ``num_points`` is below 2.
+        UserError: the name is unknown, or ``num_points`` is below 2.
     """
     if name not in FAMILIES:
         raise unknown("curve family", name, FAMILIES)
@@ -111,22 +104,25 @@ def make_family(name: str, num_points: int) -> Family:
 
 
 def locate(t: float, pieces: int) -> tuple[int, float]:
-    """Return the piece that t in [0, 1] falls in, and how far along it, in [0, 1].
+    """Return the piece that t in [0, 1] is in, and the position on that piece, in [0, 1].
 
-    The pieces share [0, 1] equally; a t between two belongs to the second, at 0.
-
-    Raises:
-        UserError: t is outside [0, 1].
+    The pieces divide [0, 1] equally; a t between two belongs to the second, at 0.
 
     >>> locate(0.625, 4), locate(0.5, 4), locate(1, 4)
     ((2, 0.5), (2, 0.0), (3, 1.0))
     """
     t = _checked(t)
     position = t * pieces
-    if round(position) / pieces == t:  # k/n * n need not be k in floating point
+    if round(position) / pieces == t:  # in floating point, k/n * n may differ from k
         position = round(position)
     piece = min(int(position), pieces - 1)
     return piece, float(position - piece)
+
+
+def check_num_points(num_points: int) -> None:
+    """Raise a UserError if there are fewer points than ends."""
+    if num_points < 2:
+        raise UserError(f"num_points counts both ends and must be >= 2, got {num_points}")
 
 
 def _checked(t: float) -> float:
@@ -137,5 +133,5 @@ def _checked(t: float) -> float:
 
 
 def _bernstein(degree: int, t: float) -> list[float]:
-    """Return binomial(n, i) t^i (1 - t)^(n - i) for i = 0 ... n; at n = 0 it is 1."""
+    """Return binomial(n, i) t^i (1 - t)^(n - i) for i = 0 ... n; for n = 0 it is 1."""
     return [math.comb(degree, i) * t**i * (1 - t) ** (degree - i) for i in range(degree + 1)]

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from fge.curves.curve import Curve, straight_points
 from fge.curves.families import Family, make_family
 from fge.curves.objectives import Draw, Objective, Shape, make_objective, stratified_uniform
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_not_negative
 from fge.files import sha256
 from fge.networks import (
     FlatParameters,
@@ -29,6 +29,7 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     flatten,
+    nothing_yielded,
     preserved,
     read_state,
     to_device,
@@ -48,7 +49,7 @@ from fge.train import (
 )
 
 _CPU_COLUMNS, _GPU_COLUMNS = 1 << 15, 1 << 22
-"""Columns per block of the Gram matrix: what fits in a cache; what makes few calls."""
+"""Columns per block of the Gram matrix: small enough for a CPU cache; few calls on a GPU."""
 
 
 def fit_curve(
@@ -73,53 +74,51 @@ def fit_curve(
     on_epoch: Callable[[EpochEnd], None] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Curve:
-    """Fit the bends of a curve between two networks, whose weights stay as they are.
+    """Fit the bends of a curve between two networks, whose weights stay fixed.
 
-    SGD on the bends, one t and one batch a step (arXiv 1802.10026, section 3.2; defaults as the
-    reference implementation trains curves: 0.015 for VGG, 0.03 for residual networks, weight
-    decay 5e-4 or 3e-4, 200 epochs for residual networks and 600 for VGG). The model is run in
-    training mode and is afterwards as it was before, batch-norm statistics included: those of the
-    curve are estimated where it is evaluated. Neither is the state of PyTorch's generators
-    changed.
+    SGD on the bends, with one t and one batch per step (arXiv 1802.10026, section 3.2). The
+    reference implementation trains curves with learning rate 0.015 for VGG and 0.03 for residual
+    networks, weight decay 5e-4 and 3e-4, and 600 and 200 epochs. The model runs in training mode
+    and is unchanged afterwards, batch-norm statistics included: evaluation estimates those of the
+    curve. The state of PyTorch's generators does not change either.
 
     Args:
         model: the architecture, on the device to use; any module.
         start: weights at t = 0.
         end: weights at t = 1.
-        batches: can be iterated more than once, yields ``(x, y, ...)``; ``set_epoch(epoch)`` is
-            called where there is one.
+        batches: re-iterable of ``(x, y, ...)``; its ``set_epoch(epoch)``, if any, is called.
         family: ``"bezier"`` or ``"polychain"``.
-        num_points: points of the curve, both ends counted; at least 3.
+        num_points: points of the curve, both ends included; at least 3.
         objective: ``"uniform"``, ``"arclength"``, ``"minmax"`` or an ``Objective``.
         epochs: passes over ``batches``.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: L2 penalty on w(t), as on the weights of a network, not on the bends.
         loss_fn: of outputs and targets, averaged over the batch.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
-        seed: of the draws of t and of what the model draws (dropout).
-        schedule: ``schedule(optimizer, steps_per_epoch)``; :class:`EndpointLR` over ``epochs`` by
-            default.
+        seed: of the draws of t and of random numbers in the model (dropout).
+        schedule: ``schedule(optimizer, steps_per_epoch)``; by default :class:`EndpointLR` over
+            ``epochs``.
         speed: precision, memory format and compilation; plain by default.
-        initial: the curve to start from, whose family and number of points then count and whose
-            ends must be ``start`` and ``end``; straight by default.
-        on_epoch: called at the end of each epoch.
-        checkpoint: a file that is written after each epoch, and from which the fit goes on where it
-            exists; on the CPU the end is bitwise that of an uninterrupted fit. It stays when the
-            fit is done.
+        initial: the curve to start from; it replaces ``family`` and ``num_points``, and its ends
+            must be ``start`` and ``end``. A straight line by default.
+        on_epoch: called after each epoch.
+        checkpoint: a file written after each epoch. If it exists, the fit resumes from it; on the
+            CPU the result is bitwise that of an uninterrupted fit. It is not removed at the end.
 
     Returns:
         The curve, with the model's layout; first and last points are the ends, bitwise.
 
     Raises:
-        UserError: fewer than 3 points, weights that do not fit the model, are not finite or are
-            the same, an unknown family or objective, unfit batches or options, or a checkpoint of
-            another fit.
+        UserError: there are fewer than 3 points, the weights do not fit the model, are not finite
+            or are equal, the family or objective is unknown, batches or options are invalid, or
+            the checkpoint is of another fit.
         DivergenceError: the loss or the bends are not finite.
     """
     numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-    _check_options(epochs, numbers)
+    check_at_least(1, epochs=epochs)
+    check_not_negative(**numbers)
     check_reiterable(batches)
     sized = _Sized(batches)
     shape = make_family(family, num_points) if initial is None else initial.family
@@ -137,24 +136,11 @@ class CurveLearner(Learner):
     """The bends of a curve and their optimizer; a step moves them by the loss at one w(t).
 
     A step draws t, writes w(t) into the model's flat parameters, runs one ordinary backward pass
-    and turns the flat gradient into that of each bend: c_j(t) * (g + weight_decay * w(t)), and
-    what the objective adds (arXiv 1802.10026, section 3.2; here in closed form). The ends stay.
-    Parameters that do not require gradients stay as the given points have them.
-
-    Args:
-        model: any module; its parameters become views of one vector.
-        family: of the curve, at least 3 points.
-        points: (B, P) canonical, in dtype and on the device of the model's parameters; taken
-            over, changed by the fit, and brought into the model's memory order meanwhile.
-        objective: chooses t and the gradient's terms.
-        lr: base learning rate of SGD on the bends.
-        momentum: of SGD on the bends.
-        weight_decay: L2 penalty on w(t), not on the bends.
-        seed: of the draws of t.
-        speed: how to run the model.
-        loss_fn: of outputs and targets, averaged over the batch.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
-            ``model(x)``.
+    and turns the flat gradient g into that of each bend: c_j(t) * (g + weight_decay * w(t)) plus
+    the objective's term (arXiv 1802.10026, section 3.2; here in closed form). The ends are fixed,
+    and so are parameters that do not require gradients. The model's parameters become views of one
+    vector; the learner takes ``points`` (B, P, canonical, dtype and device of the model) over,
+    changes them and keeps them in the model's memory order.
     """
 
     def __init__(
@@ -194,19 +180,12 @@ class CurveLearner(Learner):
         super().__init__(model, optimizer, speed, loss_fn=loss_fn, forward_fn=forward_fn)
 
     def step(self, *batch: Any) -> Tensor:
-        """Move the bends by one batch; return the loss at w(t) before, without the decay.
-
-        Args:
-            batch: ``inputs, targets, ...``, or one object; on any device.
-
-        Raises:
-            UserError: there are no targets for the cross-entropy.
-        """
+        """Move the bends by one batch; return the loss at w(t) before the step, without decay."""
         u = stratified_uniform(self.seed, self.steps, self.objective.strata)
         gram = quick_gram(self.points) if self.objective.uses_gram else None
         draw = self.objective.draw(u, Shape(self.family, gram))
         self.move_to(draw.t)
-        if self.batch_size is None:  # the first batch says what a compiled model is made for
+        if self.batch_size is None:  # the batch size that the model is compiled for
             self.batch_size = count_examples(batch)
         loss = self._backward(to_device(batch[0] if len(batch) == 1 else batch, self.device))
         self._set_gradients(draw, loss)
@@ -226,7 +205,7 @@ class CurveLearner(Learner):
 
     @torch.no_grad()
     def _set_gradients(self, draw: Draw, loss: Tensor) -> None:
-        """Set the gradients of the bends; that of the last one takes over the model's memory."""
+        """Set the gradients of the bends; the last one reuses the model's gradient memory."""
         scales = draw.scale.tolist()
         *others, last = zip(self.bends, scales[1:-1], strict=True)
         for bend, scale in others:
@@ -245,7 +224,7 @@ class CurveLearner(Learner):
                 bend.grad[frozen] = 0
 
     def _pull(self, draw: Draw, loss: Tensor) -> Tensor | None:
-        """Tell the objective of L_t; return (L_t - baseline) * pull (B, B) on the device."""
+        """Pass L_t to the objective; return (L_t - baseline) * pull (B, B) on the device."""
         if not self.objective.uses_loss:
             return None
         total = loss.double()
@@ -259,18 +238,18 @@ class CurveLearner(Learner):
         return draw.pull.to(self.points.device, self.points.dtype) * factor
 
     def release_points(self) -> Tensor:
-        """Return the points (B, P), ends included, in canonical order again; the learner is done.
+        """Return the points (B, P), ends included, in canonical order; ends the learner's use.
 
-        They are brought into order in place: a copy of a large network's would show.
+        They are reordered in place, to avoid a copy of a large network's weights.
         """
         for point in self.points:
             point.copy_(self.flat.unpack(point))
         return self.points
 
     def state_dict(self) -> dict[str, Any]:
-        """Return bends, what optimizer and objective remember, the model's buffers, the position.
+        """Return bends, states of optimizer and objective, the model's buffers, and the step.
 
-        Vectors are in the memory order of the model as it is run.
+        Vectors are in the model's memory order.
         """
         return {
             "bends": [bend.detach() for bend in self.bends],
@@ -282,7 +261,7 @@ class CurveLearner(Learner):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state; the optimizer's options stay as they were given."""
+        """Restore a saved state; the optimizer's options stay the constructor's."""
         buffers = dict(unwrap(self.model).named_buffers())
         with torch.no_grad():
             for bend, saved in zip(self.bends, state["bends"], strict=True):
@@ -300,8 +279,8 @@ class CurveLearner(Learner):
 def quick_gram(points: Tensor) -> Tensor:
     """Return G_ij = <w_i - w_0, w_j - w_0> (B, B) float64 on the CPU, for points (B, P).
 
-    As :func:`fge.curves.gram_matrix`, but multiplied in the points' own precision (float32 at
-    least) and summed over blocks in float64: a tenth of the time, and good to about 1e-5 for
+    Like :func:`fge.curves.gram_matrix`, but products are in the points' own precision (at least
+    float32) and only sums over blocks in float64: a tenth of the time, and exact to about 1e-5 for
     float32, which is enough to draw t.
     """
     columns = _GPU_COLUMNS if points.is_cuda else _CPU_COLUMNS
@@ -321,21 +300,19 @@ def _run(
     checkpoint: str | Path | None,
     on_epoch: Callable[[EpochEnd], None] | None,
 ) -> None:
-    """Train what is left of the epochs, from checkpoint to checkpoint."""
+    """Train the remaining epochs, with a checkpoint after each."""
     facts = {"epochs": epochs, "steps_per_epoch": len(batches)}
     file = None if checkpoint is None else _Checkpoint(Path(checkpoint), learner, facts)
 
     def end_epoch(end: EpochEnd) -> None:
         if end.images == 0:
-            raise UserError(
-                "batches yielded nothing: give data that can be iterated more than once"
-            )
+            raise nothing_yielded()
         largest = [
             float(torch.linalg.vector_norm(bend.detach(), math.inf)) for bend in learner.bends
         ]
         if not all(map(math.isfinite, largest)):  # isfinite() of the tensors would copy them
             raise diverged("the bends are not finite", learner.steps - 1, _current(rates)[0])
-        if on_epoch:  # before the checkpoint: an interrupted epoch is reported again, none is lost
+        if on_epoch:  # before the checkpoint: after an interruption an epoch may be reported twice
             on_epoch(end)
         if file is not None:
             file.write(end.epoch + 1, rates)
@@ -354,10 +331,10 @@ def _run(
 def _first_points(
     model: nn.Module, start: Weights, end: Weights, family: Family, initial: Curve | None
 ) -> Tensor:
-    """Return the points (B, P) that the fit begins with."""
+    """Return the initial points (B, P) of the fit."""
     if family.num_points < 3:
         raise UserError(
-            f"num_points counts both ends; a fit needs at least 3, got {family.num_points}"
+            f"num_points counts both ends and must be >= 3 for a fit, got {family.num_points}"
         )
     first, last = flatten(start, model), flatten(end, model)
     check_distinct(first, last)
@@ -366,14 +343,16 @@ def _first_points(
     points = initial.points.to(first).clone()
     for name, point, given in (("start", points[:1], first), ("end", points[-1:], last)):
         if not torch.equal(point, given[None]):
-            raise UserError(f"the {name} of the initial curve is not {name}; give its own ends")
+            raise UserError(
+                f"the initial curve does not {name} at {name!r}; give the ends of the curve"
+            )
     if not bool(torch.isfinite(points).all()):
-        raise UserError("the initial curve has points that are not finite")
+        raise UserError("the initial curve has points that are not finite; give another curve")
     return points
 
 
 class _Checkpoint:
-    """A file that holds the fit as it was at the end of an epoch, and what fit it is of."""
+    """A file with the state of the fit after an epoch, and the options of the fit."""
 
     def __init__(self, path: Path, learner: CurveLearner, facts: dict[str, Any]) -> None:
         self.path = path
@@ -401,12 +380,12 @@ class _Checkpoint:
         write_state(self.path, state)
 
     def restore(self, rates: ClosedFormLR) -> int:
-        """Go on from the file where there is one; return the number of finished epochs."""
+        """Resume from the file if it exists; return the number of finished epochs."""
         if not self.path.exists():
             return 0
         state = read_state(self.path)
         if "fit" not in state:
-            raise UserError(f"{self.path} is no checkpoint of a curve fit; give another file")
+            raise UserError(f"{self.path} is not a checkpoint of a curve fit; give another file")
         for name, value in self.facts.items():
             self._compare(name, state["fit"].get(name), value)
         rates.load_state_dict(state["schedule"])
@@ -417,13 +396,13 @@ class _Checkpoint:
     def _compare(self, name: str, saved: Any, value: Any) -> None:
         if saved != value:
             raise UserError(
-                f"{self.path} is of another fit: {name} was {saved!r}, is now {value!r}; "
+                f"{self.path} belongs to another fit: {name} was {saved!r}, is now {value!r}; "
                 "give the same options or another checkpoint file"
             )
 
 
 class _Sized:
-    """Batches with a length, which is counted where they do not know it."""
+    """Batches with a length; it is counted if they have none."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
@@ -432,7 +411,7 @@ class _Sized:
         except TypeError:
             self.length = sum(1 for _ in batches)
         if self.length == 0:
-            raise UserError("batches yielded nothing: give data to fit the curve to")
+            raise nothing_yielded()
 
     def __len__(self) -> int:
         return self.length
@@ -450,17 +429,9 @@ def _current(rates: ClosedFormLR) -> list[float]:
 
 
 def _own_randomness(device: torch.device) -> Any:
-    """Keep the state of PyTorch's generators from what happens within."""
+    """Restore the state of PyTorch's generators at the end of a ``with`` block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _endpoint(optimizer: Optimizer, steps_per_epoch: int, *, epochs: int) -> ClosedFormLR:
     return EndpointLR(optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
-
-
-def _check_options(epochs: int, numbers: dict[str, float]) -> None:
-    if epochs < 1:
-        raise UserError(f"epochs must be >= 1, got {epochs}")
-    for name, value in numbers.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and >= 0, got {value}")

@@ -1,8 +1,8 @@
-"""Geometry of weight vectors: how far apart networks lie, and how a trajectory of them turns.
+"""Geometry of weight vectors: distances between networks, and turns of a trajectory.
 
-Whether training crosses barriers or moves along a valley is asked of the losses between networks
-and of the steps between them (Gotmare et al. 2018, arXiv 1806.06977); these are the steps. All
-sums are taken in float64, over parts of the vectors, so that memory does not grow with a network.
+Whether training crosses barriers or moves along a valley shows in the losses between networks and
+in the steps between them (Gotmare et al. 2018, arXiv 1806.06977); this module measures the steps.
+All sums are float64, over blocks of the vectors, so memory does not grow with the network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fge.errors import UserError
 
 _CHUNK = 1 << 20
-"""Elements of a vector that are held in float64 at a time."""
+"""Elements of a vector per float64 block."""
 
 Vectors = Sequence[Tensor] | Tensor
 
@@ -25,18 +25,14 @@ def distance(a: Tensor, b: Tensor) -> float:
     """Return the Euclidean distance |a - b| of two vectors (P,).
 
     Raises:
-        UserError: they are not finite vectors of one length.
+        UserError: they are not finite vectors of equal length.
     """
     _check((a, b))
     return math.sqrt(sum(float((x - y).square().sum()) for x, y in _parts(a, b)))
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Return the cosine of the angle between two vectors (P,), in [-1, 1].
-
-    Raises:
-        UserError: they are not finite vectors of one length, or one has length 0.
-    """
+    """Return the cosine of the angle between two vectors (P,), in [-1, 1]."""
     _check((a, b))
     return _cosine(_parts(a, b), ("vector 0", "vector 1"))
 
@@ -44,10 +40,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def angle(a: Tensor, b: Tensor) -> float:
     """Return the angle between two vectors (P,), in degrees from 0 to 180.
 
-    It is good to about 1e-6 degrees at the ends of that range, and to rounding elsewhere.
+    It is exact to about 1e-6 degrees at the ends of that range, and to rounding elsewhere.
 
     Raises:
-        UserError: they are not finite vectors of one length, or one has length 0.
+        UserError: they are not finite vectors of equal length, or one is 0.
     """
     return math.degrees(math.acos(cosine(a, b)))
 
@@ -55,9 +51,9 @@ def angle(a: Tensor, b: Tensor) -> float:
 def turning_angles(path: Vectors) -> Tensor:
     """Return the angles between consecutive steps of a trajectory, in degrees.
 
-    The k-th is between w[k+1] - w[k] and w[k+2] - w[k+1]: 0 where the trajectory goes straight
-    on, 90 where it turns off at a right angle (as independent steps in many dimensions nearly do),
-    180 where it turns back.
+    The k-th is between w[k+1] - w[k] and w[k+2] - w[k+1]: 0 if the trajectory continues straight,
+    90 if it turns at a right angle (as independent steps in many dimensions nearly do), 180 if it
+    turns back.
 
     Args:
         path: (K, P), or K vectors (P,), in the order of the trajectory; K >= 3.
@@ -66,8 +62,8 @@ def turning_angles(path: Vectors) -> Tensor:
         angles (K - 2,) float64, in [0, 180].
 
     Raises:
-        UserError: there are fewer than three vectors, they are not finite and of one length, or
-            two that follow one another are equal.
+        UserError: there are fewer than three vectors, they are not finite and of equal length, or
+            two consecutive vectors are equal.
     """
     if len(path) < 3:
         raise UserError(f"give at least 3 vectors of weights, got {len(path)}")
@@ -83,7 +79,7 @@ def turning_angles(path: Vectors) -> Tensor:
 
 
 def _cosine(pairs: Iterable[tuple[Tensor, ...]], names: tuple[str, str]) -> float:
-    """Return the cosine between two vectors that come in parts; ``names`` are for errors."""
+    """Return the cosine between two vectors given in blocks; ``names`` are for errors."""
     squares, product = [0.0, 0.0], 0.0
     for a, b in pairs:
         product += float(a @ b)
@@ -91,12 +87,12 @@ def _cosine(pairs: Iterable[tuple[Tensor, ...]], names: tuple[str, str]) -> floa
         squares[1] += float(b @ b)
     for name, square in zip(names, squares, strict=True):
         if square == 0:
-            raise UserError(f"{name} has length 0 and no direction; leave it out")
+            raise UserError(f"{name} has length 0, so it has no direction; leave it out")
     return min(1.0, max(-1.0, product / (math.sqrt(squares[0]) * math.sqrt(squares[1]))))
 
 
 def _parts(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the vectors part by part, in float64 on the CPU."""
+    """Yield the vectors block by block, in float64 on the CPU."""
     for start in range(0, len(vectors[0]), _CHUNK):
         yield tuple(
             vector[start : start + _CHUNK].detach().to("cpu", torch.float64) for vector in vectors

@@ -1,11 +1,11 @@
 """The trivial path of constant error through the origin, for homogeneous networks.
 
-A ReLU network keeps its decisions while its weights shrink to zero, so that any two are connected
-through a network that knows nothing (Garipov et al. 2018, arXiv 1802.10026, supplement on trivial
-connecting curves). Here each weight tensor has its own power of t, which lets batch norm, sums
-and concatenations take part: running statistics and ``eps`` are scaled along with the weights.
-This is therefore its own path and no :class:`fge.curves.Curve`, which moves parameters alone;
-statistics must not be estimated anew on it.
+A ReLU network keeps its decisions while its weights shrink to zero, so any two networks are
+connected through a useless one (Garipov et al. 2018, arXiv 1802.10026, supplement on trivial
+connecting curves). Here each weight tensor has its own power of t, so that batch norm, sums and
+concatenations work too: running statistics and ``eps`` are scaled along with the weights.
+Therefore this is not a :class:`fge.curves.Curve`, which moves only parameters; do not estimate
+batch-norm statistics on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _POOLS = (
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 )
-_HOOKED = "has hooks, which may change what it computes; remove them"
+_HOOKED = "has hooks, which may change its output; remove them"
 Array = NDArray[np.float64]
 
 
@@ -41,32 +41,32 @@ class OriginPath:
     """The path of constant error from a network to the origin, on which logits only shrink.
 
     At t, the parameter ``name`` is multiplied by t^k with k = ``exponents[name]`` >= 1, running
-    statistics and ``eps`` by the powers that keep batch norm homogeneous, and the logits come out
-    as t^``output_degree`` times those of the network. The powers are the smallest whole numbers
-    with which activations of one power meet wherever branches are added or concatenated: with
-    power d in front, a linear layer or convolution of weight power k gives d + k, and so does its
-    bias; batch norm in evaluation mode has its mean scaled by t^d, its variance and ``eps`` by
-    t^(2d), its affine parameters by t^k, and gives k; ReLU, pooling and the like give d.
+    statistics and ``eps`` by the powers that keep batch norm homogeneous; the logits are
+    t^``output_degree`` times those of the network. The powers are the smallest integers for which
+    all activations that are added or concatenated have equal powers: for an input of power d, a
+    linear layer or convolution of weight power k has output power d + k, and so has its bias; batch
+    norm in evaluation mode has its mean scaled by t^d, its variance and ``eps`` by t^(2d), its
+    affine parameters by t^k, and output power k; ReLU, pooling and similar layers keep d.
 
-    The error is the same all along. When ``output_degree`` >= 1, the cross-entropy tends to
+    The error is constant along the path. If ``output_degree`` >= 1, the cross-entropy tends to
     log C, for C classes, as t tends to 0.
 
     Args:
-        model: any module that ``torch.fx`` can trace; it is copied, not changed. Its evaluation
-            mode is what counts: dropout is off.
+        model: any module that ``torch.fx`` can trace; it is copied, not changed, and used in
+            evaluation mode, without dropout.
 
     Attributes:
-        exponents: the power of t of each parameter, by name; tied ones once.
-        buffer_exponents: the same of the running statistics, >= 0.
-        eps_exponents: the same of the ``eps`` of each batch-norm layer, by the layer's name.
+        exponents: the power of t of each parameter, by name; tied parameters once.
+        buffer_exponents: the powers of the running statistics, >= 0.
+        eps_exponents: the power of the ``eps`` of each batch-norm layer, by the layer's name.
         output_degree: the power of t of the output.
-        smallest_t: below it, down to 0, powers of t underflow the parameters' dtype.
+        smallest_t: the smallest t > 0 whose powers do not underflow the parameters' dtype.
 
     Raises:
         UserError: ``torch.fx`` cannot trace the model; a layer is not homogeneous (GELU, layer
-            norm, softmax, PReLU, products of activations, ...); branches cannot arrive with
-            equal powers (an identity shortcut around a branch without batch norm). The layer
-            is named.
+            norm, softmax, PReLU, products of activations, ...); or branches cannot have equal
+            powers (an identity shortcut around a branch without batch norm). The message names
+            the layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -94,7 +94,7 @@ class OriginPath:
         bounds = [tiny ** (1 / max(power, 1))]
         for name, exponent in self.eps_exponents.items():
             eps = float(self._model.get_submodule(name).eps)  # type: ignore[arg-type]
-            if exponent and eps:  # kernels hold eps in float32 at least
+            if exponent and eps:  # kernels use at least float32 for eps
                 bounds.append((min(tiny, torch.finfo(torch.float32).tiny) / eps) ** (1 / exponent))
         return float(min(1.0, max(bounds)))
 
@@ -102,8 +102,8 @@ class OriginPath:
         """Return the network at ``t``: a copy in evaluation mode; at 0 the origin itself.
 
         Args:
-            t: from 1, the network as it was given, bitwise, to 0. The origin keeps ``eps`` as it
-                is, so that its output is 0 and not 0 / 0.
+            t: from 1, the given network, bitwise, to 0, the origin. The origin keeps ``eps``, so
+                its output is 0 and not 0 / 0.
 
         Raises:
             UserError: ``t`` is outside [0, 1], or so close to 0 that its powers underflow.
@@ -130,17 +130,17 @@ class TrivialPath:
     """The path between two networks of one architecture through the origin.
 
     Args:
-        first: the path that is gone down, from its network to the origin.
-        second: the path that is gone up, from the origin to its network.
+        first: the path from the first network to the origin.
+        second: the path of the second network, used from the origin to the network.
 
     Raises:
-        UserError: the two are of different architectures.
+        UserError: the architectures differ.
     """
 
     def __init__(self, first: OriginPath, second: OriginPath) -> None:
         shapes = [[t.shape for t in p._model.state_dict().values()] for p in (first, second)]
         if first.exponents != second.exponents or shapes[0] != shapes[1]:
-            raise UserError("the two networks of a trivial path must be of one architecture")
+            raise UserError("the two networks of a trivial path must have the same architecture")
         self.first = first
         self.second = second
 
@@ -220,12 +220,12 @@ _UNCHANGED_LAYERS = _classes(
 
 
 def _is(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
-    """Say whether the module is of such a kind and computes what that kind does."""
+    """Return whether the module is of one of these kinds and uses its ``forward``."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 class _Tracer(fx.Tracer):
-    """Takes layers of the user's own as a whole where they compute what a known kind does."""
+    """Does not trace into a user's layer that inherits the ``forward`` of a known kind."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = _is(m, (*_WEIGHTED_LAYERS, *_NORM_LAYERS, *_UNCHANGED_LAYERS))
@@ -241,11 +241,11 @@ def _trace(model: nn.Module) -> list[fx.Node]:
     }
     try:
         graph = _Tracer().trace(model, concrete_args=options)
-    except Exception as error:  # whatever the model's own code raises on symbolic inputs
+    except Exception as error:  # the model's code may raise anything on symbolic inputs
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise UserError(
-            f"no path through the origin: torch.fx cannot trace {type(model).__name__}, whose "
-            f"forward may not branch on, iterate over or assign into its tensors ({reason})"
+            f"no path through the origin: torch.fx cannot trace {type(model).__name__}; its "
+            f"forward must not branch on, iterate over or assign into tensors ({reason})"
         ) from None
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
@@ -258,19 +258,11 @@ def _trace(model: nn.Module) -> list[fx.Node]:
 
 
 class PowerReader:
-    """Follows the power of t through a network, from 0 at its input, and collects equations.
+    """Follows the power of t through a network in evaluation mode and collects equations.
 
-    Args:
-        model: in evaluation mode; what it computes there counts.
-
-    Attributes:
-        powers: the unknown powers and their equations, to be solved.
-        tensors: the unknown of each parameter and running statistic, by the tensor's ``id``.
-        eps: the unknown of each batch-norm layer's ``eps``, by the layer's ``id``.
-        output: the unknown power of the output.
-
-    Raises:
-        UserError: the model cannot be traced, or something in it is not homogeneous.
+    ``powers``: the unknown powers and their equations; ``tensors``: the unknown of each parameter
+    and running statistic, by the tensor's ``id``; ``eps``: that of each batch-norm layer's ``eps``,
+    by the layer's ``id``; ``output``: that of the output. The input has power 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -323,20 +315,20 @@ class PowerReader:
             if tensor is not None:
                 if id(tensor) not in self.tensors:
                     self.tensors[id(tensor)] = self.powers.unknown(0)
-                self.powers.equate(_place(node), self.tensors[id(tensor)], *parts)
+                self.powers.equate(_layer_of(node), self.tensors[id(tensor)], *parts)
         if id(module) not in self.eps:
             self.eps[id(module)] = self.powers.unknown(0)
-        self.powers.equate(_place(node), self.eps[id(module)], *squared)
+        self.powers.equate(_layer_of(node), self.eps[id(module)], *squared)
         if module.weight is None:
             return self.zero
         weight = self._tensor(node, module.weight)
         if module.bias is not None:
-            self.powers.equate(_place(node), self._tensor(node, module.bias), weight)
+            self.powers.equate(_layer_of(node), self._tensor(node, module.bias), weight)
         return weight
 
     def _operation(self, node: fx.Node, joined: list[int]) -> int:
         if node in _DROPOUTS and node.kwargs.get("training", node.kwargs.get("train", True)):
-            self._refuse(node, "is switched on in evaluation too")
+            self._refuse(node, "is active in evaluation mode too")
         if node.target is F.pad and node.kwargs.get("value"):
             self._refuse(node, "pads with a value other than 0")
         if node in _UNCHANGED or node in _DROPOUTS or node.target is F.pad:
@@ -354,7 +346,7 @@ class PowerReader:
         if node not in _PRODUCTS and node not in _QUOTIENTS:
             self._refuse(node, "is not known to be homogeneous")
         if sum(operand in self.moving for operand in operands) > 1:
-            self._refuse(node, "combines two activations, which is not followed")
+            self._refuse(node, "combines two activations, which is not supported")
         return self._total(node, [self._constant(operand) for operand in operands])
 
     def _functional(self, node: fx.Node) -> int:
@@ -368,23 +360,23 @@ class PowerReader:
     def _affine(self, node: fx.Node, degree: int, weight: int, bias: int | None) -> int:
         total = self._total(node, [degree, weight])
         if bias is not None:
-            self.powers.equate(_place(node), bias, total)
+            self.powers.equate(_layer_of(node), bias, total)
         return total
 
     def _total(self, node: fx.Node, parts: list[int]) -> int:
         total = self.powers.unknown(0)
-        self.powers.equate(_place(node), total, *parts)
+        self.powers.equate(_layer_of(node), total, *parts)
         return total
 
     def _join(self, node: fx.Node, degrees: list[int]) -> int:
-        """Demand that what meets at the node has one power of t."""
+        """Require equal powers of t for all inputs of the node."""
         for other in dict.fromkeys(degrees):
             if other != degrees[0]:
-                self.powers.equate(_place(node), degrees[0], other)
+                self.powers.equate(_layer_of(node), degrees[0], other)
         return degrees[0]
 
     def _constant(self, operand: Any) -> int:
-        """Return the power of an operand; a number stays as it is along the path."""
+        """Return the power of an operand; numbers do not change along the path."""
         degree = self.degrees[operand] if isinstance(operand, fx.Node) else None
         return self.zero if degree is None else degree
 
@@ -394,11 +386,11 @@ class PowerReader:
         return self.tensors[id(tensor)]
 
     def _refuse(self, node: fx.Node, reason: str) -> NoReturn:
-        raise UserError(f"no path through the origin: {_place(node)} {reason}")
+        raise UserError(f"no path through the origin: {_layer_of(node)} {reason}")
 
 
-def _place(node: fx.Node) -> str:
-    """Name the layer of a node; for a function, the function and the module that calls it."""
+def _layer_of(node: fx.Node) -> str:
+    """Return the name of a node's layer; for a function, its name and the calling module's."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name, kind = stack[-1] if stack else ("", None)
     layer = f"{name!r} ({getattr(kind, '__name__', kind)})" if stack else "the network's forward"
@@ -409,7 +401,7 @@ def _place(node: fx.Node) -> str:
 
 
 class Powers:
-    """Whole-number unknowns with lower bounds, and the equations between them."""
+    """Integer unknowns with lower bounds, and equations between them."""
 
     def __init__(self) -> None:
         self.lower: list[int] = []
@@ -422,16 +414,12 @@ class Powers:
         self.upper.append(upper)
         return len(self.lower) - 1
 
-    def equate(self, place: str, total: int, *parts: int) -> None:
-        """Demand total = sum of parts; ``place`` names the layer that does so."""
-        self.equations.append((place, total, parts))
+    def equate(self, layer: str, total: int, *parts: int) -> None:
+        """Require total = sum of parts; ``layer`` is the layer that requires it."""
+        self.equations.append((layer, total, parts))
 
     def solve(self, weights: Iterable[int]) -> list[int]:
-        """Return the solution with the smallest sum over ``weights``.
-
-        Raises:
-            UserError: there is none; the first layer that makes it so is named.
-        """
+        """Return the solution with the smallest sum over ``weights``."""
         cost = np.zeros(len(self.lower))
         cost[list(weights)] = 1.0
         solution = self._attempt(cost, len(self.equations))
@@ -443,8 +431,8 @@ class Powers:
             met = self._attempt(cost, middle) is not None
             low, high = (middle, high) if met else (low, middle)
         raise UserError(
-            f"no path through the origin: what meets at {self.equations[high - 1][0]} "
-            "scales with unequal powers of t, whatever the powers of the weights"
+            f"no path through the origin: {self.equations[high - 1][0]} joins terms with unequal "
+            "powers of t, for any powers of the weights"
         )
 
     def _attempt(self, cost: Array, count: int) -> Array | None:

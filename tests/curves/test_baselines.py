@@ -276,7 +276,10 @@ def test_an_unknown_baseline_is_named() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_curve_has_no_chord(kind: type[Baseline]) -> None:
     points = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
-    with pytest.raises(UserError, match=r"ends coincide"):
+    with pytest.raises(
+        UserError,
+        match=r"^the curve's ends coincide, so it has no chord; give two ends that differ$",
+    ):
         kind(Curve(Bezier(3), points))
 
 

@@ -242,7 +242,7 @@ def test_damaged_curves_are_refused(
     save_file(TENSORS, path, METADATA)
     assert Curve.load(path).points.shape == (3, 3)
     save_file(tensors(TENSORS), path, metadata(METADATA))
-    with pytest.raises(UserError, match=r"c\.safetensors is damaged and holds no curve any more"):
+    with pytest.raises(UserError, match=r"c\.safetensors is damaged and is not a curve any more"):
         Curve.load(path)
 
 
@@ -250,7 +250,7 @@ def test_damaged_curves_are_refused(
 def test_damaged_curves_without_names_are_refused(tmp_path: Path, points: Tensor) -> None:
     path = tmp_path / "c.safetensors"
     save_file({"points": points}, path, without("layout")(METADATA))
-    with pytest.raises(UserError, match=r"c\.safetensors is damaged and holds no curve any more"):
+    with pytest.raises(UserError, match=r"c\.safetensors is damaged and is not a curve any more"):
         Curve.load(path)
 
 

@@ -24,7 +24,7 @@ from fge.curves import (
     summarise_curve,
 )
 from fge.errors import UserError
-from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
+from fge.networks import Layout, flatten, nothing_yielded, refresh_batch_norm, write_parameters
 from fge.train import Speed
 
 DOUBLE = torch.float64
@@ -250,8 +250,8 @@ class Once:
         ({"batches": iter(TEST)}, "batches must be iterable more than once, got a list_iterator"),
         ({"refresh": iter(TEST)}, "batches must be iterable more than once"),
         ({"batches": {}}, "at least one split, got an empty mapping"),
-        ({"batches": {"train": TRAIN, "test": []}}, "batches 'test' yielded nothing"),
-        ({"batches": Once(), "refresh": TRAIN}, "batches yielded nothing"),
+        ({"batches": {"train": TRAIN, "test": []}}, str(nothing_yielded("batches 'test'"))),
+        ({"batches": Once(), "refresh": TRAIN}, f"^{nothing_yielded()}$"),
         ({"num_points": 1}, "num_points must be >= 2, got 1"),
         ({"ts": [0.5, 1.5]}, "1.5"),
     ],

@@ -19,7 +19,7 @@ from fge.curves import Curve, Objective, fit_curve, gram_matrix, make_family, st
 from fge.curves.fit import CurveLearner, quick_gram
 from fge.curves.objectives import OBJECTIVES, Draw, Shape, make_objective
 from fge.errors import DivergenceError, UserError
-from fge.networks import Layout, flatten, write_state
+from fge.networks import Layout, flatten, nothing_yielded, write_state
 from fge.train import EndpointLR, EpochEnd, Speed
 
 DOUBLE = torch.float64
@@ -425,13 +425,13 @@ def test_a_checkpoint_of_another_fit_is_refused(
     }
     with pytest.raises(InterruptionError):
         fit_curve(build(noisy), **options, on_epoch=interrupt_after(1))
-    with pytest.raises(UserError, match=f"is of another fit: {named}"):
+    with pytest.raises(UserError, match=f"belongs to another fit: {named}"):
         fit_curve(build(noisy), **{**options, **change})
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     write_state(tmp_path / "state", {"epoch": 3})
-    with pytest.raises(UserError, match="no checkpoint of a curve fit; give another file"):
+    with pytest.raises(UserError, match="is not a checkpoint of a curve fit; give another file"):
         fit_curve(
             build(noisy),
             build(noisy, 1),
@@ -580,11 +580,13 @@ def test_a_fit_can_start_from_a_curve() -> None:
     assert torch.equal(further.points, before)
     fit_curve(model, start, end, [data()], epochs=1, initial=curve)
     assert torch.equal(curve.points, before), "it is not changed"
-    with pytest.raises(UserError, match="the end of the initial curve is not end"):
+    with pytest.raises(
+        UserError, match="the initial curve does not end at 'end'; give the ends of the curve"
+    ):
         fit_curve(model, start, build(Residual, 3), [data()], initial=curve)
     before[1, 0] = math.nan
     broken = Curve(curve.family, before)
-    with pytest.raises(UserError, match="initial curve has points that are not finite"):
+    with pytest.raises(UserError, match="initial curve has points that are not finite; give"):
         fit_curve(model, start, end, [data()], initial=broken)
 
 
@@ -624,14 +626,14 @@ def spoiled() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_points": 2}, "a fit needs at least 3, got 2"),
+        ({"num_points": 2}, "must be >= 3 for a fit, got 2"),
         ({"family": "bezir"}, "unknown curve family 'bezir'; did you mean 'bezier'"),
         ({"objective": "uniforn"}, "unknown objective 'uniforn'; did you mean 'uniform'"),
         ({"end": build(Residual, 1)}, "start and end are the same weights"),
         ({"end": spoiled()}, "'second.bias' holds values that are not finite"),
         ({"end": nn.Linear(6, 3)}, "no tensor 'first.weight'"),
         ({"batches": iter([data()])}, "batches must be iterable more than once"),
-        ({"batches": []}, "batches yielded nothing"),
+        ({"batches": []}, f"^{nothing_yielded()}$"),
         ({"batches": [data()[0]]}, r"batches must yield \(inputs, targets, ...\), got a Tensor"),
         ({"epochs": 0}, "epochs must be >= 1, got 0"),
         ({"lr": -1.0}, "lr must be finite and >= 0, got -1.0"),
@@ -656,7 +658,7 @@ def test_batches_that_are_used_up_in_a_later_epoch_are_found_out() -> None:
         def __iter__(self) -> Iterator[Any]:
             return self.batches
 
-    with pytest.raises(UserError, match="batches yielded nothing: give data that can be iterated"):
+    with pytest.raises(UserError, match=f"^{nothing_yielded()}$"):
         fit_curve(build(Residual), build(Residual, 1), build(Residual, 2), Once(), epochs=2)
 
 

@@ -124,7 +124,9 @@ def test_two_vectors_that_do_not_fit_are_refused(function: Callable[..., float])
 
 @pytest.mark.parametrize("function", [cosine, angle])
 def test_a_vector_of_length_0_has_no_direction(function: Callable[..., float]) -> None:
-    with pytest.raises(UserError, match=r"^vector 1 has length 0 and no direction"):
+    with pytest.raises(
+        UserError, match=r"^vector 1 has length 0, so it has no direction; leave it out$"
+    ):
         function(vector(1.0, 2.0), vector(0.0, 0.0))
 
 

@@ -273,7 +273,9 @@ def test_tied_weights_and_shared_layers_have_one_power() -> None:
             x = self.norm(self.relu(self.first(x)))
             return self.norm(self.relu(self.tied(self.tied(x) - self.first(x))))
 
-    with pytest.raises(UserError, match=r"layer 'norm' \(BatchNorm1d\) scales with unequal powers"):
+    with pytest.raises(
+        UserError, match=r"layer 'norm' \(BatchNorm1d\) joins terms with unequal powers of t"
+    ):
         OriginPath(Shared())
 
     class Loop(Shared):
@@ -370,7 +372,7 @@ def test_the_path_between_two_networks_passes_the_origin_half_way() -> None:
 def test_networks_of_two_architectures_have_no_common_path() -> None:
     plain = nn.Sequential(nn.Linear(4, 4))
     for other in (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 5))):
-        with pytest.raises(UserError, match=r"must be of one architecture"):
+        with pytest.raises(UserError, match=r"must have the same architecture"):
             TrivialPath(OriginPath(plain), OriginPath(other))
 
 
@@ -414,7 +416,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "weight norm": (weight_norm(nn.Linear(6, 6)), r"layer '1\.0' .*\(a parametrization\)"),
     "identity shortcut": (
         Residual(nn.Linear(6, 6)),
-        r"what meets at 'add' in '1\.0' \(Residual\) scales with unequal powers of t",
+        r"'add' in '1\.0' \(Residual\) joins terms with unequal powers of t",
     ),
 }
 
@@ -434,15 +436,18 @@ def test_layers_that_are_not_homogeneous_are_named(name: str) -> None:
         (lambda _, x: x.softmax(1), "'softmax' in .* is not known"),
         (lambda _, x: F.layer_norm(x, (8,)), "'layer_norm' in .* is not known"),
         (lambda _, x: F.batch_norm(x, None, None, training=True), "'batch_norm' in .* not known"),
-        (lambda _, x: x * x, "'mul' in .* combines two activations"),
-        (lambda _, x: torch.matmul(x, x.T) @ x, "'matmul' in .* combines two activations"),
+        (lambda _, x: x * x, "'mul' in .* combines two activations, which is not supp"),
+        (
+            lambda _, x: torch.matmul(x, x.T) @ x,
+            "'matmul' in .* combines two activations, which is not supp",
+        ),
         (lambda m, x: x / m.scale, "'truediv' in .* divides by something that scales"),
         (lambda _, x: 1 / x, "'truediv' in .* divides by something that scales"),
         (lambda _, x: x // 2, "'floordiv' in .* is not known"),
         (lambda _, x: torch.div(x, 2, rounding_mode="floor"), "'div' in .* rounds"),
-        (lambda _, x: x + 1, "what meets at 'add' in the network's forward scales with unequal"),
-        (lambda m, x: x - m.mask, "what meets at 'sub' in the network's forward scales"),
-        (lambda _, x: F.dropout(x), "'dropout' in .* is switched on in evaluation too"),
+        (lambda _, x: x + 1, "'add' in the network's forward joins terms with unequal"),
+        (lambda m, x: x - m.mask, "'sub' in the network's forward joins terms with unequal"),
+        (lambda _, x: F.dropout(x), "'dropout' in .* is active in evaluation mode too"),
         (lambda _, x: F.pad(x, (0, 0), value=1.0), "'pad' in .* value other than 0"),
         (lambda _, x: F.linear(x, x), "'linear' in .* weights from activations"),
     ],
@@ -477,7 +482,9 @@ def test_a_model_that_cannot_be_traced_is_named_with_the_reason() -> None:
 def test_hooks_are_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].register_forward_hook(lambda *call: call[-1] + 1)
-    with pytest.raises(UserError, match=r"layer '0' \(Linear\) has hooks"):
+    with pytest.raises(
+        UserError, match=r"layer '0' \(Linear\) has hooks, which may change its output; remove"
+    ):
         OriginPath(model)
     outer = nn.Sequential(nn.Linear(2, 2))
     outer.register_forward_hook(lambda *call: call[-1] + 1)

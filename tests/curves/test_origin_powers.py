@@ -73,7 +73,7 @@ def test_bounds_hold_without_equations() -> None:
 
 def test_the_first_equation_that_cannot_be_met_is_named() -> None:
     equations: list[Equation] = [(2, (0, 1)), (2, (0, 0)), (0, (0, 1)), (1, (2, 0))]
-    message = r"^no path through the origin: what meets at equation 2 scales with unequal powers"
+    message = r"^no path through the origin: equation 2 joins terms with unequal powers of t"
     with pytest.raises(UserError, match=message):
         system([1, 1, 1], equations).solve([0, 1, 2])
     assert system([1, 1, 1], equations[:2]).solve([0, 1, 2]) == [1, 1, 2]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fge.curves import Bezier, Chain, Curve
 from fge.errors import UserError
 from fge.landscape import Line, Plane, PlaneGrid, evaluate_line, evaluate_plane
-from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
+from fge.networks import Layout, flatten, nothing_yielded, refresh_batch_norm, write_parameters
 
 
 class Vector(nn.Module):
@@ -257,7 +257,7 @@ def test_the_store_of_another_grid_is_refused(
         ({"batches": iter(SPLITS["train"])}, "batches must be iterable more than once, got"),
         ({"refresh": iter(SPLITS["train"])}, "batches must be iterable more than once, got"),
         ({"batches": {}}, "batches must name at least one split"),
-        ({"batches": [], "num_images": 0}, "batches yielded nothing"),
+        ({"batches": [], "num_images": 0}, f"^{nothing_yielded()}$"),
         ({"model": Vector(8)}, "the model has 8 parameters, the plane 57"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.landscape import HessianOperator
-from fge.networks import cut
+from fge.networks import cut, nothing_yielded
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -462,7 +462,7 @@ def test_missing_data_are_refused() -> None:
         operator(mlp(), iter([(draw(6, 4), labels(6))]))
     for data in ([], [(draw(0, 4), labels(0))]):
         hessian = operator(mlp(), data)
-        with pytest.raises(UserError, match="batches yielded nothing"):
+        with pytest.raises(UserError, match=f"^{nothing_yielded()}$"):
             hessian.matvec(draw(hessian.size))
     hessian = operator(mlp(), ["no tensor"])
     with pytest.raises(UserError, match="a batch must hold a tensor, got a str"):
