@@ -1,4 +1,4 @@
-"""Loss and error on a grid of a plane or along lines; what is measured is kept as it comes."""
+"""Loss and error on a grid of a plane or along lines; each point is saved as it is measured."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least
 from fge.files import append_record, read_npz, read_records, write_npz
 from fge.landscape.plane import Bounds, Plane
-from fge.networks import ForwardFn, Layout, LossFn, preserved
+from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, preserved
 from fge.seeds import generator
 from fge.train import Speed
 
@@ -35,7 +35,7 @@ def evaluate_plane(
     margin: float = 0.2,
     bounds: Bounds | None = None,
     refresh: Iterable[Any] | None = None,
-    num_images: int | None = 5120,
+    num_images: int | None = REFRESH_IMAGES,
     loss_fn: LossFn = F.cross_entropy,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
@@ -46,7 +46,7 @@ def evaluate_plane(
     """Measure a model on a grid of a plane, with batch-norm statistics estimated at each point.
 
     The grid of arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. Give training
-    data without augmentation. The model is afterwards as it was before.
+    data without augmentation. The model is unchanged afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
@@ -54,23 +54,23 @@ def evaluate_plane(
         batches: re-iterable of ``(x, y, ...)``; or a mapping such as ``{"train": ..., "test":
             ...}``, then keys are ``train_loss``, ``test_error``, ...
         resolution: points along each axis.
-        margin: around the plane's extent, a fraction of its width and height.
-        bounds: lowest and highest x, lowest and highest y instead of ``margin``.
-        refresh: what batch-norm statistics are estimated on; the first of ``batches`` by default.
-        num_images: as many images at most, None for all, 0 to leave the statistics as they are.
+        margin: around the plane's extent, as a fraction of its width and height.
+        bounds: lowest x, highest x, lowest y and highest y, to use instead of ``margin``.
+        refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
+        num_images: at most this many of them; None for all, 0 to keep the model's statistics.
         loss_fn: of outputs and targets, averaged over the batch.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         speed: autocast and memory format; compilation is not used.
-        store: a JSON-lines file that takes each point when it is measured; points that it holds
-            from an interrupted call are not measured again. Keep data and loss the same meanwhile.
-        on_point: called after each point with how many of how many are there.
+        store: a JSON-lines file for the measured points; the points of an interrupted call are
+            not measured again, so data and loss must stay the same.
+        on_point: called after each point with the number of finished points and of all points.
 
     Raises:
-        UserError: a resolution below 2, a negative margin, bounds that do not ascend, a plane of
-            another architecture, a store of another grid, a split that yields nothing or can be
-            iterated only once.
+        UserError: the resolution is below 2, the margin is negative, bounds do not ascend, the
+            plane is of another architecture, the store of another grid, or a split yields nothing
+            or can be iterated only once.
     """
     _check_fits(model, plane)
     xs, ys = _grid_lines(plane, resolution, margin, bounds)
@@ -85,14 +85,15 @@ def evaluate_plane(
         speed=speed,
     )
     header = {"xs": xs.tolist(), "ys": ys.tolist(), **_described(evaluate, plane)}
-    kept = GridStore(None if store is None else Path(store), header)
+    points = GridStore(None if store is None else Path(store), header)
     with preserved(model):
         for row, column in np.ndindex(len(ys), len(xs)):
-            if (row, column) not in kept.records:
-                kept.add((row, column), evaluate(plane.point(float(xs[column]), float(ys[row])))[0])
+            if (row, column) not in points.records:
+                record, _ = evaluate(plane.point(float(xs[column]), float(ys[row])))
+                points.add((row, column), record)
                 if on_point:
-                    on_point(len(kept.records), xs.size * ys.size)
-    return PlaneGrid(xs, ys, kept.arrays(), plane.anchors.numpy(), plane.gram.numpy())
+                    on_point(len(points.records), xs.size * ys.size)
+    return PlaneGrid(xs, ys, points.arrays(), plane.anchors.numpy(), plane.gram.numpy())
 
 
 def evaluate_line(
@@ -110,19 +111,18 @@ def evaluate_line(
         model: the architecture, on the device to use; any module.
         path: a ``Line`` between two networks or in a random direction, a ``Curve``, a ``Chain``.
         batches: as in :func:`fge.evaluate_curve`.
-        bounds: lowest and highest t. Curves and chains end at 0 and 1; lines go on.
-        num_points: values of t, the bounds among them.
-        options: further ones of :func:`fge.evaluate_curve`.
+        bounds: lowest and highest t. Curves and chains end at 0 and 1; lines do not.
+        num_points: number of values of t, the bounds included.
+        options: other options of :func:`fge.evaluate_curve`.
 
     Returns:
-        Records of :func:`fge.evaluate_curve`; ``distance`` is that from t = 0.
+        Records of :func:`fge.evaluate_curve`; ``distance`` is the distance from t = 0.
 
     Raises:
-        UserError: fewer than two points, bounds that do not ascend or, on a curve, leave [0, 1]; or
-            as in :func:`fge.evaluate_curve`.
+        UserError: there are fewer than two points, bounds do not ascend or, on a curve, leave
+            [0, 1]; or as in :func:`fge.evaluate_curve`.
     """
-    if num_points < 2:
-        raise UserError(f"num_points must be >= 2, got {num_points}")
+    check_at_least(2, num_points=num_points)
     low, high = bounds
     if not -math.inf < low < high < math.inf:
         raise UserError(f"bounds must be two finite numbers that ascend, got {bounds}")
@@ -133,13 +133,16 @@ def evaluate_line(
 def _check_fits(model: nn.Module, plane: Plane) -> None:
     count = Layout.of(model).numel
     if count != len(plane.origin):
-        raise UserError(f"the model has {count} parameters, the plane {len(plane.origin)}")
+        raise UserError(
+            f"the model has {count} parameters, the plane has {len(plane.origin)}; give a plane of "
+            "the model's architecture"
+        )
 
 
 def _grid_lines(
     plane: Plane, resolution: int, margin: float, bounds: Bounds | None
 ) -> tuple[Array, Array]:
-    """Return the xs and ys of a grid, checked."""
+    """Return the xs and ys of a grid, after checking the options."""
     if resolution < 2:
         raise UserError(f"resolution, the points along each axis, must be >= 2, got {resolution}")
     left, right, bottom, top = rectangle = plane.bounds(margin) if bounds is None else bounds
@@ -152,10 +155,10 @@ def _grid_lines(
 
 
 def _described(evaluate: WeightsEvaluator, plane: Plane) -> dict[str, Any]:
-    """Return what tells one grid from another, as JSON takes it.
+    """Return what identifies a grid, as JSON values.
 
-    The plane's vectors are known by their lengths and their products with one random vector, which
-    other rounding (another number of threads, say) changes in the last digits only.
+    The plane's vectors are identified by their lengths and their products with one random vector,
+    which rounding (another number of threads, for example) changes only in the last digits.
     """
     vectors = [plane.origin.double(), *plane.axes]
     rng = generator(0, "plane")
@@ -177,19 +180,19 @@ def _sketch(vector: Tensor, probe: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class PlaneGrid:
-    """What was measured on a grid of points of a plane.
+    """Measurements on a grid of points of a plane.
 
     Attributes:
-        xs: (X,) float64, ascending; distances in weight space where the axes are orthonormal.
-        ys: (Y,) float64, likewise.
-        values: arrays (Y, X) by key: ``loss``, ``error`` (percent), ``nll`` (nats per example),
-            each behind the split's name and ``_`` where there is one.
-        anchors: coordinates (K, 2) of the weights that the plane was made from.
-        gram: dot products (2, 2) of the plane's axes; the distance between points that lie (dx, dy)
-            apart is sqrt((dx, dy) G (dx, dy)ᵀ).
+        xs: (X,) float64, ascending; distances in weight space if the axes are orthonormal.
+        ys: (Y,) float64, like ``xs``.
+        values: arrays (Y, X) by key: ``loss``, ``error`` (percent), ``nll`` (nats per example);
+            a split's name and ``_`` come before each key.
+        anchors: coordinates (K, 2) of the weights that define the plane.
+        gram: dot products (2, 2) of the plane's axes; the distance between two points that differ
+            by (dx, dy) is sqrt((dx, dy) G (dx, dy)ᵀ).
 
     Raises:
-        UserError: an array is not of these shapes.
+        UserError: an array has another shape.
     """
 
     xs: Array
@@ -200,12 +203,12 @@ class PlaneGrid:
 
     def __post_init__(self) -> None:
         expected = {key: (len(self.ys), len(self.xs)) for key in self.values}
-        found = {key: value.shape for key, value in self.values.items()}
+        shapes = {key: value.shape for key, value in self.values.items()}
         expected |= {"anchors": (len(self.anchors), 2), "gram": (2, 2)}
-        found |= {"anchors": self.anchors.shape, "gram": self.gram.shape}
+        shapes |= {"anchors": self.anchors.shape, "gram": self.gram.shape}
         for name, shape in expected.items():
-            if found[name] != shape:
-                raise UserError(f"{name!r} of a plane must have shape {shape}, got {found[name]}")
+            if shapes[name] != shape:
+                raise UserError(f"{name!r} of a plane must have shape {shape}, got {shapes[name]}")
 
     def __repr__(self) -> str:
         """Return the number of points along each axis and what was measured there."""
@@ -219,7 +222,7 @@ class PlaneGrid:
         list of these ``keys``.
 
         Raises:
-            OSError: it could not be written; the file is as it was.
+            OSError: the file could not be written; an existing file is unchanged.
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _AXES} | self.values
         write_npz(Path(path), {"keys": list(self.values), **arrays})
@@ -229,7 +232,7 @@ class PlaneGrid:
         """Return the grid in a file that :meth:`save` wrote, bitwise and without unpickling.
 
         Raises:
-            UserError: no such file, or it is damaged or holds no grid.
+            UserError: there is no such file, it is damaged, or it holds no grid.
         """
         keys = [str(key) for key in np.atleast_1d(read_npz(Path(path), ["keys"])["keys"])]
         arrays = read_npz(Path(path), [*_AXES, *keys])
@@ -237,20 +240,11 @@ class PlaneGrid:
 
 
 class GridStore:
-    """The records of a grid's points, kept in a JSON-lines file while they come in.
+    """The records of a grid's points by row and column, saved in a JSON-lines file.
 
-    The first line says which grid it is; a line of each point follows.
-
-    Args:
-        path: the file, made where it does not exist; None keeps records in memory alone.
-        header: what tells the grid from others, as JSON takes it. Lists of numbers are compared to
-            1e-9 of their largest, for they are computed.
-
-    Attributes:
-        records: by row and column.
-
-    Raises:
-        UserError: the file holds another grid, or is damaged.
+    The first line, ``header``, identifies the grid; one line per point follows. Lists of numbers in
+    the header are compared to 1e-9 of their largest number, because they are computed. Without a
+    path the records are only in memory.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
@@ -259,40 +253,40 @@ class GridStore:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = _read_lines(path)
-        if not found:
+        lines = _read_lines(path)
+        if not lines:
             append_record(path, dict(header))
             return
         for key, value in header.items():
-            if not _agree(found[0].get(key), value):
+            if not _agree(lines[0].get(key), value):
                 raise UserError(
                     f"{path} holds another grid, its {key!r} differ; give another file, or remove "
-                    "it to measure anew"
+                    "this one to measure again"
                 )
         try:
-            for line in found[1:]:
-                place = int(line.pop("row")), int(line.pop("column"))
-                self.records[place] = {key: float(value) for key, value in line.items()}
+            for line in lines[1:]:
+                cell = int(line.pop("row")), int(line.pop("column"))
+                self.records[cell] = {key: float(value) for key, value in line.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from None
         if len({frozenset(record) for record in self.records.values()}) > 1:
-            raise _damaged(path, "its points have different figures")
+            raise _damaged(path, "its points have different keys")
 
-    def add(self, place: tuple[int, int], record: Record) -> None:
-        """Keep the record of a row and column."""
-        self.records[place] = record
+    def add(self, cell: tuple[int, int], record: Record) -> None:
+        """Save the record of a row and column."""
+        self.records[cell] = record
         if self.path is not None:
-            # JSON has no infinity, which losses far away do reach.
-            figures = {k: v if math.isfinite(v) else str(v) for k, v in record.items()}
-            append_record(self.path, {"row": place[0], "column": place[1], **figures})
+            # JSON has no infinity, which losses far away can reach.
+            values = {k: v if math.isfinite(v) else str(v) for k, v in record.items()}
+            append_record(self.path, {"row": cell[0], "column": cell[1], **values})
 
     def arrays(self) -> dict[str, Array]:
         """Return the records of a complete grid as arrays (rows, columns) by key."""
-        places = sorted(self.records)
-        rows, columns = np.array(places[-1]) + 1
+        cells = sorted(self.records)
+        rows, columns = np.array(cells[-1]) + 1
         return {
-            key: np.array([self.records[place][key] for place in places]).reshape(rows, columns)
-            for key in self.records[places[0]]
+            key: np.array([self.records[cell][key] for cell in cells]).reshape(rows, columns)
+            for key in self.records[cells[0]]
         }
 
 
@@ -302,7 +296,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise _damaged(path, error) from None
     if not all(isinstance(line, dict) for line in lines):
-        raise _damaged(path, "a line is no record")
+        raise _damaged(path, "a line is not a record")
     return lines
 
 
@@ -310,12 +304,12 @@ def _damaged(path: Path, reason: object) -> UserError:
     return UserError(f"{path} is damaged and holds no grid: {reason}; give another file")
 
 
-def _agree(found: Any, wanted: Any) -> bool:
+def _agree(saved: Any, wanted: Any) -> bool:
     if not (isinstance(wanted, list) and all(isinstance(v, float) for v in wanted)):
-        return bool(found == wanted)
-    if not isinstance(found, list) or len(found) != len(wanted):
+        return bool(saved == wanted)
+    if not isinstance(saved, list) or len(saved) != len(wanted):
         return False
-    if not all(isinstance(v, int | float) for v in found):
+    if not all(isinstance(v, int | float) for v in saved):
         return False
     largest = max(map(abs, wanted))
-    return bool(np.allclose(found, wanted, rtol=0, atol=1e-9 * largest))
+    return bool(np.allclose(saved, wanted, rtol=0, atol=1e-9 * largest))

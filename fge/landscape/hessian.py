@@ -1,4 +1,4 @@
-"""Products of a loss's Hessian with vectors, averaged over data in chunks."""
+"""Products of a loss's Hessian with vectors, averaged over chunks of data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least
 from fge.networks import (
     ForwardFn,
     Layout,
@@ -22,6 +22,8 @@ from fge.networks import (
     check_reiterable,
     cut,
     named_parameters,
+    nothing_yielded,
+    reordered,
     tensors,
     to_device,
     unwrap,
@@ -29,40 +31,41 @@ from fge.networks import (
 
 CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3
-"""Bytes of graphs that are kept by default."""
+"""Bytes of graphs kept in memory by default."""
 GRAPH_COST, PRODUCT_COST = 1.3, 2.6
-"""What the gradient's graph, and a product from it, are estimated to cost in gradients: medians
-over the runs of ``benchmarks/hessian.py`` (convolutions, CPU), in which a product took
-2.3 to 2.7 from a kept graph and 3.4 to 4.2 with the graph made anew."""
+"""Estimated cost of the gradient's graph and of a product from it, in gradients: medians over the
+runs of ``benchmarks/hessian.py`` (convolutions, CPU), where a product took 2.3 to 2.7 gradients
+from a kept graph and 3.4 to 4.2 with a new graph."""
 _NOT_TWICE = "the loss is not twice differentiable here: "
 
 
 class HessianOperator:
     """The Hessian (P, P) of the mean loss over a data set, as a linear map of vectors (P,).
 
-    P counts the parameters with ``requires_grad``, in the order of ``named_parameters()``, each in
-    C order. A product is the derivative of gradient times vector (Pearlmutter 1994,
-    https://doi.org/10.1162/neco.1994.6.1.147), averaged over chunks weighing by their examples.
-    Graphs of the chunks' gradients are kept from the first pass on, as many as fit in
-    ``graph_memory``; a product from one costs an estimated 2.6 gradients, one with a graph built
-    anew 3.9.
+    P is the number of values of the parameters with ``requires_grad``, in the order of
+    ``named_parameters()``, each in C order. A product is the derivative of gradient times vector
+    (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147), averaged over chunks weighted by
+    their examples. The graphs of the chunks' gradients are kept from the first pass, as many as
+    fit in ``graph_memory``; a product costs an estimated 2.6 gradients from a kept graph and 3.9
+    with a new one.
 
-    The model runs in evaluation mode; modes, gradients and buffers are as before after each
-    product. Parameters and data must stay as they are between products. Compilation,
-    data-parallel wrappers, autocast and fused attention, none of which can be differentiated
-    twice, are bypassed.
+    The model runs in evaluation mode; modes, gradients and buffers are restored after each
+    product. Parameters and data must not change between products. Compilation, data-parallel
+    wrappers, autocast and fused attention are bypassed, because they cannot be differentiated
+    twice.
 
     Args:
         model: any module.
         loss_fn: of outputs and targets, averaged over the batch.
         batches: re-iterable of ``(x, y, ...)``, or of what ``forward_fn`` and ``loss_fn`` take, in
-            the same order at each pass. They are moved to the model's device.
+            the same order on each pass. They are moved to the model's device.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
-        batch_statistics: batch norm uses the statistics of each chunk, through which the loss
-            depends on the parameters too, instead of its running ones.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        batch_statistics: batch norm uses the statistics of each chunk, which depend on the
+            parameters too, instead of its running statistics.
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
-        chunk: the most examples per chunk; batches of tensors of one length are cut evenly.
+        chunk: the largest number of examples per chunk; batches of tensors of equal length are cut
+            evenly.
         graph_memory: bytes of graphs to keep; 0 keeps none.
 
     Attributes:
@@ -70,9 +73,9 @@ class HessianOperator:
         layout: of the vectors.
         dtype: of the parameters.
         device: of the parameters.
-        products: how many were taken.
-        cost: an estimate of what they took, in gradients over the whole data set, by the two
-            figures above.
+        products: the number of products so far.
+        cost: their estimated cost, in gradients over the whole data set, from the two estimates
+            above.
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter
@@ -92,8 +95,7 @@ class HessianOperator:
         graph_memory: int = GRAPH_MEMORY,
     ) -> None:
         check_reiterable(batches)
-        if chunk < 1:
-            raise UserError(f"chunk must be >= 1 example, got {chunk}")
+        check_at_least(1, chunk=chunk)
         trainable = {n: p for n, p in named_parameters(model).items() if p.requires_grad}
         if not trainable:
             raise UserError("no parameter of the model requires a gradient; set requires_grad")
@@ -116,15 +118,15 @@ class HessianOperator:
 
     @property
     def keeps_all_graphs(self) -> bool:
-        """Whether every chunk's graph is kept; the data are not read again then."""
+        """Whether every chunk's graph is kept, so that the data are not read again."""
         return 0 < self._chunks == len(self._store.graphs)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the Hessian times a vector (P,), in the vector's dtype, on the model's device.
 
         Raises:
-            UserError: the vector is not of shape (P,); there are no data, or they change between
-                passes; the loss is not finite, or not twice differentiable by autograd; or the
+            UserError: the vector is not of shape (P,), there are no data, they change between
+                passes, the loss is not finite or not twice differentiable by autograd, or the
                 product is not finite.
         """
         moved = vector.detach().to(self.device, self.dtype)
@@ -133,14 +135,14 @@ class HessianOperator:
         examples, work = 0, 0.0
         for graph, kept, cost in self._graphs():
             product = self._flat(graph.product(directions, keep=kept))
-            # Passes over (P,) cost as much as a small chunk does: no more of them than needed.
+            # A pass over (P,) costs as much as a small chunk, so there are as few as possible.
             if total is None:
                 total = product.mul_(graph.count)
             else:
                 total.add_(product, alpha=graph.count)
             examples += graph.count
             work += graph.count * (cost + PRODUCT_COST)
-        assert total is not None, "there are chunks, or the pass over the data has raised"
+        assert total is not None, "without chunks the pass over the data raises"
         self.products += 1
         self.cost += work / examples
         result = total.div_(examples)
@@ -148,13 +150,13 @@ class HessianOperator:
             result.add_(moved, alpha=self.weight_decay)
         if not (bool(torch.isfinite(result.sum())) or bool(torch.isfinite(result).all())):
             raise UserError(
-                "a Hessian product is not finite; look for infinite second derivatives (sqrt or "
+                "a Hessian product is not finite; check for infinite second derivatives (sqrt or "
                 "norm at 0) and for weights or data that are too large"
             )
         return result.to(vector.dtype)
 
     def _flat(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """Return tensors shaped as the parameters as one new vector (P,); None stands for 0."""
+        """Return tensors with the parameters' shapes as one new vector (P,); None stands for 0."""
         pairs = zip(parts, self.parameters, strict=True)
         return torch.cat(
             [(torch.zeros_like(p) if part is None else part).reshape(-1) for part, p in pairs]
@@ -164,7 +166,7 @@ class HessianOperator:
         """Return the gradient (P,) of the mean loss, weight decay included; its graph is kept.
 
         Raises:
-            UserError: what :meth:`matvec` refuses, but for the product.
+            UserError: as :meth:`matvec`, except for the product.
         """
         weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         total = torch.zeros_like(weights)
@@ -185,7 +187,7 @@ class HessianOperator:
         return torch.stack([self.matvec(column) for column in identity], dim=1)
 
     def _graphs(self) -> Iterator[tuple[GradientGraph, bool, float]]:
-        """Yield each chunk's graph, whether it is kept, and what making it now has cost."""
+        """Yield each chunk's graph, whether it is kept, and the cost of making it now."""
         if self.keeps_all_graphs:
             for graph in self._store.graphs.values():
                 yield graph, True, 0.0
@@ -199,7 +201,7 @@ class HessianOperator:
                 graph = known or self._differentiate(piece, count)
                 if index == self._chunks == 0:
                     graph.check()
-                # Graphs of later passes are dropped: which ones to keep was settled in the first.
+                # The first pass decides which graphs to keep; later passes drop theirs.
                 kept = known is not None or (not self._chunks and self._store.keep(index, graph))
                 yield graph, kept, 0.0 if known else GRAPH_COST
                 index, examples = index + 1, examples + count
@@ -217,28 +219,24 @@ class HessianOperator:
     def _check_order(self, batch: Any) -> None:
         first = next(tensors(batch), None)
         if first is None:
-            return  # counting its examples says so
+            return  # counting the examples raises the error
         if self._first is None:
             self._first = first.clone()
         if not torch.equal(self._first, first):
-            raise UserError(
-                "batches come in another order at each pass; switch shuffling and augmentation off"
-            )
+            raise reordered()
 
     def _check_amount(self, examples: int) -> None:
         if examples == 0:
-            raise UserError(
-                "batches yielded nothing: give data, and not a generator that is used up already"
-            )
+            raise nothing_yielded()
         if self._examples not in (0, examples):
             raise UserError(
-                f"batches yielded {self._examples} examples at first and {examples} in a later "
-                "pass; give the same data each time"
+                f"batches yielded {self._examples} examples on the first pass and {examples} on a "
+                "later one; give the same data on each pass"
             )
 
 
 class _GraphStore:
-    """Graphs by the number of their chunk, up to a size in bytes."""
+    """Graphs by the number of their chunk, up to a total size in bytes."""
 
     def __init__(self, memory: int) -> None:
         self.graphs: dict[int, GradientGraph] = {}
@@ -247,7 +245,7 @@ class _GraphStore:
         self._full = memory <= 0
 
     def keep(self, index: int, graph: GradientGraph) -> bool:
-        """Keep a graph unless it, or one before it, is too large; say whether it is kept."""
+        """Keep a graph unless it, or an earlier one, is too large; return whether it is kept."""
         if self._full:
             return False
         together = self._storages | graph.saved_storages()
@@ -260,12 +258,9 @@ class _GraphStore:
 
 @dataclass(frozen=True)
 class GradientGraph:
-    """The gradient of a mean loss over some examples, with the graph that it was made by.
+    """The gradient of a mean loss over ``count`` examples, with its graph.
 
-    Attributes:
-        parameters: what the loss was differentiated by.
-        gradients: of each parameter; None where the loss does not depend on it.
-        count: the examples.
+    ``gradients`` has one tensor per parameter, None if the loss does not depend on it.
     """
 
     parameters: Sequence[Tensor]
@@ -274,17 +269,12 @@ class GradientGraph:
 
     @classmethod
     def of(cls, loss: Any, parameters: Sequence[Tensor], count: int) -> GradientGraph:
-        """Differentiate a loss once.
-
-        Raises:
-            UserError: it is not one finite number, or its gradient does not depend on the
-                parameters as far as autograd can tell.
-        """
+        """Differentiate a loss once; refuse a loss that has no Hessian."""
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"loss_fn must return one number, the mean over a batch, got {found}")
+            kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"loss_fn must return one number, the mean over a batch, got {kind}")
         if not bool(torch.isfinite(loss)):
-            raise UserError(f"the loss is {loss.item()}; only a finite one has a Hessian")
+            raise UserError(f"the loss is {loss.item()}, but only a finite loss has a Hessian")
         if not loss.requires_grad:
             raise UserError(f"{_NOT_TWICE}it does not depend on the parameters through autograd")
         with _refusals():
@@ -297,15 +287,7 @@ class GradientGraph:
         return cls(parameters, gradients, count)
 
     def product(self, directions: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """Return the Hessian times ``directions``, one tensor per parameter; None stands for 0.
-
-        Args:
-            directions: shaped as the parameters.
-            keep: whether the graph is to be used again.
-
-        Raises:
-            UserError: a part of the model has no second derivative.
-        """
+        """Return the Hessian times ``directions``, one tensor per parameter; None stands for 0."""
         pairs = zip(self.gradients, directions, strict=True)
         varying = [(g, d) for g, d in pairs if g is not None and g.requires_grad]
         with _refusals():
@@ -318,29 +300,26 @@ class GradientGraph:
             )
 
     def check(self) -> None:
-        """Check that no part of the graph is marked as differentiable once only.
+        """Check that no part of the graph is marked ``once_differentiable``.
 
-        Autograd does not come across the mark when it differentiates by the parameters: it would
-        leave that part's second derivatives out without a word.
-
-        Raises:
-            UserError: a part is, by ``once_differentiable``.
+        Autograd ignores the mark when it differentiates with respect to the parameters, and would
+        silently leave out that part's second derivatives.
         """
         if any(node.name() == "torch::autograd::Error" for node in self._nodes()):
             raise UserError(
                 f"{_NOT_TWICE}a part of it is marked once_differentiable; replace that function "
-                "by one of differentiable operations"
+                "by differentiable operations"
             )
 
     def saved_storages(self) -> dict[int, int]:
         """Return the bytes of each storage that the graph holds, by address."""
-        own = {p.untyped_storage().data_ptr() for p in self.parameters}
+        weights = {p.untyped_storage().data_ptr() for p in self.parameters}
         storages = [t.untyped_storage() for node in self._nodes() for t in _saved_tensors(node)]
-        return {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in own}
+        return {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in weights}
 
     def _nodes(self) -> Iterator[Node]:
-        found = [g.grad_fn for g in self.gradients if g is not None]
-        waiting = [node for node in found if node is not None]
+        roots = [g.grad_fn for g in self.gradients if g is not None]
+        waiting = [node for node in roots if node is not None]
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
@@ -354,7 +333,7 @@ def _saved_tensors(node: Node) -> Iterator[Tensor]:
     for name in dir(node):
         if not name.startswith("_saved_") and name != "saved_tensors":
             continue
-        with suppress(RuntimeError):  # saved and changed in place since
+        with suppress(RuntimeError):  # changed in place after it was saved
             value = getattr(node, name)
             for part in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(part, Tensor):
@@ -365,15 +344,11 @@ def _saved_tensors(node: Node) -> Iterator[Tensor]:
 def measuring(
     model: nn.Module, device: torch.device, *, batch_statistics: bool = False
 ) -> Iterator[None]:
-    """Run a model such that what it computes can be differentiated twice; restore it after.
+    """Make a model's computations twice differentiable during a ``with`` block.
 
-    All modules are in evaluation mode, without autocast, without the fused kernels of attention.
-
-    Args:
-        model: its modes are restored.
-        device: that it runs on.
-        batch_statistics: have the batch-norm layers use the statistics of the batch, and leave
-            their running ones alone.
+    All modules are in evaluation mode, without autocast and without fused attention kernels. With
+    ``batch_statistics`` the batch-norm layers use the statistics of the batch and do not change
+    their running ones.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = _batch_norms(model) if batch_statistics else []
@@ -403,7 +378,7 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Put autograd's refusals to differentiate twice in the user's words."""
+    """Turn autograd's errors about second derivatives into UserErrors."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Lanczos with full reorthogonalisation: eigenpairs of a symmetric matrix known by its products."""
+"""Lanczos with full reorthogonalisation: eigenpairs of a symmetric matrix from products with it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Product = Callable[[Tensor], Tensor]
 """Maps a vector (P,) to a symmetric matrix times it."""
 
 _ENOUGH = 0.7
-"""One more orthogonalisation unless this share of the norm is left (Daniel et al. 1976)."""
+"""Orthogonalise again unless this fraction of the norm remains (Daniel et al. 1976)."""
 
 
 class BandLanczos:
     """An orthonormal basis of a Krylov space of one or several start vectors.
 
-    One vector of the basis is multiplied at a time, and what its image adds joins the basis at
-    the end; with b start vectors that is block Lanczos with blocks of b (Ruhe 1979,
+    Each step multiplies one vector of the basis by the matrix and appends the new part of the
+    product to the basis; with b start vectors this is block Lanczos with blocks of b (Ruhe 1979,
     https://doi.org/10.1090/S0025-5718-1979-0521282-9), which finds up to b copies of a multiple
-    eigenvalue where one start vector finds one. All vectors are orthogonalised against all others
-    until nothing is left of them. With A the matrix, V the multiplied vectors and W those still
-    waiting, A V = V T + W C holds to rounding, so that residuals are known without a product.
+    eigenvalue, while one start vector finds one. All vectors are fully orthogonalised against all
+    others. With A the matrix, V the multiplied vectors and W the others, A V = V T + W C holds to
+    rounding, so residuals need no further product.
 
-    The basis is in the dtype of ``start``, that of the products: they carry its rounding anyway,
-    and at P = 10^7 the basis is what fills the memory. T and C are float64, on the CPU.
+    The basis has the dtype of ``start``, which is that of the products: they have its rounding
+    anyway, and for P = 10^7 the basis takes most of the memory. T and C are float64, on the CPU.
 
     Args:
-        product: the matrix A.
+        product: multiplies a vector by the matrix A.
         start: (b, P), linearly independent.
-        capacity: the most vectors in the basis; above b.
+        capacity: the largest size of the basis; above b.
 
     Attributes:
-        size: of the basis.
-        processed: how many of its vectors, from the first on, have been multiplied.
+        size: the number of vectors in the basis.
+        processed: how many of them, from the first on, have been multiplied.
     """
 
     def __init__(self, product: Product, start: Tensor, capacity: int) -> None:
@@ -52,11 +52,11 @@ class BandLanczos:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for a further vector, which there would be in (P,)."""
+        """Whether the capacity is reached although the basis does not span the whole space."""
         return self.size == self.capacity < self._basis.shape[1]
 
     def step(self) -> bool:
-        """Multiply one vector; say whether there was one, for an invariant space has none left."""
+        """Multiply one vector; return False if none is left, because the space is invariant."""
         assert not self.full, "restart first"
         if self.processed == self.size:
             return False
@@ -77,7 +77,7 @@ class BandLanczos:
         """Return Ritz values (m,), largest first, coordinates (m, m) and residual norms (m,).
 
         The columns of the coordinates are the Ritz vectors in the basis of the m multiplied
-        vectors, and |A x - theta x| is the residual of a Ritz vector x. All are float64.
+        vectors; the residual of a Ritz vector x is |A x - theta x|. All are float64.
         """
         done = self.processed
         values, coordinates = torch.linalg.eigh(self._matrix[:done, :done])
@@ -86,18 +86,18 @@ class BandLanczos:
         return values, coordinates, torch.linalg.vector_norm(waiting @ coordinates, dim=0)
 
     def rounding(self) -> float:
-        """Return the norm below which a residual is rounding."""
+        """Return the norm below which a residual is only rounding."""
         return self._tiny * self._scale
 
     def vectors(self, coordinates: Tensor) -> Tensor:
-        """Return the vectors (k, P) whose coordinates (m, k) are given."""
+        """Return the vectors (k, P) with coordinates (m, k)."""
         return coordinates.T.to(self._basis) @ self._basis[: self.processed]
 
     def restart(self, keep: int) -> None:
-        """Go on with the ``keep`` largest Ritz vectors and the waiting ones only.
+        """Reduce the basis to the ``keep`` largest Ritz vectors and the vectors not yet multiplied.
 
         A thick restart (Wu and Simon 2000, https://doi.org/10.1137/S0895479898334605): A V = V T
-        + W C still holds, T being diagonal.
+        + W C still holds, with a diagonal T.
         """
         values, coordinates, _ = self.ritz()
         coordinates = coordinates[:, :keep]
@@ -118,7 +118,7 @@ class BandLanczos:
         self.size += 1
 
     def _orthogonalise(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is left of a vector without the basis, and its coordinates (size,) there."""
+        """Return a vector's part outside the basis, and its coordinates (size,) in the basis."""
         basis = self._basis[: self.size]
         total = torch.zeros(self.size, dtype=torch.float64)
         rest, norm = vector, float(torch.linalg.vector_norm(vector))
@@ -134,7 +134,7 @@ class BandLanczos:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The k largest eigenvalues that were found, with Ritz vectors (k, P)."""
+    """The k largest eigenvalues found, with Ritz vectors (k, P)."""
 
     values: Tensor
     residuals: Tensor
@@ -151,15 +151,15 @@ def largest_eigenpairs(
     max_products: int,
     capacity: int | None = None,
 ) -> Eigenpairs:
-    """Return as many of the (algebraically) largest eigenpairs as there are start vectors.
+    """Return the (algebraically) largest eigenpairs, as many as there are start vectors.
 
     Args:
-        product: the symmetric matrix.
-        start: (k, P), random; copies of an eigenvalue are all found up to k.
+        product: multiplies a vector by the symmetric matrix.
+        start: (k, P), random; up to k copies of an eigenvalue are found.
         tolerance: stop when each residual |A x - theta x| is at most tolerance * |theta|, or
             rounding.
-        max_products: stop after so many.
-        capacity: vectors of the basis between restarts, above 2 k; 4 k + 24 by default.
+        max_products: stop after this many.
+        capacity: the size of the basis at a restart, above 2 k; 4 k + 24 by default.
 
     Returns:
         Values (k,), largest first, and residuals (k,), float64 on the CPU; vectors (k, P) in the

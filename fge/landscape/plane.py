@@ -17,25 +17,25 @@ from fge.seeds import generator
 Bounds = tuple[float, float, float, float]
 """The lowest x, the highest x, the lowest y and the highest y of a rectangle in a plane."""
 _COLUMNS = 1 << 20
-"""Columns of a trajectory that are decomposed at a time, so that float64 copies stay small."""
+"""Columns of a trajectory per block, so that float64 copies stay small."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
     """The weights origin + x axes[0] + y axes[1].
 
-    Planes of :meth:`through` and :meth:`principal` have orthonormal axes, so that x and y are
-    distances in weight space. Those of :meth:`random` are as long as filter normalisation makes
-    them and not quite perpendicular; ``gram`` says how distances come out.
+    Planes from :meth:`through` and :meth:`principal` have orthonormal axes, so x and y are
+    distances in weight space. The axes of :meth:`random` have the lengths of filter normalisation
+    and are not exactly perpendicular; ``gram`` gives the distances.
 
     Attributes:
-        origin: weights (P,) at (0, 0); points are given in their dtype.
+        origin: weights (P,) at (0, 0); points have their dtype.
         axes: (2, P) float64.
-        anchors: coordinates (K, 2) float64 of the weights that the plane was made from.
-        extent: a rectangle around what there is to see, without a margin.
+        anchors: coordinates (K, 2) float64 of the weights that define the plane.
+        extent: the rectangle to show, without a margin.
 
     Raises:
-        UserError: the axes are not two finite, linearly independent vectors as long as the origin.
+        UserError: the axes are not two finite, linearly independent vectors of the origin's size.
     """
 
     origin: Tensor
@@ -65,13 +65,13 @@ class Plane:
         """Return the plane through three weight vectors (P,), its origin at ``w0``.
 
         The first axis is u = (w2 - w0)/|w2 - w0|, the second the normalised Gram-Schmidt remainder
-        of w1 - w0, so that ``w1`` has y > 0 (arXiv 1802.10026, appendix). The remainder is taken
-        twice, which makes the axes perpendicular to rounding even where the three nearly lie on a
-        line. ``anchors`` are the coordinates of w0, w1, w2.
+        of w1 - w0, so ``w1`` has y > 0 (arXiv 1802.10026, appendix). Gram-Schmidt is applied twice,
+        which makes the axes perpendicular to rounding even if the three are almost on a line.
+        ``anchors`` are the coordinates of w0, w1, w2.
 
         Raises:
-            UserError: two of them coincide, or all lie on a line, up to the rounding of their
-                dtype; they are not finite vectors of one length.
+            UserError: two of them are equal or all are on a line, up to the rounding of their
+                dtype, or they are not finite vectors of equal length.
         """
         vectors = {"w0": w0, "w1": w1, "w2": w2}
         check_vectors(vectors)
@@ -79,19 +79,19 @@ class Plane:
         start = w0.detach().double()
         u, side = (w.detach().to(start) - start for w in (w2, w1))
         apart = {("w0", "w1"): side, ("w1", "w2"): u - side, ("w2", "w0"): u}
-        for (one, other), difference in apart.items():
+        for (first, second), difference in apart.items():
             if float(difference.norm()) <= noise:
                 raise UserError(
-                    f"{one} and {other} coincide up to rounding; a plane goes through three "
-                    "networks that differ"
+                    f"{first} and {second} are equal up to rounding; give three networks that "
+                    "differ"
                 )
         u = u / u.norm()
         for _ in range(2):
             side = side - (side @ u) * u
         if float(side.norm()) <= noise:
             raise UserError(
-                f"w0, w1 and w2 lie on one line: w1 is {float(side.norm()):.2g} away from that "
-                "through w0 and w2, which is rounding; give three networks that span a plane"
+                f"w0, w1 and w2 are on one line up to rounding: w1 is {float(side.norm()):.2g} off "
+                "the line through w0 and w2; give three networks that span a plane"
             )
         return _spanned(w0.detach(), torch.stack([u, side / side.norm()]), [w0, w1, w2])
 
@@ -101,18 +101,17 @@ class Plane:
     ) -> Plane:
         """Return the plane through ``center`` along two random filter-normalised directions.
 
-        The axes are not orthonormal: a step of 1 along one moves each filter by its own norm.
+        The axes are not orthonormal: a step of 1 along an axis moves each filter by its own norm.
         ``extent`` is one such step to each side.
 
         Args:
             center: weights (P,), canonical.
             layout: their names and shapes.
             seed: of the Gaussian directions.
-            biases: move the parameters of one dimension too; see :func:`filter_normalised`.
+            biases: also move parameters of fewer than two dimensions; by default they are fixed.
 
         Raises:
-            UserError: ``center`` is not finite or does not fit the layout, or no filter of it
-                differs from 0.
+            UserError: ``center`` is not finite, does not fit the layout, or all its filters are 0.
         """
         check_vectors({"center": center})
         axes = [random_direction(center, layout, seed, axis, biases=biases) for axis in range(2)]
@@ -124,18 +123,19 @@ class Plane:
     ) -> Plane:
         """Return the plane of the first two principal components of a trajectory.
 
-        They are those of w_k - center: with the last weights as ``center`` it is the plane of Li et
-        al. 2018. Only a matrix K x K is decomposed, the triangular factor of a QR decomposition
-        gathered over blocks of columns; unlike a Gram matrix it does not square what is small.
-        Along each axis the trajectory ends on the positive side of its start.
+        They are the components of w_k - center: with the last weights as ``center`` this is the
+        plane of Li et al. 2018. Only a K x K matrix is decomposed, the triangular factor of a QR
+        decomposition accumulated over blocks of columns; unlike a Gram matrix it does not square
+        small values. Along each axis the end of the trajectory is on the positive side of its
+        start.
 
         Args:
             trajectory: (K, P), or K vectors (P,), in order.
-            center: weights (P,) in the origin; the mean of the trajectory by default.
+            center: weights (P,) at the origin; the mean of the trajectory by default.
 
         Raises:
-            UserError: there are fewer than three vectors, they are not finite and of one length,
-                or they all lie on a line through the center.
+            UserError: there are fewer than three vectors, they are not finite and of equal length,
+                or all are on a line through the center.
         """
         if len(trajectory) < 3:
             raise UserError(f"principal components need at least 3 vectors, got {len(trajectory)}")
@@ -147,7 +147,7 @@ class Plane:
         noise = torch.finfo(rows[0].dtype).eps * max(float(row.double().norm()) for row in rows)
         if len(sizes) < 2 or float(sizes[1]) <= noise * math.sqrt(len(rows)):
             raise UserError(
-                f"the {len(rows)} vectors lie on a line through the center: they have no second "
+                f"the {len(rows)} vectors are on a line through the center, so there is no second "
                 "principal component; give a longer trajectory"
             )
         return _spanned(origin, _components(rows, origin, left, sizes), rows)
@@ -163,10 +163,10 @@ class Plane:
         return point.add_(self.axes[1], alpha=y).to(self.origin.dtype)
 
     def coordinates(self, weights: Tensor) -> tuple[float, float]:
-        """Return (x, y) of the point of the plane that is nearest to weights (P,).
+        """Return (x, y) of the point of the plane nearest to weights (P,).
 
         Raises:
-            UserError: they are not a finite vector of the plane's length.
+            UserError: they are not a finite vector of the plane's size.
         """
         x, y = torch.linalg.solve(self.gram, (self.axes @ self._from_origin(weights)).cpu())
         return float(x), float(y)
@@ -175,7 +175,7 @@ class Plane:
         """Return the distance of weights (P,) from the plane.
 
         Raises:
-            UserError: they are not a finite vector of the plane's length.
+            UserError: they are not a finite vector of the plane's size.
         """
         x, y = self.coordinates(weights)
         return float((self._from_origin(weights) - x * self.axes[0] - y * self.axes[1]).norm())
@@ -184,14 +184,14 @@ class Plane:
         """Return the coordinates (T, 2) float64 of a curve's points, at 61 even ts by default.
 
         Raises:
-            UserError: a t is none of the curve's, or the curve has other parameters.
+            UserError: a t is outside the curve's range, or the curve has other parameters.
         """
-        places = [k / 60 for k in range(61)] if ts is None else ts
-        found = [self.coordinates(curve.at(t)) for t in places]
-        return torch.tensor(found, dtype=torch.float64).reshape(len(found), 2)
+        grid = [k / 60 for k in range(61)] if ts is None else ts
+        points = [self.coordinates(curve.at(t)) for t in grid]
+        return torch.tensor(points, dtype=torch.float64).reshape(len(points), 2)
 
     def bounds(self, margin: float = 0.2) -> Bounds:
-        """Return the extent with a margin to each side, a fraction of its width and height.
+        """Return the extent with a margin on each side, as a fraction of its width and height.
 
         Raises:
             UserError: the margin is negative or not finite.
@@ -208,7 +208,7 @@ class Plane:
 
 
 def _spanned(origin: Tensor, axes: Tensor, weights: Sequence[Tensor]) -> Plane:
-    """Return a plane that has ``weights`` for its anchors, in a box around them."""
+    """Return a plane with ``weights`` as anchors and the box around them as extent."""
     plane = Plane(origin, axes)
     anchors = torch.tensor([plane.coordinates(w) for w in weights], dtype=torch.float64)
     (left, bottom), (right, top) = anchors.amin(0).tolist(), anchors.amax(0).tolist()
@@ -233,7 +233,7 @@ def _differences(rows: Sequence[Tensor], origin: Tensor) -> Iterator[Tensor]:
 def _decomposed(rows: Sequence[Tensor], origin: Tensor) -> tuple[Tensor, Tensor]:
     """Return left singular vectors (K, n) and singular values (n,) of D = rows - origin (K, P).
 
-    With Dᵀ = QR they are those of Rᵀ.
+    With Dᵀ = QR, Rᵀ has the same ones.
     """
     factor = torch.zeros(0, len(rows), dtype=torch.float64, device=origin.device)
     for block in _differences(rows, origin):
@@ -256,10 +256,10 @@ def _components(rows: Sequence[Tensor], origin: Tensor, left: Tensor, sizes: Ten
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The weights start + t direction for any t: something to evaluate as a curve.
+    """The weights start + t direction for any t, to evaluate like a curve.
 
     Raises:
-        UserError: start and direction are not finite vectors (P,) of one length, or the direction
+        UserError: start and direction are not finite vectors (P,) of equal length, or the direction
             is 0.
     """
 
@@ -281,7 +281,7 @@ class Line:
         """Return the line with ``start`` (P,) at t = 0 and ``end`` at t = 1.
 
         Raises:
-            UserError: they coincide, or are not finite vectors of one length.
+            UserError: they are equal, or not finite vectors of equal length.
         """
         check_vectors({"start": start, "end": end})
         origin = start.detach().double()
@@ -292,7 +292,7 @@ class Line:
         """Return the line through ``center`` along the first axis of :meth:`Plane.random`.
 
         Raises:
-            UserError: as there.
+            UserError: as for :meth:`Plane.random`.
         """
         check_vectors({"center": center})
         return cls(center.detach(), random_direction(center, layout, seed, 0, biases=biases))
@@ -305,27 +305,24 @@ class Line:
 def filter_normalised(
     direction: Tensor, weights: Tensor, layout: Layout, *, biases: bool = False
 ) -> Tensor:
-    """Return a direction (P,) float64 whose filters are as long as those of the weights.
+    """Return a direction (P,) float64 whose filters have the norms of the weights' filters.
 
     d_ij <- d_ij |w_ij| / |d_ij| for the j-th filter of tensor i (Li et al. 2018, arXiv 1712.09913,
     section 4): an output channel of a convolution, a row of a linear layer. Parameters of fewer
     than two dimensions, that is biases and those of normalisation layers, become 0; with ``biases``
     each counts as one filter.
-
-    Raises:
-        UserError: direction or weights do not fit the layout.
     """
     scaled = torch.zeros_like(weights, dtype=torch.float64, requires_grad=False)
     parts = (layout.split(vector.detach().double()).values() for vector in (direction, weights))
-    for out, along, own in zip(layout.split(scaled).values(), *parts, strict=True):
-        if own.numel() == 0 or (own.ndim < 2 and not biases):
+    for out, along, weight in zip(layout.split(scaled).values(), *parts, strict=True):
+        if weight.numel() == 0 or (weight.ndim < 2 and not biases):
             continue
-        filters = len(own) if own.ndim >= 2 else 1
+        filters = len(weight) if weight.ndim >= 2 else 1
         step = along.reshape(filters, -1)
         lengths = step.norm(dim=1, keepdim=True)
-        wanted = own.reshape(filters, -1).norm(dim=1, keepdim=True)
-        # A filter that the direction does not touch is 0 already; it must not become 0/0.
-        out.copy_((step * (wanted / lengths.where(lengths > 0, 1.0))).reshape(own.shape))
+        wanted = weight.reshape(filters, -1).norm(dim=1, keepdim=True)
+        # Where a filter of the direction is 0 it stays 0, and must not become 0/0.
+        out.copy_((step * (wanted / lengths.where(lengths > 0, 1.0))).reshape(weight.shape))
     return scaled
 
 
@@ -334,37 +331,28 @@ def random_direction(
 ) -> Tensor:
     """Return a Gaussian direction (P,) float64, filter-normalised to the weights ``center``.
 
-    Args:
-        center: weights (P,), canonical.
-        layout: their names and shapes.
-        seed: of the direction.
-        axis: number of the direction; those of one seed are independent of one another.
-        biases: see :func:`filter_normalised`.
-
-    Raises:
-        UserError: ``center`` does not fit the layout, or no filter of it differs from 0.
+    Directions with the same seed and different ``axis`` numbers are independent.
     """
     rng = generator(seed, "direction", axis)
     gaussian = torch.randn(layout.numel, generator=rng, dtype=torch.float64).to(center.device)
     direction = filter_normalised(gaussian, center, layout, biases=biases)
     if not bool(direction.any()):
-        kind = "weights" if biases else "weights of two dimensions and more"
-        raise UserError(f"a random direction is scaled to the filters, but all {kind} are 0")
+        kind = "weights" if biases else "weights of two or more dimensions"
+        raise UserError(
+            f"a random direction is scaled to the filters, but all {kind} are 0; give a trained "
+            "network"
+        )
     return direction
 
 
 def check_vectors(vectors: Mapping[str, Tensor]) -> None:
-    """Check that named vectors of weights are flat, of one length, and finite.
-
-    Raises:
-        UserError: one is not; it is named.
-    """
+    """Raise a UserError unless named weight vectors are flat, finite and of equal length."""
     first = next(iter(vectors))
     for name, vector in vectors.items():
         if vector.ndim != 1 or not vector.is_floating_point():
             raise UserError(
                 f"{name} must be a floating-point vector (P,), got {vector.dtype} of shape "
-                f"{tuple(vector.shape)}; fge.networks.flat.flatten makes one of a network"
+                f"{tuple(vector.shape)}; fge.networks.flatten makes one from a network"
             )
         if len(vector) != len(vectors[first]):
             raise UserError(

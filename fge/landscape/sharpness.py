@@ -10,33 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import BandLanczos, largest_eigenpairs
 from fge.networks import ForwardFn, LossFn
 from fge.seeds import generator
 
 _LEANING = 10.0
-"""How much stronger than the others an eigenvector may be in a start vector."""
+"""The largest ratio of one eigenvector's part in a start vector to the others'."""
 _MARGIN = 4.0
-"""How many sigma the grid goes beyond the outermost nodes."""
+"""The grid ends this many sigma beyond the outermost nodes."""
 
 
 @dataclass(frozen=True)
 class EigenResult:
-    """The k largest eigenvalues of a Hessian, and what they took.
+    """The k largest eigenvalues of a Hessian, and their cost.
 
     Attributes:
         values: (k,), largest first, float64 on the CPU, in units of loss per squared weight.
-        residuals: (k,), the norms |H x - value x| for unit vectors x; an eigenvalue lies within
+        residuals: (k,), the norms |H x - value x| for unit vectors x; an eigenvalue is within
             that distance of each value.
         iterations: Krylov steps, each of k products.
-        hessian_products: Hessian-vector products.
-        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+        hessian_products: number of Hessian-vector products.
+        gradient_cost: their estimated cost, in gradients over the whole data; see
             :class:`fge.landscape.HessianOperator`.
         converged: whether all residuals are within the tolerance.
-        vectors: (k, P), orthonormal, by trainable parameters in order and each in C order; None
-            unless asked for.
+        vectors: (k, P), orthonormal, trainable parameters in order, each in C order; None unless
+            requested.
     """
 
     values: Tensor
@@ -66,32 +66,32 @@ def top_eigenvalues(
 ) -> EigenResult:
     """Return the k (algebraically) largest eigenvalues of the Hessian of a mean loss.
 
-    Block Lanczos with full reorthogonalisation from k random vectors (see :func:`start_vectors`):
-    an eigenvalue of multiplicity m is found min(m, k) times. By default there is an eigenvalue
-    within 1 % of each value for certain; the value's own error is of the order of the residual
-    squared. Memory: 4 k + 24 vectors (P,), and the graphs that are kept.
+    Block Lanczos with full reorthogonalisation from k random vectors, the first of which leans
+    towards the gradient; an eigenvalue of multiplicity m is found min(m, k) times. By default
+    there is certainly an eigenvalue within 1 % of each value; the error of the value is of the
+    order of the residual squared. Memory: 4 k + 24 vectors (P,), and the graphs that are kept.
 
     Args:
         model: any module; only parameters with ``requires_grad`` count. It is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order at each pass.
-        k: how many, from 1 to P.
+        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        k: number of eigenvalues, from 1 to P.
         tolerance: stop when |H x - value x| <= tolerance * |value| for each of the k.
-        max_iterations: stop after so many steps of k products all the same.
-        weight_decay: adds weight_decay / 2 * |w|^2 to the loss: it shifts each eigenvalue by
-            exactly itself.
+        max_iterations: stop after this many steps of k products in any case.
+        weight_decay: adds weight_decay / 2 * |w|^2 to the loss, and so exactly weight_decay to
+            each eigenvalue.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
-        forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
+        forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
-        chunk: the most examples at a time.
+        chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the start vectors.
         vectors: whether to return the eigenvectors too.
 
     Raises:
-        UserError: k, ``tolerance`` or another option is out of range; or what
-            :class:`fge.landscape.HessianOperator` refuses: no data, data that can be read only
-            once, a loss that is not twice differentiable, a product that is not finite.
+        UserError: k, ``tolerance`` or another option is out of range; or as
+            :class:`fge.landscape.HessianOperator`: there are no data, they can be read only once,
+            the loss is not twice differentiable, or a product is not finite.
     """
     operator = HessianOperator(
         model,
@@ -104,33 +104,33 @@ def top_eigenvalues(
         graph_memory=graph_memory,
     )
     _check(operator, k, tolerance, max_iterations)
-    found = largest_eigenpairs(
+    pairs = largest_eigenpairs(
         operator.matvec,
         start_vectors(operator, k, seed),
         tolerance=tolerance,
         max_products=max_iterations * k,
     )
     return EigenResult(
-        values=found.values,
-        residuals=found.residuals,
-        iterations=-(-found.products // k),
+        values=pairs.values,
+        residuals=pairs.residuals,
+        iterations=-(-pairs.products // k),
         hessian_products=operator.products,
         gradient_cost=operator.cost,
-        converged=found.converged,
-        vectors=found.vectors if vectors else None,
+        converged=pairs.converged,
+        vectors=pairs.vectors if vectors else None,
     )
 
 
 @dataclass(frozen=True)
 class TraceResult:
-    """The trace of a Hessian, estimated.
+    """An estimate of the trace of a Hessian.
 
     Attributes:
         value: the mean of the samples.
         standard_error: of the mean.
         samples: (n,) float64, each an unbiased estimate.
-        hessian_products: Hessian-vector products.
-        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+        hessian_products: number of Hessian-vector products.
+        gradient_cost: their estimated cost, in gradients over the whole data; see
             :class:`fge.landscape.HessianOperator`.
     """
 
@@ -157,23 +157,23 @@ def trace(
     """Estimate the trace of the Hessian of a mean loss, with its standard error.
 
     Hutchinson (1990, https://doi.org/10.1080/03610919008812866): the mean of zᵀHz over vectors z
-    of random signs, whose variance is twice the squared sum of H's entries off the diagonal.
+    of random signs; the variance of zᵀHz is twice the sum of the squared off-diagonal entries of H.
     PyHessian (arXiv 1912.07145) uses the same. Options are those of :func:`top_eigenvalues`.
 
     Args:
         model: any module; it is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order at each pass.
-        num_samples: vectors z, at least 2; each takes a product.
+        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        num_samples: number of vectors z, at least 2; each costs a product.
         weight_decay: adds weight_decay * P to the trace, without variance.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
         forward_fn: ``forward_fn(model, batch) -> outputs``.
-        chunk: the most examples at a time.
+        chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
 
     Raises:
-        UserError: ``num_samples`` is below 2, or what :func:`top_eigenvalues` refuses.
+        UserError: ``num_samples`` is below 2, or as :func:`top_eigenvalues`.
     """
     operator = HessianOperator(
         model,
@@ -185,8 +185,7 @@ def trace(
         chunk=chunk,
         graph_memory=graph_memory,
     )
-    if num_samples < 2:
-        raise UserError(f"num_samples must be >= 2 for a standard error, got {num_samples}")
+    check_at_least(2, num_samples=num_samples)
     rng = generator(seed, "trace")
     samples = torch.empty(num_samples, dtype=torch.float64)
     for index in range(num_samples):
@@ -203,17 +202,17 @@ def trace(
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """A probability distribution over eigenvalues, as nodes and weights and as a smooth curve.
+    """A probability distribution over eigenvalues, as nodes with weights and as a smooth curve.
 
     Attributes:
         nodes: (n,) float64, of all random vectors, in units of the eigenvalues.
-        weights: (n,), nonnegative, sum to 1: the share of the P eigenvalues near each node.
-        vectors: (n,) integers, the random vector that each node is from.
+        weights: (n,), nonnegative, sum to 1: the fraction of the P eigenvalues near each node.
+        vectors: (n,) integers, the number of the random vector that each node comes from.
         grid: (g,) eigenvalues, ascending.
         density: (g,), per unit of eigenvalue: the nodes smoothed by a Gaussian.
         sigma: the Gaussian's standard deviation.
-        hessian_products: Hessian-vector products.
-        gradient_cost: an estimate of their cost, in gradients over the whole data; see
+        hessian_products: number of Hessian-vector products.
+        gradient_cost: their estimated cost, in gradients over the whole data; see
             :class:`fge.landscape.HessianOperator`.
     """
 
@@ -227,7 +226,7 @@ class SpectralDensity:
     gradient_cost: float
 
     def at(self, points: Tensor, sigma: float | None = None) -> Tensor:
-        """Return the density (g,) at eigenvalues (g,), smoothed by ``sigma``.
+        """Return the density (g,) at eigenvalues (g,), smoothed with ``sigma``.
 
         Raises:
             UserError: sigma is not positive.
@@ -235,7 +234,7 @@ class SpectralDensity:
         return smoothed(self.nodes, self.weights, points, self.sigma if sigma is None else sigma)
 
     def moment(self, power: int) -> float:
-        """Return the mean of eigenvalue^power: times P, an estimate of the trace of H^power."""
+        """Return the mean of eigenvalue^power; times P it estimates the trace of H^power."""
         return float((self.weights * self.nodes**power).sum())
 
 
@@ -260,28 +259,27 @@ def spectral_density(
     From each vector of random signs, Lanczos makes a tridiagonal matrix; its eigenvalues and the
     squared first entries of its eigenvectors are the nodes and weights of a Gauss quadrature,
     exact for polynomials below degree 2 num_steps (Golub and Welsch 1969; Lin, Saad and Yang,
-    arXiv 1308.5467; on networks Ghorbani et al., arXiv 1901.10159). Lanczos reorthogonalises in
-    full, so that no eigenvalue is counted twice. Memory: num_steps + 1 vectors (P,), and the
-    graphs that are kept.
+    arXiv 1308.5467; for networks Ghorbani et al., arXiv 1901.10159). Full reorthogonalisation
+    prevents counting an eigenvalue twice. Memory: num_steps + 1 vectors (P,), and the graphs that
+    are kept.
 
     Args:
         model: any module; only parameters with ``requires_grad`` count. It is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order at each pass.
-        num_vectors: random vectors; the error falls as 1 / sqrt(num_vectors P).
-        num_steps: products per vector, and its nodes, or fewer where they give all it can see.
+        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        num_vectors: number of random vectors; the error falls as 1 / sqrt(num_vectors P).
+        num_steps: products and nodes per vector; fewer if the Krylov space is exhausted earlier.
         sigma: of the Gaussian, in units of the eigenvalues; by default 1 % of the nodes' range.
         num_points: of the grid.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
         forward_fn: ``forward_fn(model, batch) -> outputs``.
-        chunk: the most examples at a time.
+        chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
 
     Raises:
-        UserError: an option is out of range, or what :func:`fge.landscape.top_eigenvalues`
-            refuses.
+        UserError: an option is out of range, or as :func:`fge.landscape.top_eigenvalues`.
     """
     _check_spectrum(num_vectors, num_steps, num_points, sigma)
     operator = HessianOperator(
@@ -318,7 +316,7 @@ def stability_threshold(lr: float, momentum: float) -> float:
     """Return 2 (1 + momentum) / lr.
 
     On a quadratic loss, full-batch descent with heavy-ball momentum diverges along eigenvectors
-    whose eigenvalue is larger (Polyak 1964; arXiv 2103.00065, section 2). It is no bound for
+    with a larger eigenvalue (Polyak 1964; arXiv 2103.00065, section 2). It is not a bound for
     training with small batches.
 
     Raises:
@@ -335,25 +333,18 @@ def stability_threshold(lr: float, momentum: float) -> float:
 def start_vectors(operator: HessianOperator, k: int, seed: int) -> Tensor:
     """Return k random vectors (k, P), the first of which leans towards the gradient.
 
-    The gradient lies mostly among the top eigenvectors (Gur-Ari et al. 2018, arXiv 1812.04754),
-    and it is at hand once the graph is made. No more of it is added than makes an eigenvector on
-    which all of it lies ten times as strong as the others: with more, Lanczos could settle there
-    while a larger eigenvalue, to which the gradient is perpendicular, has not shown up yet.
-
-    Args:
-        operator: the Hessian.
-        k: how many.
-        seed: of the random part, which is the same on every device.
-
-    Raises:
-        UserError: what :meth:`fge.landscape.HessianOperator.gradient` refuses.
+    The gradient is mostly in the span of the top eigenvectors (Gur-Ari et al. 2018, arXiv
+    1812.04754), and is available with the graph. Its weight is limited: if all of it is on one
+    eigenvector, that one is at most ten times as strong as the others. With more, Lanczos could
+    converge there before a larger eigenvalue, perpendicular to the gradient, appears. The random
+    part is the same on every device.
     """
     draws = torch.randn(k, operator.size, generator=generator(seed, "lanczos"))
     starts = draws.to(operator.device, vector_dtype(operator))
     gradient = operator.gradient().to(starts.dtype)
     norm = float(torch.linalg.vector_norm(gradient))
     if norm > 0:
-        # The draws have norm sqrt(P), a part of norm 1 on each eigenvector.
+        # The draws have norm sqrt(P), that is norm 1 on each eigenvector.
         starts[0].add_(gradient, alpha=min(_LEANING, math.sqrt(operator.size)) / norm)
     return starts
 
@@ -363,12 +354,11 @@ def _check(operator: HessianOperator, k: int, tolerance: float, max_iterations: 
         raise UserError(f"k must be from 1 to the {operator.size} trainable parameters, got {k}")
     if not 0 < tolerance < 1:
         raise UserError(f"tolerance must be between 0 and 1, got {tolerance}")
-    if max_iterations < 1:
-        raise UserError(f"max_iterations must be >= 1, got {max_iterations}")
+    check_at_least(1, max_iterations=max_iterations)
 
 
 def vector_dtype(operator: HessianOperator) -> torch.dtype:
-    """Return the dtype of vectors: the parameters', but float32 where they have less."""
+    """Return the dtype of vectors: that of the parameters, at least float32."""
     return torch.promote_types(operator.dtype, torch.float32)
 
 
@@ -379,11 +369,7 @@ def random_signs(operator: HessianOperator, rng: torch.Generator) -> Tensor:
 
 
 def smoothed(nodes: Tensor, weights: Tensor, points: Tensor, sigma: float) -> Tensor:
-    """Return the sum over nodes (n,) of weight (n,) times the normal density at points (g,).
-
-    Raises:
-        UserError: sigma is not positive.
-    """
+    """Return the sum over nodes (n,) of weight (n,) times the normal density at points (g,)."""
     _check_sigma(sigma)
     distances = (points.double()[:, None] - nodes) / sigma
     bells = torch.exp(-(distances**2) / 2) / (sigma * math.sqrt(2 * math.pi))
@@ -391,7 +377,7 @@ def smoothed(nodes: Tensor, weights: Tensor, points: Tensor, sigma: float) -> Te
 
 
 def _quadrature(operator: HessianOperator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the nodes and weights, which sum to 1, that Lanczos gives for one vector."""
+    """Return the nodes and weights (summing to 1) of Lanczos for one vector."""
     lanczos = BandLanczos(operator.matvec, start[None], steps + 1)
     while lanczos.processed < steps and lanczos.step():
         pass
@@ -400,7 +386,7 @@ def _quadrature(operator: HessianOperator, start: Tensor, steps: int) -> tuple[T
 
 
 def _default_sigma(nodes: Tensor) -> float:
-    """Return 1 % of the nodes' range, or of their size where they are all one."""
+    """Return 1 % of the nodes' range, or of their size if all nodes are equal."""
     spread, size = float(nodes.max() - nodes.min()), float(nodes.abs().max())
     return 0.01 * (spread if spread > 1e-6 * size else size or 1.0)
 
@@ -411,11 +397,8 @@ def _grid(nodes: Tensor, sigma: float, num_points: int) -> Tensor:
 
 
 def _check_spectrum(num_vectors: int, num_steps: int, num_points: int, sigma: float | None) -> None:
-    for name, number in (("num_vectors", num_vectors), ("num_steps", num_steps)):
-        if number < 1:
-            raise UserError(f"{name} must be >= 1, got {number}")
-    if num_points < 2:
-        raise UserError(f"num_points must be >= 2, got {num_points}")
+    check_at_least(1, num_vectors=num_vectors, num_steps=num_steps)
+    check_at_least(2, num_points=num_points)
     if sigma is not None:
         _check_sigma(sigma)
 

@@ -656,9 +656,12 @@ def test_what_is_wrong_with_the_networks_is_one_line(
     [
         (
             "--weights A A B",
-            r"w0 and w1 coincide up to rounding; .*\(w0 = 1-0001, w1 = 2-0001, w2 = 3-0002\)",
+            r"w0 and w1 are equal up to rounding; .*\(w0 = 1-0001, w1 = 2-0001, w2 = 3-0002\)",
         ),
-        ("--weights A HALF B", "lie on one line: .* give three networks that span a plane"),
+        (
+            "--weights A HALF B",
+            "are on one line up to rounding: .* give three networks that span a plane",
+        ),
         ("--weights A B", "--weights needs three files for a plane, got 2; with --random one"),
         ("--weights A B --random", "--random needs one file, got 2"),
         ("--weights A B --trajectory", "--trajectory needs three files or more, got 2"),

@@ -258,7 +258,10 @@ def test_the_store_of_another_grid_is_refused(
         ({"refresh": iter(SPLITS["train"])}, "batches must be iterable more than once, got"),
         ({"batches": {}}, "batches must name at least one split"),
         ({"batches": [], "num_images": 0}, f"^{nothing_yielded()}$"),
-        ({"model": Vector(8)}, "the model has 8 parameters, the plane 57"),
+        (
+            {"model": Vector(8)},
+            "the model has 8 parameters, the plane has 57; give a plane of the model's archi",
+        ),
     ],
 )
 def test_what_makes_no_grid_is_refused(options: dict[str, Any], message: str) -> None:

@@ -119,14 +119,20 @@ LINE = random_vectors(2, 1000)
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([GOOD[0], GOOD[0], GOOD[2]], "w0 and w1 coincide up to rounding; a plane goes"),
-        ([GOOD[0], GOOD[2], GOOD[2]], "w1 and w2 coincide"),
-        ([GOOD[0], GOOD[1], GOOD[0]], "w2 and w0 coincide"),
-        ([GOOD[0], GOOD[2] / 2, GOOD[2]], "w0, w1 and w2 lie on one line: w1 is 0 away"),
-        ([LINE[0], 0.3 * LINE[0] + 0.7 * LINE[1], LINE[1]], "w0, w1 and w2 lie on one line: w1"),
+        ([GOOD[0], GOOD[0], GOOD[2]], "w0 and w1 are equal up to rounding; give three"),
+        ([GOOD[0], GOOD[2], GOOD[2]], "w1 and w2 are equal up to rounding"),
+        ([GOOD[0], GOOD[1], GOOD[0]], "w2 and w0 are equal up to rounding"),
+        (
+            [GOOD[0], GOOD[2] / 2, GOOD[2]],
+            "w0, w1 and w2 are on one line up to rounding: w1 is 0 off the line",
+        ),
+        (
+            [LINE[0], 0.3 * LINE[0] + 0.7 * LINE[1], LINE[1]],
+            "w0, w1 and w2 are on one line up to rounding: w1",
+        ),
         (
             [LINE[0].float(), 0.3 * LINE[0].float() + 0.7 * LINE[1].float(), LINE[1].float()],
-            "w0, w1 and w2 lie on one line: w1 is .*e-0. away .* which is rounding",
+            "w0, w1 and w2 are on one line up to rounding: w1 is .*e-0. off the line",
         ),
         ([GOOD[0], vector(1, 2), GOOD[2]], "w1 has 2 weights, w0 has 3; give networks of one"),
         ([GOOD[0], GOOD[1], torch.ones(3, 1)], r"w2 must be a floating-point vector \(P,\), got"),
@@ -147,7 +153,7 @@ def test_points_one_rounding_apart_count_as_the_same(
     points = [w.to(dtype) for w in random_vectors(3, 1000)]
     points[other] = torch.nextafter(points[one], torch.full_like(points[one], torch.inf))
     assert not torch.equal(points[one], points[other])
-    with pytest.raises(UserError, match=f"^w{one} and w{other} coincide up to rounding"):
+    with pytest.raises(UserError, match=f"^w{one} and w{other} are equal up to rounding"):
         Plane.through(*points)
     noise = torch.finfo(dtype).eps * float(points[one].norm())
     points[other] = points[one] + 20 * noise / math.sqrt(1000)
@@ -259,10 +265,10 @@ def test_a_trajectory_in_single_precision_gives_points_in_it() -> None:
     ("path", "message"),
     [
         (LINE, "principal components need at least 3 vectors, got 2"),
-        ([*LINE, LINE[0]], "the 3 vectors lie on a line through the center"),
-        ([*LINE.float(), LINE.float().mean(0)], "the 3 vectors lie on a line through the center"),
-        ([vector(1), vector(2), vector(4)], "the 3 vectors lie on a line through the center"),
-        ([LINE[0]] * 3, "the 3 vectors lie on a line through the center"),
+        ([*LINE, LINE[0]], "the 3 vectors are on a line through the center"),
+        ([*LINE.float(), LINE.float().mean(0)], "the 3 vectors are on a line through the center"),
+        ([vector(1), vector(2), vector(4)], "the 3 vectors are on a line through the center"),
+        ([LINE[0]] * 3, "the 3 vectors are on a line through the center"),
         ([*LINE, LINE[0] / 0], "vector 2 holds values that are not finite"),
         ([*LINE, LINE[0, :-1]], "vector 2 has 999 weights, vector 0 has 1000"),
     ],

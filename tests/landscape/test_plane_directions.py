@@ -75,9 +75,13 @@ def test_random_directions_follow_from_the_seed_and_have_nothing_in_common() -> 
 
 def test_a_random_direction_of_zero_weights_is_refused() -> None:
     layout = Layout(("bias",), ((3,),))
-    with pytest.raises(UserError, match=r"^a random direction .* all weights of two dimensions"):
+    with pytest.raises(
+        UserError, match=r"^a random direction .* all weights of two or more dimensions"
+    ):
         random_direction(torch.ones(3), layout, 0, 0)
-    with pytest.raises(UserError, match=r"^a random direction .* but all weights are 0$"):
+    with pytest.raises(
+        UserError, match=r"^a random direction .* but all weights are 0; give a trained network$"
+    ):
         random_direction(torch.zeros(3), layout, 0, 0, biases=True)
 
 
