@@ -23,9 +23,8 @@ from fge.train import ClosedFormLR, EpochEnd, Learner, Stage, diverged, train
 _CHECKPOINT = "checkpoint"
 _CHEAP_SECONDS = 0.2
 _MOST_OF_THE_TIME = 0.05
-"""Checkpoints that take longer than the former are written less often than every epoch, so that
-they take no more than the latter part of the time: on a GPU an epoch may be as short as they are.
-"""
+"""On a GPU an epoch may be as short as writing a checkpoint. Checkpoints that take longer than the
+former are written less often there, so that they take at most the latter part of the time."""
 
 
 class Probe(Protocol):
@@ -40,7 +39,7 @@ class Probe(Protocol):
 class StagedTraining:
     """Runs the stages of a method in a run folder, from checkpoint to checkpoint.
 
-    An epoch ends with a checkpoint, unless the last one was slow to write and is recent.
+    An epoch ends with a checkpoint; on a GPU not if the last one was slow to write and is recent.
 
     Args:
         folder: where everything is kept; training goes on from a checkpoint there.
@@ -239,6 +238,8 @@ class StagedTraining:
         ]
 
     def _checkpoint_is_due(self) -> bool:
+        if self.learner.device.type != "cuda":
+            return True
         took = self._checkpoint_seconds
         since = time.perf_counter() - self._checkpointed
         return took < _CHEAP_SECONDS or took < _MOST_OF_THE_TIME * since

@@ -391,6 +391,7 @@ def test_slow_checkpoints_are_written_less_often(
     monkeypatch.setattr(RunFolder, "write_state", write)
     stage = fge_stages(CONFIG)[0]
     training, _ = new_training(tmp_path, [stage])
+    training.learner.device = torch.device("cuda")
     training._checkpoint(stage, stage.schedule(training.learner.optimizer, 3), 2)
     for epoch in (3, 4):
         if epoch == 4 or training._checkpoint_is_due():
