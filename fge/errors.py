@@ -36,6 +36,11 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {value!r}; {hint}")
 
 
+def no_run(path: object) -> UserError:
+    """Return the error for a folder without a run to resume."""
+    return UserError(f"no run to resume in {path}; start it without --resume")
+
+
 def check_at_least(bound: int, **values: int | None) -> None:
     """Raise a UserError if an option is given and below ``bound``."""
     for name, value in values.items():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fge.curves.families import Family
-from fge.errors import UserError, check_at_least, unknown
+from fge.errors import UserError, check_at_least, check_positive, unknown
 from fge.seeds import generator
 
 _CELLS = 256
@@ -259,8 +259,7 @@ class MinMax(Objective):
         for name, value in (("uniform", uniform), ("rate", rate)):
             if not 0 < value <= 1:
                 raise UserError(f"{name} must be in (0, 1], got {value}")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise UserError(f"temperature must be finite and > 0, got {temperature}")
+        check_positive(temperature=temperature)
         self.bins = bins
         self.temperature = temperature
         self.uniform = uniform

@@ -1,4 +1,4 @@
-"""Batches made from a split in memory: shuffled, augmented and normalised on the device."""
+"""Batches of a split in memory: shuffled, augmented and normalised on the device."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fge.parallel import Ranks
 from fge.seeds import generator
 
 EVAL_BATCH_SIZES = {"cpu": 250, "cuda": 2000}
-"""By default: 250 beat 2000 on CPUs; a GPU is kept busy by larger ones."""
+"""The defaults: 250 is faster than 2000 on CPUs; a GPU needs larger batches."""
 
 
 def default_padding(image_size: tuple[int, int]) -> int:
-    """Return how far crops move by default.
+    """Return the default padding of random crops, in pixels.
 
-    An eighth of the side from 32 pixels on, which makes the papers' 4 for 32 x 32; else 2, which
-    did best on the validation images of ``fashion-mnist-mini``.
+    An eighth of the side from 32 pixels on, which gives the papers' 4 for 32 x 32; otherwise 2,
+    the best on the validation images of ``fashion-mnist-mini``.
     """
     side = min(image_size)
     return side // 8 if side >= 32 else 2
 
 
 class Normaliser:
-    """uint8 images to float32: (x - mean) / std per channel.
+    """Converts uint8 images to float32: (x - mean) / std per channel.
 
     Args:
         mean: per channel, in grey levels from 0 to 255.
-        std: per channel, likewise.
-        device: where the images are.
-        channels_last: memory format of what comes out.
+        std: per channel, in grey levels from 0 to 255.
+        device: of the images.
+        channels_last: memory format of the output.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Normaliser:
 
 
 class EvalBatches:
-    """The split in order, normalised: yields ``(inputs (n, C, H, W), targets (n,))``."""
+    """Yields a split in order, normalised: ``(inputs (n, C, H, W), targets (n,))``."""
 
     def __init__(self, split: Split, normaliser: Normaliser, batch_size: int) -> None:
         self.split = split
@@ -79,24 +79,24 @@ class EvalBatches:
 
 
 class TrainBatches:
-    """The split shuffled and augmented anew in each epoch.
+    """Yields a split shuffled and augmented, differently in each epoch.
 
-    Order, crop offsets and flips of an epoch follow from the seed and the epoch alone, and are
-    drawn for each image of the split, whatever batch it comes to lie in. Call :meth:`set_epoch`
-    before iterating. The last, smaller batch is used unless it holds a single image.
+    Order, crop offsets and flips of an epoch depend only on the seed and the epoch; offsets and
+    flips are drawn per image, whichever batch it is in. Call :meth:`set_epoch` before iterating.
+    The last, smaller batch is used unless it has a single image.
 
     Args:
         split: images and labels on the training device.
         normaliser: applied after augmentation.
         batch_size: images per batch.
-        seed: of all randomness here.
-        crop_padding: crops are taken at random from images padded by so many black pixels.
+        seed: of all random numbers.
+        crop_padding: random crops are taken from images padded by this many black pixels.
         flip: mirror images left to right with probability 1/2.
-        ranks: the processes that share each batch: what they see together does not depend on
-            their number.
+        ranks: the processes that share each batch; all together get the same images for any number
+            of processes.
 
     Raises:
-        UserError: ``batch_size`` makes no equal shares.
+        UserError: ``batch_size`` is not divisible by the number of processes.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class TrainBatches:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, that the next iteration is."""
+        """Set the epoch, counted from 0, of the next iteration."""
         self.epoch = epoch
 
     @property
     def share_size(self) -> int:
-        """Images of a full batch that this process takes."""
+        """This process's number of images in a full batch."""
         return self.batch_size // self.ranks.size
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class TrainBatches:
         return full + (rest > 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate once over the epoch that was set; a share may hold no image."""
+        """Iterate over the current epoch; this process's part of a batch may be empty."""
         device, count = self.labels.device, len(self.labels)
         order = torch.randperm(count, generator=generator(self.seed, "shuffle", self.epoch))
         order = order.to(device)
@@ -151,11 +151,11 @@ class TrainBatches:
             yield self.normaliser(images.permute(0, 3, 1, 2)), self.labels[index]
 
     def _pixels(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return, for each image, the padded rows (N, H) and columns (N, W) that it shows."""
+        """Return, for each image, the rows (N, H) and columns (N, W) of its crop."""
         (height, width), count, device = self.size, len(self.labels), self.labels.device
         offsets = torch.randint(0, 2 * self.crop_padding + 1, (count, 2), generator=rng)
         mirrored = torch.rand(count, generator=rng) < 0.5
-        # Draws are made on the CPU, so that they are the same on every device.
+        # Random numbers come from the CPU, so they are the same for every device.
         offsets, mirrored = offsets.to(device), mirrored.to(device)
         rows = offsets[:, :1] + torch.arange(height, device=device)
         columns = offsets[:, 1:] + torch.arange(width, device=device)

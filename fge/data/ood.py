@@ -1,4 +1,4 @@
-"""Images out of the distribution of a data set: noise, digits or other data, in its form."""
+"""Out-of-distribution (OOD) images for a data set, in its format: noise, digits or other data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fge.seeds import generator
 
 NOISE, DIGITS = OOD_NAMES
 MAX_IMAGES = 2000
-"""Foreign images of each kind at most; of other data they are balanced over its classes."""
+"""The largest number of OOD images of each kind; other data are balanced over their classes."""
 
 _LUMINANCE = (0.299, 0.587, 0.114)
-"""Red, green and blue in a grey level (ITU-R BT.601)."""
+"""Weights of red, green and blue in a grey level (ITU-R BT.601)."""
 _SHARED = 0.01
-"""Data of which more than this part are images of the run itself are not foreign to it; a few
-blank images that two collections have in common do not matter."""
+"""Data are not OOD if more than this fraction are the run's own images; a few blank images that
+two collections have in common do not matter."""
 _CHUNK = 250
 _KINDS = (
     f"{NOISE}, {DIGITS}, {', '.join(NAMED)}, a folder with train/CLASS/ and test/CLASS/, or an "
@@ -36,58 +36,48 @@ _KINDS = (
 def load_ood(
     names: Sequence[str], dataset: Dataset, *, data: str, data_dir: Path | None = None
 ) -> dict[str, OODImages]:
-    """Load what ``--ood`` names, in size and channels of a data set's images.
+    """Load OOD images in the size and channels of a data set's images.
 
-    Noise is uniform on 0 to 255 and the same for every seed of a run, as many images as the test
-    set has. Of other data the test images are taken. No kind has more than ``MAX_IMAGES``.
+    Noise is uniform on 0 to 255, the same for every seed of a run, and has as many images as the
+    test set. Other data contribute their test images. No kind has more than ``MAX_IMAGES``.
 
     Args:
-        names: ``noise``, ``digits`` (bundled), or whatever :func:`fge.data.load_dataset` takes.
-        dataset: whose distribution the images are to be out of, on the CPU.
-        data: what the data set was loaded by.
+        names: ``noise``, ``digits`` (bundled), or a name or path for
+            :func:`fge.data.load_dataset`.
+        dataset: the in-distribution data set, on the CPU.
+        data: the name or path that it was loaded by.
         data_dir: folder of a named data set's files; ``data`` by default.
 
     Returns:
         By name (the stem of a file, the last part of a folder): images (M, C, H, W) uint8.
 
     Raises:
-        UserError: an unknown name, data that cannot be read or put in the form of the data set,
-            two of one name, or the data set's own images.
+        UserError: a name is unknown or occurs twice, or data cannot be read, cannot be converted to
+            the format of the data set, or contain its images.
     """
-    found: dict[str, OODImages] = {}
+    loaded: dict[str, OODImages] = {}
     for given in names:
         if given == data:
-            raise _own(given, "it is the run's own --data")
+            raise _not_ood(given, "it is the run's own --data")
         name, images = _read(given, dataset, data_dir)
-        if name in found:
+        if name in loaded:
             raise UserError(f"--ood has {name!r} twice; leave one out, or rename its file")
         if name != NOISE:
             _check_ood(given, images, dataset)
         labels = torch.zeros(len(images), dtype=torch.int64)
-        found[name] = OODImages(Split(images, labels), _fingerprint(images))
-    return found
+        loaded[name] = OODImages(Split(images, labels), _fingerprint(images))
+    return loaded
 
 
 def convert_images(images: Tensor, *, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return images in other channels and another size, stretched where the shape differs.
+    """Return images (N, C, H, W) uint8 converted to (N, channels, *size) uint8.
 
-    Colour becomes grey by luminance (0.299 R + 0.587 G + 0.114 B), grey is repeated; the size is
-    changed bilinearly, with an anti-aliasing filter where it shrinks.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        channels: that they shall have.
-        size: height and width that they shall have, in pixels.
-
-    Returns:
-        (N, channels, *size) uint8, rounded; the images themselves where they are of this form.
-
-    Raises:
-        UserError: channels that are neither grey nor the wanted ones, nor colour to become grey.
+    Colour becomes grey by luminance (0.299 R + 0.587 G + 0.114 B), grey is repeated. Images are
+    resized (and stretched) bilinearly, with an anti-aliasing filter when they shrink.
     """
     given = images.shape[1]
     if given not in (1, channels) and (given, channels) != (3, 1):
-        raise UserError(f"images of {given} channels cannot be turned into {channels}")
+        raise UserError(f"images with {given} channels cannot be converted to {channels}")
     if tuple(images.shape[1:]) == (channels, *size):
         return images
     parts = [_convert(part, channels, size) for part in torch.split(images, _CHUNK)]
@@ -106,7 +96,7 @@ def _convert(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Tensor]:
-    """Return the name and the images (M, C, H, W), converted."""
+    """Return the name and the converted images (M, C, H, W)."""
     channels, size = dataset.in_channels, dataset.image_size
     if given == NOISE:
         shape = (min(len(dataset.test), MAX_IMAGES), channels, *size)
@@ -119,7 +109,7 @@ def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Ten
         raise UserError(f"unknown --ood {given!r}; give {_KINDS}")
     try:
         other = load_dataset(given, data_dir=data_dir, val_fraction=0)
-        # The test split is in an order of which every first part is balanced.
+        # The first images of the test split are balanced, for any number of them.
         images = other.test.images[:MAX_IMAGES].clone()
         return other.name, convert_images(images, channels=channels, size=size)
     except UserError as error:
@@ -134,22 +124,22 @@ def _digits() -> Tensor:
 
 
 def _check_ood(given: str, images: Tensor, dataset: Dataset) -> None:
-    """Refuse data of which some are images that the run trains on, validates on or tests."""
+    """Refuse data that contain images which the run uses for training, validation or testing."""
     ood = list(_as_bytes(images))
-    wanted = set(ood)
+    distinct = set(ood)
     splits = (dataset.train, dataset.val, dataset.test)
-    own = {image for split in splits for image in _as_bytes(split.images) if image in wanted}
-    shared = sum(image in own for image in ood)
+    used = {image for split in splits for image in _as_bytes(split.images) if image in distinct}
+    shared = sum(image in used for image in ood)
     if shared > _SHARED * len(ood):
-        raise _own(given, f"{shared} of its {len(ood)} images are the run's own")
+        raise _not_ood(given, f"{shared} of its {len(ood)} images are the run's own")
 
 
 def _as_bytes(images: Tensor) -> Iterator[bytes]:
     return (image.tobytes() for image in images.numpy())
 
 
-def _own(given: str, why: str) -> UserError:
-    return UserError(f"--ood {given} is not foreign to the data: {why}; name other data")
+def _not_ood(given: str, why: str) -> UserError:
+    return UserError(f"--ood {given} is not out of distribution: {why}; give other data")
 
 
 def _fingerprint(images: Tensor) -> str:

@@ -18,7 +18,7 @@ from fge.errors import UserError
 from fge.files import read_npz, unreadable
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package ``dataset-fashion-mnist`` puts its files."""
+"""The folder of Debian's package ``dataset-fashion-mnist``."""
 FASHION_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -38,14 +38,14 @@ DOWNLOADED = {
     "cifar10": (170, ("cifar-10-batches-py", "cifar-10-python.tar.gz")),
     "cifar100": (169, ("cifar-100-python", "cifar-100-python.tar.gz")),
 }
-"""By name of a data set: megabytes to fetch, and what of it lies in the folder then."""
+"""By name of a data set: megabytes to download, and the files that are there afterwards."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 _DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
 _GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
 _UNREADABLE = (
     OSError,
     ValueError,
-    SyntaxError,  # Pillow's word for a broken chunk
+    SyntaxError,  # Pillow raises it for a broken chunk
     UnidentifiedImageError,
     Image.DecompressionBombError,
 )
@@ -61,7 +61,7 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as it was found, before validation is taken from training."""
+    """A data set as read, before the validation split is taken from training."""
 
     name: str
     classes: tuple[str, ...]
@@ -70,18 +70,18 @@ class RawData:
 
 
 def download_note(name: str, data_dir: Path) -> str | None:
-    """Say what reading a named data set would download; None where nothing is to be fetched."""
+    """Return a sentence about the download that a named data set needs, or None."""
     if name not in DOWNLOADED:
         return None
-    size, places = DOWNLOADED[name]
-    found = [data_dir / place for place in places]
+    size, files = DOWNLOADED[name]
+    paths = [data_dir / file for file in files]
     if name == "fashion-mnist":
-        found += [folder / _idx_name("train", "images") for folder in _idx_folders(data_dir)]
-    if any(place.exists() for place in found):
+        paths += [folder / _idx_name("train", "images") for folder in _idx_folders(data_dir)]
+    if any(path.exists() for path in paths):
         return None
     return (
-        f"downloading {name} (about {size} MB) with torchvision from where its authors or a mirror "
-        f"keep it, into {data_dir} ..."
+        f"downloading {name} (about {size} MB) with torchvision from its authors or a mirror to "
+        f"{data_dir} ..."
     )
 
 
@@ -119,11 +119,7 @@ def cifar100(data_dir: Path) -> RawData:
 
 
 def from_npz(path: Path) -> RawData:
-    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels.
-
-    Raises:
-        UserError: the file is missing, damaged, or lacks an array.
-    """
+    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels."""
     arrays = read_npz(path, _NPZ_KEYS)
     train, test = (
         RawSplit(_with_channels(arrays[f"{s}_images"]), arrays[f"{s}_labels"])
@@ -131,33 +127,28 @@ def from_npz(path: Path) -> RawData:
     )
     countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
     classes = int(train.labels.max()) + 1 if countable else 0
-    if classes > (images := len(train.images)):  # names for them all could take a long time
+    if classes > (images := len(train.images)):  # making so many names could take a long time
         raise UserError(
             f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
-            f"and there are {images}; number the classes from 0 on"
+            f"and there are {images}; number the classes from 0"
         )
     return RawData(path.stem, tuple(str(c) for c in range(classes)), train, test)
 
 
 def from_folder(folder: Path) -> RawData:
-    """Return the images of ``train/CLASS/`` and ``test/CLASS/``, classes in sorted order.
-
-    Raises:
-        UserError: a part or class is missing or empty, or images cannot be read or differ in size.
-    """
+    """Return the images of ``train/CLASS/`` and ``test/CLASS/``, classes in sorted order."""
     classes = _class_names(folder / "train")
     if extra := sorted(set(_class_names(folder / "test")) - set(classes)):
-        raise UserError(f"{folder}/test has a class {extra[0]!r} that {folder}/train has not")
+        raise UserError(
+            f"{folder}/test has a class {extra[0]!r}, but {folder}/train does not; add training "
+            "images or remove the class"
+        )
     train, test = (_folder_split(folder / part, classes) for part in ("train", "test"))
     return RawData(Path(os.path.abspath(folder)).name, classes, train, test)
 
 
 def check(raw: RawData) -> None:
-    """Check shapes, counts and label ranges of both splits.
-
-    Raises:
-        UserError: naming the split and the value.
-    """
+    """Raise a UserError unless shapes, counts and label ranges of both splits are valid."""
     for part, split in (("train", raw.train), ("test", raw.test)):
         images, labels = split.images, split.labels
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -181,7 +172,7 @@ def check(raw: RawData) -> None:
     if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
         raise UserError(
             f"training images are {raw.train.images.shape[1:]} (H, W, C) "
-            f"and test images {raw.test.images.shape[1:]}: they must be of one size"
+            f"and test images {raw.test.images.shape[1:]}; give images of one size"
         )
 
 
@@ -197,13 +188,13 @@ def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np
 
     Args:
         files: at least one file.
-        channels: 1 or 3; by default 1 where the first image is grey and 3 where it is not.
+        channels: 1 or 3; by default 1 if the first image is grey, else 3.
 
     Returns:
         images (N, H, W, C) uint8.
 
     Raises:
-        UserError: a file is no readable image, or of another size than the first.
+        UserError: a file is not a readable image, or not of the size of the first.
     """
     first = read_image(files[0], channels)
     images = np.empty((len(files), *first.shape), np.uint8)
@@ -219,16 +210,12 @@ def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np
 
 
 def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
-    """Read one image as (H, W, C) uint8.
-
-    Raises:
-        UserError: the file is no readable image.
-    """
+    """Read one image as (H, W, C) uint8."""
     try:
         with Image.open(file) as opened:
             image: Image.Image = opened
             grey = image.mode in _GREY_MODES if channels is None else channels == 1
-            if image.mode in _DEEP_MODES:  # Pillow would clip 16 bits where it should scale
+            if image.mode in _DEEP_MODES:  # Pillow would clip 16 bits instead of scaling them
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             array = np.asarray(image.convert("L" if grey else "RGB"))
     except _UNREADABLE as error:
@@ -238,10 +225,10 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; a data folder holds train/CLASS/ and test/CLASS/")
+        raise UserError(f"no folder {folder}; a data folder needs train/CLASS/ and test/CLASS/")
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not names:
-        raise UserError(f"{folder} holds no class folders; images go into {folder}/CLASS/")
+        raise UserError(f"{folder} holds no class folders; put images into {folder}/CLASS/")
     return names
 
 
@@ -249,13 +236,13 @@ def _folder_split(folder: Path, classes: tuple[str, ...]) -> RawSplit:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = list_images(folder / name) if (folder / name).is_dir() else []
-        if not found and folder.name == "train":
-            raise UserError(f"class folder {folder / name} holds no images")
-        files += found
-        labels += [label] * len(found)
+        images = list_images(folder / name) if (folder / name).is_dir() else []
+        if not images and folder.name == "train":
+            raise UserError(f"class folder {folder / name} holds no images; add some or remove it")
+        files += images
+        labels += [label] * len(images)
     if not files:
-        raise UserError(f"{folder} holds no images")
+        raise UserError(f"{folder} holds no images; put some into {folder}/CLASS/")
     return RawSplit(read_images(files), np.array(labels, dtype=np.int64))
 
 
@@ -298,9 +285,9 @@ def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawDa
             getattr(datasets, kind)(root=str(data_dir), train=part, download=True)
             for part in (True, False)
         )
-    except Exception as error:  # torchvision raises many kinds when it cannot download
+    except Exception as error:  # torchvision raises many types when it cannot download
         raise UserError(
-            f"{name} is not in {data_dir} and could not be downloaded; put {files} there, or name "
+            f"{name} is not in {data_dir} and could not be downloaded; put {files} there, or give "
             f"another folder with --data-dir ({type(error).__name__})"
         ) from None
     splits = [

@@ -1,4 +1,4 @@
-"""Data sets as splits of uint8 images in memory, with validation taken from training."""
+"""Data sets as splits of uint8 images in memory; validation images come from training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fge.errors import UserError, unknown
 from fge.seeds import derive_seed
 
 SPLIT_SEED = 0
-"""The split does not depend on a run's seed, so that networks of several seeds can be compared
+"""The split does not depend on a run's seed, so that networks with different seeds can be compared
 and ensembled: none has trained on another's validation images."""
 
 NAMED: dict[str, Callable[[Path], RawData]] = {
@@ -47,15 +47,15 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def first(self, count: int) -> Split:
-        """Return the first ``count`` images, or all where 0 is given or there are fewer."""
+        """Return the first ``count`` images; 0 returns all, and so does a larger number."""
         return Split(self.images[: count or None], self.labels[: count or None])
 
 
 @dataclass(frozen=True)
 class OODImages:
-    """Images of other data in the form of a data set's own, and a SHA-256 over them.
+    """OOD images in the format of a data set, and a SHA-256 over them.
 
-    The labels of the split are all 0: its images belong to none of the classes.
+    The labels of the split are all 0, since its images belong to none of the classes.
     """
 
     split: Split
@@ -64,12 +64,11 @@ class OODImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test splits, and what describes them.
+    """Training, validation and test splits, and facts about them.
 
-    ``val`` has no images where ``val_fraction`` is 0. ``mean`` and ``std`` are those of the
-    training images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over
-    all three splits. ``ood`` holds images of other data by name, to be told from the test
-    images; see :mod:`fge.data.ood`.
+    ``val`` has no images if ``val_fraction`` is 0. ``mean`` and ``std`` are those of the training
+    images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over all three
+    splits. ``ood`` holds OOD images by name; see :func:`fge.data.load_ood`.
     """
 
     name: str
@@ -113,13 +112,13 @@ def load_dataset(
         name: a key of ``NAMED``, a folder with ``train/CLASS/`` and ``test/CLASS/`` images, or an
             ``.npz`` file.
         data_dir: folder of a named data set's files; ``data`` by default.
-        train_size: keep so many training images, balanced over classes, validation included.
-        test_size: keep so many test images, balanced over classes.
-        val_fraction: part of the training images that becomes the validation split.
+        train_size: number of training images to use, balanced over classes, validation included.
+        test_size: number of test images to use, balanced over classes.
+        val_fraction: fraction of the training images that becomes the validation split.
 
     Raises:
-        UserError: an unknown name, files that are missing or damaged, labels out of range, images
-            of several sizes, an empty class or split, or sizes beyond the data.
+        UserError: the name is unknown, files are missing or damaged, labels are out of range,
+            images differ in size, a class or split is empty, or a size exceeds the data.
     """
     raw = _read(name, data_dir or Path("data"))
     sources.check(raw)
@@ -128,8 +127,8 @@ def load_dataset(
     val_count = round(val_fraction * len(train.labels))
     if val_fraction > 0 and val_count == 0:
         raise UserError(
-            f"val_fraction {val_fraction} of {len(train.labels)} images leaves no validation "
-            "image; raise it, or use 0 to do without validation"
+            f"val_fraction {val_fraction} of {len(train.labels)} images gives no validation image; "
+            "raise it, or set it to 0 for no validation"
         )
     train, val = _slice(train, val_count, None), _slice(train, 0, val_count)
     _check_classes(train, raw.classes)
@@ -160,7 +159,7 @@ def _read(name: str, data_dir: Path) -> RawData:
 
 
 def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return a random order of examples in which every prefix is balanced like the whole."""
+    """Return a random order of examples whose every prefix has about the class balance of all."""
     rng = np.random.default_rng(seed)
     position = np.empty(len(labels))
     for label in np.unique(labels):
@@ -174,7 +173,7 @@ def _first(split: RawSplit, option: str, size: int | None) -> RawSplit:
     """Put a split in balanced order and keep its first ``size`` examples."""
     count = len(split.labels)
     if size is not None and size > count:
-        raise UserError(f"{option} {size} is more than the {count} images there are")
+        raise UserError(f"{option} {size} is more than the {count} available images")
     order = balanced_order(split.labels, derive_seed(SPLIT_SEED, option))[:size]
     return RawSplit(split.images[order], split.labels[order])
 
@@ -189,11 +188,11 @@ def _check_classes(train: RawSplit, classes: tuple[str, ...]) -> None:
     counts = np.bincount(train.labels, minlength=len(classes))
     for name, count in zip(classes, counts, strict=True):
         if count == 0:
-            raise UserError(f"class {name!r} has no training image; add some or drop the class")
+            raise UserError(f"class {name!r} has no training image; add some or remove the class")
 
 
 def _split(raw: RawSplit) -> Split:
-    """Return tensors; NHWC memory seen as (N, C, H, W)."""
+    """Return the split as tensors: (N, C, H, W) views of NHWC memory."""
     images = torch.from_numpy(np.ascontiguousarray(raw.images)).permute(0, 3, 1, 2)
     return Split(images, torch.from_numpy(raw.labels.astype(np.int64)))
 

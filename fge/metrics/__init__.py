@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: what predictions are worth."""
+"""Metrics of predictions: arrays in, numbers out."""
 
 from fge.metrics.calibration import (
     adaptive_ece,

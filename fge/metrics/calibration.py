@@ -1,8 +1,8 @@
 """Calibration: temperatures, and metrics that do not depend on them; numpy, float64.
 
 Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`` (N,).
-Probabilities below :data:`fge.metrics.TINY`, the zeros of certain predictions among them, count
-as that much.
+Probabilities below :data:`fge.metrics.TINY`, such as the zeros of certain predictions, are raised
+to it.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least, check_positive
 from fge.metrics.scores import TINY, check_examples, check_probs, ece
 
 Array = NDArray[np.float64]
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0
-"""Where temperatures are sought: certain predictions that are often wrong need hundreds."""
+"""The range of temperatures: certain predictions that are often wrong need hundreds."""
 
 
 def adaptive_ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> float:
     """Return the expected calibration error over bins of equally many examples, a fraction.
 
     Mukhoti et al. 2020 (arXiv 2002.09437, AdaECE; after Nguyen and O'Connor 2015, arXiv
-    1508.05154): the examples, ordered by confidence (largest probability), are cut into ``bins``
-    runs of N / bins; the mean over bins of |accuracy - mean confidence|. An example on a cut
-    counts in both its bins, in proportion; examples of one confidence count with their mean
-    accuracy, so that the order of the examples does not matter.
+    1508.05154): the examples, ordered by confidence (largest probability), are divided into
+    ``bins`` groups of N / bins; the mean over bins of |accuracy - mean confidence|. An example on
+    a boundary counts in both bins, in proportion; examples of equal confidence count with their
+    mean accuracy, so the order of the examples does not matter.
 
     Raises:
-        UserError: shapes or targets that do not fit, values that are no probabilities, or
-            ``bins`` below 1.
+        UserError: shapes or targets do not fit, values are not probabilities, or ``bins`` is
+            below 1.
     """
     p, y = check_examples(probs, targets)
-    if bins < 1:
-        raise UserError(f"bins must be >= 1, got {bins}")
+    check_at_least(1, bins=bins)
     confidence, index, counts = np.unique(p.max(axis=1), return_inverse=True, return_counts=True)
     correct = np.bincount(index, weights=p.argmax(axis=1) == y)
     ends = np.concatenate([[0], np.cumsum(counts)])
@@ -51,16 +50,16 @@ def fit_temperature(probs: ArrayLike, targets: ArrayLike) -> float:
     """Return the temperature T > 0 that minimises the NLL of softmax(log p / T).
 
     Guo et al. 2017 (arXiv 1706.04599, section 4.2), from probabilities: softmax(log p / T) is
-    softmax(logits / T). The NLL is convex in 1/T; the root of its derivative is found by Brent's
-    method to 1e-11 relative. T lies in [:data:`MIN_TEMPERATURE`, :data:`MAX_TEMPERATURE`]: the
-    lower end is returned where every target is the most probable class, since then no T is low
-    enough; the upper end where the predictions tell nothing of the targets. T = 1 where all
-    classes are equally probable in every example, since then no T matters.
+    softmax(logits / T). The NLL is convex in 1/T; Brent's method finds the root of its derivative
+    to 1e-11 relative. T is in [:data:`MIN_TEMPERATURE`, :data:`MAX_TEMPERATURE`]: the lower end is
+    returned if every target is the most probable class, since then no T is low enough; the upper
+    end if the predictions contain no information about the targets. T is 1 if all classes are
+    equally probable in every example, since then T has no effect.
 
     For a deployed temperature give validation data.
 
     Raises:
-        UserError: shapes or targets that do not fit, or values that are no probabilities.
+        UserError: shapes or targets do not fit, or values are not probabilities.
     """
     p, y = check_examples(probs, targets)
     return _fit(_log(p), y)
@@ -74,10 +73,9 @@ def scale_temperature(probs: ArrayLike, temperature: float) -> Array:
         temperature: T; above 1 it makes predictions less certain.
 
     Raises:
-        UserError: values that are no probabilities, or a temperature that is not finite and > 0.
+        UserError: values are not probabilities, or the temperature is not finite and above 0.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(f"temperature must be finite and > 0, got {temperature}")
+    check_positive(temperature=temperature)
     scaled: Array = softmax(_log(check_probs(probs)) / temperature, axis=1)
     return scaled
 
@@ -87,20 +85,20 @@ def calibrated_log_likelihood(
 ) -> float:
     """Return the log-likelihood at the optimal temperature, in nats per example (<= 0).
 
-    Ashukha et al. 2020 (arXiv 2002.06470): the examples are split into random halves;
-    each half is scored with softmax(log p / T), T fitted on the other half
-    (:func:`fit_temperature`); the mean over all examples, and over ``splits`` such splits. Only
-    for measuring: a deployed temperature comes from validation data.
+    Ashukha et al. 2020 (arXiv 2002.06470): the examples are split into random halves, and each half
+    is scored with softmax(log p / T), T fitted on the other half (:func:`fit_temperature`). The
+    result is the mean over all examples and over ``splits`` such splits. Use it only to measure: a
+    deployed temperature comes from validation data.
 
     Args:
         probs: probs (N, C), rows sum to 1; N >= 2.
         targets: classes (N,), integers.
-        splits: how many random splits to average.
-        seed: of the splits: predictions for the same examples are split alike.
+        splits: number of random splits to average.
+        seed: of the splits; predictions for the same examples are split in the same way.
 
     Raises:
-        UserError: shapes or targets that do not fit, values that are no probabilities, fewer
-            than 2 examples, or ``splits`` below 1.
+        UserError: shapes or targets do not fit, values are not probabilities, there are fewer than
+            2 examples, or ``splits`` is below 1.
     """
     p, y = check_examples(probs, targets)
     return float(np.mean([_mean_of(q, y) for q in _held_out(p, y, splits, seed)]))
@@ -109,10 +107,10 @@ def calibrated_log_likelihood(
 def calibrated_nll_per_example(
     probs: ArrayLike, targets: ArrayLike, *, splits: int = 5, seed: int = 0
 ) -> Array:
-    """Return each example's NLL at the temperature of the half that it is not in, nats (N,).
+    """Return each example's NLL at the temperature of the other half, in nats (N,).
 
-    The mean over the splits of :func:`calibrated_log_likelihood`, in each of which every example
-    is scored once: the mean over examples is minus the calibrated log-likelihood.
+    This is the mean over the splits of :func:`calibrated_log_likelihood`, each of which scores
+    every example once. The mean over examples is minus the calibrated log-likelihood.
 
     Arguments and errors are those of :func:`calibrated_log_likelihood`.
     """
@@ -127,19 +125,19 @@ def calibrated_ece(
 ) -> float:
     """Return the expected calibration error at the optimal temperature, a fraction.
 
-    Ashukha et al. 2020 (arXiv 2002.06470): as :func:`calibrated_log_likelihood`, with
-    :func:`fge.metrics.ece` of all N held-out predictions of a split, both halves together: an
-    ECE grows as examples get fewer, so that of halves could not be compared with a plain one.
+    Ashukha et al. 2020 (arXiv 2002.06470): like :func:`calibrated_log_likelihood`, with
+    :func:`fge.metrics.ece` of all N held-out predictions of a split, both halves together. An ECE
+    grows as the number of examples falls, so the ECE of a half is not comparable with a plain one.
 
     Args:
         probs: probs (N, C), rows sum to 1; N >= 2.
         targets: classes (N,), integers.
-        bins: of equal width.
-        splits: how many random splits to average.
+        bins: number of bins of equal width.
+        splits: number of random splits to average.
         seed: of the splits.
 
     Raises:
-        UserError: as :func:`calibrated_log_likelihood`, or ``bins`` below 1.
+        UserError: as :func:`calibrated_log_likelihood`, or ``bins`` is below 1.
     """
     p, y = check_examples(probs, targets)
     return float(np.mean([ece(np.exp(q), y, bins=bins) for q in _held_out(p, y, splits, seed)]))
@@ -161,13 +159,13 @@ def calibrated_summary(
 def deep_ensemble_equivalent(
     log_likelihood: float, deep_ensemble: ArrayLike, *, sizes: Sequence[int] | None = None
 ) -> float:
-    """Return the size of the deep ensemble that does as well as a method.
+    """Return the size of the deep ensemble that is as good as a method.
 
-    Ashukha et al. 2020 (arXiv 2002.06470): the smallest real l >= 1 at which the deep
-    ensemble's mean calibrated log-likelihood, linear between the sizes at hand, reaches the
-    method's. A method that is worse than one network is worth 1; one that is better than every
-    ensemble at hand is worth the largest, which is then only a lower bound. For the paper's
-    interval give the ensembles' means plus and less their standard deviation.
+    Ashukha et al. 2020 (arXiv 2002.06470): the smallest real l >= 1 at which the deep ensemble's
+    mean calibrated log-likelihood, linear between the given sizes, reaches the method's. A method
+    worse than one network gets 1; one better than every given ensemble gets the largest size,
+    which is then only a lower bound. For the paper's interval give the ensembles' means plus and
+    minus their standard deviation.
 
     >>> round(deep_ensemble_equivalent(-0.83, [-1, -0.9, -0.85, -0.82, -0.8]), 3)
     3.667
@@ -178,10 +176,10 @@ def deep_ensemble_equivalent(
         sizes: their numbers of networks, rising from 1; by default 1, 2, ..., K.
 
     Returns:
-        the equivalent size, in [1, largest size].
+        The equivalent size, in [1, largest size].
 
     Raises:
-        UserError: no ensembles, values that are not finite, or sizes that do not fit.
+        UserError: there are no ensembles, values are not finite, or sizes do not fit.
     """
     levels = np.asarray(deep_ensemble, dtype=np.float64)
     if levels.ndim != 1 or len(levels) == 0:
@@ -212,11 +210,10 @@ def _mean_of(log_q: Array, y: NDArray[np.int64]) -> float:
 
 
 def _held_out(p: Array, y: NDArray[np.int64], splits: int, seed: int) -> Iterator[Array]:
-    """Yield, for each split, log-probabilities (N, C) with the other half's temperature."""
+    """Yield, for each split, log-probabilities (N, C) at the other half's temperature."""
     if len(y) < 2:
-        raise UserError(f"splitting in halves takes at least 2 examples, got {len(y)}")
-    if splits < 1:
-        raise UserError(f"splits must be >= 1, got {splits}")
+        raise UserError(f"splitting into halves needs at least 2 examples, got {len(y)}")
+    check_at_least(1, splits=splits)
     rng = np.random.default_rng(seed)
     log_p = _log(p)
     for _ in range(splits):
@@ -236,7 +233,7 @@ def _fit(log_p: Array, y: NDArray[np.int64]) -> float:
         return 1.0
 
     def slope(log_inverse: float) -> float:
-        """The derivative of the NLL by 1/T: the mean margin under the scaled probabilities."""
+        """Return the derivative of the NLL by 1/T: the mean margin of the scaled probabilities."""
         scaled = softmax(margins * math.exp(log_inverse), axis=1)
         return float(np.einsum("nc,nc->", scaled, margins)) / len(y)
 
@@ -245,7 +242,7 @@ def _fit(log_p: Array, y: NDArray[np.int64]) -> float:
         return MAX_TEMPERATURE
     if slope(high) <= 0:
         return MIN_TEMPERATURE
-    # A root, not a minimum: comparing values tells an argument only to half the digits.
+    # A root, not a minimum: comparing values determines the argument only to half the digits.
     return math.exp(-float(brentq(slope, low, high, xtol=1e-12, rtol=1e-14)))
 
 

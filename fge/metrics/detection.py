@@ -1,4 +1,4 @@
-"""Telling by uncertainty what to trust: OOD inputs, wrong predictions; numpy, float64."""
+"""Detecting OOD inputs and wrong predictions by uncertainty; numpy, float64."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Array = NDArray[np.float64]
 
 
 def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
-    """Return the area under the ROC curve: the chance that a positive scores higher.
+    """Return the area under the ROC curve: the probability that a positive scores higher.
 
     P(positive > negative) + P(positive = negative) / 2 over all pairs, the Mann-Whitney statistic
-    (Fawcett 2006, doi 10.1016/j.patrec.2005.10.010, section 7): 0.5 for scores that tell nothing.
+    (Fawcett 2006, doi 10.1016/j.patrec.2005.10.010, section 7): 0.5 for uninformative scores.
 
     Args:
         negatives: scores (N,), N >= 1.
         positives: scores (M,), M >= 1.
 
     Raises:
-        UserError: either holds no score, is no vector, or holds values that are not finite.
+        UserError: either is empty, not a vector, or holds values that are not finite.
     """
     low, high = np.sort(_scores("negatives", negatives)), _scores("positives", positives)
     below = np.searchsorted(low, high, side="left")
@@ -37,29 +37,29 @@ def entropy(probs: ArrayLike) -> Array:
     """Return the entropy -sum_c p_c log p_c of each row, in nats (N,); 0 log 0 is 0.
 
     Raises:
-        UserError: values that are no probabilities.
+        UserError: values are not probabilities.
     """
-    # Sorted, rows of the same probabilities sum to the same bits: a tie stays a tie.
+    # Sorted rows with the same probabilities have bitwise equal sums, so ties stay ties.
     values: Array = entr(np.sort(check_probs(probs), axis=1)).sum(axis=1)
     return values
 
 
 def ood_auroc(probs: ArrayLike, ood_probs: ArrayLike) -> dict[str, float]:
-    """Return how well uncertainty tells out-of-distribution inputs from the task's: two AUROCs.
+    """Return two AUROCs of detecting out-of-distribution (OOD) inputs by uncertainty.
 
-    The out-of-distribution inputs are the positives; they are scored by the negative largest
-    probability (Hendrycks and Gimpel 2017, arXiv 1610.02136) and by the entropy of the prediction
-    (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+    OOD inputs are the positives. Their scores are the negative largest probability (Hendrycks and
+    Gimpel 2017, arXiv 1610.02136) and the entropy of the prediction (Lakshminarayanan et al. 2017,
+    arXiv 1612.01474).
 
     Args:
-        probs: probs (N, C) of the task's inputs, rows sum to 1.
-        ood_probs: probs (M, C) of out-of-distribution inputs, rows sum to 1.
+        probs: probs (N, C) of in-distribution inputs, rows sum to 1.
+        ood_probs: probs (M, C) of OOD inputs, rows sum to 1.
 
     Returns:
         ``"max_probability"`` and ``"entropy"``, :func:`auroc` in [0, 1].
 
     Raises:
-        UserError: no inputs of either kind, other numbers of classes, or values that are no
+        UserError: either has no inputs, the numbers of classes differ, or values are not
             probabilities.
     """
     inside, outside = check_probs(probs), check_probs(ood_probs, name="ood_probs")
@@ -75,7 +75,7 @@ def ood_auroc(probs: ArrayLike, ood_probs: ArrayLike) -> dict[str, float]:
 
 
 class RiskCoverage(NamedTuple):
-    """The share of examples answered and the share of wrong answers among them, (N,) each."""
+    """The fraction of examples answered and the fraction of wrong answers among them, (N,) each."""
 
     coverage: Array
     risk: Array
@@ -85,18 +85,18 @@ def risk_coverage(probs: ArrayLike, targets: ArrayLike) -> RiskCoverage:
     """Return the error among the most confident k of N examples, for k = 1 to N.
 
     Geifman and El-Yaniv 2017 (arXiv 1705.08500), with the largest probability as confidence.
-    Examples of one confidence have no order: each counts with the mean error of all of them,
-    which is the expected risk when ties are broken at random.
+    Examples of equal confidence have no order: each counts with the mean error of all of them,
+    which is the expected risk with ties broken at random.
 
     Args:
         probs: probs (N, C), rows sum to 1.
         targets: classes (N,), integers.
 
     Returns:
-        coverage k / N and risk, both fractions, by rising coverage; the last risk is the error.
+        Coverage k / N and risk, both fractions, by rising coverage; the last risk is the error.
 
     Raises:
-        UserError: shapes or targets that do not fit, or values that are no probabilities.
+        UserError: shapes or targets do not fit, or values are not probabilities.
     """
     p, y = check_examples(probs, targets)
     doubt = -p.max(axis=1)
@@ -112,8 +112,8 @@ def aurc(probs: ArrayLike, targets: ArrayLike) -> float:
     """Return the area under the risk-coverage curve, a fraction: the mean risk over coverages.
 
     Geifman et al. 2019 (arXiv 1805.08206): the mean over k = 1 to N of the risk at coverage k / N
-    (:func:`risk_coverage`). Lower is better; it falls both with fewer errors and with errors made
-    at lower confidence.
+    (:func:`risk_coverage`). Lower is better: it falls with fewer errors, and with errors of lower
+    confidence.
 
     Args:
         probs: probs (N, C), rows sum to 1.

@@ -1,4 +1,4 @@
-"""How members of an ensemble differ, and what the difference gains; numpy, float64.
+"""How the members of an ensemble differ, and what averaging gains; numpy, float64.
 
 Every function takes the members' ``probs``, an array (S, N, C) or S arrays (N, C), S >= 2, rows
 summing to 1.
@@ -20,7 +20,7 @@ Members = Iterable[ArrayLike]
 
 
 def disagreement_matrix(members: Members) -> Array:
-    """Return, for each two members, the share of examples they class differently, in percent.
+    """Return, for each pair of members, the percentage of examples they classify differently.
 
     Fort et al. 2019 (arXiv 1912.02757), in the unit of :func:`fge.metrics.error`.
 
@@ -31,7 +31,7 @@ def disagreement_matrix(members: Members) -> Array:
         (S, S), symmetric, 0 on the diagonal.
 
     Raises:
-        UserError: fewer than 2 members, shapes that differ, or values that are no probabilities.
+        UserError: there are fewer than 2 members, shapes differ, or values are not probabilities.
     """
     classes = np.stack([p.argmax(axis=1) for p in _checked(members)])
     return np.stack([100 * np.mean(classes != row, axis=1) for row in classes])
@@ -47,12 +47,11 @@ def disagreement(members: Members) -> float:
 
 
 def error_correlation_matrix(members: Members, targets: ArrayLike) -> Array:
-    """Return, for each two members, the correlation of their errors, in [-1, 1].
+    """Return, for each pair of members, the correlation of their errors, in [-1, 1].
 
     Pearson's correlation of the indicators [predicted class != target] over the examples (Kuncheva
-    and Whitaker 2003, doi 10.1023/A:1022859003006): 0 for independent errors, 1 where both err on
-    the same examples. It is undefined, NaN, for a member that is right everywhere or wrong
-    everywhere.
+    and Whitaker 2003, doi 10.1023/A:1022859003006): 0 for independent errors, 1 if both are wrong
+    on the same examples. It is undefined (NaN) for a member that is always right or always wrong.
 
     Args:
         members: S arrays of probs (N, C).
@@ -62,7 +61,7 @@ def error_correlation_matrix(members: Members, targets: ArrayLike) -> Array:
         (S, S), symmetric.
 
     Raises:
-        UserError: as :func:`disagreement_matrix`, or targets that do not fit.
+        UserError: as :func:`disagreement_matrix`, or targets do not fit.
     """
     arrays = _checked(members)
     _, y = check_examples(arrays[0], targets)
@@ -78,7 +77,7 @@ def error_correlation_matrix(members: Members, targets: ArrayLike) -> Array:
 def error_correlation(members: Members, targets: ArrayLike) -> float:
     """Return the mean of :func:`error_correlation_matrix` over the pairs where it is defined.
 
-    NaN where there is no such pair.
+    NaN if there is no such pair.
 
     Raises:
         UserError: as :func:`error_correlation_matrix`.
@@ -97,31 +96,30 @@ class GainSplit(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """What averaging gains: the members' mean less the ensemble's value."""
+        """The gain of averaging: the members' mean minus the ensemble's value."""
         return self.members - self.ensemble
 
 
 def gain_split(members: Members, targets: ArrayLike) -> dict[str, GainSplit]:
-    """Return what averaging the members' probabilities gains, beside the diversity behind it.
+    """Return the gain of averaging the members' probabilities, and the members' diversity.
 
     With p_s the members' probabilities, m their mean, y the target:
 
     - ``"nll"`` (nats): the diversity is the Jensen gap, the mean over examples of
-      log m_y - mean_s log p_sy (Abe et al. 2022, arXiv 2202.06985); it is KL(uniform || w) of the
-      weights w_s = p_sy / sum_r p_ry by which the target would choose among the members. The gain
-      equals it.
+      log m_y - mean_s log p_sy (Abe et al. 2022, arXiv 2202.06985), that is KL(uniform || w) of
+      the members' posterior weights w_s = p_sy / sum_r p_ry for the target. It equals the gain.
     - ``"brier"``: the diversity is the ambiguity, the mean over examples of
       mean_s sum_c (p_sc - m_c)^2 (Krogh and Vedelsby 1995; Wood et al. 2023, arXiv 2301.03962).
-      The gain equals it.
-    - ``"error"`` (percent): the diversity is the disagreement of pairs. There is no such identity:
-      the gain may be less, or negative.
+      It equals the gain.
+    - ``"error"`` (percent): the diversity is the disagreement of pairs. Here there is no identity:
+      the gain may be smaller, or negative.
 
     Args:
         members: S arrays of probs (N, C).
         targets: classes (N,), integers.
 
     Returns:
-        a split for each of ``"error"``, ``"nll"`` and ``"brier"``.
+        A split for each of ``"error"``, ``"nll"`` and ``"brier"``.
 
     Raises:
         UserError: as :func:`error_correlation_matrix`.
@@ -147,10 +145,13 @@ def gain_split(members: Members, targets: ArrayLike) -> dict[str, GainSplit]:
 def _checked(members: Members) -> list[Array]:
     arrays = [check_probs(p, name=f"member {s}") for s, p in enumerate(members)]
     if len(arrays) < 2:
-        raise UserError(f"diversity takes at least 2 members, got {len(arrays)}")
+        raise UserError(f"diversity needs at least 2 members, got {len(arrays)}")
     for s, p in enumerate(arrays):
         if p.shape != arrays[0].shape:
-            raise UserError(f"member {s} has shape {p.shape}, but member 0 {arrays[0].shape}")
+            raise UserError(
+                f"member {s} has shape {p.shape}, but member 0 has {arrays[0].shape}; give "
+                "predictions for the same examples"
+            )
     return arrays
 
 

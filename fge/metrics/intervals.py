@@ -1,4 +1,4 @@
-"""Intervals from resampling test examples and seeds: what so few of them allow to be said."""
+"""Confidence intervals from resampling test examples and seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtrit
 
-from fge.errors import UserError, unknown
+from fge.errors import UserError, check_at_least, unknown
 from fge.metrics import scores
 
 Metric = Literal["error", "nll"]
 
 _METRICS = {"error": scores.error, "nll": scores.nll}
 _DRAWN_AT_ONCE = 1_000_000
-"""Examples that are resampled at a time: 16 MB of positions and values."""
+"""Examples resampled at a time: 16 MB of indices and values."""
 
 
 class Interval(NamedTuple):
-    """A difference with the ends of its interval: percent for errors, nats for NLL."""
+    """A difference and the ends of its interval: in percent for errors, in nats for NLL."""
 
     difference: float
     low: float
@@ -37,30 +37,31 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the metric of A less that of B, with a paired bootstrap interval.
+    """Return the metric of A minus that of B, with a paired bootstrap interval.
 
-    The test examples are drawn anew, with replacement, ``draws`` times; both predictions are
-    compared on the same draw, and the interval holds the middle ``level`` of the differences (the
+    The test examples are resampled with replacement ``draws`` times; both predictions are compared
+    on the same resample, and the interval contains the middle ``level`` of the differences (the
     percentile interval of Efron and Tibshirani 1993, chapter 13). Below 0, A is better.
 
-    It speaks of this pair of runs, not of the methods: another seed gives another network, and
-    what that changes is not in the interval. For methods, pair seeds, or resample both.
+    The interval is about this pair of runs, not about the methods: another seed gives another
+    network, and that variation is not in the interval. To compare methods use
+    :func:`paired_difference_over_seeds`.
 
     Args:
         a_probs: probs (N, C) of A, rows sum to 1.
         b_probs: probs (N, C) of B, for the same examples in the same order.
         targets: classes (N,), integers.
         metric: ``"error"`` (percent) or ``"nll"`` (nats per example).
-        draws: how many times to resample.
+        draws: number of resamples.
         seed: of the resampling.
-        level: the share of the draws that the interval holds, in (0, 1).
+        level: the fraction of the resamples within the interval, in (0, 1).
 
     Returns:
-        difference, low, high; the difference is that of :func:`fge.metrics.error` or ``nll``.
+        Difference, low, high; the difference is that of :func:`fge.metrics.error` or ``nll``.
 
     Raises:
-        UserError: an unknown metric, shapes or targets that do not fit, probabilities that are
-            not finite, or ``draws`` or ``level`` out of range.
+        UserError: the metric is unknown, shapes or targets do not fit, probabilities are not
+            finite, or ``draws`` or ``level`` is out of range.
     """
     if metric not in _METRICS:
         raise unknown("metric", metric, _METRICS)
@@ -88,46 +89,46 @@ def paired_difference_over_seeds(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the mean of A less that of B, with an interval over seeds and test examples.
+    """Return the mean of A minus that of B, with an interval over seeds and test examples.
 
-    Row s of A and row s of B come from runs of one seed. With d = a - b, its means r (S,) over
-    examples, c (N,) over seeds and m over both, seeds and examples are resampled separately
-    (Owen 2007, "The pigeonhole bootstrap", doi 10.1214/07-AOAS122), and the interval holds the
+    Row s of A and row s of B come from runs with the same seed. With d = a - b, its means r (S,)
+    over examples, c (N,) over seeds and m over both, seeds and examples are resampled separately
+    (Owen 2007, "The pigeonhole bootstrap", doi 10.1214/07-AOAS122), and the interval contains the
     middle ``level`` of
 
         m + f (mean r* - m) + k (mean c* - m)
 
-    - f = sqrt(S / (S-1)) t_(S-1) / z, the quotient of the quantiles of Student's t and of the
-      normal distribution at ``level``: resampled means of few seeds spread too little (Hesterberg
-      2015, arXiv 1411.5279, the expanded percentile interval).
+    - f = sqrt(S / (S-1)) t_(S-1) / z, with the quantiles of Student's t and of the normal
+      distribution at ``level``: resampled means of few seeds vary too little (Hesterberg 2015,
+      arXiv 1411.5279, the expanded percentile interval).
     - k^2 = 1 - v / (S var c), at least 0, with v the variance of the residuals d - r - c + m:
-      what one network does on one example is in r already and would count twice.
+      r already contains the effect of one network on one example, which would count twice.
 
-    Where each row pools the runs of ``pooled`` seeds, its own and the next ones going round, rows
-    share runs and spread less than as many independent ones: S - 1 becomes sum_j l_j in f and v,
-    and the degrees of freedom become (sum_j l_j)^2 / sum_j l_j^2 (Satterthwaite 1946, doi
-    10.2307/3002019), with the l_j of :func:`_pooled_spectrum`.
+    If each row pools the runs of ``pooled`` seeds (its own and the next ones, cyclically), rows
+    share runs and vary less than independent rows: S - 1 becomes sum_j l_j in f and v, and the
+    degrees of freedom become (sum_j l_j)^2 / sum_j l_j^2 (Satterthwaite 1946, doi
+    10.2307/3002019), with l_j the squared Fourier coefficients of the pooling window.
 
-    It is never narrower than the interval of the examples alone. Below 0, A is better. It speaks
-    of the methods on this task, in so far as so few seeds tell how seeds vary.
+    The interval is never narrower than that of the examples alone. Below 0, A is better. It is
+    about the methods on this task, as far as a few seeds show how seeds vary.
 
     Args:
         a: values (S, N) of A, one per seed and test example, whose mean is the metric.
         b: values (S, N) of B, for the same seeds and examples in the same order.
         pooled: runs in each row of A or B, at most S - 1.
-        draws: how many times to resample.
+        draws: number of resamples.
         seed: of the resampling.
-        level: the share of the draws that the interval holds, in (0, 1).
+        level: the fraction of the resamples within the interval, in (0, 1).
 
     Raises:
-        UserError: fewer than 2 seeds, shapes that do not fit, values that are not finite, or
-            ``pooled``, ``draws`` or ``level`` out of range.
+        UserError: there are fewer than 2 seeds, shapes do not fit, values are not finite, or
+            ``pooled``, ``draws`` or ``level`` is out of range.
     """
     _check_options(draws, level)
     values = _checked_differences(a, b)
     if not 1 <= pooled < len(values):
         raise UserError(
-            f"pooled must be in [1, {len(values) - 1}] of {len(values)} seeds, got {pooled}"
+            f"pooled must be in [1, {len(values) - 1}] for {len(values)} seeds, got {pooled}"
         )
     spectrum = _pooled_spectrum(len(values), pooled)
     independent = float(spectrum.sum())
@@ -136,7 +137,7 @@ def paired_difference_over_seeds(
     tail = (1 - level) / 2
     widened = math.sqrt(len(values) / independent) * stdtrit(freedom, 1 - tail) / ndtri(1 - tail)
     residuals = values - of_seeds[:, None] - of_examples + mean
-    # Both without their divisor N - 1.
+    # The divisor N - 1 of both cancels.
     spread = len(values) * float(np.sum((of_examples - mean) ** 2))
     twice = float(np.sum(residuals**2)) / independent
     shared = math.sqrt(max(0.0, 1 - twice / spread)) if spread > 0 else 0.0
@@ -149,10 +150,10 @@ def paired_difference_over_seeds(
 
 
 def _pooled_spectrum(seeds: int, pooled: int) -> NDArray[np.float64]:
-    """Return the variances (S-1,) into which pooling turns those of S runs, in units of theirs.
+    """Return the factors (S-1,) by which pooling changes the variances of S runs.
 
-    Means of ``pooled`` neighbours going round are a circular filter: it scales the Fourier
-    components j = 1 to S-1 of the runs' deviations by the filter's own, whose squares these are.
+    The mean of ``pooled`` cyclic neighbours is a circular filter. It multiplies the Fourier
+    components j = 1 to S-1 of the runs' deviations by its own; these are their squares.
     """
     window = np.zeros(seeds)
     window[:pooled] = 1 / pooled
@@ -161,8 +162,7 @@ def _pooled_spectrum(seeds: int, pooled: int) -> NDArray[np.float64]:
 
 
 def _check_options(draws: int, level: float) -> None:
-    if draws < 1:
-        raise UserError(f"draws must be >= 1, got {draws}")
+    check_at_least(1, draws=draws)
     if not 0 < level < 1:
         raise UserError(f"level must be in (0, 1), got {level}")
 
@@ -172,10 +172,10 @@ def _checked_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
     if first.ndim != 2 or first.shape != second.shape or first.size == 0:
         raise UserError(
-            f"a and b must be of one shape (S, N) with N >= 1, got {first.shape} and {second.shape}"
+            f"a and b must have one shape (S, N) with N >= 1, got {first.shape} and {second.shape}"
         )
     if len(first) < 2:
-        raise UserError(f"an interval over seeds needs 2 or more, got {len(first)}")
+        raise UserError(f"an interval over seeds needs at least 2 seeds, got {len(first)}")
     for name, values in (("a", first), ("b", second)):
         if not np.isfinite(values).all():
             raise UserError(f"{name} holds values that are not finite")

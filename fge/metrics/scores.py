@@ -1,7 +1,7 @@
-"""How good class probabilities are: error, NLL, Brier score, ECE; numpy, float64.
+"""Scores of class probabilities: error, NLL, Brier score, ECE; numpy, float64.
 
-Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`` (N,). It raises
-:class:`fge.errors.UserError` for others, logits and values that are not finite among them.
+Every function takes ``probs`` (N, C), rows summing to 1, and integer ``targets`` (N,), and raises
+:class:`fge.errors.UserError` for anything else, such as logits or values that are not finite.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fge.errors import UserError
+from fge.errors import UserError, check_at_least
 
 TINY = float(np.finfo(np.float32).tiny)
-"""Probabilities below this count as this in logarithms: stored ones are float32."""
+"""The smallest probability in logarithms, since stored probabilities are float32."""
 
 
 def error(probs: ArrayLike, targets: ArrayLike) -> float:
-    """Return the share of examples whose most probable class is wrong, in percent."""
+    """Return the percentage of examples whose most probable class is wrong."""
     p, y = check_examples(probs, targets)
     return float(100 * np.mean(p.argmax(axis=1) != y))
 
@@ -49,12 +49,12 @@ def brier(probs: ArrayLike, targets: ArrayLike) -> float:
 def ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> float:
     """Return the expected calibration error, a fraction.
 
-    Guo et al. 2017 (arXiv 1706.04599, equation 3): the confidence (largest probability) falls
-    into ``bins`` intervals (b/bins, (b+1)/bins] of equal width; the sum over bins of their share
-    of the examples times |accuracy - mean confidence|.
+    Guo et al. 2017 (arXiv 1706.04599, equation 3): examples are binned by confidence (largest
+    probability) into ``bins`` intervals (b/bins, (b+1)/bins] of equal width; the sum over bins of
+    their fraction of the examples times |accuracy - mean confidence|.
 
     Raises:
-        UserError: as :func:`check_examples`, or ``bins`` below 1.
+        UserError: as :func:`check_examples`, or ``bins`` is below 1.
     """
     p, y = check_examples(probs, targets)
     index, confidence, correct = _binned(p, y, bins)
@@ -63,7 +63,7 @@ def ece(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> float:
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram shows, per bin: arrays (bins,); fractions, NaN where empty."""
+    """A reliability diagram: arrays (bins,); confidence and accuracy are NaN in empty bins."""
 
     counts: NDArray[np.int64]
     confidence: NDArray[np.float64]
@@ -73,11 +73,11 @@ class Reliability(NamedTuple):
 def reliability(probs: ArrayLike, targets: ArrayLike, *, bins: int = 15) -> Reliability:
     """Return the examples, mean confidence and accuracy of each bin of :func:`ece`.
 
-    Guo et al. 2017 (arXiv 1706.04599, section 2): accuracy over confidence is the reliability
-    diagram; calibrated predictions lie on the diagonal.
+    Guo et al. 2017 (arXiv 1706.04599, section 2): the reliability diagram plots accuracy against
+    confidence; calibrated predictions are on the diagonal.
 
     Raises:
-        UserError: as :func:`check_examples`, or ``bins`` below 1.
+        UserError: as :func:`check_examples`, or ``bins`` is below 1.
     """
     p, y = check_examples(probs, targets)
     index, *values = _binned(p, y, bins)
@@ -104,7 +104,7 @@ def check_examples(
 
     Raises:
         UserError: the shapes do not fit, there is no example, targets are not classes, or values
-            are no probabilities.
+            are not probabilities.
     """
     p = np.asarray(probs, dtype=np.float64)
     y = np.asarray(targets)
@@ -124,12 +124,12 @@ def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]
     """Return probabilities (N, C) in float64.
 
     Args:
-        probs: class probabilities; rounding may carry them 1e-6 past 1.
-        name: what the message calls them.
+        probs: class probabilities; rounding errors up to 1e-6 above 1 are allowed.
+        name: of the argument, for the message.
 
     Raises:
-        UserError: not of shape (N, C) with N, C >= 1, or values that are not in [0, 1]: most
-            often logits.
+        UserError: the shape is not (N, C) with N, C >= 1, or values are not in [0, 1] (often
+            because they are logits).
     """
     p = np.asarray(probs, dtype=np.float64)
     if p.ndim != 2 or p.size == 0:
@@ -147,8 +147,7 @@ def _binned(
     p: NDArray[np.float64], y: NDArray[np.int64], bins: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Return each example's bin, its confidence and whether it is right, (N,) each."""
-    if bins < 1:
-        raise UserError(f"bins must be >= 1, got {bins}")
+    check_at_least(1, bins=bins)
     confidence = p.max(axis=1)
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return index, confidence, p.argmax(axis=1) == y

@@ -1,4 +1,4 @@
-"""The run folder, and training in stages from checkpoint to checkpoint."""
+"""The run folder, and training in stages with checkpoints."""
 
 from fge.runs.folder import RunFolder, SharedFolder, open_run_folder
 from fge.runs.staged import Probe, StagedTraining, member_name

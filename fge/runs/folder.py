@@ -1,4 +1,4 @@
-"""The folder of a run: which files there are, and how it is opened, resumed and replaced."""
+"""The folder of a run: its files, and opening, resuming and replacing it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fge.ensemble import SnapshotStore
-from fge.errors import UserError
+from fge.errors import UserError, no_run
 from fge.files import (
     append_record,
     read_records,
@@ -19,7 +19,7 @@ from fge.networks import decode_state, read_state, write_state
 from fge.parallel import Ranks
 
 RUNS = Path("runs")
-_ENTRIES = (  # in the order of removal: what is left by an interruption is still a run, begun anew
+_ENTRIES = (  # config.json is removed last, so that after an interruption the folder is still a run
     "state",
     "log.jsonl",
     "timing.jsonl",
@@ -62,19 +62,19 @@ class RunFolder:
         self._state = path / "state"
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record of the run: no clock in it, for it is to be reproducible."""
+        """Append a record of the run, without times, because the log has to be reproducible."""
         append_record(self.log_file, record)
 
     def timing(self, record: dict[str, Any]) -> None:
-        """Append a record of times and memory."""
+        """Append a record of times and memory use."""
         append_record(self.timing_file, record)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records logged so far."""
+        """Return the logged records."""
         return read_records(self.log_file)
 
     def cut_log(self, length: int) -> None:
-        """Drop all but the first ``length`` records."""
+        """Keep only the first ``length`` records."""
         write_records(self.log_file, self.records()[:length])
 
     def state_path(self, name: str) -> Path:
@@ -91,7 +91,7 @@ class RunFolder:
         return read_state(path) if path.exists() else None
 
     def store(self, name: str) -> SnapshotStore:
-        """Return the snapshots in a folder of the run."""
+        """Return the snapshots in a subfolder of the run."""
         return SnapshotStore(self.path / name)
 
     def clear_states(self) -> None:
@@ -100,13 +100,9 @@ class RunFolder:
 
 
 class SharedFolder(RunFolder):
-    """A run folder as one of several processes sees it.
+    """A run folder shared by several processes.
 
-    States are read by the first process, which tells the others; what others write is dropped.
-
-    Args:
-        path: the folder.
-        ranks: the processes.
+    Only the first process writes. It also reads states and sends them to the others.
     """
 
     def __init__(self, path: Path, ranks: Ranks) -> None:
@@ -114,22 +110,22 @@ class SharedFolder(RunFolder):
         self._ranks = ranks
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record of the run."""
+        """Append a record of the run, in the first process."""
         if self._ranks.leads:
             super().log(record)
 
     def timing(self, record: dict[str, Any]) -> None:
-        """Append a record of times and memory."""
+        """Append a record of times and memory use, in the first process."""
         if self._ranks.leads:
             super().timing(record)
 
     def cut_log(self, length: int) -> None:
-        """Drop all but the first ``length`` records."""
+        """Keep only the first ``length`` records, in the first process."""
         if self._ranks.leads:
             super().cut_log(length)
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
-        """Save a training state atomically."""
+        """Save a training state atomically, in the first process."""
         if self._ranks.leads:
             super().write_state(name, state)
 
@@ -142,26 +138,26 @@ class SharedFolder(RunFolder):
         return decode_state(data, path) if data else None
 
     def clear_states(self) -> None:
-        """Remove all saved training states."""
+        """Remove all saved training states, in the first process."""
         if self._ranks.leads:
             super().clear_states()
 
     def store(self, name: str) -> SnapshotStore:
-        """Return the snapshots in a folder of the run."""
+        """Return the snapshots in a subfolder of the run; none in the other processes."""
         return super().store(name) if self._ranks.leads else _NoSnapshots(self.path / name)
 
 
 def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: bool) -> RunFolder:
-    """Make a run folder, or open the one to go on with.
+    """Make a run folder, or open the folder of a run to resume.
 
     Args:
         out: the folder; the next free ``runs/COMMAND-NNN`` by default.
         command: names the default folder.
-        resume: go on with the run that is there.
-        overwrite: remove the run that is there.
+        resume: continue the run in the folder.
+        overwrite: remove the run in the folder.
 
     Raises:
-        UserError: the folder is in use and neither option is given, it holds other things than a
+        UserError: the folder is in use and neither option is given, it holds something other than a
             run, or there is nothing to resume.
     """
     if out is None:
@@ -170,7 +166,7 @@ def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: 
         return RunFolder(_next_free(command))
     if resume:
         if not out.is_dir() or not _is_run(out):
-            raise UserError(f"no run to resume in {out}")
+            raise no_run(out)
         _remove_leftovers(out)
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
@@ -197,13 +193,13 @@ def _next_free(command: str) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    """Say whether the folder is a run, or what one leaves that was cut off at its first file."""
+    """Return whether the folder holds a run, or one interrupted while writing its first file."""
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".config.json.")}
     return "config.json" in names or not names
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what interrupted writes left, but for the runs of a comparison, which may go on."""
+    """Remove temporary files, except in the runs of a comparison, which may still be running."""
     for leftover in path.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     for entry in path.iterdir():
@@ -213,7 +209,9 @@ def _remove_leftovers(path: Path) -> None:
 
 def _remove_run(path: Path) -> None:
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} holds no run (no config.json), so it is not overwritten")
+        raise UserError(
+            f"{path} holds no run (no config.json) and is not overwritten; give another --out"
+        )
     remove_temporaries(path)
     for name in _ENTRIES:
         entry = path / name
@@ -224,7 +222,7 @@ def _remove_run(path: Path) -> None:
 
 
 class _NoSnapshots(SnapshotStore):
-    """What a process that keeps no snapshots has of them."""
+    """An empty store, for a process that saves no snapshots."""
 
     def _read_index(self) -> list[dict[str, Any]]:
         return []

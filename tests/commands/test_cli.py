@@ -304,10 +304,16 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
         (["fge", "--out", "x", "--resume", "--overwrite"], "--resume or --overwrite, not both"),
         (["fge", "--resume"], "--resume and --overwrite need --out"),
         (["fge", "--overwrite"], "--resume and --overwrite need --out"),
-        (["fge", "--out", "nowhere", "--resume"], "no run to resume in nowhere"),
+        (
+            ["fge", "--out", "nowhere", "--resume"],
+            "no run to resume in nowhere; start it without --resume",
+        ),
         (["fge", "--pretrained", "none.pt"], r"no weights file none\.pt"),
         (["fge", "--data", "none.npz"], r"no data file none\.npz"),
-        (["fge", "--train-size", "999999"], "train_size 999999 is more than the 10000 images"),
+        (
+            ["fge", "--train-size", "999999"],
+            "train_size 999999 is more than the 10000 available images",
+        ),
         (["fge", "--train-size", "50"], "batch_size 128 is larger than the 45 training images"),
         (["predict", "--run", "nowhere", "--images", "x"], r"nowhere is no run folder \(no config"),
         (["fge", "--crop-padding", "200000"], "crop_padding 200000 is more than .* side, 28"),
@@ -456,7 +462,7 @@ def void(_: object) -> None:
         (with_arrays(train_labels=np.arange(90) % 3), "train_labels must be one per image"),
         (with_arrays(train_labels=np.array(["a", "b"] * 48)), "train_labels must be integers"),
         (with_arrays(train_images=np.zeros((96, 8, 8))), "train_images must be uint8"),
-        (with_arrays(test_images=np.zeros((48, 7, 8), np.uint8)), "they must be of one size"),
+        (with_arrays(test_images=np.zeros((48, 7, 8), np.uint8)), "give images of one size"),
         (
             with_arrays(test_images=np.zeros((0, 8, 8), np.uint8), test_labels=np.zeros(0, int)),
             "the test split is empty",

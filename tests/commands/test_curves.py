@@ -514,7 +514,7 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
         ("curve-ensemble --adam-lr 0 --strategies all", "adam_lr must be finite and above 0"),
         ("curve-ensemble --strategies all --second B", "has recipes of its own; leave out --sec"),
         ("curve-ensemble --strategies all --first-weights a.pt", "leave out the weights files"),
-        ("curve-ensemble --out x --resume", "no run to resume in x"),
+        ("curve-ensemble --out x --resume", "no run to resume in x; start it without --resume"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(

@@ -122,7 +122,7 @@ def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> N
     assert images.tables[0].headings[:3] == ["run", "data", "method"]
 
 
-def test_foreign_images_make_no_other_data() -> None:
+def test_ood_images_make_no_other_data() -> None:
     facts = {"sha256": "abc", "train": 9, "val": 1, "test": 5}
     runs = [section("a", dataset=facts), section("b", dataset={**facts, "ood": {"noise": {}}})]
     assert joined_page(runs).verdict == "The runs are of the same images and the same model."

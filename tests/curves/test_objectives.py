@@ -275,7 +275,7 @@ def test_options_tell_objectives_apart() -> None:
         (lambda: MinMax(bins=1), "bins must be >= 2, got 1"),
         (lambda: MinMax(uniform=0.0), r"uniform must be in \(0, 1\], got 0.0"),
         (lambda: MinMax(rate=1.5), r"rate must be in \(0, 1\], got 1.5"),
-        (lambda: MinMax(temperature=-1.0), "temperature must be finite and > 0, got -1.0"),
+        (lambda: MinMax(temperature=-1.0), "temperature must be finite and above 0, got -1.0"),
         (lambda: make_objective("arc-length"), "unknown objective 'arc-length'; did you mean 'arc"),
     ],
 )

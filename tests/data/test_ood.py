@@ -143,7 +143,7 @@ def test_many_images_are_converted_one_by_one() -> None:
 
 @pytest.mark.parametrize(("given", "wanted"), [(2, 1), (2, 3), (4, 3), (3, 4)])
 def test_channels_that_cannot_be_turned_into_others(given: int, wanted: int) -> None:
-    message = f"images of {given} channels cannot be turned into {wanted}"
+    message = f"images with {given} channels cannot be converted to {wanted}"
     with pytest.raises(UserError, match=message):
         convert_images(noise_of(0, 1, channels=given), channels=wanted, size=(4, 4))
 
@@ -231,7 +231,7 @@ def test_several_come_in_the_order_of_their_names(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "a.npz", noise_of(5, 4))
     found = loaded(["noise", str(path), "digits"], dataset_of(noise_of(0, 3)))
     assert list(found) == ["noise", "a", "digits"]
-    assert len({foreign.fingerprint for foreign in found.values()}) == 3
+    assert len({ood.fingerprint for ood in found.values()}) == 3
 
 
 def test_fingerprints_tell_images_of_the_same_bytes_apart(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_nothing_is_loaded_where_nothing_is_named() -> None:
     assert loaded([], dataset_of(noise_of(0, 3))) == {}
 
 
-def test_foreign_images_move_with_their_data_set() -> None:
+def test_ood_images_move_with_their_data_set() -> None:
     dataset = dataset_of(noise_of(0, 3))
     ood = loaded(["noise"], dataset)
     moved = Dataset(**{**vars(dataset), "ood": ood}).to(torch.device("meta"))
@@ -275,7 +275,7 @@ def test_data_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_channels_that_do_not_fit_are_named_with_their_data(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "four.npz", noise_of(0, 3, channels=4))
-    message = f"--ood {path}: images of 4 channels cannot be turned into 1"
+    message = f"--ood {path}: images with 4 channels cannot be converted to 1"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         loaded([str(path)], dataset_of(noise_of(1, 3)))
 
@@ -295,7 +295,7 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_run_s_own_data_are_refused_by_their_name(tiny_npz: Path) -> None:
     dataset = load_dataset(str(tiny_npz))
-    message = f"--ood {tiny_npz} is not foreign to the data: it is the run's own --data; name other"
+    message = f"--ood {tiny_npz} is not out of distribution: it is the run's own --data; give other"
     with pytest.raises(UserError, match=re.escape(message)):
         load_ood([str(tiny_npz)], dataset, data=str(tiny_npz))
 
@@ -309,8 +309,8 @@ def test_the_run_s_own_images_are_refused_under_any_name(
     path = write_tiny_npz(tmp_path / "copy.npz", **copied)
     count = len(copied["test_labels"])
     message = (
-        f"--ood {path} is not foreign to the data: {count} of its {count} images are the run's "
-        "own; name other data"
+        f"--ood {path} is not out of distribution: {count} of its {count} images are the run's "
+        "own; give other data"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         load_ood([str(path)], load_dataset(str(tiny_npz)), data=str(tiny_npz))

@@ -111,8 +111,8 @@ def test_labels_of_any_integer_type_are_taken(tmp_path: Path, dtype: str) -> Non
         ),
         (
             {"test_images": np.zeros((48, 8, 9), np.uint8)},
-            "training images are (8, 8, 1) (H, W, C) and test images (8, 9, 1): "
-            "they must be of one size",
+            "training images are (8, 8, 1) (H, W, C) and test images (8, 9, 1); "
+            "give images of one size",
         ),
     ],
 )
@@ -128,7 +128,7 @@ def test_labels_far_beyond_the_images_are_refused_before_their_classes_are_named
     path = write_tiny_npz(tmp_path / "t.npz", train_labels=np.full(96, 30_000_000))
     expected = (
         f"{path}: train_labels go up to 30000000, but each class needs a training image and there "
-        "are 96; number the classes from 0 on"
+        "are 96; number the classes from 0"
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         load_dataset(str(path))
@@ -230,21 +230,25 @@ def test_test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     for file in (folder / "test").rglob("*.png"):
         Image.new("L", (9, 9)).save(file)
-    with pytest.raises(UserError, match="they must be of one size"):
+    with pytest.raises(UserError, match="give images of one size"):
         load_dataset(str(folder))
 
 
 def test_empty_class_folder_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "train" / "emu").mkdir()
-    with pytest.raises(UserError, match=r"class folder .*train/emu holds no images"):
+    with pytest.raises(
+        UserError, match=r"class folder .*train/emu holds no images; add some or remove it"
+    ):
         from_folder(folder)
 
 
 def test_class_that_only_test_has_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "test" / "emu").mkdir()
-    with pytest.raises(UserError, match=r"has a class 'emu' that .*/train has not"):
+    with pytest.raises(
+        UserError, match=r"has a class 'emu', but .*/train does not; add training images"
+    ):
         from_folder(folder)
 
 
@@ -262,14 +266,14 @@ def test_test_part_without_images_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     for file in (folder / "test").rglob("*.png"):
         file.unlink()
-    with pytest.raises(UserError, match="/test holds no images"):
+    with pytest.raises(UserError, match=r"/test holds no images; put some into .*/test/CLASS/"):
         from_folder(folder)
 
 
 def test_part_without_class_folders_says_where_images_go(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(UserError, match=r"train holds no class folders; images go into .*/CLASS/"):
+    with pytest.raises(UserError, match=r"train holds no class folders; put images into .*/CLASS/"):
         from_folder(tmp_path)
 
 
@@ -277,7 +281,7 @@ def test_part_without_class_folders_says_where_images_go(tmp_path: Path) -> None
 def test_missing_part_says_what_a_data_folder_holds(tmp_path: Path, part: str) -> None:
     folder = make_folder(tmp_path / "pets")
     (folder / part).rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"no folder .*/{part}; a data folder holds train/CLASS/"):
+    with pytest.raises(UserError, match=f"no folder .*/{part}; a data folder needs train/CLASS/"):
         from_folder(folder)
 
 
@@ -433,7 +437,7 @@ def test_offline_the_error_says_which_files_go_where(
 ) -> None:
     monkeypatch.setattr(torchvision.datasets, kind, Offline)
     expected = (
-        f"{name} is not in {tmp_path} and could not be downloaded; put {files} there, or name "
+        f"{name} is not in {tmp_path} and could not be downloaded; put {files} there, or give "
         "another folder with --data-dir (RuntimeError)"
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
@@ -456,7 +460,7 @@ def test_what_would_be_downloaded_is_told_unless_it_is_there(
     note = download_note(name, tmp_path)
     assert note is not None
     assert note.startswith(f"downloading {name} (about {size} MB) ")
-    assert f"into {tmp_path} " in note
+    assert f" to {tmp_path} ..." in note
     (tmp_path / place).mkdir(parents=True)
     assert download_note(name, tmp_path) is None
 

@@ -228,7 +228,9 @@ def test_sizes_take_a_subset_of_a_larger_size(tmp_path: Path) -> None:
 def test_size_beyond_the_data_names_both(tmp_path: Path, option: str) -> None:
     path = unique_npz(tmp_path / "u.npz")
     count = {"train_size": 200, "test_size": 40}[option]
-    with pytest.raises(UserError, match=f"{option} {count + 1} is more than the {count} images"):
+    with pytest.raises(
+        UserError, match=f"{option} {count + 1} is more than the {count} available images"
+    ):
         load_dataset(str(path), **{option: count + 1})  # type: ignore[arg-type]
 
 
@@ -266,7 +268,9 @@ def test_validation_part_that_takes_all_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_part_of_no_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"val_fraction 0\.001 of 96 images leaves no validation"):
+    with pytest.raises(
+        UserError, match=r"val_fraction 0\.001 of 96 images gives no validation image; raise it"
+    ):
         load_dataset(str(write_tiny_npz(tmp_path / "t.npz")), val_fraction=0.001)
 
 

@@ -256,7 +256,7 @@ def test_the_file_is_a_plain_npz(tmp_path: Path) -> None:
     }
 
 
-# ------------------------------------------------------------------------ test and foreign images
+# ---------------------------------------------------------------------------- test and OOD images
 
 
 def batches_of(count: int) -> EvalBatches:
@@ -331,14 +331,14 @@ def test_members_are_kept_in_all_files_in_one_order(tmp_path: Path) -> None:
         assert torch.equal(file.probabilities("c"), Predictor(2)(batches))
 
 
-def test_without_foreign_images_there_is_one_file(tmp_path: Path) -> None:
+def test_without_ood_images_there_is_one_file(tmp_path: Path) -> None:
     predictions = MemberPredictions(tmp_path, BATCHES[4])
     predictions.predict("a", "sha", Predictor(0))
     assert predictions.complete("a", "sha")
     assert (predictions.ood, [path.name for path in tmp_path.iterdir()]) == ({}, ["test.npz"])
 
 
-def test_foreign_predictions_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
+def test_ood_predictions_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
     members_in(tmp_path).predict("a", "sha", Predictor(0))
     message = (
         r"ood-noise\.npz was made for other labels than the data has now; restore the data, or use"

@@ -299,7 +299,7 @@ def test_what_are_no_predictions_is_refused(function: Callable[..., object]) -> 
 
 @pytest.mark.parametrize("function", ALL[2:])
 def test_one_example_cannot_be_split(function: Callable[..., object]) -> None:
-    with pytest.raises(UserError, match="takes at least 2 examples, got 1"):
+    with pytest.raises(UserError, match="splitting into halves needs at least 2 examples, got 1"):
         function([[0.5, 0.5]], [0])
     with pytest.raises(UserError, match="splits must be >= 1, got 0"):
         function([[0.5, 0.5]] * 2, [0, 0], splits=0)
@@ -313,7 +313,9 @@ def test_fewer_than_one_bin_is_refused(function: Callable[..., object]) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
-    with pytest.raises(UserError, match=f"must be finite and > 0, got {temperature}"):
+    with pytest.raises(
+        UserError, match=f"temperature must be finite and above 0, got {temperature}"
+    ):
         scale_temperature([[0.5, 0.5]], temperature)
     with pytest.raises(UserError, match="probs must be probabilities"):
         scale_temperature([[5.0, 0.5]], 1.0)

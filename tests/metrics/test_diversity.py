@@ -181,11 +181,11 @@ FUNCTIONS: list[Callable[..., object]] = [
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_members_that_do_not_fit_are_refused(function: Callable[..., object]) -> None:
     probs = np.full((4, 2), 0.5)
-    with pytest.raises(UserError, match="takes at least 2 members, got 1"):
+    with pytest.raises(UserError, match="diversity needs at least 2 members, got 1"):
         function([probs], [0] * 4)
-    with pytest.raises(UserError, match="takes at least 2 members, got 0"):
+    with pytest.raises(UserError, match="diversity needs at least 2 members, got 0"):
         function([], [0] * 4)
-    with pytest.raises(UserError, match=r"member 2 has shape \(3, 2\), but member 0 \(4, 2\)"):
+    with pytest.raises(UserError, match=r"member 2 has shape \(3, 2\), but member 0 has \(4, 2\)"):
         function([probs, probs, probs[:3]], [0] * 4)
     with pytest.raises(UserError, match=r"member 1 must be probabilities .* from 1.5 to 1.5"):
         function([probs, 3 * probs], [0] * 4)

@@ -304,13 +304,16 @@ def test_over_seeds_too_the_order_changes_the_sign_and_the_level_widens() -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": np.zeros((1, 3)), "b": np.zeros((1, 3))}, "an interval over seeds needs 2 or more"),
-        ({"a": np.zeros((2, 4))}, r"a and b must be of one shape \(S, N\) with N >= 1, got \(2, 4"),
-        ({"a": np.zeros(3), "b": np.zeros(3)}, r"a and b must be of one shape \(S, N\)"),
-        ({"a": np.zeros((2, 0)), "b": np.zeros((2, 0))}, r"a and b must be of one shape"),
+        (
+            {"a": np.zeros((1, 3)), "b": np.zeros((1, 3))},
+            "an interval over seeds needs at least 2 seeds, got",
+        ),
+        ({"a": np.zeros((2, 4))}, r"a and b must have one shape \(S, N\) with N >= 1, got \(2, 4"),
+        ({"a": np.zeros(3), "b": np.zeros(3)}, r"a and b must have one shape \(S, N\)"),
+        ({"a": np.zeros((2, 0)), "b": np.zeros((2, 0))}, r"a and b must have one shape"),
         ({"b": np.full((2, 3), np.nan)}, "b holds values that are not finite"),
-        ({"pooled": 2}, r"pooled must be in \[1, 1\] of 2 seeds, got 2"),
-        ({"pooled": 0}, r"pooled must be in \[1, 1\] of 2 seeds, got 0"),
+        ({"pooled": 2}, r"pooled must be in \[1, 1\] for 2 seeds, got 2"),
+        ({"pooled": 0}, r"pooled must be in \[1, 1\] for 2 seeds, got 0"),
         ({"draws": 0}, "draws must be >= 1, got 0"),
         ({"level": 1.0}, r"level must be in \(0, 1\), got 1.0"),
     ],

@@ -205,7 +205,7 @@ def test_where_there_is_no_run_there_is_nothing_to_resume(
     out = tmp_path / "run"
     make(out)
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=r"^no run to resume in .*run$"):
+    with pytest.raises(UserError, match=r"^no run to resume in .*run; start it without --resume$"):
         reopen(out, resume=True)
     assert tree(tmp_path) == before
 
@@ -255,7 +255,9 @@ def test_a_folder_that_is_no_run_is_not_overwritten(
     out = tmp_path / "run"
     make(out)
     before = tree(out)
-    with pytest.raises(UserError, match=r"no run \(no config\.json\), so it is not overwritten$"):
+    with pytest.raises(
+        UserError, match=r"no run \(no config\.json\) and is not overwritten; give another --out$"
+    ):
         reopen(out, overwrite=True)
     assert tree(out) == before
 
