@@ -1,18 +1,18 @@
-"""Methods at the same budget: the README's table, and the papers' tables beside their figures.
+"""Methods at the same budget: the README's table, and the papers' tables with published results.
 
     python benchmarks/comparison.py [--seeds 5] [--jobs 1] [--out benchmarks/results/comparison]
     python benchmarks/comparison.py --preset vgg16 --data cifar100 --data-dir DIR [--scale 0.02]
     python benchmarks/comparison.py --data DATA --model MODEL --epochs 60 --out DIR
 
-The first runs ``python cli.py compare`` on the default data; cells that are measured already
-(``cells/`` in the folder) are not measured again. A preset has the settings of the reference
-implementation of arXiv 1802.10026 on CIFAR-100, all training images, and prints its published test
-accuracy beside ours: independent networks and FGE at 1, 2 and 3 budgets. At k budgets the runs of k
-seeds are pooled: of 3 seeds, a preset's number, 3 budgets give one value, without a deviation; a
-fourth (``--seeds 4``) gives one at a third more training. ``--scale`` takes that
-part of the epochs and of the training images, to try the same code on a small machine; what comes
-out then is not comparable with what was published, and the table says so. Data other than CIFAR-100
-are named beside the published figure, which is of CIFAR-100 always.
+The first runs ``python cli.py compare`` on the default data; finished cells (``cells/`` in the
+folder) are not measured again. A preset has the settings of the reference implementation of arXiv
+1802.10026 on CIFAR-100, all training images, and prints its published test accuracy next to ours:
+independent networks and FGE at 1, 2 and 3 budgets. At k budgets the runs of k seeds are pooled: the
+preset's 3 seeds give one value at 3 budgets, without a standard deviation; a fourth seed (``--seeds
+4``) gives one, for a third more training. ``--scale`` uses that fraction of the epochs and of the
+training images, to try the code on a small machine; the results are then not comparable with the
+published ones, and the table says so. The published results are always for CIFAR-100; the table
+names other data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def preset_options(name: str, scale: float) -> dict[str, Any]:
     settings = dict(PUBLISHED["settings"][name])
     epochs, start = settings.pop("epochs"), settings.pop("start_epoch")
     cycle = settings["cycle_epochs"]
-    # Two snapshots have to fit, however short the run is.
+    # Even a short run needs two snapshots.
     scaled = max(round(scale * epochs), 2 * cycle)
     begin = min(round(scaled * start / epochs), scaled - 3 * cycle // 2)
     return {
@@ -63,7 +63,7 @@ def preset_options(name: str, scale: float) -> dict[str, Any]:
 
 
 def published_rows(name: str, content: dict[str, Any]) -> list[list[str]]:
-    """Return a line per method and budget: our mean accuracy and spread, and the published one.
+    """Return a row per method and budget: our mean accuracy and spread, and the published one.
 
     Args:
         name: of the preset.
@@ -95,10 +95,10 @@ def published_rows(name: str, content: dict[str, Any]) -> list[list[str]]:
 
 
 def write_published(name: str, folder: Path, scale: float, data: str) -> str:
-    """Write and return the table of ours beside the published figures."""
+    """Write and return the table of our and the published results."""
     content = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     headings = ["method", "budget", "our accuracy %", "± sd", "seeds", "published (CIFAR-100) %"]
-    text = f"# {name} on {data}, beside the published figures\n\n"
+    text = f"# {name} on {data}, with the published results\n\n"
     text += markdown_table(headings, published_rows(name, content)) + "\n\n"
     text += f"Published: {PUBLISHED['source']}.\n"
     pooled = [row for row in content["methods"] if row["values"] < len(row["seeds"])]
@@ -108,7 +108,7 @@ def write_published(name: str, folder: Path, scale: float, data: str) -> str:
     if scale != 1 or data != "cifar100":
         why = [f"{scale:g} of the epochs and training images"] if scale != 1 else []
         why += [f"other data ({data})"] if data != "cifar100" else []
-        text += f"\nNot comparable with what was published: {' and '.join(why)}.\n"
+        text += f"\nNot comparable with the published results: {' and '.join(why)}.\n"
     write_text(folder / "published.md", text)
     return text
 
@@ -134,7 +134,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compare, and print what came out."""
+    """Compare, and print the results."""
     given = {name: value for name, value in vars(read_arguments()).items() if value is not None}
     preset, scale = given.pop("preset", None), given.pop("scale")
     out = given.pop("out", None) or RESULTS / f"comparison{f'-{preset}' if preset else ''}"

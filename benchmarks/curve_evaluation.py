@@ -1,17 +1,17 @@
-"""What evaluating a curve costs against full passes, and what the shortcut misses.
+"""The cost of evaluating a curve compared with full passes, and the error of the shortcut.
 
     python benchmarks/curve_evaluation.py [--points 13] [--data fashion-mnist]
 
-Fashion-MNIST in full (60,000 + 10,000 images), two ``convnet``s trained for a few epochs and the
-Bezier curve between them. At each point of the curve are timed, one after the other:
+All of Fashion-MNIST (60,000 + 10,000 images), two ``convnet``s trained for a few epochs and the
+Bezier curve between them. Each point of the curve is measured twice, one after the other:
 
 ``ours``: ``evaluate_curve`` as the commands use it: batch-norm statistics and training loss from
 5,120 images, one pass over the test set;
-``full``: statistics re-estimated on all training images, then a full pass over the training set
+``full``: statistics estimated from all training images, then a full pass over the training set
 for its loss and a full pass over the test set, with the same network, batches and precision.
 
 The first point is dropped as warm-up. Targets: at least 5 x faster by the median, test errors at
-most 0.1 points apart at every point. Raw figures: ``benchmarks/results/curve_evaluation.json``.
+most 0.1 points apart at every point. Raw results: ``benchmarks/results/curve_evaluation.json``.
 """
 
 from __future__ import annotations

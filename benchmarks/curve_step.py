@@ -1,17 +1,17 @@
-"""What a step of a curve fit costs against a plain training step, in time and in memory.
+"""The time and memory of a step of a curve fit compared with a plain training step.
 
     python benchmarks/curve_step.py [--models convnet vgg16] [--rounds 9] [--steps 4] [--device cpu]
 
 A curve of 3 points; batches of random images of CIFAR's shape (3 x 32 x 32, 10 classes), 128 each.
 The contenders are the plain step and a curve step of each objective: the same model, SGD with
 momentum and weight decay, plain speed. They take turns, a round of ``--steps`` steps each; the
-order turns from round to round, the first round is dropped. A ratio is the median over rounds of
-curve / plain within the round, shown with quartiles and the medians themselves. Target: 1.05 x.
-Peak memory is that of whole fits between two networks in files against a plain training of as many
-steps, each in a fresh process: what PyTorch's allocator has given out at most (on the CPU by the
-profiler's record of allocations; the peak resident memory, VmHWM, stands beside it, too coarse for
-small models). Target: the plain one's plus 5 copies of the weights (and 64 KiB). Hardware and
-versions are in the results, ``benchmarks/results/curve_step.json``.
+order rotates from round to round, the first round is dropped. A ratio is the median over rounds of
+curve / plain within a round; quartiles and the medians are shown too. Target: 1.05 x.
+Peak memory is that of a whole fit between two networks in files, compared with a plain training of
+as many steps, each in a fresh process: the maximum that PyTorch's allocator has handed out (on the
+CPU from the profiler's record of allocations; the peak resident memory, VmHWM, is also shown, but
+is too coarse for small models). Target: the plain training's plus 5 copies of the weights (and 64
+KiB). Hardware and versions are in the results, ``benchmarks/results/curve_step.json``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEMORY_STEPS = 3
 TIME_TARGET = 1.05
 MEMORY_TARGET = 5.0
 SCALARS_MIB = 1 / 16
-"""What does not grow with the weights (coefficients, draws, the profiler's own) is not counted."""
+"""An allowance for memory that does not grow with the weights (coefficients, draws, profiler)."""
 Work = Callable[[], None]
 
 
@@ -79,7 +79,7 @@ def curve_learner(name: str, objective: str, device: torch.device) -> CurveLearn
 
 
 def contenders(name: str, device: torch.device, steps: int) -> dict[str, Work]:
-    """Return what takes a round of steps, by contender."""
+    """Return a function per contender that takes a round of steps."""
     learners: dict[str, Learner] = {"plain": plain_learner(name, device)}
     for objective in OBJECTIVES:
         learners[objective] = curve_learner(name, objective, device)

@@ -1,13 +1,13 @@
-"""What the default job gains: mean and spread over seeds, on the test set.
+"""The gain of the default job: mean and spread over seeds, on the test set.
 
     python benchmarks/default_job.py [--seeds 0 1 2 3 4 5 6] [--out RUNS_FOLDER]
 
 Runs ``python cli.py fge --single`` once per seed, one after the other, and compares the ensemble
 with its last snapshot and with the single network of the same budget: means, standard deviations,
 and the mean paired difference with its 95 % interval (Student's t over seeds). The claim to check:
-the ensemble's mean test error and NLL are both below those of the two. Wall times are those of the
-whole command without ``--single``'s extra network, start-up included. Runs that are there are not
-run again; raw figures are in ``benchmarks/results/default_job.json``.
+the ensemble's mean test error and NLL are both below those of the other two. Wall times are those
+of the whole command without ``--single``'s extra network, start-up included. Finished runs are not
+run again; raw results are in ``benchmarks/results/default_job.json``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_seed(seed: int, out: Path) -> dict[str, Any]:
 
 
 def single_seconds(folder: Path) -> float:
-    """Return the time that training the single network took."""
+    """Return the training time of the single network."""
     records = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     return sum(float(r["seconds"]) for r in records if r.get("stage") == "single")
 

@@ -1,4 +1,4 @@
-"""Two eager training and evaluation loops, as one would write them by hand."""
+"""Two hand-written eager training and evaluation loops."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def new_model(name: str, dataset: Dataset) -> nn.Module:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def new_optimizer(model: nn.Module) -> torch.optim.SGD:
-    """Return PyTorch's SGD as a plain loop would make it."""
+    """Return PyTorch's SGD with the options of a plain loop."""
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
@@ -63,7 +63,7 @@ class PILImages(TorchDataset[tuple[Tensor, int]]):
 
 
 def endless(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Go through the loader again and again."""
+    """Repeat the loader forever."""
     while True:
         yield from loader
 
@@ -128,7 +128,7 @@ def dataloader_eval(model: nn.Module, dataset: Dataset, workers: int) -> Contend
 
 
 def in_memory_train(model: nn.Module, dataset: Dataset, steps: int = TRAIN_STEPS) -> Contender:
-    """(b) in training: crop and flip of whole batches by indexing, as one would write it."""
+    """(b) in training: crop and flip of whole batches by indexing."""
     height, width = dataset.image_size
     device = dataset.train.labels.device
     padded = F.pad(dataset.train.images.contiguous(), [PADDING] * 4)

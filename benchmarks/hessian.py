@@ -3,24 +3,23 @@
     pip install --no-deps pyhessian
     python benchmarks/hessian.py [--models convnet vgg16] [--images 256 16] [--rounds 5 3]
 
-The same network in evaluation mode, as initialised and after some steps of training on
-``fashion-mnist-mini``; the same batch of images, of which both keep the graph of the gradient.
-What counts as the truth is ``eigsh`` of scipy, converged. The contenders take turns, with another
-random start vector in each round. By default the batch is of 256 images for ``convnet`` and of 16
-for ``vgg16``, whose 15 million parameters take about a second a product on two slow cores, in 5 and
-3 rounds; ``--images`` and ``--rounds`` change that, a number for each model.
+The same network in evaluation mode, at initialisation and after some steps of training on
+``fashion-mnist-mini``; the same batch of images, for which both keep the graph of the gradient. The
+reference value is that of scipy's ``eigsh``, converged. The contenders take turns, with another
+random start vector in each round. By default the batch has 256 images for ``convnet`` and 16 for
+``vgg16``, whose 15 million parameters need about a second per product on two slow cores, with 5 and
+3 rounds; ``--images`` and ``--rounds`` change this, with a number per model.
 
-(a) ``reach``: until the estimate is within 1 % of the truth for the first time, as nobody could
-know without the truth. (b) ``own``: as a user calls it, with the stopping rule and the tolerance
-that are the default of each, and the error that is left then.
+(a) ``reach``: until the estimate is within 1 % of the reference for the first time, which a user
+could not know. (b) ``own``: as a user calls it, with the default stopping rule and tolerance of
+each, and the remaining error.
 
-Times contain the making of the graph. Gradients are times divided by that of one ordinary gradient
-of the same batch, the median of 20 after 3 that do not count; what a product costs is the median of
-20 ratios, each of two times that were taken one after the other. How many times faster this project
-is, is the median over rounds of the ratio within a round, with the least and the largest of them. A
-run that has not reached 1 % after 300 products is marked, and ratios with it are "at least". The
-claim to check: this project is at least 2 x faster in (a). Raw figures:
-``benchmarks/results/hessian.json``.
+Times include making the graph. Costs in gradients are times divided by the time of one ordinary
+gradient of the same batch, the median of 20 after 3 warm-ups; the cost of a product is the median
+of 20 ratios, each of two consecutive times. The speed-up is the median over rounds of the ratio
+within a round, with the smallest and the largest ratio. A run that has not reached 1 % after 300
+products is marked, and its ratios are "at least". The claim to check: this project is at least 2 x
+faster in (a). Raw results: ``benchmarks/results/hessian.json``.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ Contender = Callable[[nn.Module, Batch, float, int], Figures]
 
 
 def trained(name: str, steps: int, device: torch.device = CPU) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a network after ``steps`` of SGD, in evaluation mode, and the data it saw."""
+    """Return a network after ``steps`` of SGD, in evaluation mode, and its training data."""
     dataset = load_dataset("fashion-mnist-mini")
     dataset = dataset.to(device)
     images = Normaliser(dataset.mean, dataset.std, device)(dataset.train.images)
@@ -105,7 +104,7 @@ def gradient_seconds(model: nn.Module, batch: Batch) -> float:
 
 
 def lanczos_reaches(model: nn.Module, batch: Batch, truth: float, seed: int) -> Figures:
-    """Return what this project takes until it is within 1 % of the truth."""
+    """Return this project's cost until it is within 1 % of the reference."""
     started = time.perf_counter()
     hessian = HessianOperator(model, F.cross_entropy, [batch])
     lanczos = BandLanczos(hessian.matvec, start_vectors(hessian, 1, seed), 28)
@@ -119,30 +118,30 @@ def lanczos_reaches(model: nn.Module, batch: Batch, truth: float, seed: int) -> 
 
 
 def lanczos_own(model: nn.Module, batch: Batch, truth: float, seed: int) -> Figures:
-    """Return what this project takes by default."""
+    """Return this project's cost with its defaults."""
     started = time.perf_counter()
     found = top_eigenvalues(model, F.cross_entropy, [batch], seed=seed)
     return figures(started, found.hessian_products, float(found.values[0]), truth)
 
 
 def pyhessian_reaches(model: nn.Module, batch: Batch, truth: float, seed: int) -> Figures:
-    """Return what PyHessian takes until it is within 1 % of the truth."""
+    """Return PyHessian's cost until it is within 1 % of the reference."""
     return run_pyhessian(model, batch, truth, seed, watched=True)
 
 
 def pyhessian_own(model: nn.Module, batch: Batch, truth: float, seed: int) -> Figures:
-    """Return what PyHessian takes by default."""
+    """Return PyHessian's cost with its defaults."""
     return run_pyhessian(model, batch, truth, seed, watched=False)
 
 
 class CloseEnough(Exception):  # noqa: N818
-    """The estimate is within 1 % of the truth."""
+    """The estimate is within 1 % of the reference."""
 
 
 def run_pyhessian(
     model: nn.Module, batch: Batch, truth: float, seed: int, *, watched: bool
 ) -> Figures:
-    """Run its power iteration, watched from its product function; leave no gradients behind."""
+    """Run its power iteration, observed through its product function; remove its gradients."""
     library: Any = importlib.import_module(
         "pyhessian.hessian"
     )  # the package hides it behind a class
@@ -195,7 +194,7 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def product_costs(model: nn.Module, batch: Batch, repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """Return what a product takes, in gradients, with the graph kept and with it made anew."""
+    """Return the cost of a product, in gradients, with a kept graph and with a new one."""
     kept = HessianOperator(model, F.cross_entropy, [batch])
     fresh = HessianOperator(model, F.cross_entropy, [batch], graph_memory=0)
     vector = torch.randn(kept.size).to(batch[1].device)
@@ -222,7 +221,7 @@ def product_costs(model: nn.Module, batch: Batch, repetitions: int = REPETITIONS
 def one_model(
     name: str, images: int, steps: int, rounds: int, device: torch.device = CPU
 ) -> dict[str, Any]:
-    """Measure one model and print what was found."""
+    """Measure one model and print the results."""
     model, inputs, labels = trained(name, steps, device)
     batch = (inputs[:images], labels[:images])
     truth = converged_eigenvalue(model, batch)

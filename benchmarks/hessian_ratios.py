@@ -1,4 +1,4 @@
-"""What the runs of ``benchmarks/hessian.py`` come to: medians, ranges, ratios within a round."""
+"""Summaries of the runs of ``benchmarks/hessian.py``: medians, ranges, ratios within a round."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TARGET = 2.0
-"""Times faster than PyHessian that is aimed at."""
+"""The target speed-up over PyHessian."""
 
 Figures = dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the least and the largest of values, and how many there are."""
+    """Return the median, smallest and largest of values, and their number."""
     return {
         "median": statistics.median(values),
         "low": min(values),
@@ -44,7 +44,7 @@ def ratios(runs: Mapping[str, Sequence[Figures]]) -> dict[str, dict[str, Any]]:
 def lines(
     runs: Mapping[str, Sequence[Figures]], found: Mapping[str, Mapping[str, Any]], gradient: float
 ) -> list[str]:
-    """Return what is printed of a model's runs: medians, ranges over rounds, and paired ratios."""
+    """Return the text on a model's runs: medians, ranges over rounds, and paired ratios."""
     texts = []
     for key, results in runs.items():
         seconds = spread([run["seconds"] for run in results])

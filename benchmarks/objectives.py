@@ -1,14 +1,14 @@
-"""What the three objectives of a curve fit come to, at equal budget, between real networks.
+"""The three objectives of a curve fit at equal budget, between real networks.
 
     python benchmarks/objectives.py [--seeds 0 1 2] [--epochs 40] [--fit-epochs 20]
 
 For each seed two networks are trained on ``fashion-mnist-mini`` by recipe G, and connected three
 times, with ``--objective uniform``, ``arclength`` and ``minmax`` and the same number of epochs.
-Shown are the training loss (images without augmentation, batch-norm statistics estimated at each
-of 31 points): mean over t, mean over the curve's length, maximum; the curve's length as a multiple
-of the distance of the networks; the largest test error. Means over seeds, and the mean difference
-from ``uniform`` with its 95 % interval, seeds paired. Runs that are there are not run again; raw
-figures are in ``benchmarks/results/objectives.json``.
+The table shows the training loss (images without augmentation, batch-norm statistics estimated at
+each of 31 points): mean over t, mean over the curve's length, maximum; the curve's length as a
+multiple of the distance between the networks; the largest test error. Values are means over seeds,
+with the mean difference from ``uniform`` and its 95 % interval, seeds paired. Finished runs are not
+run again; raw results are in ``benchmarks/results/objectives.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURES = ("mean over t", "mean over length", "maximum", "length / distance", "m
 
 
 def networks(seed: int, epochs: int, out: Path, speed: dict[str, Any]) -> tuple[Path, ...]:
-    """Train the two networks of a seed, unless that was done; return their files."""
+    """Train the two networks of a seed, unless they exist; return their files."""
     folder = out / f"networks-{seed}"
     if not (folder / "report.json").exists():
         curve_ensemble(
@@ -51,7 +51,7 @@ def networks(seed: int, epochs: int, out: Path, speed: dict[str, Any]) -> tuple[
 def fit(
     seed: int, objective: str, weights: tuple[Path, ...], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Connect the networks of a seed, unless that was done; return the figures."""
+    """Connect the networks of a seed, unless that is done; return the results."""
     folder = options.out / f"{objective}-{seed}"
     if not (folder / "report.json").exists():
         connect(
@@ -87,7 +87,7 @@ def fit(
 
 
 def speed_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return options that keep runs comparable: nothing is measured anew."""
+    """Return fixed options that keep runs comparable."""
     return {"threads": options.threads, "channels_last": "on", "compile": "off", "amp": "bf16"}
 
 
@@ -111,7 +111,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run what is missing, write and print the results."""
+    """Run the missing parts, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
     parser.add_argument("--epochs", type=int, default=40)

@@ -1,7 +1,7 @@
-"""What the installed TorchEnsemble does that one should know, each thing tried out in seconds.
+"""Known faults of TorchEnsemble, each tried with the installed version in seconds.
 
-Every function provokes one behaviour with a tiny network on random data and returns what was
-seen, whichever way it went: a later version may do better. Nothing here is timed.
+Every function provokes one behaviour with a tiny network on random data and returns what happened,
+good or bad: a later version may do better. Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, TensorDataset
 IMAGES, FEATURES, CLASSES = 32, 4, 3
 HIGH, LOW = 0.05, 0.0005
 PATIENCE = 30
-"""Epochs without a snapshot after which a fit counts as one that does not end."""
+"""Epochs without a snapshot after which a fit counts as endless."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A behaviour looked for, whether it was seen, and what exactly was seen."""
+    """A fault, whether it was seen, and the evidence."""
 
     claim: str
     seen: bool
@@ -36,7 +36,7 @@ class Fault:
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a fit that would go on."""
+    """Stops an endless fit."""
 
 
 def new_loader(*, label: int | None = None) -> DataLoader[Any]:
@@ -49,7 +49,7 @@ def new_loader(*, label: int | None = None) -> DataLoader[Any]:
 
 
 def new_fge(model: nn.Module, members: int) -> Any:
-    """Return a ``FastGeometricClassifier`` that is ready to be fitted."""
+    """Return a ``FastGeometricClassifier``, ready to fit."""
     from torchensemble import FastGeometricClassifier
 
     ensemble = FastGeometricClassifier(model, members, cuda=False)
@@ -92,7 +92,7 @@ def snapshot_rate(cycle: int) -> float:
 
 
 def odd_cycles_miss_the_minimum() -> Fault:
-    """Look at the rate before a snapshot in an even cycle and in an odd one."""
+    """Check the rate before a snapshot in an even and in an odd cycle."""
     even, odd = snapshot_rate(4), snapshot_rate(3)
     steps = len(new_loader())
     return Fault(
@@ -122,7 +122,7 @@ _ENDLESS = "a cycle of one epoch never gives a snapshot, and fit does not end"
 
 
 class _Limited:
-    """A loader that ends a fit after so many passes."""
+    """A loader that stops a fit after a number of passes."""
 
     def __init__(self, loader: DataLoader[Any], limit: int) -> None:
         self.loader, self.limit, self.passes = loader, limit, 0
@@ -155,7 +155,7 @@ def evaluates_members_again(members: int = 6) -> Fault:
 
 
 def selects_by_its_test_loader() -> Fault:
-    """Let the first member be right on all of ``test_loader``: does it save the later ones?"""
+    """Check whether later members are saved if the first is right on all of ``test_loader``."""
     model = nn.Linear(FEATURES, CLASSES)
     with torch.no_grad():
         model.bias[0] += 100.0
@@ -193,7 +193,7 @@ _NOT_LOADED = "what fit saves cannot be loaded by the library's own load"
 
 
 def prints_into_standard_output() -> Fault:
-    """Look at what ``SnapshotEnsembleClassifier.fit`` writes to standard output."""
+    """Check what ``SnapshotEnsembleClassifier.fit`` writes to standard output."""
     from torchensemble import SnapshotEnsembleClassifier
 
     ensemble = SnapshotEnsembleClassifier(
@@ -221,6 +221,6 @@ CHECKS: tuple[Callable[[], Fault], ...] = (
 
 
 def look_for_faults() -> dict[str, Any]:
-    """Return the version looked at and what was seen of each fault."""
+    """Return the version and the evidence for each fault."""
     faults = [vars(check()) for check in CHECKS]
     return {"torchensemble": version("torchensemble"), "torch": torch.__version__, "faults": faults}

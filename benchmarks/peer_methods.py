@@ -1,9 +1,9 @@
 """The contenders of ``peers.py``: this package's methods, TorchEnsemble's and PyTorch's own.
 
-Every contender gets the same task: a model with its initial weights, batches that follow from the
-seed and the epoch alone, the options of SGD and a budget; it returns what it trained, ready to
-predict. Rates and lengths are those of this package's default job (``fge.methods``), given to the
-others by the settings that their documentation has for them; ``NOTES`` says where there is none.
+Every contender gets the same task: a model with initial weights, batches that depend only on the
+seed and the epoch, the options of SGD and a budget. It returns its trained networks, ready to
+predict. Rates and lengths are those of this package's default job (``fge.methods``), passed to the
+others through their documented settings; ``NOTES`` names the exceptions.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PassCounter:
 
 
 class EpochLoader:
-    """Training batches for libraries that expect a ``DataLoader``: each pass is the next epoch.
+    """Training batches for libraries that need a ``DataLoader``: each pass is the next epoch.
 
     ``dataset`` is there for its ``classes``, which TorchEnsemble looks for.
     """
@@ -96,7 +96,7 @@ class EpochLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate once over the next epoch."""
+        """Iterate over the next epoch."""
         self.batches.set_epoch(self.epoch)
         self.epoch += 1
         return iter(self.batches)
@@ -104,7 +104,7 @@ class EpochLoader:
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender is given; ``model`` is trained in place or copied, ``folder`` is empty."""
+    """The task of a contender; ``model`` is trained in place or copied, ``folder`` is empty."""
 
     config: MethodConfig
     dataset: Dataset
@@ -118,7 +118,7 @@ class Task:
 
     @property
     def loader(self) -> EpochLoader:
-        """New training batches, from the first epoch on."""
+        """New training batches, starting with the first epoch."""
         recipe = endpoint_recipe(self.config)
         return EpochLoader(self.setup.train_batches(recipe), self.dataset)
 
@@ -129,7 +129,7 @@ class Task:
 
     @property
     def sgd(self) -> dict[str, Any]:
-        """The options of SGD, as this package gives them to PyTorch."""
+        """The options of PyTorch's SGD, as in this package."""
         config = self.config
         return {
             "lr": config.base_lr,
@@ -151,7 +151,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left: ``predict(batches)`` gives probabilities (N, C) in float64."""
+    """The result of training: ``predict(batches)`` returns probabilities (N, C) in float64."""
 
     members: int
     predict: Callable[[EvalBatches], Tensor]
@@ -198,7 +198,7 @@ def torchensemble_fge(task: Task) -> Trained:
         )
     ensemble = FastGeometricClassifier(task.model, task.cycle_members, cuda=_on_cuda(config))
     ensemble.set_optimizer("SGD", **task.sgd)
-    with warnings.catch_warnings():  # that the schedule is for the start only, as is meant here
+    with warnings.catch_warnings():  # it warns that the schedule is only for the start, as intended
         warnings.simplefilter("ignore")
         ensemble.set_scheduler("LambdaLR", lr_lambda=task.start_factor)
     ensemble.fit(
@@ -280,4 +280,4 @@ CONTENDERS: dict[str, Contender] = {
     "torch-swa": torch_swa,
 }
 PAIRS = (("fge", "torchensemble-fge"), ("sse", "torchensemble-sse"), ("swa", "torch-swa"))
-"""A method of this package, and the peer that does the same."""
+"""A method of this package, and the corresponding peer."""

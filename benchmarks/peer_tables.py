@@ -1,4 +1,4 @@
-"""From the runs of ``peers.py`` to a page: means, spreads, and differences with intervals."""
+"""The page of ``peers.py``: means, spreads, and differences with intervals."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ COLUMNS = (
     ("peak_mib", "peak MiB", 0),
     ("more_mib", "above start MiB", 0),
 )
-"""What a run records, its heading, and digits."""
+"""The keys of a run's record, with headings and digits."""
 COMPARED = (("error", "error", 2), ("nll", "NLL", 4))
 RULE = "| :-- |"
 
 
 def values_of(runs: Runs, method: str, key: str) -> list[float]:
-    """Return what a method's runs recorded under ``key``, where known, in the order of seeds."""
+    """Return the known values of ``key`` in a method's runs, in the order of seeds."""
     chosen = sorted((r for r in runs if r["method"] == method), key=lambda r: int(r["seed"]))
     return [float(run[key]) for run in chosen if run[key] is not None]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Return mean ± standard deviation (n - 1); the value alone where all are the same."""
+    """Return mean ± standard deviation (n - 1), or just the value if all are equal."""
     if not values:
         return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
@@ -49,7 +49,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return the mean of paired differences and the half-width of its interval (Student's t).
 
-    The half-width is infinite for one pair, which says nothing of the spread.
+    The half-width is infinite for one pair, which has no spread.
     """
     mean = statistics.mean(differences)
     if len(differences) < 2:
@@ -72,7 +72,7 @@ def _exp(value: float) -> float:
 
 
 def method_rows(runs: Runs) -> list[str]:
-    """Return the table of methods, a line each, as Markdown."""
+    """Return the table of methods, one row each, as Markdown."""
     headings = ["method", "seeds", *(heading for _, heading, _ in COLUMNS)]
     lines = [_row(headings), RULE + " --: |" * (len(headings) - 1)]
     for method in dict.fromkeys(run["method"] for run in runs):
@@ -82,7 +82,7 @@ def method_rows(runs: Runs) -> list[str]:
 
 
 def pair_rows(runs: Runs) -> list[str]:
-    """Return differences of each method from its peer over the seeds that both have."""
+    """Return the differences between each method and its peer over their common seeds."""
     lines = [_row(["difference", "seeds", "error, points", "NLL", "training time"])]
     lines.append(RULE + " --: |" * 4)
     for ours, theirs in PAIRS:
@@ -106,7 +106,7 @@ def _differences(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list
 
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
-    """Return what was looked for in TorchEnsemble, as a Markdown table."""
+    """Return the faults of TorchEnsemble as a Markdown table."""
     lines = [_row(["behaviour", "seen", "evidence"]), RULE + " :-- | :-- |"]
     for fault in found["faults"]:
         seen = "yes" if fault["seen"] else "no"
@@ -150,7 +150,7 @@ _PAIRED = (
 
 
 def _processes(runs: Runs) -> str:
-    """Say in how many processes the runs were; of old results each was one."""
+    """Describe the processes of the runs; in old results each run had its own."""
     count = len({run.get("process") for run in runs})
     if any("process" not in run for run in runs):
         return "each in a process of its own"
@@ -160,11 +160,11 @@ def _processes(runs: Runs) -> str:
 
 
 def _hardware(runs: Runs) -> str:
-    """Say where the runs ran; several machines' times are not to be compared."""
+    """Describe the machines of the runs; times of several machines are not comparable."""
     facts = list(dict.fromkeys(_machine(run["environment"]) for run in runs))
     if len(facts) == 1:
         return f"Hardware and versions: {facts[0]}."
-    return f"Hardware and versions differ, so times do not compare: {'; '.join(facts)}."
+    return f"Hardware and versions differ, so times are not comparable: {'; '.join(facts)}."
 
 
 def _machine(facts: dict[str, Any]) -> str:

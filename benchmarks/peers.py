@@ -1,21 +1,20 @@
-"""This package's methods beside TorchEnsemble's and PyTorch's own, at equal budget.
+"""This package's methods compared with TorchEnsemble's and PyTorch's own, at equal budget.
 
     python benchmarks/peers.py [--seeds 0 1 2 3 4] [--epochs 100] [--methods fge torchensemble-fge]
 
 Three pairs: ``fge`` and TorchEnsemble's ``FastGeometricClassifier``; ``sse`` (cosine cycles) and
 its ``SnapshotEnsembleClassifier``; ``swa`` (the average of fge's snapshots) and PyTorch's
 ``torch.optim.swa_utils``. Same data (``fashion-mnist-mini``), model (``convnet``), initial
-weights, batches, augmentation, SGD options, precision and budget; ``peer_methods.py`` says how
-each is set. Shown are test error and NLL, training time, passes over validation and test images
-(counted where they enter a network), and peak memory. All run in one process, one after the other,
-seed by seed, each seed beginning with the next method; one step and one prediction come before the
-first, so that no run pays for what PyTorch sets up then. The peak of memory is each run's own: on
-Linux the kernel forgets the peak so far when 5 is written to ``/proc/self/clear_refs`` and shows
-the new one as ``VmHWM`` in ``/proc/self/status``; on CUDA it is PyTorch's, after
-``reset_peak_memory_stats``; elsewhere it is not known. With TorchEnsemble installed (the extra
-``benchmarks``) its known faults are looked for as well (``peer_faults.py``). Runs that are there
-are not run again, and each says in which process it was; raw figures are in
-``benchmarks/results/peers.json``, the tables in ``peers.md`` beside it.
+weights, batches, augmentation, SGD options, precision and budget; ``peer_methods.py`` sets up
+each. The tables show test error and NLL, training time, passes over validation and test images
+(counted at the network's input), and peak memory. All run in one process, one after the other, seed
+by seed, each seed starting with the next method; a first step and prediction are not measured, so
+no run pays for PyTorch's set-up. The peak memory is that of each run: on Linux, writing 5 to
+``/proc/self/clear_refs`` resets the peak, which is ``VmHWM`` in ``/proc/self/status``; on CUDA it
+is PyTorch's, after ``reset_peak_memory_stats``; elsewhere it is unknown. If TorchEnsemble is
+installed (the extra ``benchmarks``), its known faults are checked as well (``peer_faults.py``).
+Finished runs are not run again, and each records its process; raw results are in
+``benchmarks/results/peers.json``, the tables in ``peers.md`` in the same folder.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def config_of(options: argparse.Namespace) -> MethodConfig:
 
 
 def turns(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Yield every method and seed, seed by seed, each seed beginning with the next method."""
+    """Yield every method and seed, seed by seed, each seed starting with the next method."""
     for number, seed in enumerate(seeds):
         first = number % len(methods)
         for method in (*methods[first:], *methods[:first]):
@@ -87,7 +86,7 @@ def turns(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, i
 
 
 def forget_peak(device: torch.device) -> None:
-    """Give back what earlier runs left, as far as that goes, and begin the peak anew from here."""
+    """Free the memory of earlier runs as far as possible, and reset the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -100,9 +99,9 @@ def forget_peak(device: torch.device) -> None:
 
 
 def memory_mib(device: torch.device, *, peak: bool) -> float | None:
-    """Return memory at present, or its peak since :func:`forget_peak`; None where not known.
+    """Return current memory, or its peak since :func:`forget_peak`; None if unknown.
 
-    It is what PyTorch allocated on CUDA, and what is resident on the CPU.
+    It is the memory allocated by PyTorch on CUDA, and resident memory on the CPU.
     """
     if device.type == "cuda":
         now, most = torch.cuda.memory_allocated, torch.cuda.max_memory_allocated
@@ -116,14 +115,14 @@ def memory_mib(device: torch.device, *, peak: bool) -> float | None:
 
 
 def clock(device: torch.device) -> float:
-    """Return the seconds of a clock, once the device has done its work."""
+    """Return the seconds of a clock after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def new_task(config: MethodConfig, folder: Path) -> tuple[Task, PassCounter]:
-    """Return what a contender is given, and what counts the images that go through its model.
+    """Return the task of a contender, and a counter of the images that go through its model.
 
     Raises:
         UserError: a device, data or a model that is not there.
@@ -151,7 +150,7 @@ def warm_up(config: MethodConfig) -> None:
 
 
 def measure(method: str, config: MethodConfig) -> dict[str, Any]:
-    """Train a method with the seed in ``config`` and test it; return the figures of the run."""
+    """Train a method with the seed in ``config`` and test it; return the run's record."""
     with tempfile.TemporaryDirectory() as folder:
         task, counter = new_task(config, Path(folder))
         device, test = torch.device(task.config.device), task.dataset.test
@@ -178,7 +177,7 @@ def measure(method: str, config: MethodConfig) -> dict[str, Any]:
 
 
 def passes(counter: PassCounter, dataset: Dataset) -> dict[str, float]:
-    """Return what went through networks: epochs, passes over whole splits, refresh images."""
+    """Return the cost in epochs, passes over whole splits, and refresh images."""
     images = counter.images
     return {
         "train_epochs": round(images["train"] / len(dataset.train), 2),
@@ -199,7 +198,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the results that are there, or none.
+    """Return the results of earlier calls, if any.
 
     Raises:
         UserError: they are of other settings, or were each measured in a process of its own.
@@ -215,14 +214,14 @@ def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             )
     if any("process" not in run for run in results["runs"]):
         raise UserError(
-            f"{path} has runs that were each a process of its own, whose peak memory is not that "
+            f"{path} has runs that each had their own process, so their peak memory is not that "
             "of runs in one; give another --results"
         )
     return results
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """Check that the methods exist and that what they need is installed.
+    """Check that the methods exist and that their packages are installed.
 
     Raises:
         UserError: naming the first that does not, or is not.
@@ -235,7 +234,7 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def has_torchensemble() -> bool:
-    """Say whether TorchEnsemble can be imported; it needs joblib, which it does not name."""
+    """Return whether TorchEnsemble can be imported; it needs joblib, an undeclared dependency."""
     return all(find_spec(name) is not None for name in ("torchensemble", "joblib"))
 
 
@@ -259,7 +258,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing, writing after each run; return all results.
+    """Run the missing runs, writing after each; return all results.
 
     Raises:
         UserError: something in the options, or results of other settings.
@@ -283,7 +282,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing; print the page."""
+    """Run the missing runs; print the page."""
     try:
         print(page(run(parse())))
     except UserError as error:

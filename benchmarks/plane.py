@@ -1,22 +1,22 @@
-"""Grid points per second of a plane against full passes, and what the shortcut misses.
+"""Grid points per second of a plane compared with full passes, and the error of the shortcut.
 
     python benchmarks/plane.py [--resolution 6] [--data fashion-mnist]
 
-The default data with no validation part (10,000 + 5,000 images), three ``convnet``s trained for a
-few epochs from different seeds and the plane through them. At each point of a grid are timed, one
-after the other:
+The default data without validation images (10,000 + 5,000 images), three ``convnet``s trained for
+a few epochs from different seeds and the plane through them. Each point of a grid is measured
+twice, one after the other:
 
-``ours``: ``evaluate_plane`` at its defaults, on the images that ``python cli.py plane`` gives it:
+``ours``: ``evaluate_plane`` with its defaults, on the images that ``python cli.py plane`` uses:
 batch-norm statistics and training loss from 5,120 training images, one pass over the test set;
-``full``: statistics re-estimated on all training images, then a full pass over the training set
+``full``: statistics estimated from all training images, then a full pass over the training set
 for its loss and error and a full pass over the test set, with the same network, batches and
 precision.
 
-The first point is dropped as warm-up. The error made is that of training loss (nats) and test
-error (points) at every point; far from the networks, where the loss is high, it matters least, and
-the points whose full training error is below 50 % are given apart. The images that the shortcut
-leaves out are a part of the data: with ``--data fashion-mnist`` (60,000 + 10,000) it gains more.
-There is no target. Raw figures: ``benchmarks/results/plane.json``.
+The first point is dropped as warm-up. The differences in training loss (nats) and test error
+(points) are shown over all points, and separately over the points with a full training error below
+50 %: far from the networks, where the loss is high, differences matter least. The larger the data,
+the more images the shortcut saves: with ``--data fashion-mnist`` (60,000 + 10,000) it gains more.
+There is no target. Raw results: ``benchmarks/results/plane.json``.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from fge.report import environment_facts
 RESULTS = Path(__file__).parent / "results" / "plane.json"
 SEEDS = (0, 1, 2)
 GOOD = 50.0
-"""Percent of training error below which a point is near enough to a network to matter most."""
+"""Points below this training error (percent) are near a network and matter most."""
 
 Row = dict[str, Any]
 
 
 class Turns:
-    """Times what lies between calls, and takes a full pass at each point in between."""
+    """Times the points between its calls, and measures each point in full in between."""
 
     def __init__(
         self, model: nn.Module, plane: Plane, batches: dict[str, EvalBatches], lines: Sequence[Any]
     ) -> None:
-        # A network of its own: that of the plane is in use.
+        # A separate network, because that of the plane is in use.
         self.full = WeightsEvaluator(copy.deepcopy(model), batches, num_images=None)
         self.plane = plane
         self.xs, self.ys = lines
@@ -65,7 +65,7 @@ class Turns:
         self._began = time.perf_counter()
 
     def __call__(self, done: int, _: int) -> None:
-        """Hear that a point is measured; measure it in full."""
+        """Called after each point; measures it in full."""
         ours = time.perf_counter() - self._began
         row, column = divmod(done - 1, len(self.xs))
         x, y = float(self.xs[column]), float(self.ys[row])

@@ -1,12 +1,12 @@
-"""The README's single runs on the default data: their reports, and its figures.
+"""The README's single runs on the default data: their reports, and the README's figures.
 
     python benchmarks/readme_runs.py [--out RUNS_FOLDER]
 
-Runs, one after the other, the default job with its sharpness through the training, the pair of
-networks with its curve, the plane through them, and the default job again with the curves between
-its snapshots beside that pair (seed 0, about ten minutes on two cores). The report of each goes to
-``benchmarks/results/readme/``, with the log of the first, and their figures to ``docs/``. A run
-that is finished is not run again; one that was interrupted goes on.
+Runs, one after the other, the default job with its sharpness during training, the pair of networks
+with its curve, the plane through them, and the default job again with the curves between its
+snapshots, compared with that pair (seed 0, about ten minutes on two cores). The report of each goes
+to ``benchmarks/results/readme/``, with the log of the first, and the figures to ``docs/``. Finished
+runs are not run again; interrupted runs are resumed.
 """
 
 from __future__ import annotations

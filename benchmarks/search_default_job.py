@@ -2,12 +2,12 @@
 
     python benchmarks/search_default_job.py [--processes 2] [--phases single-40 cycles-40 ...]
 
-First the conventional network is tuned on its own (augmentation, learning rate): the baseline is
-to be as good as the method. Then the cycles are varied. Both are done at a budget of 40 epochs,
-where no cycle reached the single network, and at one of 100.
-Everything is judged on the 1,000 validation images of ``fashion-mnist-mini``; test data is not
-looked at. Precision is bf16, as ``auto`` chose on the machine that this ran on. Results are in
-``benchmarks/results/search_default_job.json``; a rerun fills gaps only.
+First the conventional network is tuned on its own (augmentation, learning rate), so that the
+baseline is as good as the method. Then the cycles are varied. Both are done with a budget of 40
+epochs, where no cycle reached the single network, and of 100.
+Everything is judged on the 1,000 validation images of ``fashion-mnist-mini``; test data are not
+used. Precision is bf16, as ``auto`` chose on the machine of these results. They are in
+``benchmarks/results/search_default_job.json``; a rerun only fills gaps.
 """
 
 from __future__ import annotations

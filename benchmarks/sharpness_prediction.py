@@ -1,22 +1,22 @@
-"""Does the top Hessian eigenvalue, measured early, foretell flat or sharp minima?
+"""Does the top Hessian eigenvalue, measured early, predict flat or sharp minima?
 
     python benchmarks/sharpness_prediction.py [--epochs 16] [--seeds 0 1] [--processes 2]
 
 ``convnet`` on 3,000 training images of ``fashion-mnist-mini``, trained in 19 ways: learning rates
 0.02, 0.05, 0.1 and 0.2 with batches of 32, 128 and 512 (the conventional schedule), and recipes G
-and A to F (arXiv 1806.06977; A with batches of 500, since 4,000 would be more than the data). Each
+and A to F (arXiv 1806.06977; A with batches of 500, since 4,000 are more than the data). Each
 network's top eigenvalue is measured after 10, 20 and 50 % of the epochs and at the end, over 1,024
 training images without augmentation, batch norm in evaluation mode; at the end also training loss
 and error (3,000 images without augmentation) and test loss and error (5,000 images).
 
-Spearman's rank correlation over runs of the early eigenvalues with the last one, with the test
-error, and with the generalisation gap (test less training, of loss and of error); for the last
-eigenvalue too, which foretells nothing but says what could be foretold. Intervals are percentiles
-(95 %) over 4,000 resamplings of the ways to train, each with all its seeds: runs that differ in the
-seed only do not count as independent. They are given for all runs, and for the grid of learning
-rates and batches alone, in which the recipe is one. Nothing is chosen by test data here.
+The results are Spearman's rank correlations over runs of the early eigenvalues with the last one,
+with the test error, and with the generalisation gap (test minus training, of loss and of error);
+also for the last eigenvalue, which predicts nothing but shows what an early one could predict.
+Intervals are percentiles (95 %) over 4,000 resamples of the ways to train, each with all its seeds:
+runs that differ only in the seed do not count as independent. They are given for all runs, and for
+only the grid of learning rates and batches, which has one recipe. Test data choose nothing here.
 
-Each finished run is a line of ``benchmarks/results/sharpness_prediction.jsonl``: a rerun, or one
+Each finished run is a line of ``benchmarks/results/sharpness_prediction.jsonl``; a rerun, or one
 with more seeds, only fills gaps.
 """
 
@@ -146,7 +146,7 @@ def final_figures(learner: Learner, setup: Setup) -> dict[str, float]:
 
 
 def key_of(variant: str, seed: int, epochs: int, train_size: int) -> Run:
-    """Return what tells one run from another."""
+    """Return the key that identifies a run."""
     return {"variant": variant, "seed": seed, "epochs": epochs, "train_size": train_size}
 
 
@@ -219,7 +219,7 @@ def print_group(label: str, runs: Sequence[Run]) -> None:
 
 
 def fill(jobs: Sequence[tuple[str, int, int, int]], processes: int, results: Path) -> None:
-    """Run what is missing; each finished run is kept at once."""
+    """Run the missing runs; save each as soon as it is finished."""
     results.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
         for future in as_completed([pool.submit(run_one, *job) for job in jobs]):

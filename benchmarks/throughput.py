@@ -1,4 +1,4 @@
-"""Training and evaluation images/s of this project's loop against two hand-written eager loops.
+"""Training and evaluation images/s of this project's loop and of two hand-written eager loops.
 
     python benchmarks/throughput.py [--models convnet preresnet20] [--rounds 7]
 
@@ -6,9 +6,9 @@
 and with 2 workers (the faster one counts); (b) ``in-memory``: uint8 tensors in memory, augmented
 with torch on whole batches. Same model, data (``fashion-mnist-mini``), batch size, augmentation
 and optimizer; the contenders take turns, a round each, the first round is dropped, medians are
-compared. This project's loop runs as ``auto`` has it run for a long job; ``--amp off`` keeps it to
+compared. This project's loop uses the choices of ``auto`` for a long job; ``--amp off`` gives it
 the precision of the others. Compile time, its break-even and the memory of the process tree with
-and without compilation are measured in fresh processes. Raw figures:
+and without compilation are measured in fresh processes. Raw results:
 ``benchmarks/results/throughput.json``.
 """
 

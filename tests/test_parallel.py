@@ -456,5 +456,5 @@ def test_a_run_is_resumed_by_as_many_processes(
     answer = group.run(arguments=arguments(tiny, copy, "--resume"), size=1)
     assert answer["codes"] == [2]
     assert answer["errors"].startswith(
-        "error: cannot resume with 1 processes: the run was begun with 2; "
+        "error: cannot resume with 1 processes: the run was started with 2; "
     )

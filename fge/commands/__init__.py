@@ -1,4 +1,4 @@
-"""One file a command: wiring and nothing else."""
+"""The commands, one file each; they only connect the other packages."""
 
 from fge.commands.cli import COMMANDS, main
 

@@ -1,4 +1,4 @@
-"""The snapshots of a run averaged into one network, wherever a run keeps snapshots: wiring."""
+"""Averaging a run's snapshots into one network, for every command that saves snapshots."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from fge.report import (
 from fge.runs import StagedTraining, member_name
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
-"""Where in the run folder the averages are, by method."""
+"""The files of the averages in the run folder, by method."""
 
 
 @dataclass(frozen=True)
 class Averages:
-    """What averaging the weights of a run's snapshots came to, for its report.
+    """The report's part about averaging the weights of a run's snapshots.
 
-    ``results``: the lines ``swa`` and, where there is validation data, ``fold``; ``content`` of
+    ``results``: the rows ``swa`` and, with validation data, ``fold``; ``content``: of
     ``report.json``; ``files``: the weights, in the run folder.
     """
 
@@ -71,18 +71,12 @@ def average_snapshots(
     stage: str,
     predictions: MemberPredictions,
 ) -> Averages:
-    """Average the weights of a stage's snapshots: all of them, and as far as that is safe.
+    """Average the weights of a stage's snapshots: all of them, and those that are safe to average.
 
-    The first (``swa``: Izmailov et al. 2018, arXiv 1803.05407) needs two snapshots; the second
-    (``fold``: :func:`fge.ensemble.fold`) validation data too. Each ends as a file of the run folder
-    and as a member of the stored predictions, evaluated once; what an interruption left is used.
-    Of several processes the first one does it alone, with all training images for the statistics.
-
-    Args:
-        run: whose training images, without augmentation, give batch-norm statistics.
-        training: finished, and its members predicted.
-        stage: whose snapshots are averaged.
-        predictions: of the snapshots; gets those of the averages.
+    The first (``swa``: Izmailov et al. 2018, arXiv 1803.05407) needs two snapshots, the second
+    (``fold``: :func:`fge.ensemble.fold`) also validation data. Each is saved in the run folder and
+    evaluated once as a member of the stored predictions; a resumed run uses what is already there.
+    With several processes only the first one does this, with all training images for batch norm.
     """
     if len(training.stores[stage]) < 2:
         return Averages()
@@ -110,7 +104,7 @@ def average_snapshots(
 
 
 class _Averaging:
-    """Makes the averages of a stage's snapshots, as far as the run folder does not hold them."""
+    """Makes the averages of a stage's snapshots that the run folder does not have yet."""
 
     def __init__(
         self,
@@ -146,7 +140,7 @@ class _Averaging:
         return self._candidate("swa", record)
 
     def fold(self, ensemble: Scores) -> Fold:
-        """Return the snapshots folded into one network, whose ensemble has these figures."""
+        """Return the snapshots folded into one network; ``ensemble``: their ensemble's scores."""
         record = self._known("fold")
         if record is None:
             self.observer.note("folding the snapshots into one network")
@@ -160,12 +154,9 @@ class _Averaging:
         return Fold(network, record["best"], self.members, ensemble, trials, images)
 
     def line(self, method: str, refresh_images: int, tried: int) -> MethodResult | None:
-        """Return the result of an average on the test set, None where it is not finite.
+        """Return the result of an average on the test set, or None if it is not finite.
 
-        Args:
-            method: of averaging.
-            refresh_images: passed forward for batch-norm statistics.
-            tried: averages that were validated for it, beside the snapshots.
+        ``tried`` is the number of averages validated for it, in addition to the snapshots.
         """
         finite = [self._predict(method, *part) for part in self.predictions.parts]
         if not all(finite):
@@ -181,11 +172,11 @@ class _Averaging:
         )
 
     def _member(self, method: str) -> str:
-        """Return what an average is called in prediction files, where no stage has its name."""
+        """Return the name of an average in prediction files, different from all stages' names."""
         return member_name(f"{method}-average" if method in self.taken else method, 0)
 
     def _measure(self, state: dict[str, Tensor]) -> Candidate:
-        """Return what averaged weights become with batch-norm statistics of their own."""
+        """Return the candidate of averaged weights, with their own batch-norm statistics."""
         model = self.learner.model
         model.load_state_dict(state)
         images = refresh_batch_norm(model, self.refresh)
@@ -199,14 +190,14 @@ class _Averaging:
         return Candidate(state, scores_of(probs, torch.from_numpy(self.val.targets)), probs, images)
 
     def _known(self, method: str) -> dict[str, Any] | None:
-        """Return the record of an average that was made of these very snapshots before."""
+        """Return the record of an average already made from exactly these snapshots, or None."""
         record, path = self.folder.read_state(f"average-{method}"), self._path(method)
         if record is None or record["snapshots"] != self.keys or not path.exists():
             return None
         return record if record["sha256"] == sha256(path.read_bytes()) else None
 
     def _keep(self, method: str, network: Candidate, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write an average, its validation prediction and, last, its record, which is returned."""
+        """Save an average, its validation prediction and then its record; return the record."""
         data = encode_weights(network.state)
         write_bytes(self._path(method), data)
         if self.val is not None and network.probs is not None:
@@ -222,17 +213,17 @@ class _Averaging:
         return record
 
     def _candidate(self, method: str, record: dict[str, Any]) -> Candidate:
-        """Return the kept average that a record speaks of, its validation prediction stored."""
+        """Return the saved average of a record, with its validation prediction stored."""
         if self.val is not None and self.val_batches is not None:
             self._predict(method, self.val, self.val_batches)
         return Candidate(self._read(method), _figures(record), None, record["refresh_images"])
 
     def _predict(self, method: str, predictions: PredictionFile, batches: EvalBatches) -> bool:
-        """Store the prediction of an average unless it is stored; say whether it is finite."""
+        """Store the prediction of an average unless it is stored; return whether it is finite."""
         key, member = sha256(self._path(method).read_bytes()), self._member(method)
         if predictions.get(member, key) is not None:
             return True
-        same = (predictions.get(name, key) for name in self.names)  # a snapshot kept as it is
+        same = (predictions.get(name, key) for name in self.names)  # an unchanged snapshot
         probs = next((found for found in same if found is not None), None)
         if probs is None:
             load_weights(self.learner.model, self._read(method), self._path(method))
@@ -251,7 +242,7 @@ class _Averaging:
 
 
 def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Scores:
-    """Return the validation figures of the ensemble of all snapshots of a stage, as logged."""
+    """Return the logged validation scores of the ensemble of all snapshots of a stage."""
     last = [r for r in records if r["event"] == "snapshot" and r["stage"] == stage][-1]
     return Scores(last["ensemble_val_error"], last["ensemble_val_nll"])
 

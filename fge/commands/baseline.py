@@ -1,4 +1,4 @@
-"""A finished curve-ensemble run, set beside another run on the same test set."""
+"""Comparing a run with a finished curve-ensemble run on the same test set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _METHODS = ("ends", "curve")
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """The lines ``ends`` and ``curve`` of a curve-ensemble run, with their test predictions."""
+    """The rows ``ends`` and ``curve`` of a curve-ensemble run, with their test predictions."""
 
     path: Path
     ends: MethodResult
@@ -30,24 +30,24 @@ class BaselineRun:
 
 
 def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
-    """Read a finished curve-ensemble run.
-
-    Raises:
-        UserError: there is none, it is of another command, other data or another model, or its
-            test predictions are not those of its report.
-    """
+    """Read a finished curve-ensemble run with the same data and model, and its test predictions."""
     file = path / "report.json"
     if not file.is_file():
-        raise UserError(f"--baseline {path} holds no report.json; give a finished run")
+        raise UserError(f"--baseline {path} has no report.json; give a finished run")
     damaged = "is not a report of a curve-ensemble run"
     content = read_report(file, damaged=damaged)
     try:
         expected = {"command": "curve-ensemble", "model": model}
         for key, value in expected.items():
             if content[key] != value:
-                raise UserError(f"--baseline {path} has {key} {content[key]!r}, not {value!r}")
+                raise UserError(
+                    f"--baseline {path} has {key} {content[key]!r}; give a run with {value!r}"
+                )
         if content["dataset"]["sha256"] != dataset.fingerprint:
-            raise UserError(f"--baseline {path} is of other images than --data {dataset.name}")
+            raise UserError(
+                f"--baseline {path} used other images than --data {dataset.name}; give a run on "
+                "the same images"
+            )
         methods = {method["name"]: method for method in content["methods"]}
         ends, curve = (_line(methods[name]) for name in _METHODS)
     except UserError:
@@ -59,8 +59,8 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     for member in (*ends.member_names, *curve.member_names):
         if member not in predictions:
             raise UserError(
-                f"{predictions.path} lacks the predictions of {member}; go on with that run "
-                "with --resume"
+                f"{predictions.path} lacks the predictions of {member}; resume that run with "
+                "--resume"
             )
     return BaselineRun(path, ends, curve, predictions)
 
@@ -74,30 +74,25 @@ def beside_baseline(
 ) -> tuple[Table, str]:
     """Return a table of both runs and the verdict in words.
 
-    Each of our ensembles is compared with the baseline's ``curve``: differences of error and NLL
-    with their paired bootstrap intervals over test examples.
-
-    Args:
-        ours: ensembles of this run.
-        test: their members' test predictions.
-        baseline: of the other run.
+    Each of this run's ensembles is compared with the baseline's ``curve``: differences of error
+    and NLL with their paired bootstrap intervals over test examples.
     """
     curve = baseline.curve
     headings, rows = table_rows([*ours, baseline.ends, curve])
-    note = f"`ends` and `curve` are those of {baseline.path.name}; costs as above."
-    table = Table("Beside the two-network curve ensemble", headings, rows, note)
+    note = f"`ends` and `curve` are from {baseline.path.name}; costs as above."
+    table = Table("Comparison with the two-network curve ensemble", headings, rows, note)
     theirs = baseline.predictions.mean(curve.member_names)
     sentences = []
     for line in ours:
         mean = test.mean(line.member_names)
         parts = [_difference(mean, theirs, test, metric) for metric in ("error", "nll")]
-        sentences.append(f"{line.name} ({_cost(line)}) has {' and '.join(parts)}")
+        sentences.append(f"{line.name} ({_cost(line)}): {' and '.join(parts)}")
     scope = (
-        "Differences below 0 are in its favour; the intervals (95 %) resample test images and "
-        "speak of these runs, not of the methods."
+        "Below 0, this run is better. The 95 % intervals resample test images: they are about "
+        "these runs, not about the methods."
     )
-    against = f"Against the two-network curve ensemble ({_cost(curve)})"
-    return table, f"{against}: {'; '.join(sentences)}. {scope}"
+    against = f"Compared with the two-network curve ensemble ({_cost(curve)})"
+    return table, f"{against}, {'; '.join(sentences)}. {scope}"
 
 
 def _cost(line: MethodResult) -> str:
@@ -110,6 +105,6 @@ def _difference(
     found = paired_difference(ours, theirs, test.targets, metric)
     name, unit, form = ("error", " points", "+.2f") if metric == "error" else ("NLL", "", "+.4f")
     beyond = found.low > 0 or found.high < 0
-    verdict = "a difference beyond chance" if beyond else "no difference beyond chance"
+    verdict = "significant" if beyond else "not significant"
     interval = f"[{found.low:{form}}, {found.high:{form}}]"
     return f"{name} {found.difference:{form}}{unit} {interval} ({verdict})"

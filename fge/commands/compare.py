@@ -1,4 +1,4 @@
-"""The command ``compare``: running what is missing, showing how it goes, and the report."""
+"""The command ``compare``: runs the missing jobs, shows their progress, and reports."""
 
 from __future__ import annotations
 
@@ -46,24 +46,19 @@ FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json
 
 
 def compare(config: CompareConfig) -> Path:
-    """Run what a comparison lacks, measure it and report; return its folder.
+    """Run the missing jobs of a comparison, measure and report them; return its folder.
 
-    Under ``torchrun`` the runs are shared out over its ranks, each with a GPU of its own where
-    there are any; rank 0 reports.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        DivergenceError: runs diverged; the report is of the others.
-        KeyboardInterrupt: after saying how to go on.
+    Under ``torchrun`` the ranks share the jobs, each with its own GPU if there are GPUs; rank 0
+    reports. If runs diverge, the report covers the others, and a DivergenceError follows.
     """
     for method in config.methods:
         if is_factory(method):
             find_method(method)
     rank, ranks = _rank()
     if ranks > 1 and config.out is None:
-        raise UserError("under torchrun, compare needs --out, the folder that its ranks share")
+        raise UserError("under torchrun, compare needs --out, the folder that the ranks share")
     if ranks > 1 and config.overwrite:
-        raise UserError("under torchrun, compare takes no --overwrite; remove the folder before")
+        raise UserError("under torchrun, compare takes no --overwrite; remove the folder first")
     exists = config.out is not None and (config.out / "config.json").is_file()
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0:
@@ -84,12 +79,12 @@ def compare(config: CompareConfig) -> Path:
 
 
 def _rank() -> tuple[int, int]:
-    """Return this process's rank under torchrun, and how many there are."""
+    """Return this process's rank under torchrun, and the number of ranks."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _machine(config: CompareConfig) -> dict[str, Any]:
-    """Return how this process's jobs run: where, and on how many threads each."""
+    """Return the device and the number of threads of this process's jobs."""
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = config.device
     if torch.device(device).type == "cuda" and beside > 1:
@@ -100,10 +95,9 @@ def _machine(config: CompareConfig) -> dict[str, Any]:
 
 
 def _measure(run: Run[CompareConfig], plan: Plan) -> tuple[list[Cell], dict[str, str]]:
-    """Run the jobs behind the cells that are missing.
+    """Run the jobs of the missing cells.
 
-    Returns:
-        the cells of the plan, and by job what diverged: cells that need it are left out.
+    Return the cells of the plan, without those of diverged jobs, and the reason by diverged job.
     """
     folder = run.folder.path / "cells"
     view = ComparisonView(run.observer, plan, run.folder.path / "runs")
@@ -143,7 +137,7 @@ def _measure_cell(
 
 
 def _take_part(config: CompareConfig) -> Path:
-    """Run jobs of the comparison that rank 0 leads, until none is left; return its folder."""
+    """Run jobs of the comparison of rank 0 until none is left; return its folder."""
     assert config.out is not None
     file = config.out / "config.json"
     while not file.is_file():
@@ -179,19 +173,14 @@ def report_comparison(
 ) -> None:
     """Write ``compare.md``, ``.csv`` and ``.json``, the figures and the report page.
 
-    Wall times go into ``timing.csv``, which is outside the reproducibility promise.
-
-    Args:
-        run: of the comparison.
-        comparison: of all its cells.
-        plan: of the cells.
-        diverged: names of runs, which are missing; they are named under the first table.
+    Wall times go into ``timing.csv``, which is not reproducible. The note of the first table names
+    the diverged runs.
     """
     folder = run.folder.path
     found, words = comparison_tables(comparison), comparison_verdict(comparison)
     content = as_json(comparison)
     if diverged:
-        note = f"{found[0].note} Runs that diverged, not in the tables: {', '.join(diverged)}."
+        note = f"{found[0].note} Diverged runs, not in the tables: {', '.join(diverged)}."
         found[0] = replace(found[0], note=note.strip())
         content["diverged"] = list(diverged)
     title = (
@@ -217,7 +206,7 @@ def _markdown(title: str, words: str, found: Sequence[Table]) -> str:
 
 
 def _times(plan: Plan, folder: Path) -> str:
-    """Return the seconds of training per cell, empty where its runs overlapped with others."""
+    """Return the seconds of training per cell, empty if its runs overlapped with others."""
     records = read_records(folder / "timing.jsonl")
     jobs = [record for record in records if "job" in record]
     lines = ["method,budget,seed,seconds"]
@@ -229,13 +218,7 @@ def _times(plan: Plan, folder: Path) -> str:
 
 
 class ComparisonView:
-    """Tells which runs are under way and what the cells that are done came to.
-
-    Args:
-        observer: of the comparison.
-        plan: of the comparison.
-        runs: the folder of the runs, whose logs are counted.
-    """
+    """Shows the running jobs and the results of finished cells; reads progress from logs."""
 
     def __init__(self, observer: Observer, plan: Plan, runs: Path) -> None:
         self.observer = observer
@@ -249,7 +232,7 @@ class ComparisonView:
 
     @contextmanager
     def shown(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Show the table, on a terminal, while the block runs."""
+        """On a terminal, show the table during a ``with`` block."""
         self.jobs = {job.name: job for job in jobs}
         console = _console_of(self.observer)
         if console is None or not console.console.is_terminal:
@@ -263,7 +246,7 @@ class ComparisonView:
                 self._live = None
 
     def running(self, names: Sequence[str]) -> None:
-        """Hear which jobs run in this process."""
+        """Called with the names of the jobs that run in this process."""
         begun = [name for name in names if name not in self._running]
         self._running = list(names)
         if self._live is not None:
@@ -273,13 +256,13 @@ class ComparisonView:
             self.observer.note(f"run {name}: {self.jobs[name].epochs} epochs")
 
     def job_done(self, job: Job) -> None:
-        """Hear that a job is done."""
+        """Called after each job."""
         self.done.add(job.name)
         if self._live is None:
             self.observer.note(f"run {job.name} done ({len(self.done)} of {len(self.jobs)})")
 
     def cell_done(self, cell: Cell) -> None:
-        """Hear that a cell is measured."""
+        """Called after each measured cell."""
         self.cells[cell.name] = cell
         if self._live is None:
             self.observer.note(
@@ -311,7 +294,7 @@ class ComparisonView:
         return f"{name}: {self._epochs(name)} of {self.jobs[name].epochs} epochs"
 
     def _epochs(self, name: str) -> int:
-        """Return the epochs that a run has logged so far, its networks and fits included."""
+        """Return the number of epochs that a run has logged, its networks and fits included."""
         folder = self.runs / name
         logs = [*folder.glob("log.jsonl"), *folder.glob("networks/*/log.jsonl")]
         logs += folder.glob("curves/*/fit.jsonl")
@@ -319,6 +302,6 @@ class ComparisonView:
 
 
 def _console_of(observer: Observer) -> ConsoleObserver | None:
-    """Return the console among those who are told."""
+    """Return the console among the observers, or None."""
     told = observer.observers if isinstance(observer, Observers) else (observer,)
     return next((one for one in told if isinstance(one, ConsoleObserver)), None)

@@ -1,4 +1,4 @@
-"""The commands that fit curves, one function each: wiring, and nothing else."""
+"""The commands that fit curves: ``curve-ensemble`` and ``connect``."""
 
 from __future__ import annotations
 
@@ -51,23 +51,15 @@ from fge.train import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisa
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
-    "Networks on paths have batch-norm statistics estimated there, which passes training images "
-    "forward (refresh_images in report.json); `ends` are as they were trained. Measuring the paths "
-    "passed probe_images forward."
+    "Networks on paths have their own batch-norm statistics, estimated from a forward pass of "
+    "training images (refresh_images in report.json); `ends` are the trained networks. Measuring "
+    "the paths passed probe_images forward."
 )
-_UNKNOWN_COST = (
-    " A network that was read from a file counts as 0 epochs: its training is not known."
-)
+_UNKNOWN_COST = " A network read from a file counts as 0 epochs, since its training is unknown."
 
 
 def curve_ensemble(config: CurveEnsembleConfig) -> Path:
-    """Train two networks, connect them and ensemble along the curve; return the run folder.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        DivergenceError: a loss stopped being finite.
-        KeyboardInterrupt: after saying how to resume.
-    """
+    """Train two networks, connect them and ensemble along the curve; return the run folder."""
     check_used(config)
     check_kept(config, (config.first_weights, config.second_weights))
     config, setup = prepare(config, "curve-ensemble")
@@ -111,20 +103,20 @@ def connect(config: ConnectConfig) -> Path:
 
 @dataclass(frozen=True)
 class _Ensembled:
-    """A measured pair with the lines of its ensembles."""
+    """A measured pair with the results of its ensembles."""
 
     measured: Measured
     results: list[MethodResult]
 
 
 def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequence[str]) -> None:
-    """Say what does not fit before anything is trained; ``model`` is of no use afterwards."""
+    """Refuse recipes that do not fit before training; this changes ``model``."""
     for name in names:
         scale_initialisation(model, _recipe(config, name))
 
 
 def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
-    """Return the networks that files are given for, by position 0 or 1."""
+    """Return the networks given as files, by position 0 or 1."""
     paths = {0: config.first_weights, 1: config.second_weights}
     files = {i: (path, f"{path.stem}-{i + 1}") for i, path in paths.items() if path is not None}
     pairs = [(0, 1)] if len(files) == 2 else []
@@ -157,7 +149,7 @@ def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
 
 def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Network) -> CurveStudy:
     """Return the study of the curve between two networks, in the run's folder ``curves``."""
-    # Buffers that are no batch-norm statistics are those of the first network all along.
+    # Other buffers than batch-norm statistics are those of the first network everywhere.
     load_weights(model, first.state, first.name)
     return make_study(
         FitPlan.of(run.config),

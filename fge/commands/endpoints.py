@@ -22,9 +22,9 @@ from fge.train import Learner, Recipe, Speed, recipe_stages, scale_initialisatio
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network: its name, state dict, and what it took (0 if not known).
+    """A trained network: its name, state dict and cost (0 if unknown).
 
-    That is epochs of training, and validation images that were passed forward.
+    The cost is the training epochs and the validation images passed forward.
     """
 
     name: str
@@ -47,7 +47,7 @@ def train_network(
     folder: Path,
     observer: Observer,
 ) -> Network:
-    """Train a network by a recipe, or go on with it, or read it where it is trained already.
+    """Train a network by a recipe, resume its training, or read it if it is already trained.
 
     Args:
         setup: of the run.
@@ -88,11 +88,7 @@ def train_network(
 
 
 def read_network(path: Path, name: str, model: nn.Module) -> Network:
-    """Return the network in a weights file.
-
-    Raises:
-        UserError: no such file, or tensors that do not fit the model, named.
-    """
+    """Return the network in a weights file that fits the model."""
     state = read_weights(path)
     load_weights(model, state, path)
     return Network(name, state, 0)
@@ -101,15 +97,9 @@ def read_network(path: Path, name: str, model: nn.Module) -> Network:
 def read_networks(
     files: Sequence[tuple[Path, str]], model: nn.Module, pairs: Iterable[tuple[int, int]]
 ) -> list[Network]:
-    """Return the networks in weights files.
+    """Return the networks in weights files, after checking that each pair (of positions) differs.
 
-    Args:
-        files: each with the name of its network.
-        model: the architecture, whose weights are overwritten.
-        pairs: positions of networks that are to be connected.
-
-    Raises:
-        UserError: what :func:`read_network` raises, or the networks of a pair are the same.
+    The model's weights are overwritten.
     """
     networks = [read_network(path, name, model) for path, name in files]
     for one, other in pairs:
@@ -124,11 +114,7 @@ def read_networks(
 def predict_network(
     network: Network, speed: Speed, model: nn.Module, predictions: MemberPredictions
 ) -> None:
-    """Predict test and OOD images with a network as it is, where that was not done before.
-
-    Raises:
-        DivergenceError: predictions are not finite; it names the network.
-    """
+    """Store a trained network's predictions for test and OOD images, unless they are stored."""
     key = sha256(encode_weights(canonical_state(network.state)))
     if predictions.complete(network.name, key):
         return

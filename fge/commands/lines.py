@@ -1,4 +1,4 @@
-"""Lines through networks in the command ``plane``: which, and how they are measured and shown."""
+"""Lines through networks in the command ``plane``: choosing, measuring and showing them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fge.errors import UserError
 from fge.files import write_npz
 from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
+from fge.observer import listed
 from fge.report import (
     FILES,
     LINE_AXES,
@@ -52,14 +53,14 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class LineSetup:
-    """Paths by name, the t at which they begin and end, and their points.
+    """The paths to measure.
 
     Attributes:
         what: the paths in words.
-        paths: on the CPU.
-        networks: where they are passed, at even steps of t from the first bound to the last; none
-            where a path goes through one network in a random direction.
-        num_points: along each path, the networks among them.
+        paths: by name, on the CPU.
+        networks: the names of the networks on the paths, at even steps of t from the first bound to
+            the last; none for a random direction through one network.
+        num_points: along each path, the networks included.
         bounds: lowest and highest t.
     """
 
@@ -71,16 +72,7 @@ class LineSetup:
 
 
 def make_line_setup(config: PlaneConfig, model: nn.Module) -> LineSetup:
-    """Return the line that the options ask for.
-
-    Args:
-        config: of the command.
-        model: the architecture, on the CPU; it has the buffers of the first network afterwards.
-
-    Raises:
-        UserError: there are too few networks, they do not fit the model, or two neighbours are the
-            same.
-    """
+    """Return the line of the options; the model (on the CPU) gets the first network's buffers."""
     if config.run is None:
         networks = networks_in_files(config, model)
     elif read_run(config.run)[0] in KEEP_SNAPSHOTS:
@@ -96,18 +88,16 @@ def _snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> list[Studied
         return last_snapshot(run, model)
     found = snapshot_networks(run, model, config.snapshots or None)
     if len(found) < 2:
-        raise UserError(
-            f"a line needs two snapshots, {run} has 1; with --random the last one will do"
-        )
+        raise UserError(f"a line needs two snapshots, {run} has 1; with --random one is enough")
     return found
 
 
 def _random(config: PlaneConfig, network: StudiedNetwork, model: nn.Module) -> LineSetup:
-    """Return the line along the first axis of the random plane, as far as that is drawn."""
+    """Return the line along the first axis of the random plane, with the plane's bounds."""
     path = Line.random(network.vector(model), Layout.of(model), config.seed)
     end = 1 + 2 * config.margin
     what = f"{network.name} and a random filter-normalised direction"
-    # An odd number of points, so that the network is one of them.
+    # An odd number of points includes the network.
     return LineSetup(what, {"direction": path}, (), config.line_points | 1, (-end, end))
 
 
@@ -115,11 +105,11 @@ def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Mo
     names, vectors = [n.name for n in networks], [n.vector(model) for n in networks]
     for (one, w), (other, v) in itertools.pairwise(zip(names, vectors, strict=True)):
         if torch.equal(w, v):
-            raise UserError(f"{one} and {other} are the same weights; give networks that differ")
+            raise UserError(f"{one} and {other} have the same weights; give networks that differ")
     pieces = len(names) - 1
     each = -(-(config.line_points - 1) // pieces)
     path = Chain.through(vectors, family="polychain", num_points=2)
-    what = f"{', '.join(names[:-1])} and {names[-1]}, joined by segments"
+    what = f"{listed(names)}, joined by segments"
     return LineSetup(what, {"segments" if pieces > 1 else SEGMENT: path}, names, each * pieces + 1)
 
 
@@ -132,13 +122,7 @@ def _along_curve(run: Path, model: nn.Module, num_points: int) -> LineSetup:
 
 
 def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> None:
-    """Measure, draw and report loss and error along lines.
-
-    Args:
-        run: under way; it goes on from the points in its log.
-        model: the architecture, on the run's device; left as it is.
-        setup: what to measure.
-    """
+    """Measure, draw and report loss and error along lines; points in the run's log are reused."""
     lines = {name: _measured(run, model, setup, name) for name in setup.paths}
     keys = [key for key in next(iter(lines.values()))[0] if key != "t"]
     arrays: dict[str, Any] = {
@@ -151,7 +135,7 @@ def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> Non
 
 
 def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: str) -> list[Record]:
-    """Return the records along a path, those in the run's log not measured again."""
+    """Return the records along a path; points in the run's log are not measured again."""
     known = [r for r in run.folder.records() if r["event"] == "point" and r["line"] == name]
     done: list[Record] = [
         {key: float(value) for key, value in r.items() if key not in ("event", "line")}
@@ -162,7 +146,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
     def log(record: Record) -> None:
         nonlocal count
         count += 1
-        # JSON has no infinity, which losses far away do reach.
+        # JSON has no infinity, which losses far away can reach.
         figures = {k: v if math.isfinite(v) else str(v) for k, v in record.items()}
         run.folder.log({"event": "point", "line": name, **figures})
         run.observer.point(name, count, setup.num_points)
@@ -213,7 +197,7 @@ def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Re
 
 
 def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
-    """Return the records of each line by its name, of a chain from network to network."""
+    """Return the records by line; a chain is divided into its segments."""
     if len(setup.networks) <= 2:
         return dict(lines)
     (records,) = lines.values()
@@ -227,14 +211,14 @@ def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, lis
 def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) -> str:
     decay = run.config.loss_decay
     t = (
-        "t runs from the first network (0) to the last (1), in even steps from one to the next"
+        "t is 0 at the first network and 1 at the last, with even steps between networks"
         if setup.networks
-        else "t counts multiples of the direction, 0 is the network"
+        else "t counts multiples of the direction; 0 is the network"
     )
     return (
-        f"The line: {setup.what}; {t}; lengths are distances in weight space. Each of "
-        f"{setup.num_points} points per line has batch-norm statistics estimated on "
-        f"{images['train']} training images without augmentation, on which the training loss is "
-        f"measured too{f' (with weight decay {decay:g})' if decay else ''}; test figures are over "
-        f"{images['test']} images. Data: `{_DATA}`."
+        f"The line: {setup.what}. {t[0].upper()}{t[1:]}; lengths are distances in weight space. "
+        f"Each of the {setup.num_points} points per line has its own batch-norm statistics, "
+        f"estimated from {images['train']} training images without augmentation, which also give "
+        f"the training loss{f' (with weight decay {decay:g})' if decay else ''}. Test values are "
+        f"over {images['test']} images. Data: `{_DATA}`."
     )

@@ -1,4 +1,4 @@
-"""A curve between two networks and what lies along it, measured step by step into a folder."""
+"""A curve between two networks: fitting it and measuring along it, with results in a folder."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_records, sha256, write_records
 from fge.networks import unflatten, unwrap
-from fge.observer import Observer
+from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
 from fge.train import EpochEnd, Speed
 
 _BASELINE_STEP = 3
-"""Baselines are measured at every third point: each costs a refresh and a pass over the test."""
+"""Baselines are measured at every third point: each costs a refresh and a test pass."""
 MIDDLE = 0.5
 
 
@@ -84,8 +84,8 @@ class FitPlan:
 class StudyData:
     """Batches of a study.
 
-    ``train``: shuffled and augmented, for the fit; ``measured``: training images as they are, for
-    batch-norm statistics and training loss; ``test``: the test set.
+    ``train``: shuffled and augmented, for the fit; ``measured``: training images without
+    augmentation, for batch-norm statistics and training loss; ``test``: the test set.
     """
 
     train: TrainBatches
@@ -162,7 +162,7 @@ class CurveStudy:
         return self.refresh_images + len(self.data.measured.split) + len(self.data.test.split)
 
     def fit(self) -> Curve:
-        """Return the curve, fitted unless that was done before."""
+        """Return the curve; fit it unless it is saved."""
         if not self.fitted:
             self._fit().save(self._file)
         (self.folder / "fit.safetensors").unlink(missing_ok=True)
@@ -175,8 +175,8 @@ class CurveStudy:
         curve = Curve(curve.family, curve.points.to(device), curve.layout)
         if not all(torch.equal(curve.points[i], self.ends[i]) for i in (0, -1)):
             raise UserError(
-                f"{self._file} connects other networks than these; "
-                "give another --out or --overwrite"
+                f"{self._file} connects other networks; give another --out, or replace it with "
+                "--overwrite"
             )
         return curve
 
@@ -207,7 +207,7 @@ class CurveStudy:
         file = self.folder / "fit.jsonl"
         record = {"event": "epoch", "stage": "curve", "epoch": end.epoch}
         record["train_loss"] = end.train_loss
-        # An epoch that is done again after an interruption takes the place of its first record.
+        # An epoch repeated after an interruption replaces its first record.
         write_records(file, [*read_records(file)[: end.epoch], record])
         self.observer.epoch(record, end.epoch + 1, self.plan.epochs)
 
@@ -216,16 +216,16 @@ class CurveStudy:
         return Curve(make_family("polychain", 2), straight_points(*self.ends, 2))
 
     def measure(self, path: str, curve: AnyCurve, members: Sequence[float] = ()) -> list[Record]:
-        """Return records along a path, on training and test data; measure what is missing.
+        """Return records along a path, on training and test data; measure only missing points.
 
-        Beside the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent) and
+        In addition to the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent) and
         ``ensemble_nll`` (nats) are those of the two networks {w(0), w(t)} on the test set.
 
         Args:
-            path: its name; ``"curve"`` comes first.
+            path: its name; measure ``"curve"`` first.
             curve: the path.
-            members: values of t whose test predictions are kept, beside the curve's at 0; at 0
-                and 1 other paths have the networks of the curve.
+            members: values of t whose test predictions are stored, in addition to the curve's at
+                0; at 0 and 1 all paths have the networks of the curve.
         """
         grid = [k / (self.plan.eval_points - 1) for k in range(self.plan.eval_points)]
         batches = {"train": self.data.measured, "test": self.data.test}
@@ -284,10 +284,10 @@ class CurveStudy:
         return records
 
     def _predict_ood(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
-        """Predict OOD images with the members on a path, where that is not done.
+        """Store missing predictions of OOD images by the members on a path.
 
-        It is a round of its own, with the statistics that the test predictions had, so that it can
-        be made up for on a path that was measured long ago.
+        This is a separate pass, with the same statistics as for the test predictions, so OOD images
+        can be added after a path was measured.
         """
         files = self.predictions.ood
         complete = self.predictions.complete
@@ -318,7 +318,7 @@ class CurveStudy:
             )
 
     def member(self, path: str, t: float) -> str:
-        """Return what the network at t on a path is called among the predictions."""
+        """Return the name, in prediction files, of the network at t on a path."""
         return f"{self.name}/{path}/{t:.4f}"
 
     def _with_start(self, probs: Tensor) -> dict[str, float]:
@@ -390,19 +390,13 @@ def make_study(
 
 
 def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
-    """Fit the curve of a pair and measure curve and segment, as far as that is not done.
+    """Fit the curve of a pair and measure curve and segment; reuse saved results.
 
-    Args:
-        study: of the pair.
-        members: values of t whose test predictions are kept.
-
-    Raises:
-        UserError: the networks are the same, or the fit in the folder is another.
-        DivergenceError: the loss stopped being finite, in the fit or on a path.
+    The test predictions at the ts ``members`` are stored.
     """
     epochs = study.plan.epochs
     if not study.fitted:
-        study.observer.note(f"curve {study.name}: {epochs} {'epoch' if epochs == 1 else 'epochs'}")
+        study.observer.note(f"curve {study.name}: {counted(epochs, 'epoch')}")
     try:
         curve = study.fit()
     except (UserError, DivergenceError) as error:
@@ -431,13 +425,13 @@ def member_ts(count: int) -> list[float]:
 def ensemble_results(
     study: CurveStudy, networks: tuple[Network, Network], *, points: int, weight_bytes: int
 ) -> list[MethodResult]:
-    """Return the lines of a pair: each network, both, with the middle, and along the paths.
+    """Return a pair's results: each network, both, with the middle, and along the paths.
 
     Args:
-        study: measured, with predictions of all members.
-        networks: the two, as they were trained, predicted already.
-        points: members along each path, ends counted.
-        weight_bytes: of one network.
+        study: measured, with the predictions of all members.
+        networks: the two trained networks, with stored predictions.
+        points: number of members along each path, ends included.
+        weight_bytes: size of one network.
     """
     first, second = networks
     epochs = first.train_epochs + second.train_epochs
@@ -458,7 +452,7 @@ def ensemble_results(
         )
 
     def along(path: str, ts: Sequence[float]) -> list[str]:
-        # At its ends a segment's networks are the curve's.
+        # The ends of the segment are those of the curve.
         return [study.member("curve" if t in (0, 1) else path, t) for t in ts]
 
     ts = member_ts(points)

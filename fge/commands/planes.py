@@ -1,4 +1,4 @@
-"""The command ``plane``: which networks a plane goes through, and how it is measured and shown."""
+"""The command ``plane``: choosing a plane through networks, measuring and showing it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from fge.ensemble import SnapshotStore
 from fge.errors import DivergenceError, UserError
 from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
 from fge.networks import Layout, preserved
+from fge.observer import listed
 from fge.report import (
     FILES,
     FigureSet,
@@ -45,7 +46,7 @@ _MOST_LABELS = 8
 
 @dataclass(frozen=True)
 class PlaneSetup:
-    """A plane, what it goes through in words, the networks on it, and paths (T, 2) by name."""
+    """A plane, a description of it, the networks on it, and paths (T, 2) by name."""
 
     plane: Plane
     what: str
@@ -54,15 +55,7 @@ class PlaneSetup:
 
 
 def make_plane_setup(config: PlaneConfig, model: nn.Module) -> PlaneSetup:
-    """Return the plane that the options ask for.
-
-    Args:
-        config: of the command.
-        model: the architecture, on the CPU; it has the buffers of the first network afterwards.
-
-    Raises:
-        UserError: there are too few networks, they do not fit the model, or span no plane.
-    """
+    """Return the plane of the options; the model (on the CPU) gets the first network's buffers."""
     if config.run is None:
         return _of_networks(config, networks_in_files(config, model), model)
     if read_run(config.run)[0] in KEEP_SNAPSHOTS:
@@ -77,7 +70,7 @@ def _of_snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> PlaneSetu
         return _of_networks(config, last_snapshot(run, model), model)
     if 0 < count < 3:
         raise UserError(
-            f"a plane needs three snapshots, {run} has {count}; with --random the last one will do"
+            f"a plane needs three snapshots, {run} has {count}; with --random one is enough"
         )
     every = snapshot_networks(run, model)
     numbers = config.snapshots or (1, (count + 1) // 2, count)
@@ -103,7 +96,7 @@ def _of_networks(
     if config.trajectory:
         plane = Plane.principal(vectors)
         return PlaneSetup(plane, f"the principal components of {len(networks)} networks", networks)
-    return PlaneSetup(_through(names, vectors), _listed(names), networks)
+    return PlaneSetup(_through(names, vectors), listed(names), networks)
 
 
 def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
@@ -134,18 +127,8 @@ def _through(names: Sequence[str], vectors: Sequence[Tensor]) -> Plane:
         raise UserError(f"{error} ({called})") from None
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def plane(config: PlaneConfig) -> Path:
-    """Measure and draw loss and error on a plane or along lines; return the run folder.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        DivergenceError: the loss of a network is not finite.
-        KeyboardInterrupt: after saying how to resume.
-    """
+    """Measure and draw loss and error on a plane or along lines; return the run folder."""
     check_kept(config, (config.run, *config.weights))
     config, setup = prepare(config, "plane")
     check_same_images(config, setup.dataset.fingerprint)
@@ -170,7 +153,7 @@ def _study_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> 
 def _measure_networks(
     run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup
 ) -> list[dict[str, Any]]:
-    """Return place and figures of each network of the setup, measured as points of the plane."""
+    """Return coordinates and scores of each network, measured like the points of the plane."""
     evaluate = WeightsEvaluator(
         model,
         measured_batches(run),
@@ -196,7 +179,7 @@ def _measure_networks(
 
 
 def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> PlaneGrid:
-    """Return the grid, going on from the points in the folder's state."""
+    """Return the grid; points in the folder's state are not measured again."""
     origin, axes = (vectors.to(run.device) for vectors in (setup.plane.origin, setup.plane.axes))
     return evaluate_plane(
         model,
@@ -213,7 +196,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
 
 
 def _bounds(surface: Plane, margin: float) -> Bounds:
-    """Return the extent with the same margin all around, so that flat triangles get a view."""
+    """Return the extent with the same margin on all sides, so that flat triangles are visible."""
     left, right, bottom, top = surface.extent
     added = margin * max(right - left, top - bottom)
     return left - added, right + added, bottom - added, top + added
@@ -239,10 +222,11 @@ def _report_plane(
     note = (
         f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
-        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has batch-norm "
-        f"statistics estimated on {images['train']} training images without augmentation, on which "
-        f"the training loss is measured too{f' (with weight decay {decay:g})' if decay else ''}; "
-        f"test figures are over {images['test']} images. Data: `plane.npz`."
+        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has its own "
+        f"batch-norm statistics, estimated from {images['train']} training images without "
+        f"augmentation, which also give the training loss"
+        f"{f' (with weight decay {decay:g})' if decay else ''}. Test values are over "
+        f"{images['test']} images. Data: `plane.npz`."
     )
     title = f"Plane of {run.config.model} on {run.dataset.name}"
     page = Page(

@@ -1,4 +1,4 @@
-"""The command ``predict``: new images in, class probabilities out, as files and on a page."""
+"""The command ``predict``: class probabilities of new images, as files and on a page."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _FILES = ("predictions.csv", "predictions.npz")
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a ``config.json`` says of the data that a run was trained on."""
+    """The facts in a ``config.json`` about the training data."""
 
     classes: tuple[str, ...]
     channels: int
@@ -61,11 +61,7 @@ class _Facts:
 
 
 def predict(config: PredictConfig) -> Path:
-    """Apply the ensemble of a finished run to images; return the folder of the predictions.
-
-    Raises:
-        UserError: no run there, no snapshots, or images that do not fit.
-    """
+    """Apply the ensemble of a finished run to images; return the folder of the predictions."""
     check_command("predict")
     device = torch.device(choose_device(config.device))
     threads = set_threads(config.threads)
@@ -92,12 +88,14 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _folder(config: PredictConfig) -> Path:
-    """Return the folder of the predictions, which is that of no run."""
+    """Return the folder of the predictions, which must not be that of a run."""
     out = config.out or config.run / f"predict-{config.images.absolute().stem}"
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     if (out / "config.json").exists():
-        raise UserError(f"--out {out} is the folder of a run, whose page is kept; give another")
+        raise UserError(
+            f"--out {out} is the folder of a run, whose page would be lost; give another"
+        )
     return out
 
 
@@ -105,14 +103,14 @@ def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
     """Return the options of an fge or train run, and the whole ``config.json``."""
     command, options, content = read_run(folder)
     if command not in KEEP_SNAPSHOTS:
-        raise UserError(f"{folder} is a run of {command!r}; give one of fge or train")
+        raise UserError(f"{folder} is a run of {command!r}; give a run of fge or train")
     return options, content
 
 
 def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
     found = content.get("dataset")
     if not isinstance(found, dict):
-        raise UserError(f"{folder} is no run folder: its config.json says nothing of the data")
+        raise UserError(f"{folder} is not a run folder: its config.json does not describe the data")
     try:
         return _Facts(
             classes=tuple(map(str, found["classes"])),
@@ -124,20 +122,20 @@ def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
     except (KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__} {error}"
         file = folder / "config.json"
-        raise UserError(f"what {file} says of the data is damaged: {what}") from None
+        raise UserError(f"the description of the data in {file} is damaged: {what}") from None
 
 
 def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
     """Say whether the run's method averages weights, by what the run says of it.
 
-    The method itself is not imported for this: it may be the user's own code.
+    The method is not imported for this, because it may be the user's own code.
     """
     if not isinstance(config, TrainConfig):
         return False
     if "combine" not in content and is_factory(config.method):
         raise UserError(
             f"{folder / 'config.json'} does not say whether {config.method} averages weights or "
-            "probabilities; go on with that run once, by --resume, which adds it"
+            "probabilities; resume that run once with --resume, which adds it"
         )
     return bool((content.get("combine") or find_method(config.method).combine) == "weights")
 
@@ -174,7 +172,7 @@ def _report(
 ) -> None:
     values = probs.cpu().numpy().astype(np.float64)
     drawn = FigureSet(out / "figures")
-    caption = "How many images have which largest probability"
+    caption = "Number of images by largest probability"
     drawn.add("confidence.png", confidence_figure(values), caption, confidence_plot(values))
     tables = [class_table(values, facts.classes), uncertain_table(values, names, facts.classes)]
     title = f"Predictions of {config.images.absolute().name}"
@@ -190,34 +188,25 @@ def _report(
 
 
 def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple[list[str], Tensor]:
-    """Read the images to predict.
+    """Return a name for each image to predict, and images (N, C, H, W) uint8.
 
-    Args:
-        path: an image, a folder that is searched through, or an ``.npz`` with ``images``
-            (N, H, W[, C]) uint8.
-        channels: what the network takes; image files are converted.
-        image_size: height and width that the network was trained on.
-
-    Returns:
-        A name for each image, and images (N, C, H, W) uint8.
-
-    Raises:
-        UserError: nothing there, unreadable, or of another size or channel count.
+    ``path`` is an image, a folder (with subfolders), or an ``.npz`` with ``images`` (N, H, W[, C])
+    uint8. Image files are converted to the network's number of channels, but not resized.
     """
     if path.suffix == ".npz":
         names, array = _from_npz(path)
     else:
         files = list_images(path) if path.is_dir() else [path]
         if not files:
-            raise UserError(f"{path} holds no images")
+            raise UserError(f"{path} holds no images; give another folder")
         if not files[0].is_file():
-            raise UserError(f"no image file or folder {path}")
+            raise UserError(f"there is no image file or folder {path}")
         names, array = [str(file) for file in files], read_images(files, channels=channels)
     height, width = image_size
     if array.shape[1:] != (height, width, channels):
         raise UserError(
             f"images in {path} are {array.shape[1]} x {array.shape[2]} x {array.shape[3]} "
-            f"(height, width, channels), the network takes {height} x {width} x {channels}"
+            f"(height, width, channels), but the network needs {height} x {width} x {channels}"
         )
     return names, torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
 
@@ -236,14 +225,7 @@ def _from_npz(path: Path) -> tuple[list[str], np.ndarray]:
 def write_predictions(
     out: Path, names: Sequence[str], probs: Tensor, classes: Sequence[str]
 ) -> None:
-    """Write ``predictions.csv`` and ``predictions.npz``.
-
-    Args:
-        out: the folder.
-        names: of the images.
-        probs: (N, C), rows sum to 1.
-        classes: names of the C classes.
-    """
+    """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``."""
     labels = probs.argmax(dim=1).numpy()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Curves through the snapshots of a run: what lies between them, and more members from there."""
+"""Curves through the snapshots of a run: loss between them, and more members from the curves."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fge.report import MethodResult, PairResult, method_result
 from fge.runs import StagedTraining, member_name
 
 _EVAL_POINTS = 11
-"""Points per path: a run has many pairs, and what rises between neighbours rises broadly."""
+"""Points per path: few, because a run has many pairs, and a barrier between neighbours is wide."""
 
 
 @dataclass(frozen=True)
 class Refit:
-    """What the curves through a run's snapshots came to.
+    """The results of the curves through a run's snapshots.
 
-    ``measured`` per pair; ``turns``: the angles between consecutive steps from snapshot to
-    snapshot in degrees; ``results``: the ensembles of the first two, three, ... snapshots and of
+    ``measured``: per pair; ``turns``: the angles between consecutive steps from snapshot to
+    snapshot, in degrees; ``results``: the ensembles of the first two, three, ... snapshots and of
     points on the curves between them.
     """
 
@@ -39,7 +39,7 @@ class Refit:
         return [measured.pair for measured in self.measured]
 
     def joined(self, path: str) -> list[Record]:
-        """Return the records along all pairs, with t counted on from pair to pair."""
+        """Return the records along all pairs; t of the second pair starts at 1, and so on."""
         return [
             {**record, "t": record["t"] + position}
             for position, measured in enumerate(self.measured)
@@ -48,18 +48,14 @@ class Refit:
 
 
 def check_refit(config: FGEConfig) -> None:
-    """Check that a run with ``refit`` keeps two snapshots or more.
-
-    Raises:
-        UserError: it keeps one.
-    """
+    """Raise a UserError if a run with ``refit`` saves only one snapshot."""
     if config.refit is None:
         return
     first_minimum = config.first_cycle_epoch + config.cycle_length // 2
     if config.last_cycle_epoch == first_minimum:
         needed = first_minimum + config.cycle_length
         raise UserError(
-            "--refit connects consecutive snapshots, and this run keeps one; "
+            "--refit connects consecutive snapshots, but this run saves only one; "
             f"use epochs >= {needed}, shorter cycles or an earlier start_epoch"
         )
 
@@ -67,13 +63,11 @@ def check_refit(config: FGEConfig) -> None:
 def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:
     """Connect consecutive snapshots by curves, measure them and ensemble points on them.
 
-    Args:
-        run: whose options ``refit``, ``refit_points`` and ``refit_epochs`` say how.
-        training: finished, with at least two snapshots.
-        predictions: of the snapshots; gets those of the points on curves.
+    The training is finished and has at least two snapshots; ``predictions`` of the snapshots gets
+    those of the points on curves.
     """
     store, model = training.stores["fge"], training.learner.model
-    # Buffers that are no batch-norm statistics are those of the first snapshot all along.
+    # Other buffers than batch-norm statistics are those of the first snapshot everywhere.
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
     inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
@@ -106,7 +100,7 @@ def _result(
     inner: Sequence[float],
     weight_bytes: int,
 ) -> MethodResult:
-    """Return the line of the first snapshots with points on the curves between them."""
+    """Return the result of the first snapshots with points on the curves between them."""
     last = len(measured)
     points = [found.study.member("curve", t) for found in measured for t in inner]
     fitted = sum(found.pair.fit_epochs for found in measured)

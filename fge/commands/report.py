@@ -14,17 +14,13 @@ from fge.runs import open_run_folder
 
 _PAGES = ("report.html", "report.md")
 _IMAGES = ("sha256", "train", "val", "test")
-"""What tells whether runs are of the same images, OOD ones aside."""
+"""Keys that show whether runs used the same images, OOD images aside."""
 _COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
-"""Those of single runs, and in how many budgets a line of a comparison is."""
+"""The columns of single runs, and the budget of a comparison's rows."""
 
 
 def report(config: ReportConfig) -> Path:
-    """Write the page of a run anew, or one page of several; return its folder.
-
-    Raises:
-        UserError: a folder holds no run or an unfinished one, or the page would replace another.
-    """
+    """Write the page of a run again, or one page for several runs; return its folder."""
     sections = [read_section(run) for run in config.runs]
     page = sections[0].page
     if len(sections) > 1:
@@ -38,19 +34,14 @@ def report(config: ReportConfig) -> Path:
 
 
 def read_section(folder: Path) -> Section:
-    """Return what a finished run shows on a page.
-
-    Raises:
-        UserError: the folder holds no run or an unfinished one, or its files are damaged or of a
-            later schema.
-    """
+    """Return the section of a finished run."""
     if not any((folder / name).is_file() for name in ("config.json", "report.json")):
-        raise UserError(f"{folder} is no run folder (no config.json)")
+        raise UserError(f"{folder} is not a run folder (no config.json); give the folder of a run")
     for name in ("report.json", "page.json"):
         if not (folder / name).is_file():
             raise UserError(
-                f"the run in {folder} is not finished (no {name}); go on with it by its command "
-                "with --resume"
+                f"the run in {folder} is not finished (no {name}); resume it with its command and "
+                "--resume"
             )
     content, shown = (read_report(folder / name) for name in ("report.json", "page.json"))
     try:
@@ -69,22 +60,22 @@ def read_section(folder: Path) -> Section:
         raise UserError(f"the report in {folder} is damaged: {what}") from None
     figures = folder / "figures"
     for name in page.figures:
-        # Somebody else's page.json may name any file, and what it names is put into the page.
+        # A page.json from elsewhere may name any file, and named files are put into the page.
         if Path(name).name != name or (figures / name).resolve().parent != figures.resolve():
-            raise UserError(f"the report in {folder} is damaged: {name!r} is no file of figures/")
+            raise UserError(f"the report in {folder} is damaged: {name!r} is not in figures/")
         if not (figures / name).is_file():
             raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
     return Section(folder, page, content)
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Return what tells runs apart: the names of their folders, or their paths."""
+    """Return distinct names of runs: the names of their folders, or their paths."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def _folder(config: ReportConfig) -> Path:
-    """Return the folder of the page, made where it is not there."""
+    """Return the folder of the page; make it if it does not exist."""
     if config.out is None:
         if len(config.runs) == 1:
             return config.runs[0]
@@ -95,7 +86,9 @@ def _folder(config: ReportConfig) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     if (out / "config.json").exists():
-        raise UserError(f"--out {out} is the folder of a run, whose page is kept; give another")
+        raise UserError(
+            f"--out {out} is the folder of a run, whose page would be lost; give another"
+        )
     found = [name for name in _PAGES if (out / name).exists()]
     if found and not config.overwrite:
         raise UserError(f"{out} holds a {found[0]}; replace it with --overwrite")
@@ -104,11 +97,7 @@ def _folder(config: ReportConfig) -> Path:
 
 
 def joined_page(sections: Sequence[Section]) -> Page:
-    """Return what stands above several runs: whether they compare, and their methods in one table.
-
-    Args:
-        sections: named.
-    """
+    """Return the top of a page of several runs: whether they are comparable, and all methods."""
     names = ", ".join(section.name for section in sections)
     lines = [(section, method) for section in sections for method in section.content["methods"]]
     tables = [_methods_table(sections, lines)] if lines else []
@@ -116,13 +105,13 @@ def joined_page(sections: Sequence[Section]) -> Page:
 
 
 def _sameness(sections: Sequence[Section]) -> str:
-    """Say whether the lines of the runs may be compared."""
+    """Return a sentence about whether the runs are comparable."""
     images = {tuple((s.content.get("dataset") or {}).get(key) for key in _IMAGES) for s in sections}
     if len(images) > 1:
-        return "The runs are of different images, so that their figures do not compare."
+        return "The runs used different images, so their results are not comparable."
     if len({s.content.get("model") for s in sections}) > 1:
-        return "The runs are of the same images, with different models."
-    return "The runs are of the same images and the same model."
+        return "The runs used the same images and different models."
+    return "The runs used the same images and the same model."
 
 
 def _methods_table(
@@ -142,7 +131,7 @@ def _methods_table(
 
 
 def _cell(value: Any, form: str) -> str:
-    """Return a figure as text; a mean over seeds of what is counted may be a fraction."""
+    """Return a value as text; a mean count over seeds may be a fraction."""
     if value is None:
         return "-"
     if isinstance(value, float) and form == "{}":

@@ -1,4 +1,4 @@
-"""What every training command does around its work: resume, settle, open, and say how to go on."""
+"""The frame of every training command: resuming, settling options, opening the run folder."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from fge.report import (
 from fge.runs import RunFolder, SharedFolder, open_run_folder
 
 _LESS_MEMORY = (
-    "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (on "
-    "resuming they cannot change)"
+    "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (they "
+    "cannot change when a run is resumed)"
 )
 
 C = TypeVar("C", bound=CommandConfig)
@@ -80,9 +80,7 @@ class Run(Generic[C_co]):
     def finish(self, page: Page, content: dict[str, Any]) -> None:
         """Write the report and show its tables and verdict.
 
-        Args:
-            page: what the report shows.
-            content: of ``report.json``, beside what it says of every run.
+        ``content`` is added to the facts that ``report.json`` has for every run.
         """
         options = to_options(self.config)
         facts = run_facts(self.command, options, self.dataset, self.environment)
@@ -95,10 +93,7 @@ class Run(Generic[C_co]):
 def prepare(config: C, command: str) -> tuple[C, Setup]:
     """Return settled options, those of the run to resume where there is one, and their setup.
 
-    Where ``torchrun`` started several processes they are joined first.
-
-    Raises:
-        UserError: something in options, data or the run to resume that the user can mend.
+    Several processes started by ``torchrun`` are joined first.
     """
     ranks = join(command)
     with ranks.together():
@@ -129,8 +124,8 @@ def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
     begun, now = content.get("processes", 1), ranks.size
     if begun != now:
         raise UserError(
-            f"cannot resume with {now} processes: the run was begun with {begun}; "
-            "start as many, with torchrun where it is more than one"
+            f"cannot resume with {now} processes: the run was started with {begun}; "
+            "start as many again (with torchrun if more than one)"
         )
     return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
 
@@ -150,10 +145,16 @@ def _with_data_dir(config: C, ranks: Ranks) -> C:
 def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
     """Check that the images are those of the run to resume, of which ``facts`` are known."""
     if facts and facts["sha256"] != dataset.fingerprint:
-        raise UserError(f"cannot resume: the images of {config.data} are not those of the run")
+        raise _other_images(str(config.data))
     for name, known in facts.get("ood", {}).items():
         if name not in dataset.ood or dataset.ood[name].fingerprint != known["sha256"]:
-            raise UserError(f"cannot resume: the images of --ood {name} are not those of the run")
+            raise _other_images(f"--ood {name}")
+
+
+def _other_images(source: str) -> UserError:
+    return UserError(
+        f"cannot resume: the images of {source} are not those of the run; restore them"
+    )
 
 
 def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
@@ -167,7 +168,7 @@ def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
     for path in inputs:
         if path is not None and path.resolve().is_relative_to(config.out.resolve()):
             raise UserError(
-                f"{path} lies in {config.out}, which --overwrite removes; copy it elsewhere first"
+                f"{path} is in {config.out}, which --overwrite removes; copy it elsewhere first"
             )
 
 
@@ -181,7 +182,7 @@ def open_run(
     epochs: int,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Run[C]]:
-    """Open the run folder, settle what is measured, and see the run to its end.
+    """Open the run folder, choose measured options, run the ``with`` block and finish the run.
 
     Of several processes, all but the first are silent. They end the block when they have trained.
 
@@ -190,12 +191,8 @@ def open_run(
         command: its name.
         setup: from :func:`prepare`.
         model: moved to the run's device.
-        epochs: of training with one model, against which compile time is weighed.
-        facts: that ``config.json`` holds beside the options.
-
-    Raises:
-        UserError: the folder is in use, or the disk or the memory is full.
-        KeyboardInterrupt: after saying how to go on.
+        epochs: of training with one model, to decide whether compiling pays.
+        facts: for ``config.json``, in addition to the options.
     """
     ranks = default_ranks()
     folder = _open_folder(config, command, ranks)
@@ -284,4 +281,4 @@ def _how_to_go_on(config: CommandConfig, command: str, folder: RunFolder) -> str
             start = ["torchrun", "...", "--nproc-per-node", str(local)]  # on several machines
     words = [*program(start), command, "--out", str(folder.path), "--resume"]
     words += own_code(vars(config))
-    return f"go on with: {shlex.join(words)}"
+    return f"resume with: {shlex.join(words)}"

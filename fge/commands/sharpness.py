@@ -1,4 +1,4 @@
-"""The command that measures the sharpness of networks: wiring, and nothing else."""
+"""The command ``sharpness``: top Hessian eigenvalues, trace and spectrum of networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from fge.config import SharpnessConfig, check_same_images
 from fge.data import EvalBatches
 from fge.errors import UserError
 from fge.landscape import spectral_density, top_eigenvalues, trace
-from fge.networks import Layout, load_weights, preserved, refresh_batch_norm
+from fge.networks import (
+    REFRESH_IMAGES,
+    Layout,
+    load_weights,
+    preserved,
+    refresh_batch_norm,
+)
 from fge.report import (
     FILES,
     FigureSet,
@@ -38,17 +44,9 @@ from fge.report import (
     thresholds_of,
 )
 
-_REFRESH_IMAGES = 5120
-"""They give the error of a network to 0.1 points."""
-
 
 def sharpness(config: SharpnessConfig) -> Path:
-    """Measure top eigenvalues, trace and spectral density of networks; return the run folder.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        KeyboardInterrupt: after saying how to resume.
-    """
+    """Measure top eigenvalues, trace and spectral density of networks; return the run folder."""
     check_kept(config, (config.run, *config.weights))
     config, setup = prepare(config, "sharpness")
     check_same_images(config, setup.dataset.fingerprint)
@@ -80,7 +78,7 @@ def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
 
 
 def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork) -> None:
-    """Bring the model to the weights of a network, with batch-norm statistics of these weights."""
+    """Load a network's weights into the model, with batch-norm statistics of these weights."""
     load_weights(model, network.state, network.name)
     if not network.measured:
         images = run.setup.eval_batches(training_part(run, _REFRESH_IMAGES))
@@ -156,7 +154,7 @@ def _report_sharpness(
     arrays = [spectrum[key] for key in ("grid", "density")]
     caption = (
         f"Spectral density of the Hessian of {spectrum['name']} "
-        f"({spectrum['hessian_products']} products, estimated at {spectrum['gradient_cost']:.0f} "
+        f"({spectrum['hessian_products']} products, an estimated {spectrum['gradient_cost']:.0f} "
         "gradients)"
     )
     figure = spectrum_figure(*(torch.tensor(array) for array in arrays))
@@ -172,14 +170,14 @@ def _report_sharpness(
 def _stability_line(
     config: SharpnessConfig, networks: Sequence[dict[str, Any]]
 ) -> tuple[list[float] | None, str]:
-    """Return 2 (1 + momentum) / lr for each network, or None and why there is no such line."""
+    """Return 2 (1 + momentum) / lr for each network, or None and the reason for no such line."""
     if config.run is None or not all("lr" in network for network in networks):
         return None, ""
     recipe, method = snapshot_recipe(config.run)
     if recipe is None:
         return None, (
-            f"There is no line 2(1+m)/lr: the run is of the method {method}, which is not imported "
-            "here, so that its optimizer is not known."
+            f"There is no line 2(1+m)/lr: the run's method {method} is not imported here, so its "
+            "optimizer is unknown."
         )
     momentum = line_momentum(recipe)
     no_line = "" if momentum is not None else no_line_of(recipe.optimizer)

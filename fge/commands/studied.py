@@ -1,4 +1,4 @@
-"""The networks that a study looks at: snapshots of a run, points on its curve, or files."""
+"""The networks of ``plane`` and ``sharpness``: snapshots, points on a run's curve, or files."""
 
 from __future__ import annotations
 
@@ -35,13 +35,10 @@ from fge.train import Recipe, endpoint_recipe, find_method
 
 @dataclass(frozen=True)
 class StudiedNetwork:
-    """A network to look at.
+    """A network to measure.
 
-    Attributes:
-        name: of the network.
-        state: its state dict.
-        facts: what is known of it: ``epoch`` and ``lr`` of a snapshot, ``t`` on a curve.
-        measured: whether its batch-norm statistics are its own; else they have to be estimated.
+    ``facts``: ``epoch`` and ``lr`` of a snapshot, ``t`` on a curve; ``measured``: whether the state
+    has the network's own batch-norm statistics, otherwise they have to be estimated.
     """
 
     name: str
@@ -56,7 +53,7 @@ class StudiedNetwork:
 
 @dataclass(frozen=True)
 class RunCurve:
-    """The first curve of a run; ``state`` is that of the network at its start."""
+    """The first curve of a run; ``state`` is the state dict of the network at its start."""
 
     name: str
     curve: Curve
@@ -65,17 +62,13 @@ class RunCurve:
     def network(
         self, name: str, vector: Tensor, model: nn.Module, **facts: float
     ) -> StudiedNetwork:
-        """Return the network at weights (P,), its buffers those of the start."""
+        """Return the network with weights (P,) and the buffers of the start."""
         parts = Layout.of(model).split(vector)
         return StudiedNetwork(name, {**self.state, **parts}, facts, measured=False)
 
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
-    """Return the networks in files, by number and stem; the model has the first one's buffers.
-
-    Raises:
-        UserError: no such file, or tensors that do not fit the model, named.
-    """
+    """Return the networks in files, named by number and stem; the model becomes the first."""
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     return _loaded(
         [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
@@ -85,12 +78,9 @@ def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetw
 def snapshot_networks(
     run: Path, model: nn.Module, numbers: Sequence[int] | None = None
 ) -> list[StudiedNetwork]:
-    """Return snapshots of an fge or train run, all or those with the given numbers, counted from 1.
+    """Return all snapshots of an fge or train run, or those with these numbers, counted from 1.
 
-    The model has the buffers of the first.
-
-    Raises:
-        UserError: there are none, no such one, or they do not fit the model.
+    The model becomes the first.
     """
     store = SnapshotStore(run / "snapshots")
     if len(store) == 0:
@@ -109,34 +99,25 @@ def snapshot_networks(
 
 
 def last_snapshot(run: Path, model: nn.Module) -> list[StudiedNetwork]:
-    """Return the last snapshot of a run, alone in a list.
-
-    Raises:
-        UserError: there is none, or it does not fit the model.
-    """
+    """Return the last snapshot of a run, in a list."""
     return snapshot_networks(run, model, [max(len(SnapshotStore(run / "snapshots")), 1)])
 
 
 def check_keeps_snapshots(config: PlaneConfig, run: Path) -> None:
-    """Refuse options that speak of snapshots for a run which keeps a curve.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+    """Raise a UserError for options about snapshots if the run has a curve instead."""
     for option in ("random", "trajectory", "snapshots"):
         if getattr(config, option):
             command = read_run(run)[0]
-            raise UserError(f"--{option} needs an fge or train run, {run} is one of {command}")
+            raise UserError(
+                f"--{option} needs a run of fge or train, but {run} is one of {command}"
+            )
 
 
 def snapshot_recipe(run: Path) -> tuple[Recipe | None, str]:
-    """Return the recipe that a run's snapshots were trained by, and the name of its method.
+    """Return the recipe of a run's snapshots, and the name of its method.
 
-    There is no recipe of a run that keeps networks otherwise, and none of a user's own method: a
-    ``package.module:method`` that a file names is not imported.
-
-    Raises:
-        UserError: the folder is no run.
+    The recipe is None for a run without snapshots, and for a user's own method: a
+    ``package.module:method`` from a file is not imported.
     """
     command, options, _ = read_run(run)
     if isinstance(options, TrainConfig):
@@ -148,10 +129,7 @@ def snapshot_recipe(run: Path) -> tuple[Recipe | None, str]:
 def run_curve(run: Path, model: nn.Module) -> RunCurve:
     """Return the first curve of a curve-ensemble or connect run.
 
-    The model has the buffers of the network at its start, where they are at hand.
-
-    Raises:
-        UserError: the run is not finished, or its curve does not fit the model.
+    The model gets the buffers of the network at its start, if that is available.
     """
     command, options, _ = read_run(run)
     file = run / "report.json"
@@ -171,11 +149,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
 
 
 def sharpness_networks(config: SharpnessConfig, model: nn.Module) -> list[StudiedNetwork]:
-    """Return the networks whose sharpness is measured: snapshots, points on a curve, or files.
-
-    Raises:
-        UserError: there are none, or they do not fit the model.
-    """
+    """Return the networks whose sharpness is measured: snapshots, points on a curve, or files."""
     if config.run is None:
         return networks_in_files(config, model)
     if read_run(config.run)[0] in KEEP_SNAPSHOTS:
@@ -188,23 +162,23 @@ def sharpness_networks(config: SharpnessConfig, model: nn.Module) -> list[Studie
 
 
 def training_part(run: Run[StudyConfig], count: int) -> Split:
-    """Return the first ``count`` training images, or all for 0; any number is balanced."""
+    """Return the first ``count`` training images, or all for 0; their classes are balanced."""
     return run.dataset.train.first(count)
 
 
 def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
-    """Return what losses and errors of a plane or a line are measured on, by split."""
+    """Return the batches for losses and errors of a plane or a line, by split."""
     splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
     return {name: run.setup.eval_batches(split) for name, split in splits.items()}
 
 
 def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:
-    """Return what was logged of networks before an interruption, by their names."""
+    """Return the logged records of one event, by the networks' names."""
     return {r["name"]: r for r in run.folder.records() if r["event"] == event}
 
 
 def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNetwork]:
-    """Return the networks, the model's weights and buffers being those of the first."""
+    """Load the first network into the model; return the networks."""
     load_weights(model, networks[0].state, networks[0].name)
     return networks
 

@@ -1,4 +1,4 @@
-"""The commands ``fge`` and ``train``: one network by a method, its averages, and the report."""
+"""The commands ``fge`` and ``train``: train one network by a method, average, and report."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fge.config import FGEConfig, TrainConfig
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks import state_bytes
+from fge.observer import counted
 from fge.report import (
     FILES,
     UNITS,
@@ -44,19 +45,13 @@ from fge.runs import StagedTraining
 from fge.train import Method, endpoint_recipe, fge_stages, find_method
 
 _UNKNOWN_COST = (
-    "The run began with given weights (--pretrained): the epochs of their training are not known "
-    "and counted nowhere."
+    "The run started from given weights (--pretrained); the epochs of their training are unknown "
+    "and not counted."
 )
 
 
 def fge(config: FGEConfig) -> Path:
-    """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        DivergenceError: the loss stopped being finite; earlier snapshots are usable.
-        KeyboardInterrupt: after saying how to resume.
-    """
+    """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder."""
     check_refit(config)
     check_kept(config, (config.pretrained, config.baseline))
     config, setup = prepare(config, "fge")
@@ -71,13 +66,7 @@ def fge(config: FGEConfig) -> Path:
 
 
 def train(config: TrainConfig) -> Path:
-    """Train one network by a method and report; return the run folder.
-
-    Raises:
-        UserError: something the user can mend; no file was lost.
-        DivergenceError: the loss stopped being finite; earlier snapshots are usable.
-        KeyboardInterrupt: after saying how to resume.
-    """
+    """Train one network by a method and report; return the run folder."""
     method = find_method(config.method)
     config, setup = prepare(config, "train")
     model = setup.new_model()
@@ -105,7 +94,9 @@ def _train_fge(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | No
         training.predict_members(predictions)
     except DivergenceError as error:
         kept = len(training.stores["fge"])
-        raise DivergenceError(f"{error}; {kept} snapshots are kept in {run.folder.path}") from None
+        raise DivergenceError(
+            f"{error}; {counted(kept, 'snapshot')} saved in {run.folder.path}"
+        ) from None
     averages = average_snapshots(run, training, "fge", predictions)
     refitted = refit(run, training, predictions) if run.config.refit else None
     _report_fge(run, training, predictions, averages, refitted, baseline)
@@ -172,7 +163,7 @@ def _method_tables(run: Run[FGEConfig], found: Sequence[MethodResult]) -> list[T
 def _notes(run: Run[FGEConfig], found: Sequence[MethodResult]) -> str:
     chosen = [result.chosen for result in found if result.chosen]
     best = (
-        f"`best-snapshot` is {chosen[0]}, the one with the lowest validation NLL."
+        f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL."
         if chosen
         else "Without validation data there is no `best-snapshot`."
     )
@@ -181,7 +172,7 @@ def _notes(run: Run[FGEConfig], found: Sequence[MethodResult]) -> str:
 
 
 def _cost_note(config: FGEConfig) -> dict[str, str]:
-    """Return what ``report.json`` says of a cost that the ledger cannot hold, if there is one."""
+    """Return the note in ``report.json`` about a cost that is not counted, if there is one."""
     return {"cost_note": _UNKNOWN_COST} if config.pretrained is not None else {}
 
 
@@ -216,7 +207,7 @@ def _report_method(
     averages: Averages,
 ) -> None:
     stage, store = list(training.stores.items())[-1]
-    # The weights of one snapshot are their own average.
+    # With one snapshot there is nothing to average.
     averaged = method.combine == "weights" and len(store) > 1
     ensemble = "ensemble" if averaged else method.name
     found = ensemble_results(

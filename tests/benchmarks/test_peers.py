@@ -270,7 +270,7 @@ def test_the_page_says_where_it_was_measured_and_what_was_seen() -> None:
     results["runs"] = [made_up("fge", 0), made_up("fge", 1, environment=other, process=2)]
     results["faults"] = None
     page = peer_tables.page(results)
-    assert "differ, so times do not compare: a processor (cpu" in page
+    assert "differ, so times are not comparable: a processor (cpu" in page
     assert "What was seen" not in page
     assert "one after the other in 2 processes, since some were added later" in page
     for run in results["runs"]:
@@ -321,7 +321,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     old = json.loads(path.read_text())
     del old["runs"][0]["process"]
     path.write_text(json.dumps(old))
-    with pytest.raises(UserError, match="runs that were each a process of its own, whose peak"):
+    with pytest.raises(UserError, match="runs that each had their own process, so their peak"):
         peers.run(options_for(path))
 
 

@@ -68,13 +68,13 @@ def test_both_runs_stand_side_by_side_with_differences_at_their_cost(tmp_path: P
     ]
     change = -np.log(0.625) + np.log(0.375)
     assert verdict == (
-        "Against the two-network curve ensemble (30 epochs, passes: 2): fge (24 epochs, passes: "
-        "2) has error -100.00 points [-100.00, -100.00] (a difference beyond chance) and NLL "
-        f"{change:+.4f} [{change:+.4f}, {change:+.4f}] (a difference beyond chance). Differences "
-        "below 0 are in its favour; the intervals (95 %) resample test images and speak of these "
-        "runs, not of the methods."
+        "Compared with the two-network curve ensemble (30 epochs, passes: 2), fge (24 epochs, "
+        "passes: 2): error -100.00 points [-100.00, -100.00] (significant) and NLL "
+        f"{change:+.4f} [{change:+.4f}, {change:+.4f}] (significant). Below 0, this run is "
+        "better. The 95 % intervals resample test images: they are about these runs, not about "
+        "the methods."
     )
-    assert "`ends` and `curve` are those of two" in table.note
+    assert "`ends` and `curve` are from two; costs as above." in table.note
 
 
 def test_what_is_equal_is_no_difference(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_what_is_equal_is_no_difference(tmp_path: Path) -> None:
     run = BaselineRun(tmp_path, curve, curve, file)
     _, verdict = beside_baseline([line("fge", file, "a", epochs=24)] * 2, file, run)
     same = (
-        "fge (24 epochs, passes: 1) has error +0.00 points [+0.00, +0.00] (no difference beyond "
-        "chance) and NLL +0.0000 [+0.0000, +0.0000] (no difference beyond chance)"
+        "fge (24 epochs, passes: 1): error +0.00 points [+0.00, +0.00] (not significant) and NLL "
+        "+0.0000 [+0.0000, +0.0000] (not significant)"
     )
-    assert f"(30 epochs, passes: 1): {same}; {same}. Differences" in verdict
+    assert f"(30 epochs, passes: 1), {same}; {same}. Below 0," in verdict
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -124,12 +124,12 @@ def without_member(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda f: (f / "report.json").unlink(), "holds no report.json; give a finished run"),
+        (lambda f: (f / "report.json").unlink(), "has no report.json; give a finished run"),
         (lambda f: (f / "report.json").write_text("{"), "is not a report of a curve-ensemble run"),
         (lambda f: (f / "report.json").write_text("[]"), "is not a report of a curve-ensemble run"),
         (lambda f: (f / "report.json").write_text("{}"), "not a report .*: KeyError 'command'"),
-        (changed("command", "connect"), "has command 'connect', not 'curve-ensemble'"),
-        (changed("model", "vgg16"), "has model 'vgg16', not 'convnet'"),
+        (changed("command", "connect"), "has command 'connect'; give a run with 'curve-ensemble'"),
+        (changed("model", "vgg16"), "has model 'vgg16'; give a run with 'convnet'"),
         (changed("methods", []), "not a report of a curve-ensemble run: KeyError 'ends'"),
         (changed("methods", [{"name": "ends"}] * 2), "not a report of a curve-ensemble run"),
         (lambda f: shutil.rmtree(f / "predictions"), "test.npz lacks the predictions of G-1;"),
@@ -154,13 +154,15 @@ def test_a_run_on_other_images_is_refused(baseline: Path, tmp_path: Path) -> Non
     other = write_tiny_npz(tmp_path / "other.npz", test_images=images)
     result = run(flags("fge", fge_job(other, tmp_path / "run", baseline=baseline)))
     assert result.code == 2
-    assert result.message == f"--baseline {baseline} is of other images than --data other"
+    assert result.message == (
+        f"--baseline {baseline} used other images than --data other; give a run on the same images"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_an_fge_run_is_no_baseline(data: Path, tmp_path: Path) -> None:
     other = done("fge", fge_job(data, tmp_path / "other"))
-    with pytest.raises(UserError, match="has command 'fge', not 'curve-ensemble'"):
+    with pytest.raises(UserError, match="has command 'fge'; give a run with 'curve-ensemble'"):
         read_baseline(other, load_dataset(str(data)), "convnet")
 
 
@@ -188,12 +190,12 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
     lines = report(folder)["methods"]
     ours = [line for line in lines if line["name"] == "fge"][-1]
     theirs = report(baseline)["methods"][-1]
-    assert f"fge ({ours['train_epochs']} epochs, passes: 2) has error" in verdict
+    assert f"fge ({ours['train_epochs']} epochs, passes: 2): error" in verdict
     found = re.search(r"error ([+-][\d.]+) points", verdict)
     assert found is not None
     assert float(found[1]) == pytest.approx(ours["error"] - theirs["error"], abs=0.005)
     page = (folder / "report.md").read_text()
-    assert "## Beside the two-network curve ensemble" in page
+    assert "## Comparison with the two-network curve ensemble" in page
     assert "curve" not in {line["name"] for line in lines}  # the baseline's are not ours
     assert run(["fge", "--out", str(folder), "--resume"]).code == 0
     assert contents(folder) == after

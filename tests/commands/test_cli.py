@@ -638,7 +638,10 @@ def test_resume_when_the_data_changed_is_refused(
     before = contents(out)
     result = run(["fge", "--out", str(out), "--resume"])
     assert result.code == 2
-    assert result.message == f"cannot resume: the images of {data} are not those of the run"
+    assert (
+        result.message
+        == f"cannot resume: the images of {data} are not those of the run; restore them"
+    )
     assert contents(out) == before
 
 
@@ -846,8 +849,8 @@ def interrupt(_: object) -> None:
 
 
 def advice(text: str) -> list[str]:
-    """Return the arguments of the command that an interrupted run says to go on with."""
-    found = re.search(r"go on with: python cli\.py (.*)", text)
+    """Return the arguments of the command that an interrupted run gives to resume it."""
+    found = re.search(r"resume with: python cli\.py (.*)", text)
     assert found is not None, text
     return shlex.split(found[1])
 
@@ -943,7 +946,7 @@ def test_divergence_names_step_and_rate_and_keeps_earlier_snapshots(
     rate = triangular(8 - STEPS_PER_EPOCH, max_lr=0.1, min_lr=0.001, cycle_steps=cycle)
     assert result.message == (
         f"the loss is nan at step 8 with learning rate {rate:g}; lower the learning rates; "
-        f"1 snapshots are kept in {out}"
+        f"1 snapshot saved in {out}"
     )
     store, whole = (SnapshotStore(folder / "snapshots") for folder in (out, finished.folder))
     assert len(store) == 1
@@ -1254,8 +1257,8 @@ def test_predictions_lie_in_the_run_folder_by_default(
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 8, 9), np.uint8), "are 8 x 9 x 1 .* the network takes 8 x 8 x 1"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "are 8 x 8 x 3 .* the network takes 8 x 8 x 1"),
+        (np.zeros((2, 8, 9), np.uint8), "are 8 x 9 x 1 .* but the network needs 8 x 8 x 1"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "are 8 x 8 x 3 .* but the network needs 8 x 8 x 1"),
         (np.zeros((2, 8, 8)), "images must be uint8"),
     ],
 )

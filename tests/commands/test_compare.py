@@ -303,7 +303,7 @@ def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
         assert seeds == {**others, "own_compared:wild": [0]}
         assert content["diverged"] == [lost]
         for name in ("compare.md", "report.md", "report.html"):
-            assert f"Runs that diverged, not in the tables: {lost}." in (out / name).read_text()
+            assert f"Diverged runs, not in the tables: {lost}." in (out / name).read_text()
 
 
 def test_more_seeds_run_what_is_new_and_pool_anew(
@@ -331,9 +331,9 @@ def test_ranks_need_a_folder_that_they_share(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="compare needs --out, the folder that its ranks share"):
+    with pytest.raises(UserError, match="compare needs --out, the folder that the ranks share"):
         compare(CompareConfig(**options(data, tmp_path) | {"out": None}))
-    with pytest.raises(UserError, match="compare takes no --overwrite"):
+    with pytest.raises(UserError, match="compare takes no --overwrite; remove the folder first"):
         compare(CompareConfig(**options(data, tmp_path / "out", overwrite=True)))
 
 

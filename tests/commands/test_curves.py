@@ -336,7 +336,7 @@ def test_interrupted_between_the_fits_log_and_its_checkpoint(
         patch.setattr("fge.commands.pairs.CurveStudy._end_epoch", interrupt)
         result = run(flags("curve-ensemble", quick(data, tmp_path / "run")))
     assert result.code == 130
-    advice = re.search(r"go on with: python cli\.py (.*)", result.out)
+    advice = re.search(r"resume with: python cli\.py (.*)", result.out)
     assert advice is not None
     argv = shlex.split(advice[1])
     assert argv == ["curve-ensemble", "--out", str(tmp_path / "run"), "--resume"]
@@ -362,7 +362,7 @@ def test_full_disk_says_how_to_go_on(
     assert result.code == 2
     command = f"python cli.py connect --out {tmp_path / 'run'} --resume"
     assert result.message == (
-        f"the disk of {tmp_path / 'run'} is full; free some space, then go on with: {command}"
+        f"the disk of {tmp_path / 'run'} is full; free some space, then resume with: {command}"
     )
     assert run(["connect", "--out", "run", "--resume"]).code == 0
 
@@ -398,8 +398,8 @@ def test_a_curve_between_other_networks_is_named_and_nothing_lost(
     result = run(["curve-ensemble", "--out", "run", "--resume"])
     assert result.code == 2
     assert result.message == (
-        "run/curves/a-1--b-2/curve.safetensors connects other networks than these; "
-        "give another --out or --overwrite"
+        "run/curves/a-1--b-2/curve.safetensors connects other networks; give another "
+        "--out, or replace it with --overwrite"
     )
     assert contents(folder) == before
 
@@ -561,7 +561,7 @@ def test_overwriting_does_not_remove_the_weights_it_is_given(ended: Path, tmp_pa
     result = run([*argv, "--overwrite", "--first-weights", str(inside)])
     assert result.code == 2
     assert result.message == (
-        f"{inside} lies in run, which --overwrite removes; copy it elsewhere first"
+        f"{inside} is in run, which --overwrite removes; copy it elsewhere first"
     )
     assert_same(tmp_path / "run", ended)
 
@@ -694,4 +694,7 @@ def test_other_data_is_refused_at_resume(ended: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text(json.dumps(content))
     result = run(["curve-ensemble", "--out", "run", "--resume"])
     assert result.code == 2
-    assert result.message == f"cannot resume: the images of {other} are not those of the run"
+    assert (
+        result.message
+        == f"cannot resume: the images of {other} are not those of the run; restore them"
+    )

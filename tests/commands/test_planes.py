@@ -317,10 +317,10 @@ def test_a_train_run_of_one_network_has_no_plane_but_random_ones(
     base = look(folder, tmp_path / "out", LINEAR, resolution=2)
     for more in ({}, {"trajectory": True}):
         message = run(flags("plane", base | more)).message
-        expected = "a plane needs three snapshots, {} has 1; with --random the last one will do"
+        expected = "a plane needs three snapshots, {} has 1; with --random one is enough"
         assert message == expected.format(folder)
     message = run(flags("plane", base | {"line": True})).message
-    expected = "a line needs two snapshots, {} has 1; with --random the last one will do"
+    expected = "a line needs two snapshots, {} has 1; with --random one is enough"
     assert message == expected.format(folder)
     assert not (tmp_path / "out").exists()
     done("plane", base | {"random": True})
@@ -544,7 +544,10 @@ def test_adam_and_methods_that_are_not_imported_have_no_stability_line(
 
     study = done("sharpness", look(folder, tmp_path / "sharp", LINEAR, k=1, **QUICK))
     page = (study / "report.md").read_text()
-    assert "the run is of the method looked_at_models:adam, which is not imported here" in page
+    assert (
+        "the run's method looked_at_models:adam is not imported here, so its optimizer is unknown"
+        in page
+    )
     assert "| 2(1+m)/lr" not in page
 
 
@@ -674,7 +677,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
         ("--weights A --line", "--line needs two files or more, got 1; with --random one will do"),
         ("--weights A B --line --random", "--random needs one file, got 2"),
-        ("--weights A A --line", "1-0001 and 2-0001 are the same weights; give networks that"),
+        ("--weights A A --line", "1-0001 and 2-0001 have the same weights; give networks that"),
         ("--run RUN --line --trajectory", "give --line or --trajectory, not both"),
         (
             "--run RUN --line --snapshots 2",
@@ -684,7 +687,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--run RUN --line --line-points 1", "line_points must be >= 2, got 1"),
         ("--run NONE --line", "none holds no snapshots; finish the run with --resume first"),
         ("--run RUN --margin -1", "margin must be finite and >= 0, got -1"),
-        ("--run SHORT", "a plane needs three snapshots, short has 2; with --random the last one"),
+        ("--run SHORT", "a plane needs three snapshots, short has 2; with --random one is enough"),
         ("--run NONE", "none holds no snapshots; finish the run with --resume first"),
         (
             "--run PLANE",
@@ -721,8 +724,8 @@ def test_a_curve_runs_plane_is_that_of_its_curve(pair: Path, tmp_path: Path) -> 
     for option in (["--random"], ["--trajectory"], ["--snapshots", "1", "2", "3"]):
         for line in ([], ["--line"]) if option[0] != "--trajectory" else ([],):
             message = run(["plane", *base, *option, *line]).message
-            needed = f"{option[0]} needs an fge or train run"
-            assert message == f"{needed}, {pair} is one of curve-ensemble"
+            needed = f"{option[0]} needs a run of fge or train"
+            assert message == f"{needed}, but {pair} is one of curve-ensemble"
     shutil.copytree(pair, tmp_path / "begun")
     (tmp_path / "begun" / "report.json").unlink()
     message = run(["plane", *base, "--run", "begun"]).message
@@ -765,7 +768,7 @@ def test_the_run_that_is_looked_at_is_neither_changed_nor_overwritten(
     before = contents(tmp_path / "run")
     options = look(Path("run"), Path("run"), LINEAR, overwrite=True)
     message = run(flags("plane", options)).message
-    assert message == "run lies in run, which --overwrite removes; copy it elsewhere first"
+    assert message == "run is in run, which --overwrite removes; copy it elsewhere first"
     assert run(flags("plane", look(Path("run"), Path("run"), LINEAR))).code == 2
     done("plane", look(Path("run"), tmp_path / "plane", LINEAR, resolution=2))
     assert contents(tmp_path / "run") == before

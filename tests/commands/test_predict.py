@@ -101,7 +101,7 @@ def test_a_run_that_does_not_say_what_its_own_method_averages_is_to_be_resumed(
     change(run, combine=None)
     assert fails(capsys, predicted(run, trained)) == (
         f"{run / 'config.json'} does not say whether own_methods_of_predict:mine averages weights "
-        "or probabilities; go on with that run once, by --resume, which adds it"
+        "or probabilities; resume that run once with --resume, which adds it"
     )
 
 
@@ -123,8 +123,11 @@ def test_built_in_methods_need_not_say_it(
         ({"command": "connect", "options": {}}, "weights needs two files"),
         ({"command": "compare"}, "is a run of 'compare'; give one of fge, train"),
         ({"schema_version": 9}, "has schema_version 9"),
-        ({"dataset": None}, "says nothing of the data"),
-        ({"dataset": {"classes": ["a"]}}, r"says of the data is damaged: KeyError 'channels'"),
+        ({"dataset": None}, "its config.json does not describe the data"),
+        (
+            {"dataset": {"classes": ["a"]}},
+            r"the description of the data in .* is damaged: KeyError 'channels'",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_config_is_told(
@@ -150,7 +153,7 @@ def test_each_fact_about_the_data_is_needed(
         changed[key] = 3
     change(run, dataset=changed)
     message = fails(capsys, predicted(run, trained))
-    assert message.startswith(f"what {run / 'config.json'} says of the data is damaged: ")
+    assert message.startswith(f"the description of the data in {run / 'config.json'} is damaged: ")
 
 
 def test_the_page_shows_counts_and_links_to_the_data(trained: Path) -> None:
@@ -192,7 +195,7 @@ def test_the_folder_of_a_run_is_kept(
 ) -> None:
     before = (run / "report.html").read_bytes()
     assert fails(capsys, predicted(run, trained, "--out", str(run))) == (
-        f"--out {run} is the folder of a run, whose page is kept; give another"
+        f"--out {run} is the folder of a run, whose page would be lost; give another"
     )
     assert (run / "report.html").read_bytes() == before
     (run / "file").write_text("mine")

@@ -78,14 +78,14 @@ def test_folder_of_another_size_names_both(tmp_path: Path, size: tuple[int, int]
     folder = save_images(tmp_path / "in", GREY)
     expected = (
         f"images in {folder} are 5 x 7 x 1 (height, width, channels), "
-        f"the network takes {size[0]} x {size[1]} x 1"
+        f"but the network needs {size[0]} x {size[1]} x 1"
     )
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         read_inputs(folder, 1, size)
 
 
 def test_npz_of_other_channels_names_both(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"are 5 x 7 x 3 .* the network takes 5 x 7 x 1$"):
+    with pytest.raises(UserError, match=r"are 5 x 7 x 3 .* but the network needs 5 x 7 x 1$"):
         read_inputs(save_npz(tmp_path, images=RGB), 1, (5, 7))
 
 
@@ -97,12 +97,12 @@ def test_images_of_mixed_size_are_named(tmp_path: Path) -> None:
 
 
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="holds no images; give another folder"):
         read_inputs(tmp_path, 1, (5, 7))
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no image file or folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no image file or folder .*nowhere"):
         read_inputs(tmp_path / "nowhere", 1, (5, 7))
 
 

@@ -155,8 +155,8 @@ def test_one_snapshot_is_refused_before_anything_is_trained(data: Path, tmp_path
     result = run(flags("fge", refit_job(data, tmp_path / "run", epochs=2, refit="bezier")))
     assert result.code == 2
     assert result.message == (
-        "--refit connects consecutive snapshots, and this run keeps one; use epochs >= 3, shorter "
-        "cycles or an earlier start_epoch"
+        "--refit connects consecutive snapshots, but this run saves only one; use epochs >= 3, "
+        "shorter cycles or an earlier start_epoch"
     )
     assert not (tmp_path / "run").exists()
 

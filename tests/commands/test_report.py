@@ -89,7 +89,7 @@ def test_several_runs_share_a_page_with_one_table_of_methods(
     assert cli.main(["report", "one", "two", "three"]) == 0
     assert capsys.readouterr().out == f"report: {Path('runs/report-001/report.html')}\n"
     text = (tmp_path / "runs" / "report-001" / "report.md").read_text()
-    assert text.startswith("# 3 runs: one, two, three\n\nThe runs are of the same images and the ")
+    assert text.startswith("# 3 runs: one, two, three\n\nThe runs used the same images and the ")
     assert (
         "| run | method | members | error | NLL | Brier | ECE | epochs | passes |\n"
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
@@ -111,23 +111,23 @@ def section(name: str, **changes: Any) -> Section:
 
 def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> None:
     models = joined_page([section("a"), section("b", model="vgg16")])
-    assert models.verdict == "The runs are of the same images, with different models."
+    assert models.verdict == "The runs used the same images and different models."
     assert models.tables[0].headings[:3] == ["run", "model", "method"]
     assert [row[:3] for row in models.tables[0].rows] == [
         ["a", "convnet", "fge"],
         ["b", "vgg16", "fge"],
     ]
     images = joined_page([section("a"), section("b", dataset={"sha256": "x"}, data="other")])
-    assert "do not compare" in images.verdict
+    assert "their results are not comparable" in images.verdict
     assert images.tables[0].headings[:3] == ["run", "data", "method"]
 
 
 def test_ood_images_make_no_other_data() -> None:
     facts = {"sha256": "abc", "train": 9, "val": 1, "test": 5}
     runs = [section("a", dataset=facts), section("b", dataset={**facts, "ood": {"noise": {}}})]
-    assert joined_page(runs).verdict == "The runs are of the same images and the same model."
+    assert joined_page(runs).verdict == "The runs used the same images and the same model."
     other = section("c", dataset={**facts, "val": 0})
-    assert "do not compare" in joined_page([*runs, other]).verdict
+    assert "their results are not comparable" in joined_page([*runs, other]).verdict
 
 
 def test_lines_of_a_comparison_have_their_budget_and_whole_counts() -> None:
@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_run_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run")
-    message = f"{tmp_path} is no run folder (no config.json)"
+    message = f"{tmp_path} is not a run folder (no config.json); give the folder of a run"
     assert fails(capsys, run, tmp_path) == message
     assert not (tmp_path / "runs").exists()
 
@@ -198,7 +198,7 @@ def test_an_unfinished_run_is_to_be_resumed(
     run = make_run(tmp_path / "run")
     (run / name).unlink()
     assert fails(capsys, run) == (
-        f"the run in {run} is not finished (no {name}); go on with it by its command with --resume"
+        f"the run in {run} is not finished (no {name}); resume it with its command and --resume"
     )
 
 
@@ -236,9 +236,7 @@ def test_no_file_from_elsewhere_is_put_into_the_page(
     content = json.loads((run / "page.json").read_text())
     (run / "page.json").write_text(json.dumps({**content, "figures": {name: "A figure"}}))
     before = pages(run)
-    assert fails(capsys, run) == (
-        f"the report in {run} is damaged: {name!r} is no file of figures/"
-    )
+    assert fails(capsys, run) == (f"the report in {run} is damaged: {name!r} is not in figures/")
     assert pages(run) == before
 
 
@@ -278,7 +276,7 @@ def test_the_page_of_another_run_is_kept(
     before = pages(two)
     for runs in ([one], [one, two]):
         assert fails(capsys, *runs, "--out", two, *more) == (
-            f"--out {two} is the folder of a run, whose page is kept; give another"
+            f"--out {two} is the folder of a run, whose page would be lost; give another"
         )
     assert pages(two) == before
 

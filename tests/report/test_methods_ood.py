@@ -359,5 +359,8 @@ def test_other_images_under_the_same_name_are_refused(data: Path, tmp_path: Path
     write_other(other, 1)
     result = run(["fge", "--out", str(folder), "--resume"])
     assert result.code == 2
-    assert result.message == "cannot resume: the images of --ood other are not those of the run"
+    assert (
+        result.message
+        == "cannot resume: the images of --ood other are not those of the run; restore them"
+    )
     assert contents(folder) == before
