@@ -232,7 +232,7 @@ class CurveStudy:
         return self._measure(path, curve, sorted({*grid, *members}), members, batches)
 
     def measure_baselines(self, curve: Curve) -> dict[str, list[Record]]:
-        """Return records along the baselines of a curve (test data alone), by their names."""
+        """Return records along the baselines of a curve, on test data only, by their names."""
         count = max(2, (self.plan.eval_points - 1) // _BASELINE_STEP + 1)
         ts = [k / (count - 1) for k in range(count)]
         found = {}

@@ -126,7 +126,7 @@ def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
 
 
 def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
-    """Say whether the run's method averages weights, by what the run says of it.
+    """Return whether the run's method averages weights, according to its ``config.json``.
 
     The method is not imported for this, because it may be the user's own code.
     """

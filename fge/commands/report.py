@@ -1,4 +1,4 @@
-"""The command that writes report pages again and joins those of several runs: wiring alone."""
+"""The command ``report``: writes the page of a run again, or one page for several runs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ C_co = TypeVar("C_co", bound=CommandConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[C_co]):
-    """A run under way: settled options, data on the device, its folder, observer and processes."""
+    """A current run: settled options, data on the device, folder, observer and processes."""
 
     command: str
     config: C_co
@@ -91,7 +91,7 @@ class Run(Generic[C_co]):
 
 
 def prepare(config: C, command: str) -> tuple[C, Setup]:
-    """Return settled options, those of the run to resume where there is one, and their setup.
+    """Return settled options, which are those of the run if it is resumed, and their setup.
 
     Several processes started by ``torchrun`` are joined first.
     """
@@ -115,7 +115,7 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
 
 
 def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
-    """Return the configuration of the run to resume and what it says of its data."""
+    """Return the configuration of the run to resume and its facts about the data."""
     file = config.out / "config.json" if config.out else None
     if not (config.resume and file and file.is_file()):
         return config, {}
@@ -131,7 +131,7 @@ def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
 
 
 def _with_data_dir(config: C, ranks: Ranks) -> C:
-    """Name the folder of data that are fetched, so that a run resumed elsewhere finds them too."""
+    """Record the folder of downloaded data, so that a run resumed elsewhere finds them too."""
     folder = config.data_dir or Path("data")
     fetched = False
     for name in (config.data, *(config.ood if isinstance(config, TrainingConfig) else ())):
@@ -143,7 +143,7 @@ def _with_data_dir(config: C, ranks: Ranks) -> C:
 
 
 def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
-    """Check that the images are those of the run to resume, of which ``facts`` are known."""
+    """Check that the images are those of the run to resume, according to its ``facts``."""
     if facts and facts["sha256"] != dataset.fingerprint:
         raise _other_images(str(config.data))
     for name, known in facts.get("ood", {}).items():
@@ -221,7 +221,7 @@ def open_run(
 
 
 def _open_folder(config: CommandConfig, command: str, ranks: Ranks) -> RunFolder:
-    """Open the run folder that the options name: the first process does, and tells the others."""
+    """Open the run folder of the options in the first process, and send its path to the others."""
     options = {"resume": config.resume, "overwrite": config.overwrite}
     if ranks.size == 1:
         return open_run_folder(config.out, command, **options)
@@ -231,7 +231,7 @@ def _open_folder(config: CommandConfig, command: str, ranks: Ranks) -> RunFolder
 
 @contextmanager
 def _observed(config: CommandConfig, folder: RunFolder, ranks: Ranks) -> Iterator[Observer]:
-    """Give who is told of the run: the console, and where it is asked for TensorBoard."""
+    """Yield the observer of the run: the console, and TensorBoard if requested."""
     if not ranks.leads:
         yield Observer()
         return

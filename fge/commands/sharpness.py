@@ -81,7 +81,7 @@ def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
     """Load a network's weights into the model, with batch-norm statistics of these weights."""
     load_weights(model, network.state, network.name)
     if not network.measured:
-        images = run.setup.eval_batches(training_part(run, _REFRESH_IMAGES))
+        images = run.setup.eval_batches(training_part(run, REFRESH_IMAGES))
         refresh_batch_norm(model, images, num_images=None)
 
 

@@ -184,7 +184,7 @@ def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNet
 
 
 def _load_start(run: Path, options: CommandConfig, name: str, model: nn.Module) -> None:
-    """Load the network at the start of a curve, for buffers that are no batch-norm statistics."""
+    """Load the network at the start of a curve, for buffers other than batch-norm statistics."""
     given = None
     if isinstance(options, ConnectConfig):
         given = options.weights[0]
