@@ -231,7 +231,7 @@ def test_networks_from_files_are_used_as_they_are(
             theirs[line][k] for k in ("error", "nll")
         ]
     assert [ours[f"{name}"]["train_epochs"] for name in ("ends 2", "curve 5")] == [0, 1]
-    assert "its training is not known" in (folder / "report.md").read_text()
+    assert "since its training is unknown." in (folder / "report.md").read_text()
     assert not (folder / "networks").exists()
     curve = Curve.load(folder / "curves" / "a-1--b-2" / "curve.safetensors")
     reference = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
