@@ -83,6 +83,7 @@ print(f"{rank}: {before > 0} {gloo()}\\n", end="", flush=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names threads by Linux's /proc")
+@pytest.mark.slow
 def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING)

@@ -719,6 +719,7 @@ def test_relative_paths_of_earlier_versions_hold_in_the_folder_of_the_start(
     assert options(begun)["data"] == given
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_pages_repeat_runs_as_printed(
     run: Run, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -815,6 +816,7 @@ def test_help_that_nobody_reads_ends_as_tools_do(argv: list[str], buffered: str)
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_it_any_more(buffered: str) -> None:
     script = (
         "import sys; from fge.report.console import ConsoleObserver\n"

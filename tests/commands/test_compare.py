@@ -177,6 +177,7 @@ def test_a_run_of_another_model_among_the_runs_is_refused(finished: Path, data: 
         cell.write_text(record)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_named_and_the_others_are_kept(data: Path, tmp_path: Path) -> None:
     values = options(data, tmp_path / "out", methods=("single",), lr=1e30, jobs=1)
     words = command_line({k: v for k, v in values.items() if k != "start_epoch"})
@@ -214,6 +215,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+@pytest.mark.slow
 def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = command_line(options(data, out))
@@ -256,6 +258,7 @@ def own_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_methods")
+@pytest.mark.slow
 def test_every_method_from_runs_to_table(data: Path, tmp_path: Path) -> None:
     expected = {
         "single": (1, 4),
@@ -288,6 +291,7 @@ def test_every_method_from_runs_to_table(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_methods")
+@pytest.mark.slow
 def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:

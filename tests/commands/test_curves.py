@@ -198,6 +198,7 @@ def test_resuming_a_finished_run_trains_and_measures_nothing(
     assert_same(tmp_path / "run", ended)
 
 
+@pytest.mark.slow
 def test_all_strategies_share_one_first_network_and_one_table(data: Path, tmp_path: Path) -> None:
     small = {"epochs": 1, "eval_points": 2, "ensemble_points": 2, "strategies": "all"}
     folder = done("curve-ensemble", curve_job(data, tmp_path / "all", **small))

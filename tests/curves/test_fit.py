@@ -279,6 +279,7 @@ def two_valleys(w: Tensor, _targets: Tensor) -> Tensor:
     return valley + 0.7 * (first + second)
 
 
+@pytest.mark.slow
 def test_minmax_reaches_a_lower_maximum_than_uniform() -> None:
     def fitted(objective: str) -> list[float]:
         curve = fit_curve(

@@ -312,6 +312,7 @@ def test_what_was_not_reached_is_made_up_for(ended: Path, tmp_path: Path) -> Non
     assert_same(tmp_path / "run", ended)
 
 
+@pytest.mark.slow
 def test_killed_while_predicting_and_resumed_ends_as_if_uninterrupted(
     data: Path, ood: list[str], tmp_path: Path
 ) -> None:
