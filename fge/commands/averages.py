@@ -37,6 +37,7 @@ from fge.networks import (
 )
 from fge.report import (
     MethodResult,
+    ReportBuilder,
     Swa,
     Table,
     average_sentences,
@@ -63,6 +64,13 @@ class Averages:
     sentences: list[str] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Add the section to a report."""
+        report.table(*self.tables)
+        report.say(*self.sentences)
+        report.facts(**self.content)
+        report.files += self.files
 
 
 def average_snapshots(

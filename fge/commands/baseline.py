@@ -14,7 +14,7 @@ from fge.data import Dataset
 from fge.ensemble import PredictionFile
 from fge.errors import UserError
 from fge.metrics import paired_difference
-from fge.report import MethodResult, Table, table_rows
+from fge.report import MethodResult, ReportBuilder, Table, table_rows
 
 _METHODS = ("ends", "curve")
 
@@ -65,6 +65,22 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     return BaselineRun(path, ends, curve, predictions)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """The section of a report that sets its ensembles beside a baseline's."""
+
+    ensembles: Sequence[MethodResult]
+    test: PredictionFile
+    baseline: BaselineRun
+    results: Sequence[MethodResult] = ()
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Add the section to a report."""
+        table, sentence = beside_baseline(self.ensembles, self.test, self.baseline)
+        report.table(table)
+        report.say(sentence)
+
+
 def _line(method: dict[str, Any]) -> MethodResult:
     return MethodResult(**{**method, "member_names": tuple(method["member_names"])})
 
@@ -86,13 +102,13 @@ def beside_baseline(
     for line in ours:
         mean = test.mean(line.member_names)
         parts = [_difference(mean, theirs, test, metric) for metric in ("error", "nll")]
-        sentences.append(f"{line.name} ({_cost(line)}): {' and '.join(parts)}")
+        sentences.append(f"{line.name} ({_cost(line)}) has {' and '.join(parts)}")
     scope = (
-        "Below 0, this run is better. The 95 % intervals resample test images: they are about "
-        "these runs, not about the methods."
+        "Below 0, the difference favours this run. The 95 % intervals resample test images: they "
+        "are about these two runs, not about the methods."
     )
     against = f"Compared with the two-network curve ensemble ({_cost(curve)})"
-    return table, f"{against}, {'; '.join(sentences)}. {scope}"
+    return table, f"{against}: {'; '.join(sentences)}. {scope}"
 
 
 def _cost(line: MethodResult) -> str:
@@ -104,7 +120,6 @@ def _difference(
 ) -> str:
     found = paired_difference(ours, theirs, test.targets, metric)
     name, unit, form = ("error", " points", "+.2f") if metric == "error" else ("NLL", "", "+.4f")
-    beyond = found.low > 0 or found.high < 0
-    verdict = "significant" if beyond else "not significant"
+    verdict = "significant" if found.low > 0 or found.high < 0 else "not significant"
     interval = f"[{found.low:{form}}, {found.high:{form}}]"
     return f"{name} {found.difference:{form}}{unit} {interval} ({verdict})"

@@ -27,8 +27,7 @@ from fge.compare import (
     as_csv,
     as_json,
     compare_cells,
-    comparison_figures,
-    comparison_plots,
+    comparison_charts,
     comparison_tables,
     comparison_verdict,
     load_cells,
@@ -39,7 +38,7 @@ from fge.config import CompareConfig, is_factory, read_config
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
 from fge.observer import Observer, Observers
-from fge.report import ConsoleObserver, FigureSet, Page, Table, markdown_table
+from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
 from fge.train import find_method
 
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
@@ -180,26 +179,29 @@ def report_comparison(
     found, words = comparison_tables(comparison), comparison_verdict(comparison)
     content = as_json(comparison)
     if diverged:
-        note = f"{found[0].note} Diverged runs, not in the tables: {', '.join(diverged)}."
-        found[0] = replace(found[0], note=note.strip())
+        missing = f"These runs diverged and are not in the tables: {', '.join(diverged)}."
+        found[0] = replace(found[0], note=f"{found[0].note} {missing}")
         content["diverged"] = list(diverged)
     title = (
         f"{len(comparison.methods)} methods with {run.config.model} on {run.dataset.name}, "
         f"{run.config.seeds} seeds"
     )
-    write_json(folder / "compare.json", {**content, "verdict": words})
+    write_json(folder / "compare.json", {**content, "verdict": "\n\n".join(words)})
     write_text(folder / "compare.csv", as_csv(comparison))
     write_text(folder / "compare.md", _markdown(title, words, found))
     write_text(folder / "timing.csv", _times(plan, folder))
-    drawn, plots = FigureSet(run.folder.figures), comparison_plots(comparison)
-    for name, figure in comparison_figures(comparison).items():
-        drawn.add(name, figure, CAPTIONS[name], plots.get(name))
-    page = Page(title, words, found, drawn.captions, files=FILES, plots=drawn.plots)
-    run.finish(page, content)
+    report = run.report
+    report.say(*words)
+    report.table(*found)
+    for name, chart in comparison_charts(comparison).items():
+        report.chart(name, chart, CAPTIONS[name])
+    report.files[:] = FILES
+    report.facts(**content)
+    run.finish(title)
 
 
-def _markdown(title: str, words: str, found: Sequence[Table]) -> str:
-    parts = [f"# {title}", words]
+def _markdown(title: str, words: Sequence[str], found: Sequence[Table]) -> str:
+    parts = [f"# {title}", *markdown_verdict(words[0], words[1:])]
     for table in found:
         parts += [f"## {table.title}", markdown_table(table.headings, table.rows), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"

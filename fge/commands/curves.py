@@ -23,20 +23,15 @@ from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
 from fge.networks import load_weights, preserved, state_bytes
 from fge.report import (
-    ALONG,
-    ENSEMBLE_LABELS,
+    PREDICTIONS,
     UNITS,
-    FigureSet,
     MethodResult,
-    Page,
     Table,
     as_methods,
     connection_verdict,
-    curve_figure,
-    curve_plot,
+    curve_chart,
     dataset_facts,
-    ensemble_figure,
-    ensemble_plot,
+    ensemble_chart,
     ood_tables,
     pair_verdict,
     pairs_table,
@@ -51,11 +46,11 @@ from fge.train import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisa
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
-    "Networks on paths have their own batch-norm statistics, estimated from a forward pass of "
-    "training images (refresh_images in report.json); `ends` are the trained networks. Measuring "
-    "the paths passed probe_images forward."
+    "Networks on paths have batch-norm statistics of their own, estimated on training images "
+    "(refresh_images in report.json counts them); `ends` keep the statistics of their training. "
+    "probe_images counts the images that measured the paths."
 )
-_UNKNOWN_COST = " A network read from a file counts as 0 epochs, since its training is unknown."
+_UNKNOWN_COST = " A network from a file counts as 0 epochs: its training is unknown."
 
 
 def curve_ensemble(config: CurveEnsembleConfig) -> Path:
@@ -69,11 +64,11 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     given = _given_networks(config, model)
     with open_run(config, "curve-ensemble", setup, model, epochs=config.epochs) as run:
         first = given.get(0) or _train(run, config.first, 0)
-        pairs, drawn = [], FigureSet(run.folder.figures)
+        pairs = []
         for name in seconds:
             second = given.get(1) or _train(run, name, 1)
-            pairs.append(_connect_pair(run, model, (first, second), drawn))
-        _report_ensembles(run, pairs, drawn)
+            pairs.append(_connect_pair(run, model, (first, second)))
+        _report_ensembles(run, pairs)
     return run.folder.path
 
 
@@ -92,12 +87,12 @@ def connect(config: ConnectConfig) -> Path:
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
     with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
-        found, drawn = [], FigureSet(run.folder.figures)
+        found = []
         for one, other in pairs:
             study = _study(run, model, networks[one], networks[other])
             found.append(measure_pair(study, ()))
-            _draw_curve(drawn, found[-1])
-        _report_connections(run, found, drawn)
+            _add_curve(run, found[-1])
+        _report_connections(run, found)
     return run.folder.path
 
 
@@ -167,66 +162,56 @@ def _connect_pair(
     run: Run[CurveEnsembleConfig],
     model: nn.Module,
     networks: tuple[Network, Network],
-    drawn: FigureSet,
 ) -> _Ensembled:
-    """Fit, measure, ensemble and draw one pair."""
+    """Fit, measure, ensemble and show one pair."""
     study = _study(run, model, *networks)
     with preserved(model):
         for network in networks:
             predict_network(network, run.setup.speed, model, study.predictions)
     points = run.config.ensemble_points
     measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
-    _draw_curve(drawn, measured)
+    _add_curve(run, measured)
     found = ensemble_results(study, networks, points=points, weight_bytes=state_bytes(model))
     return _Ensembled(measured, with_ood(found, study.predictions))
 
 
-def _draw_curve(drawn: FigureSet, measured: Measured) -> None:
+def _add_curve(run: Run[CurveConfig], measured: Measured) -> None:
     name, paths = measured.pair.name, [measured.paths[key] for key in ("curve", "segment")]
-    drawn.add(
-        f"curve-{name}.png",
-        curve_figure(*paths),
-        _CURVE_CAPTION.format(name),
-        curve_plot(*paths, place=ALONG),
-    )
+    run.report.chart(f"curve-{name}.png", curve_chart(*paths), _CURVE_CAPTION.format(name))
 
 
-def _draw_ensemble(drawn: FigureSet, measured: Measured) -> int:
-    """Draw the ensembles of two networks; return the images passed forward for the baselines."""
+def _add_ensemble(run: Run[CurveConfig], measured: Measured) -> int:
+    """Show the ensembles of two networks; return the images passed forward for the baselines."""
     study = measured.study
     baselines = study.measure_baselines(study.fit())
     paths = {"curve": measured.paths["curve"], **baselines}
-    plot = ensemble_plot(paths, ENSEMBLE_LABELS)
     name = f"ensemble-{measured.pair.name}.png"
-    drawn.add(name, ensemble_figure(paths), _ENSEMBLE_CAPTION, plot)
+    run.report.chart(name, ensemble_chart(paths), _ENSEMBLE_CAPTION)
     images = study.refresh_images + len(study.data.test.split)
     return sum(map(len, baselines.values())) * images
 
 
-def _report_ensembles(
-    run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled], drawn: FigureSet
-) -> None:
-    main = pairs[0]
-    probed = _draw_ensemble(drawn, main.measured)
+def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]) -> None:
+    main, report = pairs[0], run.report
+    probed = _add_ensemble(run, main.measured)
     pair = main.measured.pair
-    ensembles = Table(
-        f"Ensembles of {pair.name} on the test set",
-        *table_rows(main.results),
-        note=_note(run),
-    )
-    tables = [ensembles, *ood_tables(main.results, run.dataset), path_table(pair)]
+    title = f"Ensembles of {pair.name} on the test set"
+    report.table(Table(title, *table_rows(main.results), note=_note(run)))
+    report.table(*ood_tables(main.results, run.dataset), path_table(pair))
     if len(pairs) > 1:
-        tables.append(strategy_table([(p.measured.pair, p.results) for p in pairs]))
-    title = f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    page = Page(title, pair_verdict(pair, main.results), tables, drawn.captions, plots=drawn.plots)
+        report.table(strategy_table([(p.measured.pair, p.results) for p in pairs]))
+    report.say(*pair_verdict(pair, main.results))
+    report.files.append(PREDICTIONS)
     methods = as_methods(main.results)
     for other in pairs[1:]:
         named = as_methods(other.results)
         methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
     found = [p.measured.pair for p in pairs]
     probed += sum(pair.probe_images for pair in found)
-    content = {"methods": methods, "pairs": [p.as_json() for p in found], "probe_images": probed}
-    run.finish(page, content)
+    report.facts(methods=methods, pairs=[p.as_json() for p in found], probe_images=probed)
+    run.finish(
+        f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
+    )
 
 
 def _note(run: Run[CurveEnsembleConfig]) -> str:
@@ -235,13 +220,11 @@ def _note(run: Run[CurveEnsembleConfig]) -> str:
     return f"{splits} {UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
 
 
-def _report_connections(
-    run: Run[ConnectConfig], found: Sequence[Measured], drawn: FigureSet
-) -> None:
-    pairs = [measured.pair for measured in found]
-    tables = [pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs)]
-    title = f"Curves between {len(run.config.weights)} networks on {run.dataset.name}"
-    page = Page(title, connection_verdict(pairs), tables, drawn.captions, plots=drawn.plots)
+def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured]) -> None:
+    pairs, report = [measured.pair for measured in found], run.report
+    report.table(pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs))
+    report.say(*connection_verdict(pairs))
+    report.files.append(PREDICTIONS)
     probed = sum(pair.probe_images for pair in pairs)
-    content = {"methods": [], "pairs": [p.as_json() for p in pairs], "probe_images": probed}
-    run.finish(page, content)
+    report.facts(methods=[], pairs=[p.as_json() for p in pairs], probe_images=probed)
+    run.finish(f"Curves between {len(run.config.weights)} networks on {run.dataset.name}")

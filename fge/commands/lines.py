@@ -30,18 +30,7 @@ from fge.files import write_npz
 from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed
-from fge.report import (
-    FILES,
-    LINE_AXES,
-    FigureSet,
-    Page,
-    Series,
-    line_figure,
-    line_table,
-    line_verdict,
-    lines_plot,
-    text_of,
-)
+from fge.report import line_chart, line_table, line_verdict
 
 SEGMENT = "segment"
 _DATA = "line.npz"
@@ -167,33 +156,22 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
 
 
 def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Record]]) -> None:
-    drawn = FigureSet(run.folder.figures)
     x = "arc" if len(setup.networks) > 2 else "t"
     for name, (key, caption) in _SHOWN.items():
-        series = [
-            Series(line, [r[x] for r in records], [r[key] for r in records])
-            for line, records in lines.items()
-        ]
-        plot = lines_plot(series, x=LINE_AXES[x], y=text_of(key), dashes=True)
-        drawn.add(name, line_figure(lines, key=key, x=x), caption, plot)
+        run.report.chart(name, line_chart(lines, key=key, x=x), caption)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     parts, joined = _parts(setup, lines), bool(setup.networks)
-    table = line_table(parts, _note(run, setup, images), barriers=joined)
-    page = Page(
-        f"Line of {run.config.model} on {run.dataset.name}",
-        line_verdict(parts, setup.what, barriers=joined),
-        [table],
-        drawn.captions,
-        (*FILES, _DATA),
-        drawn.plots,
-    )
+    run.report.table(line_table(parts, _note(run, setup, images), barriers=joined))
+    run.report.say(*line_verdict(parts, setup.what, barriers=joined))
+    run.report.files.append(_DATA)
     found: dict[str, Any] = {
         "along": setup.what,
         "networks": list(setup.networks),
         "bounds": setup.bounds,
     }
     found |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
-    run.finish(page, {"methods": [], "line": found})
+    run.report.facts(methods=[], line=found)
+    run.finish(f"Line of {run.config.model} on {run.dataset.name}")
 
 
 def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
@@ -216,9 +194,9 @@ def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) ->
         else "t counts multiples of the direction; 0 is the network"
     )
     return (
-        f"The line: {setup.what}. {t[0].upper()}{t[1:]}; lengths are distances in weight space. "
-        f"Each of the {setup.num_points} points per line has its own batch-norm statistics, "
-        f"estimated from {images['train']} training images without augmentation, which also give "
-        f"the training loss{f' (with weight decay {decay:g})' if decay else ''}. Test values are "
-        f"over {images['test']} images. Data: `{_DATA}`."
+        f"The line is {setup.what}; {t}. Lengths are distances in weight space. Each of "
+        f"{setup.num_points} points per line has batch-norm statistics of its own. They and the "
+        f"training loss{f' (with weight decay {decay:g})' if decay else ''} are from "
+        f"{images['train']} training images without augmentation; test numbers are over "
+        f"{images['test']} images. Data: `{_DATA}`."
     )

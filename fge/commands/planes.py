@@ -29,19 +29,14 @@ from fge.errors import DivergenceError, UserError
 from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
 from fge.networks import Layout, preserved
 from fge.observer import listed
-from fge.report import (
-    FILES,
-    FigureSet,
-    Page,
-    plane_figure,
-    plane_plot,
-    plane_table,
-    plane_verdict,
-    surface_figure,
-    surface_plot,
-)
+from fge.report import plane_chart, plane_table, plane_verdict
 
 _MOST_LABELS = 8
+_SHOWN = {
+    "plane-train-loss.png": ("train_loss", False, "Training loss on the plane"),
+    "plane-test-error.png": ("test_error", False, "Test error on the plane"),
+    "plane-surface.png": ("train_loss", True, "Training loss as a surface"),
+}
 
 
 @dataclass(frozen=True)
@@ -205,38 +200,26 @@ def _bounds(surface: Plane, margin: float) -> Bounds:
 def _report_plane(
     run: Run[PlaneConfig], setup: PlaneSetup, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
 ) -> None:
-    flat, raised = (plane_figure, plane_plot), (surface_figure, surface_plot)
-    shown = {
-        "plane-train-loss.png": (flat, "train_loss", "Training loss on the plane"),
-        "plane-test-error.png": (flat, "test_error", "Test error on the plane"),
-        "plane-surface.png": (raised, "train_loss", "Training loss as a surface"),
-    }
-    drawn = FigureSet(run.folder.figures)
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
-    for name, ((draw, plot), key, caption) in shown.items():
-        marks: dict[str, Any] = {"points": points, "lines": setup.lines}
-        drawn.add(name, draw(grid, key, **marks), caption, plot(grid, key, **marks))
+    for name, (key, raised, caption) in _SHOWN.items():
+        chart = plane_chart(grid, key, points=points, lines=setup.lines, raised=raised)
+        run.report.chart(name, chart, caption)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     decay = run.config.loss_decay
     note = (
         f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
-        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has its own "
-        f"batch-norm statistics, estimated from {images['train']} training images without "
-        f"augmentation, which also give the training loss"
-        f"{f' (with weight decay {decay:g})' if decay else ''}. Test values are over "
-        f"{images['test']} images. Data: `plane.npz`."
+        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has batch-norm "
+        f"statistics of its own. They and the training loss"
+        f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} training "
+        f"images without augmentation; test numbers are over {images['test']} images. Data: "
+        "`plane.npz`."
     )
-    title = f"Plane of {run.config.model} on {run.dataset.name}"
-    page = Page(
-        title,
-        plane_verdict(grid, networks),
-        [plane_table(networks, note)],
-        drawn.captions,
-        (*FILES, "plane.npz"),
-        drawn.plots,
-    )
+    run.report.table(plane_table(networks, note))
+    run.report.say(*plane_verdict(grid, networks))
+    run.report.files.append("plane.npz")
     found = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
     found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
-    run.finish(page, {"methods": [], "plane": {**found, "data": "plane.npz"}})
+    run.report.facts(methods=[], plane={**found, "data": "plane.npz"})
+    run.finish(f"Plane of {run.config.model} on {run.dataset.name}")

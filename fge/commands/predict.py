@@ -33,15 +33,12 @@ from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
     ConsoleObserver,
-    FigureSet,
-    Page,
+    ReportBuilder,
     class_table,
-    confidence_figure,
-    confidence_plot,
+    confidence_chart,
     environment_facts,
     predictions_verdict,
     uncertain_table,
-    write_report,
 )
 from fge.runs import RunFolder
 from fge.train import find_method
@@ -171,20 +168,18 @@ def _report(
     environment: dict[str, Any],
 ) -> None:
     values = probs.cpu().numpy().astype(np.float64)
-    drawn = FigureSet(out / "figures")
-    caption = "Number of images by largest probability"
-    drawn.add("confidence.png", confidence_figure(values), caption, confidence_plot(values))
-    tables = [class_table(values, facts.classes), uncertain_table(values, names, facts.classes)]
-    title = f"Predictions of {config.images.absolute().name}"
-    verdict = predictions_verdict(values, f"{what} of the run {config.run.resolve().name}")
-    page = Page(title, verdict, tables, drawn.captions, _FILES, drawn.plots)
+    report = ReportBuilder(RunFolder(out), figure_format=config.figure_format, files=_FILES)
+    caption = "How many images have which largest probability"
+    report.chart("confidence.png", confidence_chart(values), caption)
+    report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))
+    report.say(*predictions_verdict(values, f"{what} of the run {config.run.resolve().name}"))
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
         "environment": environment,
         "methods": [],
     }
-    write_report(RunFolder(out), page, content)
+    report.write(f"Predictions of {config.images.absolute().name}", content)
 
 
 def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple[list[str], Tensor]:

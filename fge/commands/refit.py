@@ -13,7 +13,14 @@ from fge.curves import Record, turning_angles
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import UserError
 from fge.networks import flatten, load_weights, state_bytes
-from fge.report import MethodResult, PairResult, method_result
+from fge.report import (
+    MethodResult,
+    PairResult,
+    ReportBuilder,
+    curve_chart,
+    method_result,
+    pairs_table,
+)
 from fge.runs import StagedTraining, member_name
 
 _EVAL_POINTS = 11
@@ -45,6 +52,14 @@ class Refit:
             for position, measured in enumerate(self.measured)
             for record in measured.paths[path]
         ]
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Add the section to a report."""
+        report.table(pairs_table(self.pairs, "Between consecutive snapshots"))
+        report.facts(pairs=[pair.as_json() for pair in self.pairs], turning_angles=self.turns)
+        chart = curve_chart(self.joined("curve"), self.joined("segment"), place="snapshots passed")
+        caption = "Loss and error along curves and segments, snapshot to snapshot"
+        report.chart("refit.png", chart, caption)
 
 
 def check_refit(config: FGEConfig) -> None:

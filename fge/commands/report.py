@@ -52,6 +52,7 @@ def read_section(folder: Path) -> Section:
             figures=shown["figures"],
             files=shown["files"],
             plots={name: Plot(**plot) for name, plot in shown["plots"].items()},
+            figure_format=str(shown.get("figure_format", "png")),
         )
         content["command"], dict(content["config"]), dict(content["environment"])
         content["methods"] = [dict(method) for method in content["methods"]]
@@ -108,7 +109,7 @@ def _sameness(sections: Sequence[Section]) -> str:
     """Return a sentence about whether the runs are comparable."""
     images = {tuple((s.content.get("dataset") or {}).get(key) for key in _IMAGES) for s in sections}
     if len(images) > 1:
-        return "The runs used different images, so their results are not comparable."
+        return "The runs used different images: do not compare their numbers."
     if len({s.content.get("model") for s in sections}) > 1:
         return "The runs used the same images and different models."
     return "The runs used the same images and the same model."

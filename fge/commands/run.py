@@ -36,13 +36,12 @@ from fge.observer import Observer, Observers
 from fge.parallel import Ranks, default_ranks, join, leave, started_processes
 from fge.report import (
     ConsoleObserver,
-    Page,
+    ReportBuilder,
     TensorBoardObserver,
     check_tensorboard,
     dataset_facts,
     environment_facts,
     run_facts,
-    write_report,
 )
 from fge.runs import RunFolder, SharedFolder, open_run_folder
 
@@ -57,7 +56,7 @@ C_co = TypeVar("C_co", bound=CommandConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[C_co]):
-    """A current run: settled options, data on the device, folder, observer and processes."""
+    """A current run: settled options, data, folder, report, observer and processes."""
 
     command: str
     config: C_co
@@ -66,6 +65,7 @@ class Run(Generic[C_co]):
     observer: Observer
     environment: dict[str, Any]
     ranks: Ranks
+    report: ReportBuilder
 
     @property
     def dataset(self) -> Dataset:
@@ -77,14 +77,11 @@ class Run(Generic[C_co]):
         """The device of the run."""
         return torch.device(self.config.device)
 
-    def finish(self, page: Page, content: dict[str, Any]) -> None:
-        """Write the report and show its tables and verdict.
-
-        ``content`` is added to the facts that ``report.json`` has for every run.
-        """
+    def finish(self, title: str) -> None:
+        """Write the report under a title, and show its tables and verdict."""
         options = to_options(self.config)
         facts = run_facts(self.command, options, self.dataset, self.environment)
-        write_report(self.folder, page, {**facts, **content})
+        page = self.report.write(title, facts)
         for table in page.tables:
             self.observer.table(table.title, table.headings, table.rows)
         self.observer.note(page.verdict)
@@ -201,7 +198,8 @@ def open_run(
         observer.note(f"run folder: {folder.path}")
         try:
             with enough_memory(config.device, _LESS_MEMORY):
-                draft = Run(command, config, setup, folder, observer, {}, ranks)
+                report = ReportBuilder(folder, figure_format=config.figure_format)
+                draft = Run(command, config, setup, folder, observer, {}, ranks, report)
                 yield _begin(draft, model, epochs, facts or {})
         except KeyboardInterrupt:
             observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -30,17 +29,13 @@ from fge.networks import (
     refresh_batch_norm,
 )
 from fge.report import (
-    FILES,
-    FigureSet,
-    Page,
-    eigenvalue_figure,
+    ALONG,
+    eigenvalue_chart,
     line_momentum,
     no_line_of,
-    sharpness_plot,
     sharpness_table,
     sharpness_verdict,
-    spectrum_figure,
-    spectrum_plot,
+    spectrum_chart,
     thresholds_of,
 )
 
@@ -148,23 +143,22 @@ def _report_sharpness(
     spectrum: dict[str, Any],
 ) -> None:
     thresholds, no_line = _stability_line(run.config, networks)
-    drawn = FigureSet(run.folder.figures)
     if len(networks) > 1:
-        _draw_eigenvalues(drawn, networks, thresholds)
-    arrays = [spectrum[key] for key in ("grid", "density")]
+        _add_eigenvalues(run, networks, thresholds)
     caption = (
         f"Spectral density of the Hessian of {spectrum['name']} "
         f"({spectrum['hessian_products']} products, an estimated {spectrum['gradient_cost']:.0f} "
         "gradients)"
     )
-    figure = spectrum_figure(*(torch.tensor(array) for array in arrays))
-    drawn.add("spectrum.png", figure, caption, spectrum_plot(*arrays))
+    chart = spectrum_chart(spectrum["grid"], spectrum["density"])
+    run.report.chart("spectrum.png", chart, caption)
     examples = len(training_part(run, run.config.examples))
-    table = sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
-    title = f"Sharpness of {run.config.model} on {run.dataset.name}"
-    verdict = sharpness_verdict(networks, thresholds)
-    page = Page(title, verdict, [table], drawn.captions, FILES, drawn.plots)
-    run.finish(page, {"methods": [], "networks": networks, "spectrum": spectrum})
+    run.report.table(
+        sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
+    )
+    run.report.say(*sharpness_verdict(networks, thresholds))
+    run.report.facts(methods=[], networks=networks, spectrum=spectrum)
+    run.finish(f"Sharpness of {run.config.model} on {run.dataset.name}")
 
 
 def _stability_line(
@@ -176,24 +170,23 @@ def _stability_line(
     recipe, method = snapshot_recipe(config.run)
     if recipe is None:
         return None, (
-            f"There is no line 2(1+m)/lr: the run's method {method} is not imported here, so its "
-            "optimizer is unknown."
+            f"There is no threshold 2(1+m)/lr: the optimizer of the method {method} is unknown, "
+            "since its code is not imported here."
         )
     momentum = line_momentum(recipe)
     no_line = "" if momentum is not None else no_line_of(recipe.optimizer)
     return thresholds_of(networks, momentum), no_line
 
 
-def _draw_eigenvalues(
-    drawn: FigureSet,
+def _add_eigenvalues(
+    run: Run[SharpnessConfig],
     networks: Sequence[dict[str, Any]],
     thresholds: Sequence[float] | None,
 ) -> None:
-    places = {"epoch": "epochs", "t": "t, from the first network (0) to the second (1)"}
+    places = {"epoch": "epochs", "t": ALONG}
     key = next((key for key in places if all(key in n for n in networks)), None)
     where = [n[key] for n in networks] if key else list(range(1, len(networks) + 1))
     values = [n["eigenvalues"] for n in networks]
     place = places[key] if key else "number of the file"
-    figure = eigenvalue_figure(where, values, place=place, thresholds=thresholds)
-    plot = sharpness_plot(where, values, place=place, thresholds=thresholds)
-    drawn.add("sharpness.png", figure, "Largest eigenvalues of the Hessian of each network", plot)
+    chart = eigenvalue_chart(where, values, place=place, thresholds=thresholds)
+    run.report.chart("sharpness.png", chart, "Largest eigenvalues of the Hessian of each network")

@@ -3,51 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from torch import nn
 
 from fge.commands.averages import Averages, average_snapshots
-from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
+from fge.commands.baseline import Beside, read_baseline
 from fge.commands.build import initial_model, make_training
-from fge.commands.refit import Refit, check_refit, refit
+from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config import FGEConfig, TrainConfig
+from fge.config import CycleConfig, FGEConfig, TrainConfig
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks import state_bytes
 from fge.observer import counted
 from fge.report import (
-    FILES,
+    PREDICTIONS,
     UNITS,
-    FigureSet,
     MethodResult,
-    Page,
+    ReportBuilder,
     Table,
     add_reliability,
     add_training,
     as_methods,
-    curve_figure,
-    curve_plot,
     dataset_facts,
     ensemble_results,
     find_dynamics,
     ood_tables,
-    pairs_table,
     splits_note,
     table_rows,
     verdict,
     with_ood,
 )
 from fge.runs import StagedTraining
-from fge.train import Method, endpoint_recipe, fge_stages, find_method
+from fge.train import Recipe, Stage, endpoint_recipe, fge_stages, find_method
 
 _UNKNOWN_COST = (
-    "The run started from given weights (--pretrained); the epochs of their training are unknown "
-    "and not counted."
+    "The run started from given weights (--pretrained): the epochs of their training are unknown, "
+    "and the costs do not count them."
 )
+
+
+class Section(Protocol):
+    """What a report has beside its method: lines of the table, and what it adds itself."""
+
+    @property
+    def results(self) -> Sequence[MethodResult]:
+        """Its lines of the method table."""
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Add tables, charts, sentences and facts."""
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """The section of a run that began with given weights."""
+
+    results: Sequence[MethodResult] = ()
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Say what the ledger cannot hold."""
+        report.facts(cost_note=_UNKNOWN_COST)
+        report.say(_UNKNOWN_COST)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training by a method, its predictions, and its lines of the method table."""
+
+    training: StagedTraining
+    recipe: Recipe
+    predictions: MemberPredictions
+    averages: Averages
+    results: list[MethodResult]
 
 
 def fge(config: FGEConfig) -> Path:
@@ -56,12 +86,24 @@ def fge(config: FGEConfig) -> Path:
     check_kept(config, (config.pretrained, config.baseline))
     config, setup = prepare(config, "fge")
     model = initial_model(config, setup)
-    epochs = sum(stage.last_epoch - stage.first_epoch for stage in fge_stages(config))
+    stages = fge_stages(config)
     baseline = None
     if config.baseline:
         baseline = read_baseline(config.baseline, setup.dataset, config.model)
-    with open_run(config, "fge", setup, model, epochs=epochs) as run:
-        _train_fge(run, model, baseline)
+    with open_run(config, "fge", setup, model, epochs=_epochs(stages)) as run:
+        recipe = endpoint_recipe(run.config)
+        trained = _train(run, model, "fge", recipe, fge_stages(run.config))
+        if trained is None:
+            return run.folder.path
+        sections: list[Section] = [GivenWeights()] if run.config.pretrained is not None else []
+        ensembles = trained.results[-1:]
+        if run.config.refit:
+            refitted = refit(run, trained.training, trained.predictions)
+            sections.append(refitted)
+            ensembles.append(refitted.results[-1])
+        if baseline:
+            sections.append(Beside(ensembles, trained.predictions.test, baseline))
+        _report(run, "fge", trained, sections)
     return run.folder.path
 
 
@@ -70,170 +112,117 @@ def train(config: TrainConfig) -> Path:
     method = find_method(config.method)
     config, setup = prepare(config, "train")
     model = setup.new_model()
-    epochs = sum(stage.last_epoch - stage.first_epoch for stage in method.stages(config))
-    facts = {"combine": method.combine}
+    epochs, facts = _epochs(method.stages(config)), {"combine": method.combine}
     with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
-        _train_method(run, method, model)
+        trained = _train(
+            run,
+            model,
+            method.name,
+            method.recipe(run.config),
+            method.stages(run.config),
+            alone=True,
+            averages_weights=method.combine == "weights",
+            ema_decay=method.ema_decay(run.config) if method.ema_decay else None,
+        )
+        if trained is not None:
+            _report(run, method.name, trained)
     return run.folder.path
 
 
-def _train_fge(run: Run[FGEConfig], model: nn.Module, baseline: BaselineRun | None) -> None:
+def _epochs(stages: Sequence[Stage]) -> int:
+    return sum(stage.last_epoch - stage.first_epoch for stage in stages)
+
+
+def _train(
+    run: Run[CycleConfig],
+    model: nn.Module,
+    name: str,
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    *,
+    alone: bool = False,
+    averages_weights: bool = False,
+    ema_decay: float | None = None,
+) -> Trained | None:
+    """Train by a method, predict with its members and average their weights.
+
+    Of several processes, only the first gets the result: the others are done after training.
+
+    Args:
+        run: the current run.
+        model: with its initial weights.
+        name: of the method.
+        recipe: of its training.
+        stages: of its training.
+        alone: whether the last stage has the members, of which one makes a line of the method.
+        averages_weights: whether the method averages weights, not probabilities.
+        ema_decay: of the exponential average that snapshots keep.
+    """
     training = make_training(
         run.setup,
         model,
         run.folder,
         run.observer,
-        recipe=endpoint_recipe(run.config),
-        stages=fge_stages(run.config),
+        recipe=recipe,
+        stages=stages,
         ranks=run.ranks,
+        ema_decay=ema_decay,
     )
     predictions = run.setup.predictions(run.folder)
+    stage = list(training.stores)[-1] if alone else "fge"
     try:
         if not training.run():
-            return
+            return None
         training.predict_members(predictions)
     except DivergenceError as error:
-        kept = len(training.stores["fge"])
-        raise DivergenceError(
-            f"{error}; {counted(kept, 'snapshot')} saved in {run.folder.path}"
-        ) from None
-    averages = average_snapshots(run, training, "fge", predictions)
-    refitted = refit(run, training, predictions) if run.config.refit else None
-    _report_fge(run, training, predictions, averages, refitted, baseline)
-
-
-def _report_fge(
-    run: Run[FGEConfig],
-    training: StagedTraining,
-    predictions: MemberPredictions,
-    averages: Averages,
-    refitted: Refit | None,
-    baseline: BaselineRun | None,
-) -> None:
-    """Draw the figures and write the report."""
-    drawn = FigureSet(run.folder.figures)
-    found = ensemble_results(
-        predictions.test,
-        training.snapshot_costs("fge"),
-        weight_bytes=state_bytes(training.learner.model),
-        budget=run.config.epochs,
-    )
-    verdicts, ensembles = [verdict(found), *averages.sentences], found[-1:]
-    found += averages.results
-    recipe = endpoint_recipe(run.config)
-    add_training(drawn, training, recipe)
-    content, tables = {**_cost_note(run.config), **averages.content}, [*averages.tables]
-    if refitted:
-        found += refitted.results
-        ensembles.append(refitted.results[-1])
-        _add_refit(refitted, drawn, tables, content)
-    if baseline:
-        table, sentence = beside_baseline(ensembles, predictions.test, baseline)
-        tables.append(table)
-        verdicts.append(sentence)
-    if dynamics := find_dynamics(training, recipe):
-        dynamics.add_to(drawn, tables, verdicts, content)
-    add_reliability(drawn, found, predictions.test)
-    found = with_ood(found, predictions)
-    title = f"{run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    tables = [*_method_tables(run, found), *tables]
-    files = (*FILES, "predictions/test.npz", *averages.files)
-    page = Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
-    run.finish(page, {"methods": as_methods(found), **content})
-
-
-def _add_refit(
-    refitted: Refit, drawn: FigureSet, tables: list[Table], content: dict[str, Any]
-) -> None:
-    tables.append(pairs_table(refitted.pairs, "Between consecutive snapshots"))
-    content["pairs"] = [pair.as_json() for pair in refitted.pairs]
-    content["turning_angles"] = refitted.turns
-    paths, place = [refitted.joined(name) for name in ("curve", "segment")], "snapshots passed"
-    caption = "Loss and error along curves and segments, snapshot to snapshot"
-    figure, plot = curve_figure(*paths, place=place), curve_plot(*paths, place=place)
-    drawn.add("refit.png", figure, caption, plot)
-
-
-def _method_tables(run: Run[FGEConfig], found: Sequence[MethodResult]) -> list[Table]:
-    rows, note = table_rows(found), _notes(run, found)
-    main = Table("Results on the test set", *rows, note=note)
-    return [main, *ood_tables(found, run.dataset)]
-
-
-def _notes(run: Run[FGEConfig], found: Sequence[MethodResult]) -> str:
-    chosen = [result.chosen for result in found if result.chosen]
-    best = (
-        f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL."
-        if chosen
-        else "Without validation data there is no `best-snapshot`."
-    )
-    splits = splits_note(dataset_facts(run.dataset))
-    return " ".join([splits, UNITS, best, *_cost_note(run.config).values()])
-
-
-def _cost_note(config: FGEConfig) -> dict[str, str]:
-    """Return the note in ``report.json`` about a cost that is not counted, if there is one."""
-    return {"cost_note": _UNKNOWN_COST} if config.pretrained is not None else {}
-
-
-def _train_method(run: Run[TrainConfig], method: Method, model: nn.Module) -> None:
-    training = make_training(
-        run.setup,
-        model,
-        run.folder,
-        run.observer,
-        recipe=method.recipe(run.config),
-        stages=method.stages(run.config),
-        ranks=run.ranks,
-        ema_decay=method.ema_decay(run.config) if method.ema_decay else None,
-    )
-    predictions = run.setup.predictions(run.folder)
-    try:
-        if not training.run():
-            return
-        training.predict_members(predictions)
-    except DivergenceError as error:
-        raise DivergenceError(f"{method.name}: {error}; see {run.folder.path}") from None
-    stage = list(training.stores)[-1]
+        kept = len(training.stores[stage])
+        what = f"{counted(kept, 'snapshot')} saved in {run.folder.path}"
+        raise DivergenceError(f"{name}: {error}; {what}") from None
     averages = average_snapshots(run, training, stage, predictions)
-    _report_method(run, method, training, predictions, averages)
-
-
-def _report_method(
-    run: Run[TrainConfig],
-    method: Method,
-    training: StagedTraining,
-    predictions: MemberPredictions,
-    averages: Averages,
-) -> None:
-    stage, store = list(training.stores.items())[-1]
-    # With one snapshot there is nothing to average.
-    averaged = method.combine == "weights" and len(store) > 1
-    ensemble = "ensemble" if averaged else method.name
-    found = ensemble_results(
+    # The weights of one snapshot are their own average.
+    averaged = averages_weights and len(training.stores[stage]) > 1
+    ensemble = "ensemble" if averaged else name
+    results = ensemble_results(
         predictions.test,
         training.snapshot_costs(stage),
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
         stage=stage,
-        name=ensemble,
+        name=ensemble if alone else None,
     )
-    verdicts = [verdict(found, ensemble), *averages.sentences]
-    found += [
-        replace(line, name=method.name) if line.name == "swa" and averaged else line
-        for line in averages.results
-    ]
-    found = with_ood(found, predictions)
-    note = f"{splits_note(dataset_facts(run.dataset))} {UNITS}"
-    main = Table("Results on the test set", *table_rows(found), note=note)
-    tables = [main, *ood_tables(found, run.dataset), *averages.tables]
-    drawn, content = FigureSet(run.folder.figures), {**averages.content}
-    recipe = method.recipe(run.config)
-    add_training(drawn, training, recipe)
-    add_reliability(drawn, found, predictions.test)
-    if dynamics := find_dynamics(training, recipe):
-        dynamics.add_to(drawn, tables, verdicts, content)
-    title = f"{method.name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
-    files = (*FILES, "predictions/test.npz", *averages.files)
-    page = Page(title, " ".join(verdicts), tables, drawn.captions, files, drawn.plots)
-    run.finish(page, {"methods": as_methods(found), **content})
+    run.report.say(*verdict(results, ensemble))
+    if averaged:
+        lines = [replace(r, name=name) if r.name == "swa" else r for r in averages.results]
+        averages = replace(averages, results=lines)
+    return Trained(training, recipe, predictions, averages, results)
+
+
+def _report(
+    run: Run[CycleConfig], name: str, trained: Trained, more: Sequence[Section] = ()
+) -> None:
+    """Write the report of a method, with more sections between its averages and its dynamics."""
+    report, test = run.report, trained.predictions.test
+    sections: list[Section] = [trained.averages, *more]
+    lines = [*trained.results, *(line for section in sections for line in section.results)]
+    lines = with_ood(lines, trained.predictions)
+    report.table(Table("Results on the test set", *table_rows(lines), note=_note(run, lines)))
+    report.table(*ood_tables(lines, run.dataset))
+    report.facts(methods=as_methods(lines))
+    report.files.append(PREDICTIONS)
+    add_training(report, trained.training, trained.recipe)
+    for section in sections:
+        section.add_to(report)
+    if dynamics := find_dynamics(trained.training, trained.recipe):
+        dynamics.add_to(report)
+    add_reliability(report, lines, test)
+    run.finish(f"{name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}")
+
+
+def _note(run: Run[CycleConfig], lines: Sequence[MethodResult]) -> str:
+    chosen = [line.chosen for line in lines if line.chosen]
+    notes = [splits_note(dataset_facts(run.dataset)), UNITS]
+    if chosen:
+        notes.append(f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL.")
+    elif any(line.name == "last-snapshot" for line in lines):
+        notes.append("Without validation data there is no `best-snapshot`.")
+    return " ".join(notes)

@@ -2,7 +2,7 @@
 
 from fge.compare.cells import Cell, Cost, load_cells
 from fge.compare.comparison import Best, Comparison, compare_cells
-from fge.compare.figures import CAPTIONS, comparison_figures, comparison_plots
+from fge.compare.figures import CAPTIONS, comparison_charts
 from fge.compare.measure import measure_cell, wall_seconds
 from fge.compare.plan import Job, Plan, PlannedCell
 from fge.compare.runner import POLL_SECONDS, Runner
@@ -23,8 +23,7 @@ __all__ = [
     "as_csv",
     "as_json",
     "compare_cells",
-    "comparison_figures",
-    "comparison_plots",
+    "comparison_charts",
     "comparison_tables",
     "comparison_verdict",
     "load_cells",

@@ -21,7 +21,7 @@ RANKED = ("error", "calibrated_nll")
 LEVEL = 0.95
 DRAWS = 4000
 Pair = Callable[..., tuple[int, Interval] | None]
-ONE_VALUE = "all seeds are pooled into one value, which has no deviation and no interval"
+ONE_VALUE = "all seeds are pooled into one value, without deviation or interval"
 _ROUNDING = 1e-9
 
 
@@ -72,10 +72,10 @@ class Difference:
 class Best:
     """The method with the lowest mean of a metric at a budget, and how sure that is.
 
-    ``among``: those that it was compared with. ``alike``: those of them from which it is not told
-    apart, since the interval of the paired difference at ``level`` holds 0 or there is none; where
-    there are none it is ``sure``. ``untested``: those of ``alike`` without an interval. The level
-    is :func:`level_among` the methods of the budget.
+    ``among``: those that it was compared with. ``alike``: those of them than which it is not
+    significantly better, since the interval of the paired difference at ``level`` holds 0 or there
+    is none; where there are none it is ``sure``. ``untested``: those of ``alike`` without an
+    interval. The level is :func:`level_among` the methods of the budget.
     """
 
     metric: str
@@ -88,7 +88,7 @@ class Best:
 
     @property
     def sure(self) -> bool:
-        """Whether it is told apart from every other method, of which there is one at least."""
+        """Whether it is significantly better than every other method, and there is one."""
         return bool(self.among) and not self.alike
 
 
@@ -192,8 +192,8 @@ def compare_cells(
 def level_among(methods: int) -> float:
     """Return the level of an interval that is one of those from a method to each of the others.
 
-    It is 1 - 0.05 / (methods - 1): that keeps the chance of telling apart what is the same at 5 %
-    over all of them together (Bonferroni).
+    It is 1 - 0.05 / (methods - 1): that keeps the chance of a false "significant" at 5 % over
+    all of them together (Bonferroni).
 
     >>> round(level_among(9), 5)
     0.99375

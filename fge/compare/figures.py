@@ -1,42 +1,38 @@
-"""Figures of a comparison: against training epochs, against members, reliability."""
+"""Charts of a comparison: against training epochs, against members, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fge.compare.comparison import Comparison, MethodRow
 from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, SINGLE
 from fge.report import (
     FEWEST,
-    Plot,
+    RELIABILITY_CAPTION,
+    Chart,
+    ReliabilityBins,
     Series,
-    comparison_plot,
-    reliability_figure,
-    reliability_plot,
-    series_figure,
+    methods_chart,
+    reliability_chart,
 )
 
+_OVER_SEEDS = "mean ± standard deviation over seeds"
+_JOINED = "A line joins the budgets of a method; methods of equal cost are moved apart a little."
 CAPTIONS = {
-    "error_by_epochs.png": "Test error against training epochs, mean ± standard deviation over "
-    "seeds; a line joins a method's budgets. Methods of equal cost are set apart a little.",
-    "calibrated_nll_by_epochs.png": "Calibrated NLL against training epochs, mean ± standard "
-    "deviation over seeds; a line joins a method's budgets. Methods of equal cost are set apart a "
-    "little.",
-    "error_by_members.png": "Test error of the first members together, at the smallest budget; "
-    "mean ± standard deviation over seeds.",
-    "calibrated_nll_by_members.png": "Calibrated NLL of the first members together, at the "
-    "smallest budget; mean ± standard deviation over seeds.",
-    "equivalent_by_epochs.png": "Deep-ensemble equivalent against training epochs; no ensemble at "
-    "hand is larger than the largest value.",
-    "reliability.png": "Accuracy less confidence in each bin of confidence, over all seeds, at the "
-    "smallest budget: above 0 a method is less confident than right; bins of fewer than 10 "
-    "predictions are left out. Below, how many predictions are in the bin.",
+    "error_by_epochs.png": f"Test error against training epochs, {_OVER_SEEDS}. {_JOINED}",
+    "calibrated_nll_by_epochs.png": f"Calibrated NLL against training epochs, {_OVER_SEEDS}. "
+    f"{_JOINED}",
+    "error_by_members.png": f"Test error of the ensemble of the first members, at the smallest "
+    f"budget, {_OVER_SEEDS}.",
+    "calibrated_nll_by_members.png": f"Calibrated NLL of the ensemble of the first members, at the "
+    f"smallest budget, {_OVER_SEEDS}.",
+    "equivalent_by_epochs.png": "Deep-ensemble equivalent against training epochs; the size of the "
+    f"largest deep ensemble limits it. {_JOINED}",
+    "reliability.png": RELIABILITY_CAPTION.format(", over all seeds, at the smallest budget"),
 }
 EPOCHS, MEMBERS = "training epochs", "members"
-CONFIDENCE, ACCURACY = "confidence", "accuracy"
 WORDS = {
     "error": "test error (%)",
     "nll": "NLL (nats)",
@@ -47,10 +43,10 @@ SHOWN_BINS = (SINGLE, "fge", DEEP_ENSEMBLE, CURVE_ENSEMBLE)
 """Methods of the reliability diagram: few, so that it can be read."""
 
 
-def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
-    """Return the figures by file name, each with a caption in :data:`CAPTIONS`.
+def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
+    """Return the charts by file name, each with a caption in :data:`CAPTIONS`.
 
-    Those of members and reliability are of the smallest budget; a figure without points is left
+    Those of members and reliability are of the smallest budget; a chart without points is left
     out.
     """
     budget = comparison.budgets[0]
@@ -62,11 +58,11 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         series[f"{figure}_by_members.png"] = (by_members, MEMBERS, WORDS[figure])
     equivalents = equivalent_series(comparison)
     series["equivalent_by_epochs.png"] = (equivalents, EPOCHS, EQUIVALENT)
-    figures = {
-        name: series_figure(points, x=x, y=y) for name, (points, x, y) in series.items() if points
+    charts = {
+        name: methods_chart(points, x=x, y=y) for name, (points, x, y) in series.items() if points
     }
-    bins = reliability_series(comparison, budget)
-    return figures | ({"reliability.png": reliability_figure(bins)} if bins else {})
+    methods = reliability_bins(comparison, budget)
+    return charts | ({"reliability.png": reliability_chart(methods)} if methods else {})
 
 
 def cost_series(comparison: Comparison, figure: str) -> list[Series]:
@@ -102,25 +98,21 @@ def members_series(comparison: Comparison, figure: str, budget: int) -> list[Ser
             list(range(1, len(row.by_members) + 1)),
             [means[figure] for means in row.by_members],
             _spreads(row.by_members_deviation, figure),
-            style=comparison.methods.index(row.method),
         )
         for row in comparison.at(budget)
         if len(row.by_members) > 1
     ]
 
 
-def reliability_series(
+def reliability_bins(
     comparison: Comparison, budget: int, methods: Sequence[str] = SHOWN_BINS
-) -> list[Series]:
-    """Return accuracy against mean confidence of each bin, over the predictions of all seeds.
+) -> list[ReliabilityBins]:
+    """Return the bins of methods, over the predictions of all seeds, with ``FEWEST`` or more.
 
     Args:
         comparison: of the methods.
         budget: at which, within it.
         methods: those shown, where they are there.
-
-    Returns:
-        a series for each, with its bins of ``FEWEST`` predictions or more; the notes say how many.
     """
     found = []
     for row in comparison.at(budget):
@@ -136,33 +128,8 @@ def reliability_series(
             confidence, accuracy = (
                 ((counts * values).sum(axis=0)[held] / total).tolist() for values in bins
             )
-            notes = [f"{count} predictions" for count in total]
-            style = comparison.methods.index(row.method)
-            found.append(Series(row.method, confidence, accuracy, notes=notes, style=style))
+            found.append(ReliabilityBins(row.method, confidence, accuracy, total.tolist()))
     return found
-
-
-def comparison_plots(comparison: Comparison) -> dict[str, Plot]:
-    """Return the interactive plots by the file name of the figure that they stand in for.
-
-    They are those of :func:`fge.compare.comparison_figures`.
-    """
-    budget = comparison.budgets[0]
-    plots = {}
-    for figure in ("error", "calibrated_nll"):
-        words = WORDS[figure]
-        by_epochs = cost_series(comparison, figure)
-        plots[f"{figure}_by_epochs.png"] = comparison_plot(by_epochs, x=EPOCHS, y=words)
-        by_members = members_series(comparison, figure, budget)
-        if by_members:
-            plots[f"{figure}_by_members.png"] = comparison_plot(by_members, x=MEMBERS, y=words)
-    equivalents = equivalent_series(comparison)
-    if equivalents:
-        plots["equivalent_by_epochs.png"] = comparison_plot(equivalents, x=EPOCHS, y=EQUIVALENT)
-    bins = reliability_series(comparison, budget)
-    if bins:
-        plots["reliability.png"] = reliability_plot(bins)
-    return plots
 
 
 def _over_budgets(

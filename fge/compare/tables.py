@@ -28,34 +28,36 @@ _MAIN_HEADINGS = (
     *("Brier", "ECE", "cal. ECE", "DEE"),
 )
 _UNITS = (
-    "Means over seeds ± standard deviation on {images} test images. Epochs are all that a method "
-    "trains, fits included; passes are network evaluations per prediction; MB (10⁶ bytes) hold all "
-    "its weights. NLL in nats per image; calibrated figures at the optimal temperature (arXiv "
-    "2002.06470), ECE over 15 bins, a fraction; DEE: so many independent single networks of B "
-    "epochs each do as well in calibrated NLL (≥ where none at hand does)."
+    "Mean over seeds ± standard deviation, on {images} test images. Epochs count all training of a "
+    "method, fits included; passes are network evaluations per prediction; MB (10⁶ bytes) is the "
+    "size of all its weights. NLL is in nats per image. Calibrated numbers are at the optimal "
+    "temperature (arXiv 2002.06470). ECE is a fraction, over 15 bins. DEE, the deep-ensemble "
+    "equivalent, is the number of independent networks of B epochs each with the same calibrated "
+    "NLL (≥: better than every deep ensemble here)."
 )
 _MARKED = (
-    " Bold: the lowest error and calibrated NLL, only where the paired interval to every other "
-    "method of the budget excludes 0 (at {level}: 95 % over all of them together, Bonferroni)."
+    " Bold: the lowest error or calibrated NLL, if it is significantly lower than that of every "
+    "other method of the budget (paired intervals of {level}: 95 % for all together, Bonferroni)."
 )
 _INTERVALS_NOTE = (
-    "The method's less the baseline's on the same seeds and test images, with its 95 % interval "
-    "over both (seeds and images are resampled, the seeds' part widened for their number, arXiv "
-    "1411.5279); below 0 the method is better. Error in points, NLL in nats per image. Each "
-    "is to be taken alone: of so many intervals some exclude 0 by chance."
+    "The method minus the baseline, on the same seeds and test images, with a 95 % interval over "
+    "both (seeds and images are resampled; the part of the seeds is widened for their number, "
+    "arXiv 1411.5279). Below 0, the method is better. Error is in points, NLL in nats per image. "
+    "Read each interval by itself: some of so many exclude 0 by chance."
 )
 _POOLED_NOTE = (
-    " Cells of pooled runs share them with the cells of neighbouring seeds: intervals allow for "
-    "it, and where all seeds are pooled there is none: then there is one value."
+    " Pooled cells of neighbouring seeds share runs; the intervals allow for it. If all seeds are "
+    "pooled, there is one value and no interval."
 )
 _DIVERSITY_NOTE = (
-    "Disagreement: images that two members class differently, in percent; error correlation: of "
-    "two members; both means over pairs. The gain is the members' mean less the ensemble's figure."
+    "Disagreement is the percentage of images that two members classify differently; the error "
+    "correlation is that of two members; both are means over pairs. The gain is the mean of the "
+    "members minus the value of the ensemble."
 )
 _OOD_NOTE = (
-    "AURC: the error among the most confident images, averaged over how many are answered, a "
-    "fraction (arXiv 1805.08206); lower is better. AUROC: how well low confidence (largest "
-    "probability, or entropy) tells images from elsewhere; 0.5 tells nothing."
+    "AURC is the area under the risk-coverage curve, a fraction (arXiv 1805.08206): lower is "
+    "better. AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
+    "images: 0.5 is chance, 1 is perfect."
 )
 
 
@@ -70,7 +72,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     if comparison.beyond:
         lines = [_placed_cells(row) for row in comparison.beyond]
         note = _with_notes(
-            "They train for longer than the budget and are compared with no method of it. "
+            "These methods train for longer than the budget; no method is compared with them. "
             + _units(comparison),
             comparison.beyond,
         )
@@ -83,9 +85,9 @@ def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
     within = [row for row in comparison.rows if not row.beyond]
     rows = [row for row in within if row.budget not in comparison.budgets]
     note = (
-        "The single networks again, k of them at k B, for scale: the deep-ensemble equivalent is "
-        "read off them. Ensembles of neighbouring seeds share networks, so that the deviations are "
-        "too small; that of all seeds' networks is one value, without a deviation or an interval."
+        "Ensembles of k single networks, at k B: the scale of the deep-ensemble equivalent. "
+        "Ensembles of neighbouring seeds share networks, so the deviations are too small; the "
+        "ensemble of all seeds is one value, without deviation or interval."
     )
     lines = [_placed_cells(row) for row in rows]
     title = "Deep ensembles of whole networks"
@@ -227,7 +229,7 @@ def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
         [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
         for row in rows
     ]
-    return [Table(f"What uncertainty tells at {budget} B", headings, lines, _OOD_NOTE)]
+    return [Table(f"Uncertainty at {budget} B", headings, lines, _OOD_NOTE)]
 
 
 def _ood_heading(key: str) -> str:

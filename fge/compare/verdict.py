@@ -1,8 +1,9 @@
-"""What a comparison of methods comes to, in words: what to use, how sure that is, what pays."""
+"""What a comparison of methods comes to, in words: what to use, its cost, how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from fge.compare.comparison import (
     BASELINES,
@@ -16,82 +17,103 @@ from fge.compare.comparison import (
 from fge.compare.tables import epochs_of, interval_text, percent
 from fge.config import FGE
 from fge.metrics import Interval
+from fge.report import cost_text
 
 _FIRST = "calibrated NLL"
 _WORDS = {"error": "error", "calibrated_nll": _FIRST}
 _FORMS = {"error": "{:.2f} %", "calibrated_nll": "{:.4f}"}
+_UNITS = {"error": "{:.2f} points", "calibrated_nll": "{:.4f}"}
 
 
-def comparison_verdict(comparison: Comparison) -> str:
-    """Say per budget which method to use, how sure that is, and whether FGE pays.
+def comparison_verdict(comparison: Comparison) -> list[str]:
+    """Say what to use, at what cost and how sure that is; then why, and what FGE gains.
 
-    To be used is, of the methods that are not told apart from the best in calibrated NLL or error,
-    that of the fewest forward passes per prediction (of several the one of lowest calibrated NLL).
-    The lowest calibrated NLL and error are named among all methods and among those of one forward
-    pass per prediction, with those that they are not told apart from and with what they cost.
-    Everything is told apart at one level per budget, that of :class:`fge.compare.Best`. Each
-    question has a paragraph.
+    To be used is, of the methods that are not significantly worse than the best in calibrated NLL
+    and error, that of the fewest forward passes per prediction (of several the one of lowest
+    calibrated NLL). Everything is judged at one level per budget, that of
+    :class:`fge.compare.Best`.
+
+    Returns:
+        a paragraph for each question; the first one is the verdict in a line.
     """
-    parts = []
     budgets = [budget for budget in comparison.budgets if comparison.at(budget)]
+    images = f"{len(comparison.cells[0].wrong)} test images"
+    uses = [
+        f"at {epochs_of(comparison, budget)}, {_use(comparison, _best(comparison, budget)).clause}"
+        for budget in budgets
+    ]
+    parts = [f"A{'; '.join(uses)[1:]} ({_seeds(comparison)}, {images})."]
     for budget in budgets:
-        parts += _at(comparison, budget)
+        parts += _at(comparison, budget, named=len(budgets) > 1)
     if comparison.beyond:
         names = _and([f"{row.method} at {row.budget} B" for row in comparison.beyond])
-        parts.append(f"Not compared, since beyond the budget: {names}.")
-    seeds = sorted({len(row.seeds) for row in comparison.rows})
-    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    word = "seed" if seeds == [1] else "seeds"
-    images = len(comparison.cells[0].wrong)
-    if seeds == [1]:
-        parts.append(f"One seed and {images} test images: an interval over seeds needs 2 or more.")
-    else:
-        holds = (
-            f"This holds for this data and model, as far as {counted} {word} and {images} test "
-            "images tell."
-        )
-        parts.append(" ".join([*_levels(comparison, budgets), holds]))
-    return "\n\n".join(parts)
+        parts.append(f"Not compared, because it trains for longer than the budget: {names}.")
+    if all(len(row.seeds) == 1 for row in comparison.rows):
+        parts.append("An interval over seeds needs 2 seeds or more.")
+        return parts
+    holds = f"The results hold for this data and model, with {_seeds(comparison)} and {images}."
+    return [*parts, " ".join([*_levels(comparison, budgets), holds])]
+
+
+def _seeds(comparison: Comparison) -> str:
+    """Return how many seeds the methods have."""
+    counts = sorted({len(row.seeds) for row in comparison.rows})
+    if counts == [1]:
+        return "1 seed"
+    return f"{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} seeds"
+
+
+def _best(comparison: Comparison, budget: int) -> list[Best]:
+    return [one for one in comparison.best if one.budget == budget]
 
 
 def _levels(comparison: Comparison, budgets: Sequence[int]) -> list[str]:
-    """Return sentences that say what it takes to be told apart."""
+    """Return sentences that say what significant means."""
     levels = {budget: level_among(len(comparison.at(budget))) for budget in budgets}
     which = list(dict.fromkeys(percent(level) for level in levels.values()))
     shown = which
     if len(which) > 1:
         shown = [f"{percent(level)} at {budget} B" for budget, level in levels.items()]
     parts = [
-        f"Methods are told apart where the interval of their paired difference ({_and(shown)}) "
-        "excludes 0; those that are not may differ all the same."
+        f"A difference is significant if the interval of the paired difference ({_and(shown)}) "
+        "excludes 0; a difference that is not significant may still exist."
     ]
     if which != [percent(LEVEL)]:
         parts.append(
-            f"That keeps {percent(LEVEL)} over all methods of a budget together (Bonferroni); the "
-            f"intervals of the tables have {percent(LEVEL)} each, taken alone."
+            f"This keeps {percent(LEVEL)} for all methods of a budget together (Bonferroni); each "
+            f"interval of the tables is a {percent(LEVEL)} interval by itself."
         )
     return parts
 
 
-def _at(comparison: Comparison, budget: int) -> list[str]:
-    """Return the paragraphs about one budget."""
-    best = [one for one in comparison.best if one.budget == budget]
+def _at(comparison: Comparison, budget: int, *, named: bool) -> list[str]:
+    """Return the paragraphs about one budget; the first has its name if there are several."""
+    best = _best(comparison, budget)
     one_pass = [one for one in comparison.best_of_one_pass if one.budget == budget]
-    parts = [f"At {epochs_of(comparison, budget)}: {_use(comparison, best)}."]
-    parts.append(" ".join([_lowest(comparison, best), *(_how_sure(best) if best[0].among else [])]))
+    first = [*([f"At {budget} B:"] if named else []), *_use(comparison, best).reasons]
+    first += [_lowest(comparison, best), *(_how_sure(best) if best[0].among else [])]
+    parts = [" ".join(first)]
     if one_pass and {one.method for one in one_pass} != {one.method for one in best}:
-        lowest = f"With one pass per prediction: {_lowest(comparison, one_pass)}"
-        parts.append(" ".join([lowest, *_how_sure(one_pass, "method of one pass")]))
-    parts += [_pays(comparison, budget, baseline) for baseline in BASELINES]
+        lowest = [f"With one pass per prediction, {_lowest(comparison, one_pass)}"]
+        parts.append(" ".join([*lowest, *_how_sure(one_pass, " with one pass")]))
+    parts += [_against(comparison, budget, baseline) for baseline in BASELINES]
     return [part for part in parts if part]
 
 
-def _use(comparison: Comparison, best: Sequence[Best]) -> str:
+@dataclass(frozen=True)
+class _Choice:
+    """What to use, in a clause, and why it is chosen, in sentences."""
+
+    clause: str
+    reasons: tuple[str, ...] = ()
+
+
+def _use(comparison: Comparison, best: Sequence[Best]) -> _Choice:
     """Say which method to use, and why."""
     if not best[0].among:
-        return f"{best[0].method} has nobody to be compared with"
+        return _Choice(f"{best[0].method} is the only method")
     if any(set(one.untested) == set(one.among) for one in best):
-        return "which method to use cannot be told, there are no intervals"
+        return _Choice("the best method is unknown, because there are no intervals")
     merits = {one.metric: {one.method, *one.alike} - set(one.untested) for one in reversed(best)}
     figures = _and([_WORDS[metric] for metric in merits])
     both = set.intersection(*merits.values())
@@ -100,30 +122,30 @@ def _use(comparison: Comparison, best: Sequence[Best]) -> str:
             f"{_cheapest(comparison, best[0].budget, names).method} for {_WORDS[metric]}"
             for metric, names in merits.items()
         ]
-        return f"use {_and(chosen)}, none is among the best in {figures}"
+        return _Choice(f"use {_and(chosen)}: no method is among the best in {figures}")
     row = _cheapest(comparison, best[0].budget, both)
-    return f"use {row.method} ({_cost(row)}): {_why(comparison, row, best, both, figures)}"
-
-
-def _why(
-    comparison: Comparison, row: MethodRow, best: Sequence[Best], both: set[str], figures: str
-) -> str:
-    """Say why a method of those that are among the best in all ``figures`` is the one to use."""
+    use = f"use {row.method} ({_cost(row)})"
     if all(one.sure and one.method == row.method for one in best):
-        return f"it has the lowest {figures}, told apart from every other method"
+        return _Choice(f"{use}: its {figures} are significantly lower than all others")
     if len(both) == 1:
-        return f"it alone is among the best in {figures}"
-    passes = row.costs["forward_passes"]
+        return _Choice(f"{use}: no other method is among the best in {figures}")
+    among = f"not significantly worse than the best in {figures}"
+    return _Choice(
+        f"{use}: {among}, with the fewest passes", (_among(comparison, row, both, among),)
+    )
+
+
+def _among(comparison: Comparison, row: MethodRow, both: set[str], what: str) -> str:
+    """Say how a method was chosen among several."""
     few = [
         one.method
         for one in comparison.at(row.budget)
-        if one.method in both and one.costs["forward_passes"] == passes
+        if one.method in both and one.costs["forward_passes"] == row.costs["forward_passes"]
     ]
-    text = f"of the {len(both)} methods that are not told apart from the best in {figures}"
+    text = f"{len(both)} methods are {what}; of these, {_and(few)}"
     if len(few) == 1:
-        return f"{text}, it predicts in the fewest passes"
-    lowest = f"{row.method} has the lowest {_FIRST} of them"
-    return f"{text}, {_and(few)} predict in the fewest passes, and {lowest}"
+        return f"{text} needs the fewest passes."
+    return f"{text} need the fewest passes, and {row.method} has the lowest {_FIRST}."
 
 
 def _cheapest(comparison: Comparison, budget: int, names: Collection[str]) -> MethodRow:
@@ -142,49 +164,80 @@ def _lowest(comparison: Comparison, best: Sequence[Best]) -> str:
         row = comparison.row(method, best[0].budget)
         assert row is not None, "it was ranked"
         figures = [f"{_WORDS[m]} ({_FORMS[m].format(row.mean[m])})" for m in metrics]
-        parts.append(f"{method} has the lowest {_and(figures)}, at {_cost(row)}")
+        parts.append(f"{method} has the lowest {_and(figures)}, for {_cost(row)}")
     return f"{'; '.join(parts)}."
 
 
 def _cost(row: MethodRow) -> str:
-    epochs, passes = row.costs["train_epochs"], row.costs["forward_passes"]
-    return (
-        f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'} of training and "
-        f"{passes:g} {'pass' if passes == 1 else 'passes'} per prediction"
-    )
+    return cost_text(row.costs["train_epochs"], row.costs["forward_passes"])
 
 
-def _how_sure(best: Sequence[Best], others: str = "method") -> list[str]:
-    """Return sentences that say from which methods those of the lowest figures are told apart."""
+def _how_sure(best: Sequence[Best], which: str = "") -> list[str]:
+    """Return sentences that say than which methods those of the lowest figures are better."""
     parts = []
     for one in reversed(best):
-        where = f"In {_WORDS[one.metric]} {one.method}"
+        where = f"In {_WORDS[one.metric]}, {one.method}"
         if not one.among:
-            parts.append(f"{one.method} has nobody to be compared with.")
+            parts.append(f"{one.method} is the only method{which}.")
         elif one.sure:
-            parts.append(f"{where} is told apart from every other {others}.")
+            parts.append(f"{where} is significantly better than every other method{which}.")
         else:
-            whom = f"any other {others}" if set(one.alike) == set(one.among) else _or(one.alike)
-            parts.append(f"{where} is not told apart from {whom}.")
+            all_alike = set(one.alike) == set(one.among)
+            whom = f"any other method{which}" if all_alike else _or(one.alike)
+            parts.append(f"{where} is not significantly better than {whom}.")
         if one.untested and one.untested != one.among:
-            parts.append(f"There is no interval to {_or(one.untested)}.")
+            parts.append(f"There is no interval for {_and(one.untested)}.")
     return list(dict.fromkeys(parts))
 
 
-def _pays(comparison: Comparison, budget: int, baseline: str) -> str:
-    """Say whether FGE pays against a baseline of the same budget, nothing where one is missing."""
+def _against(comparison: Comparison, budget: int, baseline: str) -> str:
+    """Compare FGE with a baseline of the same budget; nothing where one is missing."""
     within = {row.method: row for row in comparison.at(budget)}
     if FGE not in within or baseline not in within:
         return ""
     differences = {m: comparison.fge_difference(baseline, budget, m) for m in reversed(RANKED)}
     intervals = {m: one.interval for m, one in differences.items() if one is not None}
-    costs = f"fge takes {_cost(within[FGE])}, {baseline} {_cost(within[baseline])}"
+    costs = f"fge costs {_cost(within[FGE])}, {baseline} {_cost(within[baseline])}."
     if len(intervals) < len(RANKED):
-        return f"Whether FGE pays against {baseline} cannot be told, there is no interval; {costs}."
-    figures = _and([f"{_WORDS[m]} {interval_text(m, one)}" for m, one in intervals.items()])
+        return f"Whether FGE is better than {baseline} is unknown: there is no interval; {costs}"
     level = percent(level_among(len(within)))
-    text = f"{_judgement(baseline, intervals)}: {figures} ({level} intervals); {costs}."
-    return text + _alone(comparison, baseline, budget, intervals)
+    changes = [
+        _change(comparison, baseline, budget, metric, one) for metric, one in intervals.items()
+    ]
+    return (
+        f"{_judgement(baseline, intervals)}. {' '.join(changes)} These are {level} intervals; "
+        f"{costs}{_alone(comparison, baseline, budget, intervals)}"
+    )
+
+
+def _change(
+    comparison: Comparison, baseline: str, budget: int, metric: str, interval: Interval
+) -> str:
+    """Return a sentence about one figure of FGE: by how much, in how many seeds, how sure."""
+    size, way = abs(interval.difference), "lower" if interval.difference < 0 else "higher"
+    _, _, ends = interval_text(metric, interval).partition(" ")
+    lower, seeds = _lower_seeds(comparison, baseline, budget, metric)
+    significant = "significant" if _excludes_zero(interval) else "not significant"
+    return (
+        f"Its {_WORDS[metric]} is {_UNITS[metric].format(size)} {way} {ends} (lower in {lower} of "
+        f"{seeds} seeds): {significant}."
+    )
+
+
+def _lower_seeds(
+    comparison: Comparison, baseline: str, budget: int, metric: str
+) -> tuple[int, int]:
+    """Return in how many seeds a figure of FGE is lower than the baseline's, and of how many."""
+    ours, theirs = (
+        {cell.seed: cell.figures[metric] for cell in comparison.cells_of(method, budget)}
+        for method in (FGE, baseline)
+    )
+    shared = [seed for seed in ours if seed in theirs]
+    return sum(ours[seed] < theirs[seed] for seed in shared), len(shared)
+
+
+def _excludes_zero(interval: Interval) -> bool:
+    return interval.high < 0 or interval.low > 0
 
 
 def _alone(
@@ -194,33 +247,27 @@ def _alone(
     found = []
     for metric, wider in intervals.items():
         one = comparison.difference(FGE, baseline, budget, metric)
-        if one is not None and wider.low <= 0 <= wider.high:
-            way = "lower" if one.interval.high < 0 else "higher" if one.interval.low > 0 else ""
-            found += [f"a {way} {_WORDS[metric]}"] if way else []
+        if one is not None and not _excludes_zero(wider) and _excludes_zero(one.interval):
+            way = "lower" if one.interval.high < 0 else "higher"
+            found.append(f"its {_WORDS[metric]} is significantly {way}")
     if not found:
         return ""
     return (
-        f" As the only question asked ({percent(LEVEL)} intervals), FGE has {_and(found)}; among "
-        "so many that may be chance."
+        f" By the {percent(LEVEL)} intervals of the tables, {_and(found)}; among so many intervals "
+        "that may be chance."
     )
 
 
 def _judgement(baseline: str, intervals: dict[str, Interval]) -> str:
     lower = [_WORDS[m] for m, one in intervals.items() if one.high < 0]
     higher = [_WORDS[m] for m, one in intervals.items() if one.low > 0]
-    rest = [word for word in _WORDS.values() if word not in (*lower, *higher)]
-    if not lower and not higher:
-        return f"FGE and {baseline} are not told apart in {_and(list(reversed(rest)))}"
-    if not lower:
-        verb = "is" if len(higher) == 1 else "are"
-        why = f"its {_and(higher)} {verb} higher"
-        if rest:
-            why += f" and no difference can be told in {_and(rest)}"
-        return f"FGE does not pay against {baseline}, {why}"
-    text = f"FGE pays against {baseline} in {_and(lower)}"
-    if higher:
-        text += f", not in {_and(higher)}, which is higher"
-    return f"{text}, while no difference can be told in {_and(rest)}" if rest else text
+    rest = [_WORDS[m] for m, one in intervals.items() if not _excludes_zero(one)]
+    ways = [f"better than {baseline} in {_and(lower)}"] if lower else []
+    ways += [f"worse than {baseline} in {_and(higher)}"] if higher else []
+    if not ways:
+        return f"FGE and {baseline} do not differ significantly in {_and(rest)}"
+    text = f"FGE is significantly {_and(ways)}"
+    return f"{text}; the difference in {_and(rest)} is not significant" if rest else text
 
 
 def _and(words: Sequence[str]) -> str:

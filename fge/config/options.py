@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fge.config.base import (
     HOW_TO_RUN,
@@ -47,7 +47,16 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(Options):
+class FigureOptions(Options):
+    """How figures are written."""
+
+    group: ClassVar[str] = "output"
+    figure_format: Literal["png", "svg", "pdf"] = field(default="png", metadata=HOW_TO_RUN)
+    """Also write figures in this format, beside PNG: svg or pdf for papers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(FigureOptions):
     """Where results go."""
 
     group: ClassVar[str] = "output"

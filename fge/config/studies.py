@@ -9,7 +9,14 @@ from typing import ClassVar
 
 from fge.config.base import THIS_INVOCATION, Precision
 from fge.config.curves import PointOptions
-from fge.config.options import CommandConfig, DeviceOptions, FolderOptions, FormatOptions, Options
+from fge.config.options import (
+    CommandConfig,
+    DeviceOptions,
+    FigureOptions,
+    FolderOptions,
+    FormatOptions,
+    Options,
+)
 from fge.errors import UserError, check_at_least, check_not_negative
 
 _PLANE_NEEDS = 3
@@ -209,7 +216,7 @@ class ReportConfig(FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(DeviceOptions):
+class PredictConfig(DeviceOptions, FigureOptions):
     """Apply the saved ensemble of an fge or train run to new images."""
 
     group: ClassVar[str] = "data"

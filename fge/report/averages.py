@@ -64,13 +64,13 @@ def average_sentences(
     sentences = []
     if "swa" not in found:
         sentences.append(
-            "The average of all snapshots' weights (swa) gives predictions that are not finite and "
-            "is left out."
+            "The average of all snapshots' weights (swa) gives predictions that are not finite; "
+            "the tables leave it out."
         )
     elif swa and swa.harmful:
         sentences.append(
-            "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL of "
-            f"{swa.figures.nll:.4f} is above the {swa.worst.nll:.4f} of the worst snapshot."
+            "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL is "
+            f"{swa.figures.nll:.4f}, and that of the worst snapshot is {swa.worst.nll:.4f}."
         )
     if fold and "fold" in found:
         sentences.append(_fold_sentence(fold, names, found["fold"], ensemble))
@@ -80,16 +80,16 @@ def average_sentences(
 def _fold_sentence(
     fold: Fold, names: Sequence[str], line: MethodResult, ensemble: MethodResult
 ) -> str:
-    passes = f"the ensemble, which takes {ensemble.forward_passes} passes per prediction"
+    passes = f"the ensemble, which needs {ensemble.forward_passes} passes per prediction"
     lost = comparison(line, ensemble)
     if len(fold.folded) == 1:
         return (
-            "No average of weights was safe: with every other snapshot the validation NLL rose, so "
-            f"`fold` keeps {names[fold.best]} as it is; it has {lost} than {passes}."
+            "No average of weights was safe: every other snapshot raised the validation NLL. "
+            f"`fold` is {names[fold.best]} alone; it has {lost} than {passes}."
         )
     return (
-        f"Folded into one network (the average of {len(fold.folded)} of {len(names)} snapshots), "
-        f"it has {lost} than {passes}."
+        f"`fold`, one network, averages the weights of {len(fold.folded)} of {len(names)} "
+        f"snapshots; it has {lost} than {passes}."
     )
 
 
@@ -103,14 +103,16 @@ def average_table(swa: Swa, fold: Fold, names: Sequence[str]) -> Table:
         _row("swa", len(names), "weights", swa.figures),
         _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after),
     ]
-    harmful = ", above that of the worst snapshot: averaging all is harmful here"
+    harmful = (
+        "; its NLL is above that of the worst snapshot, so averaging all weights is harmful here"
+    )
     note = (
-        f"The NLL of `swa`, the average of all, less the snapshots' mean NLL (its barrier) is "
-        f"{swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. `fold` starts from the best "
-        "snapshot and tries the others from good to bad; it keeps one if the average with it has "
-        f"no higher NLL: {_trials(fold, names)}. Having been chosen by these images, its figures "
-        "here are optimistic. Batch-norm statistics were estimated for each average on training "
-        "images without augmentation."
+        "`swa` averages the weights of all snapshots. Its barrier, its NLL minus the snapshots' "
+        f"mean NLL, is {swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. `fold` starts with "
+        "the best snapshot and tries the others from good to bad; it keeps a snapshot if the "
+        f"average does not raise the NLL: {_trials(fold, names)}. These images chose `fold`, so "
+        "its numbers here are optimistic. Each average has batch-norm statistics of its own, from "
+        "training images without augmentation."
     )
     return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
 

@@ -1,4 +1,4 @@
-"""Results of fitted curves: tables, sentences and figures."""
+"""Results of fitted curves: tables, sentences and charts."""
 
 from __future__ import annotations
 
@@ -6,35 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from fge.config import CURVE_ENSEMBLE
 from fge.curves import Record, bound, summarise_curve
-from fge.report.methods import MethodResult
+from fge.report.charts import DASHES, Chart, Panel, Series
+from fge.report.methods import MethodResult, comparison, cost_text
 from fge.report.page import Table
 
 PATH_UNITS = (
     "Training loss in nats (cross-entropy, images without augmentation, batch-norm statistics "
-    "estimated at each point), test error in percent; mean over t, arc mean over the path's "
-    "length. A barrier is the most by which a path lies above "
-    "the straight line between its ends' values. The mean over t bounds the lowest training loss "
-    "there is from above; the lowest loss met is its other side."
+    "estimated at each point), test error in percent. The mean is over t, the arc mean over the "
+    "length of the path. The barrier is the largest height of the path above the straight line "
+    "between the values of its ends. The mean over t is an upper bound of the lowest training "
+    "loss; the lowest loss on the path is the other side of that bound."
 )
-CURVE, SEGMENT = "#1d4ed8", "#d97706"
-_PANELS = (
-    ("train_loss", "training loss (nats)"),
-    ("test_loss", "test loss (nats)"),
-    ("train_error", "training error (%)"),
-    ("test_error", "test error (%)"),
-)
-_ENSEMBLE_STYLES = {
-    "curve": (CURVE, "-"),
-    "segment": (SEGMENT, "-"),
-    "random-direction": ("#6b7280", ":"),
-    "random-at-angle": ("#be185d", "--"),
-    "same-gram-arc": ("#15803d", "-."),
-}
+_PANELS = {"loss": "loss (nats)", "error": "error (%)"}
+_SPLITS = (("test", DASHES[0]), ("train", DASHES[2]))
+_LIKE = {"curve": CURVE_ENSEMBLE}
 ENSEMBLE_LABELS = {
     "curve": "curve",
     "segment": "segment",
@@ -42,7 +29,7 @@ ENSEMBLE_LABELS = {
     "random-at-angle": "random, at the curve's angle",
     "same-gram-arc": "random arc of the curve's shape",
 }
-ALONG = "t, from the first network (0) to the second (1)"
+ALONG = "t (0: first network, 1: second)"
 _STEEP = 2
 """The ratio of largest to smallest value from which axes begin at zero."""
 Records = Sequence[Mapping[str, Any]]
@@ -120,8 +107,8 @@ def path_table(pair: PairResult) -> Table:
             + [f"{error[key]:.2f}" for key in ("min", "max", "barrier")]
         )
     note = (
-        f"The networks are {pair.distance:.1f} apart, at an angle of {pair.angle:.1f} degrees seen "
-        f"from the origin. {PATH_UNITS}"
+        f"The distance of the networks is {pair.distance:.1f}, the angle between their weights "
+        f"{pair.angle:.1f} degrees. {PATH_UNITS}"
     )
     return Table(f"Between the networks {pair.name}", headings, rows, note)
 
@@ -142,14 +129,14 @@ def pairs_table(pairs: Sequence[PairResult], title: str) -> Table:
         )
     note = (
         "Distance of the networks, length of the curve, angle between the weights in degrees. Loss "
-        "barriers in nats on training images without augmentation; error barriers in points and "
-        "largest errors in percent on the test set."
+        "barriers are in nats, on training images without augmentation; error barriers are in "
+        "points and largest errors in percent, on the test set."
     )
     return Table(title, headings, rows, note)
 
 
-def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> str:
-    """Say in words what segment and curve are like, and which ensemble came out best.
+def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> list[str]:
+    """Say what the ensemble along the curve has and costs, and what segment and curve are like.
 
     Args:
         pair: the two networks.
@@ -157,30 +144,31 @@ def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> str:
     """
     segment, curve = (pair.barrier(path) for path in ("segment", "curve"))
     ends, along = (next(r for r in results if r.name == name) for name in ("ends", "curve"))
-    better = (
-        f"lowers the error of the two ends from {ends.error:.2f} to {along.error:.2f} % and "
-        f"the NLL from {ends.nll:.4f} to {along.nll:.4f}"
-        if along.error < ends.error and along.nll < ends.nll
-        else f"has {along.error:.2f} % error and NLL {along.nll:.4f}, the two ends alone "
-        f"{ends.error:.2f} % and {ends.nll:.4f}"
-    )
     more = along.train_epochs - ends.train_epochs
-    return (
-        f"On the segment between the networks {pair.name} the test error rises {segment:.2f} "
-        f"points above its ends, on the curve {curve:.2f} points. Averaging {along.members} "
-        f"networks along the curve {better}, for {more} "
-        f"{'epoch' if more == 1 else 'epochs'} of training more. One pair of runs, one test set."
-    )
-
-
-def connection_verdict(pairs: Sequence[PairResult]) -> str:
-    """Say in words how far the error rises on segments and on curves."""
-    parts = [
-        f"{pair.name}: {pair.barrier('segment'):.2f} points on the segment, "
-        f"{pair.barrier('curve'):.2f} on the curve"
-        for pair in pairs
+    return [
+        f"The ensemble of {along.members} networks along the curve has {along.error:.2f} % error "
+        f"and NLL {along.nll:.4f}, for {cost_text(along.train_epochs, along.forward_passes)} "
+        "(one pair of runs, one test set).",
+        f"It has {comparison(along, ends)} than its two ends alone, which have {ends.error:.2f} % "
+        f"error and NLL {ends.nll:.4f}; the curve costs {more} "
+        f"{'epoch' if more == 1 else 'epochs'} more.",
+        f"Between the networks {pair.name}, the test error rises {segment:.2f} points on the "
+        f"segment and {curve:.2f} points on the curve.",
     ]
-    return f"Rise of the test error above the ends: {'; '.join(parts)}."
+
+
+def connection_verdict(pairs: Sequence[PairResult]) -> list[str]:
+    """Say how far the error rises on segments and on curves."""
+    segments, curves = ([pair.barrier(path) for pair in pairs] for path in ("segment", "curve"))
+    count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of networks"
+    return [
+        f"The test error rises by at most {max(curves):.2f} points on the curves and "
+        f"{max(segments):.2f} points on the segments ({count}, one test set).",
+        *(
+            f"{pair.name}: {segment:.2f} points on the segment, {curve:.2f} on the curve."
+            for pair, segment, curve in zip(pairs, segments, curves, strict=True)
+        ),
+    ]
 
 
 def strategy_table(found: Sequence[tuple[PairResult, Sequence[MethodResult]]]) -> Table:
@@ -205,21 +193,16 @@ def strategy_table(found: Sequence[tuple[PairResult, Sequence[MethodResult]]]) -
         curve = line["curve"]
         rows.append([pair.name, *cells, str(curve.members), str(curve.train_epochs)])
     note = (
-        "Strategies of arXiv 1806.06977. Test errors in percent, of each network and of the "
-        "ensembles of the two ends and along the curve; loss barriers in nats on training images "
-        "without augmentation, error barriers in points on the test set; members and epochs (the "
-        "fit included) are those of the ensemble along the curve."
+        "Strategies of arXiv 1806.06977. Test errors are in percent: of each network, of the "
+        "ensemble of the two ends and of the ensemble along the curve. Loss barriers are in nats, "
+        "on training images without augmentation; error barriers are in points, on the test set. "
+        "Members and epochs (fit included) are those of the ensemble along the curve."
     )
     return Table("Training strategies", headings, rows, note)
 
 
-def curve_figure(
-    curve: Records,
-    segment: Records,
-    *,
-    place: str = ALONG,
-) -> Figure:
-    """Draw loss and error along a curve and along the segment, on training and test data.
+def curve_chart(curve: Records, segment: Records, *, place: str = ALONG) -> Chart:
+    """Return loss and error along a curve and along the segment, on test and training images.
 
     Args:
         curve: records of :func:`fge.evaluate_curve` with keys ``t``, ``train_loss``,
@@ -227,20 +210,32 @@ def curve_figure(
         segment: likewise.
         place: what ``t`` is.
     """
-    figure = Figure(figsize=(8.5, 6.5), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(2, 2, sharex=True).flat, _PANELS, strict=True):
-        for records, colour, name in ((segment, SEGMENT, "segment"), (curve, CURVE, "curve")):
-            axes.plot(_values(records, "t"), _values(records, key), color=colour, label=name)
-        _finish(axes, label)
-    axes_list = figure.axes
-    axes_list[0].legend(frameon=False)
-    for axes in axes_list[2:]:
-        axes.set_xlabel(place)
-    return figure
+    paths = {"curve": curve, "segment": segment}
+    panels = []
+    for key, label in _PANELS.items():
+        series = [
+            Series(
+                f"{path}, {split}",
+                _values(records, "t"),
+                _values(records, f"{split}_{key}"),
+                dash=dash,
+                like=_LIKE.get(path, path),
+            )
+            for path, records in paths.items()
+            for split, dash in _SPLITS
+        ]
+        panels.append(Panel(label, series, zero=_steep(series)))
+    return Chart(place, panels, height=650)
 
 
-def ensemble_figure(paths: Mapping[str, Records]) -> Figure:
-    """Draw the test error of the two networks {w(0), w(t)} against how far w(t) is from w(0).
+def _steep(series: Sequence[Series]) -> bool:
+    """Say whether values differ by so much that zero would not flatten what is shown."""
+    heights = [y for one in series for y in one.y]
+    return bool(heights) and max(heights) > _STEEP * min(heights)
+
+
+def ensemble_chart(paths: Mapping[str, Records]) -> Chart:
+    """Return the test error of the two networks {w(0), w(t)} against how far w(t) is from w(0).
 
     The figure of arXiv 1802.10026 (section 4) that asks how far one has to go along a curve to
     gain from ensembling, with further baselines at the same distances.
@@ -248,30 +243,18 @@ def ensemble_figure(paths: Mapping[str, Records]) -> Figure:
     Args:
         paths: name of the path to its records with keys ``distance`` and ``ensemble_error``.
     """
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for name, records in paths.items():
-        colour, style = _ENSEMBLE_STYLES[name]
-        axes.plot(
+    series = [
+        Series(
+            ENSEMBLE_LABELS.get(name, name),
             _values(records, "distance"),
             _values(records, "ensemble_error"),
-            style,
-            color=colour,
-            label=ENSEMBLE_LABELS[name],
+            dash=DASHES[position % len(DASHES)],
+            like=_LIKE.get(name, name),
         )
-    axes.set_xlabel("distance from the first network")
-    _finish(axes, "test error of the two (%)")
-    axes.legend(frameon=False)
-    return figure
+        for position, (name, records) in enumerate(paths.items())
+    ]
+    return Chart("distance from the first network", [Panel("test error of the two (%)", series)])
 
 
 def _values(records: Records, key: str) -> list[float]:
     return [float(record[key]) for record in records]
-
-
-def _finish(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label)
-    heights = [float(value) for line in axes.lines for value in np.asarray(line.get_ydata())]
-    if heights and max(heights) > _STEEP * min(heights):  # else zero would flatten what is shown
-        axes.set_ylim(0, 1.05 * max(heights))
-    axes.spines[["top", "right"]].set_visible(False)

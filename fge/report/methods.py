@@ -12,9 +12,9 @@ from fge import metrics
 from fge.data import Dataset
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.metrics import ood_auroc
-from fge.report.interactive import Series, reliability_plot
-from fge.report.page import FigureSet, Table
-from fge.report.plots import reliability_figure
+from fge.report.builder import ReportBuilder
+from fge.report.charts import Chart, Panel, Series
+from fge.report.page import Table
 
 FEWEST = 10
 """Predictions in a bin whose accuracy is shown: that of fewer is chance."""
@@ -29,11 +29,14 @@ COLUMNS = (
     ("forward_passes", "passes", "{}"),
 )
 """Of the method table: key of a result, heading and form of its cells."""
+ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}
 RELIABILITY_CAPTION = (
-    "Reliability on the test set: accuracy in each of 15 bins of confidence; bins of fewer than "
-    f"{FEWEST} predictions are left out"
+    "Reliability on the test set{}: accuracy less confidence in each of 15 bins of confidence. "
+    "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
+    f"bins of fewer than {FEWEST} are left out."
 )
+OOD_TITLE = "OOD detection"
 _NOT_DRAWN = ("best-snapshot", "fold")
 """Single networks like others that are shown."""
 
@@ -171,27 +174,45 @@ def _single(test: PredictionFile, weight_bytes: int, epochs: int, validated: int
     )
 
 
-def verdict(results: Sequence[MethodResult], name: str = "fge") -> str:
-    """Say in a sentence what the ensemble gained over its last snapshot and the single network.
+def verdict(results: Sequence[MethodResult], name: str = "fge") -> list[str]:
+    """Say what the ensemble has, what it costs, and what it gained over the other lines.
 
     It speaks of this one run on these test images, not of the method.
     """
     ensembles = [r for r in results if r.name == name]
     if len(ensembles) == len(results) == 1 and ensembles[0].members == 1:
-        only = ensembles[0]
-        return (
-            f"The network of {name} has {only.error:.2f} % error and NLL {only.nll:.4f} after "
-            f"{only.train_epochs} epochs. One run, one test set."
-        )
+        return [f"The network of {name} has {_scores_and_cost(ensembles[0])}."]
     if not ensembles:
-        return "One snapshot only: there is no ensemble to compare; train longer or cycle faster."
+        only = results[-1]
+        return [
+            f"The run has one snapshot and no ensemble; the snapshot has {_scores_and_cost(only)}.",
+            "For an ensemble, train longer or use shorter cycles.",
+        ]
     ensemble = ensembles[-1]
     others = [r for r in results if r.name in ("last-snapshot", "single")]
-    parts = [f"{comparison(ensemble, other)} than {_described(other)}" for other in others]
+    return [
+        f"The ensemble of {ensemble.members} snapshots has {_scores_and_cost(ensemble)}.",
+        *(f"It has {comparison(ensemble, r)} than {_described(r)}." for r in others),
+        ONE_RUN,
+    ]
+
+
+def _scores_and_cost(result: MethodResult) -> str:
     return (
-        f"The ensemble of {ensemble.members} snapshots ({ensemble.error:.2f} % error, NLL "
-        f"{ensemble.nll:.4f}) has {'; '.join(parts)}. One run, one test set: other seeds "
-        "would give other figures."
+        f"{result.error:.2f} % error and NLL {result.nll:.4f}, for "
+        f"{cost_text(result.train_epochs, result.forward_passes)} (one run, one test set)"
+    )
+
+
+def cost_text(epochs: float, passes: float) -> str:
+    """Return the cost of a method in words.
+
+    >>> cost_text(24, 1)
+    '24 epochs of training and 1 pass per prediction'
+    """
+    return (
+        f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'} of training and "
+        f"{passes:g} {'pass' if passes == 1 else 'passes'} per prediction"
     )
 
 
@@ -249,7 +270,7 @@ def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, d
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:
-    """Return the table of how well each result tells OOD images; none where there are none.
+    """Return the table of how well each result detects OOD images; none where there are none.
 
     Args:
         results: of :func:`with_ood`.
@@ -268,17 +289,49 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
         rows.append([result.name, str(result.members), *cells])
     kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.ood.items()]
     note = (
-        f"Foreign images ({'; '.join(kinds)}; in the size and channels of the data) against the "
-        f"{len(dataset.test)} test images: AUROC, the chance that a foreign image is the less "
-        "certain one, by the largest probability and by the entropy of the averaged prediction; "
-        "0.5 tells nothing, 1 tells all. Nothing was trained on them or chosen by them, and the "
-        "passes over them are in none of the costs above."
+        f"OOD images ({'; '.join(kinds)}; in the size and channels of the data) against the "
+        f"{len(dataset.test)} test images. AUROC is the probability that the OOD image is the less "
+        "certain one, by the largest probability or the entropy of the averaged prediction: 0.5 is "
+        "chance, 1 is perfect. OOD images are not used in training or selection, and the costs "
+        "above do not count them."
     )
-    return [Table("Telling foreign images", headings, rows, note)]
+    return [Table(OOD_TITLE, headings, rows, note)]
 
 
-def reliability_series(found: Sequence[MethodResult], test: PredictionFile) -> list[Series]:
-    """Return accuracy against mean confidence of each bin, for the best lines of a run.
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Bins of a method with predictions: mean ``confidence``, ``accuracy`` and ``counts`` (n,)."""
+
+    name: str
+    confidence: Sequence[float]
+    accuracy: Sequence[float]
+    counts: Sequence[int]
+
+
+def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
+    """Return accuracy less confidence against confidence, and the number of predictions below.
+
+    The difference is shown, since the bins of calibrated methods lie on one line otherwise.
+    """
+    gaps, counts = [], []
+    for bins in methods:
+        notes = [
+            f"accuracy {accuracy:.4f}, {count} predictions"
+            for accuracy, count in zip(bins.accuracy, bins.counts, strict=True)
+        ]
+        pairs = zip(bins.confidence, bins.accuracy, strict=True)
+        gap = [accuracy - confidence for confidence, accuracy in pairs]
+        gaps.append(Series(bins.name, bins.confidence, gap, notes=notes, marker=True))
+        counts.append(Series(bins.name, bins.confidence, bins.counts, marker=True))
+    panels = [
+        Panel("accuracy - confidence", gaps, level=0.0, share=2),
+        Panel("predictions", counts, log=True),
+    ]
+    return Chart("confidence", panels, limits=(0.0, 1.0), height=600)
+
+
+def reliability_bins(found: Sequence[MethodResult], test: PredictionFile) -> list[ReliabilityBins]:
+    """Return the bins of the best lines of a run that hold ``FEWEST`` predictions or more.
 
     They are the largest ensemble of each name, averaged weights, and the single network; where
     none was trained, the last snapshot.
@@ -286,36 +339,30 @@ def reliability_series(found: Sequence[MethodResult], test: PredictionFile) -> l
     Args:
         found: the lines of the run.
         test: test predictions, which hold their members.
-
-    Returns:
-        a series for each, with its bins of ``FEWEST`` predictions or more; the notes say how many.
     """
     largest = {result.name: result for result in found if result.name not in _NOT_DRAWN}
     if "single" in largest:
         largest.pop("last-snapshot", None)
-    series = []
+    methods = []
     for name, result in largest.items():
         bins = metrics.reliability(test.mean(result.member_names), test.targets)
         held = bins.counts >= FEWEST
-        notes = [f"{count} predictions" for count in bins.counts[held]]
-        x, y = (values[held].tolist() for values in (bins.confidence, bins.accuracy))
-        series.append(Series(name, x, y, notes=notes))
-    return series
+        columns = (bins.confidence, bins.accuracy, bins.counts)
+        methods.append(ReliabilityBins(name, *(values[held].tolist() for values in columns)))
+    return methods
 
 
-def add_reliability(drawn: FigureSet, found: Sequence[MethodResult], test: PredictionFile) -> None:
-    """Draw the diagram, unless every bin has too few predictions.
+def add_reliability(
+    report: ReportBuilder, found: Sequence[MethodResult], test: PredictionFile
+) -> None:
+    """Show the reliability diagram, unless every bin has too few predictions.
 
     Args:
-        drawn: gets the figure ``reliability.png``.
+        report: gets the chart ``reliability.png``.
         found: the lines of the run.
         test: test predictions, which hold their members.
     """
-    series = reliability_series(found, test)
-    if any(one.x for one in series):
-        drawn.add(
-            "reliability.png",
-            reliability_figure(series),
-            RELIABILITY_CAPTION,
-            reliability_plot(series),
-        )
+    methods = reliability_bins(found, test)
+    if any(bins.confidence for bins in methods):
+        caption = RELIABILITY_CAPTION.format("")
+        report.chart("reliability.png", reliability_chart(methods), caption)

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fge.config import own_code, program
-from fge.files import write_text
-from fge.report.interactive import Plot, plotly_script
+from fge.files import json_text, write_text
+from fge.report.palette import variables
+from fge.report.render_interactive import Plot, plotly_script
+from fge.runs import RunFolder
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-import json
-from dataclasses import asdict
-
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-
-from fge.data import Dataset
-from fge.files import json_text
-from fge.report.plots import save_figure
-from fge.runs import RunFolder
 
 FILES = ("report.json", "config.json", "log.jsonl")
 """What every run folder holds for other programs."""
+PREDICTIONS = "predictions/test.npz"
 SCHEMA_VERSION = 1
+MORE = "More on this result"
+"""Of what is folded below the first line of a verdict."""
 UNITS = (
-    "Error in percent, NLL in nats per image, Brier summed over classes, ECE as a fraction "
-    "(15 bins); epochs are all that the method trained, fits included; passes are network "
+    "Error is in percent, NLL in nats per image, Brier summed over classes, ECE a fraction "
+    "(15 bins). Epochs count all training of the method, fits included; passes are network "
     "evaluations per prediction."
 )
 
@@ -54,16 +49,29 @@ class Table:
 class Page:
     """What a report shows: title, verdict, tables, and figures by file name with a caption.
 
-    ``files`` are those of the run folder that the page links to; ``plots`` stand in for figures, by
-    file name, where plotly is installed.
+    Paragraphs of the verdict are separated by empty lines: the first says what matters in one line,
+    the others are folded. ``files`` are those of the run folder that the page links to; ``plots``
+    stand in for figures, by file name, where plotly is installed; ``figure_format`` is that of the
+    figures beside their PNG.
     """
 
     title: str
     verdict: str
     tables: Sequence[Table]
     figures: dict[str, str] = field(default_factory=dict)
-    files: Sequence[str] = (*FILES, "predictions/test.npz")
+    files: Sequence[str] = (*FILES, PREDICTIONS)
     plots: Mapping[str, Plot] = field(default_factory=dict)
+    figure_format: str = "png"
+
+    @property
+    def headline(self) -> str:
+        """The first paragraph of the verdict."""
+        return self.verdict.partition("\n\n")[0]
+
+    @property
+    def details(self) -> list[str]:
+        """The other paragraphs."""
+        return self.verdict.split("\n\n")[1:]
 
 
 @dataclass(frozen=True)
@@ -79,37 +87,6 @@ class Section:
     name: str = ""
 
 
-class FigureSet:
-    """Figures of a run, in the order in which they are added.
-
-    Args:
-        folder: of the files.
-
-    Attributes:
-        captions: by file name.
-        plots: what stands in for a figure on a page, by file name.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.captions: dict[str, str] = {}
-        self.plots: dict[str, Plot] = {}
-
-    def add(self, name: str, figure: Figure, caption: str, plot: Plot | None = None) -> None:
-        """Save a figure as PNG.
-
-        Args:
-            name: of the file.
-            figure: as it is printed.
-            caption: says what it shows.
-            plot: the same for a page that can be zoomed into.
-        """
-        save_figure(figure, self.folder / name)
-        self.captions[name] = caption
-        if plot is not None:
-            self.plots[name] = plot
-
-
 def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None:
     """Write ``page.json``, ``report.md`` and ``report.html``, and last ``report.json``.
 
@@ -117,7 +94,7 @@ def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None
 
     Args:
         folder: of the run; the page's figures lie in ``figures``.
-        page: what the two pages show; kept in ``page.json``, so that they can be made anew.
+        page: what the two pages show; kept in ``page.json``, so that they can be made again.
         content: of ``report.json``, beside its ``schema_version`` and ``verdict``.
     """
     content = {"schema_version": SCHEMA_VERSION, **content, "verdict": page.verdict}
@@ -149,18 +126,27 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _markdown(out: Path, page: Page, sections: Sequence[Section]) -> str:
-    parts = [f"# {page.title}", page.verdict]
+    parts = [f"# {page.title}", *markdown_verdict(page.headline, page.details)]
     if len(sections) > 1:
         parts += _markdown_tables(page.tables, "##")
     for section in sections:
         level = "##"
         if len(sections) > 1:
-            parts += [f"## {section.name}: {section.page.title}", section.page.verdict]
+            parts.append(f"## {section.name}: {section.page.title}")
+            parts += markdown_verdict(section.page.headline, section.page.details)
             level = "###"
         parts += _markdown_tables(section.page.tables, level)
         figures = section.page.figures.items()
         parts += [f"![{text}]({_link(out, section, f'figures/{name}')})" for name, text in figures]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_verdict(headline: str, details: Sequence[str]) -> list[str]:
+    """Return a verdict as parts of Markdown: one bold line, and the rest folded."""
+    plain = headline.replace("**", "")
+    if not details:
+        return [f"**{plain}**"]
+    return [f"**{plain}**", f"<details><summary>{MORE}</summary>", *details, "</details>"]
 
 
 def _markdown_tables(tables: Iterable[Table], level: str) -> list[str]:
@@ -188,6 +174,9 @@ def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
     plots = {figure["id"]: figure["plot"] for run in runs for figure in run["figures"]}
     return environment.get_template("report.html").render(
         page=page,
+        more=MORE,
+        light=variables(dark=False),
+        dark=variables(dark=True),
         runs=runs,
         joined=len(sections) > 1,
         plots={name: plot for name, plot in plots.items() if plot},
@@ -201,10 +190,12 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
     for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
         plot = section.page.plots.get(name) if script else None
         picture = (section.folder / "figures" / name).read_bytes()
+        other = Path("figures", name).with_suffix(f".{section.page.figure_format}").as_posix()
         figures.append(
             {
                 "id": f"run-{number}-plot-{position}",
                 "caption": caption,
+                "link": _link(out, section, other),
                 "picture": base64.b64encode(picture).decode(),
                 "plot": plot and {"data": plot.data, "layout": plot.layout},
             }
@@ -271,81 +262,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def splits_note(facts: dict[str, Any]) -> str:
-    """Say how many images were trained on, held out and tested, from :func:`dataset_facts`."""
-    return (
-        f"Test set: {facts['test']} images; trained on {facts['train']}, validated on "
-        f"{facts['val']}."
-    )
-
-
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return what describes a data set: all that predicting needs, and its fingerprints."""
-    ood = {n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.ood.items()}
-    return {
-        "name": dataset.name,
-        "classes": list(dataset.classes),
-        "channels": dataset.in_channels,
-        "image_size": list(dataset.image_size),
-        "train": len(dataset.train),
-        "val": len(dataset.val),
-        "test": len(dataset.test),
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-        "sha256": dataset.fingerprint,
-        **({"ood": ood} if ood else {}),
-    }
-
-
-def run_facts(
-    command: str,
-    options: dict[str, Any],
-    dataset: Dataset,
-    environment: dict[str, Any],
-) -> dict[str, Any]:
-    """Return what ``report.json`` says beside the methods."""
-    return {
-        "command": command,
-        "task": "image classification",
-        "data": dataset.name,
-        "model": options["model"],
-        "seed": options["seed"],
-        "config": options,
-        "dataset": dataset_facts(dataset),
-        "environment": environment,
-    }
-
-
-def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
-    """Return what the figures were computed with: versions and hardware, no clock."""
-    import os
-    import platform
-
-    import torchvision
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": str(device),
-        "hardware": name,
-        "cpu_count": os.cpu_count(),
-        "threads": threads,
-    }
-
-
-def _processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,35 +1,34 @@
-"""Results of planes and lines: tables, sentences and figures."""
+"""Results of planes and lines: tables, sentences and charts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
+from fge.config import CURVE_ENSEMBLE
 from fge.curves import summarise_curve
 from fge.errors import UserError, unknown
 from fge.landscape import PlaneGrid
+from fge.report.charts import Chart, PlaneChart, Series, lines_chart, refined
 from fge.report.page import Table
 
 Array = NDArray[np.float64]
 Points = Mapping[str, tuple[float, float]]
 Lines = Mapping[str, Any]
 """Paths (T, 2) in the plane by name: arrays, tensors or lists."""
-_INK, _PAPER = "#111827", "#ffffff"
-_STYLES = ("-", "--", ":", "-.")
 _DECAY = 5.0
 """Over how many factors of e the levels stretch: that of the published figures."""
-_FACES = 80
-"""At least so many along each side of a drawn surface, a whole number to each cell of the grid."""
+_FACES = 56
+"""At least so many along each side of what is drawn, a whole number to each cell of the grid."""
+_COLOURS = "jet_r"
+"""The paper's colours run from red (low) to blue (high)."""
 LINE_AXES = {"t": "t", "arc": "length along the line", "distance": "distance from t = 0"}
 """What the keys of records along a line are called on the horizontal axis."""
 _UNITS = {"loss": "loss (nats)", "error": "error (%)", "nll": "NLL (nats)"}
@@ -74,17 +73,19 @@ def contour_levels(values: Array, cap: float | None = None, count: int = 8) -> A
     return levels
 
 
-def plane_figure(
+def plane_chart(
     grid: PlaneGrid,
     key: str = "loss",
     *,
     points: Points | None = None,
     lines: Lines | None = None,
     cap: float | None = None,
-    label: str | None = None,
-    cmap: str = "jet_r",
-) -> Figure:
-    """Draw a plane as filled contours at logarithmic levels, as arXiv 1802.10026 does (figure 1).
+    raised: bool = False,
+) -> PlaneChart:
+    """Return a plane at logarithmic levels, as arXiv 1802.10026 draws it (figure 1).
+
+    Between the measured points heights are interpolated linearly. Points and lines lie on a raised
+    surface; those outside the grid are left out.
 
     Args:
         grid: of :func:`fge.evaluate_plane`.
@@ -92,77 +93,49 @@ def plane_figure(
         points: coordinates of networks, drawn as dots, by label.
         lines: paths (T, 2) by label, a projected curve or a segment, in different dashes.
         cap: values above are shown alike; see :func:`contour_levels`.
-        label: what the colours mean; from the key by default.
-        cmap: a Matplotlib colour map; the paper's runs from red (low) to blue (high).
+        raised: whether it is a surface in three dimensions.
 
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
     """
-    values = grid_values(grid, key)
+    if key not in grid.values:
+        raise unknown("key of the grid", key, grid.values)
+    values = grid.values[key]
     levels = contour_levels(values, cap)
-    colours = mpl.colormaps[cmap](np.linspace(0, 1, len(levels)))
-    shown = finite_values(values, levels[-1])
-    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
-    axes = figure.subplots()
-    filled = axes.contourf(
-        grid.xs, grid.ys, shown, levels=levels, colors=colours, extend="max", alpha=0.6
+    at = RegularGridInterpolator((grid.xs, grid.ys), finite_values(values, levels[-1]).T)
+    xs, ys = (
+        refined(side[:, None], -(-_FACES // (len(side) - 1)))[:, 0] for side in (grid.xs, grid.ys)
     )
-    axes.contour(grid.xs, grid.ys, shown, levels=levels[1:], colors=colours[1:], linewidths=1)
-    bar = figure.colorbar(filled, ax=axes, ticks=levels, spacing="uniform")
-    bar.ax.set_yticklabels(tick_labels(levels))
-    bar.set_label(label or text_of(key))
-    _frame(axes, grid)
-    _mark(axes, points or {}, lines or {})
-    return figure
-
-
-def surface_figure(
-    grid: PlaneGrid,
-    key: str = "loss",
-    *,
-    points: Points | None = None,
-    lines: Lines | None = None,
-    cap: float | None = None,
-    label: str | None = None,
-    cmap: str = "jet_r",
-) -> Figure:
-    """Draw a plane as a surface in three dimensions, cut off at the cap.
-
-    Colours are those of :func:`plane_figure`, which has the arguments explained; points and lines
-    lie on the surface, and those outside the grid are left out.
-
-    Raises:
-        UserError: no such key, or a cap that is not above the lowest value.
-    """
-    values = grid_values(grid, key)
-    levels = contour_levels(values, cap)
-    interpolated = RegularGridInterpolator(
-        (grid.xs, grid.ys), finite_values(values, levels[-1]).T, bounds_error=False
+    distances = bool(np.allclose(grid.gram, np.eye(2), rtol=0, atol=1e-6))
+    unit = "distance in weight space" if distances else "multiples of the direction"
+    ratio = np.ptp(grid.xs) / np.ptp(grid.ys)
+    return PlaneChart(
+        measured=np.stack(np.meshgrid(grid.xs, grid.ys), axis=-1).reshape(-1, 2),
+        values=values.ravel(),
+        xs=xs,
+        ys=ys,
+        heights=at(np.stack(np.meshgrid(xs, ys), axis=-1)),
+        levels=levels,
+        colours=_colours(len(levels)),
+        label=text_of(key),
+        axes=(f"x ({unit})", f"y ({unit})"),
+        points=points or {},
+        paths={name: np.asarray(path, dtype=np.float64) for name, path in (lines or {}).items()},
+        equal=distances and bool(1 / 3 < ratio < 3),
+        raised=raised,
     )
 
-    def height(places: Any) -> Array:
-        heights: Array = np.minimum(interpolated(places), levels[-1])
-        return heights
 
-    figure = Figure(figsize=(7.2, 6.0), layout="constrained")
-    axes: Any = figure.add_subplot(projection="3d")
-    axes.computed_zorder = False  # otherwise the surface hides the marks on it
-    fine = [refined(side[:, None], -(-_FACES // (len(side) - 1))) for side in (grid.xs, grid.ys)]
-    x, y = np.meshgrid(*fine)
-    z = height(np.stack([x, y], axis=-1))
-    colours = ListedColormap(mpl.colormaps[cmap](np.linspace(0, 1, len(levels))))
-    faces = colours(BoundaryNorm(levels, len(levels), extend="max")(z))
-    axes.plot_surface(x, y, z, facecolors=faces, rstride=1, cstride=1, linewidth=0)
-    _mark_surface(axes, height, points or {}, lines or {})
-    axes.set(xlabel="x", ylabel="y", zlabel=label or text_of(key))
-    axes.set_box_aspect((1, 1, 0.6))
-    return figure
+def _colours(count: int) -> list[str]:
+    """Return a colour for each band, so light that names on it can be read."""
+    full = mpl.colormaps[_COLOURS](np.linspace(0, 1, count))[:, :3]
+    return [to_hex(colour) for colour in 0.48 * full + 0.52]
 
 
-def line_figure(
+def line_chart(
     lines: Mapping[str, Sequence[Mapping[str, float]]], *, key: str = "loss", x: str = "t"
-) -> Figure:
-    """Draw one figure of merit along lines, curves or chains.
+) -> Chart:
+    """Return one figure of merit along lines, curves or chains.
 
     Args:
         lines: records of :func:`fge.landscape.evaluate_line` by label.
@@ -173,30 +146,21 @@ def line_figure(
         UserError: there are no lines, or records without such a key.
     """
     if not lines:
-        raise UserError("a figure needs at least one line, got none")
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for style, (name, records) in zip(_cycled(lines), lines.items(), strict=True):
+        raise UserError("a chart needs at least one line, got none")
+    for records in lines.values():
         for wanted in (key, x):
             if any(wanted not in record for record in records):
                 raise unknown("key of the records", wanted, records[0])
-        axes.plot([r[x] for r in records], [r[key] for r in records], style, label=name)
-    axes.set_xlabel(LINE_AXES.get(x, x))
-    axes.set_ylabel(text_of(key))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
-
-
-def grid_values(grid: PlaneGrid, key: str) -> Array:
-    """Return the values (Y, X) under a key.
-
-    Raises:
-        UserError: no such key.
-    """
-    if key not in grid.values:
-        raise unknown("key of the grid", key, grid.values)
-    return grid.values[key]
+    series = [
+        Series(
+            name,
+            [r[x] for r in records],
+            [r[key] for r in records],
+            like=CURVE_ENSEMBLE if name == "curve" else "",
+        )
+        for name, records in lines.items()
+    ]
+    return lines_chart(series, x=LINE_AXES.get(x, x), y=text_of(key))
 
 
 def finite_values(values: Array, cap: float) -> Array:
@@ -209,75 +173,6 @@ def text_of(key: str) -> str:
     """Return what a key such as ``train_loss`` means, with its unit."""
     split, _, name = key.rpartition("_")
     return f"{split} {_UNITS.get(name, name)}".strip()
-
-
-def tick_labels(levels: Array) -> list[str]:
-    """Return levels as text, the last one as the cap that values lie above."""
-    return [*(f"{level:.3g}" for level in levels[:-1]), f"> {levels[-1]:.3g}"]
-
-
-def _mark(axes: Axes, points: Points, lines: Lines) -> None:
-    for style, (name, line) in zip(_cycled(lines), lines.items(), strict=True):
-        path = np.asarray(line, dtype=np.float64)
-        effects = [withStroke(linewidth=4, foreground=_PAPER)]
-        axes.plot(*path.T, style, color=_INK, linewidth=1.8, label=name, path_effects=effects)
-    middle = sum(axes.get_xlim()) / 2
-    for name, (x, y) in points.items():
-        axes.plot([x], [y], "o", color=_INK, markeredgecolor=_PAPER, markersize=8, zorder=5)
-        side, away = ("left", 7) if x <= middle else ("right", -7)  # not out of the frame
-        axes.annotate(
-            name,
-            (x, y),
-            (away, 7),
-            textcoords="offset points",
-            ha=side,
-            zorder=6,
-            path_effects=_halo(),
-        )
-    if lines:
-        axes.legend(framealpha=0.9)
-
-
-def _mark_surface(axes: Any, height: Callable[[Any], Array], points: Points, lines: Lines) -> None:
-    """Draw points and lines at the heights that the surface has there."""
-    for style, (name, line) in zip(_cycled(lines), lines.items(), strict=True):
-        path = refined(np.asarray(line, dtype=np.float64))
-        axes.plot(*path.T, height(path), style, color=_INK, label=name, zorder=5)
-    for name, place in points.items():
-        (top,) = height([place])
-        if np.isfinite(top):
-            axes.plot(*place, top, "o", color=_INK, zorder=6)
-            axes.text(*place, top, f"  {name}", zorder=7, path_effects=_halo())
-    if lines:
-        axes.legend(frameon=False, loc="upper right")
-
-
-def refined(path: Array, steps: int = 30) -> Array:
-    """Return a path (T, D) with so many steps between neighbours, to lie on a curved surface."""
-    places = np.linspace(0, len(path) - 1, steps * (len(path) - 1) + 1)
-    columns = [np.interp(places, np.arange(len(path)), column) for column in path.T]
-    return np.stack(columns, axis=1)
-
-
-def _halo() -> list[withStroke]:
-    return [withStroke(linewidth=3, foreground=_PAPER)]
-
-
-def _cycled(names: Iterable[str]) -> list[str]:
-    return [_STYLES[k % len(_STYLES)] for k, _ in enumerate(names)]
-
-
-def _frame(axes: Axes, grid: PlaneGrid) -> None:
-    """Set limits and names of the axes; one scale for both where they are distances."""
-    axes.set_xlim(grid.xs[0], grid.xs[-1])
-    axes.set_ylim(grid.ys[0], grid.ys[-1])
-    distances = np.allclose(grid.gram, np.eye(2), rtol=0, atol=1e-6)
-    unit = "distance in weight space" if distances else "multiples of the direction"
-    axes.set_xlabel(f"x ({unit})")
-    axes.set_ylabel(f"y ({unit})")
-    ratio = np.ptp(grid.xs) / np.ptp(grid.ys)
-    if distances and 1 / 3 < ratio < 3:
-        axes.set_aspect("equal")
 
 
 def plane_table(networks: Sequence[Mapping[str, Any]], note: str) -> Table:
@@ -300,8 +195,8 @@ def plane_table(networks: Sequence[Mapping[str, Any]], note: str) -> Table:
     return Table("Networks on the plane", headings, rows, note)
 
 
-def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> str:
-    """Say in words where the training loss is low, and how far from the networks.
+def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where the training loss is lowest, how far from the networks, and its range.
 
     Args:
         grid: with ``train_loss`` and ``test_error``.
@@ -313,12 +208,13 @@ def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> str
     place = np.array([grid.xs[column], grid.ys[row]])
     apart = {n["name"]: _distance(grid, place - np.array([n["x"], n["y"]])) for n in networks}
     near = min(apart, key=lambda name: apart[name])
-    return (
-        f"Over {len(grid.xs)} x {len(grid.ys)} points the training loss runs from "
-        f"{finite.min():.4f} to {loss.max():.4g} and the test error from {error.min():.2f} to "
-        f"{error.max():.2f} %. The loss is lowest at ({place[0]:.3g}, {place[1]:.3g}), "
-        f"{apart[near]:.3g} from {near}, the nearest network."
-    )
+    return [
+        f"The training loss is lowest at ({place[0]:.3g}, {place[1]:.3g}), at a distance of "
+        f"{apart[near]:.3g} from the nearest network, {near} (measured at {len(grid.xs)} x "
+        f"{len(grid.ys)} points).",
+        f"The training loss lies between {finite.min():.4f} and {loss.max():.4g}, the test error "
+        f"between {error.min():.2f} and {error.max():.2f} %.",
+    ]
 
 
 def line_table(
@@ -343,7 +239,7 @@ def line_table(
         rows.append([*row, *(f"{value:.2f}" for value in (errors[0], errors[-1], max(errors)))])
     if barriers:
         note += (
-            " A barrier is the most by which the training loss lies above the straight line "
+            " The barrier is the largest height of the training loss above the straight line "
             "between its values at the ends."
         )
     return Table("Along the line", headings, rows, note)
@@ -351,20 +247,26 @@ def line_table(
 
 def line_verdict(
     lines: Mapping[str, Sequence[Mapping[str, float]]], what: str, *, barriers: bool
-) -> str:
-    """Say in words how high loss and error go along lines; arguments as in :func:`line_table`."""
+) -> list[str]:
+    """Say how high loss and error go along lines; arguments as in :func:`line_table`."""
     losses, errors = (
         [record[key] for records in lines.values() for record in records]
         for key in ("train_loss", "test_error")
     )
-    text = (
-        f"Along {what}, the training loss lies between {min(losses):.4f} and {max(losses):.4g} and "
-        f"the test error between {min(errors):.2f} and {max(errors):.2f} %"
+    ranges = (
+        f"The training loss lies between {min(losses):.4f} and {max(losses):.4g}, the test error "
+        f"between {min(errors):.2f} and {max(errors):.2f} %"
     )
+    along = f"The line is {what}."
     if not barriers:
-        return f"{text}."
+        return [f"{ranges} (one line, one test set).", along]
     highest = max(lines, key=lambda name: _barrier(lines[name]))
-    return f"{text}; the highest barrier, {_barrier(lines[highest]):.4f} nats, is on {highest}."
+    return [
+        f"The highest barrier of the training loss is {_barrier(lines[highest]):.4f} nats, on "
+        f"{highest}.",
+        f"{ranges}.",
+        along,
+    ]
 
 
 def _barrier(records: Sequence[Mapping[str, float]]) -> float:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fge.config import FGE
 from fge.metrics import entropy
-from fge.report.interactive import COLOURS, Plot, layout, numbers
+from fge.report.charts import Bars, Chart, Panel
 from fge.report.page import Table
-from fge.report.plots import ENSEMBLE
 
 UNCERTAIN = 20
 """Images in the table of the least certain ones."""
 _BINS = 20
-_AXES = ("largest probability", "images")
 
 
-def predictions_verdict(probs: NDArray[np.float64], what: str) -> str:
+def predictions_verdict(probs: NDArray[np.float64], what: str) -> list[str]:
     """Say how many images were predicted, by what, and how sure that is.
 
     Args:
@@ -28,11 +25,12 @@ def predictions_verdict(probs: NDArray[np.float64], what: str) -> str:
         what: was applied.
     """
     sure = probs.max(axis=1)
-    return (
-        f"{len(probs)} images, predicted by {what}: largest probability {sure.mean():.3f} on "
-        f"average, {sure.min():.3f} at least; entropy {entropy(probs).mean():.3f} nats on average. "
-        "Their classes are not known, so nothing is said of errors."
-    )
+    return [
+        f"{len(probs)} images, predicted by {what}: the mean largest probability is "
+        f"{sure.mean():.3f}, the lowest {sure.min():.3f}.",
+        f"The mean entropy is {entropy(probs).mean():.3f} nats. The true classes are unknown, so "
+        "the error is unknown.",
+    ]
 
 
 def class_table(probs: NDArray[np.float64], classes: Sequence[str]) -> Table:
@@ -78,39 +76,14 @@ def uncertain_table(
     return Table("The least certain images", headings, rows)
 
 
-def confidence_figure(probs: NDArray[np.float64]) -> Figure:
-    """Draw how many images have which largest probability.
+def confidence_chart(probs: NDArray[np.float64]) -> Chart:
+    """Return how many images have which largest probability.
 
     Args:
         probs: (N, C), rows sum to 1.
     """
-    figure = Figure(figsize=(7.5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    counts, edges = _histogram(probs)
-    axes.stairs(counts, edges, fill=True, color=ENSEMBLE)
-    axes.set(xlabel=_AXES[0], ylabel=_AXES[1], xlim=(0, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def confidence_plot(probs: NDArray[np.float64]) -> Plot:
-    """Return :func:`confidence_figure` as an interactive plot."""
-    counts, edges = _histogram(probs)
-    bars = {
-        "type": "bar",
-        "x": numbers((edges[:-1] + edges[1:]) / 2),
-        "y": counts.tolist(),
-        "width": numbers(np.diff(edges)),
-        "marker": {"color": COLOURS[0]},
-        "text": [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)],
-        "textposition": "none",
-        "hovertemplate": "%{text}<br>%{y} images<extra></extra>",
-    }
-    found = layout(_AXES[0], [_AXES[1]], height=360)
-    found["xaxis"] |= {"range": [0, 1]}
-    return Plot([bars], found)
-
-
-def _histogram(probs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     # Rounding may carry a probability past 1, where no bin is.
-    return np.histogram(np.minimum(probs.max(axis=1), 1), bins=_BINS, range=(0, 1))
+    sure = np.minimum(probs.max(axis=1), 1)
+    counts, edges = np.histogram(sure, bins=_BINS, range=(0, 1))
+    bars = Bars(FGE, edges.tolist(), counts.tolist())
+    return Chart("largest probability", [Panel("images", bars=bars)], limits=(0.0, 1.0), height=380)

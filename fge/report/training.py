@@ -11,30 +11,136 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fge.config import FGE, SINGLE
+from fge.errors import UserError
 from fge.landscape import stability_threshold
-from fge.report.interactive_runs import dynamics_plot, training_plot
-from fge.report.page import FigureSet, Table
-from fge.report.plots import TrainingCurves, training_figure
-from fge.report.sharpness import SharpnessCurves, dynamics_figure
+from fge.report.builder import ReportBuilder
+from fge.report.charts import Chart, Panel, Series, limits_of
+from fge.report.page import Table
+from fge.report.palette import INK
+from fge.report.sharpness import THRESHOLD_NOTE, threshold_series
 from fge.runs import StagedTraining
 from fge.train import Recipe, Stage, make_optimizer
 
 _POINTS_PER_EPOCH = 50
+_EPOCHS = "epochs"
 TRAINING_CAPTION = "Learning rate, validation error and distance over epochs"
 MOST_ROWS = 40
 SHARPNESS_CAPTION = "Top Hessian eigenvalue of the training loss over epochs"
 _NOTE = (
     "Top eigenvalue of the Hessian of the mean loss over {examples} training images without "
-    "augmentation or weight decay, batch norm in evaluation mode, in nats per squared weight, "
-    "after so many epochs; there is an eigenvalue within the residual. lr is the rate that a "
-    "snapshot kept there belongs to. {line} {count} measurements took {products} Hessian-vector "
-    "products, at an estimated cost of {gradients:.0f} gradients over those images, that of "
-    "{images} images passed forward and back, which are not counted as training epochs."
+    "augmentation or weight decay, with batch norm in evaluation mode, in nats per squared weight. "
+    "The residual bounds the distance to an eigenvalue. lr is the learning rate that a snapshot at "
+    "that epoch belongs to. {line} {count} measurements used {products} Hessian-vector products, "
+    "at an estimated cost of {gradients:.0f} gradients over those images: {images} images forward "
+    "and backward, which do not count as training epochs."
 )
-_LINE = (
-    "2(1+m)/lr is where full-batch heavy-ball descent on a quadratic loss stops being stable; "
-    "training with batches is another thing."
-)
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """How a training went, over completed epochs.
+
+    ``rate_epochs`` and ``rates``: the learning rate; ``epochs``: of each snapshot;
+    ``snapshot_error`` and ``ensemble_error``: on validation, percent, empty where there is none;
+    ``distances``: |w_i - w_(i-1)| from the second snapshot on; ``single``: epoch and validation
+    error of the single network.
+    """
+
+    rate_epochs: Sequence[float]
+    rates: Sequence[float]
+    epochs: Sequence[float]
+    snapshot_error: Sequence[float]
+    ensemble_error: Sequence[float]
+    distances: Sequence[float]
+    single: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class SharpnessCurves:
+    """How the top Hessian eigenvalue went through a training, over completed epochs.
+
+    ``epochs`` and ``eigenvalues``: each measurement; ``snapshots``: epochs at which one was kept;
+    ``rate_epochs``, ``rates`` and ``thresholds``: the learning rate and 2 (1 + momentum) / lr, NaN
+    where the rate is 0, empty where the optimizer has no such line; ``single``: epochs and
+    eigenvalues of the single network, empty where there is none.
+    """
+
+    epochs: Sequence[float]
+    eigenvalues: Sequence[float]
+    snapshots: Sequence[float]
+    rate_epochs: Sequence[float]
+    rates: Sequence[float]
+    thresholds: Sequence[float]
+    single: tuple[Sequence[float], Sequence[float]] = ((), ())
+
+
+def training_chart(curves: TrainingCurves) -> Chart:
+    """Return learning rate, validation errors and snapshot distances, one above the other.
+
+    The figure of arXiv 1802.10026 that shows how FGE runs: the rate with its minima, what each
+    snapshot and the ensemble so far make of them, and how far the weights travel in between.
+    """
+    errors = []
+    if curves.snapshot_error:
+        errors = [
+            Series("snapshot", curves.epochs, curves.snapshot_error, dash="dash", marker=True),
+            Series("ensemble so far", curves.epochs, curves.ensemble_error, marker=True, like=FGE),
+        ]
+        if curves.single is not None:
+            errors.append(_single([curves.single[0]], [curves.single[1]], alone=True))
+    steps = Series(
+        "distance", curves.epochs[1:], curves.distances, marker=True, like="snapshot", legend=False
+    )
+    panels = [
+        _rate_panel(curves.rate_epochs, curves.rates),
+        Panel("validation error (%)", errors, note="no validation data"),
+        Panel("distance to\nprevious snapshot", [steps], zero=True),
+    ]
+    return Chart(_EPOCHS, panels, marks=curves.epochs, whole=True, height=720)
+
+
+def _rate_panel(epochs: Sequence[float], rates: Sequence[float], share: float = 1.0) -> Panel:
+    rate = Series("learning rate", epochs, rates, like=INK, legend=False)
+    return Panel("learning rate", [rate], zero=True, share=share)
+
+
+def _single(x: Sequence[float], y: Sequence[float], *, alone: bool = False) -> Series:
+    name = "single network"
+    return Series(name, x, y, dash=None if alone else "solid", marker=True, like=SINGLE)
+
+
+def dynamics_chart(curves: SharpnessCurves) -> Chart:
+    """Return the top eigenvalue over a training beside 2 (1 + momentum) / lr, the rate below it.
+
+    Raises:
+        UserError: nothing was measured.
+    """
+    if not curves.epochs:
+        raise UserError("a chart of the sharpness needs a measurement, got none")
+    series = []
+    if curves.thresholds:
+        series.append(threshold_series(curves.rate_epochs, curves.thresholds))
+    series.append(Series("top eigenvalue", curves.epochs, curves.eigenvalues, marker=True))
+    value = dict(zip(curves.epochs, curves.eigenvalues, strict=True))
+    kept = [value[epoch] for epoch in curves.snapshots]
+    series.append(
+        Series("at a snapshot", curves.snapshots, kept, dash=None, marker=True, like="snapshot")
+    )
+    if curves.single[0]:
+        series.append(_single(*curves.single))
+    shown, limits = [*curves.eigenvalues, *curves.single[1]], None
+    log = min(shown) > 0
+    if log:
+        # Where the rate falls to nothing the line goes to infinity; it may leave at the top.
+        lines = [x for x in curves.thresholds if math.isfinite(x)]
+        limits = min(shown + lines) / 1.5, 3 * max(shown + lines[:1])
+    label = "top eigenvalue of the Hessian\n(nats per squared weight)"
+    panels = [
+        Panel(label, series, log=log, limits=limits or limits_of(shown), share=3),
+        _rate_panel(curves.rate_epochs, curves.rates),
+    ]
+    return Chart(_EPOCHS, panels, marks=curves.snapshots, whole=True, height=650)
 
 
 def training_curves(
@@ -135,16 +241,16 @@ def rate_holder(recipe: Recipe) -> Optimizer:
     return make_optimizer(recipe, [nn.Parameter(torch.zeros(1))], examples=1)
 
 
-def add_training(drawn: FigureSet, training: StagedTraining, recipe: Recipe) -> None:
-    """Draw how a training went.
+def add_training(report: ReportBuilder, training: StagedTraining, recipe: Recipe) -> None:
+    """Show how a training went.
 
     Args:
-        drawn: gets the figure ``training.png``.
+        report: gets the chart ``training.png``.
         training: finished.
         recipe: of it.
     """
     curves = training_curves(training.stages, rate_holder(recipe), training.folder.records())
-    drawn.add("training.png", training_figure(curves), TRAINING_CAPTION, training_plot(curves))
+    report.chart("training.png", training_chart(curves), TRAINING_CAPTION)
 
 
 @dataclass(frozen=True)
@@ -152,7 +258,7 @@ class Dynamics:
     """What a report shows of the sharpness through a training.
 
     Attributes:
-        curves: for the figure.
+        curves: for the chart.
         table: of the measurements, at most ``MOST_ROWS`` beside those at snapshots.
         verdict: a sentence.
         content: for ``report.json``.
@@ -163,20 +269,13 @@ class Dynamics:
     verdict: str
     content: dict[str, Any]
 
-    def add_to(
-        self,
-        drawn: FigureSet,
-        tables: list[Table],
-        verdicts: list[str],
-        content: dict[str, Any],
-    ) -> None:
-        """Draw the figure, and add the rest to what a page and ``report.json`` are made of."""
-        figure, plot = dynamics_figure(self.curves), dynamics_plot(self.curves)
+    def add_to(self, report: ReportBuilder) -> None:
+        """Add chart, table, sentence and facts to a report."""
         line = ", beside 2(1 + momentum)/learning rate" if self.curves.thresholds else ""
-        drawn.add("sharpness.png", figure, SHARPNESS_CAPTION + line, plot)
-        tables.append(self.table)
-        verdicts.append(self.verdict)
-        content["sharpness"] = self.content
+        report.chart("sharpness.png", dynamics_chart(self.curves), SHARPNESS_CAPTION + line)
+        report.table(self.table)
+        report.say(self.verdict)
+        report.facts(sharpness=self.content)
 
 
 def line_momentum(recipe: Recipe) -> float | None:
@@ -189,8 +288,8 @@ def line_momentum(recipe: Recipe) -> float | None:
 
 
 def no_line_of(optimizer: str) -> str:
-    """Say why the line is missing."""
-    return f"There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was {optimizer}."
+    """Say why the threshold is missing."""
+    return f"There is no threshold 2(1+m)/lr: it holds for SGD, and the optimizer is {optimizer}."
 
 
 def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
@@ -230,7 +329,7 @@ def dynamics_table(content: dict[str, Any]) -> Table:
     shown = _thinned(records)
     rows = [_row(record, momentum) for record in shown]
     note = _NOTE.format(
-        line=_LINE if momentum is not None else no_line_of(content["optimizer"]),
+        line=THRESHOLD_NOTE if momentum is not None else no_line_of(content["optimizer"]),
         examples=content["examples"],
         count=len(records),
         products=content["products"],
@@ -239,9 +338,9 @@ def dynamics_table(content: dict[str, Any]) -> Table:
     )
     short = [f"{r['stage']} {r['epoch']}" for r in records if not r["converged"]]
     if short:
-        note += f" Residuals above 1 % of the eigenvalue were left after {', '.join(short)}."
+        note += f" The residual is above 1 % of the eigenvalue after {', '.join(short)}."
     if len(shown) < len(records):
-        note += f" {len(shown)} of {len(records)} are shown; `log.jsonl` holds all."
+        note += f" The table shows {len(shown)} of {len(records)}; `log.jsonl` holds all."
     return Table("Sharpness through the training", headings, rows, note)
 
 
@@ -263,7 +362,7 @@ def _row(record: Mapping[str, Any], momentum: float | None) -> list[str]:
 
 
 def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float | None) -> str:
-    """Say in words how the top eigenvalue went, and where it lay beside 2 (1 + momentum) / lr."""
+    """Say how the top eigenvalue changed, and how often it was above 2 (1 + momentum) / lr."""
     own = [r for r in records if r["stage"] != "single"] or records
     first, last = own[0], own[-1]
     text = (
@@ -276,7 +375,7 @@ def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float | None) 
         r["lr"] > 0 and r["eigenvalue"] > stability_threshold(r["lr"], momentum) for r in own
     )
     return (
-        f"{text}; it lay above 2(1 + momentum)/learning rate in {above} of {len(own)} measurements."
+        f"{text}. It was above 2(1 + momentum)/learning rate in {above} of {len(own)} measurements."
     )
 
 

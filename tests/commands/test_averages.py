@@ -150,7 +150,7 @@ def test_figures_on_validation_are_those_of_the_predictions(finished: Path) -> N
 def test_the_report_says_what_folding_lost(finished: Path) -> None:
     content = report(finished)
     count = len(content["averages"]["fold"]["snapshots"])
-    assert f"Folded into one network (the average of {count} of 3 snapshots)" in content["verdict"]
+    assert f"`fold`, one network, averages the weights of {count} of 3" in content["verdict"]
     page = (finished / "report.md").read_text()
     assert "## Averaged weights on the validation images" in page
     assert "| fold | 1 |" in page
@@ -279,7 +279,7 @@ def test_snapshots_of_two_basins_are_seen_and_refused(data: Path, tmp_path: Path
         assert found["swa"]["harmful"] is True
         assert found["swa"]["barrier"] > 0.05
         assert averages.sentences[0].startswith("Averaging the weights of all snapshots (swa) is")
-        assert averages.sentences[1].startswith("No average of weights was safe: with every other")
+        assert averages.sentences[1].startswith("No average of weights was safe: every other")
         best = found["fold"]["best_snapshot"]["name"]
         assert found["fold"]["snapshots"] == [best]
         position = int(best[-1]) - 1

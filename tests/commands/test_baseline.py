@@ -68,11 +68,11 @@ def test_both_runs_stand_side_by_side_with_differences_at_their_cost(tmp_path: P
     ]
     change = -np.log(0.625) + np.log(0.375)
     assert verdict == (
-        "Compared with the two-network curve ensemble (30 epochs, passes: 2), fge (24 epochs, "
-        "passes: 2): error -100.00 points [-100.00, -100.00] (significant) and NLL "
-        f"{change:+.4f} [{change:+.4f}, {change:+.4f}] (significant). Below 0, this run is "
-        "better. The 95 % intervals resample test images: they are about these runs, not about "
-        "the methods."
+        "Compared with the two-network curve ensemble (30 epochs, passes: 2): fge (24 epochs, "
+        "passes: 2) has error -100.00 points [-100.00, -100.00] (significant) and NLL "
+        f"{change:+.4f} [{change:+.4f}, {change:+.4f}] (significant). Below 0, the difference "
+        "favours this run. The 95 % intervals resample test images: they are about these two runs, "
+        "not about the methods."
     )
     assert "`ends` and `curve` are from two; costs as above." in table.note
 
@@ -83,10 +83,10 @@ def test_what_is_equal_is_no_difference(tmp_path: Path) -> None:
     run = BaselineRun(tmp_path, curve, curve, file)
     _, verdict = beside_baseline([line("fge", file, "a", epochs=24)] * 2, file, run)
     same = (
-        "fge (24 epochs, passes: 1): error +0.00 points [+0.00, +0.00] (not significant) and NLL "
-        "+0.0000 [+0.0000, +0.0000] (not significant)"
+        "fge (24 epochs, passes: 1) has error +0.00 points [+0.00, +0.00] (not significant) and "
+        "NLL +0.0000 [+0.0000, +0.0000] (not significant)"
     )
-    assert f"(30 epochs, passes: 1), {same}; {same}. Below 0," in verdict
+    assert f"(30 epochs, passes: 1): {same}; {same}. Below 0" in verdict
 
 
 # --------------------------------------------------------------------------------------- reading

@@ -947,7 +947,7 @@ def test_divergence_names_step_and_rate_and_keeps_earlier_snapshots(
     cycle = 2 * STEPS_PER_EPOCH
     rate = triangular(8 - STEPS_PER_EPOCH, max_lr=0.1, min_lr=0.001, cycle_steps=cycle)
     assert result.message == (
-        f"the loss is nan at step 8 with learning rate {rate:g}; lower the learning rates; "
+        f"fge: the loss is nan at step 8 with learning rate {rate:g}; lower the learning rates; "
         f"1 snapshot saved in {out}"
     )
     store, whole = (SnapshotStore(folder / "snapshots") for folder in (out, finished.folder))

@@ -112,7 +112,9 @@ def test_a_cell_is_the_mean_of_the_stored_predictions(finished: Path, data: Path
 def test_tables_and_page_show_methods_and_verdict(finished: Path) -> None:
     content = json.loads((finished / "compare.json").read_text())
     text = (finished / "compare.md").read_text()
-    assert content["verdict"] in text
+    first, *others = content["verdict"].split("\n\n")
+    assert f"\n\n**{first}**\n\n<details>" in text
+    assert all(paragraph in text for paragraph in others)
     assert "Methods at 1 B (4 epochs)" in text
     rows = list(csv.DictReader((finished / "compare.csv").read_text().splitlines()))
     assert len(rows) == 2 * (1 + len(METHODS)) + 1  # the deep ensemble of both seeds is one value
@@ -307,7 +309,10 @@ def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
         assert seeds == {**others, "own_compared:wild": [0]}
         assert content["diverged"] == [lost]
         for name in ("compare.md", "report.md", "report.html"):
-            assert f"Diverged runs, not in the tables: {lost}." in (out / name).read_text()
+            assert (
+                f"These runs diverged and are not in the tables: {lost}."
+                in (out / name).read_text()
+            )
 
 
 def test_more_seeds_run_what_is_new_and_pool_anew(

@@ -232,7 +232,7 @@ def test_networks_from_files_are_used_as_they_are(
             theirs[line][k] for k in ("error", "nll")
         ]
     assert [ours[f"{name}"]["train_epochs"] for name in ("ends 2", "curve 5")] == [0, 1]
-    assert "since its training is unknown." in (folder / "report.md").read_text()
+    assert "its training is unknown" in (folder / "report.md").read_text()
     assert not (folder / "networks").exists()
     curve = Curve.load(folder / "curves" / "a-1--b-2" / "curve.safetensors")
     reference = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
@@ -263,8 +263,9 @@ def test_two_files_are_connected(data: Path, weights: Files, tmp_path: Path) -> 
     assert content["command"] == "connect"
     rises = [pair["summaries"][path]["test_error"]["barrier"] for path in ("segment", "curve")]
     verdict = (
-        f"Rise of the test error above the ends: 1-a--2-b: {rises[0]:.2f} points on the segment, "
-        f"{rises[1]:.2f} on the curve."
+        f"The test error rises by at most {rises[1]:.2f} points on the curves and {rises[0]:.2f} "
+        "points on the segments (1 pair of networks, one test set).\n\n"
+        f"1-a--2-b: {rises[0]:.2f} points on the segment, {rises[1]:.2f} on the curve."
     )
     assert content["verdict"] == verdict
     assert verdict in result.out

@@ -28,7 +28,7 @@ from fge.files import write_bytes
 from fge.landscape import Line, Plane, PlaneGrid, top_eigenvalues
 from fge.landscape.grid import GridStore
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
-from fge.report import line_momentum
+from fge.report import Chart, Panel, line_momentum
 from fge.train import METHODS, recipe
 
 LINEAR, NORMED = "looked_at_models:linear", "looked_at_models:normed"
@@ -71,7 +71,9 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("fge.report.page.save_figure", lambda _, path: write_bytes(path, b""))
+        monkeypatch.setattr(
+            "fge.report.builder.save_figure", lambda _, path: write_bytes(path, b"")
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -368,7 +370,7 @@ def test_a_line_goes_from_snapshot_to_snapshot(ended: Path, data: Path, tmp_path
     assert [float(length) for _, length in rows] == pytest.approx(lengths, abs=1e-3)
     losses = found["train_loss"][0]
     barriers = [losses[k + 1] - (losses[k] + losses[k + 2]) / 2 for k in (0, 2, 4)]
-    assert f"the highest barrier, {max(max(barriers), 0):.4f} nats" in page
+    assert f"The highest barrier of the training loss is {max(max(barriers), 0):.4f} nats" in page
     assert (folder / "report.html").read_text().count('<noscript><img alt="') == 2
     figures = sorted(path.name for path in (folder / "figures").iterdir())
     assert figures == ["line-test-error.png", "line-train-loss.png"]
@@ -385,7 +387,7 @@ def test_a_pairs_lines_are_its_curve_and_its_segment(
     assert_records(found, 0, [ends[0], curve.at(0.5), ends[1]], data)
     assert_records(found, 1, [ends[0], (ends[0] + ends[1]) / 2, ends[1]], data)
     page = (folder / "report.md").read_text()
-    assert f"Along the bezier curve {PAIR}, and the segment between its ends, the" in page
+    assert f"The line is the bezier curve {PAIR}, and the segment between its ends." in page
 
 
 def test_files_are_joined_and_a_random_line_goes_to_both_sides(
@@ -494,13 +496,13 @@ def test_the_stability_line_is_that_of_the_runs_rate_at_each_snapshot(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    original = fge.commands.sharpness.eigenvalue_figure
+    original = fge.commands.sharpness.eigenvalue_chart
 
     def spy(places: Any, *args: Any, **options: Any) -> Any:
         drawn.append((places, options["thresholds"], options["place"]))
         return original(places, *args, **options)
 
-    monkeypatch.setattr(fge.commands.sharpness, "eigenvalue_figure", spy)
+    monkeypatch.setattr(fge.commands.sharpness, "eigenvalue_chart", spy)
     folder = done("sharpness", look(ended, tmp_path / "sharp", LINEAR, k=1, **QUICK))
     # 2 (1 + momentum) / lr with momentum 0.5 and min_lr 0.01
     assert drawn == [([1.0, 3.0, 5.0, 7.0], pytest.approx([300.0] * 4), "epochs")]
@@ -515,8 +517,8 @@ def test_the_stability_line_takes_the_momentum_of_the_method(
     drawn: list[Any] = []
     monkeypatch.setattr(
         fge.commands.sharpness,
-        "eigenvalue_figure",
-        lambda *_, **options: drawn.append(options["thresholds"]),
+        "eigenvalue_chart",
+        lambda *_, **options: drawn.append(options["thresholds"]) or Chart("", [Panel("")]),
     )
     done("sharpness", look(trained, tmp_path / "sharp", LINEAR, k=1, **QUICK))
     rates = [record["lr"] for record in snapshot_records(trained)]
@@ -537,17 +539,14 @@ def test_adam_and_methods_that_are_not_imported_have_no_stability_line(
     folder = done("train", job(data, tmp_path / "adam", model=LINEAR, **more))
     found, page = report(folder)["sharpness"], (folder / "report.md").read_text()
     assert (found["optimizer"], found["momentum"]) == ("adam", None)
-    assert "There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was adam." in page
+    assert "There is no threshold 2(1+m)/lr: it holds for SGD, and the optimizer is adam." in page
     assert "momentum)/" not in page
     assert "| 2(1+m)/lr" not in page
     assert "momentum) / learning rate" not in (folder / "report.html").read_text()
 
     study = done("sharpness", look(folder, tmp_path / "sharp", LINEAR, k=1, **QUICK))
     page = (study / "report.md").read_text()
-    assert (
-        "the run's method looked_at_models:adam is not imported here, so its optimizer is unknown"
-        in page
-    )
+    assert "the optimizer of the method looked_at_models:adam is unknown" in page
     assert "| 2(1+m)/lr" not in page
 
 

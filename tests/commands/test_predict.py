@@ -165,7 +165,9 @@ def test_the_page_shows_counts_and_links_to_the_data(trained: Path) -> None:
     assert '<div class="plot" id="run-1-plot-1"' in html
     assert f"python {cli_from(out)} predict --run {trained} --images " in html
     text = (out / "report.md").read_text()
-    assert text.startswith("# Predictions of new.npz\n\n48 images, predicted by the average of 2 ")
+    assert text.startswith(
+        "# Predictions of new.npz\n\n**48 images, predicted by the average of 2 "
+    )
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     for name in "012":
         count = sum(row["class"] == name for row in rows)
@@ -180,7 +182,7 @@ def cli_from(folder: Path) -> str:
     return os.path.relpath(ROOT / "cli.py", folder)
 
 
-def test_the_page_is_made_anew_by_report(trained: Path, tmp_path: Path) -> None:
+def test_the_page_is_made_again_by_report(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli.main([*predicted(trained, trained), "--out", str(out)]) == 0
     before = (out / "report.html").read_bytes()

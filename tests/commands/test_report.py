@@ -1,4 +1,4 @@
-"""``report``: a page made anew is the page of the run; several runs are joined, or refused."""
+"""``report``: a page made again is the page of the run; several runs are joined, or refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from fge.commands import cli
 from fge.commands.report import joined_page, read_section, report
 from fge.config import ReportConfig
 from fge.errors import UserError
-from fge.report import FigureSet, Page, Section, Series, Table, comparison_plot, write_report
+from fge.report import Page, ReportBuilder, Section, Series, Table, methods_chart, write_report
 from fge.runs import RunFolder
 
 METHOD = {
@@ -34,12 +33,14 @@ def make_run(path: Path, **changes: Any) -> Path:
     """Leave a finished run, with a figure that has a plot and one that has none."""
     path.mkdir(parents=True)
     (path / "config.json").write_text("{}")
-    drawn = FigureSet(path / "figures")
-    plot = comparison_plot([Series("a", [1, 2], [1 / 3, float("nan")])], x="x", y="y")
-    drawn.add("a.png", Figure(figsize=(1, 1)), "The first", plot)
-    drawn.add("b.png", Figure(figsize=(1, 1)), "The second")
-    table = Table("Results", ("method", "error"), [("fge", "9.46")], "In `percent`.")
-    page = Page(f"run {path.name}", "It gained.", [table], drawn.captions, plots=drawn.plots)
+    built = ReportBuilder(RunFolder(path))
+    chart = methods_chart([Series("a", [1, 2], [1 / 3, float("nan")])], x="x", y="y")
+    built.chart("a.png", chart, "The first")
+    built.chart("b.png", chart, "The second")
+    built.table(Table("Results", ("method", "error"), [("fge", "9.46")], "In `percent`."))
+    built.say("It gained.")
+    page = built.page(f"run {path.name}")
+    page = replace(page, plots={"a.png": page.plots["a.png"]})
     content = {
         "command": "fge",
         "config": {"model": "my_models:build", "epochs": 100},
@@ -57,7 +58,7 @@ def pages(path: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("out", [False, True])
-def test_a_page_made_anew_is_that_of_the_run(tmp_path: Path, out: bool) -> None:
+def test_a_page_made_again_is_that_of_the_run(tmp_path: Path, out: bool) -> None:
     run = make_run(tmp_path / "run")
     before = pages(run)
     for name in ("report.html", "report.md"):
@@ -89,7 +90,7 @@ def test_several_runs_share_a_page_with_one_table_of_methods(
     assert cli.main(["report", "one", "two", "three"]) == 0
     assert capsys.readouterr().out == f"report: {Path('runs/report-001/report.html')}\n"
     text = (tmp_path / "runs" / "report-001" / "report.md").read_text()
-    assert text.startswith("# 3 runs: one, two, three\n\nThe runs used the same images and the ")
+    assert text.startswith("# 3 runs: one, two, three\n\n**The runs used the same images and ")
     assert (
         "| run | method | members | error | NLL | Brier | ECE | epochs | passes |\n"
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
@@ -98,7 +99,7 @@ def test_several_runs_share_a_page_with_one_table_of_methods(
         "| two | swa | 1 | 9.50 | 0.2600 | 0.1367 | 0.0200 | 100 | 3 |\n\n"
     ) in text
     for name in ("one", "two", "three"):
-        assert f"## {name}: run {name}\n\nIt gained.\n\n### Results\n" in text
+        assert f"## {name}: run {name}\n\n**It gained.**\n\n### Results\n" in text
     html = (tmp_path / "runs" / "report-001" / "report.html").read_text()
     assert html.count("* plotly.js v") == 1
     assert html.count('<div class="plot"') == 3

@@ -213,7 +213,7 @@ def test_pretrained_weights_cycle_at_once_with_the_options_given(
     name = "0.weight"
     assert torch.allclose(start[name], end[name], atol=1e-9, rtol=0)
     note = report_of(run)["cost_note"]
-    assert "(--pretrained): the epochs of their training are not known" in note
+    assert "(--pretrained): the epochs of their training are unknown" in note
     assert note in (run / "report.md").read_text()
     assert "cost_note" not in report_of(finished)
     assert "--pretrained" not in (finished / "report.md").read_text()

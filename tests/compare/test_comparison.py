@@ -220,7 +220,7 @@ def test_cells_that_pool_all_seeds_are_one_value() -> None:
     assert row.mean["error"] == pytest.approx(10)
     assert row.deviation == {}
     assert row.by_members_deviation == [{}, {}, {}]
-    assert row.note == "all seeds are pooled into one value, which has no deviation and no interval"
+    assert row.note == "all seeds are pooled into one value, without deviation or interval"
     partly = compared(SINGLES, [replace(c, pooled=2) for c in pooled]).row("deep-ensemble", 3)
     assert partly is not None
     assert (partly.values, partly.note) == (3, "")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, compared, several
 
-from fge.compare import Cell, comparison_plots
-from fge.compare.figures import cost_series, equivalent_series, members_series, reliability_series
+from fge.compare import Cell, comparison_charts
+from fge.compare.figures import cost_series, equivalent_series, members_series, reliability_bins
 
 DOUBLED = several("single", [5, 5, 6], [0.3, 0.31, 0.32], budget=2)
 
@@ -86,17 +86,17 @@ def test_bins_are_pooled_over_seeds_by_their_predictions() -> None:
         with_bins(FGES[0], {14: (30, 0.98, 0.9), 7: (20, 0.5, 0.5)}),
         with_bins(FGES[1], {14: (10, 0.94, 1.0)}),
     ]
-    (series,) = reliability_series(compared(cells), 1)
-    assert series.x == pytest.approx([0.5, (30 * 0.98 + 10 * 0.94) / 40])
-    assert series.y == pytest.approx([0.5, (27 + 10) / 40])
-    assert series.notes == ["20 predictions", "40 predictions"]
+    (bins,) = reliability_bins(compared(cells), 1)
+    assert bins.confidence == pytest.approx([0.5, (30 * 0.98 + 10 * 0.94) / 40])
+    assert bins.accuracy == pytest.approx([0.5, (27 + 10) / 40])
+    assert bins.counts == [20, 40]
 
 
 def test_bins_of_one_value_are_counted_once() -> None:
-    bins = {14: (50, 0.95, 0.9)}
-    cells = [replace(with_bins(cell, bins), pooled=3) for cell in FGES]
-    (series,) = reliability_series(compared(cells), 1)
-    assert series.notes == ["50 predictions"]
+    filled = {14: (50, 0.95, 0.9)}
+    cells = [replace(with_bins(cell, filled), pooled=3) for cell in FGES]
+    (bins,) = reliability_bins(compared(cells), 1)
+    assert bins.counts == [50]
 
 
 def test_few_methods_are_shown_in_the_reliability_diagram() -> None:
@@ -105,14 +105,13 @@ def test_few_methods_are_shown_in_the_reliability_diagram() -> None:
     sse = [with_bins(cell, bins) for cell in several("sse", [9, 9], [0.4, 0.4])]
     found = compared(*groups, sse)
     names = ["single", "fge", "curve-ensemble"]
-    assert [series.name for series in reliability_series(found, 1)] == names
-    assert [series.name for series in reliability_series(found, 1, ["sse"])] == ["sse"]
+    assert [bins.name for bins in reliability_bins(found, 1)] == names
+    assert [bins.name for bins in reliability_bins(found, 1, ["sse"])] == ["sse"]
 
 
-def test_each_interactive_plot_has_the_points_of_its_series() -> None:
-    found = compared(SINGLES, FGES, DOUBLED)
-    plots = comparison_plots(found)
-    assert list(plots) == [
+def test_each_chart_has_the_points_of_its_series() -> None:
+    charts = comparison_charts(compared(SINGLES, FGES, DOUBLED))
+    assert list(charts) == [
         "error_by_epochs.png",
         "error_by_members.png",
         "calibrated_nll_by_epochs.png",
@@ -120,9 +119,7 @@ def test_each_interactive_plot_has_the_points_of_its_series() -> None:
         "equivalent_by_epochs.png",
         "reliability.png",
     ]
-    single = plots["calibrated_nll_by_epochs.png"].data[0]
-    assert (single["name"], single["customdata"]) == ("single", [10, 20])
-    assert single["y"] == [0.51, 0.31]
-    assert single["error_y"]["array"] == pytest.approx([0.01, 0.01])
-    alone = comparison_plots(compared(several("own", [9], [0.4])))
-    assert list(alone) == ["error_by_epochs.png", "calibrated_nll_by_epochs.png"]
+    single = charts["calibrated_nll_by_epochs.png"].panels[0].series[0]
+    assert (single.name, single.told) == ("single", [10, 20])
+    assert single.y == pytest.approx([0.51, 0.31])
+    assert single.spread == pytest.approx([0.01, 0.01])

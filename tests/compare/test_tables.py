@@ -47,10 +47,10 @@ def test_the_main_table_has_figures_costs_and_marks() -> None:
     assert table.rows[1][:4] == ["sse", "3", "3", "8"]
     assert not any("**" in cell for cell in table.rows[1])
     assert "on 50 test images" in table.note
-    assert "(at 95 %: 95 % over all of them together, Bonferroni)" in table.note
+    assert "(paired intervals of 95 %: 95 % for all together, Bonferroni)" in table.note
 
 
-def test_nothing_is_bold_where_methods_are_not_told_apart() -> None:
+def test_nothing_is_bold_where_no_difference_is_significant() -> None:
     table = comparison_tables(compared(SINGLES, FGES, CURVES))[0]
     assert not any("**" in cell for row in table.rows for cell in row)
 
@@ -68,7 +68,7 @@ def test_one_value_of_all_seeds_is_shown_without_a_deviation_and_why() -> None:
     assert main.rows[1][6:9] == ["17.33", "0.8267", "0.4133"]
     assert "fge: 3 runs pooled; all seeds are pooled into one value" in main.note
     assert differences.rows[1][1:] == ["-", "-", "-"]
-    assert "there is none: then there is one value" in differences.note
+    assert "there is one value and no interval" in differences.note
     single, fge = as_json(found)["methods"]
     assert (single["values"], fge["values"]) == (3, 1)
     assert (fge["deviation"], fge["seeds"]) == ({}, [0, 1, 2])
@@ -108,7 +108,7 @@ def test_pooled_runs_are_said() -> None:
     again = [replace(cell, method="sse") for cell in pooled]
     main, differences = comparison_tables(compared(SINGLES, pooled, again))[:2]
     assert main.note.endswith(" fge, sse: 2 runs pooled.")
-    assert "share them with the cells of neighbouring seeds" in differences.note
+    assert "Pooled cells of neighbouring seeds share runs" in differences.note
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_is_beyond_the_budget_has_a_table_of_its_own() -> None:
     table = found["Beyond the budget"]
     assert [row[0] for row in table.rows] == ["curve-ensemble-2B (at 1 B)"]
     assert table.rows[0][3] == "25"
-    assert "compared with no method" in table.note
+    assert "no method is compared with them" in table.note
     assert "Beyond the budget" not in by_title(comparison_tables(compared(SINGLES, FGES)))
 
 
@@ -143,11 +143,11 @@ def test_members_are_shown_where_there_are_several() -> None:
     assert "Members at 1 B" not in by_title(comparison_tables(compared(SINGLES)))
 
 
-def test_foreign_images_and_aurc_are_shown_where_measured() -> None:
+def test_ood_images_and_aurc_are_shown_where_measured() -> None:
     ood = {"ood_my_set_max_probability": 0.75, "ood_my_set_entropy": 0.8}
     cells = with_figures(FGES, aurc=0.05, **ood)
     found = by_title(comparison_tables(compared(with_figures(SINGLES, aurc=0.0625), cells)))
-    table = found["What uncertainty tells at 1 B"]
+    table = found["Uncertainty at 1 B"]
     headings = ["my_set: AUROC by max probability", "my_set: AUROC by entropy"]
     assert table.headings == ["method", "AURC", *headings]
     assert table.rows == [["single", "0.0625", "-", "-"], ["fge", "0.0500", "0.750", "0.800"]]
@@ -166,7 +166,7 @@ def test_the_csv_has_a_line_for_each_cell_with_exact_figures() -> None:
     assert {"train_epochs", "images", "members", "forward_passes", "weight_bytes"} < set(rows[0])
 
 
-def test_the_json_has_methods_with_their_figures_and_costs_and_what_was_told_apart() -> None:
+def test_the_json_has_methods_with_their_figures_and_costs_and_what_is_significant() -> None:
     found = compared(SINGLES, FGES, LONGER)
     content = json.loads(json.dumps(as_json(found), allow_nan=False))
     single, fge, longer = content["methods"]

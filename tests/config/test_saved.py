@@ -62,6 +62,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         channels_last=draw(switches),
         compile=draw(switches),
         amp=draw(st.sampled_from(["auto", "off", "bf16", "fp16"])),
+        figure_format=draw(st.sampled_from(["png", "svg", "pdf"])),
         ood=tuple(draw(st.lists(texts, max_size=3))),
         tensorboard=draw(st.booleans()),
         sharpness_every=draw(counts),

@@ -40,7 +40,7 @@ LOGITS = 1e-4
 @pytest.fixture(autouse=True)
 def _without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fge.report.page.save_figure", lambda _, path: write_bytes(path, b""))
+    monkeypatch.setattr("fge.report.builder.save_figure", lambda _, path: write_bytes(path, b""))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, data: Path, accelerator: tor
         sync(handle)
 
     with full_precision(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fge.report.page.save_figure", lambda _, path: write_bytes(path, b""))
+        patch.setattr("fge.report.builder.save_figure", lambda _, path: write_bytes(path, b""))
         patch.setattr(os, "fsync", recording_fsync)
         out = tmp_path_factory.mktemp("ended") / "run"
         folder = done("fge", options(data, out, accelerator, **CYCLES, **RATES))

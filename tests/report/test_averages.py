@@ -51,25 +51,25 @@ def test_an_average_is_harmful_when_it_is_above_the_worst_member(nll: float, har
 
 def test_a_harmful_average_and_a_fold_that_refused_all_are_said() -> None:
     assert average_sentences(swa_of(1.0), REFUSED, NAMES, TEST, OF_THREE) == [
-        "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL of "
-        "1.0000 is above the 0.5000 of the worst snapshot.",
-        "No average of weights was safe: with every other snapshot the validation NLL rose, so "
-        "`fold` keeps fge-0002 as it is; it has 0.50 points higher error and 0.1250 higher NLL "
-        "than the ensemble, which takes 3 passes per prediction.",
+        "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL is "
+        "1.0000, and that of the worst snapshot is 0.5000.",
+        "No average of weights was safe: every other snapshot raised the validation NLL. `fold` is "
+        "fge-0002 alone; it has 0.50 points higher error and 0.1250 higher NLL than the ensemble, "
+        "which needs 3 passes per prediction.",
     ]
 
 
 def test_what_a_folded_network_lost_is_said() -> None:
     assert average_sentences(swa_of(0.25), FOLDED, NAMES, TEST, OF_THREE) == [
-        "Folded into one network (the average of 2 of 3 snapshots), it has 0.50 points higher "
-        "error and 0.1250 higher NLL than the ensemble, which takes 3 passes per prediction."
+        "`fold`, one network, averages the weights of 2 of 3 snapshots; it has 0.50 points higher "
+        "error and 0.1250 higher NLL than the ensemble, which needs 3 passes per prediction."
     ]
 
 
 def test_an_average_without_a_finite_result_is_said_to_be_left_out() -> None:
     left_out = (
-        "The average of all snapshots' weights (swa) gives predictions that are not finite and is "
-        "left out."
+        "The average of all snapshots' weights (swa) gives predictions that are not finite; the "
+        "tables leave it out."
     )
     assert average_sentences(None, None, NAMES, [], OF_THREE) == [left_out]
     assert average_sentences(swa_of(math.inf), FOLDED, NAMES, TEST[1:], OF_THREE)[0] == left_out
@@ -90,9 +90,10 @@ def test_the_table_sets_averages_beside_the_best_and_the_worst_snapshot() -> Non
     ]
     assert len(table.headings) == 5
     assert (
-        "(its barrier) is +0.6250 nats, above that of the worst snapshot: averaging all is harmful"
+        "mean NLL, is +0.6250 nats; its NLL is above that of the worst snapshot, so averaging all "
+        "weights is harmful here. "
     ) in table.note
-    assert "no higher NLL: fge-0003 kept (0.1875), fge-0001 refused (1.5000)." in table.note
+    assert "raise the NLL: fge-0003 kept (0.1875), fge-0001 refused (1.5000)." in table.note
     assert "harmful" not in average_table(swa_of(0.375), FOLDED, NAMES).note
 
 

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from chart_examples import CHARTS, PLANES
 from conftest import write_tiny_npz
 from curve_runs import done, job
-from matplotlib.figure import Figure
 from plot_checks import luminance
 
 from fge.commands.report import joined_page
-from fge.landscape import PlaneGrid
-from fge.report import (
-    FigureSet,
-    Page,
-    Plot,
-    Section,
-    Series,
-    Table,
-    comparison_plot,
-    curve_plot,
-    ensemble_plot,
-    plane_plot,
-    reliability_plot,
-    sharpness_plot,
-    spectrum_plot,
-    surface_plot,
-    write_pages,
-    write_report,
-)
-from fge.report.interactive_runs import dynamics_plot, training_plot
-from fge.report.plots import TrainingCurves
-from fge.report.sharpness import SharpnessCurves
+from fge.report import Page, ReportBuilder, Section, Table, write_pages, write_report
 from fge.runs import RunFolder
 
 pytestmark = [
@@ -63,56 +42,18 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def records(height: float) -> list[dict[str, float]]:
-    keys = ("train_loss", "train_error", "test_loss", "test_error")
-    return [{"t": t, **dict.fromkeys(keys, 1 + height * t * (1 - t))} for t in (0.0, 0.5, 1.0)]
-
-
-def all_plots() -> dict[str, Plot]:
-    """One plot of each kind."""
-    xs, ys = np.linspace(-1, 6, 6), np.linspace(-1, 4, 5)
-    x, y = np.meshgrid(xs, ys)
-    grid = PlaneGrid(xs, ys, {"loss": 0.2 + (y - x) ** 2 / 10}, np.zeros((3, 2)), np.eye(2))
-    marks: dict[str, Any] = {
-        "points": {"w(0)": (0.0, 0.0), "w(1)": (5.0, 0.0)},
-        "lines": {"curve": [(0.0, 0.0), (2.5, 3.0), (5.0, 0.0)]},
-    }
-    methods = [Series(f"method {k}", [1, 2], [9 + k, 8 + k], spread=[0.2, 0.1]) for k in range(10)]
-    return {
-        "training": training_plot(
-            TrainingCurves([0, 1, 2], [0.1, 0.01, 0.1], [1, 2], [9, 8], [9, 7], [3.0], (2, 8.5))
-        ),
-        "curve": curve_plot(records(1), records(9), place="t"),
-        "plane": plane_plot(grid, **marks),
-        "surface": surface_plot(grid, **marks),
-        "sharpness": sharpness_plot(
-            [1, 2], [[30, 9], [40, 8]], place="epochs", thresholds=[380, 38]
-        ),
-        "dynamics": dynamics_plot(
-            SharpnessCurves([1, 2], [30, 50], [2], [0, 1, 2], [0.1, 0.1, 0.01], [38, 38, 380])
-        ),
-        "ensemble": ensemble_plot(
-            {
-                name: [{"distance": 0, "ensemble_error": 9}, {"distance": 5, "ensemble_error": 8}]
-                for name in ("curve", "segment")
-            },
-            {"curve": "on the curve"},
-        ),
-        "spectrum": spectrum_plot([0, 1, 2], [1, 0.1, 0.01]),
-        "comparison": comparison_plot(methods, x="epochs", y="error (%)"),
-        "reliability": reliability_plot([Series("fge", [0.2, 0.8], [0.3, 0.75])]),
-    }
+ALL = {**CHARTS, **PLANES}
 
 
 def page_of(folder: Path, *, interactive: bool = True) -> Page:
     """Draw the figures of a page with everything on it."""
-    drawn = FigureSet(folder / "figures")
-    for name, plot in all_plots().items():
-        picture = Figure(figsize=(7, 1))
-        picture.subplots()
-        drawn.add(f"{name}.png", picture, f"What {name} shows", plot if interactive else None)
-    verdict = "The ensemble has 0.20 points lower error. " * 3
-    return Page(f"convnet on {folder.name}", verdict, [TABLE], drawn.captions, plots=drawn.plots)
+    report = ReportBuilder(RunFolder(folder))
+    report.say("The ensemble has 0.20 points lower error.", "It costs more. " * 9)
+    report.table(TABLE)
+    for name, chart in ALL.items():
+        report.chart(f"{name}.png", chart, f"What {name} shows")
+    page = report.page(f"convnet on {folder.name}")
+    return page if interactive else replace(page, plots={})
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +109,7 @@ PLOTS = """[...document.querySelectorAll(".plot")].map((place) => {
   const size = (element) => element ? element.getBoundingClientRect() : { width: 0, height: 0 };
   const svg = size(place.querySelector("svg.main-svg"));
   const canvas = size(place.querySelector("canvas"));
-  const drawn = "path.js-line, g.contourfill path, path.point";
+  const drawn = "path.js-line, g.contourfill path, .point path, path.point";
   return { id: place.id, width: svg.width, height: svg.height,
     marks: place.querySelectorAll(drawn).length, canvas: canvas.width * canvas.height };
 })"""
@@ -206,14 +147,14 @@ def check_page(browser: Browser, page: Path, *, width: int, plots: int, words: s
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_a_page_loads_draws_fits_and_has_contrast(browser: Browser, run: Path, width: int) -> None:
     words = {"error", "epochs", "learning rate", "networks", "9.43", "report.json"}
-    check_page(browser, run, width=width, plots=len(all_plots()), words=words)
+    check_page(browser, run, width=width, plots=len(ALL), words=words)
 
 
 def test_pages_that_commands_write_pass_the_same_checks(browser: Browser, tmp_path: Path) -> None:
     data = write_tiny_npz(tmp_path / "tiny.npz")
     short = {"epochs": 4, "start_epoch": 0, "cycle_epochs": 2, "sharpness_every": 1}
     page = done("fge", job(data, tmp_path / "fge", **short)) / "report.html"
-    words = {"top eigenvalue", "last-snapshot", "confidence", "distance"}
+    words = {"top eigenvalue", "last-snapshot", "confidence", "distance to"}
     check_page(browser, page, width=PHONE, plots=3, words=words)
     headers = browser.evaluate(ROW_HEADERS)["Sharpness through the training"]
     assert headers == ["1", "2", "3"]
@@ -266,7 +207,7 @@ def test_series_tell_their_values_and_can_be_put_away_whatever_the_colours(
     browser: Browser, run: Path
 ) -> None:
     browser.open(run, width=DESKTOP)
-    number = list(all_plots()).index("comparison") + 1
+    number = list(ALL).index("comparison") + 1
     place = f"document.getElementById('run-1-plot-{number}')"
     browser.evaluate(f"{place}.scrollIntoView()")
     x, y = browser.evaluate(
@@ -274,7 +215,7 @@ def test_series_tell_their_values_and_can_be_put_away_whatever_the_colours(
         "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
     )
     browser.mouse(x, y)
-    browser.wait_for(f"{place}.querySelector('.hovertext')?.textContent.includes('method 0')")
+    browser.wait_for(f"{place}.querySelector('.hovertext')?.textContent.includes('single')")
     x, y = browser.evaluate(
         f"(() => {{ const box = {place}.querySelector('.legendtoggle').getBoundingClientRect();"
         "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
@@ -286,6 +227,40 @@ def test_series_tell_their_values_and_can_be_put_away_whatever_the_colours(
     browser.wait_for(f"{place}.layout.font.color !== '{light}'")
     assert browser.evaluate(f"{place}._fullData[0].visible") == "legendonly"
     assert browser.problems == []
+
+
+SCROLLED = """(() => {
+  const frame = document.querySelector(".scroll"), cell = frame.querySelector("tbody th");
+  const before = cell.getBoundingClientRect().x;
+  frame.scrollLeft = 200;
+  const shadow = getComputedStyle(frame).backgroundAttachment;
+  return { wider: frame.scrollWidth - frame.clientWidth, scrolled: frame.scrollLeft, shadow,
+    moved: cell.getBoundingClientRect().x - before,
+    cover: getComputedStyle(cell).backgroundColor,
+    share: cell.getBoundingClientRect().width / frame.clientWidth };
+})()"""
+
+
+def test_on_a_phone_a_table_shows_that_it_scrolls(browser: Browser, run: Path) -> None:
+    browser.open(run, width=PHONE)
+    found = browser.evaluate(SCROLLED)
+    assert found["wider"] > 100
+    assert found["scrolled"] > 50
+    # A shadow at the edge, which a cover takes away at the end; the first column stays.
+    assert found["shadow"] == "local, scroll"
+    assert found["moved"] == 0
+    assert found["cover"] == "rgb(255, 255, 255)"
+    assert found["share"] < 0.5
+
+
+def test_the_verdict_is_one_line_and_the_rest_unfolds(browser: Browser, run: Path) -> None:
+    browser.open(run, width=DESKTOP)
+    line = "getComputedStyle(document.querySelector('.verdict strong')).fontWeight"
+    assert int(browser.evaluate(line)) >= 600
+    seen = "document.querySelector('.more p').checkVisibility()"
+    assert not browser.evaluate(seen)
+    browser.evaluate("document.querySelector('.more summary').click()")
+    assert browser.evaluate(seen)
 
 
 def test_a_screen_reader_finds_its_way(browser: Browser, run: Path) -> None:
@@ -313,7 +288,7 @@ def test_a_screen_reader_finds_its_way(browser: Browser, run: Path) -> None:
     captions = browser.evaluate(
         "[...document.querySelectorAll('figcaption')].map((caption) => caption.textContent)"
     )
-    assert named == captions == [f"What {name} shows" for name in all_plots()]
+    assert named == captions == [f"What {name} shows" for name in ALL]
     tree = browser.send("Accessibility.getFullAXTree")["nodes"]
     roles = {node["role"]["value"] for node in tree if not node["ignored"]}
     assert {"main", "banner", "table", "columnheader", "rowheader", "figure"} <= roles
@@ -334,7 +309,7 @@ def test_a_screen_reader_finds_its_way(browser: Browser, run: Path) -> None:
 def test_without_scripts_there_are_pictures(browser: Browser, run: Path) -> None:
     browser.open(run, width=PHONE, scripts=False)
     widths = browser.evaluate("[...document.images].map((image) => image.naturalWidth)")
-    assert len(widths) == len(all_plots())
+    assert len(widths) == len(ALL)
     assert min(widths) > 100
 
 
@@ -347,7 +322,7 @@ def test_without_webgl_a_surface_is_a_picture(browser: Browser, run: Path) -> No
         browser.send("Page.removeScriptToEvaluateOnNewDocument", **added)
     shown = browser.evaluate("[...document.images].map((image) => image.alt)")
     assert shown == ["What surface shows"]
-    assert len(browser.evaluate(PLOTS)) == len(all_plots()) - 1
+    assert len(browser.evaluate(PLOTS)) == len(ALL) - 1
 
 
 def test_several_runs_fit_on_a_page_with_and_without_plots(

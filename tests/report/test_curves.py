@@ -77,7 +77,10 @@ def test_a_pair_s_table_has_a_line_for_each_path() -> None:
     segment = ["0.1000", "0.4000", "0.2750", "0.2750", "0.2500", "10.00", "40.00", "25.00"]
     curve = ["0.1000", "0.2000", "0.1550", "0.1675", "0.0100", "10.00", "20.00", "1.00"]
     assert table.rows == [["segment", "5.0", *segment], ["curve", "8.0", *curve]]
-    assert "5.0 apart, at an angle of 60.0 degrees" in table.note
+    assert (
+        "distance of the networks is 5.0, the angle between their weights 60.0 degrees"
+        in table.note
+    )
 
 
 def test_a_table_of_pairs_has_a_line_for_each_pair() -> None:
@@ -100,27 +103,35 @@ def test_strategies_are_one_table() -> None:
     ]
 
 
-def test_the_verdict_says_what_lies_between_and_what_it_gains() -> None:
-    assert pair_verdict(pair(), lines()) == (
-        "On the segment between the networks a--b the test error rises 25.00 points above its "
-        "ends, on the curve 1.00 points. Averaging 5 networks along the curve lowers the error of "
-        "the two ends from 9.50 to 8.00 % and the NLL from 0.3500 to 0.3000, for 3 epochs of "
-        "training more. One pair of runs, one test set."
-    )
+def test_the_verdict_says_what_the_ensemble_has_and_what_lies_between() -> None:
+    assert pair_verdict(pair(), lines()) == [
+        "The ensemble of 5 networks along the curve has 8.00 % error and NLL 0.3000, for 23 epochs "
+        "of training and 5 passes per prediction (one pair of runs, one test set).",
+        "It has 1.50 points lower error and 0.0500 lower NLL than its two ends alone, which have "
+        "9.50 % error and NLL 0.3500; the curve costs 3 epochs more.",
+        "Between the networks a--b, the test error rises 25.00 points on the segment and 1.00 "
+        "points on the curve.",
+    ]
 
 
-@pytest.mark.parametrize(("error", "nll"), [(10.0, 0.3), (8.0, 0.4), (9.5, 0.35)])
-def test_what_is_not_lower_is_not_called_so(error: float, nll: float) -> None:
-    text = pair_verdict(pair(), lines(error=error, nll=nll, train_epochs=21))
-    assert "lowers" not in text
-    assert (
-        f"has {error:.2f} % error and NLL {nll:.4f}, the two ends alone 9.50 % and 0.3500, "
-        "for 1 epoch of training more."
-    ) in text
+@pytest.mark.parametrize(
+    ("error", "nll", "words"),
+    [
+        (10.0, 0.3, "0.50 points higher error and 0.0500 lower NLL"),
+        (8.0, 0.4, "1.50 points lower error and 0.0500 higher NLL"),
+        (9.5, 0.35, "the same error and the same NLL"),
+    ],
+)
+def test_what_is_not_lower_is_not_called_so(error: float, nll: float, words: str) -> None:
+    change = pair_verdict(pair(), lines(error=error, nll=nll, train_epochs=21))[1]
+    assert change.startswith(f"It has {words} than its two ends alone")
+    assert change.endswith("the curve costs 1 epoch more.")
 
 
-def test_connections_are_put_in_one_sentence() -> None:
-    assert connection_verdict([pair(), pair("b--c")]) == (
-        "Rise of the test error above the ends: a--b: 25.00 points on the segment, 1.00 on the "
-        "curve; b--c: 25.00 points on the segment, 1.00 on the curve."
-    )
+def test_the_highest_rises_of_all_connections_come_first() -> None:
+    assert connection_verdict([pair(), pair("b--c")]) == [
+        "The test error rises by at most 1.00 points on the curves and 25.00 points on the "
+        "segments (2 pairs of networks, one test set).",
+        "a--b: 25.00 points on the segment, 1.00 on the curve.",
+        "b--c: 25.00 points on the segment, 1.00 on the curve.",
+    ]

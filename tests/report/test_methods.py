@@ -160,7 +160,9 @@ def test_there_is_no_single_network_unless_it_was_trained(tmp_path: Path) -> Non
 def test_one_snapshot_makes_no_ensemble_and_the_verdict_says_so(tmp_path: Path) -> None:
     rows = found(tmp_path, SNAPSHOTS[:1], "fge-0001")
     assert [r.name for r in rows] == ["last-snapshot", "best-snapshot"]
-    assert verdict(rows).startswith("One snapshot only: there is no ensemble to compare")
+    first, advice = verdict(rows)
+    assert first.startswith("The run has one snapshot and no ensemble; the snapshot has ")
+    assert advice == "For an ensemble, train longer or use shorter cycles."
 
 
 def test_the_verdict_compares_the_largest_ensemble_with_snapshot_and_single_network() -> None:
@@ -171,11 +173,21 @@ def test_the_verdict_compares_the_largest_ensemble_with_snapshot_and_single_netw
         result("fge", 2, error=50.0, nll=3.0),
         result("fge", 3, error=10.0, nll=0.5),
     ]
-    assert verdict(rows) == (
-        "The ensemble of 3 snapshots (10.00 % error, NLL 0.5000) has 2.50 points lower error and "
-        "0.0500 higher NLL than the single network of 16 epochs; the same error and 0.1250 lower "
-        "NLL than its last snapshot. One run, one test set: other seeds would give other "
-        "figures."
+    assert verdict(rows) == [
+        "The ensemble of 3 snapshots has 10.00 % error and NLL 0.5000, for 12 epochs of training "
+        "and 3 passes per prediction (one run, one test set).",
+        "It has 2.50 points lower error and 0.0500 higher NLL than the single network of 16 "
+        "epochs.",
+        "It has the same error and 0.1250 lower NLL than its last snapshot.",
+        "This is one run: other seeds give other numbers.",
+    ]
+
+
+def test_one_network_has_its_figures_and_cost() -> None:
+    (sentence,) = verdict([result("ema", 1, error=10.0, nll=0.5)], "ema")
+    assert sentence == (
+        "The network of ema has 10.00 % error and NLL 0.5000, for 12 epochs of training and 1 pass "
+        "per prediction (one run, one test set)."
     )
 
 

@@ -33,6 +33,7 @@ from fge.ensemble import MemberPredictions
 from fge.metrics import ood_auroc
 from fge.networks import build_model, refresh_batch_norm
 from fge.report import MethodResult, ood_tables, with_ood
+from fge.report.methods import OOD_TITLE
 from fge.train import Learner
 
 PAIR = "G-1--G-2"
@@ -82,15 +83,15 @@ def test_aurocs_are_those_of_the_averaged_predictions(tmp_path: Path) -> None:
 def test_the_table_has_both_scores_of_each_kind(tmp_path: Path) -> None:
     found = with_ood([line("one", "a"), line("both", "a", "b")], by_hand(tmp_path))
     (table,) = ood_tables(found, data_by_hand())
-    assert table.title == "Telling foreign images"
+    assert table.title == OOD_TITLE
     assert table.headings == ["method", "members", "noise: max probability", "entropy"]
     assert table.rows == [["one", "1", "0.7500", "0.7500"], ["both", "2", "0.5833", "0.5833"]]
     assert "(noise, 2 images; in the size and channels of the data)" in table.note
     assert "3 test images" in table.note
-    assert "the passes over them are in none of the costs" in table.note
+    assert "the costs above do not count them" in table.note
 
 
-def test_without_foreign_images_nothing_is_said(tmp_path: Path) -> None:
+def test_without_ood_images_nothing_is_said(tmp_path: Path) -> None:
     lines = [line("one", "a")]
     assert with_ood(lines, by_hand(tmp_path, ood=False)) == lines
     assert ood_tables(lines, Dataset(**{**vars(data_by_hand()), "ood": {}})) == []
@@ -105,7 +106,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_other(path: Path, seed: int) -> Path:
-    """Write 20 foreign images in colour and of another size."""
+    """Write 20 OOD images in colour and of another size."""
     images = np.random.default_rng(seed).integers(0, 256, (20, 5, 6, 3)).astype(np.uint8)
     labels = np.zeros(20, np.int64)
     return write_tiny_npz(
@@ -199,7 +200,7 @@ def test_all_members_are_predicted_on_all_images(kind: str, request: pytest.Fixt
 def test_the_page_shows_them_in_a_table(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
     for page in ("report.md", "report.html"):
-        assert "Telling foreign images" in (folder / page).read_text()
+        assert OOD_TITLE in (folder / page).read_text()
     text = (folder / "report.md").read_text()
     last = list(methods(folder).values())[-1]
     cells = [f"{v:.4f}" for figures in last["ood"].values() for v in figures.values()]
@@ -256,7 +257,7 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
 
 
 @pytest.mark.parametrize("kind", ["refitted", "ended"])
-def test_foreign_images_change_nothing_else(kind: str, request: pytest.FixtureRequest) -> None:
+def test_ood_images_change_nothing_else(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
     plain: Path = request.getfixturevalue(f"plain_{kind}")
     ours, theirs = contents(folder), contents(plain)
@@ -295,7 +296,7 @@ def test_each_snapshot_is_predicted_once_on_each_kind_of_images(
 
 
 @pytest.mark.parametrize(("command", "kind"), [("fge", "refitted"), ("curve-ensemble", "ended")])
-def test_a_finished_run_may_be_given_foreign_images(
+def test_a_finished_run_may_be_given_ood_images(
     command: str, kind: str, ood: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = tmp_path / "run"
@@ -345,7 +346,7 @@ def test_bad_names_cost_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_keeps_the_foreign_images_that_it_has(refitted: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_the_ood_images_that_it_has(refitted: Path, tmp_path: Path) -> None:
     shutil.copytree(refitted, tmp_path / "run")
     result = run(["fge", "--out", str(tmp_path / "run"), "--resume", "--ood", "noise"])
     assert result.code == 2

@@ -14,8 +14,9 @@ from fge import metrics
 from fge.commands.train import fge, train
 from fge.config import TrainConfig
 from fge.ensemble import PredictionFile
-from fge.report import FigureSet, MethodResult, add_reliability, method_result
-from fge.report.methods import reliability_series
+from fge.report import MethodResult, ReportBuilder, add_reliability, method_result
+from fge.report.methods import reliability_bins
+from fge.runs import RunFolder
 
 TARGETS = torch.arange(40) % 2
 
@@ -51,29 +52,29 @@ def test_each_method_has_confidence_and_accuracy_of_its_largest_ensemble(
 ) -> None:
     found = lines(test_file, single=("c",), last_snapshot=("b",), best_snapshot=("b",))
     found += lines(test_file, fge=("a",), fge_=("a", "b"), fold=("a",), swa=("a",))
-    series = {one.name: one for one in reliability_series(found, test_file)}
+    series = {one.name: one for one in reliability_bins(found, test_file)}
     assert list(series) == ["single", "fge", "swa"]
-    assert [*series["swa"].x, *series["swa"].y] == pytest.approx([0.9, 0.9])
-    assert series["swa"].notes == ["40 predictions"]
-    assert [*series["single"].x, *series["single"].y] == pytest.approx([0.55, 0.5])
+    assert [*series["swa"].confidence, *series["swa"].accuracy] == pytest.approx([0.9, 0.9])
+    assert series["swa"].counts == [40]
+    assert [*series["single"].confidence, *series["single"].accuracy] == pytest.approx([0.55, 0.5])
     # Of the mean of a and b: 30 examples right at 0.8, 6 undecided at 0.6 for a, 4 wrong at 0.8.
-    assert series["fge"].notes == ["34 predictions"]
-    assert series["fge"].x == pytest.approx([0.8])
-    assert series["fge"].y == pytest.approx([30 / 34])
+    assert series["fge"].counts == [34]
+    assert series["fge"].confidence == pytest.approx([0.8])
+    assert series["fge"].accuracy == pytest.approx([30 / 34])
 
 
 def test_the_last_snapshot_stands_in_for_a_single_network(test_file: PredictionFile) -> None:
     found = lines(test_file, last_snapshot=("b",), sse=("a", "b"))
-    assert [one.name for one in reliability_series(found, test_file)] == ["last-snapshot", "sse"]
+    assert [one.name for one in reliability_bins(found, test_file)] == ["last-snapshot", "sse"]
 
 
 def test_bins_of_few_predictions_are_left_out_and_with_them_the_figure(tmp_path: Path) -> None:
     file = PredictionFile(tmp_path / "test.npz", TARGETS[:9])
     file.add("a", "a", probabilities(0.9, 2)[:9])
-    drawn = FigureSet(tmp_path / "figures")
-    add_reliability(drawn, lines(file, fge=("a",)), file)
-    assert drawn.captions == {}
-    assert not (tmp_path / "figures").exists()
+    report = ReportBuilder(RunFolder(tmp_path))
+    add_reliability(report, lines(file, fge=("a",)), file)
+    assert report.page("").figures == {}
+    assert not list(tmp_path.glob("figures/*"))
 
 
 @pytest.mark.parametrize("command", ["fge", "train"])
@@ -86,7 +87,7 @@ def test_a_run_draws_its_own_predictions(command: str, tiny_npz: Path, tmp_path:
         run = train(TrainConfig(**{**shared, "method": "sse", "sse_cycles": 2}))
         names = ["last-snapshot", "sse", "swa"]
     plot = json.loads((run / "page.json").read_text())["plots"]["reliability.png"]
-    assert [trace["name"] for trace in plot["data"]] == ["calibrated", *names]
+    assert [trace["name"] for trace in plot["data"]] == [*names, *names]
     assert (run / "figures" / "reliability.png").read_bytes().startswith(b"\x89PNG")
     methods = json.loads((run / "report.json").read_text())["methods"]
     members = next(m for m in reversed(methods) if m["name"] == names[1])["member_names"]
@@ -95,5 +96,6 @@ def test_a_run_draws_its_own_predictions(command: str, tiny_npz: Path, tmp_path:
         probs = np.mean([rows[member].astype(float) for member in members], axis=0)
         bins = metrics.reliability(probs, stored["targets"])
     held = bins.counts >= 10
-    assert plot["data"][2]["y"] == pytest.approx(bins.accuracy[held], rel=1e-5)
+    gap = (bins.accuracy - bins.confidence)[held]
+    assert plot["data"][1]["y"] == pytest.approx(gap, rel=1e-4, abs=1e-6)
     assert "Reliability on the test set" in (run / "report.html").read_text()

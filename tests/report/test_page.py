@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from fge.report import Page, Plot, Section, Series, Table, comparison_plot, write_pages
+from fge.report import (
+    Page,
+    Plot,
+    Section,
+    Series,
+    Table,
+    methods_chart,
+    plot_of,
+    write_pages,
+)
 from fge.report.page import repeat_command
 
 CONTENT: dict[str, Any] = {
@@ -22,7 +31,7 @@ CONTENT: dict[str, Any] = {
 }
 PNG = b"\x89PNG these bytes"
 HOSTILE = "</script><!--<script>alert(1)//"
-PLOT = comparison_plot([Series(HOSTILE, [1.0, 2.0], [3.0, 2.5])], x="epochs", y="error")
+PLOT = plot_of(methods_chart([Series(HOSTILE, [1.0, 2.0], [3.0, 2.5])], x="epochs", y="error"))
 PAGE = Page(
     "one run",
     "It gained.",
@@ -190,9 +199,9 @@ def test_several_runs_have_a_section_each_under_the_joint_tables(tmp_path: Path)
     ]
     assert '<a href="../r%20uns/two/report.json">report.json</a>' in html
     assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == (
-        "# 2 runs\n\nCompared.\n\n## All\n\n| run |\n| :-- |\n| one |\n| two |\n\n"
+        "# 2 runs\n\n**Compared.**\n\n## All\n\n| run |\n| :-- |\n| one |\n| two |\n\n"
         + "\n\n".join(
-            f"## {name}: one run\n\nIt gained.\n\n### Results\n\n"
+            f"## {name}: one run\n\n**It gained.**\n\n### Results\n\n"
             "| name | error |\n| :-- | --: |\n| fge | **7.50** |\n\n`fge` is 2 ** 3 < 9\n\n"
             f"![The first](../r%20uns/{name}/figures/a.png)\n\n"
             f"![The second](../r%20uns/{name}/figures/b.png)"

@@ -228,7 +228,7 @@ def test_the_markdown_page_holds_the_same(tmp_path: Path) -> None:
     run = write(tmp_path, replace(PAGE, tables=tables))
     assert (run.path / "report.md").read_text() == (
         "# convnet on tiny\n\n"
-        "It gained.\n\n"
+        "**It gained.**\n\n"
         "## Results\n\n"
         "| method | error |\n| :-- | --: |\n| single | 9.00 |\n| fge | 7.50 |\n\n"
         "In `percent`\n\n"
@@ -239,9 +239,28 @@ def test_the_markdown_page_holds_the_same(tmp_path: Path) -> None:
     assert (run.path / "figures" / "training.png").is_file()
 
 
+def test_the_first_line_is_bold_and_the_rest_is_folded(tmp_path: Path) -> None:
+    run = write(tmp_path, replace(PAGE, verdict="Use `fge`.\n\nIt gained.\n\nBy much."))
+    page = parsed(run)
+    assert texts(page.find("strong")) == ["Use fge."]
+    (folded, options) = page.find("details")
+    assert "It gained." in folded.text
+    assert "By much." in folded.text
+    assert "open" not in folded.attributes
+    assert "All 2 options" in options.text
+    assert (
+        (run.path / "report.md")
+        .read_text()
+        .startswith(
+            "# convnet on tiny\n\n**Use `fge`.**\n\n<details><summary>More on this result</summary>"
+            "\n\nIt gained.\n\nBy much.\n\n</details>\n\n## Results"
+        )
+    )
+
+
 def test_a_page_may_do_without_tables_and_figures(tmp_path: Path) -> None:
     run = write(tmp_path, Page("title", "verdict", []))
-    assert (run.path / "report.md").read_text() == "# title\n\nverdict\n"
+    assert (run.path / "report.md").read_text() == "# title\n\n**verdict**\n"
     assert not parsed(run).find("table")
 
 
@@ -288,7 +307,7 @@ def test_a_data_set_is_described_by_all_that_predicting_needs() -> None:
         "sha256": "abc",
     }
     assert json.loads(json.dumps(facts)) == facts
-    assert splits_note(facts) == "Test set: 4 images; trained on 6, validated on 2."
+    assert splits_note(facts) == "4 test images, 6 training images, 2 validation images."
 
 
 def test_the_facts_of_a_run_have_the_contracts_keys() -> None:

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 
 from fge.errors import UserError
 from fge.landscape import PlaneGrid
-from fge.report import line_figure, plane_figure, surface_figure
+from fge.report import draw, line_chart, plane_chart, save_figure
 from fge.report.planes import contour_levels
-from fge.report.plots import save_figure
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}
 LINES: dict[str, Any] = {
@@ -33,6 +32,14 @@ def grid_of(scale: float = 1.0, odd: float | None = None) -> PlaneGrid:
     if odd is not None:
         values[6, 8] = odd
     return PlaneGrid(xs, ys, {"train_loss": values}, np.zeros((1, 2)), scale * np.eye(2))
+
+
+def plane_figure(*args: Any, **options: Any) -> Figure:
+    return draw(plane_chart(*args, **options))
+
+
+def surface_figure(*args: Any, **options: Any) -> Figure:
+    return draw(plane_chart(*args, **options, raised=True))
 
 
 def filled_of(figure: Figure) -> QuadContourSet:
@@ -120,12 +127,12 @@ def test_networks_curve_and_segment_lie_where_they_are() -> None:
 
 
 def test_the_axes_say_whether_they_are_distances() -> None:
-    orthonormal = plane_figure(grid_of(), "train_loss", label="loss").axes
+    orthonormal = plane_figure(grid_of(), "train_loss").axes
     assert orthonormal[0].get_xlabel() == "x (distance in weight space)"
     assert orthonormal[0].get_aspect() == 1.0
     assert orthonormal[0].get_xlim() == (-1, 3)
     assert orthonormal[0].get_ylim() == (-1, 2)
-    assert orthonormal[1].get_ylabel() == "loss"
+    assert orthonormal[1].get_ylabel() == "train loss (nats)"
     other = plane_figure(grid_of(4.0), "train_loss").axes[0]
     assert other.get_ylabel() == "y (multiples of the direction)"
     assert other.get_aspect() == "auto"
@@ -158,9 +165,9 @@ def test_the_surface_is_cut_off_at_the_cap_and_carries_the_marks() -> None:
 
 
 def test_figures_are_written_as_png(tmp_path: Path) -> None:
-    for name, draw in (("plane", plane_figure), ("surface", surface_figure)):
+    for name, figure in (("plane", plane_figure), ("surface", surface_figure)):
         path = tmp_path / f"{name}.png"
-        save_figure(draw(grid_of(odd=math.inf), "train_loss", points=POINTS, lines=LINES), path)
+        save_figure(figure(grid_of(odd=math.inf), "train_loss", points=POINTS, lines=LINES), path)
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,17 +186,17 @@ def records_of(*values: float) -> list[dict[str, float]]:
 def test_lines_are_drawn_against_t_or_along_the_way() -> None:
     lines = {"curve": records_of(3.0, 2.0), "segment": records_of(3.0, 5.0)}
     for x, label, end in (("t", "t", 1.0), ("arc", "length along the line", 2.0)):
-        (axes,) = line_figure(lines, x=x).axes
-        assert axes.get_xlabel() == label
-        assert axes.get_ylabel() == "loss (nats)"
-        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
-        assert drawn == {"curve": [[0, 3], [end, 2]], "segment": [[0, 3], [end, 5]]}
+        chart = line_chart(lines, x=x)
+        (panel,) = chart.panels
+        assert (chart.x, panel.label) == (label, "loss (nats)")
+        shown = {one.name: (list(one.x), list(one.y)) for one in panel.series}
+        assert shown == {"curve": ([0, end], [3, 2]), "segment": ([0, end], [3, 5])}
 
 
 def test_lines_without_the_key_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^a figure needs at least one line, got none$"):
-        line_figure({})
+    with pytest.raises(UserError, match=r"^a chart needs at least one line, got none$"):
+        line_chart({})
     with pytest.raises(UserError, match=r"^unknown key of the records 'los'; did you mean 'loss'"):
-        line_figure({"curve": records_of(1.0)}, key="los")
+        line_chart({"curve": records_of(1.0)}, key="los")
     with pytest.raises(UserError, match=r"^unknown key of the records 'tt'"):
-        line_figure({"curve": records_of(1.0)}, x="tt")
+        line_chart({"curve": records_of(1.0)}, x="tt")

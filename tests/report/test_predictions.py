@@ -9,8 +9,7 @@ import pytest
 
 from fge.report import (
     class_table,
-    confidence_figure,
-    confidence_plot,
+    confidence_chart,
     predictions_verdict,
     uncertain_table,
 )
@@ -47,24 +46,22 @@ def test_one_class_has_no_other() -> None:
     ]
 
 
-def test_the_sentence_has_the_means() -> None:
-    verdict = predictions_verdict(PROBS[:2], "2 snapshots")
-    assert verdict.startswith(
-        "2 images, predicted by 2 snapshots: largest probability 0.750 on average, 0.500 at least; "
-        f"entropy {LN2 / 2:.3f} nats on average."
-    )
+def test_the_sentences_have_the_means() -> None:
+    assert predictions_verdict(PROBS[:2], "2 snapshots") == [
+        "2 images, predicted by 2 snapshots: the mean largest probability is 0.750, the lowest "
+        "0.500.",
+        f"The mean entropy is {LN2 / 2:.3f} nats. The true classes are unknown, so the error is "
+        "unknown.",
+    ]
 
 
 @pytest.mark.parametrize("certain", [1.0, 1 + 1e-7])
 def test_each_image_is_in_the_histogram_once(certain: float) -> None:
     probs = PROBS.copy()
     probs[1, 0], probs[2] = certain, [0.1, 0.72, 0.18]
-    [bars] = confidence_plot(probs).data
+    bars = confidence_chart(probs).panels[0].bars
+    assert bars is not None
     expected = dict.fromkeys(range(20), 0) | {10: 2, 14: 1, 19: 1}
-    assert dict(enumerate(bars["y"])) == expected
-    assert bars["x"][10] == 0.525
-    assert bars["text"][10] == "0.50 to 0.55"
-    [stairs] = confidence_figure(probs).axes[0].patches
-    counts, edges, _ = stairs.get_data()  # type: ignore[attr-defined]
-    assert counts.tolist() == bars["y"]
-    assert edges[[0, -1]].tolist() == [0, 1]
+    assert dict(enumerate(bars.counts)) == expected
+    assert bars.edges[10:12] == pytest.approx([0.5, 0.55])
+    assert [bars.edges[0], bars.edges[-1]] == [0, 1]

@@ -68,7 +68,8 @@ def test_an_optimizer_without_the_line_has_no_column_and_a_reason() -> None:
     assert "2(1+m)/lr" not in table.headings
     assert list(table.rows[0]) == ["2", "start", "0.1", "40", "0.01", "5", "12"]
     assert (
-        "There is no line 2(1+m)/lr: it is that of SGD, and the optimizer was adam." in table.note
+        "There is no threshold 2(1+m)/lr: it holds for SGD, and the optimizer is adam."
+        in table.note
     )
     assert dynamics_verdict(RECORDS, None).endswith("25 after epoch 5.")
 
@@ -77,14 +78,11 @@ def test_the_note_says_what_it_took_and_what_did_not_converge() -> None:
     note = dynamics_table(content_of(RECORDS)).note
     assert "mean loss over 8 training images" in note
     assert (
-        "4 measurements took 20 Hessian-vector products, at an estimated cost of 48 gradients"
+        "4 measurements used 20 Hessian-vector products, at an estimated cost of 48 gradients"
         in note
     )
-    assert (
-        "that of 384 images passed forward and back, which are not counted as training epochs"
-        in note
-    )
-    assert note.endswith("Residuals above 1 % of the eigenvalue were left after fge 5.")
+    assert "384 images forward and backward, which do not count as training epochs" in note
+    assert note.endswith("The residual is above 1 % of the eigenvalue after fge 5.")
 
 
 def test_a_long_table_keeps_snapshots_and_the_last_and_says_what_it_leaves_out() -> None:
@@ -94,13 +92,13 @@ def test_a_long_table_keeps_snapshots_and_the_last_and_says_what_it_leaves_out()
     assert {7, 57, 107, 157, 200} <= set(epochs)
     assert epochs == sorted(epochs)
     assert MOST_ROWS <= len(epochs) <= MOST_ROWS + 5
-    assert f" {len(epochs)} of 200 are shown; `log.jsonl` holds all." in table.note
+    assert f"The table shows {len(epochs)} of 200; `log.jsonl` holds all." in table.note
 
 
 def test_the_verdict_is_of_the_method_and_not_of_the_single_network() -> None:
     # 2 (1 + .9) / .1 = 38 lies between the first two; at a rate of 0 nothing lies above.
     assert dynamics_verdict(RECORDS, 0.9) == (
-        "The top Hessian eigenvalue was 40 after epoch 2 and 25 after epoch 5; it lay above "
+        "The top Hessian eigenvalue was 40 after epoch 2 and 25 after epoch 5. It was above "
         "2(1 + momentum)/learning rate in 1 of 3 measurements."
     )
 

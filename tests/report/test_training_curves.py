@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 from fge.config import FGEConfig, MethodConfig
-from fge.report.plots import TrainingCurves
-from fge.report.training import learning_rates, sharpness_curves, training_curves
+from fge.report.training import (
+    TrainingCurves,
+    learning_rates,
+    sharpness_curves,
+    training_curves,
+)
 from fge.train import fge_stages, sse_stages
 
 CONFIG = FGEConfig(

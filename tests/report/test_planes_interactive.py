@@ -11,7 +11,7 @@ from plot_checks import check_plot, luminance
 
 from fge.errors import UserError
 from fge.landscape import PlaneGrid
-from fge.report import plane_plot, surface_plot
+from fge.report import Plot, plane_chart, plot_of
 from fge.report.planes import contour_levels
 
 XS, YS = np.array([0.0, 1.0, 2.0, 4.0]), np.array([-1.0, 0.0, 3.0])
@@ -23,6 +23,14 @@ LINES = {"curve": [(0.0, 0.0), (2.0, 1.0), (4.0, 3.0)], "segment": [(0.0, 0.0), 
 
 def grid(values: Any = VALUES, gram: Any = np.eye(2)) -> PlaneGrid:  # noqa: B008
     return PlaneGrid(XS, YS, {"train_loss": np.asarray(values)}, np.zeros((3, 2)), np.asarray(gram))
+
+
+def plane_plot(*args: Any, **options: Any) -> Plot:
+    return plot_of(plane_chart(*args, **options))
+
+
+def surface_plot(*args: Any, **options: Any) -> Plot:
+    return plane_plot(*args, **options, raised=True)
 
 
 def by_name(plot: Any) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def test_equal_distances_look_equal_where_there_are_distances() -> None:
     assert plane_plot(grid(), "train_loss").layout["yaxis"]["scaleanchor"] == "x"
     other = plane_plot(grid(gram=[[4.0, 0.0], [0.0, 1.0]]), "train_loss").layout
     assert "scaleanchor" not in other["yaxis"]
-    assert other["annotations"][0]["text"] == "x (multiples)"
+    assert other["annotations"][0]["text"] == "x (multiples of the direction)"
 
 
 def test_a_key_that_is_not_there_is_named() -> None:

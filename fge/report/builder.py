@@ -1,0 +1,88 @@
+"""The one builder of reports: sentences, tables, charts and facts in, files of a run folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fge.report.charts import Chart, PlaneChart
+from fge.report.page import FILES, Page, Table, write_report
+from fge.report.render_interactive import plot_of
+from fge.report.render_static import draw, save_figure
+from fge.runs import RunFolder
+
+
+class ReportBuilder:
+    """Collects what a report shows, in the order in which it is added.
+
+    Args:
+        folder: of the run.
+        figure_format: ``png``, or ``svg`` or ``pdf``, in which figures are written beside PNG.
+        files: of the folder that the page links to.
+
+    Attributes:
+        files: likewise; more may be added.
+        content: of ``report.json``, beside what it says of every run.
+    """
+
+    def __init__(
+        self, folder: RunFolder, *, figure_format: str = "png", files: Sequence[str] = FILES
+    ) -> None:
+        self.folder = folder
+        self.figure_format = figure_format
+        self.content: dict[str, Any] = {}
+        self._sentences: list[str] = []
+        self.files = list(files)
+        self._page = Page("", "", [])
+
+    def say(self, *sentences: str) -> None:
+        """Add sentences: the first of a report is its verdict in one line, the rest is folded."""
+        self._sentences += sentences
+
+    def table(self, *tables: Table) -> None:
+        """Add tables."""
+        self._page = replace(self._page, tables=[*self._page.tables, *tables])
+
+    def chart(self, name: str, chart: Chart | PlaneChart, caption: str) -> None:
+        """Draw a chart as a figure, and keep it as an interactive plot.
+
+        Args:
+            name: of the PNG in ``figures``.
+            chart: what it shows.
+            caption: says so.
+        """
+        figure, path = draw(chart), self.folder.figures / name
+        for form in dict.fromkeys(("png", self.figure_format)):
+            save_figure(figure, path.with_suffix(f".{form}"))
+        figures, plots = {**self._page.figures, name: caption}, dict(self._page.plots)
+        self._page = replace(self._page, figures=figures, plots={**plots, name: plot_of(chart)})
+
+    def facts(self, **content: Any) -> None:
+        """Add to ``report.json``."""
+        self.content |= content
+
+    def page(self, title: str) -> Page:
+        """Return the page of what was added so far."""
+        verdict = "\n\n".join(self._sentences)
+        return replace(
+            self._page,
+            title=title,
+            verdict=verdict,
+            files=self.files,
+            figure_format=self.figure_format,
+        )
+
+    def write(self, title: str, facts: Mapping[str, Any]) -> Page:
+        """Write ``page.json``, ``report.md``, ``report.html`` and ``report.json``.
+
+        Args:
+            title: of the page.
+            facts: what ``report.json`` says of every run.
+
+        Returns:
+            what the page shows.
+        """
+        page = self.page(title)
+        write_report(self.folder, page, {**facts, **self.content})
+        return page

@@ -1,0 +1,86 @@
+"""What ``report.json`` says of every run: data, options, hardware; no clock."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fge.data import Dataset
+
+
+def splits_note(facts: dict[str, Any]) -> str:
+    """Say how many images were trained on, held out and tested, from :func:`dataset_facts`."""
+    return (
+        f"{facts['test']} test images, {facts['train']} training images, {facts['val']} "
+        "validation images."
+    )
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what describes a data set: all that predicting needs, and its fingerprints."""
+    ood = {n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.ood.items()}
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "channels": dataset.in_channels,
+        "image_size": list(dataset.image_size),
+        "train": len(dataset.train),
+        "val": len(dataset.val),
+        "test": len(dataset.test),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "sha256": dataset.fingerprint,
+        **({"ood": ood} if ood else {}),
+    }
+
+
+def run_facts(
+    command: str,
+    options: dict[str, Any],
+    dataset: Dataset,
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what ``report.json`` says beside the methods."""
+    return {
+        "command": command,
+        "task": "image classification",
+        "data": dataset.name,
+        "model": options["model"],
+        "seed": options["seed"],
+        "config": options,
+        "dataset": dataset_facts(dataset),
+        "environment": environment,
+    }
+
+
+def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
+    """Return what the figures were computed with: versions and hardware, no clock."""
+    import torchvision
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "hardware": name,
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+    }
+
+
+def _processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
