@@ -251,7 +251,8 @@ def test_every_table_of_results_says_how_it_was_measured() -> None:
     for page in (DOCS / "results").glob("*.md"):
         text = page.read_text(encoding="utf-8")
         facts = ["| command |", "| raw figures |", "| seeds |", "hardware", "versions"]
-        assert page.name == "index.md" or all(fact in text for fact in facts), page
+        without_tables = page.name == "index.md" or "No results are recorded yet." in text
+        assert without_tables or all(fact in text for fact in facts), page
 
 
 @pytest.mark.slow
