@@ -169,7 +169,7 @@ class Runner:
             if not self.is_done(running.job):
                 raise UserError(
                     f"run {name} ended without {' and '.join(running.job.lines)} in its report; "
-                    f"remove {self.folder / 'runs' / name} to run it anew"
+                    f"remove {self.folder / 'runs' / name} to run it again"
                 )
             record = {
                 "job": name,

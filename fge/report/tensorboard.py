@@ -49,7 +49,7 @@ class TensorBoardObserver(Observer):
     """Writes what a run logs as scalars, into ``tensorboard`` in its folder.
 
     All that is written comes from the logs, so that a resumed run has each epoch once: where a log
-    no longer begins with what was written, everything is written anew. A context manager.
+    no longer begins with what was written, everything is written again. A context manager.
 
     Args:
         path: of the run folder.
