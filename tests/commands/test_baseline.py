@@ -190,7 +190,7 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
     lines = report(folder)["methods"]
     ours = [line for line in lines if line["name"] == "fge"][-1]
     theirs = report(baseline)["methods"][-1]
-    assert f"fge ({ours['train_epochs']} epochs, passes: 2): error" in verdict
+    assert f"fge ({ours['train_epochs']} epochs, passes: 2) has error" in verdict
     found = re.search(r"error ([+-][\d.]+) points", verdict)
     assert found is not None
     assert float(found[1]) == pytest.approx(ours["error"] - theirs["error"], abs=0.005)

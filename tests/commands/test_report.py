@@ -119,7 +119,7 @@ def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> N
         ["b", "vgg16", "fge"],
     ]
     images = joined_page([section("a"), section("b", dataset={"sha256": "x"}, data="other")])
-    assert "their results are not comparable" in images.verdict
+    assert "do not compare their numbers" in images.verdict
     assert images.tables[0].headings[:3] == ["run", "data", "method"]
 
 
@@ -128,7 +128,7 @@ def test_ood_images_make_no_other_data() -> None:
     runs = [section("a", dataset=facts), section("b", dataset={**facts, "ood": {"noise": {}}})]
     assert joined_page(runs).verdict == "The runs used the same images and the same model."
     other = section("c", dataset={**facts, "val": 0})
-    assert "their results are not comparable" in joined_page([*runs, other]).verdict
+    assert "do not compare their numbers" in joined_page([*runs, other]).verdict
 
 
 def test_lines_of_a_comparison_have_their_budget_and_whole_counts() -> None:
