@@ -293,7 +293,7 @@ class Ranks:
         """End what the processes that were joined do together.
 
         Returns:
-            Whether this process goes on, alone from here on: the first one does.
+            Whether this process continues, alone from here on: the first one does.
         """
         if self.size > 1:
             leave()

@@ -139,9 +139,9 @@ class Runner:
         self._mark_overlaps()
 
     def _arguments(self, job: Job) -> list[str]:
-        """Return the arguments that begin a job, or go on with one that was begun.
+        """Return the arguments that start a job, or resume one that was started.
 
-        A run goes on with its own options; what this comparison adds to them is given by name.
+        A run keeps its own options; what this comparison adds to them is given by name.
         """
         out, config = self.folder / "runs" / job.name, replace(job.config, **self.machine)
         arguments = [job.command, "--out", str(out), *(["--resume"] if out.is_dir() else [])]
@@ -188,7 +188,9 @@ class Runner:
 
     def _failure(self, name: str, code: int) -> UserError:
         if code < 0 or code == INTERRUPTED:
-            return UserError(f"run {name} was stopped from outside; the same command goes on")
+            return UserError(
+                f"run {name} was stopped from outside; run the same command again to continue"
+            )
         return UserError(f"run {name} failed: {self._reason(name, code)}")
 
     def _reason(self, name: str, code: int) -> str:

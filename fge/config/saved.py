@@ -87,7 +87,7 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
 
 
 def check_unchanged(saved: C, asked: C) -> None:
-    """Check that options asked for at ``--resume`` are those that the run was begun with.
+    """Check that options asked for at ``--resume`` are those that the run was started with.
 
     ``auto`` and None, an option left open, agree with whatever it was settled to; so does another
     device of the same type; work that was left out may be added, and some dropped.
@@ -103,7 +103,7 @@ def check_unchanged(saved: C, asked: C) -> None:
         fixed = fixed and not may_be_dropped(saved, name, now)
         if fixed and now not in (before, "auto", None):
             raise UserError(
-                f"cannot resume with {name} {now}: the run was begun with {before}; "
+                f"cannot resume with {name} {now}: the run was started with {before}; "
                 "drop the option, or give another --out"
             )
 

@@ -120,7 +120,7 @@ class FGE:
         Raises:
             UserError: there is no snapshot yet, or the model is sharded.
         """
-        # Read anew from the folder: another process may have written it, and it goes on growing.
+        # Read again from the folder: another process may have written it, and it still grows.
         architecture = self.model if model is None else model
         return Ensemble(architecture, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
 

@@ -42,7 +42,7 @@ class StagedTraining:
     An epoch ends with a checkpoint; on a GPU not if the last one was slow to write and is recent.
 
     Args:
-        folder: where everything is kept; training goes on from a checkpoint there.
+        folder: where everything is kept; training continues from a checkpoint there.
         learner: with initial (or pretrained) weights.
         stages: of the method, in order.
         batches: of the training split.
@@ -86,7 +86,7 @@ class StagedTraining:
         """Train what is left of the stages.
 
         Returns:
-            Whether this process goes on with what comes after training, which is for one alone:
+            Whether this process continues after training, which only one does:
             the first process does, the others have done their part.
 
         Raises:

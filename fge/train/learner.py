@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fge.errors import DivergenceError, UserError
 from fge.networks import (
+    REFRESH_IMAGES,
     ExponentialAverage,
     ForwardFn,
     LossFn,
@@ -27,8 +28,6 @@ from fge.train.graphed import GraphedPass
 from fge.train.joint import JointStep
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-REFRESH_IMAGES = 5120
-"""Training images for the batch-norm statistics of the average."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Learner:
             self.ranks.broadcast(other_buffers(self.model))
 
     def disband(self) -> bool:
-        """End what processes do together; return whether this one goes on, alone.
+        """End what processes do together; return whether this one continues, alone.
 
         The first one does.
         """

@@ -606,13 +606,13 @@ def test_missing_compiler_is_told_before_anything_is_lost(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lr", "0.2"], r"cannot resume with lr 0\.2: the run was begun with 0\.05"),
-        (["--max-lr", "0.3"], r"cannot resume with max_lr 0\.3: the run was begun with 0\.1"),
-        (["--epochs", "6"], "cannot resume with epochs 6: the run was begun with 4"),
-        (["--seed", "1"], "cannot resume with seed 1: the run was begun with 0"),
-        (["--no-flip"], "cannot resume with flip False: the run was begun with True"),
-        (["--single"], "cannot resume with single True: the run was begun with False"),
-        (["--data", "cifar10"], "cannot resume with data cifar10: the run was begun with "),
+        (["--lr", "0.2"], r"cannot resume with lr 0\.2: the run was started with 0\.05"),
+        (["--max-lr", "0.3"], r"cannot resume with max_lr 0\.3: the run was started with 0\.1"),
+        (["--epochs", "6"], "cannot resume with epochs 6: the run was started with 4"),
+        (["--seed", "1"], "cannot resume with seed 1: the run was started with 0"),
+        (["--no-flip"], "cannot resume with flip False: the run was started with True"),
+        (["--single"], "cannot resume with single True: the run was started with False"),
+        (["--data", "cifar10"], "cannot resume with data cifar10: the run was started with "),
     ],
 )
 def test_resume_with_a_changed_option_is_refused(

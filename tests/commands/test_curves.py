@@ -372,10 +372,13 @@ def test_full_disk_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--num-points", "4"], "cannot resume with num_points 4: the run was begun with 3"),
-        (["--second", "F"], "cannot resume with second F: the run was begun with G"),
-        (["--curve-epochs", "9"], "cannot resume with curve_epochs 9: the run was begun with None"),
-        (["--epochs", "9"], "cannot resume with epochs 9: the run was begun with 2"),
+        (["--num-points", "4"], "cannot resume with num_points 4: the run was started with 3"),
+        (["--second", "F"], "cannot resume with second F: the run was started with G"),
+        (
+            ["--curve-epochs", "9"],
+            "cannot resume with curve_epochs 9: the run was started with None",
+        ),
+        (["--epochs", "9"], "cannot resume with epochs 9: the run was started with 2"),
     ],
 )
 def test_resuming_with_other_options_is_refused(

@@ -168,7 +168,8 @@ def test_a_job_that_diverges_is_named_and_those_that_do_not_need_it_go_on(runs: 
 
 
 def test_a_job_that_was_killed_can_be_gone_on_with(runs: Runs) -> None:
-    with pytest.raises(UserError, match="run killed was stopped from outside; the same command"):
+    message = "run killed was stopped from outside; run the same command again to continue"
+    with pytest.raises(UserError, match=message):
         runs.runner.run([job("killed")])
 
 

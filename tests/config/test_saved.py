@@ -297,13 +297,13 @@ def test_threads_left_open_agree_with_what_they_were_settled_to() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.1}, r"lr 0\.1: the run was begun with 0\.05"),
-        ({"epochs": 41}, r"epochs 41: the run was begun with 40"),
-        ({"channels_last": "off"}, "channels_last off: the run was begun with on"),
-        ({"threads": 1}, "threads 1: the run was begun with 2"),
-        ({"device": "cuda:1"}, "device cuda: the run was begun with cpu"),
-        ({"seed": 1}, "seed 1: the run was begun with 0"),
-        ({"data": "cifar10"}, "data cifar10: the run was begun with fashion-mnist-mini"),
+        ({"lr": 0.1}, r"lr 0\.1: the run was started with 0\.05"),
+        ({"epochs": 41}, r"epochs 41: the run was started with 40"),
+        ({"channels_last": "off"}, "channels_last off: the run was started with on"),
+        ({"threads": 1}, "threads 1: the run was started with 2"),
+        ({"device": "cuda:1"}, "device cuda: the run was started with cpu"),
+        ({"seed": 1}, "seed 1: the run was started with 0"),
+        ({"data": "cifar10"}, "data cifar10: the run was started with fashion-mnist-mini"),
     ],
 )
 def test_changed_option_is_refused_naming_both_values(
