@@ -65,6 +65,6 @@ def test_one_value_of_all_seeds_has_no_spread_and_it_is_said(tmp_path: Path) -> 
     assert (tmp_path / "published.md").read_text(encoding="utf-8") == text
     assert "| fge | 2 B | 75.00 | 0.25 | 3 | " in text
     assert "| fge | 3 B | 75.50 |  | 3 (1 value) | " in text
-    assert "\nAt 3 B all seeds are pooled into one value, which has no deviation" in text
+    assert "\nAt 3 B all seeds are pooled into one value, without deviation or interval" in text
     (tmp_path / "compare.json").write_text(json.dumps({"methods": methods[:1]}), encoding="utf-8")
     assert "pooled" not in write_published("vgg16", tmp_path, 1.0, "cifar100")
