@@ -144,7 +144,8 @@ def test_wall_times_are_those_of_runs_that_did_not_overlap(finished: Path) -> No
 def test_other_data_in_the_same_folder_are_refused(finished: Path, tmp_path: Path) -> None:
     before = kept(finished)
     other = write_tiny_npz(tmp_path / "other.npz")
-    with pytest.raises(UserError, match=r"cannot resume with data .*other\.npz: the run was started"):
+    message = r"cannot resume with data .*other\.npz: the run was started with "
+    with pytest.raises(UserError, match=message):
         compare(CompareConfig(**options(other, finished)))
     assert kept(finished) == before
 
@@ -160,7 +161,8 @@ def test_data_changed_under_the_same_name_are_refused(finished: Path, data: Path
 
 
 def test_another_model_in_the_same_folder_is_refused(finished: Path, data: Path) -> None:
-    with pytest.raises(UserError, match="cannot resume with model preresnet20: the run was started"):
+    message = "cannot resume with model preresnet20: the run was started with convnet"
+    with pytest.raises(UserError, match=message):
         compare(CompareConfig(**options(data, finished, model="preresnet20")))
 
 
