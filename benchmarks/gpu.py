@@ -105,6 +105,7 @@ class Results:
         from fge.files import write_json, write_text
 
         self._write_json, self._write_text = write_json, write_text
+        out.mkdir(parents=True, exist_ok=True)
         card = "-".join(environment["hardware"].replace("NVIDIA ", "").split()).lower()
         self.stem = out / f"gpu-{card}"
         before = self.stem.with_suffix(".json")
