@@ -46,6 +46,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ class Results:
     def set(self, step: str, **facts: Any) -> None:
         """Put facts about a step in the place of those of the same name, and write everything."""
         self.content["steps"].setdefault(step, {}).update(facts)
+        self.write()
+
+    def write(self) -> None:
+        """Write everything that was found so far."""
         self._write_json(self.stem.with_suffix(".json"), self.content)
         from gpu_table import page
 
@@ -148,8 +153,7 @@ def run_step(step: Step, plan: Facts, results: Results, seconds: float) -> str:
         break
     if status in ("done", "failed"):
         process.join(GRACE_SECONDS)
-    end_group(process.pid)
-    process.join()
+    end_group(process)
     results.set(
         step.name,
         status=status,
@@ -161,10 +165,13 @@ def run_step(step: Step, plan: Facts, results: Results, seconds: float) -> str:
     return status
 
 
-def end_group(pid: int | None) -> None:
+def end_group(process: BaseProcess) -> None:
     """End a step and whatever it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid or 0, signal.SIGKILL)
+    assert process.pid is not None, "the step was started"
+    with contextlib.suppress(ProcessLookupError):  # it is gone, or has no group of its own yet
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
 
 
 def run_all(arguments: argparse.Namespace, plan: Facts, work: Path) -> int:
@@ -184,7 +191,7 @@ def run_all(arguments: argparse.Namespace, plan: Facts, work: Path) -> int:
         print(f"no time left for: {', '.join(skipped)}")
     results.content["skipped"] = skipped
     results.content["minutes"] = arguments.minutes
-    results.set("right")
+    results.write()
     print(f"results: {results.stem}.json, {results.stem}.md")
     return failures
 
