@@ -162,7 +162,7 @@ Contender = Callable[[Task], Trained]
 
 def ours(name: str, task: Task) -> Trained:
     """Train a method of ``fge.methods``, as the command line does."""
-    method = find_method(name)
+    method = find_method({"fge": "fge-paper"}.get(name, name))  # as the others do it
     stages = method.stages(task.config)
     training = make_training(
         task.setup,
@@ -173,7 +173,7 @@ def ours(name: str, task: Task) -> Trained:
         stages=stages,
     )
     training.run()
-    store = training.stores[stages[-1].name]
+    store = list(training.stores.values())[-1]
     if method.combine == "weights":
         load_weights(task.model, average_weights(store), "the average")
         images = task.setup.eval_batches(task.dataset.train)

@@ -78,6 +78,8 @@ def average_snapshots(
     training: StagedTraining,
     stage: str,
     predictions: MemberPredictions,
+    *,
+    all_of_them: bool = True,
 ) -> Averages:
     """Average the weights of a stage's snapshots: all of them, and those that are safe to average.
 
@@ -85,14 +87,15 @@ def average_snapshots(
     (``fold``: :func:`fge.ensemble.fold`) also validation data. Each is saved in the run folder and
     evaluated once as a member of the stored predictions; a resumed run uses what is already there.
     With several processes only the first one does this, with all training images for batch norm.
+    Networks that were trained apart are not averaged ``all_of_them``: their mean is no network.
     """
     if len(training.stores[stage]) < 2:
         return Averages()
     work = _Averaging(run, training, stage, predictions)
-    made = work.swa()
-    swa = Swa(made.figures, work.members, work.ensemble) if work.ensemble else None
+    made = work.swa() if all_of_them else None
+    swa = Swa(made.figures, work.members, work.ensemble) if made and work.ensemble else None
     fold = work.fold(work.ensemble) if work.ensemble else None
-    lines = [work.line("swa", made.refresh_images, 1)]
+    lines = [work.line("swa", made.refresh_images, 1)] if made else []
     lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
     results = [line for line in lines if line is not None]
     ensemble = method_result(
@@ -104,10 +107,10 @@ def average_snapshots(
     )
     return Averages(
         results,
-        [average_table(swa, fold, work.names)] if swa and fold else [],
-        average_sentences(swa, fold, work.names, results, ensemble),
-        {"averages": averages_json(swa, fold, work.names)},
-        tuple(FILES[name] for name in ("swa", *(["fold"] if fold else []))),
+        [average_table(swa, fold, work.names)] if fold else [],
+        average_sentences(swa, fold, work.names, results, ensemble, all_of_them=all_of_them),
+        {"averages": averages_json(swa, fold, work.names, all_of_them=all_of_them)},
+        tuple(FILES[name] for name, part in (("swa", made), ("fold", fold)) if part),
     )
 
 

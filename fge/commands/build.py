@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fge.config import (
     CommandConfig,
     CurveConfig,
     CycleConfig,
-    FGEConfig,
     FitConfig,
     Precision,
+    PretrainedConfig,
     RunConfig,
     SpeedOptions,
     TrainingConfig,
@@ -37,7 +37,7 @@ from fge.devices import choose_device, set_threads
 from fge.ensemble import MemberPredictions
 from fge.errors import UserError
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
-from fge.networks import build_model, load_weights, read_weights
+from fge.networks import build_model, canonical_state, load_weights, read_weights
 from fge.observer import Observer
 from fge.parallel import Ranks
 from fge.runs import RunFolder, StagedTraining
@@ -45,9 +45,11 @@ from fge.seeds import derive_seed
 from fge.train import (
     EmaLearner,
     Learner,
+    Planner,
     Recipe,
     Speed,
     Stage,
+    TailLearner,
     batch_size,
     check_speed,
     choose_speed,
@@ -57,6 +59,8 @@ from fge.train import (
 
 _MEASURED_IMAGES = 128
 """Images of the batch on which memory formats are measured where nothing is trained."""
+FITTED_IMAGES = 5000
+"""Training images whose loss a planner is told, to see whether they are memorised."""
 C = TypeVar("C", bound=CommandConfig)
 
 
@@ -127,6 +131,11 @@ class Setup:
             num_classes=len(self.dataset.classes),
             image_size=self.dataset.image_size,
         )
+
+    def initial_weights(self, seed: int, draw: int) -> dict[str, Tensor]:
+        """Return the initial weights that a seed gives the model; those of other draws differ."""
+        own = seed if draw == 0 else derive_seed(seed, "network", draw)
+        return canonical_state(self.new_model(own))
 
     def shuffled(
         self,
@@ -254,7 +263,7 @@ def _check_fits(config: FitConfig, dataset: Dataset) -> None:
         )
 
 
-def initial_model(config: FGEConfig, setup: Setup) -> nn.Module:
+def initial_model(config: PretrainedConfig, setup: Setup) -> nn.Module:
     """Build the model with the weights that the seed, or ``pretrained``, gives it.
 
     Raises:
@@ -323,9 +332,10 @@ def make_training(
     observer: Observer,
     *,
     recipe: Recipe,
-    stages: Sequence[Stage],
+    stages: Sequence[Stage] | Planner,
     seed: int | None = None,
     ema_decay: float | None = None,
+    given: bool = False,
     ranks: Ranks | None = None,
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
@@ -338,18 +348,22 @@ def make_training(
         folder: where everything is kept.
         observer: is told of epochs and snapshots.
         recipe: optimizer, batch size and augmentation.
-        stages: schedules and snapshots.
+        stages: schedules and snapshots, or what decides them.
         seed: of shuffling and augmentation; the run's by default.
         ema_decay: snapshots keep the exponential average of the weights with this decay.
+        given: whether the model has given weights, from which fresh starts begin too.
         ranks: the processes that train the model together; this one alone by default.
     """
     dataset = setup.dataset
     batches = setup.train_batches(recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
+    measured = setup.eval_batches(dataset.train)
     if ema_decay is not None:
-        measured = setup.eval_batches(dataset.train)
         make = partial(EmaLearner, decay=ema_decay, refresh=measured)
+    elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
+        make = partial(TailLearner, refresh=measured)
+    start = canonical_state(model) if given else None
     learner = make(
         model,
         optimizer,
@@ -367,4 +381,6 @@ def make_training(
         seed=batches.seed,
         observer=observer,
         probe=setup.probe(batches.seed) if leads else None,
+        initial=lambda draw: start or setup.initial_weights(batches.seed, draw),
+        fitted=setup.eval_batches(dataset.train.first(FITTED_IMAGES)) if leads else None,
     )

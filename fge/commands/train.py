@@ -14,7 +14,7 @@ from fge.commands.baseline import Beside, read_baseline
 from fge.commands.build import initial_model, make_training
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config import CycleConfig, FGEConfig, TrainConfig
+from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks import state_bytes
@@ -38,7 +38,7 @@ from fge.report import (
     with_ood,
 )
 from fge.runs import StagedTraining
-from fge.train import Recipe, Stage, endpoint_recipe, fge_stages, find_method
+from fge.train import Method, Planner, Recipe, Stage, endpoint_recipe, fge_stages, find_method
 
 _UNKNOWN_COST = (
     "The run started from given weights (--pretrained): the epochs of their training are unknown, "
@@ -95,7 +95,7 @@ def fge(config: FGEConfig) -> Path:
         trained = _train(run, model, "fge", recipe, fge_stages(run.config))
         if trained is None:
             return run.folder.path
-        sections: list[Section] = [GivenWeights()] if run.config.pretrained is not None else []
+        sections = _given(run.config)
         ensembles = trained.results[-1:]
         if run.config.refit:
             refitted = refit(run, trained.training, trained.predictions)
@@ -110,8 +110,9 @@ def fge(config: FGEConfig) -> Path:
 def train(config: TrainConfig) -> Path:
     """Train one network by a method and report; return the run folder."""
     method = find_method(config.method)
+    check_kept(config, (config.pretrained,))
     config, setup = prepare(config, "train")
-    model = setup.new_model()
+    model = initial_model(config, setup)
     epochs, facts = _epochs(method.stages(config)), {"combine": method.combine}
     with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
         trained = _train(
@@ -120,33 +121,34 @@ def train(config: TrainConfig) -> Path:
             method.name,
             method.recipe(run.config),
             method.stages(run.config),
-            alone=True,
-            averages_weights=method.combine == "weights",
-            ema_decay=method.ema_decay(run.config) if method.ema_decay else None,
+            method,
+            method.ema_decay(run.config) if method.ema_decay else None,
         )
         if trained is not None:
-            _report(run, method.name, trained)
+            _report(run, method.name, trained, _given(run.config))
     return run.folder.path
 
 
-def _epochs(stages: Sequence[Stage]) -> int:
+def _given(config: PretrainedConfig) -> list[Section]:
+    return [GivenWeights()] if config.pretrained is not None else []
+
+
+def _epochs(stages: Sequence[Stage] | Planner) -> int:
+    if not isinstance(stages, Sequence):
+        return stages.epochs
     return sum(stage.last_epoch - stage.first_epoch for stage in stages)
 
 
 def _train(
-    run: Run[CycleConfig],
+    run: Run[PretrainedConfig],
     model: nn.Module,
     name: str,
     recipe: Recipe,
-    stages: Sequence[Stage],
-    *,
-    alone: bool = False,
-    averages_weights: bool = False,
+    stages: Sequence[Stage] | Planner,
+    method: Method | None = None,
     ema_decay: float | None = None,
 ) -> Trained | None:
-    """Train by a method, predict with its members and average their weights.
-
-    Of several processes, only the first gets the result: the others are done after training.
+    """Train, predict with the members and average their weights; only the first process returns it.
 
     Args:
         run: the current run.
@@ -154,8 +156,7 @@ def _train(
         name: of the method.
         recipe: of its training.
         stages: of its training.
-        alone: whether the last stage has the members, of which one makes a line of the method.
-        averages_weights: whether the method averages weights, not probabilities.
+        method: whose last stage has the members; without one, the stage ``fge`` has them.
         ema_decay: of the exponential average that snapshots keep.
     """
     training = make_training(
@@ -167,9 +168,10 @@ def _train(
         stages=stages,
         ranks=run.ranks,
         ema_decay=ema_decay,
+        given=run.config.pretrained is not None,
     )
     predictions = run.setup.predictions(run.folder)
-    stage = list(training.stores)[-1] if alone else "fge"
+    stage = list(training.stores)[-1] if method else "fge"
     try:
         if not training.run():
             return None
@@ -178,9 +180,10 @@ def _train(
         kept = len(training.stores[stage])
         what = f"{counted(kept, 'snapshot')} saved in {run.folder.path}"
         raise DivergenceError(f"{name}: {error}; {what}") from None
-    averages = average_snapshots(run, training, stage, predictions)
+    one_path = not method or method.one_path
+    averages = average_snapshots(run, training, stage, predictions, all_of_them=one_path)
     # The weights of one snapshot are their own average.
-    averaged = averages_weights and len(training.stores[stage]) > 1
+    averaged = len(training.stores[stage]) > 1 and method and method.combine == "weights"
     ensemble = "ensemble" if averaged else name
     results = ensemble_results(
         predictions.test,
@@ -188,7 +191,8 @@ def _train(
         weight_bytes=state_bytes(training.learner.model),
         budget=run.config.epochs,
         stage=stage,
-        name=ensemble if alone else None,
+        name=ensemble if method else None,
+        kept=training.ensemble_of(stage),
     )
     run.report.say(*verdict(results, ensemble))
     if averaged:

@@ -49,9 +49,19 @@ from fge.config.studies import (
     SharpnessConfig,
     StudyConfig,
 )
-from fge.config.training import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig, TrainConfig
+from fge.config.training import (
+    AVERAGE,
+    METHOD_NAMES,
+    PRESETS,
+    CycleConfig,
+    FGEConfig,
+    MethodConfig,
+    PretrainedConfig,
+    TrainConfig,
+)
 
 __all__ = [
+    "AVERAGE",
     "CURVE_ENSEMBLE",
     "DATA_NAMES",
     "DEEP_ENSEMBLE",
@@ -62,6 +72,7 @@ __all__ = [
     "OF_FGE_RUN",
     "OOD_NAMES",
     "ORDER",
+    "PRESETS",
     "SINGLE",
     "CommandConfig",
     "CompareConfig",
@@ -77,6 +88,7 @@ __all__ = [
     "PlaneConfig",
     "Precision",
     "PredictConfig",
+    "PretrainedConfig",
     "ReportConfig",
     "RunConfig",
     "SharpnessConfig",

@@ -67,15 +67,13 @@ class CompareConfig(MethodConfig):
     the other methods pool that many runs."""
     jobs: int = field(default=1, metadata=HOW_TO_RUN)
     """Number of runs at a time. They share the CPU threads, and times are not reported."""
-    split: int = 2
-    """Number of networks into which deep-ensemble splits one budget."""
     ood: tuple[str, ...] = ("noise", "digits")
     """Out-of-distribution (OOD) images to tell from the test images by the uncertainty of the
     predictions: noise, digits, or the name, file or folder of other data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, jobs=self.jobs, split=self.split)
+        check_at_least(1, jobs=self.jobs)
         if self.seeds < 2:
             raise UserError(f"seeds must be >= 2, an interval needs as many, got {self.seeds}")
         if not self.budgets or min(self.budgets) < 1:

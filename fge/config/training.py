@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fge.config.base import HOW_TO_RUN, MAY_BE_ADDED, MAY_BE_DROPPED, Rates, rates_of
+from fge.config.base import (
+    HOW_TO_RUN,
+    MAY_BE_ADDED,
+    MAY_BE_DROPPED,
+    THIS_INVOCATION,
+    Rates,
+    rates_of,
+)
 from fge.config.invocation import is_factory
 from fge.config.options import Options, TrainingConfig
 from fge.errors import (
@@ -20,8 +27,20 @@ from fge.errors import (
 
 START_FRACTION = 0.75
 """Where the cycles begin by default, as a part of the budget, if two snapshots fit."""
-METHOD_NAMES = ("single", "fge", "sse", "swa", "csgld", "ema")
-"""Methods that train one network, described in ``fge.methods``."""
+AVERAGE = 0.2
+"""The last part of a descent over which weights are averaged by default."""
+METHOD_NAMES = (
+    *("single", "average", "fge", "fge-paper", "sse", "swa", "csgld", "ema"),
+    *("star", "split", "auto"),
+)
+"""Methods of one training run, described in ``fge.methods``."""
+PRESETS: dict[str, dict[str, float]] = {"garipov2018": {"average": 0.0, "val_fraction": 0.0}}
+"""Options of published settings: of FGE's paper, arXiv 1802.10026, which trains on all images and
+keeps the last weights of each cycle."""
+
+
+_HIGH = 0.5
+"""The highest rate of cycles whose members are averages, as a part of the base rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +68,25 @@ class CycleConfig(ProbeOptions, TrainingConfig):
     cycle_epochs: int | None = None
     """Epochs per cycle, an even number. By default about a tenth of the budget."""
     max_lr: float | None = None
-    """Learning rate at the start of a cycle. By default the one that suits the model."""
+    """Learning rate at the start of a cycle. By default half of --lr; with --average 0 the
+    papers'."""
     min_lr: float | None = None
-    """Learning rate in the middle of a cycle, where a snapshot is kept. By default the one that
-    suits the model."""
+    """Learning rate in the middle of a cycle, where a snapshot is kept. By default --final-factor
+    times --lr; with --average 0 the papers'."""
+    average: float | None = None
+    """Members of fge, sse, average, star, split and auto are the mean of the weights over this last
+    part of each descent of the learning rate. 0 keeps the last weights, with the schedules of the
+    papers. By default 0.2."""
+    final_factor: float = 0.1
+    """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
+    are averaged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.average is not None and not 0 <= self.average <= 1:
+            raise UserError(f"average must be in [0, 1], got {self.average}")
+        if not 0 <= self.final_factor <= 1:
+            raise UserError(f"final_factor must be in [0, 1], got {self.final_factor}")
         check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
         cycle = self.cycle_epochs
         if cycle is not None and (cycle < 2 or cycle % 2):
@@ -76,9 +107,20 @@ class CycleConfig(ProbeOptions, TrainingConfig):
         return self.cycle_epochs or 2 * max(1, round(self.epochs / 20))
 
     @property
+    def average_part(self) -> float:
+        """The last part of each descent that is averaged: ``average``, or the default."""
+        return AVERAGE if self.average is None else self.average
+
+    @property
     def cycle_lrs(self) -> Rates:
-        """The learning rates of the run, each as given, or what suits the model."""
+        """The learning rates of the run, each as given, or what suits the model.
+
+        Cycles whose members are averages rise higher and fall less far than the papers'.
+        """
         usual = rates_of(self.model)
+        if self.average_part > 0:
+            low = self.final_factor * self.base_lr
+            usual = Rates(self.base_lr, max(low, _HIGH * self.base_lr), low)
         high = usual.max_lr if self.max_lr is None else self.max_lr
         low = min(usual.min_lr, high) if self.min_lr is None else self.min_lr
         return Rates(self.base_lr, high, low)
@@ -102,21 +144,38 @@ class CycleConfig(ProbeOptions, TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedOptions(Options):
+class PretrainedConfig(CycleConfig):
     """From which weights a run begins."""
 
     group: ClassVar[str] = "model"
     pretrained: Path | None = None
-    """Weights file (.safetensors, or a .pt state dict) to start from. The cycles begin at once."""
+    """Weights file (.safetensors, or a .pt state dict) to start from. The cycles of fge begin at
+    once; what would start from new initial weights starts from these again."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained is not None and self.start_epoch not in (None, 0):
+            raise UserError(
+                f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
+            )
+        super().__post_init__()
+
+    @property
+    def first_cycle_epoch(self) -> int:
+        """The epoch (0-based) at which the cycles begin."""
+        return 0 if self.pretrained is not None else super().first_cycle_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGEConfig(PretrainedOptions, CycleConfig):
+class FGEConfig(PretrainedConfig):
     """Train one network with a cyclic learning rate and ensemble its snapshots (FGE)."""
 
     group: ClassVar[str] = "ensemble"
+    preset: Literal["garipov2018"] | None = field(default=None, metadata=THIS_INVOCATION)
+    """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0. Options on
+    the command line override it."""
     single: bool = False
-    """Also train a single network with the same budget. It shares the first part of the run."""
+    """Also train single networks with the same budget: a conventional one, which with --average 0
+    shares the first part of the run, and without it an averaged one too."""
     refit: Literal["bezier", "polychain"] | None = field(default=None, metadata=MAY_BE_ADDED)
     """Connect consecutive snapshots by curves of low loss, and ensemble points on them too."""
     refit_points: int = field(default=1, metadata=MAY_BE_ADDED)
@@ -127,21 +186,12 @@ class FGEConfig(PretrainedOptions, CycleConfig):
     """Folder of a finished curve-ensemble run on the same data and model, to compare with."""
 
     def __post_init__(self) -> None:
-        if self.pretrained is not None and self.start_epoch not in (None, 0):
-            raise UserError(
-                f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
-            )
         super().__post_init__()
         check_at_least(1, refit_points=self.refit_points, refit_epochs=self.refit_epochs)
         if self.refit is None and (self.refit_epochs is not None or self.refit_points != 1):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         if self.pretrained is not None and self.single:
-            raise UserError("--single shares the start of the run, which --pretrained leaves out")
-
-    @property
-    def first_cycle_epoch(self) -> int:
-        """The epoch (0-based) at which the cycles begin."""
-        return 0 if self.pretrained is not None else super().first_cycle_epoch
+            raise UserError("--single trains from initial weights, --pretrained from given ones")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +199,12 @@ class MethodConfig(CycleConfig):
     """Options of all methods together."""
 
     group: ClassVar[str] = "method"
+    star_trunk: float = 0.6
+    """star: the part of the budget before the branches, at a constant rate."""
+    star_branches: int = 4
+    """star: branches from the trunk, which share what is left of the budget."""
+    split: int = 2
+    """split, and deep-ensemble in compare: networks that share one budget."""
     sse_cycles: int = 5
     """sse: cosine cycles in the budget (arXiv 1704.00109: 5 in 200 epochs)."""
     csgld_cycles: int = 4
@@ -169,13 +225,26 @@ class MethodConfig(CycleConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, sse_cycles=self.sse_cycles, csgld_cycles=self.csgld_cycles)
-        check_at_least(1, csgld_samples=self.csgld_samples)
+        check_at_least(1, csgld_samples=self.csgld_samples, split=self.split)
+        check_at_least(1, star_branches=self.star_branches)
+        if not 0 <= self.star_trunk < 1:
+            raise UserError(f"star_trunk must be in [0, 1), got {self.star_trunk}")
         check_positive(csgld_lr=self.csgld_lr)
         check_not_negative(csgld_noise_scale=self.csgld_noise_scale)
         if self.csgld_temperature is not None:
             check_not_negative(csgld_temperature=self.csgld_temperature)
         if not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay must be in (0, 1), got {self.ema_decay}")
+
+    @property
+    def trunk_epochs(self) -> int:
+        """Epochs of a star before its branches."""
+        return round(self.star_trunk * self.epochs)
+
+    @property
+    def branch_epochs(self) -> int:
+        """Epochs of each branch of a star."""
+        return (self.epochs - self.trunk_epochs) // self.star_branches
 
     def check_method(self, method: str) -> None:
         """Check that a method exists and that the budget is enough for its cycles.
@@ -191,20 +260,33 @@ class MethodConfig(CycleConfig):
         if method == "csgld":
             needed = self.csgld_cycles * self.csgld_samples
             what = f"{self.csgld_cycles} cycles of {self.csgld_samples} samples, one an epoch"
+        if method == "split":
+            needed, what = self.split, f"{self.split} networks of 1 epoch"
+        if method == "star" and self.branch_epochs < 1:
+            raise UserError(
+                f"star leaves {self.epochs - self.trunk_epochs} of {self.epochs} epochs to "
+                f"{self.star_branches} branches; use more --epochs, a smaller --star-trunk or "
+                "fewer --star-branches"
+            )
+        if method == "auto" and self.val_fraction == 0:
+            raise UserError(
+                "auto decides by validation images, got val_fraction 0; set --val-fraction above 0"
+            )
         if self.epochs < needed:
             raise UserError(
                 f"{method} needs epochs >= {needed} ({what}), got {self.epochs}; "
-                f"or ask for fewer cycles with --{method}-cycles"
+                f"or ask for fewer with --{method}{'' if method == 'split' else '-cycles'}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MethodConfig):
-    """Train one network by a method (single, fge, sse, swa, csgld, ema or your own)."""
+class TrainConfig(PretrainedConfig, MethodConfig):
+    """Train by one method: a single network, averages, cycles, branches, or your own."""
 
     group: ClassVar[str] = "method"
     method: str = "single"
-    """single, fge, sse, swa, csgld, ema, or your own fge.Method as package.module:method."""
+    """single, average, fge, fge-paper, sse, swa, csgld, ema, star, split, auto, or your own
+    fge.Method as package.module:method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,13 @@ from fge.networks.apply import (
     tensors,
     to_device,
 )
-from fge.networks.average import ExponentialAverage, RunningAverage, average_weights
+from fge.networks.average import (
+    ExponentialAverage,
+    RunningAverage,
+    StepAverage,
+    UniformAverage,
+    average_weights,
+)
 from fge.networks.batchnorm import REFRESH_IMAGES, refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.flat import (
@@ -58,6 +64,8 @@ __all__ = [
     "LossFn",
     "RunningAverage",
     "RunningMean",
+    "StepAverage",
+    "UniformAverage",
     "Weights",
     "average_weights",
     "build_model",

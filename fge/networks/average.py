@@ -124,37 +124,31 @@ def _towards(mean: Tensor, value: Tensor, count: int) -> Tensor:
     return torch.where(value == mean, mean, mean + (value - mean) / count)
 
 
-class ExponentialAverage:
-    """The exponential moving average (EMA) of a model's parameters over training steps.
+class StepAverage:
+    """An average of a model's parameters over training steps, on its device.
 
-    After each step avg = d avg + (1 - d) w, for a decay d; the first update copies the parameters,
-    so the initial weights do not count (as in ``torch.optim.swa_utils.AveragedModel``). Polyak and
-    Juditsky 1992 average iterates; Tarvainen and Valpola 2017 (arXiv 1703.01780, equation 2), for
-    example, use exponential weights. Buffers are not averaged: estimate batch-norm statistics
-    inside :meth:`swapped`.
+    Buffers are not averaged: estimate batch-norm statistics inside :meth:`swapped`. Subclasses say
+    with which weight a step enters.
 
     Args:
         model: its parameters are averaged; compilation and data-parallel wrappers are bypassed.
             The averages are copies on its device, in float32 or the parameters' wider dtype.
-        decay: d, in [0, 1). About the last 1 / (1 - d) steps count.
-
-    Raises:
-        UserError: a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"decay must be in [0, 1), got {decay}")
-        self.decay = decay
+    def __init__(self, model: nn.Module) -> None:
         self.updates = 0
         self.averages = {
             name: parameter.detach().to(_at_least_single(parameter.dtype), copy=True)
             for name, parameter in unwrap(model).named_parameters()
         }
 
+    def _weight(self) -> float:
+        """Return the weight with which the parameters enter the average now."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Include the parameters after a step.
+        """Include the parameters after a step; the first time, copy them.
 
         Raises:
             UserError: the parameters are not those of the model given to the constructor.
@@ -167,8 +161,12 @@ class ExponentialAverage:
         if self.updates == 0:
             torch._foreach_copy_(averages, present)
         else:
-            torch._foreach_lerp_(averages, present, 1 - self.decay)
+            torch._foreach_lerp_(averages, present, self._weight())
         self.updates += 1
+
+    def reset(self) -> None:
+        """Forget every step, so that the next one starts a new average."""
+        self.updates = 0
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
@@ -202,11 +200,11 @@ class ExponentialAverage:
         return [parameters[name] for name in self.averages]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by name and the number of updates, without the decay."""
+        """Return the averages by name and the number of updates."""
         return {"updates": self.updates, "averages": dict(self.averages)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a saved state; the decay stays the constructor's.
+        """Restore a saved state; options stay the constructor's.
 
         Raises:
             UserError: the state belongs to a model with other parameters.
@@ -216,6 +214,44 @@ class ExponentialAverage:
         for name, average in self.averages.items():
             average.copy_(saved[name])
         self.updates = int(state_dict["updates"])
+
+
+class ExponentialAverage(StepAverage):
+    """The exponential moving average (EMA) of a model's parameters over training steps.
+
+    After each step avg = d avg + (1 - d) w, for a decay d; the first update copies the parameters,
+    so the initial weights do not count (as in ``torch.optim.swa_utils.AveragedModel``). Polyak and
+    Juditsky 1992 average iterates; Tarvainen and Valpola 2017 (arXiv 1703.01780, equation 2), for
+    example, use exponential weights. Buffers are not averaged: estimate batch-norm statistics
+    inside :meth:`swapped`.
+
+    Args:
+        model: of :class:`StepAverage`.
+        decay: d, in [0, 1). About the last 1 / (1 - d) steps count.
+
+    Raises:
+        UserError: a decay outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay must be in [0, 1), got {decay}")
+        super().__init__(model)
+        self.decay = decay
+
+    def _weight(self) -> float:
+        return 1 - self.decay
+
+
+class UniformAverage(StepAverage):
+    """The mean of a model's parameters over training steps, all with the same weight.
+
+    Polyak and Juditsky 1992, over the steps since the last :meth:`reset`: the mean takes away the
+    noise of a learning rate that is not annealed to the end (arXiv 2209.14981, 2306.03241).
+    """
+
+    def _weight(self) -> float:
+        return 1 / (self.updates + 1)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

@@ -50,6 +50,8 @@ def average_sentences(
     names: Sequence[str],
     results: Sequence[MethodResult],
     ensemble: MethodResult,
+    *,
+    all_of_them: bool = True,
 ) -> list[str]:
     """Say where averaging weights was harmful, and what the folded network lost.
 
@@ -59,10 +61,11 @@ def average_sentences(
         names: of the snapshots.
         results: on the test set, of ``swa`` and ``fold`` where their predictions are finite.
         ensemble: the result of the ensemble of the same snapshots.
+        all_of_them: whether the average of all snapshots was made.
     """
     found = {result.name: result for result in results}
     sentences = []
-    if "swa" not in found:
+    if all_of_them and "swa" not in found:
         sentences.append(
             "The average of all snapshots' weights (swa) gives predictions that are not finite; "
             "the tables leave it out."
@@ -93,33 +96,47 @@ def _fold_sentence(
     )
 
 
-def average_table(swa: Swa, fold: Fold, names: Sequence[str]) -> Table:
-    """Return the table of averaged weights and their snapshots on the validation images."""
-    worst = swa.members.index(swa.worst)
+def average_table(swa: Swa | None, fold: Fold, names: Sequence[str]) -> Table:
+    """Return the table of averaged weights and their snapshots on the validation images.
+
+    Args:
+        swa: the average of all snapshots, where it was made.
+        fold: the snapshots folded.
+        names: of the snapshots.
+    """
+    worst = max(range(len(fold.members)), key=lambda position: fold.members[position].nll)
     rows = [
         _row(f"best snapshot ({names[fold.best]})", 1, "", fold.before),
-        _row(f"worst snapshot ({names[worst]})", 1, "", swa.worst),
+        _row(f"worst snapshot ({names[worst]})", 1, "", fold.members[worst]),
         _row("ensemble", len(names), "probabilities", fold.ensemble),
-        _row("swa", len(names), "weights", swa.figures),
+        *([_row("swa", len(names), "weights", swa.figures)] if swa else []),
         _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after),
     ]
-    harmful = (
-        "; its NLL is above that of the worst snapshot, so averaging all weights is harmful here"
-    )
     note = (
-        "`swa` averages the weights of all snapshots. Its barrier, its NLL minus the snapshots' "
-        f"mean NLL, is {swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. `fold` starts with "
-        "the best snapshot and tries the others from good to bad; it keeps a snapshot if the "
-        f"average does not raise the NLL: {_trials(fold, names)}. These images chose `fold`, so "
-        "its numbers here are optimistic. Each average has batch-norm statistics of its own, from "
-        "training images without augmentation."
+        f"{_swa_note(swa) if swa else ''}`fold` starts with the best snapshot and tries the others "
+        "from good to bad; it keeps a snapshot if the average does not raise the NLL: "
+        f"{_trials(fold, names)}. These images chose `fold`, so its numbers here are optimistic. "
+        "Each average has batch-norm statistics of its own, from training images without "
+        "augmentation."
     )
     return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
 
 
-def averages_json(swa: Swa | None, fold: Fold | None, names: Sequence[str]) -> dict[str, Any]:
+def _swa_note(swa: Swa) -> str:
+    harmful = (
+        "; its NLL is above that of the worst snapshot, so averaging all weights is harmful here"
+    )
+    return (
+        "`swa` averages the weights of all snapshots. Its barrier, its NLL minus the snapshots' "
+        f"mean NLL, is {swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. "
+    )
+
+
+def averages_json(
+    swa: Swa | None, fold: Fold | None, names: Sequence[str], *, all_of_them: bool = True
+) -> dict[str, Any]:
     """Return what ``report.json`` holds of averaged weights; figures are those on validation."""
-    content: dict[str, Any] = {"swa": {"snapshots": list(names)}}
+    content: dict[str, Any] = {"swa": {"snapshots": list(names)}} if all_of_them else {}
     if swa:
         content["swa"] |= {
             **_figures(swa.figures),

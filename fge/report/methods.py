@@ -117,12 +117,14 @@ def ensemble_results(
     budget: int,
     stage: str = "fge",
     name: str | None = None,
+    kept: Sequence[int] | None = None,
+    networks: Sequence[str] = ("single", "average"),
 ) -> list[MethodResult]:
     """Return the table of a run that keeps snapshots.
 
     Args:
         test: test predictions of members ``STAGE-0001``, ... and, where trained beside them,
-            ``single-0001``.
+            ``single-0001`` and ``average-0001``.
         snapshots: their facts and costs in the order of the cycles, as
             :meth:`fge.runs.StagedTraining.snapshot_costs` gives them.
         weight_bytes: of one network.
@@ -130,8 +132,11 @@ def ensemble_results(
         stage: that kept the snapshots.
         name: of the method, whose one snapshot is one line; by default the ensembles are called
             ``fge``, and one snapshot makes none.
+        kept: the positions of the members among the snapshots; by default all are.
+        networks: methods of one network that may be trained beside the snapshots.
     """
-    names = [f"{stage}-{position + 1:04d}" for position in range(len(snapshots))]
+    positions = range(len(snapshots)) if kept is None else kept
+    names = [f"{stage}-{position + 1:04d}" for position in positions]
     count = len(names)
 
     def result(
@@ -142,32 +147,38 @@ def ensemble_results(
             name,
             test,
             names[part],
-            train_epochs=snapshots[trained - 1]["train_epochs"],
+            train_epochs=snapshots[positions[trained - 1]]["train_epochs"],
             weight_bytes=weight_bytes,
-            refresh_images=sum(facts["refresh_images"] for facts in snapshots[part]),
-            validation_images=sum(facts["validation_images"] for facts in snapshots[:trained]),
+            refresh_images=sum(snapshots[k]["refresh_images"] for k in positions[part]),
+            validation_images=sum(
+                facts["validation_images"] for facts in snapshots[: positions[trained - 1] + 1]
+            ),
             chosen=chosen,
         )
 
     results = []
     if len(names) == 1 and name is not None:
         return [result(name, slice(1))]
-    if "single-0001" in test:
-        results.append(_single(test, weight_bytes, budget, snapshots[0]["validation_images"]))
+    for network in networks:
+        if f"{network}-0001" in test and network != stage:
+            validated = snapshots[0]["validation_images"]
+            results.append(_network(network, test, weight_bytes, budget, validated))
     results.append(result("last-snapshot", slice(count - 1, count)))
     if all("val_nll" in facts for facts in snapshots):
-        best = int(np.argmin([facts["val_nll"] for facts in snapshots]))
+        best = int(np.argmin([snapshots[k]["val_nll"] for k in positions]))
         results.append(result("best-snapshot", slice(best, best + 1), chosen=names[best]))
     sizes = range(2, count + 1)
     return results + [result(name or "fge", slice(size), trained=size) for size in sizes]
 
 
-def _single(test: PredictionFile, weight_bytes: int, epochs: int, validated: int) -> MethodResult:
-    """Return the line of the conventional network that was trained beside the snapshots."""
+def _network(
+    name: str, test: PredictionFile, weight_bytes: int, epochs: int, validated: int
+) -> MethodResult:
+    """Return the line of a single network that was trained beside the snapshots."""
     return method_result(
-        "single",
+        name,
         test,
-        ["single-0001"],
+        [f"{name}-0001"],
         train_epochs=epochs,
         weight_bytes=weight_bytes,
         validation_images=validated,

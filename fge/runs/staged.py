@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
@@ -18,7 +21,16 @@ from fge.errors import DivergenceError
 from fge.networks import RunningMean, load_weights
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
-from fge.train import ClosedFormLR, EpochEnd, Learner, Stage, diverged, train
+from fge.train import (
+    ClosedFormLR,
+    EpochEnd,
+    Learner,
+    Planner,
+    Stage,
+    diverged,
+    not_finite_part,
+    train,
+)
 
 _CHECKPOINT = "checkpoint"
 _CHEAP_SECONDS = 0.2
@@ -44,35 +56,45 @@ class StagedTraining:
     Args:
         folder: where everything is kept; training continues from a checkpoint there.
         learner: with initial (or pretrained) weights.
-        stages: of the method, in order.
+        stages: of the method, in order, or what decides them one by one.
         batches: of the training split.
         validation: batches of the validation split, or None where there is none.
         seed: of the run.
         observer: is told of epochs and snapshots.
         probe: of the sharpness, where it is measured.
+        initial: returns the weights of a fresh start: 0 the run's own, k > 0 the k-th draw.
+        fitted: batches of training images without augmentation, whose loss a planner asks for.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         learner: Learner,
-        stages: Sequence[Stage],
+        stages: Sequence[Stage] | Planner,
         *,
         batches: TrainBatches,
         validation: EvalBatches | None,
         seed: int,
         observer: Observer,
         probe: Probe | None = None,
+        initial: Callable[[int], dict[str, Tensor]] | None = None,
+        fitted: EvalBatches | None = None,
     ) -> None:
         self.folder = folder
         self.learner = learner
-        self.stages = stages
+        self.planner = None if isinstance(stages, Sequence) else stages
+        self.stages = list(stages) if isinstance(stages, Sequence) else []
         self.batches = batches
         self.validation = validation
         self.seed = seed
         self.observer = observer
         self.probe = probe
-        self.stores = {s.name: folder.store(s.store) for s in stages if s.store}
+        self.initial = initial
+        self.fitted = fitted if self.planner else None
+        kinds = {s.kind: s.store for s in self.stages if s.store}
+        if self.planner:
+            kinds = {self.planner.members: self.planner.store}
+        self.stores = {kind: folder.store(store) for kind, store in kinds.items()}
         self.val_predictions = (
             PredictionFile(folder.predictions / "val.npz", validation.split.labels)
             if validation is not None
@@ -94,17 +116,42 @@ class StagedTraining:
         """
         checkpoint = self.folder.read_state(_CHECKPOINT)
         reached = self._restore(checkpoint) if checkpoint else self._begin()
-        for stage in self.stages[reached:]:
+        for position in itertools.count(reached):
+            stage = self._stage(position)
+            if stage is None:
+                break
             resumed = checkpoint if checkpoint and checkpoint["stage"] == stage.name else None
-            if resumed is None and stage.after is not None:
-                start = self.folder.read_state(stage.after)
-                assert start is not None, f"stage {stage.after} left no state"
-                self.learner.load_state_dict(start)
+            if resumed is None:
+                self._start(stage)
             self._run_stage(stage, resumed)
         goes_on = self.learner.disband()
         if goes_on and self.val_predictions:
             self.val_predictions.keep(self._kept(self.val_predictions))
         return goes_on
+
+    def _stage(self, position: int) -> Stage | None:
+        """Return a stage by its position; of a planner, let it decide the one after the last."""
+        if position < len(self.stages) or self.planner is None:
+            return self.stages[position] if position < len(self.stages) else None
+        planner = self.planner
+        record = self.learner.ranks.first(lambda: planner.decide(self.folder.records()))
+        if record is None:
+            return None
+        self._log(record)
+        self.observer.note(planner.describe(record))
+        self.stages.append(planner.stage(record))
+        return self.stages[-1]
+
+    def _start(self, stage: Stage) -> None:
+        """Bring the learner to where a stage starts."""
+        if stage.fresh is not None:
+            assert self.initial is not None, f"stage {stage.name} needs initial weights"
+            self.learner.restart(self.initial(stage.fresh))
+        elif stage.after is not None:
+            start = self.folder.read_state(stage.after)
+            assert start is not None, f"stage {stage.after} left no state"
+            self.learner.load_state_dict(start)
+        self.learner.forget_average()
 
     def members(self) -> list[tuple[str, SnapshotStore, int]]:
         """Return name, store and position of every snapshot, in the order of the stages."""
@@ -113,6 +160,12 @@ class StagedTraining:
             for name, store in self.stores.items()
             for position in range(len(store))
         ]
+
+    def ensemble_of(self, kind: str) -> list[int]:
+        """Return the positions of the snapshots that are averaged: all, or those a planner kept."""
+        if self.planner:
+            return self.planner.kept(self.folder.records())
+        return list(range(len(self.stores[kind])))
 
     def predict_members(self, predictions: MemberPredictions) -> None:
         """Predict with each snapshot what is not predicted yet.
@@ -155,6 +208,9 @@ class StagedTraining:
         self.folder.cut_log(self.records)
         for name, store in self.stores.items():
             store.truncate(checkpoint["snapshots"][name])
+        if self.planner:
+            records = self.learner.ranks.first(self.folder.records)
+            self.stages = [self.planner.stage(r) for r in records if r["event"] == "plan"]
         return [stage.name for stage in self.stages].index(checkpoint["stage"])
 
     def _run_stage(self, stage: Stage, resumed: dict[str, Any] | None) -> None:
@@ -171,6 +227,7 @@ class StagedTraining:
             first_epoch=first,
             last_epoch=stage.last_epoch,
             seed=self.seed,
+            average=stage.average,
             on_minimum=lambda epoch: self._keep(stage, schedule, epoch),
             on_epoch=lambda end: self._end_epoch(stage, schedule, end),
         )
@@ -203,7 +260,8 @@ class StagedTraining:
         self._measure(stage, schedule, finished, snapshot=False)
         if finished == stage.last_epoch or self._checkpoint_is_due():
             self._checkpoint(stage, schedule, finished)
-        self.observer.epoch(record, self.epochs_done(stage, finished), self.epochs_done())
+        total = self.planner.epochs if self.planner else self.epochs_done()
+        self.observer.epoch(record, self.epochs_done(stage, finished), total)
         self._clock = time.perf_counter()
 
     def epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
@@ -215,27 +273,33 @@ class StagedTraining:
             done += other.last_epoch - other.first_epoch
         return done
 
-    def snapshot_costs(self, stage: str) -> list[dict[str, Any]]:
-        """Return the facts of a finished stage's snapshots in order, each with what it cost.
+    def snapshot_costs(self, kind: str) -> list[dict[str, Any]]:
+        """Return the facts of finished snapshots of one kind in order, each with what it cost.
 
         Args:
-            stage: its name.
+            kind: of the snapshots, which is the name of their stage unless that says otherwise.
 
         Returns:
             Per snapshot its entry in the index; ``train_epochs``, trained in all stages until
-            then; ``refresh_images`` and ``validation_images``, passed forward for this snapshot.
+            then; ``refresh_images`` and ``validation_images``, passed forward for this snapshot,
+            the latter with the training images that a planner measures.
         """
-        store, trained = self.stores[stage], next(s for s in self.stages if s.name == stage)
+        store, stages = self.stores[kind], [s for s in self.stages if s.kind == kind]
         validation = len(self.validation.split) if self.validation else 0
-        return [
-            {
-                "refresh_images": 0,
-                **facts,
-                "train_epochs": self.epochs_done(trained, facts["epoch"]),
-                "validation_images": validation if "val_nll" in facts else 0,
-            }
-            for facts in map(store.facts, range(len(store)))
-        ]
+        costs = []
+        for facts in map(store.facts, range(len(store))):
+            epoch = facts["epoch"]
+            trained = next(s for s in stages if s.first_epoch <= epoch <= s.last_epoch)
+            passed = validation if "val_nll" in facts else 0
+            costs.append(
+                {
+                    "refresh_images": 0,
+                    **facts,
+                    "train_epochs": self.epochs_done(trained, epoch),
+                    "validation_images": passed + facts.get("fitted_images", 0),
+                }
+            )
+        return costs
 
     def _checkpoint_is_due(self) -> bool:
         if self.learner.device.type != "cuda":
@@ -265,12 +329,15 @@ class StagedTraining:
         if not self.learner.ranks.leads:
             return
         with self.learner.kept() as refreshed:
+            if refreshed and (name := not_finite_part(self.learner.model)) is not None:
+                what = f"the averaged weights are not finite in {name!r}"
+                raise diverged(what, epoch * len(self.batches) - 1, schedule.rate_kept)
             self._keep_weights(stage, schedule, epoch, refreshed)
 
     def _keep_weights(
         self, stage: Stage, schedule: ClosedFormLR, epoch: int, refreshed: int
     ) -> None:
-        store = self.stores[stage.name]
+        store = self.stores[stage.kind]
         facts: dict[str, Any] = {
             "step": epoch * len(self.batches),
             "epoch": epoch,
@@ -280,6 +347,10 @@ class StagedTraining:
             facts["refresh_images"] = refreshed
         training = self.learner.model.training
         probs = self.learner.predict(self.validation) if self.validation else None
+        if self.fitted:
+            fitted = self.learner.predict(self.fitted)
+            labels = self.fitted.split.labels.cpu()
+            facts |= {"train_nll": metrics.nll(fitted, labels), "fitted_images": len(labels)}
         self.learner.model.train(training)
         if probs is not None and self.validation:
             targets = self.validation.split.labels.cpu()
@@ -288,13 +359,13 @@ class StagedTraining:
         distance = _distance(store, self.learner)
         store.append(self.learner.model, **facts)
         position = len(store) - 1
-        record = {"event": "snapshot", "stage": stage.name, "member": position + 1, **facts}
+        record = {"event": "snapshot", "stage": stage.kind, "member": position + 1, **facts}
         if distance is not None:
             record["distance"] = distance
         if probs is not None and self.val_predictions:
             key = store.facts(position)["sha256"]
-            self.val_predictions.add(member_name(stage.name, position), key, probs)
-            record |= self._ensemble_figures(stage.name)
+            self.val_predictions.add(member_name(stage.kind, position), key, probs)
+            record |= self._ensemble_figures(stage.kind)
         self._log(record)
         self.observer.snapshot(record)
         self._measure(stage, schedule, epoch, snapshot=True)
@@ -306,23 +377,37 @@ class StagedTraining:
                 self._log(record)
             self._clock += time.perf_counter() - began  # an epoch's seconds are those of training
 
-    def _ensemble_figures(self, stage: str) -> dict[str, float]:
-        """Return the validation figures of the stage's snapshots so far, averaged."""
+    def _ensemble_figures(self, kind: str) -> dict[str, float]:
+        """Return the validation figures of the snapshots of a kind so far, averaged.
+
+        A planner gets calibrated ones too: with one temperature, fitted on the same images.
+        """
         assert self.val_predictions is not None
-        mean = RunningMean()
+        mean, kept = RunningMean(), self.ensemble_of(kind)
         for name, store, position in self.members():
             probs = self.val_predictions.get(name, store.facts(position)["sha256"])
-            if store is self.stores[stage] and probs is not None:
+            if store is self.stores[kind] and position in kept and probs is not None:
                 mean.update(probs)
+                last = probs
         targets = self.val_predictions.targets
-        return {
+        figures = {
             "ensemble_val_error": metrics.error(mean.value, targets),
             "ensemble_val_nll": metrics.nll(mean.value, targets),
         }
+        if self.planner:
+            figures["val_tempered_nll"] = _tempered_nll(last, targets)
+            figures["ensemble_val_tempered_nll"] = _tempered_nll(mean.value, targets)
+        return figures
 
     def _log(self, record: dict[str, Any]) -> None:
         self.folder.log(record)
         self.records += 1
+
+
+def _tempered_nll(probs: Tensor, targets: NDArray[np.int64]) -> float:
+    """Return the NLL with the temperature that makes it lowest on these examples."""
+    temperature = metrics.fit_temperature(probs, targets)
+    return metrics.nll(metrics.scale_temperature(probs, temperature), targets)
 
 
 def member_name(stage: str, position: int) -> str:

@@ -1,18 +1,25 @@
 """Schedules, recipes, methods, one learner and one loop; it writes no files."""
 
-from fge.train.learner import EmaLearner, Learner, Speed
-from fge.train.loop import Batches, EpochEnd, diverged, train
+from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR
+from fge.train.learner import AveragingLearner, EmaLearner, Learner, Speed, TailLearner
+from fge.train.loop import Batches, EpochEnd, diverged, not_finite_part, train
 from fge.train.methods import (
     METHODS,
     Method,
+    auto_plan,
+    average_stages,
     csgld_recipe,
     csgld_stages,
     ema_stages,
+    fge_paper_stages,
     fge_stages,
     find_method,
     single_stages,
+    split_stages,
     sse_stages,
+    star_stages,
 )
+from fge.train.planner import AutoPlanner, Planner
 from fge.train.recipes import (
     RECIPES,
     MakeSchedule,
@@ -30,7 +37,6 @@ from fge.train.schedules import (
     CosineRestartsLR,
     CyclicalSGLDLR,
     EndpointLR,
-    LinearDecayLR,
     StepsLR,
     TriangularLR,
 )
@@ -41,6 +47,8 @@ __all__ = [
     "METHODS",
     "RECIPES",
     "SGLD",
+    "AutoPlanner",
+    "AveragingLearner",
     "Batches",
     "ClosedFormLR",
     "CosineRestartsLR",
@@ -50,13 +58,19 @@ __all__ = [
     "EpochEnd",
     "Learner",
     "LinearDecayLR",
+    "LinearRestartsLR",
+    "LinearTailLR",
     "MakeSchedule",
     "Method",
+    "Planner",
     "Recipe",
     "Speed",
     "Stage",
     "StepsLR",
+    "TailLearner",
     "TriangularLR",
+    "auto_plan",
+    "average_stages",
     "batch_size",
     "check_speed",
     "choose_speed",
@@ -65,14 +79,18 @@ __all__ = [
     "diverged",
     "ema_stages",
     "endpoint_recipe",
+    "fge_paper_stages",
     "fge_stages",
     "find_method",
     "is_open",
     "make_optimizer",
+    "not_finite_part",
     "recipe",
     "recipe_stages",
     "scale_initialisation",
     "single_stages",
+    "split_stages",
     "sse_stages",
+    "star_stages",
     "train",
 ]

@@ -18,6 +18,8 @@ from fge.networks import (
     ExponentialAverage,
     ForwardFn,
     LossFn,
+    StepAverage,
+    UniformAverage,
     call_model,
     count_examples,
     predict_proba,
@@ -198,6 +200,24 @@ class Learner:
         dtype = self.speed.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
+    def include(self, *, first: bool) -> None:
+        """Include the weights in the average that snapshots keep, of a learner that has one.
+
+        Args:
+            first: start a new average with them.
+        """
+
+    def forget_average(self) -> None:
+        """Start the next average at the next step that is included."""
+
+    def restart(self, weights: dict[str, Tensor]) -> None:
+        """Go on from other weights, as if nothing had been trained."""
+        self.model.load_state_dict(weights)
+        self.optimizer.state.clear()
+        if self.scaler.is_enabled():
+            self.scaler = torch.amp.GradScaler(self.device.type)
+            _make_momentum(self.optimizer)
+
     def kept(self) -> AbstractContextManager[int]:
         """Have the weights in the model that a snapshot keeps: those that are trained.
 
@@ -223,35 +243,39 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-class EmaLearner(Learner):
-    """A learner whose snapshots are the average of its weights over the steps.
+class AveragingLearner(Learner):
+    """A learner whose snapshots are an average of its weights over steps.
 
     Args:
         arguments: of :class:`fge.train.Learner`.
-        decay: of the average, per step; see :class:`fge.networks.ExponentialAverage`.
+        average: of the model's parameters.
         refresh: training images without augmentation, which give the average its batch-norm
             statistics.
         options: of :class:`fge.train.Learner`.
     """
 
     def __init__(
-        self, *arguments: Any, decay: float, refresh: Iterable[Any], **options: Any
+        self, *arguments: Any, average: StepAverage, refresh: Iterable[Any], **options: Any
     ) -> None:
         super().__init__(*arguments, **options)
-        self.average = ExponentialAverage(self.model, decay=decay)
+        self.average = average
         self.refresh = refresh
 
-    def _update(self) -> None:
-        super()._update()
-        self.average.update(self.model)
+    def restart(self, weights: dict[str, Tensor]) -> None:
+        """Go on from other weights, as if nothing had been trained or averaged."""
+        super().restart(weights)
+        self.average.reset()
 
     @contextmanager
     def kept(self) -> Iterator[int]:
         """Have the average, with statistics of its own, in the model during a block.
 
         The block gets the images that were passed forward for them. Of several processes one may
-        do this alone: nothing is exchanged.
+        do this alone: nothing is exchanged. Where no step was included, the weights stay.
         """
+        if self.average.updates == 0:
+            yield 0
+            return
         with self.average.swapped(self.model):
             yield refresh_batch_norm(
                 self.model, self.refresh, num_images=REFRESH_IMAGES, forward_fn=self.forward_fn
@@ -265,6 +289,50 @@ class EmaLearner(Learner):
         """Go back to a saved state."""
         super().load_state_dict(state)
         self.average.load_state_dict(state["average"])
+
+
+class EmaLearner(AveragingLearner):
+    """A learner whose snapshots are the exponential average of its weights over the steps.
+
+    Args:
+        model: of :class:`fge.train.Learner`.
+        arguments: of :class:`fge.train.Learner`.
+        decay: of the average, per step; see :class:`fge.networks.ExponentialAverage`.
+        options: of :class:`AveragingLearner`.
+    """
+
+    def __init__(self, model: nn.Module, *arguments: Any, decay: float, **options: Any) -> None:
+        average = ExponentialAverage(model, decay=decay)
+        super().__init__(model, *arguments, average=average, **options)
+
+    def _update(self) -> None:
+        super()._update()
+        self.average.update(self.model)
+
+
+class TailLearner(AveragingLearner):
+    """A learner whose snapshots are the mean of its weights over the tail of a descent.
+
+    :func:`fge.train.train` names the steps of the tail.
+
+    Args:
+        model: of :class:`fge.train.Learner`.
+        arguments: of :class:`fge.train.Learner`.
+        options: of :class:`AveragingLearner`.
+    """
+
+    def __init__(self, model: nn.Module, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, *arguments, average=UniformAverage(model), **options)
+
+    def include(self, *, first: bool) -> None:
+        """Include the weights in the mean, or start a new one with them."""
+        if first:
+            self.average.reset()
+        self.average.update(self.model)
+
+    def forget_average(self) -> None:
+        """Start the next average at the next step that is included."""
+        self.average.reset()
 
 
 def _make_momentum(optimizer: Optimizer) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fge.errors import DivergenceError
 from fge.networks import first_not_finite
@@ -46,6 +46,7 @@ def train(
     first_epoch: int,
     last_epoch: int,
     seed: int = 0,
+    average: float = 0.0,
     on_minimum: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochEnd], None] | None = None,
 ) -> None:
@@ -62,6 +63,8 @@ def train(
         first_epoch: 0-based.
         last_epoch: one past the last epoch.
         seed: of random numbers in the model.
+        average: the last part of each descent of the schedule whose weights the learner averages;
+            0 for none.
         on_minimum: called with the number of completed epochs, the current one included if it
             ends here, whenever the schedule is at a minimum.
         on_epoch: called after each epoch.
@@ -80,6 +83,9 @@ def train(
             parts = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch,)
             losses.add(learner.step(*parts), rate, learner.joint_images(batch))
             schedule.step()
+            tail = schedule.tail_step(average) if average else None
+            if tail is not None:
+                learner.include(first=tail == 0)
             if schedule.at_minimum and on_minimum:
                 learner.synchronise()
                 losses.check()
@@ -99,15 +105,20 @@ def train(
 
 def _check_weights(learner: Learner, step: int, rate: float) -> None:
     """Check weights and running statistics, which no loss has used since the last step."""
+    name = not_finite_part(learner.model)
+    if name is not None:
+        raise diverged(f"the weights {name!r} are not finite", step, rate)
+
+
+def not_finite_part(model: nn.Module) -> str | None:
+    """Return the name of a weight or running statistic with NaN or infinity, or None."""
     statistics = [
         (f"{name}.{kind}", getattr(module, kind))
-        for name, module in learner.model.named_modules()
+        for name, module in model.named_modules()
         for kind in ("running_mean", "running_var")
         if isinstance(getattr(module, kind, None), Tensor)
     ]
-    name = first_not_finite([*learner.model.named_parameters(), *statistics])
-    if name is not None:
-        raise diverged(f"the weights {name!r} are not finite", step, rate)
+    return first_not_finite([*model.named_parameters(), *statistics])
 
 
 def diverged(what: str, step: int, rate: float) -> DivergenceError:

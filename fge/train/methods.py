@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from fge.config import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig, is_factory
 from fge.errors import UserError, unknown
 from fge.networks import import_named
+from fge.train.descents import LinearRestartsLR, LinearTailLR
+from fge.train.planner import AutoPlanner, Planner
 from fge.train.recipes import MakeSchedule, Recipe, Stage, endpoint_recipe
 from fge.train.schedules import (
     ClosedFormLR,
@@ -35,26 +37,64 @@ implementation of arXiv 1902.03932)."""
 class Method:
     """A way to get a prediction from one training run.
 
-    ``stages(config)``: schedules and snapshot rules; the last stage's snapshots are the members.
+    ``stages(config)``: schedules and snapshot rules; the last stage's snapshots are the members,
+    with those of all stages of its kind. A planner decides the stages while it runs.
     ``combine``: average their probabilities, or their weights (batch norm refreshed).
+    ``one_path``: whether the members lie on one path, so that their mean may be a network.
     ``recipe(config)``: optimizer, batch size and augmentation. ``ema_decay(config)``: if given,
     snapshots hold the exponential average of the weights with this decay per step.
     """
 
     name: str
     description: str
-    stages: Callable[[MethodConfig], list[Stage]]
+    stages: Callable[[MethodConfig], list[Stage] | Planner]
     combine: Literal["probabilities", "weights"] = "probabilities"
+    one_path: bool = True
     recipe: Callable[[MethodConfig], Recipe] = endpoint_recipe
     ema_decay: Callable[[MethodConfig], float] | None = None
 
 
 def fge_stages(config: CycleConfig) -> list[Stage]:
-    """Return the stages of an FGE run (arXiv 1802.10026, section 4).
+    """Return the stages of an FGE run whose members are averages (arXiv 2202.06658).
+
+    The rate falls linearly from the base rate to the highest rate of the cycles, which follow until
+    the last minimum within the budget. A member is the mean of the weights over the last part of
+    each descent. Where that part is 0, the stages are those of :func:`fge_paper_stages`.
+
+    With ``single``, a conventional network and one with an averaged tail are trained as well.
+    """
+    if config.average_part == 0:
+        return fge_paper_stages(config)
+    start = config.first_cycle_epoch
+    high = min(1.0, config.cycle_lrs.max_lr / config.base_lr)
+    stages = [
+        Stage("start", 0, start, partial(_linear, max(start, 1), high)),
+        Stage(
+            "fge",
+            start,
+            config.last_cycle_epoch,
+            partial(_triangular, config),
+            after="start",
+            store="snapshots",
+            average=config.average_part,
+        ),
+    ]
+    if isinstance(config, FGEConfig) and config.single:
+        stages += [
+            replace(_whole("single", config), store="single", fresh=0),
+            replace(_tail("average", 0, config.epochs, config), store="average", fresh=0),
+        ]
+    return stages
+
+
+def fge_paper_stages(config: CycleConfig) -> list[Stage]:
+    """Return the stages of an FGE run as published (arXiv 1802.10026, section 4).
 
     A conventional start, then cycles of the learning rate until the last minimum within the
-    budget. With ``single``, the conventional schedule also continues from the same start.
+    budget; members are the weights there. With ``single``, the conventional schedule also continues
+    from the same start.
     """
+    config = replace(config, average=0.0)
     start = config.first_cycle_epoch
     stages = [
         Stage("start", 0, start, partial(_endpoint, epochs=config.epochs, first_epoch=0)),
@@ -93,10 +133,67 @@ def ema_stages(config: MethodConfig) -> list[Stage]:
     return [_whole("ema", config)]
 
 
+def average_stages(config: MethodConfig) -> list[Stage]:
+    """Return the single stage of a linear descent; its snapshot is the mean of the tail."""
+    return [_tail("average", 0, config.epochs, config)]
+
+
+def split_stages(config: MethodConfig) -> list[Stage]:
+    """Return a descent for each of several networks that share the budget, from weights of its own.
+
+    The first has the run's initial weights.
+    """
+    length = config.epochs // config.split
+    return [
+        replace(
+            _tail(f"network-{k + 1}", k * length, (k + 1) * length, config),
+            fresh=k,
+            members="split",
+        )
+        for k in range(config.split)
+    ]
+
+
+def star_stages(config: MethodConfig) -> list[Stage]:
+    """Return a trunk at a constant rate and descents that branch from its end.
+
+    Each branch sees the images in an order of its own (restarts from one checkpoint:
+    arXiv 2303.03374).
+    """
+    trunk, length = config.trunk_epochs, config.branch_epochs
+    branches = [
+        replace(
+            _tail(f"branch-{k + 1}", trunk + k * length, trunk + (k + 1) * length, config),
+            after="trunk",
+            members="star",
+        )
+        for k in range(config.star_branches)
+    ]
+    return [Stage("trunk", 0, trunk, partial(_linear, max(trunk, 1), 1.0)), *branches]
+
+
 def sse_stages(config: MethodConfig) -> list[Stage]:
-    """Return the cosine cycles of a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109)."""
+    """Return the cycles of a snapshot ensemble (Huang et al. 2017, arXiv 1704.00109).
+
+    They are linear descents whose members are averages; cosines, as published, where the averaged
+    part is 0.
+    """
     length = config.epochs // config.sse_cycles
-    return [_cycles("sse", length * config.sse_cycles, partial(_cosine, length))]
+    schedule: MakeSchedule = partial(_restarts, length, config.final_factor)
+    if config.average_part == 0:
+        schedule = partial(_cosine, length)
+    stage = _cycles("sse", length * config.sse_cycles, schedule)
+    return [replace(stage, average=config.average_part)]
+
+
+def auto_plan(config: MethodConfig) -> AutoPlanner:
+    """Return what decides, while it runs, how the budget is spent."""
+    return AutoPlanner(
+        config.epochs,
+        final=config.final_factor,
+        average=config.average_part,
+        given_weights=getattr(config, "pretrained", None) is not None,
+    )
 
 
 def csgld_stages(config: MethodConfig) -> list[Stage]:
@@ -123,12 +220,14 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("single", "one network, conventional schedule", single_stages),
-        Method("fge", "snapshots of a cyclic learning rate", fge_stages),
-        Method("sse", "snapshots of cosine cycles from the start", sse_stages),
+        Method("average", "one network, the mean of its tail", average_stages),
+        Method("fge", "averages from a cyclic learning rate", fge_stages),
+        Method("fge-paper", "snapshots of a cyclic learning rate, as published", fge_paper_stages),
+        Method("sse", "averages or snapshots of descents from the start", sse_stages),
         Method(
             "swa",
-            "the weights of FGE's snapshots, averaged",
-            fge_stages,
+            "the weights of FGE's snapshots, averaged, as published",
+            fge_paper_stages,
             combine="weights",
         ),
         Method("csgld", "samples of cyclical Langevin dynamics", csgld_stages, recipe=csgld_recipe),
@@ -138,6 +237,9 @@ METHODS: dict[str, Method] = {
             ema_stages,
             ema_decay=operator.attrgetter("ema_decay"),
         ),
+        Method("star", "branches from one trunk", star_stages),
+        Method("split", "several networks in one budget", split_stages, one_path=False),
+        Method("auto", "decides while it runs", auto_plan, one_path=False),
     )
 }
 assert tuple(METHODS) == METHOD_NAMES
@@ -168,7 +270,7 @@ def find_method(name: str) -> Method:
     return method
 
 
-def _whole(name: str, config: MethodConfig) -> Stage:
+def _whole(name: str, config: CycleConfig) -> Stage:
     schedule = partial(_endpoint, epochs=config.epochs, first_epoch=0)
     return Stage(name, 0, config.epochs, schedule, store="snapshots", keep="end")
 
@@ -192,6 +294,23 @@ def _triangular(config: CycleConfig, optimizer: Optimizer, steps_per_epoch: int)
         min_lr=config.cycle_lrs.min_lr,
         cycle_steps=config.cycle_length * steps_per_epoch,
     )
+
+
+def _tail(name: str, first: int, last: int, config: CycleConfig) -> Stage:
+    """Return a descent whose snapshot is the mean of its tail."""
+    schedule = partial(_linear, last - first, config.final_factor)
+    part = config.average_part
+    return Stage(name, first, last, schedule, store="snapshots", keep="end", average=part)
+
+
+def _linear(epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
+    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)
+
+
+def _restarts(
+    length: int, final: float, optimizer: Optimizer, steps_per_epoch: int
+) -> ClosedFormLR:
+    return LinearRestartsLR(optimizer, cycle_steps=length * steps_per_epoch, final=final)
 
 
 def _cosine(length: int, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:

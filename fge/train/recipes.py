@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from fge.config import RunConfig
 from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 from fge.networks import unwrap
-from fge.train.schedules import ClosedFormLR, EndpointLR, LinearDecayLR, StepsLR
+from fge.train.descents import LinearDecayLR
+from fge.train.schedules import ClosedFormLR, EndpointLR, StepsLR
 from fge.train.sgld import SGLD
 
 MakeSchedule = Callable[[Optimizer, int], ClosedFormLR]
@@ -52,7 +53,12 @@ class Stage:
     stage starts from the weights and the optimizer's state at the end of the stage ``after``; if
     that is None, from the current ones, at first the initial ones. The epochs of a stage count for
     every later stage, also for one that does not start from it. Snapshots go to the folder
-    ``store``, whenever the schedule is ``at_minimum`` or at the end of the stage (``keep``).
+    ``store``, whenever the schedule is ``at_minimum`` or at the end of the stage (``keep``); they
+    are called after ``members``, by default the stage, and stages of one kind share a folder. They
+    hold the mean of the weights over the last part ``average`` of each descent of the schedule.
+
+    ``fresh`` starts from initial weights instead: 0 for those of the run, k > 0 for the k-th draw
+    of others; a run of given weights starts from these again.
     """
 
     name: str
@@ -62,6 +68,14 @@ class Stage:
     after: str | None = None
     store: str | None = None
     keep: Literal["minima", "end"] = "minima"
+    average: float = 0.0
+    members: str | None = None
+    fresh: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its snapshots are called."""
+        return self.members or self.name
 
 
 @dataclass(frozen=True)

@@ -77,18 +77,6 @@ def steps_factor(
     return float(factor**passed)
 
 
-def linear_factor(step: int, steps: int, *, final_factor: float = 0.0) -> float:
-    """Return the factor of the base rate at a step, counted from 0, of the linear schedule.
-
-    1 - (1 - final_factor) * step / steps. ``final_factor`` is reached after the last step, so no
-    step is wasted on a rate of 0; later it stays constant.
-
-    >>> [linear_factor(s, 4) for s in range(6)]
-    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    """
-    return 1.0 - (1.0 - final_factor) * min(step / steps, 1.0)
-
-
 def cosine_factor(step: int, cycle_steps: int) -> float:
     """Return the factor of the base rate at a step, counted from 0, of a cosine with restarts.
 
@@ -128,6 +116,37 @@ class ClosedFormLR(LRScheduler):
     def rate_kept(self) -> float:
         """The learning rate to record with a snapshot saved now: that of the next step."""
         return float(self.get_last_lr()[0])
+
+    @property
+    def descent(self) -> tuple[int, int] | None:
+        """Steps of the current descent and how many of them are done; None between descents.
+
+        A descent ends where its network is kept; a finished one still counts until the next step.
+        """
+        return None
+
+    def tail_step(self, part: float) -> int | None:
+        """Return which step of the tail of its descent the last one was, from 0; None outside.
+
+        The tail is the last ``part`` of the descent's steps, at least one step.
+
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> schedule = CosineRestartsLR(optimizer, cycle_steps=4)
+        >>> for _ in range(4):
+        ...     optimizer.step()
+        ...     schedule.step()
+        ...     print(schedule.tail_step(0.5))
+        None
+        None
+        0
+        1
+        """
+        if self.descent is None:
+            return None
+        steps, done = self.descent
+        first = steps - max(1, round(part * steps)) + 1
+        return done - first if done >= first else None
 
 
 class TriangularLR(ClosedFormLR):
@@ -178,6 +197,12 @@ class TriangularLR(ClosedFormLR):
         """Whether the next step would use ``min_lr``."""
         return self.last_epoch % self.cycle_steps == self.cycle_steps // 2
 
+    @property
+    def descent(self) -> tuple[int, int] | None:
+        """The falling half of the cycle, in which the last step was."""
+        done, half = self.last_epoch % self.cycle_steps, self.cycle_steps // 2
+        return (half, done) if 1 <= done <= half else None
+
 
 class EndpointLR(ClosedFormLR):
     """The conventional schedule of a single network, constant within an epoch.
@@ -200,6 +225,11 @@ class EndpointLR(ClosedFormLR):
         """Return the learning rate of each parameter group at the current step."""
         factor = endpoint_factor(self.last_epoch // self.steps_per_epoch + 1, self.epochs)
         return [base * factor for base in self.base_lrs]
+
+    @property
+    def descent(self) -> tuple[int, int]:
+        """The whole schedule."""
+        return self.epochs * self.steps_per_epoch, self.last_epoch
 
 
 class StepsLR(ClosedFormLR):
@@ -250,46 +280,6 @@ class StepsLR(ClosedFormLR):
         return [base * factor for base in self.base_lrs]
 
 
-class LinearDecayLR(ClosedFormLR):
-    """A schedule that falls linearly, step by step, over the whole budget.
-
-    The step after the last would use ``final_factor`` times the base rate (strategy C of
-    arXiv 1806.06977 decays linearly; the end at 0 is this package's default).
-
-    Args:
-        optimizer: its learning rates are the base rates.
-        epochs: length of the whole schedule.
-        steps_per_epoch: optimizer steps per epoch.
-        final_factor: the fraction of the base rate at the end, in [0, 1].
-        last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
-
-    Raises:
-        UserError: ``epochs`` or ``steps_per_epoch`` is below 1, or ``final_factor`` is not in
-            [0, 1].
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        epochs: int,
-        steps_per_epoch: int,
-        final_factor: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
-        if not 0 <= final_factor <= 1:
-            raise UserError(f"final_factor must be in [0, 1], got {final_factor}")
-        self.steps = epochs * steps_per_epoch
-        self.final_factor = final_factor
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the current step."""
-        factor = linear_factor(self.last_epoch, self.steps, final_factor=self.final_factor)
-        return [base * factor for base in self.base_lrs]
-
-
 class CosineRestartsLR(ClosedFormLR):
     """The learning rate of snapshot ensembles: a cosine that restarts in every cycle.
 
@@ -318,6 +308,13 @@ class CosineRestartsLR(ClosedFormLR):
     def at_minimum(self) -> bool:
         """Whether a cycle has just ended."""
         return self.last_epoch > 0 and self.last_epoch % self.cycle_steps == 0
+
+    @property
+    def descent(self) -> tuple[int, int] | None:
+        """The cycle in which the last step was."""
+        if self.last_epoch < 1:
+            return None
+        return self.cycle_steps, (self.last_epoch - 1) % self.cycle_steps + 1
 
     @property
     def rate_kept(self) -> float:

@@ -42,6 +42,7 @@ def test_report_has_the_contract_s_keys(finished: Path) -> None:
     names = [(entry["name"], entry["members"]) for entry in report["methods"]]
     assert names == [
         ("single", 1),
+        ("average", 1),
         ("last-snapshot", 1),
         ("best-snapshot", 1),
         ("fge", 2),
@@ -55,7 +56,7 @@ def test_figures_follow_from_the_stored_predictions(finished: Path) -> None:
     with np.load(finished / "predictions" / "test.npz", allow_pickle=False) as archive:
         members = list(archive["members"])
         probs, targets = archive["probabilities"].astype(np.float64), archive["targets"]
-    snapshots = ["fge-0001", "fge-0002", "fge-0003", "single-0001"]
+    snapshots = ["fge-0001", "fge-0002", "fge-0003", "single-0001", "average-0001"]
     assert members == [*snapshots, "swa-0001", "fold-0001"]
     rows = {(m["name"], m["members"]): m for m in report_of(finished)["methods"]}
     expected = {

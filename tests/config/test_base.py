@@ -80,7 +80,7 @@ def test_shared_option_out_of_range(
         ),
         (
             {"pretrained": Path("w.pt"), "single": True},
-            "--single shares the start of the run, which --pretrained leaves out",
+            "--single trains from initial weights, --pretrained from given ones",
         ),
     ],
 )

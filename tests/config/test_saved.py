@@ -70,6 +70,8 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         cycle_epochs=2 * half,
         max_lr=high,
         min_lr=low,
+        average=draw(st.none() | st.floats(0, 1)),
+        final_factor=draw(st.floats(0, 1)),
         pretrained=pretrained,
         single=draw(st.booleans()) if pretrained is None else False,
         refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),

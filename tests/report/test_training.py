@@ -148,7 +148,11 @@ def test_a_run_without_the_option_reports_no_sharpness(tiny_npz: Path, tmp_path:
 def test_train_reports_it_for_other_methods(tiny_npz: Path, tmp_path: Path) -> None:
     shared = vars(config(tiny_npz, tmp_path / "run", epochs=4))
     options = {key: shared[key] for key in vars(TrainConfig()) if key in shared}
-    run = train(TrainConfig(**{**options, "method": "sse", "sse_cycles": 2, "sharpness_every": 1}))
+    run = train(
+        TrainConfig(
+            **{**options, "method": "sse", "sse_cycles": 2, "sharpness_every": 1, "average": 0.0}
+        )
+    )
     found = json.loads((run / "report.json").read_text())["sharpness"]
     measured = [(r["stage"], r["epoch"], r["snapshot"]) for r in found["measurements"]]
     assert measured == [("sse", 1, False), ("sse", 2, True), ("sse", 3, False), ("sse", 4, True)]

@@ -17,7 +17,7 @@ from fge.report.training import (
     sharpness_curves,
     training_curves,
 )
-from fge.train import fge_stages, sse_stages
+from fge.train import fge_paper_stages, sse_stages
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True
@@ -48,13 +48,13 @@ RECORDS: list[dict[str, Any]] = [
 
 def curves_of(config: FGEConfig, records: list[dict[str, Any]]) -> TrainingCurves:
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=config.base_lr)
-    return training_curves(fge_stages(config), optimizer, records)
+    return training_curves(fge_paper_stages(config), optimizer, records)
 
 
 def scheduled(config: FGEConfig) -> list[float]:
     """Return the rates of the run's own schedules, with as many steps to an epoch as points."""
     rates = []
-    for stage in fge_stages(config)[:2]:
+    for stage in fge_paper_stages(config)[:2]:
         model = nn.Linear(1, 1)
         schedule = stage.schedule(torch.optim.SGD(model.parameters(), lr=config.base_lr), POINTS)
         for _ in range((stage.last_epoch - stage.first_epoch) * POINTS):
@@ -122,14 +122,14 @@ def optimizer(lr: float = 0.2) -> torch.optim.Optimizer:
 
 
 def test_rates_of_stages_are_those_of_their_schedules() -> None:
-    epochs, rates = learning_rates(fge_stages(CONFIG)[:2], optimizer())
+    epochs, rates = learning_rates(fge_paper_stages(CONFIG)[:2], optimizer())
     curves = curves_of(CONFIG, [])
     assert epochs == pytest.approx(curves.rate_epochs, rel=1e-12)
     assert rates == pytest.approx(curves.rates, rel=1e-12)
 
 
 def test_rates_of_a_stage_that_goes_on_begin_where_it_does() -> None:
-    epochs, rates = learning_rates(fge_stages(CONFIG)[2:], optimizer())
+    epochs, rates = learning_rates(fge_paper_stages(CONFIG)[2:], optimizer())
     assert (epochs[0], epochs[-1]) == (7, 13)
     # Epoch 7 of 13 lies at alpha = 8/13, the last ones at 1 % of the base rate.
     assert rates[0] == pytest.approx(0.2 * (1 - (8 / 13 - 0.5) / 0.4 * 0.99), rel=1e-12)
@@ -137,7 +137,7 @@ def test_rates_of_a_stage_that_goes_on_begin_where_it_does() -> None:
 
 
 def test_a_cycle_that_would_begin_at_the_end_is_not_shown() -> None:
-    stages = sse_stages(MethodConfig(epochs=4, sse_cycles=2))
+    stages = sse_stages(MethodConfig(epochs=4, sse_cycles=2, average=0.0))
     epochs, rates = learning_rates(stages, optimizer())
     rate = dict(zip(epochs, rates, strict=True))
     assert rate[0] == rate[2] == 0.2
@@ -161,7 +161,7 @@ def test_sharpness_is_that_of_the_log_beside_the_threshold_of_each_rate() -> Non
         measured("single", 10, 40.0),
         measured("single", 13, 50.0, snapshot=True),
     ]
-    curves = sharpness_curves(fge_stages(CONFIG), optimizer(), records, momentum=0.9)
+    curves = sharpness_curves(fge_paper_stages(CONFIG), optimizer(), records, momentum=0.9)
     assert (curves.epochs, curves.eigenvalues) == ([5, 9], [10.0, 20.0])
     assert curves.snapshots == [9]
     assert curves.single == ([10, 13], [40.0, 50.0])
@@ -173,7 +173,7 @@ def test_sharpness_is_that_of_the_log_beside_the_threshold_of_each_rate() -> Non
 
 def test_where_the_rate_is_zero_there_is_no_threshold() -> None:
     config = FGEConfig(epochs=2, start_epoch=0, cycle_epochs=2, max_lr=0.1, min_lr=0.0)
-    curves = sharpness_curves(fge_stages(config), optimizer(), [], momentum=0.9)
+    curves = sharpness_curves(fge_paper_stages(config), optimizer(), [], momentum=0.9)
     nowhere = [
         e for e, x in zip(curves.rate_epochs, curves.thresholds, strict=True) if math.isnan(x)
     ]
@@ -181,13 +181,13 @@ def test_where_the_rate_is_zero_there_is_no_threshold() -> None:
 
 
 def test_without_a_momentum_there_are_no_thresholds() -> None:
-    curves = sharpness_curves(fge_stages(CONFIG), optimizer(), RECORDS, momentum=None)
+    curves = sharpness_curves(fge_paper_stages(CONFIG), optimizer(), RECORDS, momentum=None)
     assert curves.thresholds == []
     assert len(curves.rates) == len(curves.rate_epochs) > 0
 
 
 def test_a_single_network_alone_is_what_the_curves_are_of() -> None:
-    stages = [stage for stage in fge_stages(CONFIG) if stage.name == "single"]
+    stages = [stage for stage in fge_paper_stages(CONFIG) if stage.name == "single"]
     records = [measured("single", 13, 50.0, snapshot=True)]
     curves = sharpness_curves(stages, optimizer(), records, momentum=0.9)
     assert (curves.epochs, curves.single) == ([13], ([], []))

@@ -20,7 +20,7 @@ from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import DivergenceError
 from fge.observer import Observer
 from fge.runs import RunFolder, StagedTraining, member_name, staged
-from fge.train import Learner, Stage, endpoint_recipe, fge_stages, recipe_stages
+from fge.train import Learner, Stage, endpoint_recipe, fge_paper_stages, recipe_stages
 
 CPU = torch.device("cpu")
 NORMALISER = Normaliser([128.0], [64.0], CPU)
@@ -69,7 +69,7 @@ def new_training(
     training = StagedTraining(
         RunFolder(folder),
         Learner(model, optimizer),
-        fge_stages(CONFIG) if stages is None else stages,
+        fge_paper_stages(CONFIG) if stages is None else stages,
         batches=TrainBatches(TRAIN, NORMALISER, 6, seed=0),
         validation=EvalBatches(VAL, NORMALISER, 4) if validation else None,
         seed=0,
@@ -197,7 +197,7 @@ def test_validation_figures_are_those_of_the_weights_kept(finished: Finished) ->
 
 def test_distances_are_those_to_the_stages_last_snapshot(tmp_path: Path) -> None:
     config = FGEConfig(epochs=5, start_epoch=0, cycle_epochs=2, max_lr=0.125, min_lr=0.0625)
-    training, observer = run(tmp_path, stages=fge_stages(config))
+    training, observer = run(tmp_path, stages=fge_paper_stages(config))
     states = [
         torch.cat([state[name].double().flatten() for name in sorted(state)])
         for state in training.stores["fge"]
@@ -389,7 +389,7 @@ def test_slow_checkpoints_are_written_less_often(
             now += seconds
 
     monkeypatch.setattr(RunFolder, "write_state", write)
-    stage = fge_stages(CONFIG)[0]
+    stage = fge_paper_stages(CONFIG)[0]
     training, _ = new_training(tmp_path, [stage])
     training.learner.device = torch.device("cuda")
     training._checkpoint(stage, stage.schedule(training.learner.optimizer, 3), 2)

@@ -23,7 +23,7 @@ from fge.train import (
     Method,
     Stage,
     TriangularLR,
-    fge_stages,
+    fge_paper_stages,
     find_method,
 )
 from fge.train import make_optimizer as make_recipe_optimizer
@@ -48,7 +48,7 @@ def first_rates(stage: Stage, optimizer: SGD) -> list[float]:
 
 
 def test_an_fge_run_is_a_conventional_start_and_cycles_that_go_on_from_it() -> None:
-    start, cycles = fge_stages(FGEConfig(epochs=24, start_epoch=10, cycle_epochs=4))
+    start, cycles = fge_paper_stages(FGEConfig(epochs=24, start_epoch=10, cycle_epochs=4))
     assert (start.name, start.first_epoch, start.last_epoch) == ("start", 0, 10)
     assert (start.after, start.store) == (None, None)
     assert (cycles.name, cycles.first_epoch, cycles.last_epoch) == ("fge", 10, 24)
@@ -57,21 +57,21 @@ def test_an_fge_run_is_a_conventional_start_and_cycles_that_go_on_from_it() -> N
 
 def test_the_start_follows_the_schedule_of_the_whole_budget() -> None:
     config = FGEConfig(epochs=10, start_epoch=8, cycle_epochs=4, lr=0.2)
-    rates = first_rates(fge_stages(config)[0], make_optimizer(config.base_lr))
+    rates = first_rates(fge_paper_stages(config)[0], make_optimizer(config.base_lr))
     factors = [1, 1, 1, 1, 1, 0.7525, 0.505, 0.2575]
     assert rates == pytest.approx([0.2 * f for f in factors], rel=0, abs=1e-12)
 
 
 def test_the_cycles_begin_at_max_lr_and_end_at_min_lr() -> None:
     config = FGEConfig(epochs=10, start_epoch=4, cycle_epochs=4, max_lr=0.5, min_lr=0.1)
-    stage, optimizer = fge_stages(config)[1], make_optimizer(config.base_lr)
+    stage, optimizer = fge_paper_stages(config)[1], make_optimizer(config.base_lr)
     rates = first_rates(stage, optimizer)
     assert rates == pytest.approx([0.5, 0.3, 0.1, 0.3, 0.5, 0.3], rel=0, abs=1e-12)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1, rel=0, abs=1e-12)
 
 
 def test_the_schedules_are_those_of_the_paper() -> None:
-    stages = fge_stages(FGEConfig(epochs=10, single=True))
+    stages = fge_paper_stages(FGEConfig(epochs=10, single=True))
     kinds = [type(stage.schedule(make_optimizer(0.1), PER_EPOCH)) for stage in stages]
     assert kinds == [EndpointLR, TriangularLR, EndpointLR]
 
@@ -82,7 +82,7 @@ def test_the_schedules_are_those_of_the_paper() -> None:
 def test_a_budget_that_ends_within_a_cycle_stops_at_the_last_minimum(
     epochs: int, last: int
 ) -> None:
-    stage = fge_stages(FGEConfig(epochs=epochs, start_epoch=2, cycle_epochs=4))[1]
+    stage = fge_paper_stages(FGEConfig(epochs=epochs, start_epoch=2, cycle_epochs=4))[1]
     assert stage.last_epoch == last
     schedule = stage.schedule(make_optimizer(0.1), PER_EPOCH)
     schedule.load_state_dict({"last_epoch": (last - 2) * PER_EPOCH})
@@ -116,13 +116,13 @@ def test_any_start_ends_at_the_last_minimum_within_the_budget(
 
 
 def test_pretrained_weights_are_cycled_from_the_first_epoch() -> None:
-    start, cycles = fge_stages(FGEConfig(epochs=9, cycle_epochs=4, pretrained=Path("w.pt")))
+    start, cycles = fge_paper_stages(FGEConfig(epochs=9, cycle_epochs=4, pretrained=Path("w.pt")))
     assert (start.first_epoch, start.last_epoch) == (0, 0)
     assert (cycles.first_epoch, cycles.last_epoch) == (0, 6)
 
 
 def test_the_single_network_shares_the_start_and_keeps_its_end() -> None:
-    stages = fge_stages(FGEConfig(epochs=20, start_epoch=8, cycle_epochs=4, single=True))
+    stages = fge_paper_stages(FGEConfig(epochs=20, start_epoch=8, cycle_epochs=4, single=True))
     single = stages[-1]
     assert [stage.name for stage in stages] == ["start", "fge", "single"]
     assert (single.first_epoch, single.last_epoch) == (8, 20)
@@ -132,9 +132,9 @@ def test_the_single_network_shares_the_start_and_keeps_its_end() -> None:
 def test_the_single_networks_schedule_goes_on_after_cycles_on_the_same_optimizer() -> None:
     config = FGEConfig(epochs=10, start_epoch=4, cycle_epochs=4, lr=0.2, single=True)
     optimizer = make_optimizer(config.base_lr)
-    for stage in fge_stages(config)[:-1]:
+    for stage in fge_paper_stages(config)[:-1]:
         first_rates(stage, optimizer)
-    rates = first_rates(fge_stages(config)[-1], optimizer)
+    rates = first_rates(fge_paper_stages(config)[-1], optimizer)
     factors = [1, 0.7525, 0.505, 0.2575, 0.01, 0.01]
     assert rates == pytest.approx([0.2 * f for f in factors], rel=0, abs=1e-12)
 
@@ -152,7 +152,7 @@ def test_the_single_networks_schedule_goes_on_after_cycles_on_the_same_optimizer
             "use cycle_epochs <= 8 or epochs >= 25",
         ),
         ({"pretrained": Path("w.pt"), "start_epoch": 2}, "--pretrained .* got start_epoch 2"),
-        ({"pretrained": Path("w.pt"), "single": True}, "--single .*--pretrained leaves out"),
+        ({"pretrained": Path("w.pt"), "single": True}, "--single trains from initial weights"),
         ({"max_lr": 0.1, "min_lr": 0.2}, r"min_lr 0\.2 > max_lr 0\.1"),
     ],
 )
@@ -227,7 +227,7 @@ def test_the_last_tenth_of_a_csgld_cycle_is_noisy(
 
 def test_swa_averages_the_weights_of_the_snapshots_of_fge() -> None:
     config = train_config(method="swa", epochs=20, start_epoch=8, cycle_epochs=4)
-    ours, theirs = METHODS["swa"].stages(config), fge_stages(config)
+    ours, theirs = METHODS["swa"].stages(config), fge_paper_stages(config)
     names = [(stage.name, stage.first_epoch, stage.last_epoch) for stage in ours]
     assert names == [(stage.name, stage.first_epoch, stage.last_epoch) for stage in theirs]
     assert METHODS["swa"].combine == "weights"

@@ -18,7 +18,8 @@ from fge import EndpointLR, TriangularLR
 from fge.config import FGEConfig
 from fge.errors import UserError
 from fge.train import ClosedFormLR, LinearDecayLR, StepsLR, fge_stages
-from fge.train.schedules import linear_factor, mark_epochs, steps_factor, triangular
+from fge.train.descents import linear_factor
+from fge.train.schedules import mark_epochs, steps_factor, triangular
 
 REFERENCE: dict[str, Any] = json.loads(
     (ROOT / "tests" / "reference.json").read_text(encoding="utf-8")
