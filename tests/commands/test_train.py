@@ -64,8 +64,9 @@ def test_figures_follow_from_the_stored_predictions(finished: Path) -> None:
         ("last-snapshot", 1): probs[2],
         ("fge", 2): probs[:2].mean(axis=0),
         ("fge", 3): probs[:3].mean(axis=0),
-        ("swa", 1): probs[4],
-        ("fold", 1): probs[5],
+        ("average", 1): probs[4],
+        ("swa", 1): probs[5],
+        ("fold", 1): probs[6],
     }
     for key, values in expected.items():
         for name, value in metrics.summary(values, targets).items():
