@@ -50,6 +50,7 @@ from fge.train import (
     Speed,
     Stage,
     TailLearner,
+    TaughtBatches,
     batch_size,
     check_speed,
     choose_speed,
@@ -336,6 +337,7 @@ def make_training(
     seed: int | None = None,
     ema_decay: float | None = None,
     given: bool = False,
+    batches: TaughtBatches | None = None,
     ranks: Ranks | None = None,
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
@@ -352,10 +354,11 @@ def make_training(
         seed: of shuffling and augmentation; the run's by default.
         ema_decay: snapshots keep the exponential average of the weights with this decay.
         given: whether the model has given weights, from which fresh starts begin too.
+        batches: of the training split; by default those of the recipe.
         ranks: the processes that train the model together; this one alone by default.
     """
     dataset = setup.dataset
-    batches = setup.train_batches(recipe, seed, ranks=ranks)
+    usual = setup.train_batches(recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     measured = setup.eval_batches(dataset.train)
@@ -368,19 +371,19 @@ def make_training(
         model,
         optimizer,
         setup.speed,
-        batch_size=batches.share_size,
-        ranks=batches.ranks,
+        batch_size=usual.share_size,
+        ranks=usual.ranks,
     )
-    leads = batches.ranks.leads
+    leads = usual.ranks.leads
     return StagedTraining(
         folder,
         learner,
         stages,
-        batches=batches,
+        batches=batches or usual,
         validation=(setup.eval_batches(dataset.val) if leads and len(dataset.val) else None),
-        seed=batches.seed,
+        seed=usual.seed,
         observer=observer,
-        probe=setup.probe(batches.seed) if leads else None,
-        initial=lambda draw: start or setup.initial_weights(batches.seed, draw),
+        probe=setup.probe(usual.seed) if leads else None,
+        initial=lambda draw: start or setup.initial_weights(usual.seed, draw),
         fitted=setup.eval_batches(dataset.train.first(FITTED_IMAGES)) if leads else None,
     )

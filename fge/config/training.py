@@ -81,8 +81,13 @@ class CycleConfig(ProbeOptions, TrainingConfig):
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 
+    distill_epochs: int = field(default=0, metadata=MAY_BE_ADDED)
+    """After training, distil an ensemble into one network in so many epochs, which are added to its
+    cost. The best single network on the validation images is folded.safetensors. 0 for none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least(0, distill_epochs=self.distill_epochs)
         if self.average is not None and not 0 <= self.average <= 1:
             raise UserError(f"average must be in [0, 1], got {self.average}")
         if not 0 <= self.final_factor <= 1:

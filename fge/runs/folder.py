@@ -26,6 +26,7 @@ _ENTRIES = (  # config.json is removed last, so that after an interruption the f
     "snapshots",
     "single",
     "networks",
+    "distilled",
     "curves",
     "swa.safetensors",
     "folded.safetensors",

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
-from fge.data import EvalBatches, TrainBatches
+from fge.data import EvalBatches
 from fge.devices import peak_memory_mib
-from fge.ensemble import MemberPredictions, PredictionFile, SnapshotStore
+from fge.ensemble import (
+    MemberPredictions,
+    PredictionFile,
+    SnapshotStore,
+    without_harmful,
+)
 from fge.errors import DivergenceError
 from fge.networks import RunningMean, load_weights
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
 from fge.train import (
+    Batches,
     ClosedFormLR,
     EpochEnd,
     Learner,
@@ -72,7 +78,7 @@ class StagedTraining:
         learner: Learner,
         stages: Sequence[Stage] | Planner,
         *,
-        batches: TrainBatches,
+        batches: Batches,
         validation: EvalBatches | None,
         seed: int,
         observer: Observer,
@@ -166,6 +172,14 @@ class StagedTraining:
         if self.planner:
             return self.planner.kept(self.folder.records())
         return list(range(len(self.stores[kind])))
+
+    def trusted(self, kind: str) -> list[int]:
+        """Return the positions of :meth:`ensemble_of`; of a planner, without harmful networks."""
+        positions, names = self.ensemble_of(kind), [name for name, _, _ in self.members()]
+        if not self.planner or self.val_predictions is None:
+            return positions
+        probs = [self.val_predictions.probabilities(names[k]).numpy() for k in positions]
+        return [positions[k] for k in without_harmful(probs, self.val_predictions.targets)]
 
     def predict_members(self, predictions: MemberPredictions) -> None:
         """Predict with each snapshot what is not predicted yet.
