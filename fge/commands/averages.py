@@ -155,7 +155,7 @@ class _Averaging:
         self.candidates = [*self.store, distilled.state]
         self.members = (*self.members, distilled.scores)
         self.names = [*self.names, *distilled.result.member_names]
-        self.keys = [*self.keys, distilled.sha256]
+        self.keys = [*self.keys, distilled.entry["sha256"]]
         self.epochs = distilled.result.train_epochs
 
     def swa(self) -> Candidate:

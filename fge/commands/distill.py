@@ -15,7 +15,7 @@ from fge.commands.run import Run
 from fge.config import CycleConfig
 from fge.ensemble import MemberPredictions, Scores
 from fge.errors import DivergenceError
-from fge.networks import load_weights, state_bytes
+from fge.networks import Weights, load_weights, state_bytes, state_of
 from fge.observer import counted
 from fge.report import MethodResult, ReportBuilder, comparison, method_result
 from fge.runs import RunFolder, StagedTraining, member_name
@@ -36,18 +36,25 @@ _PART = 0.5
 _AVERAGE = 0.5
 """The last part of the descent that is averaged."""
 NAME = "distilled"
+_MEMBER = member_name(NAME, 0)
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A distilled network: its weights, scores on validation, its line and what it cost."""
+    """A distilled network: its weights, their entry in the index, its line and what it cost."""
 
     state: dict[str, Tensor]
-    sha256: str
-    scores: Scores | None
+    entry: dict[str, Any]
     result: MethodResult
     ensemble: MethodResult
     facts: dict[str, Any]
+
+    @property
+    def scores(self) -> Scores | None:
+        """Its scores on the validation images, where there are any."""
+        if "val_nll" not in self.entry:
+            return None
+        return Scores(self.entry["val_error"], self.entry["val_nll"])
 
     @property
     def results(self) -> list[MethodResult]:
@@ -82,23 +89,14 @@ def distill(
     """
     if not run.config.distill_epochs or len(members) < 2:
         return None
+    run.observer.note(f"distilling {counted(len(members), 'network')} into one")
     store, learner = training.stores[kind], training.learner
+    taught = _teach(run, training, [store[position] for position in members], recipe)
     facts = [store.facts(position) for position in members]
     best = min(range(len(members)), key=lambda k: (facts[k].get("val_nll", 0.0), -k))
-
-    def predict(state: Any, batches: Iterable[Any]) -> Tensor:
-        load_weights(learner.model, state, store.path)
-        return learner.predict(batches)
-
+    load_weights(learner.model, store[members[best]], store.path)
     folder = RunFolder(run.folder.path / NAME)
     folder.path.mkdir(exist_ok=True)
-    run.observer.note(f"distilling {counted(len(members), 'network')} into one")
-    batches = run.setup.train_batches(recipe)
-    views = VIEWS if recipe.augment else 1
-    taught = TaughtBatches(
-        batches, views, mean_prediction([store[position] for position in members], predict)
-    )
-    load_weights(learner.model, store[members[best]], store.path)
     student = make_training(
         run.setup,
         learner.model,
@@ -112,24 +110,38 @@ def distill(
         student.run()
         weights, entry = student.stores[NAME][0], student.stores[NAME].facts(0)
         load_weights(learner.model, weights, folder.path)
-        member = member_name(NAME, 0)
-        predictions.predict(member, entry["sha256"], student.learner.predict)
+        predictions.predict(_MEMBER, entry["sha256"], student.learner.predict)
     except DivergenceError as error:
         raise DivergenceError(f"{NAME}: {error}") from None
-    images = len(members) * taught.images
-    validated = len(run.dataset.val) if "val_nll" in entry else 0
-    result = method_result(
+    cost = {
+        "epochs": run.config.distill_epochs,
+        "views": taught.views,
+        "teacher_images": len(members) * taught.images,
+    }
+    line = method_result(
         NAME,
         predictions.test,
-        [member],
+        [_MEMBER],
         train_epochs=ensemble.train_epochs + run.config.distill_epochs,
         weight_bytes=state_bytes(learner.model),
         refresh_images=ensemble.refresh_images + entry.get("refresh_images", 0),
-        validation_images=ensemble.validation_images + validated,
+        validation_images=ensemble.validation_images + len(run.dataset.val),
     )
-    scores = Scores(entry["val_error"], entry["val_nll"]) if "val_nll" in entry else None
-    cost = {"epochs": run.config.distill_epochs, "views": views, "teacher_images": images}
-    return Distilled(weights, entry["sha256"], scores, result, ensemble, cost)
+    return Distilled(weights, entry, line, ensemble, cost)
+
+
+def _teach(
+    run: Run[CycleConfig], training: StagedTraining, members: Sequence[Weights], recipe: Recipe
+) -> TaughtBatches:
+    """Return views of the training images with the mean prediction of the members."""
+    learner = training.learner
+
+    def predict(weights: Weights, batches: Iterable[Any]) -> Tensor:
+        load_weights(learner.model, state_of(weights), run.folder.path)
+        return learner.predict(batches)
+
+    views = VIEWS if recipe.augment else 1
+    return TaughtBatches(run.setup.train_batches(recipe), views, mean_prediction(members, predict))
 
 
 def _stage(config: CycleConfig) -> Stage:

@@ -14,12 +14,12 @@ from fge.ensemble import PredictionFile
 from fge.report import (
     MethodResult,
     as_methods,
+    comparison,
     ensemble_results,
     method_result,
     table_rows,
     verdict,
 )
-from fge.report.methods import comparison
 
 TARGETS = (0, 1, 1, 0)
 RIGHT = {  # probability of the right class of two, per image; exact in float32
