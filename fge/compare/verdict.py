@@ -17,6 +17,7 @@ from fge.compare.comparison import (
 from fge.compare.tables import epochs_of, interval_text, percent
 from fge.config import FGE
 from fge.metrics import Interval
+from fge.observer import listed
 from fge.report import cost_text
 
 _FIRST = "calibrated NLL"
@@ -46,7 +47,7 @@ def comparison_verdict(comparison: Comparison) -> list[str]:
     for budget in budgets:
         parts += _at(comparison, budget, named=len(budgets) > 1)
     if comparison.beyond:
-        names = _and([f"{row.method} at {row.budget} B" for row in comparison.beyond])
+        names = listed([f"{row.method} at {row.budget} B" for row in comparison.beyond])
         parts.append(f"Not compared, because it trains for longer than the budget: {names}.")
     if all(len(row.seeds) == 1 for row in comparison.rows):
         parts.append("An interval over seeds needs 2 seeds or more.")
@@ -75,7 +76,7 @@ def _levels(comparison: Comparison, budgets: Sequence[int]) -> list[str]:
     if len(which) > 1:
         shown = [f"{percent(level)} at {budget} B" for budget, level in levels.items()]
     parts = [
-        f"A difference is significant if the interval of the paired difference ({_and(shown)}) "
+        f"A difference is significant if the interval of the paired difference ({listed(shown)}) "
         "excludes 0; a difference that is not significant may still exist."
     ]
     if which != [percent(LEVEL)]:
@@ -115,14 +116,14 @@ def _use(comparison: Comparison, best: Sequence[Best]) -> _Choice:
     if any(set(one.untested) == set(one.among) for one in best):
         return _Choice("the best method is unknown, because there are no intervals")
     merits = {one.metric: {one.method, *one.alike} - set(one.untested) for one in reversed(best)}
-    figures = _and([_WORDS[metric] for metric in merits])
+    figures = listed([_WORDS[metric] for metric in merits])
     both = set.intersection(*merits.values())
     if not both:
         chosen = [
             f"{_cheapest(comparison, best[0].budget, names).method} for {_WORDS[metric]}"
             for metric, names in merits.items()
         ]
-        return _Choice(f"use {_and(chosen)}: no method is among the best in {figures}")
+        return _Choice(f"use {listed(chosen)}: no method is among the best in {figures}")
     row = _cheapest(comparison, best[0].budget, both)
     use = f"use {row.method} ({_cost(row)})"
     if all(one.sure and one.method == row.method for one in best):
@@ -142,7 +143,7 @@ def _among(comparison: Comparison, row: MethodRow, both: set[str], what: str) ->
         for one in comparison.at(row.budget)
         if one.method in both and one.costs["forward_passes"] == row.costs["forward_passes"]
     ]
-    text = f"{len(both)} methods are {what}; of these, {_and(few)}"
+    text = f"{len(both)} methods are {what}; of these, {listed(few)}"
     if len(few) == 1:
         return f"{text} needs the fewest passes."
     return f"{text} need the fewest passes, and {row.method} has the lowest {_FIRST}."
@@ -164,7 +165,7 @@ def _lowest(comparison: Comparison, best: Sequence[Best]) -> str:
         row = comparison.row(method, best[0].budget)
         assert row is not None, "it was ranked"
         figures = [f"{_WORDS[m]} ({_FORMS[m].format(row.mean[m])})" for m in metrics]
-        parts.append(f"{method} has the lowest {_and(figures)}, for {_cost(row)}")
+        parts.append(f"{method} has the lowest {listed(figures)}, for {_cost(row)}")
     return f"{'; '.join(parts)}."
 
 
@@ -183,10 +184,10 @@ def _how_sure(best: Sequence[Best], which: str = "") -> list[str]:
             parts.append(f"{where} is significantly better than every other method{which}.")
         else:
             all_alike = set(one.alike) == set(one.among)
-            whom = f"any other method{which}" if all_alike else _or(one.alike)
+            whom = f"any other method{which}" if all_alike else listed(one.alike, "or")
             parts.append(f"{where} is not significantly better than {whom}.")
         if one.untested and one.untested != one.among:
-            parts.append(f"There is no interval for {_and(one.untested)}.")
+            parts.append(f"There is no interval for {listed(one.untested)}.")
     return list(dict.fromkeys(parts))
 
 
@@ -253,8 +254,8 @@ def _alone(
     if not found:
         return ""
     return (
-        f" By the {percent(LEVEL)} intervals of the tables, {_and(found)}; among so many intervals "
-        "that may be chance."
+        f" By the {percent(LEVEL)} intervals of the tables, {listed(found)}; among so many "
+        "intervals that may be chance."
     )
 
 
@@ -262,22 +263,9 @@ def _judgement(baseline: str, intervals: dict[str, Interval]) -> str:
     lower = [_WORDS[m] for m, one in intervals.items() if one.high < 0]
     higher = [_WORDS[m] for m, one in intervals.items() if one.low > 0]
     rest = [_WORDS[m] for m, one in intervals.items() if not _excludes_zero(one)]
-    ways = [f"better than {baseline} in {_and(lower)}"] if lower else []
-    ways += [f"worse than {baseline} in {_and(higher)}"] if higher else []
+    ways = [f"better than {baseline} in {listed(lower)}"] if lower else []
+    ways += [f"worse than {baseline} in {listed(higher)}"] if higher else []
     if not ways:
-        return f"FGE and {baseline} do not differ significantly in {_and(rest)}"
-    text = f"FGE is significantly {_and(ways)}"
-    return f"{text}; the difference in {_and(rest)} is not significant" if rest else text
-
-
-def _and(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence.
-
-    >>> _and(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _or(words: Sequence[str]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+        return f"FGE and {baseline} do not differ significantly in {listed(rest)}"
+    text = f"FGE is significantly {listed(ways)}"
+    return f"{text}; the difference in {listed(rest)} is not significant" if rest else text
