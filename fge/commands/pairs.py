@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge import metrics
 from fge.commands.build import Setup
 from fge.commands.endpoints import Network
-from fge.config import CurveConfig
+from fge.config import REFRESH_IMAGES, CurveConfig
 from fge.curves import (
     BASELINES,
     AnyCurve,
@@ -61,7 +61,7 @@ class FitPlan:
     num_points: int = 3
     objective: str = "uniform"
     eval_points: int = 61
-    eval_images: int = 5120
+    eval_images: int = REFRESH_IMAGES
 
     @classmethod
     def of(cls, config: CurveConfig) -> FitPlan:

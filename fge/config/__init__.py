@@ -3,6 +3,7 @@
 from fge.config.base import (
     DATA_NAMES,
     OOD_NAMES,
+    REFRESH_IMAGES,
     Precision,
     as_stored,
     curve_rate_of,
@@ -62,6 +63,7 @@ __all__ = [
     "OF_FGE_RUN",
     "OOD_NAMES",
     "ORDER",
+    "REFRESH_IMAGES",
     "SINGLE",
     "CommandConfig",
     "CompareConfig",

@@ -13,6 +13,8 @@ DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
 OOD_NAMES = ("noise", "digits")
 """Images out of the distribution of any data, made by ``fge.data.ood``."""
+REFRESH_IMAGES = 5120
+"""Training images for batch-norm statistics: enough for a network's error to 0.1 points."""
 _NAMES_OR_PATHS = ("data", "ood")
 HOW_TO_RUN = {"affects_result": False}
 """Marks an option that says how to run, not what comes out."""

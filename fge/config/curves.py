@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fge.config.base import curve_rate_of
+from fge.config.base import REFRESH_IMAGES, curve_rate_of
 from fge.config.options import FitConfig, Options, TrainingConfig
 from fge.errors import UserError, check_at_least, check_positive
 
@@ -24,7 +24,7 @@ class PointOptions(Options):
     """With which images the networks on a curve, plane or line are measured."""
 
     group: ClassVar[str] = "measurement"
-    eval_images: int = 5120
+    eval_images: int = REFRESH_IMAGES
     """Training images, not augmented, for the batch-norm statistics and the training loss at
     each point. 0 takes all."""
 
