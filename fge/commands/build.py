@@ -192,11 +192,13 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
             alone by default.
 
     Raises:
-        UserError: a device or a compiler that is not there.
+        UserError: the device or a compiler is missing, or an option does not suit the device or
+            the number of processes.
     """
     device = choose_device(config.device)
-    (ranks or Ranks()).take_device(device)
-    check_speed(speed_options(config), device)
+    ranks = ranks or Ranks()
+    ranks.take_device(device)
+    check_speed(speed_options(config), device, processes=ranks.size)
     torch.backends.cudnn.benchmark = True
     return replace(
         config,
@@ -286,7 +288,8 @@ def settle_speed(
         ranks: the processes of the run: what is measured is a step on the share of one.
     """
     options, device = speed_options(config), torch.device(config.device)
-    if not is_open(options, device):
+    processes = ranks.size if ranks else 1
+    if not is_open(options, device, processes=processes):
         graphs = "on" if options.cuda_graphs == "on" else "off"
         return _with_speed(config, {"cuda_graphs": graphs})
     observer.note("measuring memory formats and precisions ...")
@@ -298,7 +301,9 @@ def settle_speed(
         part = dataset.train.first(_MEASURED_IMAGES)
         (inputs, targets), steps = (setup.normaliser(part.images), part.labels), epochs
     own = is_factory(config.model)
-    choice = choose_speed(options, model, inputs, targets, steps=steps, own_model=own)
+    choice = choose_speed(
+        options, model, inputs, targets, steps=steps, own_model=own, processes=processes
+    )
     for reason in choice.reasons:
         observer.note(f"  {reason}")
     speed = choice.speed

@@ -243,7 +243,8 @@ class SpeedOptions(FormatOptions):
     training."""
     cuda_graphs: Switch = "auto"
     """Replay training steps as a CUDA graph. auto measures on a GPU, but is off for your own
-    network: every step must do the same work."""
+    network (every step must do the same work) and with several processes (their steps cannot be
+    replayed)."""
 
 
 @dataclass(frozen=True, kw_only=True)

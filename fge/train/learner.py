@@ -34,7 +34,8 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Speed:
     """How a model is run: memory format, compilation, autocast precision (off, bf16, fp16).
 
-    With ``cuda_graphs``, full training batches replay a recorded CUDA graph.
+    With ``cuda_graphs``, full training batches replay a recorded CUDA graph, unless several
+    processes train the model together.
     """
 
     channels_last: bool = False
