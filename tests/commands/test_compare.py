@@ -174,7 +174,7 @@ def test_a_run_of_another_model_among_the_runs_is_refused(finished: Path, data: 
     try:
         report.write_text(text.replace('"model": "convnet"', '"model": "vgg16"', 1))
         cell.unlink()
-        with pytest.raises(UserError, match="sse-e4-s0 is of model vgg16, not convnet"):
+        with pytest.raises(UserError, match="sse-e4-s0 has the model vgg16, not convnet"):
             compare(CompareConfig(**options(data, finished)))
     finally:
         report.write_text(text)
