@@ -26,7 +26,7 @@ METHOD_NAMES = ("single", "fge", "sse", "swa", "csgld", "ema")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
-    """What is measured while a network is trained."""
+    """What to measure while a network trains."""
 
     group: ClassVar[str] = "measurement"
     sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
@@ -77,7 +77,7 @@ class CycleConfig(ProbeOptions, TrainingConfig):
 
     @property
     def cycle_lrs(self) -> Rates:
-        """The learning rates of the run, each as given, or what suits the model."""
+        """The learning rates of the run, each as given or the default for the model."""
         usual = rates_of(self.model)
         high = usual.max_lr if self.max_lr is None else self.max_lr
         low = min(usual.min_lr, high) if self.min_lr is None else self.min_lr
@@ -103,7 +103,7 @@ class CycleConfig(ProbeOptions, TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedOptions(Options):
-    """From which weights a run begins."""
+    """The weights from which a run starts."""
 
     group: ClassVar[str] = "model"
     pretrained: Path | None = None
@@ -181,7 +181,8 @@ class MethodConfig(CycleConfig):
         """Check that a method exists and that the budget is enough for its cycles.
 
         Raises:
-            UserError: it does not, or is not; it names the smallest budget that is.
+            UserError: the method does not exist, or the budget is too small; the message names the
+            smallest budget.
         """
         if method not in METHOD_NAMES and not is_factory(method):
             raise unknown("method", method, METHOD_NAMES)
@@ -194,7 +195,7 @@ class MethodConfig(CycleConfig):
         if self.epochs < needed:
             raise UserError(
                 f"{method} needs epochs >= {needed} ({what}), got {self.epochs}; "
-                f"or ask for fewer cycles with --{method}-cycles"
+                f"or use fewer cycles with --{method}-cycles"
             )
 
 
