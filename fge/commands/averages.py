@@ -152,10 +152,10 @@ class _Averaging:
         record = self._known("fold")
         if record is None:
             self.observer.note("folding the snapshots into one network")
-            found = fold_greedily(self.store, self.members, ensemble, self._measure)
-            network = replace(found.network, refresh_images=found.refresh_images)
-            tried = [{"member": t.member, "kept": t.kept, **_json(t.figures)} for t in found.trials]
-            record = self._keep("fold", network, {"best": found.best, "trials": tried})
+            fold = fold_greedily(self.store, self.members, ensemble, self._measure)
+            network = replace(fold.network, refresh_images=fold.refresh_images)
+            tried = [{"member": t.member, "kept": t.kept, **_json(t.figures)} for t in fold.trials]
+            record = self._keep("fold", network, {"best": fold.best, "trials": tried})
         network = self._candidate("fold", record)
         trials = tuple(Trial(t["member"], _figures(t), t["kept"]) for t in record["trials"])
         images = network.refresh_images
@@ -232,7 +232,7 @@ class _Averaging:
         if predictions.get(member, key) is not None:
             return True
         same = (predictions.get(name, key) for name in self.names)  # an unchanged snapshot
-        probs = next((found for found in same if found is not None), None)
+        probs = next((stored for stored in same if stored is not None), None)
         if probs is None:
             load_weights(self.learner.model, self._read(method), self._path(method))
             try:

@@ -67,7 +67,7 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
 
 @dataclass(frozen=True)
 class Beside:
-    """The section of a report that sets its ensembles beside a baseline's."""
+    """The section of a report that compares its ensembles with a baseline run."""
 
     ensembles: Sequence[MethodResult]
     test: PredictionFile

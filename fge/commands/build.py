@@ -1,4 +1,4 @@
-"""From options to the objects of a run: settled here once, so that what follows gets its parts."""
+"""From options to the objects of a run: data, model, batches and training."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Setup:
         return MemberPredictions(folder.predictions, test, ood)
 
     def probe(self, seed: int) -> SharpnessProbe | None:
-        """Return what measures the sharpness of the training loss, where that is asked for."""
+        """Return what measures the sharpness of the training loss, or None if the run does not."""
         if not self.sharpness_every:
             return None
         # Batches of another size than the chunks would be cut into smaller ones.
@@ -209,7 +209,7 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
 
 
 def settle_options(config: C, dataset: Dataset) -> C:
-    """Put in the place of options left open what they come to for this model and data."""
+    """Replace options that were not given by the defaults for this model and data."""
     settled = config
     if isinstance(settled, FitConfig) and settled.crop_padding is None:
         settled = replace(settled, crop_padding=default_padding(dataset.image_size))

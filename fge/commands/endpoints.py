@@ -54,8 +54,8 @@ def train_network(
         recipe: how to train.
         epochs: of the training.
         name: of the network, and of its folder in ``folder``.
-        position: counted from 0; networks of one run with several positions have seeds of their
-            own, that at 0 the run's.
+        position: of the network in the run, from 0. Each position has its own seed; that of
+            position 0 is the run's.
         folder: of the networks.
         observer: is told of epochs.
 

@@ -164,14 +164,14 @@ def _report_sharpness(
 def _stability_line(
     config: SharpnessConfig, networks: Sequence[dict[str, Any]]
 ) -> tuple[list[float] | None, str]:
-    """Return 2 (1 + momentum) / lr for each network, or None and the reason for no such line."""
+    """Return 2 (1 + momentum) / lr for each network, or None and the reason."""
     if config.run is None or not all("lr" in network for network in networks):
         return None, ""
     recipe, method = snapshot_recipe(config.run)
     if recipe is None:
         return None, (
             f"There is no threshold 2(1+m)/lr: the optimizer of the method {method} is unknown, "
-            "since its code is not imported here."
+            "because its code is not imported."
         )
     momentum = line_momentum(recipe)
     no_line = "" if momentum is not None else no_line_of(recipe.optimizer)

@@ -21,7 +21,7 @@ RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint"]
 
 @dataclass(frozen=True, kw_only=True)
 class PointOptions(Options):
-    """The images that measure networks on a curve, plane or line."""
+    """Images for measuring networks on a curve, plane or line."""
 
     group: ClassVar[str] = "measurement"
     eval_images: int = REFRESH_IMAGES

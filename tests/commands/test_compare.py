@@ -342,7 +342,7 @@ def test_ranks_need_a_folder_that_they_share(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="compare needs --out, the folder that the ranks share"):
+    with pytest.raises(UserError, match="compare needs --out, a folder that all ranks use"):
         compare(CompareConfig(**options(data, tmp_path) | {"out": None}))
     with pytest.raises(UserError, match="compare takes no --overwrite; remove the folder first"):
         compare(CompareConfig(**options(data, tmp_path / "out", overwrite=True)))

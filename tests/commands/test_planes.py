@@ -727,7 +727,7 @@ def test_a_curve_runs_plane_is_that_of_its_curve(pair: Path, tmp_path: Path) -> 
         for line in ([], ["--line"]) if option[0] != "--trajectory" else ([],):
             message = run(["plane", *base, *option, *line]).message
             needed = f"{option[0]} needs a run of fge or train"
-            assert message == f"{needed}, but {pair} is one of curve-ensemble"
+            assert message == f"{needed}, but {pair} is a run of curve-ensemble"
     shutil.copytree(pair, tmp_path / "begun")
     (tmp_path / "begun" / "report.json").unlink()
     message = run(["plane", *base, "--run", "begun"]).message
