@@ -283,8 +283,8 @@ def settle_speed(
         config: the options, of which those left at ``auto`` are measured.
         dataset: a batch of it is trained on, on its device.
         model: copied, not changed.
-        observer: is told the reasons.
-        epochs: of training that lie ahead, against which compile time is weighed.
+        observer: gets the reasons as notes.
+        epochs: of training, which decide whether the time to compile pays.
         ranks: the processes of the run: what is measured is a step on the share of one.
     """
     options, device = speed_options(config), torch.device(config.device)
@@ -335,13 +335,13 @@ def make_training(
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
 
-    Of several processes, the first one alone validates and measures.
+    With several processes, only the first one validates and measures.
 
     Args:
         setup: of the run.
         model: with its initial weights, on the run's device.
         folder: where everything is kept.
-        observer: is told of epochs and snapshots.
+        observer: called after each epoch and snapshot.
         recipe: optimizer, batch size and augmentation.
         stages: schedules and snapshots.
         seed: of shuffling and augmentation; the run's by default.

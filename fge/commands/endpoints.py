@@ -57,7 +57,7 @@ def train_network(
         position: of the network in the run, from 0. Each position has its own seed; that of
             position 0 is the run's.
         folder: of the networks.
-        observer: is told of epochs.
+        observer: called after each epoch.
 
     Raises:
         DivergenceError: naming the network.

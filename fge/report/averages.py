@@ -1,4 +1,4 @@
-"""From averaged weights to a table and sentences: what averaging them came to."""
+"""The results of averaging weights: a table and sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADINGS = ("network", "snapshots", "averaged", "validation error", "validation
 
 @dataclass(frozen=True)
 class Swa:
-    """The average of all snapshots' weights, on validation data beside the snapshots themselves.
+    """The average of all snapshots' weights, and the snapshots themselves, on validation data.
 
     ``figures`` are those of the average, ``members`` those of each snapshot, ``ensemble`` those of
     their averaged probabilities.
@@ -30,7 +30,7 @@ class Swa:
 
     @property
     def barrier(self) -> float:
-        """NLL of the average less the mean NLL of the snapshots, in nats: below 0 it gains."""
+        """NLL of the average minus the mean NLL of the snapshots, in nats; below 0 is a gain."""
         return self.figures.nll - float(np.mean([figures.nll for figures in self.members]))
 
     @property
@@ -111,14 +111,14 @@ def average_table(swa: Swa, fold: Fold, names: Sequence[str]) -> Table:
         f"mean NLL, is {swa.barrier:+.4f} nats{harmful if swa.harmful else ''}. `fold` starts with "
         "the best snapshot and tries the others from good to bad; it keeps a snapshot if the "
         f"average does not raise the NLL: {_trials(fold, names)}. These images chose `fold`, so "
-        "its numbers here are optimistic. Each average has batch-norm statistics of its own, from "
+        "its numbers here are optimistic. Each average has its own batch-norm statistics, from "
         "training images without augmentation."
     )
     return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
 
 
 def averages_json(swa: Swa | None, fold: Fold | None, names: Sequence[str]) -> dict[str, Any]:
-    """Return what ``report.json`` holds of averaged weights; figures are those on validation."""
+    """Return the content of ``report.json`` on averaged weights, with validation figures."""
     content: dict[str, Any] = {"swa": {"snapshots": list(names)}}
     if swa:
         content["swa"] |= {

@@ -78,7 +78,7 @@ def spectrum_chart(grid: Sequence[float], density: Sequence[float]) -> Chart:
 def thresholds_of(
     networks: Sequence[Mapping[str, Any]], momentum: float | None
 ) -> list[float] | None:
-    """Return 2 (1 + momentum) / lr for each network, or None where one of the two is unknown."""
+    """Return 2 (1 + momentum) / lr for each network, or None if one of the two is unknown."""
     if momentum is None or not all(network.get("lr", 0.0) > 0 for network in networks):
         return None
     return [stability_threshold(network["lr"], momentum) for network in networks]
@@ -99,7 +99,7 @@ def sharpness_table(
             known ``epoch`` and ``lr``.
         examples: images that the loss is over.
         thresholds: of :func:`thresholds_of`.
-        no_line: why there are none, where it is to be said.
+        no_line: a sentence that says why there are none, or "".
     """
     several = len(networks[0]["eigenvalues"]) > 1
     dated = all("epoch" in network and "lr" in network for network in networks)

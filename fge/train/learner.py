@@ -45,7 +45,7 @@ class Speed:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype of autocast, or None where it is off."""
+        """The dtype of autocast, or None if it is off."""
         return _DTYPES[self.amp]
 
 
@@ -215,7 +215,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state; the optimizer's options stay as they were given."""
+        """Restore a saved state; the optimizer's options stay the given ones."""
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -248,7 +248,7 @@ class EmaLearner(Learner):
 
     @contextmanager
     def kept(self) -> Iterator[int]:
-        """Have the average, with statistics of its own, in the model during a block.
+        """Put the average, with its own statistics, into the model during a block.
 
         The block gets the images that were passed forward for them. Of several processes one may
         do this alone: nothing is exchanged.
@@ -263,7 +263,7 @@ class EmaLearner(Learner):
         return {**super().state_dict(), "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Restore a saved state."""
         super().load_state_dict(state)
         self.average.load_state_dict(state["average"])
 

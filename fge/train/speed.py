@@ -91,7 +91,7 @@ def choose_speed(
 
 
 def is_open(options: SpeedOptions, device: torch.device, *, processes: int = 1) -> bool:
-    """Return whether an option is ``auto`` on this device, with so many processes."""
+    """Return whether an option is ``auto``, for this device and number of processes."""
     graphs = options.cuda_graphs if device.type == "cuda" and processes == 1 else "off"
     return "auto" in (options.channels_last, options.compile, options.amp, graphs)
 
@@ -128,7 +128,7 @@ def check_speed(options: SpeedOptions, device: torch.device, *, processes: int =
     """Check that compilation and CUDA graphs are possible if they are on.
 
     Raises:
-        UserError: one is on and not possible here, with so many processes.
+        UserError: one is on, but not possible with this device or number of processes.
     """
     if options.cuda_graphs == "on" and device.type != "cuda":
         raise UserError(
