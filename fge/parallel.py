@@ -110,11 +110,11 @@ class Ranks:
                 f"--device {device} is one GPU for {self.size} processes; use --device cuda, "
                 "which gives each its own GPU"
             )
-        local, found = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        if local >= found:
+        local, available = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if local >= available:
             raise UserError(
-                f"there is no GPU for process {local} of this machine ({found} found); start "
-                f"{found} of them, or use --device cpu"
+                f"there is no GPU for process {local} of this machine ({available} found); start "
+                f"at most {available} per machine, or use --device cpu"
             )
         torch.cuda.set_device(local)
 

@@ -72,8 +72,8 @@ def compare(config: CompareConfig) -> Path:
         plan = Plan(run.config, run.folder.path / "runs")
         cells, diverged = _measure(run, plan)
         if cells:
-            found = compare_cells(cells, budget_epochs=run.config.epochs)
-            report_comparison(run, found, plan, diverged=list(diverged))
+            comparison = compare_cells(cells, budget_epochs=run.config.epochs)
+            report_comparison(run, comparison, plan, diverged=list(diverged))
     if diverged:
         first, *others = diverged
         also = f"; {', '.join(others)} diverged too" if others else ""
@@ -289,10 +289,10 @@ class ComparisonView:
         return table
 
     def _row(self, method: str, budget: int) -> list[str]:
-        found = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
-        row = [f"{budget} B", f"{len(found)}/{self.plan.config.seeds}"]
+        cells = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
+        row = [f"{budget} B", f"{len(cells)}/{self.plan.config.seeds}"]
         for figure, form in (("error", "{:.2f}"), ("nll", "{:.4f}")):
-            values = [cell.figures[figure] for cell in found]
+            values = [cell.figures[figure] for cell in cells]
             row.append(form.format(sum(values) / len(values)) if values else "")
         return row
 

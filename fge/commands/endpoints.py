@@ -102,10 +102,10 @@ def read_networks(
     The model's weights are overwritten.
     """
     networks = [read_network(path, name, model) for path, name in files]
-    for one, other in pairs:
-        if torch.equal(networks[one].vector(model), networks[other].vector(model)):
+    for first, second in pairs:
+        if torch.equal(networks[first].vector(model), networks[second].vector(model)):
             raise UserError(
-                f"{files[one][0]} and {files[other][0]} hold the same weights; "
+                f"{files[first][0]} and {files[second][0]} hold the same weights; "
                 "give two networks that differ"
             )
     return networks

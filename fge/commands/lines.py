@@ -103,11 +103,11 @@ def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Mo
 
 
 def _along_curve(run: Path, model: nn.Module, num_points: int) -> LineSetup:
-    found = run_curve(run, model)
-    family, points = found.curve.family.name, found.curve.points
+    studied = run_curve(run, model)
+    family, points = studied.curve.family.name, studied.curve.points
     segment = Chain.through([points[0], points[-1]], family="polychain", num_points=2)
-    what = f"the {family} curve {found.name}, and the segment between its ends"
-    return LineSetup(what, {"curve": found.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
+    what = f"the {family} curve {studied.name}, and the segment between its ends"
+    return LineSetup(what, {"curve": studied.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
 
 
 def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> None:

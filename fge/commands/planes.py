@@ -96,8 +96,8 @@ def _of_networks(
 
 def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     """Return the plane of arXiv 1802.10026 (figure 1): the ends of a curve, and its bend."""
-    found = run_curve(run, model)
-    points = found.curve.points
+    studied = run_curve(run, model)
+    points = studied.curve.points
     bend = len(points) // 2
     chosen = {"w(0)": points[0], "bend": points[bend], "w(1)": points[-1]}
     plane = _through(list(chosen), list(chosen.values()))
@@ -105,10 +105,10 @@ def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     return PlaneSetup(
         plane,
         f"the ends and {'the' if len(points) == 3 else 'the middle'} bend of the "
-        f"{found.curve.family.name} curve {found.name}",
-        [found.network(name, vector, model) for name, vector in chosen.items()],
+        f"{studied.curve.family.name} curve {studied.name}",
+        [studied.network(name, vector, model) for name, vector in chosen.items()],
         {
-            "curve" if len(points) == 3 else "curve, projected": plane.project(found.curve),
+            "curve" if len(points) == 3 else "curve, projected": plane.project(studied.curve),
             "segment": plane.project(segment),
         },
     )

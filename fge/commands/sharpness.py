@@ -94,7 +94,7 @@ def _measure_sharpness(
             size = trace(model, num_samples=run.config.trace_samples, **options)
         except UserError as error:
             raise UserError(f"{network.name}: {error}") from None
-        found = known[network.name] = {
+        record = known[network.name] = {
             "event": "network",
             "name": network.name,
             **network.facts,
@@ -106,10 +106,10 @@ def _measure_sharpness(
             "hessian_products": top.hessian_products + size.hessian_products,
             "gradient_cost": top.gradient_cost + size.gradient_cost,
         }
-        run.folder.log(found)
+        run.folder.log(record)
         run.observer.point("sharpness", done, len(networks))
         run.observer.note(
-            f"{network.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
+            f"{network.name}: top eigenvalue {record['eigenvalues'][0]:.4g}, "
             f"trace {size.value:.4g} ± {size.standard_error:.2g}"
         )
     return [known[network.name] for network in networks]
@@ -121,17 +121,17 @@ def _measure_spectrum(
     known = recorded(run, "spectrum")
     if network.name not in known:
         _set_up(run, model, network)
-        found = spectral_density(
+        density = spectral_density(
             model,
             num_vectors=run.config.spectrum_vectors,
             num_steps=run.config.spectrum_steps,
             **_hessian_options(run),
         )
-        record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": found.sigma}
+        record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": density.sigma}
         for key in ("nodes", "weights", "grid", "density"):
-            record[key] = getattr(found, key).tolist()
-        record["hessian_products"] = found.hessian_products
-        record["gradient_cost"] = found.gradient_cost
+            record[key] = getattr(density, key).tolist()
+        record["hessian_products"] = density.hessian_products
+        record["gradient_cost"] = density.gradient_cost
         run.folder.log(record)
         known[network.name] = record
     return known[network.name]

@@ -266,8 +266,8 @@ def with_equivalent(row: MethodRow, levels: Sequence[tuple[int, float]]) -> Meth
 
 
 def _find(differences: Sequence[Difference], *key: str | int) -> Difference | None:
-    found = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
-    return next(found, None)
+    matching = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
+    return next(matching, None)
 
 
 def _checked(cells: list[Cell]) -> list[Cell]:
@@ -336,10 +336,10 @@ def _differences(
         if row in within and (of is None or row.method in of):
             for base in (r for r in within if r is not row and r.method in BASELINES):
                 for metric in metrics:
-                    found = pair(row, base, metric, level)
-                    if found is not None:
+                    paired = pair(row, base, metric, level)
+                    if paired is not None:
                         names = row.method, base.method, row.budget, metric
-                        yield Difference(*names, *found, level)
+                        yield Difference(*names, *paired, level)
 
 
 def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:

@@ -114,7 +114,7 @@ def reliability_bins(
         budget: of the methods shown.
         methods: names of the methods to show; those not in the comparison are left out.
     """
-    found = []
+    shown = []
     for row in comparison.at(budget):
         if row.method in methods:
             cells = comparison.cells_of(row.method, budget)[: row.values]
@@ -128,22 +128,22 @@ def reliability_bins(
             confidence, accuracy = (
                 ((counts * values).sum(axis=0)[held] / total).tolist() for values in bins
             )
-            found.append(ReliabilityBins(row.method, confidence, accuracy, total.tolist()))
-    return found
+            shown.append(ReliabilityBins(row.method, confidence, accuracy, total.tolist()))
+    return shown
 
 
 def _over_budgets(
     comparison: Comparison, value: Callable[[MethodRow], float], figure: str | None = None
 ) -> list[Series]:
-    found = []
+    series = []
     for method in comparison.methods:
         rows = [row for row in comparison.rows if row.method == method]
         rows.sort(key=lambda row: row.costs["train_epochs"])
         spread = _spreads([row.deviation for row in rows], figure) if figure else None
         epochs = [row.costs["train_epochs"] for row in rows]
         notes = [_note(row) for row in rows]
-        found.append(Series(method, epochs, [value(row) for row in rows], spread, notes))
-    return found
+        series.append(Series(method, epochs, [value(row) for row in rows], spread, notes))
+    return series
 
 
 def _spreads(deviations: Sequence[dict[str, float]], figure: str) -> list[float] | None:

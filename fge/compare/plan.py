@@ -140,11 +140,11 @@ class Plan:
 
     def measured(self, cells: Iterable[Cell]) -> dict[str, Cell]:
         """Return the cells that belong to this plan, by name."""
-        found = {cell.name: cell for cell in cells}
+        by_name = {cell.name: cell for cell in cells}
         return {
-            planned.name: found[planned.name]
+            planned.name: by_name[planned.name]
             for planned in self.cells
-            if planned.name in found and planned.is_measured_in(found[planned.name])
+            if planned.name in by_name and planned.is_measured_in(by_name[planned.name])
         }
 
     def _cell(self, method: str, budget: int, seed: int) -> PlannedCell:

@@ -63,12 +63,12 @@ _OOD_NOTE = (
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables: four per budget, deep ensembles, and methods beyond the budget."""
-    found = []
+    tables = []
     for budget in comparison.budgets:
         rows = comparison.at(budget)
-        found += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
-        found += _diversity_table(rows, budget) + _ood_table(rows, budget)
-    found += _deep_ensembles_table(comparison)
+        tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
+        tables += _diversity_table(rows, budget) + _ood_table(rows, budget)
+    tables += _deep_ensembles_table(comparison)
     if comparison.beyond:
         lines = [_placed_cells(row) for row in comparison.beyond]
         note = _with_notes(
@@ -76,8 +76,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             + _units(comparison),
             comparison.beyond,
         )
-        found.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
-    return found
+        tables.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
+    return tables
 
 
 def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
@@ -189,8 +189,10 @@ def _intervals_table(comparison: Comparison, budget: int) -> Table:
         line = [row.method]
         for baseline in present:
             for metric in COMPARED:
-                found = comparison.difference(row.method, baseline, budget, metric)
-                line.append(NOTHING if found is None else interval_text(metric, found.interval))
+                difference = comparison.difference(row.method, baseline, budget, metric)
+                line.append(
+                    NOTHING if difference is None else interval_text(metric, difference.interval)
+                )
         lines.append(line)
     note = _INTERVALS_NOTE
     if any(cell.pooled > 1 for row in rows for cell in comparison.cells_of(row.method, budget)):

@@ -60,9 +60,9 @@ def average_sentences(
         results: on the test set, of ``swa`` and ``fold`` where their predictions are finite.
         ensemble: the result of the ensemble of the same snapshots.
     """
-    found = {result.name: result for result in results}
+    by_name = {result.name: result for result in results}
     sentences = []
-    if "swa" not in found:
+    if "swa" not in by_name:
         sentences.append(
             "The average of all snapshots' weights (swa) gives predictions that are not finite; "
             "the tables leave it out."
@@ -72,8 +72,8 @@ def average_sentences(
             "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL is "
             f"{swa.figures.nll:.4f}, and that of the worst snapshot is {swa.worst.nll:.4f}."
         )
-    if fold and "fold" in found:
-        sentences.append(_fold_sentence(fold, names, found["fold"], ensemble))
+    if fold and "fold" in by_name:
+        sentences.append(_fold_sentence(fold, names, by_name["fold"], ensemble))
     return sentences
 
 

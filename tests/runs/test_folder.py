@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(
     make(out)
     before = tree(out)
     with pytest.raises(
-        UserError, match=r"no run \(no config\.json\) and is not overwritten; give another --out$"
+        UserError, match=r"not hold a run .*, so it is not overwritten; give another --out$"
     ):
         reopen(out, overwrite=True)
     assert tree(out) == before
