@@ -265,7 +265,7 @@ class PlaneChart:
 
     @property
     def bands(self) -> Array:
-        """The heights (Y, X) as numbers of levels: k at level k, more than the last above it."""
+        """The heights (Y, X) in units of levels: k at level k, and more above the last level."""
         ends = [*self.levels, 2 * self.levels[-1] - self.levels[-2]]
         return np.asarray(np.interp(self.heights, ends, np.arange(len(ends))), dtype=np.float64)
 

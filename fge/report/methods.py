@@ -32,7 +32,7 @@ COLUMNS = (
 ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}
 RELIABILITY_CAPTION = (
-    "Reliability on the test set{}: accuracy less confidence in each of 15 bins of confidence. "
+    "Reliability on the test set{}: accuracy minus confidence in each of 15 bins. "
     "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
     f"bins of fewer than {FEWEST} are left out."
 )

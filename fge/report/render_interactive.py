@@ -18,7 +18,7 @@ _CLEAR = "rgba(0,0,0,0)"
 _GAP = 0.09
 """Between panels, as a part of the height of all."""
 _DARK, _WHITE, _FAINT = light(INK), light("paper"), light(LINE)
-"""Of marks on the colours of a plane, which are the same on a light page and on a dark one."""
+"""Colours of marks on a plane; a plane looks the same on light and on dark pages."""
 
 
 @dataclass(frozen=True)

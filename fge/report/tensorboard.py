@@ -13,7 +13,7 @@ from fge.files import read_records
 from fge.observer import Observer
 
 FOLDER = "tensorboard"
-"""In the run folder. Event files hold clocks: they are outside the promise of reproducibility."""
+"""The folder of event files in the run folder. They contain times, so they are not reproducible."""
 _LOGS = ("log.jsonl", "networks/*/log.jsonl", "curves/*/fit.jsonl")
 _SCALARS = {
     "epoch": ("train_loss", "next_lr"),

@@ -131,7 +131,7 @@ class Learner:
         return self.ranks.disband()
 
     def _backward(self, batch: Any) -> Tensor:
-        """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
+        """Add the gradient of a batch's loss, scaled if there is a scaler; return the loss."""
         full = count_examples(batch) == self.batch_size
         return self._graphed(batch) if self._graphed and full else self._compute(batch)
 
@@ -148,7 +148,7 @@ class Learner:
             return self.loss_fn(outputs, self._targets(batch))
 
     def _differentiate(self, loss: Tensor) -> None:
-        """Run the backward pass of a loss, scaled where there is a scaler."""
+        """Run the backward pass of a loss, scaled if there is a scaler."""
         scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
         scaled.backward()  # type: ignore[no-untyped-call]
 
@@ -271,7 +271,7 @@ class EmaLearner(Learner):
 def _make_momentum(optimizer: Optimizer) -> None:
     """Give SGD its momentum buffers, zero, before the first step.
 
-    A fused first step that the scaler skips would leave their memory as it was found.
+    A fused first step that the scaler skips would leave their memory uninitialised.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["momentum"] and not group["dampening"]:
