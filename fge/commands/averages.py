@@ -251,7 +251,7 @@ class _Averaging:
         if predictions.get(member, key) is not None:
             return True
         same = (predictions.get(name, key) for name in self.names)  # an unchanged snapshot
-        probs = next((found for found in same if found is not None), None)
+        probs = next((stored for stored in same if stored is not None), None)
         if probs is None:
             load_weights(self.learner.model, self._read(method), self._path(method))
             try:

@@ -48,7 +48,7 @@ _UNKNOWN_COST = (
 
 
 class Section(Protocol):
-    """What a report has beside its method: lines of the table, and what it adds itself."""
+    """A part of a report in addition to its method, with lines of the method table."""
 
     @property
     def results(self) -> Sequence[MethodResult]:
@@ -60,12 +60,12 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class GivenWeights:
-    """The section of a run that began with given weights."""
+    """The section of a run that started from given weights."""
 
     results: Sequence[MethodResult] = ()
 
     def add_to(self, report: ReportBuilder) -> None:
-        """Say what the ledger cannot hold."""
+        """Say that the cost of the given weights is unknown."""
         report.facts(cost_note=_UNKNOWN_COST)
         report.say(_UNKNOWN_COST)
 

@@ -3,6 +3,7 @@
 from fge.config.base import (
     DATA_NAMES,
     OOD_NAMES,
+    REFRESH_IMAGES,
     Precision,
     as_stored,
     curve_rate_of,
@@ -73,6 +74,7 @@ __all__ = [
     "OOD_NAMES",
     "ORDER",
     "PRESETS",
+    "REFRESH_IMAGES",
     "SINGLE",
     "CommandConfig",
     "CompareConfig",

@@ -45,7 +45,7 @@ _HIGH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
-    """What is measured while a network is trained."""
+    """What to measure while a network trains."""
 
     group: ClassVar[str] = "measurement"
     sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
@@ -255,7 +255,8 @@ class MethodConfig(CycleConfig):
         """Check that a method exists and that the budget is enough for its cycles.
 
         Raises:
-            UserError: it does not, or is not; it names the smallest budget that is.
+            UserError: the method does not exist, or the budget is too small; the message names the
+            smallest budget.
         """
         if method not in METHOD_NAMES and not is_factory(method):
             raise unknown("method", method, METHOD_NAMES)
@@ -280,7 +281,8 @@ class MethodConfig(CycleConfig):
         if self.epochs < needed:
             raise UserError(
                 f"{method} needs epochs >= {needed} ({what}), got {self.epochs}; "
-                f"or ask for fewer with --{method}{'' if method == 'split' else '-cycles'}"
+                f"or use fewer {'networks' if method == 'split' else 'cycles'} with "
+                f"--{method}{'' if method == 'split' else '-cycles'}"
             )
 
 
