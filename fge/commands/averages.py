@@ -107,13 +107,13 @@ def average_snapshots(
     ensemble = method_result(
         stage,
         predictions.test,
-        work.names[: len(training.stores[stage])],
+        work.names[: work.snapshots],
         train_epochs=work.epochs,
         weight_bytes=work.weight_bytes,
     )
     return Averages(
         results,
-        [average_table(swa, fold, work.names)] if fold else [],
+        [average_table(swa, fold, work.names, work.snapshots)] if fold else [],
         average_sentences(swa, fold, work.names, results, ensemble, all_of_them=all_of_them),
         {"averages": averages_json(swa, fold, work.names, all_of_them=all_of_them)},
         tuple(FILES[name] for name, part in (("swa", made), ("fold", fold)) if part),
@@ -142,6 +142,7 @@ class _Averaging:
         self.epochs = int(facts[-1]["train_epochs"])
         self.validated = [int(entry["validation_images"]) for entry in facts]
         self.weight_bytes = state_bytes(self.learner.model)
+        self.snapshots = len(facts)
         self.candidates: Members = self.store
         self.members: tuple[Scores, ...] = ()
         self.ensemble: Scores | None = None

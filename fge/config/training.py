@@ -77,7 +77,7 @@ class CycleConfig(ProbeOptions, TrainingConfig):
     """Members of fge, sse, average, star, split and auto are the mean of the weights over this last
     part of each descent of the learning rate. 0 keeps the last weights, with the schedules of the
     papers. By default 0.2."""
-    final_factor: float = 0.1
+    final_factor: float = 0.05
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 

@@ -96,19 +96,20 @@ def _fold_sentence(
     )
 
 
-def average_table(swa: Swa | None, fold: Fold, names: Sequence[str]) -> Table:
+def average_table(swa: Swa | None, fold: Fold, names: Sequence[str], snapshots: int) -> Table:
     """Return the table of averaged weights and their snapshots on the validation images.
 
     Args:
         swa: the average of all snapshots, where it was made.
         fold: the snapshots folded.
-        names: of the snapshots.
+        names: of the snapshots, and of a distilled network that the fold may use.
+        snapshots: the number of snapshots.
     """
     worst = max(range(len(fold.members)), key=lambda position: fold.members[position].nll)
     rows = [
         _row(f"best snapshot ({names[fold.best]})", 1, "", fold.before),
         _row(f"worst snapshot ({names[worst]})", 1, "", fold.members[worst]),
-        _row("ensemble", len(names), "probabilities", fold.ensemble),
+        _row("ensemble", snapshots, "probabilities", fold.ensemble),
         *([_row("swa", len(names), "weights", swa.figures)] if swa else []),
         _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after),
     ]
