@@ -17,7 +17,7 @@ Tasks:
 Tests are all 10,000 test images (F: the 5,000 of its classes), a tenth of the training images
 validates. Settings were searched on other training images with other seeds
 (``benchmarks/search_pays.py``) and frozen before; test images chose nothing. Each task is a
-``compare`` in its folder of ``--work``, so an interrupted task continues, one run per core. Finished
+``compare`` in its folder of ``--work``: an interrupted task continues, one run per core. Finished
 cells are kept in ``benchmarks/results/pays/TASK/cells``; a rerun measures what is missing and
 writes ``compare.json`` and ``compare.md`` beside them. ``table`` prints the tables for the docs and
 whether each aim is reached.

@@ -80,7 +80,7 @@ def test_without_validation_nothing_is_said_of_an_average() -> None:
 
 
 def test_the_table_sets_averages_beside_the_best_and_the_worst_snapshot() -> None:
-    table = average_table(swa_of(1.0), FOLDED, NAMES)
+    table = average_table(swa_of(1.0), FOLDED, NAMES, len(NAMES))
     assert [list(row) for row in table.rows] == [
         ["best snapshot (fge-0002)", "1", "", "10.00", "0.2500"],
         ["worst snapshot (fge-0001)", "1", "", "12.00", "0.5000"],
@@ -94,16 +94,16 @@ def test_the_table_sets_averages_beside_the_best_and_the_worst_snapshot() -> Non
         "weights is harmful here. "
     ) in table.note
     assert "raise the NLL: fge-0003 kept (0.1875), fge-0001 refused (1.5000)." in table.note
-    assert "harmful" not in average_table(swa_of(0.375), FOLDED, NAMES).note
+    assert "harmful" not in average_table(swa_of(0.375), FOLDED, NAMES, len(NAMES)).note
 
 
 def test_a_fold_of_one_averages_nothing() -> None:
-    row = average_table(swa_of(1.0), REFUSED, NAMES).rows[-1]
+    row = average_table(swa_of(1.0), REFUSED, NAMES, len(NAMES)).rows[-1]
     assert list(row) == ["fold", "1", "", "10.00", "0.2500"]
 
 
 def test_json_holds_every_figure() -> None:
-    content: dict[str, Any] = averages_json(swa_of(1.0), FOLDED, NAMES)
+    content: dict[str, Any] = averages_json(swa_of(1.0), FOLDED, NAMES, len(NAMES))
     assert content["swa"] == {
         "snapshots": NAMES,
         "error": 20.0,
