@@ -3,9 +3,11 @@
 from fge.config.base import (
     DATA_NAMES,
     OOD_NAMES,
+    VIEWS_SUFFIX,
     Precision,
     as_stored,
     curve_rate_of,
+    without_views,
 )
 from fge.config.compare import (
     CURVE_ENSEMBLE,
@@ -74,6 +76,7 @@ __all__ = [
     "ORDER",
     "PRESETS",
     "SINGLE",
+    "VIEWS_SUFFIX",
     "CommandConfig",
     "CompareConfig",
     "ConnectConfig",
@@ -115,5 +118,6 @@ __all__ = [
     "read_report",
     "read_run",
     "to_options",
+    "without_views",
     "write_config",
 ]

@@ -20,6 +20,8 @@ MAY_BE_ADDED = {"may_be_added": True}
 """Marks an option for work that a finished run can be resumed with, when it was left out before."""
 MAY_BE_DROPPED = {"may_be_dropped": True}
 """Marks an option for work that an interrupted run can be resumed without, by the value 0."""
+VIEWS_SUFFIX = "+tta"
+"""Ends the name of a line of a report that is predicted with test-time augmentation."""
 THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which no config file holds."""
 
@@ -82,6 +84,15 @@ def _is_path(value: str) -> bool:
     if value in (*DATA_NAMES, *OOD_NAMES):
         return False
     return "/" in value or value.endswith(".npz") or os.path.exists(value)
+
+
+def without_views(method: str) -> str:
+    """Return the name of a method without the suffix of test-time augmentation.
+
+    >>> without_views("average+tta"), without_views("fge")
+    ('average', 'fge')
+    """
+    return method.removesuffix(VIEWS_SUFFIX)
 
 
 def saved_fields(config: Any) -> list[str]:

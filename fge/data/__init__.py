@@ -2,9 +2,11 @@
 
 from fge.data.batches import (
     EVAL_BATCH_SIZES,
+    Crops,
     EvalBatches,
     Normaliser,
     TrainBatches,
+    ViewBatches,
     default_padding,
 )
 from fge.data.ood import load_ood
@@ -14,12 +16,14 @@ from fge.data.splits import Dataset, OODImages, Split, load_dataset
 __all__ = [
     "DOWNLOADED",
     "EVAL_BATCH_SIZES",
+    "Crops",
     "Dataset",
     "EvalBatches",
     "Normaliser",
     "OODImages",
     "Split",
     "TrainBatches",
+    "ViewBatches",
     "default_padding",
     "download_note",
     "list_images",

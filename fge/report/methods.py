@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fge import metrics
+from fge.config import VIEWS_SUFFIX
 from fge.data import Dataset
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.metrics import ood_auroc
@@ -39,6 +40,8 @@ RELIABILITY_CAPTION = (
 OOD_TITLE = "OOD detection"
 _NOT_DRAWN = ("best-snapshot", "fold")
 """Single networks like others that are shown."""
+_WITHOUT_VIEWS = ("best-snapshot", "fge+refit")
+"""Lines that have none with test-time augmentation, so that the table stays short."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class MethodResult:
 
     ``error`` in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
     fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
-    needs; ``forward_passes`` are those of one prediction; ``refresh_images`` went through the
-    network to estimate batch-norm statistics of members that training did not leave,
+    needs; ``forward_passes`` are those of one prediction, each view counted; ``refresh_images``
+    went through the network for batch-norm statistics of members that training did not leave,
     ``validation_images`` to validate the snapshots up to the last member and averages tried;
-    ``member_names`` are those in ``predictions/test.npz``; ``ood`` holds what
+    ``member_names`` are those in ``predictions/test.npz``, with test-time augmentation in
+    ``predictions/test-tta.npz``; ``ood`` holds what
     :func:`fge.metrics.ood_auroc` returns, for each kind of OOD images.
     """
 
@@ -278,6 +282,44 @@ def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, d
         name: ood_auroc(inside, file.mean(result.member_names))
         for name, file in predictions.ood.items()
     }
+
+
+def with_views(
+    results: Sequence[MethodResult], predictions: MemberPredictions
+) -> list[MethodResult]:
+    """Return the results with lines ``NAME+tta`` of test-time augmentation, where there are views.
+
+    Such a line has the members and the training of the line before it, a forward pass for each
+    member and view, and no figures of OOD images, which are predicted without views. Each name has
+    one, of its largest ensemble; those in ``_WITHOUT_VIEWS`` have none.
+
+    Args:
+        results: of the run.
+        predictions: of the run.
+    """
+    tta = predictions.tta
+    if tta is None:
+        return list(results)
+    largest = {result.name: result for result in results if result.name not in _WITHOUT_VIEWS}
+    found = []
+    for line in results:
+        found.append(line)
+        if line is largest.get(line.name) and all(name in tta for name in line.member_names):
+            passes = line.members * (1 + len(predictions.views))
+            changes: dict[str, Any] = metrics.summary(tta.mean(line.member_names), tta.targets)
+            changes |= {"name": f"{line.name}{VIEWS_SUFFIX}", "forward_passes": passes, "ood": None}
+            found.append(replace(line, **changes))
+    return found
+
+
+def views_note(views: int) -> str:
+    """Return a sentence about lines with test-time augmentation; nothing for one view."""
+    if views == 1:
+        return ""
+    return (
+        f"`{VIEWS_SUFFIX}` averages each member over {views} views of an image: the image itself, "
+        f"and {views - 1} that {'varies' if views == 2 else 'vary'} as training images do."
+    )
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:
