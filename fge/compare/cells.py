@@ -41,7 +41,8 @@ class Cost:
     """What a method cost.
 
     ``train_epochs`` and ``images`` count every pass with a backward, fits included; ``members``
-    are averaged in ``forward_passes`` per prediction; ``weight_bytes`` hold all of them;
+    are averaged in ``forward_passes`` per prediction, one for each member and view of the image;
+    ``weight_bytes`` hold all of them;
     ``refresh_images`` went forward for batch-norm statistics, ``validation_images`` for choosing;
     None where that was not counted.
     """
