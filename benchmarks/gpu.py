@@ -1,12 +1,12 @@
-"""Everything a GPU must show, in one command of at most ten minutes.
+"""All checks and measurements on a GPU, in one command of at most ten minutes.
 
     python benchmarks/gpu.py [--minutes 9] [--out DIR] [--cifar FILE] [--wheels DIR] [--smoke]
 
 It runs in the root of a checkout, without installing the package and without a network. It needs
-torch, torchvision, numpy, scipy, matplotlib, safetensors, rich, jinja2, pillow and pytest. What is
-missing there can lie beside as wheels, in the folder ``--wheels`` (``wheels`` by default): tyro,
-docstring-parser, typeguard and typing-extensions, which the command line needs, and pyhessian,
-which is compared with. Fetch them with
+torch, torchvision, numpy, scipy, matplotlib, safetensors, rich, jinja2, pillow and pytest. Other
+packages can be wheels in the folder ``--wheels`` (``wheels`` by default): tyro, docstring-parser,
+typeguard and typing-extensions, which the command line needs, and pyhessian, for a comparison.
+Fetch them with
 
     pip download --no-deps -d wheels tyro docstring-parser typeguard typing-extensions pyhessian
 
@@ -14,14 +14,14 @@ which is compared with. Fetch them with
 ``.tar.xz``), ``cifar10-jpeg.tar.xz`` in the checkout by default; it is read as it is. Without it
 the last steps are skipped.
 
-Steps run in order of value, each in a process of its own with a time limit, and leave their results
-at once in ``gpu-CARD.json`` and ``gpu-CARD.md`` in ``--out`` (``benchmarks/results`` by default),
-and what they print in ``gpu-CARD.log``. A
-step that fails is reported with its error, and the next one runs; what the clock leaves no time for
-is named. Runs of the paper's settings that the file holds already are kept: another call trains
-another seed. ``--smoke`` runs the same on the CPU with tiny sizes in under a minute.
+Steps run in order of importance, each in its own process with a time limit. Each step writes its
+results at once to ``gpu-CARD.json`` and ``gpu-CARD.md`` in ``--out`` (``benchmarks/results`` by
+default), and its output to ``gpu-CARD.log``. If a step fails, its error is reported and the next
+one runs; steps for which no time is left are named. Runs of the paper's settings that the file
+already holds are kept: another call trains another seed. ``--smoke`` runs the same on the CPU with
+tiny sizes in under a minute.
 
-1. ``right``: the tests that bear the marker ``cuda``.
+1. ``right``: the tests with the marker ``cuda``.
 2. ``fast MODEL``: images/s in training and evaluation against two hand-written loops, the share of
    the card's bf16 peak, the share of the time in which the GPU waits, and the waits of the host.
 3. ``curves``, ``hessian``: the step of a fit over a plain one, points of a curve against full
@@ -82,7 +82,7 @@ STEPS = [
 def in_child(connection: Connection, function: str, plan: Facts, log: str) -> None:
     """Run a step; send ("fact", key, value) for each report, then ("done",) or ("error", text).
 
-    What it and the libraries below it print goes into the file ``log``.
+    Its output, and that of its libraries, goes to the file ``log``.
     """
     os.setsid()  # so that the step ends together with what it starts
     with open(log, "ab") as file:
@@ -100,7 +100,7 @@ def in_child(connection: Connection, function: str, plan: Facts, log: str) -> No
 
 
 class Results:
-    """What was found so far, on disk as JSON and as a Markdown page after every fact."""
+    """The results so far, written as JSON and as a Markdown page after every fact."""
 
     def __init__(self, out: Path, environment: Facts) -> None:
         from fge.files import write_json, write_text
@@ -114,12 +114,12 @@ class Results:
         self.content: Facts = {"environment": environment, "steps": kept["steps"]}
 
     def set(self, step: str, **facts: Any) -> None:
-        """Put facts about a step in the place of those of the same name, and write everything."""
+        """Replace the facts of these names about a step, and write everything."""
         self.content["steps"].setdefault(step, {}).update(facts)
         self.write()
 
     def write(self) -> None:
-        """Write everything that was found so far."""
+        """Write all results so far."""
         self._write_json(self.stem.with_suffix(".json"), self.content)
         from gpu_table import page
 
@@ -166,7 +166,7 @@ def run_step(step: Step, plan: Facts, results: Results, seconds: float) -> str:
 
 
 def end_group(process: BaseProcess) -> None:
-    """End a step and whatever it has started."""
+    """End a step and all processes that it started."""
     assert process.pid is not None, "the step was started"
     with contextlib.suppress(ProcessLookupError):  # it is gone, or has no group of its own yet
         os.killpg(process.pid, signal.SIGKILL)
@@ -175,7 +175,7 @@ def end_group(process: BaseProcess) -> None:
 
 
 def run_all(arguments: argparse.Namespace, plan: Facts, work: Path) -> int:
-    """Run the steps while the clock lets; return the number of failures."""
+    """Run the steps while there is time; return the number of failures."""
     deadline = time.monotonic() + 60 * arguments.minutes - GRACE_SECONDS
     results = Results(arguments.out, plan["environment"])
     skipped, failures = [], 0
@@ -197,7 +197,7 @@ def run_all(arguments: argparse.Namespace, plan: Facts, work: Path) -> int:
 
 
 def add_wheels(folder: Path, target: Path) -> None:
-    """Make the packages in a folder of wheels importable, here and in what is started."""
+    """Make the packages in a folder of wheels importable, here and in processes started later."""
     wheels = sorted(folder.glob("*.whl")) + sorted(folder.glob("*.tar.gz"))
     if not wheels:
         return
@@ -210,7 +210,7 @@ def add_wheels(folder: Path, target: Path) -> None:
 
 
 def start_server(smoke: bool) -> None:
-    """Have the steps forked from a process that has loaded PyTorch, but no GPU, once."""
+    """Prepare the process that steps are forked from: it loads PyTorch but uses no GPU."""
     if smoke:  # more threads only cost time on arrays as small as these
         os.environ["OMP_NUM_THREADS"] = "1"
     paths = [str(HERE), str(ROOT), *sys.path[1:]]
@@ -221,7 +221,7 @@ def start_server(smoke: bool) -> None:
 
 
 def main() -> int:
-    """Run everything; return 1 where a step failed."""
+    """Run everything; return 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=HERE / "results")

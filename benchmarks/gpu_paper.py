@@ -38,7 +38,7 @@ TRAINED = 1.2
 SHORTER = (1.0, 0.5, 0.25, 0.1)
 """Parts of the paper's budget that are tried, the largest for which there is time."""
 OVERHEAD_SECONDS = 25.0
-"""Loading, measuring, snapshots, testing and the page, beside the training itself."""
+"""Loading, measuring, snapshots, testing and the page, in addition to the training itself."""
 
 
 def paper(plan: Plan, report: Report) -> None:
@@ -69,7 +69,7 @@ def paper(plan: Plan, report: Report) -> None:
 
 
 def earlier_runs(plan: Plan) -> list[dict[str, Any]]:
-    """Return the runs of the model that the results hold already."""
+    """Return the runs of the model in the existing results."""
     if plan["smoke"]:
         return []
     found: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def earlier_runs(plan: Plan) -> list[dict[str, Any]]:
 
 
 def affordable_epochs(plan: Plan) -> int | None:
-    """Return the largest part of the paper's budget that fits the time, by the measured speed."""
+    """Return the largest part of the paper's budget that fits the time at the measured speed."""
     budget = int(SETTINGS[plan["model"]]["epochs"])
     fast = plan["before"].get(f"fast {plan['model']}", {}).get("results", {})
     rate = fast.get("train", {}).get("ours", {}).get("median")
@@ -95,7 +95,7 @@ def affordable_epochs(plan: Plan) -> int | None:
 
 
 def command(model: str, epochs: int, seed: int, data: Path, folder: Path, plan: Plan) -> list[str]:
-    """Return the arguments of the run: the paper's, with the speed settled beforehand."""
+    """Return the arguments of the run: the paper's, with the options of speed fixed."""
     settings = {**SETTINGS[model], "epochs": epochs}
     words = ["fge", "--data", str(data), "--single", "--val-fraction", "0", "--seed", str(seed)]
     words += ["--model", "convnet" if plan["smoke"] else model, "--out", str(folder)]
@@ -112,11 +112,11 @@ def command(model: str, epochs: int, seed: int, data: Path, folder: Path, plan: 
 
 def train(words: list[str]) -> None:
     """Run the command line in this process; its error is raised."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
         code = main(words)
     if code != 0:
-        raise UserError(f"the run ended with {code}: {told.getvalue().strip()}")
+        raise UserError(f"the run ended with {code}: {errors.getvalue().strip()}")
 
 
 def outcome(folder: Path, epochs: int, seed: int, seconds: float) -> dict[str, Any]:

@@ -51,7 +51,7 @@ LARGER = (256, 512, 1024, 2048)
 
 
 def right(plan: Plan, report: Report) -> None:
-    """Run the tests that bear the marker ``cuda``."""
+    """Run the tests with the marker ``cuda``."""
     os.chdir(ROOT)
     outcomes = _Outcomes()
     accelerator = "cpu" if plan["smoke"] else "cuda"
@@ -74,7 +74,7 @@ class _Outcomes:
         self.failures: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Take in the outcome of a test's body, and what fails around it."""
+        """Record the outcome of a test's body, and failures of its set-up and tear-down."""
         if report.when == "call" or report.outcome != "passed":
             self.counts[report.outcome] = self.counts.get(report.outcome, 0) + 1
         if report.failed:
@@ -162,7 +162,7 @@ def larger_batches(name: str, dataset: Dataset, speed: Any, smoke: bool) -> dict
 def against_loaders(name: str, dataset: Dataset, smoke: bool) -> dict[str, Any]:
     """Return images/s of the loops over a ``DataLoader`` of PIL images, the faster of two counts.
 
-    Its workers go on loading between the rounds, which is in its favour.
+    Its workers continue loading between the rounds, which is to its advantage.
     """
     part = replace(dataset, train=_part(dataset.train, smoke), val=_part(dataset.val, smoke))
     device = dataset.train.labels.device
@@ -205,14 +205,14 @@ def flops_per_image(model: nn.Module, dataset: Dataset) -> float:
 
 
 def peak_of(hardware: str) -> float | None:
-    """Return the card's dense bf16 peak in FLOP/s, where it is known."""
+    """Return the card's dense bf16 peak in FLOP/s, or None if it is unknown."""
     return next((peak for name, peak in DENSE_BF16_PEAK.items() if name in hardware), None)
 
 
 def waiting_share(work: Contender, device: torch.device) -> float:
     """Return the share of the time in which no kernel runs, from the profiler.
 
-    The profiler slows the host, so that this is an upper bound where launching is the limit.
+    The profiler slows the host, so this is an upper bound if launching kernels is the limit.
     """
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
@@ -238,7 +238,7 @@ def busy_share(intervals: Iterable[tuple[int, int]]) -> float:
 
 
 def host_waits(work: Contender, device: torch.device) -> int | None:
-    """Return how often the host waited for the GPU in a round of steps, beside its end."""
+    """Return how often the host waited for the GPU in a round of steps, except at its end."""
     if device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")

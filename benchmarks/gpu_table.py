@@ -54,7 +54,7 @@ def page(content: Facts) -> str:
 
 
 def results_of(steps: Facts, name: str) -> Facts:
-    """Return what a step found, which may be nothing yet."""
+    """Return the results of a step, empty if there are none yet."""
     found: Facts = steps.get(name, {}).get("results", {})
     return found
 
@@ -216,5 +216,5 @@ def rate(facts: Facts) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in percent; nothing where it is not known."""
+    """Return a share in percent, or "" if it is unknown."""
     return "" if share is None else f"{100 * share:.0f} %"

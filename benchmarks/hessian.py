@@ -228,7 +228,7 @@ def one_model(
     costs = product_costs(model, batch)
     loss = float(F.cross_entropy(model(batch[0]), batch[1]).detach())
     print(f"\n{name} after {steps} steps, {images} images: loss {loss:.3f}, top {truth:.4f}")
-    for kind, words in (("kept", "from a kept graph"), ("recomputed", "from a graph made anew")):
+    for kind, words in (("kept", "from a kept graph"), ("recomputed", "from a new graph")):
         print(f"  a product {words} costs {shown(costs[f'{kind}_spread'])} gradients")
     runs: dict[str, list[Figures]] = {key: [] for key in CONTENDERS}
     for number in range(rounds):

@@ -30,7 +30,7 @@ def paired(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
 def ratios(runs: Mapping[str, Sequence[Figures]]) -> dict[str, dict[str, Any]]:
     """Return how many times faster this project is, paired by round, for ``reach`` and ``own``.
 
-    ``at_least`` says whether a run that it is compared with did not get there in ``reach``.
+    ``at_least`` says whether the other program failed to reach 1 % in one of its ``reach`` runs.
     """
     found: dict[str, dict[str, Any]] = {}
     for kind in ("reach", "own"):

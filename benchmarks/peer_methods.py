@@ -54,11 +54,11 @@ NOTES = (
 
 
 class PassCounter:
-    """Counts images that go through a network, and what for.
+    """Counts the images that go through a network, by purpose.
 
-    ``images`` counts by purpose: ``train`` where gradients are wanted, ``refresh`` where modules
-    are in training mode without them, and else ``phase``, which the caller sets. Copies of a
-    watched model count here too.
+    ``images`` counts by purpose: ``train`` with gradients, ``refresh`` for modules in training mode
+    without gradients, and otherwise ``phase``, which the caller sets. Copies of a watched model
+    count here too.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class PassCounter:
 class EpochLoader:
     """Training batches for libraries that need a ``DataLoader``: each pass is the next epoch.
 
-    ``dataset`` is there for its ``classes``, which TorchEnsemble looks for.
+    ``dataset`` exists for its ``classes``, which TorchEnsemble reads.
     """
 
     def __init__(self, batches: TrainBatches, dataset: Dataset) -> None:

@@ -125,7 +125,7 @@ def new_task(config: MethodConfig, folder: Path) -> tuple[Task, PassCounter]:
     """Return the task of a contender, and a counter of the images that go through its model.
 
     Raises:
-        UserError: a device, data or a model that is not there.
+        UserError: a device, the data or a model does not exist.
     """
     config = settle_machine(config)
     dataset = load_data(config)
@@ -201,7 +201,7 @@ def open_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the results of earlier calls, if any.
 
     Raises:
-        UserError: they are of other settings, or were each measured in a process of its own.
+        UserError: they have other settings, or each was measured in its own process.
     """
     if not path.exists():
         return {"settings": settings, "faults": None, "runs": []}
@@ -224,7 +224,7 @@ def check_methods(methods: Sequence[str]) -> None:
     """Check that the methods exist and that their packages are installed.
 
     Raises:
-        UserError: naming the first that does not, or is not.
+        UserError: naming the first method that does not exist or whose package is missing.
     """
     for method in methods:
         if method not in CONTENDERS:
@@ -261,7 +261,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the missing runs, writing after each; return all results.
 
     Raises:
-        UserError: something in the options, or results of other settings.
+        UserError: an option is invalid, or the results have other settings.
     """
     check_methods(options.methods)
     config = config_of(options)

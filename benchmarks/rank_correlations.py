@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Return Spearman's rank correlation of two sequences (n,), NaN where one is constant."""
+    """Return Spearman's rank correlation of two sequences (n,), NaN if one is constant."""
     return float(_rank_correlations(np.atleast_2d(a), np.atleast_2d(b))[0])
 
 

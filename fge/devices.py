@@ -56,7 +56,7 @@ def peak_memory_mib(device: torch.device) -> dict[str, int]:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    found = {"peak_memory_mib": peak // unit}
+    peaks = {"peak_memory_mib": peak // unit}
     if device.type == "cuda":
-        found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 1024**2
-    return found
+        peaks["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 1024**2
+    return peaks

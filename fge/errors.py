@@ -69,12 +69,3 @@ def check_learning_rates(max_lr: float, min_lr: float) -> None:
         raise UserError("max_lr must be above 0, got 0")
     if min_lr > max_lr:
         raise UserError(f"min_lr must not exceed max_lr, got min_lr {min_lr} > max_lr {max_lr}")
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "snapshot"), counted(1200, "parameter")
-    ('1 snapshot', '1,200 parameters')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

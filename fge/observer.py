@@ -64,16 +64,20 @@ def silence_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def listed(words: Iterable[object]) -> str:
+def listed(words: Iterable[object], conjunction: str = "and") -> str:
     """Return words as a list within a sentence.
 
-    >>> listed("a"), listed("ab"), listed("abc")
-    ('a', 'a and b', 'a, b and c')
+    >>> listed("a"), listed("ab"), listed("abc"), listed("abc", "or")
+    ('a', 'a and b', 'a, b and c', 'a, b or c')
     """
     *first, last = map(str, words)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things: "1 epoch", "2 epochs"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Return a number with its noun.
+
+    >>> counted(1, "snapshot"), counted(1200, "parameter")
+    ('1 snapshot', '1,200 parameters')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

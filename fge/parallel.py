@@ -1,7 +1,7 @@
-"""The processes that train one model together: joining them, and what they tell each other.
+"""The processes that train one model together: joining them, and their communication.
 
-A run is data-parallel where ``RANK`` and ``WORLD_SIZE`` are in the environment, in the commands
-``COMMANDS`` and nowhere else: nothing happens at import.
+A run is data-parallel if ``RANK`` and ``WORLD_SIZE`` are in the environment and its command is
+one of ``COMMANDS``. Nothing happens at import.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Ranks:
 
     Args:
         rank: the number of this process, from 0.
-        size: how many there are.
-        group: of ``torch.distributed``; the default group where it is None.
+        size: the number of processes.
+        group: of ``torch.distributed``; None is the default group.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Ranks:
     def share(self, count: int) -> slice:
         """Return which of the ``count`` images of a joint batch this process takes.
 
-        Shares are contiguous and differ by one image at most. Where there are fewer than two
-        images a process, the first processes take two or three each and the others none, since
-        batch norm makes nothing of a single image.
+        Shares are contiguous and differ by one image at most. If there are fewer than two images
+        per process, the first processes take two or three each and the others none, because batch
+        norm cannot use a single image.
 
         >>> [Ranks(rank, 3).share(8) for rank in range(3)]
         [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
@@ -98,7 +98,7 @@ class Ranks:
             )
 
     def take_device(self, device: torch.device) -> None:
-        """Make ``cuda`` mean the GPU of this process (LOCAL_RANK), where there are several.
+        """Make ``cuda`` mean the GPU of this process (LOCAL_RANK) if there are several processes.
 
         Raises:
             UserError: one GPU is asked for, or there are fewer GPUs than processes.
@@ -108,13 +108,13 @@ class Ranks:
         if device.index is not None:
             raise UserError(
                 f"--device {device} is one GPU for {self.size} processes; use --device cuda, "
-                "which gives each its own"
+                "which gives each its own GPU"
             )
-        local, found = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        if local >= found:
+        local, available = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if local >= available:
             raise UserError(
-                f"there is no GPU for process {local} of this machine ({found} found); start "
-                f"{found} of them, or use --device cpu"
+                f"there is no GPU for process {local} of this machine ({available} found); start "
+                f"at most {available} per machine, or use --device cpu"
             )
         torch.cuda.set_device(local)
 
@@ -285,7 +285,7 @@ class Ranks:
                 raise
             reason = str(error).strip().split("\n")[0].rpartition("] ")[2][:120]
             raise UserError(
-                f"another process of this run is gone ({reason}); see what it said, then go on "
+                f"another process of this run is gone ({reason}); see its message, then continue "
                 "with --resume"
             ) from error
 
@@ -307,7 +307,7 @@ class Ranks:
 
     @property
     def _device(self) -> torch.device:
-        """Where the back end takes what is no matter of the model's."""
+        """The device for messages that do not concern the model."""
         nccl = dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 

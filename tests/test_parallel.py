@@ -235,7 +235,7 @@ def test_a_process_that_ends_within_a_step_is_named_to_the_others(group: Group) 
     assert answer["codes"] == [0, 5]
     start, _, end = answer["errors"].partition(" (")
     assert start == "UserError: another process of this run is gone"
-    assert end.endswith("); see what it said, then go on with --resume\n")
+    assert end.endswith("); see its message, then continue with --resume\n")
 
 
 # ------------------------------------------------------------------- FGE with PyTorch's own wrapper

@@ -2,7 +2,7 @@
 
 The reference has a page for the public names of ``fge``, one for each package of ``fge`` that has
 an ``__all__`` (its face), one for each module of ``MODULES``, and one for the command line. They
-are made when the site is built, so that a new name or face needs no page of its own.
+are made when the site is built, so that a new name or face needs no new page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import fge
 from fge import commands
 
 MODULES = ("methods",)
-"""Modules of ``fge`` that users import beside its packages."""
+"""Modules of ``fge`` that users import in addition to its packages."""
 GROUPS = {
     "In your own loop": ("FGE", "TriangularLR", "EndpointLR", "LinearTailLR"),
     "Snapshots and ensembles": ("SnapshotStore", "Ensemble"),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fge.commands.distill import Distilled
 from fge.commands.run import Run
 from fge.config import RunConfig
 from fge.data import EvalBatches
@@ -20,6 +21,7 @@ from fge.ensemble import (
     Candidate,
     Fold,
     MemberPredictions,
+    Members,
     Scores,
     Trial,
     fold_greedily,
@@ -81,6 +83,7 @@ def average_snapshots(
     predictions: MemberPredictions,
     *,
     all_of_them: bool = True,
+    distilled: Distilled | None = None,
 ) -> Averages:
     """Average the weights of a stage's snapshots: all of them, and those that are safe to average.
 
@@ -88,13 +91,16 @@ def average_snapshots(
     (``fold``: :func:`fge.ensemble.fold`) also validation data. Each is saved in the run folder and
     evaluated once as a member of the stored predictions; a resumed run uses what is already there.
     With several processes only the first one does this, with all training images for batch norm.
-    Networks that were trained apart are not averaged ``all_of_them``: their mean is no network.
+    Networks that were trained apart are not averaged ``all_of_them``: their mean is no network. A
+    ``distilled`` network is one more that the fold may start from or keep.
     """
     if len(training.stores[stage]) < 2:
         return Averages()
     work = _Averaging(run, training, stage, predictions)
     made = work.swa() if all_of_them else None
     swa = Swa(made.figures, work.members, work.ensemble) if made and work.ensemble else None
+    if distilled and distilled.scores:
+        work.add(distilled)
     fold = work.fold(work.ensemble) if work.ensemble else None
     lines = [work.line("swa", made.refresh_images, 1)] if made else []
     lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
@@ -102,7 +108,7 @@ def average_snapshots(
     ensemble = method_result(
         stage,
         predictions.test,
-        work.names,
+        work.names[: len(training.stores[stage])],
         train_epochs=work.epochs,
         weight_bytes=work.weight_bytes,
     )
@@ -137,11 +143,21 @@ class _Averaging:
         self.epochs = int(facts[-1]["train_epochs"])
         self.validated = [int(entry["validation_images"]) for entry in facts]
         self.weight_bytes = state_bytes(self.learner.model)
+        self.candidates: Members = self.store
         self.members: tuple[Scores, ...] = ()
         self.ensemble: Scores | None = None
         if self.val is not None:
             self.members = tuple(Scores(entry["val_error"], entry["val_nll"]) for entry in facts)
             self.ensemble = _last_ensemble(run.folder.records(), stage)
+
+    def add(self, distilled: Distilled) -> None:
+        """Let the fold choose a distilled network too."""
+        assert distilled.scores is not None
+        self.candidates = [*self.store, distilled.state]
+        self.members = (*self.members, distilled.scores)
+        self.names = [*self.names, *distilled.result.member_names]
+        self.keys = [*self.keys, distilled.entry["sha256"]]
+        self.epochs = distilled.result.train_epochs
 
     def swa(self) -> Candidate:
         """Return the average of all snapshots."""
@@ -156,7 +172,7 @@ class _Averaging:
         record = self._known("fold")
         if record is None:
             self.observer.note("folding the snapshots into one network")
-            found = fold_greedily(self.store, self.members, ensemble, self._measure)
+            found = fold_greedily(self.candidates, self.members, ensemble, self._measure)
             network = replace(found.network, refresh_images=found.refresh_images)
             tried = [{"member": t.member, "kept": t.kept, **_json(t.figures)} for t in found.trials]
             record = self._keep("fold", network, {"best": found.best, "trials": tried})

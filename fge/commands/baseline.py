@@ -67,7 +67,7 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
 
 @dataclass(frozen=True)
 class Beside:
-    """The section of a report that sets its ensembles beside a baseline's."""
+    """The section of a report that compares its ensembles with a baseline run."""
 
     ensembles: Sequence[MethodResult]
     test: PredictionFile
@@ -118,8 +118,8 @@ def _cost(line: MethodResult) -> str:
 def _difference(
     ours: Tensor, theirs: Tensor, test: PredictionFile, metric: Literal["error", "nll"]
 ) -> str:
-    found = paired_difference(ours, theirs, test.targets, metric)
+    paired = paired_difference(ours, theirs, test.targets, metric)
     name, unit, form = ("error", " points", "+.2f") if metric == "error" else ("NLL", "", "+.4f")
-    verdict = "significant" if found.low > 0 or found.high < 0 else "not significant"
-    interval = f"[{found.low:{form}}, {found.high:{form}}]"
-    return f"{name} {found.difference:{form}}{unit} {interval} ({verdict})"
+    verdict = "significant" if paired.low > 0 or paired.high < 0 else "not significant"
+    interval = f"[{paired.low:{form}}, {paired.high:{form}}]"
+    return f"{name} {paired.difference:{form}}{unit} {interval} ({verdict})"

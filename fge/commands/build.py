@@ -1,4 +1,4 @@
-"""From options to the objects of a run: settled here once, so that what follows gets its parts."""
+"""From options to the objects of a run: data, model, batches and training."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ from fge.train import (
     Speed,
     Stage,
     TailLearner,
+    TaughtBatches,
     batch_size,
     check_speed,
     choose_speed,
@@ -191,7 +192,7 @@ class Setup:
         return [make(seed=self.seed, view=view) for view in range(1, self.views)]
 
     def probe(self, seed: int) -> SharpnessProbe | None:
-        """Return what measures the sharpness of the training loss, where that is asked for."""
+        """Return what measures the sharpness of the training loss, or None if the run does not."""
         if not self.sharpness_every:
             return None
         # Batches of another size than the chunks would be cut into smaller ones.
@@ -215,11 +216,13 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
             alone by default.
 
     Raises:
-        UserError: a device or a compiler that is not there.
+        UserError: the device or a compiler is missing, or an option does not suit the device or
+            the number of processes.
     """
     device = choose_device(config.device)
-    (ranks or Ranks()).take_device(device)
-    check_speed(speed_options(config), device)
+    ranks = ranks or Ranks()
+    ranks.take_device(device)
+    check_speed(speed_options(config), device, processes=ranks.size)
     torch.backends.cudnn.benchmark = True
     return replace(
         config,
@@ -230,7 +233,7 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
 
 
 def settle_options(config: C, dataset: Dataset) -> C:
-    """Put in the place of options left open what they come to for this model and data."""
+    """Replace options that were not given by the defaults for this model and data."""
     settled = config
     if isinstance(settled, FitConfig) and settled.crop_padding is None:
         settled = replace(settled, crop_padding=default_padding(dataset.image_size))
@@ -304,12 +307,13 @@ def settle_speed(
         config: the options, of which those left at ``auto`` are measured.
         dataset: a batch of it is trained on, on its device.
         model: copied, not changed.
-        observer: is told the reasons.
-        epochs: of training that lie ahead, against which compile time is weighed.
+        observer: gets the reasons as notes.
+        epochs: of training, which decide whether the time to compile pays.
         ranks: the processes of the run: what is measured is a step on the share of one.
     """
     options, device = speed_options(config), torch.device(config.device)
-    if not is_open(options, device):
+    processes = ranks.size if ranks else 1
+    if not is_open(options, device, processes=processes):
         graphs = "on" if options.cuda_graphs == "on" else "off"
         return _with_speed(config, {"cuda_graphs": graphs})
     observer.note("measuring memory formats and precisions ...")
@@ -321,7 +325,9 @@ def settle_speed(
         part = dataset.train.first(_MEASURED_IMAGES)
         (inputs, targets), steps = (setup.normaliser(part.images), part.labels), epochs
     own = is_factory(config.model)
-    choice = choose_speed(options, model, inputs, targets, steps=steps, own_model=own)
+    choice = choose_speed(
+        options, model, inputs, targets, steps=steps, own_model=own, processes=processes
+    )
     for reason in choice.reasons:
         observer.note(f"  {reason}")
     speed = choice.speed
@@ -350,26 +356,28 @@ def make_training(
     seed: int | None = None,
     ema_decay: float | None = None,
     given: bool = False,
+    batches: TaughtBatches | None = None,
     ranks: Ranks | None = None,
 ) -> StagedTraining:
     """Return the training of ``model`` by a recipe through ``stages``.
 
-    Of several processes, the first one alone validates and measures.
+    With several processes, only the first one validates and measures.
 
     Args:
         setup: of the run.
         model: with its initial weights, on the run's device.
         folder: where everything is kept.
-        observer: is told of epochs and snapshots.
+        observer: called after each epoch and snapshot.
         recipe: optimizer, batch size and augmentation.
         stages: schedules and snapshots, or what decides them.
         seed: of shuffling and augmentation; the run's by default.
         ema_decay: snapshots keep the exponential average of the weights with this decay.
         given: whether the model has given weights, from which fresh starts begin too.
+        batches: of the training split; by default those of the recipe.
         ranks: the processes that train the model together; this one alone by default.
     """
     dataset = setup.dataset
-    batches = setup.train_batches(recipe, seed, ranks=ranks)
+    usual = setup.train_batches(recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     measured = setup.eval_batches(dataset.train)
@@ -382,19 +390,19 @@ def make_training(
         model,
         optimizer,
         setup.speed,
-        batch_size=batches.share_size,
-        ranks=batches.ranks,
+        batch_size=usual.share_size,
+        ranks=usual.ranks,
     )
-    leads = batches.ranks.leads
+    leads = usual.ranks.leads
     return StagedTraining(
         folder,
         learner,
         stages,
-        batches=batches,
+        batches=batches or usual,
         validation=(setup.eval_batches(dataset.val) if leads and len(dataset.val) else None),
-        seed=batches.seed,
+        seed=usual.seed,
         observer=observer,
-        probe=setup.probe(batches.seed) if leads else None,
-        initial=lambda draw: start or setup.initial_weights(batches.seed, draw),
+        probe=setup.probe(usual.seed) if leads else None,
+        initial=lambda draw: start or setup.initial_weights(usual.seed, draw),
         fitted=setup.eval_batches(dataset.train.first(FITTED_IMAGES)) if leads else None,
     )

@@ -1,4 +1,4 @@
-"""The command line: ``fge COMMAND [OPTIONS]``, and what stands for ``fge`` elsewhere."""
+"""The command line: ``fge COMMAND [OPTIONS]``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 }
 """Options, module and function of each command."""
 _SWITCHES = ("flip",)
-"""Options without a value among those that some command ignores."""
+"""Options without a value among those that some commands ignore."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()  # here, not at the end of the interpreter, a closed pipe is noticed
+            sys.stdout.flush()  # a closed pipe raises its error here, not at interpreter exit
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, DivergenceError, OSError) as error:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Say whether the reader of the output is gone; what is left to say goes nowhere then."""
+    """Return whether the reader of the output is gone; then discard further output."""
     output = select.poll()
     output.register(sys.stdout, 0)
     if not output.poll(0):
@@ -107,16 +107,16 @@ def _run(arguments: list[str]) -> int:
         config = _with_config_file(command, kind, _without_unused(command, kind, rest))
     else:
         config = _parse(command, kind, rest)
-    # PyTorch is imported here, once the options are known to be good.
+    # This imports PyTorch, so it comes after all checks of the options.
     getattr(importlib.import_module(module), function)(config)
     return OK
 
 
 def _without_unused(command: str, kind: type[CommandConfig], arguments: list[str]) -> list[str]:
-    """Return the arguments without options that other commands have and this one ignores.
+    """Return the arguments without those options of other commands that this one ignores.
 
     Raises:
-        UserError: another option does the work of one that is given.
+        UserError: a given option has another name in this command.
     """
     kept, unused = [], dict[str, str]()
     rest = iter(arguments)
@@ -141,29 +141,29 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     """Parse options over those of ``--config``, of the run to ``--resume``, or of ``--run``."""
     source = _last_value(arguments, "--config")
     out = _last_value(arguments, "--out")
-    looked_at = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
-    if source is not None and looked_at is not None:
+    studied = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
+    if source is not None and studied is not None:
         raise UserError("give --run or --config, not both")
-    goes_on = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
-    if goes_on and out is not None and (own := Path(out) / "config.json").is_file():
-        if source is not None and Path(source).resolve() != own.resolve():
+    resumes = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
+    if resumes and out is not None and (saved := Path(out) / "config.json").is_file():
+        if source is not None and Path(source).resolve() != saved.resolve():
             raise UserError(
                 f"the run in {out} continues with its own options; leave out --config {source}"
             )
-        source = str(own)
-    if source is None and looked_at is None:
+        source = str(saved)
+    if source is None and studied is None:
         return _parse(command, kind, arguments)
     if source is not None:
         base, _ = read_config(Path(source), command, kind)
     else:
-        base, source = _of_run(kind, Path(str(looked_at)))
+        base, source = _of_run(kind, Path(str(studied)))
     merged = _parse(command, kind, arguments, default=base)
     _check_imports(merged, arguments, source)
     return merged
 
 
 def _check_imports(config: CommandConfig, arguments: list[str], source: object) -> None:
-    """Refuse code of the user's that only a file names."""
+    """Refuse the user's own code if only a file names it."""
     check_import(config.model, _last_value(arguments, "--model"), source)
     if isinstance(config, TrainConfig):
         check_import(config.method, _last_value(arguments, "--method"), source, option="method")
@@ -172,13 +172,13 @@ def _check_imports(config: CommandConfig, arguments: list[str], source: object) 
 
 
 def _of_run(kind: type[C], folder: Path) -> tuple[C, str]:
-    """Return options for looking at a run, and the file that they are from."""
+    """Return options for studying a run, and the file that they come from."""
     assert issubclass(kind, StudyConfig)
     return options_of_run(kind, folder), str(folder / "config.json")
 
 
 def _last_value(arguments: list[str], option: str) -> str | None:
-    """Return what follows an option, where it is given: ``--name VALUE`` or ``--name=VALUE``."""
+    """Return the last value given to an option as ``--name VALUE`` or ``--name=VALUE``, or None."""
     value = None
     for position, argument in enumerate(arguments):
         if argument == option:
@@ -189,7 +189,7 @@ def _last_value(arguments: list[str], option: str) -> str | None:
 
 
 def _parse(command: str, kind: type[T], arguments: list[str], default: T | None = None) -> T:
-    """Parse options with tyro, whose messages in boxes become one line."""
+    """Parse options with tyro; its boxed messages become one line."""
     import tyro
 
     _check_names(kind, arguments)
@@ -218,7 +218,7 @@ def _check_names(kind: type, arguments: list[str]) -> None:
 
 
 def _one_line(message: str) -> str:
-    """Return the sentence at the head of a message that tyro put in a box, drawn or in ASCII."""
+    """Return the first sentence in a box of tyro's, drawn with lines or in ASCII."""
     lines = [line.strip("│|+╭╮╰╯ ") for line in message.splitlines()]
     untitled = itertools.dropwhile(_is_rule, lines[1:])
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), untitled))
@@ -226,9 +226,9 @@ def _one_line(message: str) -> str:
 
 
 def _with_nearest(text: str) -> str:
-    """Add the nearest choice to a message about a value that is none of them."""
-    found = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
-    near = found and difflib.get_close_matches(found[1], re.findall(r"'(.*?)'", found[2]), n=1)
+    """Add the nearest choice to a message about an invalid choice."""
+    match = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
+    near = match and difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
     return f"{text} Did you mean {near[0]!r}?" if near else text
 
 
@@ -237,7 +237,7 @@ def _is_rule(line: str) -> bool:
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:
-    # Of the processes of one data-parallel run the first speaks for all; those of compare differ.
+    # In a data-parallel run only the first process prints; in compare each has its own error.
     if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
         with contextlib.suppress(BrokenPipeError):
             print(f"error: {message}", file=sys.stderr)

@@ -47,15 +47,19 @@ FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json
 def compare(config: CompareConfig) -> Path:
     """Run the missing jobs of a comparison, measure and report them; return its folder.
 
-    Under ``torchrun`` the ranks share the jobs, each with its own GPU if there are GPUs; rank 0
-    reports. If runs diverge, the report covers the others, and a DivergenceError follows.
+    Under ``torchrun`` the ranks divide the jobs, each with its own GPU if there are GPUs, and rank
+    0 reports. If runs diverge, the report covers the others.
+
+    Raises:
+        UserError: an error that the user can fix.
+        DivergenceError: runs diverged; raised after the report is written.
     """
     for method in config.methods:
         if is_factory(method):
             find_method(without_views(method))
     rank, ranks = _rank()
     if ranks > 1 and config.out is None:
-        raise UserError("under torchrun, compare needs --out, the folder that the ranks share")
+        raise UserError("under torchrun, compare needs --out, a folder that all ranks use")
     if ranks > 1 and config.overwrite:
         raise UserError("under torchrun, compare takes no --overwrite; remove the folder first")
     exists = config.out is not None and (config.out / "config.json").is_file()
@@ -68,8 +72,8 @@ def compare(config: CompareConfig) -> Path:
         plan = Plan(run.config, run.folder.path / "runs")
         cells, diverged = _measure(run, plan)
         if cells:
-            found = compare_cells(cells, budget_epochs=run.config.epochs)
-            report_comparison(run, found, plan, diverged=list(diverged))
+            comparison = compare_cells(cells, budget_epochs=run.config.epochs)
+            report_comparison(run, comparison, plan, diverged=list(diverged))
     if diverged:
         first, *others = diverged
         also = f"; {', '.join(others)} diverged too" if others else ""
@@ -84,19 +88,19 @@ def _rank() -> tuple[int, int]:
 
 def _machine(config: CompareConfig) -> dict[str, Any]:
     """Return the device and the number of threads of this process's jobs."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = config.device
-    if torch.device(device).type == "cuda" and beside > 1:
+    if torch.device(device).type == "cuda" and processes > 1:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     threads = config.threads or 1
-    share = max(1, threads // (config.jobs * beside))
+    share = max(1, threads // (config.jobs * processes))
     return {"device": device, "threads": share}
 
 
 def _measure(run: Run[CompareConfig], plan: Plan) -> tuple[list[Cell], dict[str, str]]:
     """Run the jobs of the missing cells.
 
-    Return the cells of the plan, without those of diverged jobs, and the reason by diverged job.
+    Return the cells of the plan, except those of diverged jobs, and the reason for each of these.
     """
     folder = run.folder.path / "cells"
     view = ComparisonView(run.observer, plan, run.folder.path / "runs")
@@ -209,7 +213,7 @@ def _markdown(title: str, words: Sequence[str], found: Sequence[Table]) -> str:
 
 
 def _times(plan: Plan, folder: Path) -> str:
-    """Return the seconds of training per cell, empty if its runs overlapped with others."""
+    """Return the seconds of training per cell as CSV; unknown ones are empty."""
     records = read_records(folder / "timing.jsonl")
     jobs = [record for record in records if "job" in record]
     lines = ["method,budget,seed,seconds"]
@@ -221,7 +225,7 @@ def _times(plan: Plan, folder: Path) -> str:
 
 
 class ComparisonView:
-    """Shows the running jobs and the results of finished cells; reads progress from logs."""
+    """Shows the running jobs, with their progress from the logs, and the finished cells."""
 
     def __init__(self, observer: Observer, plan: Plan, runs: Path) -> None:
         self.observer = observer
@@ -250,12 +254,12 @@ class ComparisonView:
 
     def running(self, names: Sequence[str]) -> None:
         """Called with the names of the jobs that run in this process."""
-        begun = [name for name in names if name not in self._running]
+        started = [name for name in names if name not in self._running]
         self._running = list(names)
         if self._live is not None:
             self._live.update(self._table())
             return
-        for name in begun:
+        for name in started:
             self.observer.note(f"run {name}: {self.jobs[name].epochs} epochs")
 
     def job_done(self, job: Job) -> None:
@@ -286,10 +290,10 @@ class ComparisonView:
         return table
 
     def _row(self, method: str, budget: int) -> list[str]:
-        found = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
-        row = [f"{budget} B", f"{len(found)}/{self.plan.config.seeds}"]
+        cells = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
+        row = [f"{budget} B", f"{len(cells)}/{self.plan.config.seeds}"]
         for figure, form in (("error", "{:.2f}"), ("nll", "{:.4f}")):
-            values = [cell.figures[figure] for cell in found]
+            values = [cell.figures[figure] for cell in cells]
             row.append(form.format(sum(values) / len(values)) if values else "")
         return row
 
@@ -306,5 +310,5 @@ class ComparisonView:
 
 def _console_of(observer: Observer) -> ConsoleObserver | None:
     """Return the console among the observers, or None."""
-    told = observer.observers if isinstance(observer, Observers) else (observer,)
-    return next((one for one in told if isinstance(one, ConsoleObserver)), None)
+    observers = observer.observers if isinstance(observer, Observers) else (observer,)
+    return next((o for o in observers if isinstance(o, ConsoleObserver)), None)

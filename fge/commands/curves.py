@@ -46,7 +46,7 @@ from fge.train import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisa
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
-    "Networks on paths have batch-norm statistics of their own, estimated on training images "
+    "Each network on a path has its own batch-norm statistics, estimated on training images "
     "(refresh_images in report.json counts them); `ends` keep the statistics of their training. "
     "probe_images counts the images that measured the paths."
 )
@@ -76,7 +76,7 @@ def connect(config: ConnectConfig) -> Path:
     """Fit curves between networks in files, and measure them; return the run folder.
 
     Raises:
-        UserError: something the user can mend; no file was lost.
+        UserError: an error that the user can fix; no file was lost.
         DivergenceError: a loss stopped being finite.
         KeyboardInterrupt: after saying how to resume.
     """
@@ -87,12 +87,12 @@ def connect(config: ConnectConfig) -> Path:
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     networks = read_networks(files, model, pairs)
     with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
-        found = []
-        for one, other in pairs:
-            study = _study(run, model, networks[one], networks[other])
-            found.append(measure_pair(study, ()))
-            _add_curve(run, found[-1])
-        _report_connections(run, found)
+        measured = []
+        for first, second in pairs:
+            study = _study(run, model, networks[first], networks[second])
+            measured.append(measure_pair(study, ()))
+            _add_curve(run, measured[-1])
+        _report_connections(run, measured)
     return run.folder.path
 
 
@@ -105,7 +105,7 @@ class _Ensembled:
 
 
 def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequence[str]) -> None:
-    """Refuse recipes that do not fit before training; this changes ``model``."""
+    """Check before training that the recipes fit the model; this changes ``model``."""
     for name in names:
         scale_initialisation(model, _recipe(config, name))
 
@@ -133,18 +133,18 @@ def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
 def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
     if name == "endpoint":
         return endpoint_recipe(config)
-    own = {
+    options = {
         "A": {"large_batch_lr": config.large_batch_lr},
         "B": {"adam_lr": config.adam_lr},
         "D": {"weight_decay": config.small_weight_decay},
         "E": {"init_variance": config.init_variance},
     }
-    return recipe(name, **own.get(name, {}))
+    return recipe(name, **options.get(name, {}))
 
 
 def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Network) -> CurveStudy:
     """Return the study of the curve between two networks, in the run's folder ``curves``."""
-    # Other buffers than batch-norm statistics are those of the first network everywhere.
+    # Buffers other than batch-norm statistics come from the first network at all points.
     load_weights(model, first.state, first.name)
     return make_study(
         FitPlan.of(run.config),
@@ -171,8 +171,8 @@ def _connect_pair(
     points = run.config.ensemble_points
     measured = measure_pair(study, sorted({*member_ts(points), MIDDLE}))
     _add_curve(run, measured)
-    found = ensemble_results(study, networks, points=points, weight_bytes=state_bytes(model))
-    return _Ensembled(measured, with_ood(found, study.predictions))
+    results = ensemble_results(study, networks, points=points, weight_bytes=state_bytes(model))
+    return _Ensembled(measured, with_ood(results, study.predictions))
 
 
 def _add_curve(run: Run[CurveConfig], measured: Measured) -> None:
@@ -206,9 +206,9 @@ def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]
     for other in pairs[1:]:
         named = as_methods(other.results)
         methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
-    found = [p.measured.pair for p in pairs]
-    probed += sum(pair.probe_images for pair in found)
-    report.facts(methods=methods, pairs=[p.as_json() for p in found], probe_images=probed)
+    results = [p.measured.pair for p in pairs]
+    probed += sum(result.probe_images for result in results)
+    report.facts(methods=methods, pairs=[r.as_json() for r in results], probe_images=probed)
     run.finish(
         f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     )
@@ -220,8 +220,8 @@ def _note(run: Run[CurveEnsembleConfig]) -> str:
     return f"{splits} {UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
 
 
-def _report_connections(run: Run[ConnectConfig], found: Sequence[Measured]) -> None:
-    pairs, report = [measured.pair for measured in found], run.report
+def _report_connections(run: Run[ConnectConfig], measured: Sequence[Measured]) -> None:
+    pairs, report = [m.pair for m in measured], run.report
     report.table(pairs_table(pairs, "Connected networks"), *(path_table(pair) for pair in pairs))
     report.say(*connection_verdict(pairs))
     report.files.append(PREDICTIONS)

@@ -54,10 +54,10 @@ def train_network(
         recipe: how to train.
         epochs: of the training.
         name: of the network, and of its folder in ``folder``.
-        position: counted from 0; networks of one run with several positions have seeds of their
-            own, that at 0 the run's.
+        position: of the network in the run, from 0. Each position has its own seed; that of
+            position 0 is the run's.
         folder: of the networks.
-        observer: is told of epochs.
+        observer: called after each epoch.
 
     Raises:
         DivergenceError: naming the network.
@@ -102,10 +102,10 @@ def read_networks(
     The model's weights are overwritten.
     """
     networks = [read_network(path, name, model) for path, name in files]
-    for one, other in pairs:
-        if torch.equal(networks[one].vector(model), networks[other].vector(model)):
+    for first, second in pairs:
+        if torch.equal(networks[first].vector(model), networks[second].vector(model)):
             raise UserError(
-                f"{files[one][0]} and {files[other][0]} hold the same weights; "
+                f"{files[first][0]} and {files[second][0]} hold the same weights; "
                 "give two networks that differ"
             )
     return networks

@@ -1,4 +1,4 @@
-"""What ``--help`` shows: the commands, and the options of one of them in groups."""
+"""The texts of ``--help``: the commands, and the options of a command in groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fge.config import OptionHelp, help_of, program
 
 _WIDTH = 80
 _INDENT, _COLUMN = 2, 26
-"""Where options begin, and what is said of them."""
+"""The columns of the options and of their descriptions."""
 
 
 def overview(commands: Mapping[str, type]) -> str:
@@ -60,5 +60,5 @@ def _entry(name: str, text: str, *, column: int) -> list[str]:
 
 
 def _width() -> int:
-    """Return the number of columns to fill: those of the terminal, but no more than 80."""
+    """Return the width of the text in columns: that of the terminal, at most 80."""
     return max(min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), 40)

@@ -1,4 +1,4 @@
-"""Lines through networks in the command ``plane``: choosing, measuring and showing them."""
+"""Lines through networks in the command ``plane``: choosing, measuring and reporting them."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class LineSetup:
     Attributes:
         what: the paths in words.
         paths: by name, on the CPU.
-        networks: the names of the networks on the paths, at even steps of t from the first bound to
-            the last; none for a random direction through one network.
-        num_points: along each path, the networks included.
+        networks: the names of the networks on the paths, at even steps of t from the lowest to the
+            highest; empty for a random direction through one network.
+        num_points: number of points along each path, the networks included.
         bounds: lowest and highest t.
     """
 
@@ -75,10 +75,10 @@ def make_line_setup(config: PlaneConfig, model: nn.Module) -> LineSetup:
 def _snapshots(config: PlaneConfig, run: Path, model: nn.Module) -> list[StudiedNetwork]:
     if config.random:
         return last_snapshot(run, model)
-    found = snapshot_networks(run, model, config.snapshots or None)
-    if len(found) < 2:
+    networks = snapshot_networks(run, model, config.snapshots or None)
+    if len(networks) < 2:
         raise UserError(f"a line needs two snapshots, {run} has 1; with --random one is enough")
-    return found
+    return networks
 
 
 def _random(config: PlaneConfig, network: StudiedNetwork, model: nn.Module) -> LineSetup:
@@ -103,11 +103,11 @@ def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Mo
 
 
 def _along_curve(run: Path, model: nn.Module, num_points: int) -> LineSetup:
-    found = run_curve(run, model)
-    family, points = found.curve.family.name, found.curve.points
+    studied = run_curve(run, model)
+    family, points = studied.curve.family.name, studied.curve.points
     segment = Chain.through([points[0], points[-1]], family="polychain", num_points=2)
-    what = f"the {family} curve {found.name}, and the segment between its ends"
-    return LineSetup(what, {"curve": found.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
+    what = f"the {family} curve {studied.name}, and the segment between its ends"
+    return LineSetup(what, {"curve": studied.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
 
 
 def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> None:
@@ -164,13 +164,13 @@ def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Re
     run.report.table(line_table(parts, _note(run, setup, images), barriers=joined))
     run.report.say(*line_verdict(parts, setup.what, barriers=joined))
     run.report.files.append(_DATA)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "along": setup.what,
         "networks": list(setup.networks),
         "bounds": setup.bounds,
     }
-    found |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
-    run.report.facts(methods=[], line=found)
+    facts |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
+    run.report.facts(methods=[], line=facts)
     run.finish(f"Line of {run.config.model} on {run.dataset.name}")
 
 
@@ -195,7 +195,7 @@ def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) ->
     )
     return (
         f"The line is {setup.what}; {t}. Lengths are distances in weight space. Each of "
-        f"{setup.num_points} points per line has batch-norm statistics of its own. They and the "
+        f"{setup.num_points} points per line has its own batch-norm statistics. They and the "
         f"training loss{f' (with weight decay {decay:g})' if decay else ''} are from "
         f"{images['train']} training images without augmentation; test numbers are over "
         f"{images['test']} images. Data: `{_DATA}`."

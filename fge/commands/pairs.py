@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge import metrics
 from fge.commands.build import Setup
 from fge.commands.endpoints import Network
-from fge.config import CurveConfig
+from fge.config import REFRESH_IMAGES, CurveConfig
 from fge.curves import (
     BASELINES,
     AnyCurve,
@@ -61,7 +61,7 @@ class FitPlan:
     num_points: int = 3
     objective: str = "uniform"
     eval_points: int = 61
-    eval_images: int = 5120
+    eval_images: int = REFRESH_IMAGES
 
     @classmethod
     def of(cls, config: CurveConfig) -> FitPlan:
@@ -96,20 +96,20 @@ class StudyData:
 class CurveStudy:
     """Fits a curve between two networks, and measures curve, segment and baselines.
 
-    Everything done is kept, and not done again: the curve when it is fitted (with a checkpoint
-    after each epoch of the fit), a record per point, and the predictions of ensemble members.
+    All results are saved, so that nothing is done twice: the fitted curve (with a checkpoint after
+    each epoch of the fit), a record per point, and the predictions of ensemble members.
 
     Args:
         folder: of the study.
         name: of the pair, in predictions and messages.
-        model: the architecture, on its device; left as it is.
+        model: the architecture, on its device; it is not changed.
         ends: weights (P,) of the two networks, canonical.
         data: batches.
         plan: how to fit and to measure.
         seed: of the fit and the baselines.
         speed: how to run the model.
-        predictions: of members of all studies of the run.
-        observer: is told of epochs and points.
+        predictions: of the members of all studies of the run.
+        observer: called after each epoch and point.
 
     Raises:
         UserError: the folder holds a curve between other networks.
@@ -146,7 +146,7 @@ class CurveStudy:
 
     @property
     def fitted(self) -> bool:
-        """Whether the curve was fitted before."""
+        """Whether the fitted curve is saved."""
         return self._file.exists()
 
     @property
@@ -224,24 +224,24 @@ class CurveStudy:
         Args:
             path: its name; measure ``"curve"`` first.
             curve: the path.
-            members: values of t whose test predictions are stored, in addition to the curve's at
-                0; at 0 and 1 all paths have the networks of the curve.
+            members: values of t whose test predictions are stored. That of the curve at 0 always
+                is. At 0 and 1 all paths have the networks of the curve.
         """
         grid = [k / (self.plan.eval_points - 1) for k in range(self.plan.eval_points)]
         batches = {"train": self.data.measured, "test": self.data.test}
         return self._measure(path, curve, sorted({*grid, *members}), members, batches)
 
     def measure_baselines(self, curve: Curve) -> dict[str, list[Record]]:
-        """Return records along the baselines of a curve, on test data only, by their names."""
+        """Return the records along the baselines of a curve, by name, on test data only."""
         count = max(2, (self.plan.eval_points - 1) // _BASELINE_STEP + 1)
         ts = [k / (count - 1) for k in range(count)]
-        found = {}
+        records = {}
         for name in BASELINES:
             baseline = make_baseline(name, curve, seed=self.seed)
-            found[name] = self._measure(
+            records[name] = self._measure(
                 f"baseline-{name}", baseline, ts, (), {"test": self.data.test}
             )
-        return found
+        return records
 
     def _measure(
         self,
@@ -364,12 +364,12 @@ def make_study(
     Args:
         plan: how to fit and to measure.
         setup: of the run.
-        model: the architecture, on the run's device; left as it is.
+        model: the architecture, on the run's device; it is not changed.
         folder: of the curves of the run.
         name: of the pair, and of its folder in ``folder``.
         ends: weights (P,) of the two, canonical.
-        predictions: of members of all studies of the run.
-        observer: is told of epochs and points.
+        predictions: of the members of all studies of the run.
+        observer: called after each epoch and point.
     """
     return CurveStudy(
         folder / name,

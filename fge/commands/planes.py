@@ -1,4 +1,4 @@
-"""The command ``plane``: choosing a plane through networks, measuring and showing it."""
+"""The command ``plane``: choosing a plane through networks, measuring and reporting it."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _of_networks(
 
 def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     """Return the plane of arXiv 1802.10026 (figure 1): the ends of a curve, and its bend."""
-    found = run_curve(run, model)
-    points = found.curve.points
+    studied = run_curve(run, model)
+    points = studied.curve.points
     bend = len(points) // 2
     chosen = {"w(0)": points[0], "bend": points[bend], "w(1)": points[-1]}
     plane = _through(list(chosen), list(chosen.values()))
@@ -105,10 +105,10 @@ def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     return PlaneSetup(
         plane,
         f"the ends and {'the' if len(points) == 3 else 'the middle'} bend of the "
-        f"{found.curve.family.name} curve {found.name}",
-        [found.network(name, vector, model) for name, vector in chosen.items()],
+        f"{studied.curve.family.name} curve {studied.name}",
+        [studied.network(name, vector, model) for name, vector in chosen.items()],
         {
-            "curve" if len(points) == 3 else "curve, projected": plane.project(found.curve),
+            "curve" if len(points) == 3 else "curve, projected": plane.project(studied.curve),
             "segment": plane.project(segment),
         },
     )
@@ -161,14 +161,18 @@ def _measure_networks(
         if network.name in known:
             continue
         vector = network.vector(model)
-        own = vector.to(setup.plane.origin.device)
-        x, y = setup.plane.coordinates(own)
+        weights = vector.to(setup.plane.origin.device)
+        x, y = setup.plane.coordinates(weights)
         with preserved(model):
             record = evaluate(vector)[0]
         if not all(math.isfinite(value) for value in record.values()):
             raise DivergenceError(f"the loss of {network.name} is not finite; try --amp off")
         known[network.name] = {"event": "network", "name": network.name, "x": x, "y": y}
-        known[network.name] |= {"off_plane": setup.plane.residual(own), **network.facts, **record}
+        known[network.name] |= {
+            "off_plane": setup.plane.residual(weights),
+            **network.facts,
+            **record,
+        }
         run.folder.log(known[network.name])
     return [known[network.name] for network in setup.networks]
 
@@ -210,8 +214,8 @@ def _report_plane(
     note = (
         f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
-        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has batch-norm "
-        f"statistics of its own. They and the training loss"
+        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has its own "
+        f"batch-norm statistics. They and the training loss"
         f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} training "
         f"images without augmentation; test numbers are over {images['test']} images. Data: "
         "`plane.npz`."
@@ -219,7 +223,7 @@ def _report_plane(
     run.report.table(plane_table(networks, note))
     run.report.say(*plane_verdict(grid, networks))
     run.report.files.append("plane.npz")
-    found = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
-    found |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
-    run.report.facts(methods=[], plane={**found, "data": "plane.npz"})
+    facts = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
+    facts |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
+    run.report.facts(methods=[], plane={**facts, "data": "plane.npz"})
     run.finish(f"Plane of {run.config.model} on {run.dataset.name}")

@@ -91,7 +91,7 @@ def _folder(config: PredictConfig) -> Path:
         raise UserError(f"--out {out} is a file; give a folder")
     if (out / "config.json").exists():
         raise UserError(
-            f"--out {out} is the folder of a run, whose page would be lost; give another"
+            f"--out {out} is the folder of a run, and its page would be lost; give another --out"
         )
     return out
 
@@ -105,16 +105,16 @@ def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
 
 
 def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
-    found = content.get("dataset")
-    if not isinstance(found, dict):
+    described = content.get("dataset")
+    if not isinstance(described, dict):
         raise UserError(f"{folder} is not a run folder: its config.json does not describe the data")
     try:
         return _Facts(
-            classes=tuple(map(str, found["classes"])),
-            channels=int(found["channels"]),
-            image_size=tuple(map(int, found["image_size"])),
-            mean=tuple(map(float, found["mean"])),
-            std=tuple(map(float, found["std"])),
+            classes=tuple(map(str, described["classes"])),
+            channels=int(described["channels"]),
+            image_size=tuple(map(int, described["image_size"])),
+            mean=tuple(map(float, described["mean"])),
+            std=tuple(map(float, described["std"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__} {error}"

@@ -24,7 +24,7 @@ from fge.report import (
 from fge.runs import StagedTraining, member_name
 
 _EVAL_POINTS = 11
-"""Points per path: few, because a run has many pairs, and a barrier between neighbours is wide."""
+"""Points per path: few are enough, because barriers between neighbours are wide."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def check_refit(config: FGEConfig) -> None:
 def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:
     """Connect consecutive snapshots by curves, measure them and ensemble points on them.
 
-    The training is finished and has at least two snapshots; ``predictions`` of the snapshots gets
-    those of the points on curves.
+    The training is finished and has at least two snapshots. The predictions of the points on curves
+    are added to ``predictions``.
     """
     store, model = training.stores["fge"], training.learner.model
-    # Other buffers than batch-norm statistics are those of the first snapshot everywhere.
+    # Buffers other than batch-norm statistics come from the first snapshot at all points.
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
     inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
@@ -117,15 +117,15 @@ def _result(
 ) -> MethodResult:
     """Return the result of the first snapshots with points on the curves between them."""
     last = len(measured)
-    points = [found.study.member("curve", t) for found in measured for t in inner]
-    fitted = sum(found.pair.fit_epochs for found in measured)
+    points = [m.study.member("curve", t) for m in measured for t in inner]
+    fitted = sum(m.pair.fit_epochs for m in measured)
     return method_result(
         "fge+refit",
         test,
         [*(member_name("fge", position) for position in range(last + 1)), *points],
         train_epochs=snapshots[-1]["train_epochs"] + fitted,
         weight_bytes=weight_bytes,
-        refresh_images=sum(found.study.refresh_images for found in measured) * len(inner),
+        refresh_images=sum(m.study.refresh_images for m in measured) * len(inner),
         validation_images=sum(facts["validation_images"] for facts in snapshots),
     )
 

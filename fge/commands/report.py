@@ -61,7 +61,7 @@ def read_section(folder: Path) -> Section:
         raise UserError(f"the report in {folder} is damaged: {what}") from None
     figures = folder / "figures"
     for name in page.figures:
-        # A page.json from elsewhere may name any file, and named files are put into the page.
+        # A page.json from elsewhere may name any file, and the page would contain that file.
         if Path(name).name != name or (figures / name).resolve().parent != figures.resolve():
             raise UserError(f"the report in {folder} is damaged: {name!r} is not in figures/")
         if not (figures / name).is_file():
@@ -88,11 +88,11 @@ def _folder(config: ReportConfig) -> Path:
         raise UserError(f"--out {out} is a file; give a folder")
     if (out / "config.json").exists():
         raise UserError(
-            f"--out {out} is the folder of a run, whose page would be lost; give another"
+            f"--out {out} is the folder of a run, and its page would be lost; give another --out"
         )
-    found = [name for name in _PAGES if (out / name).exists()]
-    if found and not config.overwrite:
-        raise UserError(f"{out} holds a {found[0]}; replace it with --overwrite")
+    present = [name for name in _PAGES if (out / name).exists()]
+    if present and not config.overwrite:
+        raise UserError(f"{out} already holds {present[0]}; replace it with --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     return out
 

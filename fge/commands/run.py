@@ -56,7 +56,7 @@ C_co = TypeVar("C_co", bound=CommandConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[C_co]):
-    """A current run: settled options, data, folder, report, observer and processes."""
+    """The current run: settled options, data, folder, report, observer and processes."""
 
     command: str
     config: C_co
@@ -88,9 +88,9 @@ class Run(Generic[C_co]):
 
 
 def prepare(config: C, command: str) -> tuple[C, Setup]:
-    """Return settled options, which are those of the run if it is resumed, and their setup.
+    """Return the settled options and their setup; a resumed run keeps its own options.
 
-    Several processes started by ``torchrun`` are joined first.
+    Processes that ``torchrun`` started are joined first.
     """
     ranks = join(command)
     with ranks.together():
@@ -106,7 +106,7 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     images = ranks.first(lambda: dataset.fingerprint)
     with ranks.together():
         if images != dataset.fingerprint:
-            raise UserError(f"process {ranks.rank} finds other images in {config.data}")
+            raise UserError(f"process {ranks.rank} finds different images in {config.data}")
     config = settle_options(config, dataset)
     return config, Setup.of(config, dataset)
 
@@ -118,29 +118,29 @@ def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
         return config, {}
     saved, content = read_config(file, command, type(config))
     check_unchanged(saved, config)
-    begun, now = content.get("processes", 1), ranks.size
-    if begun != now:
+    before, now = content.get("processes", 1), ranks.size
+    if before != now:
         raise UserError(
-            f"cannot resume with {now} processes: the run was started with {begun}; "
-            "start as many again (with torchrun if more than one)"
+            f"cannot resume with {now} processes: the run was started with {before}; "
+            "start the same number (with torchrun if more than one)"
         )
     return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
 
 
 def _with_data_dir(config: C, ranks: Ranks) -> C:
-    """Record the folder of downloaded data, so that a run resumed elsewhere finds them too."""
+    """Record the folder of downloaded data, so that a run resumed from elsewhere finds it."""
     folder = config.data_dir or Path("data")
-    fetched = False
+    downloaded = False
     for name in (config.data, *(config.ood if isinstance(config, TrainingConfig) else ())):
-        fetched |= name in DOWNLOADED
+        downloaded |= name in DOWNLOADED
         note = download_note(name, folder)
         if note and ranks.leads:
             ConsoleObserver().note(note)
-    return replace(config, data_dir=folder) if fetched else config
+    return replace(config, data_dir=folder) if downloaded else config
 
 
 def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
-    """Check that the images are those of the run to resume, according to its ``facts``."""
+    """Check that the images are those of the run to resume, which its ``facts`` describe."""
     if facts and facts["sha256"] != dataset.fingerprint:
         raise _other_images(str(config.data))
     for name, known in facts.get("ood", {}).items():
@@ -155,10 +155,10 @@ def _other_images(source: str) -> UserError:
 
 
 def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
-    """Refuse inputs that lie in the run which ``--overwrite`` would remove.
+    """Check that no input is in the run that ``--overwrite`` would remove.
 
     Raises:
-        UserError: naming the first.
+        UserError: naming the first such input.
     """
     if not (config.overwrite and config.out):
         return
@@ -181,7 +181,7 @@ def open_run(
 ) -> Iterator[Run[C]]:
     """Open the run folder, choose measured options, run the ``with`` block and finish the run.
 
-    Of several processes, all but the first are silent. They end the block when they have trained.
+    With several processes only the first prints. The others leave the block after training.
 
     Args:
         config: from :func:`prepare`.
@@ -190,6 +190,10 @@ def open_run(
         model: moved to the run's device.
         epochs: of training with one model, to decide whether compiling pays.
         facts: for ``config.json``, in addition to the options.
+
+    Raises:
+        UserError: the disk or the memory is full; the message says how to continue.
+        KeyboardInterrupt: after saying how to resume.
     """
     ranks = default_ranks()
     folder = _open_folder(config, command, ranks)
@@ -202,14 +206,14 @@ def open_run(
                 draft = Run(command, config, setup, folder, observer, {}, ranks, report)
                 yield _begin(draft, model, epochs, facts or {})
         except KeyboardInterrupt:
-            observer.note(f"interrupted; {_how_to_go_on(config, command, folder)}")
+            observer.note(f"interrupted; {_how_to_resume(config, command, folder)}")
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
                 f"the disk of {folder.path} is full; free some space, then "
-                f"{_how_to_go_on(config, command, folder)}"
+                f"{_how_to_resume(config, command, folder)}"
             ) from error
         finally:
             leave()
@@ -246,7 +250,7 @@ def _wants_tensorboard(config: CommandConfig) -> bool:
 
 
 def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) -> Run[C]:
-    """Move model and data to the device, settle what is measured, and write the options down."""
+    """Move model and data to the device, settle measured options, and write ``config.json``."""
     folder, ranks = run.folder, run.ranks
     dataset = run.dataset.to(run.device)
     model.to(run.device)
@@ -256,7 +260,7 @@ def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) 
         facts["processes"] = environment["processes"] = ranks.size
 
     def settle() -> dict[str, Any]:
-        # Written before the measurement too: an interruption there is resumed with these options.
+        # Written before the measurement too, so that a run interrupted there can be resumed.
         write_config(folder.config, run.command, run.config, **facts)
         settled = settle_speed(run.config, dataset, model, run.observer, epochs=epochs, ranks=ranks)
         write_config(folder.config, run.command, settled, **facts)
@@ -269,7 +273,7 @@ def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) 
     return replace(run, config=config, setup=setup, environment=environment)
 
 
-def _how_to_go_on(config: CommandConfig, command: str, folder: RunFolder) -> str:
+def _how_to_resume(config: CommandConfig, command: str, folder: RunFolder) -> str:
     if not folder.config.exists():
         return "run the command again"
     start = ["python"]

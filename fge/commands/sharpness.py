@@ -94,7 +94,7 @@ def _measure_sharpness(
             size = trace(model, num_samples=run.config.trace_samples, **options)
         except UserError as error:
             raise UserError(f"{network.name}: {error}") from None
-        found = known[network.name] = {
+        record = known[network.name] = {
             "event": "network",
             "name": network.name,
             **network.facts,
@@ -106,10 +106,10 @@ def _measure_sharpness(
             "hessian_products": top.hessian_products + size.hessian_products,
             "gradient_cost": top.gradient_cost + size.gradient_cost,
         }
-        run.folder.log(found)
+        run.folder.log(record)
         run.observer.point("sharpness", done, len(networks))
         run.observer.note(
-            f"{network.name}: top eigenvalue {found['eigenvalues'][0]:.4g}, "
+            f"{network.name}: top eigenvalue {record['eigenvalues'][0]:.4g}, "
             f"trace {size.value:.4g} ± {size.standard_error:.2g}"
         )
     return [known[network.name] for network in networks]
@@ -121,17 +121,17 @@ def _measure_spectrum(
     known = recorded(run, "spectrum")
     if network.name not in known:
         _set_up(run, model, network)
-        found = spectral_density(
+        density = spectral_density(
             model,
             num_vectors=run.config.spectrum_vectors,
             num_steps=run.config.spectrum_steps,
             **_hessian_options(run),
         )
-        record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": found.sigma}
+        record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": density.sigma}
         for key in ("nodes", "weights", "grid", "density"):
-            record[key] = getattr(found, key).tolist()
-        record["hessian_products"] = found.hessian_products
-        record["gradient_cost"] = found.gradient_cost
+            record[key] = getattr(density, key).tolist()
+        record["hessian_products"] = density.hessian_products
+        record["gradient_cost"] = density.gradient_cost
         run.folder.log(record)
         known[network.name] = record
     return known[network.name]
@@ -164,14 +164,14 @@ def _report_sharpness(
 def _stability_line(
     config: SharpnessConfig, networks: Sequence[dict[str, Any]]
 ) -> tuple[list[float] | None, str]:
-    """Return 2 (1 + momentum) / lr for each network, or None and the reason for no such line."""
+    """Return 2 (1 + momentum) / lr for each network, or None and the reason."""
     if config.run is None or not all("lr" in network for network in networks):
         return None, ""
     recipe, method = snapshot_recipe(config.run)
     if recipe is None:
         return None, (
             f"There is no threshold 2(1+m)/lr: the optimizer of the method {method} is unknown, "
-            "since its code is not imported here."
+            "because its code is not imported."
         )
     momentum = line_momentum(recipe)
     no_line = "" if momentum is not None else no_line_of(recipe.optimizer)

@@ -38,7 +38,7 @@ class StudiedNetwork:
     """A network to measure.
 
     ``facts``: ``epoch`` and ``lr`` of a snapshot, ``t`` on a curve; ``measured``: whether the state
-    has the network's own batch-norm statistics, otherwise they have to be estimated.
+    has the batch-norm statistics of this network; otherwise they must be estimated.
     """
 
     name: str
@@ -68,7 +68,7 @@ class RunCurve:
 
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
-    """Return the networks in files, named by number and stem; the model becomes the first."""
+    """Return the networks in files, named by number and stem; the model gets the first one."""
     files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
     return _loaded(
         [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
@@ -80,12 +80,12 @@ def snapshot_networks(
 ) -> list[StudiedNetwork]:
     """Return all snapshots of an fge or train run, or those with these numbers, counted from 1.
 
-    The model becomes the first.
+    The model gets the first one.
     """
     store = SnapshotStore(run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{run} holds no snapshots; finish the run with --resume first")
-    found = []
+    networks = []
     for number in range(1, len(store) + 1) if numbers is None else numbers:
         if number > len(store):
             raise UserError(f"{run} has no snapshot {number}; it has {len(store)}")
@@ -94,8 +94,8 @@ def snapshot_networks(
         known: dict[str, float] = {
             key: float(facts[key]) for key in ("epoch", "lr") if key in facts
         }
-        found.append(StudiedNetwork(f"snapshot {number}", state, known))
-    return _loaded(found, model)
+        networks.append(StudiedNetwork(f"snapshot {number}", state, known))
+    return _loaded(networks, model)
 
 
 def last_snapshot(run: Path, model: nn.Module) -> list[StudiedNetwork]:
@@ -104,20 +104,20 @@ def last_snapshot(run: Path, model: nn.Module) -> list[StudiedNetwork]:
 
 
 def check_keeps_snapshots(config: PlaneConfig, run: Path) -> None:
-    """Raise a UserError for options about snapshots if the run has a curve instead."""
+    """Raise a UserError for an option about snapshots, which a run with a curve does not have."""
     for option in ("random", "trajectory", "snapshots"):
         if getattr(config, option):
             command = read_run(run)[0]
             raise UserError(
-                f"--{option} needs a run of fge or train, but {run} is one of {command}"
+                f"--{option} needs a run of fge or train, but {run} is a run of {command}"
             )
 
 
 def snapshot_recipe(run: Path) -> tuple[Recipe | None, str]:
     """Return the recipe of a run's snapshots, and the name of its method.
 
-    The recipe is None for a run without snapshots, and for a user's own method: a
-    ``package.module:method`` from a file is not imported.
+    The recipe is None for a run without snapshots and for a user's own method, because code that
+    only a file names is not imported.
     """
     command, options, _ = read_run(run)
     if isinstance(options, TrainConfig):
@@ -143,7 +143,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     path = run / "curves" / name / "curve.safetensors"
     curve = Curve.load(path)
     if curve.layout != Layout.of(model):
-        raise UserError(f"{path} is a curve of another architecture than {options.model}")
+        raise UserError(f"{path} is not a curve of the architecture {options.model}")
     _load_start(run, options, name, model)
     return RunCurve(name, curve, canonical_state(model))
 
@@ -162,7 +162,7 @@ def sharpness_networks(config: SharpnessConfig, model: nn.Module) -> list[Studie
 
 
 def training_part(run: Run[StudyConfig], count: int) -> Split:
-    """Return the first ``count`` training images, or all for 0; their classes are balanced."""
+    """Return the first ``count`` training images, balanced over classes, or all for 0."""
     return run.dataset.train.first(count)
 
 

@@ -9,9 +9,10 @@ from typing import Protocol
 
 from torch import nn
 
-from fge.commands.averages import Averages, average_snapshots
+from fge.commands.averages import average_snapshots
 from fge.commands.baseline import Beside, read_baseline
 from fge.commands.build import initial_model, make_training
+from fge.commands.distill import distill
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig
@@ -49,7 +50,7 @@ _UNKNOWN_COST = (
 
 
 class Section(Protocol):
-    """What a report has beside its method: lines of the table, and what it adds itself."""
+    """A part of a report in addition to its method, with lines of the method table."""
 
     @property
     def results(self) -> Sequence[MethodResult]:
@@ -61,24 +62,24 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class GivenWeights:
-    """The section of a run that began with given weights."""
+    """The section of a run that started from given weights."""
 
     results: Sequence[MethodResult] = ()
 
     def add_to(self, report: ReportBuilder) -> None:
-        """Say what the ledger cannot hold."""
+        """Say that the cost of the given weights is unknown."""
         report.facts(cost_note=_UNKNOWN_COST)
         report.say(_UNKNOWN_COST)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training by a method, its predictions, and its lines of the method table."""
+    """A finished training by a method, its predictions, its lines of the method table, and more."""
 
     training: StagedTraining
     recipe: Recipe
     predictions: MemberPredictions
-    averages: Averages
+    sections: list[Section]
     results: list[MethodResult]
 
 
@@ -187,8 +188,23 @@ def _train(
         kept = len(training.stores[stage])
         what = f"{counted(kept, 'snapshot')} saved in {run.folder.path}"
         raise DivergenceError(f"{name}: {error}; {what}") from None
+    return _assess(run, training, stage, name, recipe, method, predictions)
+
+
+def _assess(
+    run: Run[PretrainedConfig],
+    training: StagedTraining,
+    stage: str,
+    name: str,
+    recipe: Recipe,
+    method: Method | None,
+    predictions: MemberPredictions,
+) -> Trained:
+    """Make the lines of a finished training: its networks and ensembles, and one network of them.
+
+    The arguments are those of :func:`_train`, and the kind of the members (``stage``).
+    """
     one_path = not method or method.one_path
-    averages = average_snapshots(run, training, stage, predictions, all_of_them=one_path)
     # The weights of one snapshot are their own average.
     averaged = len(training.stores[stage]) > 1 and method and method.combine == "weights"
     ensemble = "ensemble" if averaged else name
@@ -199,13 +215,18 @@ def _train(
         budget=run.config.epochs,
         stage=stage,
         name=ensemble if method else None,
-        kept=training.ensemble_of(stage),
+        kept=(kept := training.trusted(stage)),
+    )
+    distilled = distill(run, training, stage, kept, recipe, predictions, results[-1])
+    averages = average_snapshots(
+        run, training, stage, predictions, all_of_them=one_path, distilled=distilled
     )
     run.report.say(*verdict(results, ensemble))
     if averaged:
         lines = [replace(r, name=name) if r.name == "swa" else r for r in averages.results]
         averages = replace(averages, results=lines)
-    return Trained(training, recipe, predictions, averages, results)
+    sections: list[Section] = [distilled] if distilled else []
+    return Trained(training, recipe, predictions, [*sections, averages], results)
 
 
 def _report(
@@ -213,7 +234,7 @@ def _report(
 ) -> None:
     """Write the report of a method, with more sections between its averages and its dynamics."""
     report, test = run.report, trained.predictions.test
-    sections: list[Section] = [trained.averages, *more]
+    sections: list[Section] = [*trained.sections, *more]
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
     viewed = with_views(lines, trained.predictions)

@@ -1,4 +1,4 @@
-"""One method at one budget with one seed: what it cost and what it did on the test set."""
+"""One method at one budget with one seed: its cost and its results on the test set."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _ARRAYS = ("wrong", "nll", "calibrated_nll", "bin_counts", "bin_confidence", "bi
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method cost.
+    """The cost of a method.
 
-    ``train_epochs`` and ``images`` count every pass with a backward, fits included; ``members``
-    are averaged in ``forward_passes`` per prediction, one for each member and view of the image;
-    ``weight_bytes`` hold all of them;
-    ``refresh_images`` went forward for batch-norm statistics, ``validation_images`` for choosing;
-    None where that was not counted.
+    ``train_epochs`` and ``images`` count every forward and backward pass, fits included. A
+    prediction averages the ``members`` and takes ``forward_passes``, one for each member and view
+    of the image; ``weight_bytes`` is the size of all members. ``refresh_images`` were passed
+    forward to estimate batch-norm statistics, ``validation_images`` to choose members (None if they
+    were not counted).
     """
 
     train_epochs: float
@@ -60,16 +60,17 @@ class Cost:
 class Cell:
     """One method at one budget with one seed, measured on the test set of N examples.
 
-    ``budget`` is the k of k B; ``note`` says what else one has to know of the method here.
-    ``pooled`` runs, those of this seed and of the next ones, going round, make up the cell: cells
-    of neighbouring seeds then share runs. ``parts``: the names of all that make it up.
+    ``budget`` is the k of k B; ``note`` is a remark about the method in this comparison. The cell
+    pools ``pooled`` runs: those of this seed and of the following ones, starting again from the
+    first seed after the last. So cells of neighbouring seeds share runs. ``parts`` are the names
+    of the runs.
 
     ``figures``: ``error`` (percent), ``nll``, ``calibrated_nll`` and
     ``calibrated_log_likelihood`` (nats per example), ``brier``, ``ece``, ``adaptive_ece``,
-    ``calibrated_ece`` and ``aurc`` (fractions); of two or more members also ``disagreement`` and
-    ``mean_member_error`` (percent), ``mean_member_nll`` (nats) and, where it is defined,
-    ``error_correlation``; ``ood_NAME_max_probability`` and ``ood_NAME_entropy`` (AUROC) for data
-    NAME from elsewhere. ``by_members``: ``error``, ``nll`` and ``calibrated_nll`` of the first m
+    ``calibrated_ece`` and ``aurc`` (fractions); for two or more members also ``disagreement`` and
+    ``mean_member_error`` (percent), ``mean_member_nll`` (nats) and, if it is defined,
+    ``error_correlation``; ``ood_NAME_max_probability`` and ``ood_NAME_entropy`` (AUROC) for the OOD
+    data NAME. ``by_members``: ``error``, ``nll`` and ``calibrated_nll`` of the first m
     members together, m = 1 to all.
 
     Per example, in the order of the test set: ``wrong`` (N,), ``nll`` and ``calibrated_nll`` (N,)
@@ -95,11 +96,11 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of the cell's files, without the suffix."""
         return cell_name(self.method, self.budget, self.seed)
 
     def save(self, folder: Path) -> None:
-        """Write NAME.npz, then NAME.json with its SHA-256: without the second there is no cell."""
+        """Write NAME.npz, then NAME.json with its SHA-256; the cell exists once both do."""
         (folder / f"{self.name}.json").unlink(missing_ok=True)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
@@ -112,7 +113,7 @@ class Cell:
 
 
 def cell_name(method: str, budget: int, seed: int) -> str:
-    """Return what the files of a cell are called, with the method as in a web address.
+    """Return the name of a cell's files, with the method percent-encoded.
 
     >>> cell_name("fge+refit", 1, 0), cell_name("own.module:method", 2, 0)
     ('fge+refit-b1-s0', 'own.module%3Amethod-b2-s0')
@@ -139,18 +140,17 @@ def make_cell(
         method: its name.
         budget: the k of k B.
         seed: of the run.
-        members: probs (N, C) on the test set of each member, in the order in which they came.
+        members: probs (N, C) of each member on the test set, in the order of training.
         targets: classes (N,), integers.
-        cost: of all of it.
-        ood: by name of the data, probs (M, C) of each member on inputs from elsewhere.
-        note: what else one has to know.
-        pooled: how many seeds' runs the members come from, those of this seed and of the next
-            ones; each run is then in as many cells.
-        parts: the names of what the members come from.
+        cost: of the whole ensemble.
+        ood: by name of the OOD data, probs (M, C) of each member.
+        note: a remark about the method in this comparison.
+        pooled: number of seeds whose runs are pooled; each run is then in as many cells.
+        parts: the names of the runs that the members come from.
 
     Raises:
-        UserError: no members, another number of them in ``cost`` or ``ood``, shapes or targets
-            that do not fit, values that are no probabilities, or fewer than 2 examples.
+        UserError: there are no members, ``cost`` or ``ood`` has another number of them, shapes or
+            targets do not fit, values are not probabilities, or there are fewer than 2 examples.
     """
     if not members:
         raise UserError(f"{method}: a cell needs at least one member, got none")
@@ -180,11 +180,10 @@ def make_cell(
 
 
 def load_cells(folder: Path) -> list[Cell]:
-    """Return the cells of a folder, by method, budget and seed; half-written ones are left out.
+    """Return the complete cells of a folder, ordered by method, budget and seed.
 
     Raises:
-        UserError: a cell is damaged, is not called as it should be, or was written by a later
-            version.
+        UserError: a cell is damaged, has the wrong file name, or has another schema version.
     """
     cells = [_load(path) for path in sorted(folder.glob("*.json"))]
     return sorted(cells, key=lambda cell: (cell.method, cell.budget, cell.seed))
@@ -204,7 +203,7 @@ def _load(path: Path) -> Cell:
         record |= read_npz(archive, _ARRAYS)
         cell = Cell(**record)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{path} is damaged or no cell; delete it to measure again") from None
+        raise UserError(f"{path} is damaged or is not a cell; delete it to measure again") from None
     if cell.name != path.stem:
         raise UserError(f"{path} holds the cell {cell.name}: rename or delete it")
     return cell
@@ -248,7 +247,7 @@ def _figures(probs: Array, y: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _diversity(members: Sequence[Tensor], y: NDArray[np.int64]) -> dict[str, float]:
-    """Return how two or more members differ and what that gains, where it is defined."""
+    """Return the figures of diversity of two or more members, without those that are undefined."""
     if len(members) < 2:
         return {}
     arrays = [member.cpu().double().numpy() for member in members]

@@ -1,4 +1,4 @@
-"""Methods compared over seeds: means, paired intervals, and the best where one can tell."""
+"""Methods compared over seeds: means, paired intervals, and the best methods."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ _ROUNDING = 1e-9
 class MethodRow:
     """A method at one budget, over seeds.
 
-    ``values``: that there are, one per seed, but one in all where each cell pools the runs of all
-    seeds; ``costs``: means of the :class:`fge.compare.Cost`;
-    ``mean`` and ``deviation``: of each figure that all cells have, the standard deviation (of a
-    sample, n - 1) empty for one value; ``by_members`` likewise for the first m members;
-    ``equivalent``: the deep-ensemble equivalent, ``equivalent_is_bound`` where the method is better
-    than the largest ensemble at hand; ``beyond``: it trains for longer than the budget.
+    ``values``: the number of independent values, one per seed, or 1 if each cell pools the runs of
+    all seeds; ``costs``: means of the :class:`fge.compare.Cost`; ``mean`` and ``deviation``: mean
+    and standard deviation (n - 1; empty for one value) of each figure that all cells have;
+    ``by_members`` and ``by_members_deviation``: the same for the first m members; ``equivalent``:
+    the deep-ensemble equivalent, only a lower bound if ``equivalent_is_bound``, because the method
+    is better than the largest deep ensemble; ``beyond``: whether it trains for longer than the
+    budget.
     """
 
     method: str
@@ -54,7 +55,7 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of a method less that of a baseline at the same budget, over so many seeds.
+    """A method's metric minus a baseline's at the same budget, over ``seeds`` paired seeds.
 
     ``level`` is that of the interval.
     """
@@ -72,10 +73,10 @@ class Difference:
 class Best:
     """The method with the lowest mean of a metric at a budget, and how sure that is.
 
-    ``among``: those that it was compared with. ``alike``: those of them than which it is not
-    significantly better, since the interval of the paired difference at ``level`` holds 0 or there
-    is none; where there are none it is ``sure``. ``untested``: those of ``alike`` without an
-    interval. The level is :func:`level_among` the methods of the budget.
+    ``among``: the methods that it was compared with. ``alike``: those that are not significantly
+    worse: the interval of the paired difference at ``level`` contains 0, or there is no interval
+    (then the method is also in ``untested``). If no method is alike, the best is ``sure``. The
+    level is :func:`level_among` the methods of the budget.
     """
 
     metric: str
@@ -88,19 +89,19 @@ class Best:
 
     @property
     def sure(self) -> bool:
-        """Whether it is significantly better than every other method, and there is one."""
+        """Whether there are other methods and it is significantly better than all of them."""
         return bool(self.among) and not self.alike
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Cells, and what they come to.
+    """Cells, and the comparison of their methods.
 
-    ``budget_epochs``: B. ``differences``: each at a level of 95 %; ``fge_differences``: those of
-    FGE from the baselines at the level of ``best``, so that what is said of both is said by one
-    rule. ``best``: of all methods within each budget; ``best_of_one_pass``: of those with one
-    forward pass per prediction. ``deep_ensembles``: networks k and mean calibrated
-    log-likelihood of the deep ensembles of k single networks at k B.
+    ``budget_epochs``: B. ``differences``: of all methods from the baselines, at a level of 95 %;
+    ``fge_differences``: of FGE from the baselines, at the level of ``best``, so that the verdict
+    applies one rule to both. ``best``: of all methods within each budget; ``best_of_one_pass``: of
+    those with one forward pass per prediction. ``deep_ensembles``: the number of networks k and the
+    mean calibrated log-likelihood of the deep ensembles of k single networks at k B.
     """
 
     budget_epochs: float
@@ -114,12 +115,12 @@ class Comparison:
 
     @property
     def budgets(self) -> list[int]:
-        """The budgets at which methods are compared: with more there than deep ensembles."""
+        """The budgets at which methods are compared: those with more than deep ensembles."""
         return sorted({row.budget for row in self.rows if row.method != DEEP_ENSEMBLE})
 
     @property
     def methods(self) -> list[str]:
-        """The methods in the order in which they are shown."""
+        """The methods in their order in tables."""
         return list(dict.fromkeys(row.method for row in self.rows))
 
     def at(self, budget: int) -> list[MethodRow]:
@@ -132,11 +133,11 @@ class Comparison:
         return [row for row in self.rows if row.beyond]
 
     def row(self, method: str, budget: int) -> MethodRow | None:
-        """Return a method at a budget, where there is one."""
+        """Return a method at a budget, or None."""
         return next((r for r in self.rows if (r.method, r.budget) == (method, budget)), None)
 
     def difference(self, method: str, baseline: str, budget: int, metric: str) -> Difference | None:
-        """Return a difference, where there is one: None for fewer than 2 paired seeds."""
+        """Return a difference, or None: for example, for fewer than 2 paired seeds."""
         return _find(self.differences, method, baseline, budget, metric)
 
     def fge_difference(self, baseline: str, budget: int, metric: str) -> Difference | None:
@@ -158,18 +159,18 @@ def compare_cells(
     """Compare methods at equal budgets.
 
     The same seeds are paired (:func:`fge.metrics.paired_difference_over_seeds`). A method that
-    trains for more than ``budget`` x ``budget_epochs`` is compared with none.
+    trains for more than ``budget`` x ``budget_epochs`` is not compared.
 
     Args:
-        cells: of one test set, each method, budget and seed once.
+        cells: of one test set; one per method, budget and seed.
         budget_epochs: B, the epochs of one conventional training.
         deep_ensembles: networks k, rising from 1, and mean calibrated log-likelihood (nats) of
             their ensembles; by default those of the cells: ``single`` at budget 1, and
             ``deep-ensemble`` of k members at the budgets k >= 2.
-        draws: of each interval's resampling.
+        draws: number of resamples for each interval.
 
     Raises:
-        UserError: no cells, one of them twice, or cells of different test sets.
+        UserError: there are no cells, one occurs twice, or they are from different test sets.
     """
     ordered = _checked(list(cells))
     groups = {key: list(group) for key, group in groupby(ordered, key=_place)}
@@ -190,10 +191,10 @@ def compare_cells(
 
 
 def level_among(methods: int) -> float:
-    """Return the level of an interval that is one of those from a method to each of the others.
+    """Return the level of the intervals between one method and each of the others.
 
-    It is 1 - 0.05 / (methods - 1): that keeps the chance of a false "significant" at 5 % over
-    all of them together (Bonferroni).
+    It is 1 - 0.05 / (methods - 1), which keeps the probability of any false "significant" among
+    these intervals at 5 % (Bonferroni).
 
     >>> round(level_among(9), 5)
     0.99375
@@ -202,7 +203,7 @@ def level_among(methods: int) -> float:
 
 
 def method_row(cells: Sequence[Cell], budget_epochs: float) -> MethodRow:
-    """Return what the cells of one method at one budget come to.
+    """Return the means and deviations of one method at one budget over its cells.
 
     Args:
         cells: one per seed.
@@ -237,8 +238,8 @@ def method_row(cells: Sequence[Cell], budget_epochs: float) -> MethodRow:
 def deep_ensemble_levels(rows: Sequence[MethodRow]) -> list[tuple[int, float]]:
     """Return networks k and mean calibrated log-likelihood of the deep ensembles among the rows.
 
-    They are ``single`` at budget 1 and ``deep-ensemble`` of k members at budgets k >= 2; nothing
-    without the first.
+    They are ``single`` at budget 1 and ``deep-ensemble`` of k members at budgets k >= 2. The list
+    is empty without ``single``.
     """
     levels = {}
     for row in rows:
@@ -254,7 +255,7 @@ def with_equivalent(row: MethodRow, levels: Sequence[tuple[int, float]]) -> Meth
 
     Args:
         row: the method.
-        levels: as :func:`deep_ensemble_levels` returns them; the row is as it was without any.
+        levels: from :func:`deep_ensemble_levels`; if empty, the row is returned unchanged.
     """
     if not levels:
         return row
@@ -265,8 +266,8 @@ def with_equivalent(row: MethodRow, levels: Sequence[tuple[int, float]]) -> Meth
 
 
 def _find(differences: Sequence[Difference], *key: str | int) -> Difference | None:
-    found = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
-    return next(found, None)
+    matching = (d for d in differences if (d.method, d.baseline, d.budget, d.metric) == key)
+    return next(matching, None)
 
 
 def _checked(cells: list[Cell]) -> list[Cell]:
@@ -276,7 +277,7 @@ def _checked(cells: list[Cell]) -> list[Cell]:
     names = [cell.name for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"the cell {twice} is there twice")
+        raise UserError(f"the cell {twice} occurs twice")
     for cell in cells:
         if len(cell.wrong) != len(cells[0].wrong):
             raise UserError(
@@ -305,7 +306,7 @@ def _paired(
     *,
     draws: int,
 ) -> tuple[int, Interval] | None:
-    """Return how many seeds two rows share and the interval, None where there can be none."""
+    """Return the number of seeds that two rows share and the interval, or None without one."""
     first, second = ({c.seed: c for c in groups[row.method, row.budget]} for row in (a, b))
     seeds = [seed for seed in first if seed in second]
     pairs = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
@@ -313,7 +314,7 @@ def _paired(
     if len(seeds) < 2 or pooled >= len(seeds):
         return None
     if pooled > 1 and len(seeds) < max(map(len, groups.values())):
-        return None  # pools overlap as neighbours on a ring do, which has a gap here
+        return None  # the overlap of pools is that of a ring of all seeds, and one is missing
     values = [np.stack([_values(cell, metric) for cell in side]) for side in pairs]
     interval = paired_difference_over_seeds(*values, pooled=pooled, draws=draws, level=level)
     return len(seeds), interval
@@ -338,12 +339,12 @@ def _differences(
         within = _within(rows, row.budget)
         level = level_among(len(within)) if corrected else LEVEL
         if row in within and (of is None or row.method in of):
-            for base in (one for one in within if one is not row and one.method in BASELINES):
+            for base in (r for r in within if r is not row and r.method in BASELINES):
                 for metric in metrics:
-                    found = pair(row, base, metric, level)
-                    if found is not None:
+                    paired = pair(row, base, metric, level)
+                    if paired is not None:
                         names = row.method, base.method, row.budget, metric
-                        yield Difference(*names, *found, level)
+                        yield Difference(*names, *paired, level)
 
 
 def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
@@ -360,18 +361,18 @@ def _best(rows: Sequence[MethodRow], pair: Pair, *, one_pass: bool = False) -> I
         for metric in RANKED if within else ():
             lowest = min(within, key=lambda row: row.mean[metric])
             others = [row for row in within if row is not lowest]
-            found = {row.method: pair(lowest, row, metric, level) for row in others}
-            alike = [name for name, one in found.items() if one is None or one[1].high >= 0]
-            untested = tuple(name for name in alike if found[name] is None)
-            yield Best(metric, budget, lowest.method, tuple(found), tuple(alike), level, untested)
+            pairs = {row.method: pair(lowest, row, metric, level) for row in others}
+            alike = [name for name, p in pairs.items() if p is None or p[1].high >= 0]
+            untested = tuple(name for name in alike if pairs[name] is None)
+            yield Best(metric, budget, lowest.method, tuple(pairs), tuple(alike), level, untested)
 
 
 def _statistics(
     values: Sequence[Mapping[str, float]], *, alone: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return mean and standard deviation of what all mappings have; none where they are one."""
-    keys = [key for key in values[0] if all(key in one for one in values)]
-    columns = {key: np.array([one[key] for one in values], dtype=np.float64) for key in keys}
+    """Return means and standard deviations (empty for one value) of the keys in all mappings."""
+    keys = [key for key in values[0] if all(key in value for value in values)]
+    columns = {key: np.array([value[key] for value in values], dtype=np.float64) for key in keys}
     means = {key: float(column.mean()) for key, column in columns.items()}
     if alone or len(values) < 2:
         return means, {}

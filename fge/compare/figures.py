@@ -46,7 +46,7 @@ SHOWN_BINS = (SINGLE, "fge", DEEP_ENSEMBLE, CURVE_ENSEMBLE)
 def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
     """Return the charts by file name, each with a caption in :data:`CAPTIONS`.
 
-    Those of members and reliability are of the smallest budget; a chart without points is left
+    The charts of members and reliability show the smallest budget. A chart without points is left
     out.
     """
     budget = comparison.budgets[0]
@@ -68,17 +68,17 @@ def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
 def cost_series(comparison: Comparison, figure: str) -> list[Series]:
     """Return a figure against training epochs: a line for each method, a point for each budget.
 
-    What is beyond its budget is there, too, at the epochs that it took.
+    Methods beyond their budget are included, at the epochs that they took.
 
     Args:
         comparison: of the methods.
-        figure: one of a cell's.
+        figure: a key of a cell's figures.
     """
     return _over_budgets(comparison, lambda row: row.mean[figure], figure)
 
 
 def equivalent_series(comparison: Comparison) -> list[Series]:
-    """Return the deep-ensemble equivalents against training epochs, nothing where there is none."""
+    """Return the deep-ensemble equivalents against training epochs, or [] without any."""
     if not comparison.deep_ensembles:
         return []
     return _over_budgets(comparison, lambda row: row.equivalent or 1.0)
@@ -90,7 +90,7 @@ def members_series(comparison: Comparison, figure: str, budget: int) -> list[Ser
     Args:
         comparison: of the methods.
         figure: ``error``, ``nll`` or ``calibrated_nll``.
-        budget: at which, within it.
+        budget: of the methods shown.
     """
     return [
         Series(
@@ -107,14 +107,14 @@ def members_series(comparison: Comparison, figure: str, budget: int) -> list[Ser
 def reliability_bins(
     comparison: Comparison, budget: int, methods: Sequence[str] = SHOWN_BINS
 ) -> list[ReliabilityBins]:
-    """Return the bins of methods, over the predictions of all seeds, with ``FEWEST`` or more.
+    """Return the bins of methods with at least ``FEWEST`` predictions, over all seeds.
 
     Args:
         comparison: of the methods.
-        budget: at which, within it.
-        methods: those shown, where they are there.
+        budget: of the methods shown.
+        methods: names of the methods to show; those not in the comparison are left out.
     """
-    found = []
+    shown = []
     for row in comparison.at(budget):
         if row.method in methods:
             cells = comparison.cells_of(row.method, budget)[: row.values]
@@ -128,29 +128,29 @@ def reliability_bins(
             confidence, accuracy = (
                 ((counts * values).sum(axis=0)[held] / total).tolist() for values in bins
             )
-            found.append(ReliabilityBins(row.method, confidence, accuracy, total.tolist()))
-    return found
+            shown.append(ReliabilityBins(row.method, confidence, accuracy, total.tolist()))
+    return shown
 
 
 def _over_budgets(
     comparison: Comparison, value: Callable[[MethodRow], float], figure: str | None = None
 ) -> list[Series]:
-    found = []
+    series = []
     for method in comparison.methods:
         rows = [row for row in comparison.rows if row.method == method]
         rows.sort(key=lambda row: row.costs["train_epochs"])
         spread = _spreads([row.deviation for row in rows], figure) if figure else None
         epochs = [row.costs["train_epochs"] for row in rows]
         notes = [_note(row) for row in rows]
-        found.append(Series(method, epochs, [value(row) for row in rows], spread, notes))
-    return found
+        series.append(Series(method, epochs, [value(row) for row in rows], spread, notes))
+    return series
 
 
 def _spreads(deviations: Sequence[dict[str, float]], figure: str) -> list[float] | None:
-    """Return the standard deviations of a figure, 0 for one seed, None where all are of one."""
+    """Return the standard deviations of a figure, 0 for one seed, or None if none has several."""
     if not any(deviations):
         return None
-    return [one.get(figure, 0.0) for one in deviations]
+    return [deviation.get(figure, 0.0) for deviation in deviations]
 
 
 def _note(row: MethodRow) -> str:

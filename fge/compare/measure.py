@@ -1,4 +1,4 @@
-"""From the finished runs behind a cell to the cell."""
+"""Measuring a cell from its finished runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STAGES = {"single": ("start", "single"), "fge": ("start", "fge"), "swa": ("star
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a finished run: what its report says, and where its predictions are."""
+    """A line of a finished run: its row in the report, and the folder of its predictions."""
 
     part: Part
     folder: Path
@@ -49,16 +49,16 @@ class _Line:
 def measure_cell(
     planned: PlannedCell, comparison: Path, dataset: Dataset, *, budget_epochs: int
 ) -> Cell:
-    """Measure a cell whose runs are done.
+    """Measure a cell whose runs are finished.
 
     Args:
-        planned: what it consists of.
+        planned: the cell and its parts.
         comparison: folder, with ``runs`` and ``timing.jsonl``.
-        dataset: whose test labels the predictions are held against.
+        dataset: the data of the runs, with the test labels.
         budget_epochs: of one run.
 
     Raises:
-        UserError: a run is of other data, of another model or of another method.
+        UserError: a run has other data, another model or another method.
     """
     lines = [_read_line(part, comparison, dataset, budget_epochs) for part in planned.parts]
     labels = dataset.test.labels.cpu()
@@ -93,19 +93,19 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
     folder = comparison / "runs" / part.job.name
     content = read_report(folder / "report.json")
     if content["dataset"]["sha256"] != dataset.fingerprint:
-        raise UserError(f"{folder} is of other images than {dataset.name}; give another --out")
+        raise UserError(f"{folder} has other images than {dataset.name}; give another --out")
     if content["model"] != part.job.config.model:
         raise UserError(
-            f"{folder} is of model {content['model']}, not {part.job.config.model}; "
+            f"{folder} has the model {content['model']}, not {part.job.config.model}; "
             "give another --out"
         )
     method = getattr(part.job.config, "method", None)
     if content["config"].get("method") != method:
         raise UserError(
-            f"{folder} is of method {content['config'].get('method')}, not {method}; remove it"
+            f"{folder} has the method {content['config'].get('method')}, not {method}; remove it"
         )
     lines = [method for method in content["methods"] if method["name"] == part.line]
-    # A line that grows with its members is taken as far as the budget goes.
+    # Of the lines with 2, 3, ... members, take the largest within the budget.
     within = [line for line in lines if line["train_epochs"] <= budget_epochs]
     return _Line(part, folder, (within or lines)[-1])
 
@@ -127,24 +127,24 @@ def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
 
 
 def wall_seconds(planned: PlannedCell, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
-    """Return the seconds of training behind a cell, where its runs had the machine for themselves.
+    """Return the seconds of training of a cell, or None if they are unknown.
 
-    None where one of them ran beside another, where that is not known (an attempt at it has no
-    record of its end, or its own records are gone), or fitted curves, which are not timed.
+    They are unknown if one of its runs overlapped with another, if records are missing (also of the
+    end of an attempt), or if the run fits curves, which are not timed.
 
     Args:
-        planned: what the cell consists of.
+        planned: the cell and its parts.
         runs: the folder of the runs.
-        jobs: the comparison's records of them: ``job begun``, and ``job`` at the end.
+        jobs: the comparison's records of its jobs: ``job begun``, and ``job`` at the end.
     """
     seconds = [_seconds(part, runs, jobs) for part in planned.parts]
     return None if None in seconds else sum(value for value in seconds if value is not None)
 
 
 def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | None:
-    own = [record for record in jobs if record["job"] == part.job.name]
-    ended = [record for record in own if record["event"] == "job"]
-    known = ended and len(own) <= 2 * len(ended)
+    attempts = [record for record in jobs if record["job"] == part.job.name]
+    ended = [record for record in attempts if record["event"] == "job"]
+    known = ended and len(attempts) <= 2 * len(ended)
     if not known or any(record["overlapped"] for record in ended) or part.given_epochs:
         return None
     command, name = part.job.command, without_views(part.line)

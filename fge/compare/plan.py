@@ -33,8 +33,8 @@ _END_SHARE = 0.4
 class Job:
     """A run that a comparison needs.
 
-    ``name``: of its folder; ``lines``: of its report, which tell that it is done; ``needs``: jobs
-    that come before; ``epochs``: of training, for the progress shown.
+    ``name``: of its folder; ``lines``: the lines that its report has when it is finished;
+    ``needs``: jobs that have to finish first; ``epochs``: of training, for the progress display.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What it is called wherever it was trained: alone, or with the others of an fge run."""
+        """The name of the part, the same for a run alone and for a line of an fge run."""
         if self.job.command != "fge":
             return self.job.name
         return f"{without_views(self.line)}{self.job.name.removeprefix('fge')}"
@@ -80,7 +80,8 @@ class Part:
 class PlannedCell:
     """One method at one budget (in multiples of the epochs) with one seed, and its parts.
 
-    ``pooled``: how many seeds' runs they are from, this one's and the next ones', going round.
+    ``pooled``: the number of seeds whose runs are pooled: this seed and the following ones,
+    starting again from the first seed after the last.
     """
 
     method: str
@@ -92,18 +93,19 @@ class PlannedCell:
 
     @property
     def name(self) -> str:
-        """What the files of the cell are called."""
+        """The name of the cell's files, without the suffix."""
         return cell_name(self.method, self.budget, self.seed)
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """What the parts are called: other ones make another cell of the same name."""
+        """The names of the parts; cells of the same name may have different parts."""
         return tuple(part.name for part in self.parts)
 
     def is_measured_in(self, cell: Cell) -> bool:
-        """Say whether the cell of this name is of these parts: of more seeds it may be of others.
+        """Return whether a measured cell of this name has the same parts.
 
-        Of a cell that was written without its parts it is not known what it pools.
+        With another number of seeds a cell may pool other runs. A cell from an earlier version
+        does not record its parts; it is accepted only if it pools nothing.
         """
         if cell.parts:
             return cell.parts == self.part_names
@@ -118,7 +120,7 @@ class Plan:
         runs: the folder of the runs.
 
     Raises:
-        UserError: a method of the user's own that cannot be imported, or is none.
+        UserError: a method of the user's own cannot be imported, or is not a ``Method``.
     """
 
     def __init__(self, config: CompareConfig, runs: Path) -> None:
@@ -133,8 +135,8 @@ class Plan:
             for method in config.methods
             if method != "curve-ensemble-2B" or budget == min(config.budgets)
         }
-        # The single network is what all are held against, and pools of it cost nothing more: the
-        # deep-ensemble equivalent is read off them.
+        # All methods are compared with the single network. Pools of it cost no more training and
+        # give the scale of the deep-ensemble equivalent.
         places |= {("single", 1): None}
         places |= {("deep-ensemble", k): None for k in range(2, config.seeds + 1)}
         self.cells = [self._cell(*place, seed) for place in places for seed in config.all_seeds]
@@ -155,12 +157,12 @@ class Plan:
         return list(found.values())
 
     def measured(self, cells: Iterable[Cell]) -> dict[str, Cell]:
-        """Return those of the cells, by name, that are cells of this plan."""
-        found = {cell.name: cell for cell in cells}
+        """Return the cells that belong to this plan, by name."""
+        by_name = {cell.name: cell for cell in cells}
         return {
-            planned.name: found[planned.name]
+            planned.name: by_name[planned.name]
             for planned in self.cells
-            if planned.name in found and planned.is_measured_in(found[planned.name])
+            if planned.name in by_name and planned.is_measured_in(by_name[planned.name])
         }
 
     def _cell(self, method: str, budget: int, seed: int) -> PlannedCell:
@@ -189,7 +191,7 @@ class Plan:
         return [self._trained(method, self.config.epochs, s) for s in seeds], pooled
 
     def _pool(self, budget: int, seed: int) -> list[int]:
-        """Return so many seeds from ``seed`` on, going round."""
+        """Return ``budget`` seeds from ``seed`` on; after the last comes the first again."""
         seeds = self.config.all_seeds
         start = seed - seeds.start
         return [seeds[(start + k) % len(seeds)] for k in range(budget)]
@@ -238,8 +240,8 @@ class Plan:
         epochs = self.config.epochs // self.config.split
         parts = []
         for member in range(self.config.split):
-            own = derive_seed(seed, "deep-ensemble", member)
-            job = self._train_job("single", epochs, own, name=f"{seed}.{member}")
+            member_seed = derive_seed(seed, "deep-ensemble", member)
+            job = self._train_job("single", epochs, member_seed, name=f"{seed}.{member}")
             parts.append(Part(job, "single"))
         return parts
 

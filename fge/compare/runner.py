@@ -1,8 +1,8 @@
 """Running the jobs of a comparison: several at a time, each once, by any number of processes.
 
-A job's lock is held by the process that runs it, for as long as that lives. So comparisons that
-work in the same folder (the ranks of ``torchrun``, a second shell, what an interrupted one left
-running) share the jobs out among themselves.
+The process that runs a job holds its lock until it ends. So several comparisons can work in one
+folder and divide the jobs: the ranks of ``torchrun``, a second shell, or jobs that an interrupted
+comparison left running.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ class Runner:
     """Runs jobs in a comparison folder.
 
     Args:
-        folder: of the comparison: ``runs``, ``logs`` and ``locks`` lie in it.
-        workers: jobs at a time.
-        machine: options that say how and where this process runs its jobs (device, threads).
-        on_change: called with the names of the jobs that run, whenever that may have changed.
-        on_done: called with each job that is done, whoever ran it.
-        command: the command line, which runs a job by its options in ``logs/JOB.json``.
+        folder: of the comparison; it contains ``runs``, ``logs`` and ``locks``.
+        workers: number of jobs to run at a time.
+        machine: the device and the number of threads of this process's jobs.
+        on_change: called with the names of the running jobs whenever they may have changed.
+        on_done: called with each finished job, whichever process ran it.
+        command: the command line that runs a job with the options in ``logs/JOB.json``.
+
+    Attributes:
+        diverged: by name of a diverged job, the reason.
     """
 
     def __init__(
@@ -71,13 +74,13 @@ class Runner:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run the jobs that are not done, and wait for those that others run.
+        """Run the unfinished jobs, and wait for those that other processes run.
 
-        ``diverged`` says of jobs, by name, how they did: the others go on, but for those that need
-        them.
+        If a job diverges, :attr:`diverged` records the reason. The other jobs continue, except
+        those that need its result.
 
         Raises:
-            UserError: a job failed for something the user can mend; it names the job.
+            UserError: a job failed with an error that the user can fix; the message names the job.
             KeyboardInterrupt: after the jobs have been stopped; they can be resumed.
         """
         waiting = list(jobs)
@@ -98,7 +101,7 @@ class Runner:
             self._stop()
 
     def is_done(self, job: Job) -> bool:
-        """Say whether a job's report is there and has the lines that are needed."""
+        """Return whether a job's report exists and has the lines that are needed."""
         report = self.folder / "runs" / job.name / "report.json"
         if job.name in self._running or not report.is_file():
             return False
@@ -115,13 +118,13 @@ class Runner:
         lock = (self.folder / "locks" / job.name).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody else is at it
+        except OSError:  # another process is running it
             lock.close()
             return
-        if self.is_done(job):  # somebody else has just finished it
+        if self.is_done(job):  # another process has just finished it
             lock.close()
             return
-        # A job is no rank of torchrun; and what can be imported here can be imported there.
+        # A job is not a rank of torchrun. It can import whatever this process can import.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
@@ -132,16 +135,16 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=(lock.fileno(),),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                start_new_session=True,  # only this process gets Ctrl-C, and it stops the jobs
             )
         append_record(self.folder / "timing.jsonl", {"event": "job begun", "job": job.name})
         self._running[job.name] = _Running(job, process, lock, time.perf_counter())
         self._mark_overlaps()
 
     def _arguments(self, job: Job) -> list[str]:
-        """Return the arguments that start a job, or resume one that was started.
+        """Return the arguments that start a job, or resume a started one.
 
-        A run keeps its own options; what this comparison adds to them is given by name.
+        A started run keeps its options, so only those that this comparison changes are given.
         """
         out, config = self.folder / "runs" / job.name, replace(job.config, **self.machine)
         arguments = [job.command, "--out", str(out), *(["--resume"] if out.is_dir() else [])]
@@ -153,7 +156,7 @@ class Runner:
         return [*arguments, "--config", str(file)]
 
     def _collect(self) -> None:
-        """Take note of jobs that have ended."""
+        """Handle the jobs that have ended."""
         self._mark_overlaps()
         for name, running in list(self._running.items()):
             code = running.process.poll()
@@ -179,7 +182,7 @@ class Runner:
             append_record(self.folder / "timing.jsonl", {"event": "job", **record})
 
     def _mark_overlaps(self) -> None:
-        """Mark what runs beside other jobs, those of other processes too: their locks are held."""
+        """Mark running jobs if other jobs run too, here or in another process that holds a lock."""
         locks = (self.folder / "locks").iterdir()
         others = (_is_held(path) for path in locks if path.name not in self._running)
         if len(self._running) > 1 or (self._running and any(others)):
@@ -194,14 +197,14 @@ class Runner:
         return UserError(f"run {name} failed: {self._reason(name, code)}")
 
     def _reason(self, name: str, code: int) -> str:
-        """Return the last line that a job wrote, and where the others are."""
+        """Return the last line of a job's log, and the path to the log."""
         log = self.folder / "logs" / f"{name}.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
         return f"{last} (see {log})"
 
     def _stop(self) -> None:
-        """Interrupt what runs; each run keeps what it has and can be resumed."""
+        """Interrupt the running jobs; they can be resumed."""
         for running in self._running.values():
             running.process.send_signal(signal.SIGINT)
         for running in self._running.values():
@@ -214,17 +217,18 @@ class Runner:
 
 
 def _changes(file: Path, command: str, config: RunConfig) -> list[str]:
-    """Return the options, as arguments, in which a run that was begun differs from ``config``.
+    """Return, as arguments, the options of ``config`` that differ from those of a started run.
 
-    The number of threads stays as it was: results depend on it. What is left open here stays, too.
+    The number of threads is not changed, because results depend on it; nor is an option that is
+    ``auto`` or None in ``config``.
     """
     try:
-        begun = to_options(read_config(file, command, type(config))[0])
-    except UserError:  # the run itself says so, and is named with it
+        started = to_options(read_config(file, command, type(config))[0])
+    except UserError:  # the run itself will report the error
         return []
     words: list[str] = []
     for name, value in to_options(config).items():
-        if value in (begun[name], "auto", None) or name == "threads":
+        if value in (started[name], "auto", None) or name == "threads":
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):

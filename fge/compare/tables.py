@@ -62,13 +62,13 @@ _OOD_NOTE = (
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the tables of a comparison: four per budget, deep ensembles, what is beyond."""
-    found = []
+    """Return the tables: four per budget, deep ensembles, and methods beyond the budget."""
+    tables = []
     for budget in comparison.budgets:
         rows = comparison.at(budget)
-        found += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
-        found += _diversity_table(rows, budget) + _ood_table(rows, budget)
-    found += _deep_ensembles_table(comparison)
+        tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
+        tables += _diversity_table(rows, budget) + _ood_table(rows, budget)
+    tables += _deep_ensembles_table(comparison)
     if comparison.beyond:
         lines = [_placed_cells(row) for row in comparison.beyond]
         note = _with_notes(
@@ -76,12 +76,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             + _units(comparison),
             comparison.beyond,
         )
-        found.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
-    return found
+        tables.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
+    return tables
 
 
 def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
-    """Return the deep ensembles at budgets that have no other method: what DEE is read off."""
+    """Return the deep ensembles at budgets without other methods: the scale of the DEE."""
     within = [row for row in comparison.rows if not row.beyond]
     rows = [row for row in within if row.budget not in comparison.budgets]
     note = (
@@ -173,8 +173,8 @@ def _units(comparison: Comparison) -> str:
 def _with_notes(note: str, rows: Sequence[MethodRow]) -> str:
     """Return a note with those of the methods, each once."""
     notes = dict.fromkeys(row.note for row in rows if row.note)
-    names = [", ".join(row.method for row in rows if row.note == own) for own in notes]
-    return " ".join([note, *(f"{who}: {own}." for who, own in zip(names, notes, strict=True))])
+    names = [", ".join(row.method for row in rows if row.note == text) for text in notes]
+    return " ".join([note, *(f"{who}: {text}." for who, text in zip(names, notes, strict=True))])
 
 
 def _intervals_table(comparison: Comparison, budget: int) -> Table:
@@ -189,8 +189,10 @@ def _intervals_table(comparison: Comparison, budget: int) -> Table:
         line = [row.method]
         for baseline in present:
             for metric in COMPARED:
-                found = comparison.difference(row.method, baseline, budget, metric)
-                line.append(NOTHING if found is None else interval_text(metric, found.interval))
+                difference = comparison.difference(row.method, baseline, budget, metric)
+                line.append(
+                    NOTHING if difference is None else interval_text(metric, difference.interval)
+                )
         lines.append(line)
     note = _INTERVALS_NOTE
     if any(cell.pooled > 1 for row in rows for cell in comparison.cells_of(row.method, budget)):
@@ -246,7 +248,7 @@ def _ood_heading(key: str) -> str:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as ``compare.json`` holds it: every mean, interval and ranking."""
+    """Return the content of ``compare.json``: every mean, interval and ranking."""
     rankings = {
         name: [{**asdict(best), "sure": best.sure} for best in found]
         for name, found in (
@@ -259,8 +261,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "budget_epochs": comparison.budget_epochs,
         "test_images": len(comparison.cells[0].wrong),
         "methods": [_row_as_json(row) for row in comparison.rows],
-        "differences": [_as_dict(one) for one in comparison.differences],
-        "fge_differences": [_as_dict(one) for one in comparison.fge_differences],
+        "differences": [_as_dict(difference) for difference in comparison.differences],
+        "fge_differences": [_as_dict(difference) for difference in comparison.fge_differences],
         **rankings,
         "deep_ensembles": [list(level) for level in comparison.deep_ensembles],
     }
@@ -271,16 +273,16 @@ def _as_dict(difference: Difference) -> dict[str, Any]:
 
 
 def _row_as_json(row: MethodRow) -> dict[str, Any]:
-    """Return a row with its means and costs at the top, as ``report.json`` has methods."""
+    """Return a row with its means and costs at the top level, as in ``report.json``."""
     facts = asdict(row)
     name, costs, mean = (facts.pop(key) for key in ("method", "costs", "mean"))
     return {"name": name, **costs, **mean, **facts, "seeds": list(row.seeds)}
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return a line for each cell, with all its costs and figures, empty where there is none.
+    """Return a line for each cell, with all its costs and figures; missing ones are empty.
 
-    Where each cell pools the runs of all seeds they are one value: there is one line, no seed.
+    Cells that pool the runs of all seeds are one value: they have one line, without a seed.
     """
     facts: list[dict[str, Any]] = []
     for row in comparison.rows:
@@ -298,7 +300,7 @@ def as_csv(comparison: Comparison) -> str:
             }
             for cell in cells[: row.values]
         )
-    columns = list(dict.fromkeys(key for one in facts for key in one))
+    columns = list(dict.fromkeys(key for line in facts for key in line))
     columns = [key for key in columns if key not in ("pooled", "note")] + ["pooled", "note"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")

@@ -3,6 +3,7 @@
 from fge.config.base import (
     DATA_NAMES,
     OOD_NAMES,
+    REFRESH_IMAGES,
     VIEWS_SUFFIX,
     Precision,
     as_stored,
@@ -75,6 +76,7 @@ __all__ = [
     "OOD_NAMES",
     "ORDER",
     "PRESETS",
+    "REFRESH_IMAGES",
     "SINGLE",
     "VIEWS_SUFFIX",
     "CommandConfig",

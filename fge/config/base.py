@@ -1,4 +1,4 @@
-"""What the options of all commands share: their marks, defaults and checks."""
+"""Common parts of the options of all commands: marks, defaults and checks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
 OOD_NAMES = ("noise", "digits")
 """Images out of the distribution of any data, made by ``fge.data.ood``."""
+REFRESH_IMAGES = 5120
+"""Training images for batch-norm statistics: enough for a network's error to 0.1 points."""
 _NAMES_OR_PATHS = ("data", "ood")
 HOW_TO_RUN = {"affects_result": False}
-"""Marks an option that says how to run, not what comes out."""
+"""Marks an option that changes how a run works, but not its results."""
 MAY_BE_ADDED = {"may_be_added": True}
-"""Marks an option for work that a finished run can be resumed with, when it was left out before."""
+"""Marks an option for additional work, which can be given when a finished run is resumed."""
 MAY_BE_DROPPED = {"may_be_dropped": True}
-"""Marks an option for work that an interrupted run can be resumed without, by the value 0."""
+"""Marks an option whose value 0 skips some work when an interrupted run is resumed."""
 VIEWS_SUFFIX = "+tta"
-"""Ends the name of a line of a report that is predicted with test-time augmentation."""
+"""Ends the names of lines with test-time augmentation in reports."""
 THIS_INVOCATION = {"affects_result": False, "saved": False}
-"""Marks an option of one invocation, which no config file holds."""
+"""Marks an option of one invocation, which is not saved in config files."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,25 @@ def rates_of(model: str) -> Rates:
 
 
 def curve_rate_of(model: str) -> float:
-    """Return the learning rate with which curves are fitted by default.
+    """Return the default learning rate of a curve fit.
 
-    0.1 for ``convnet``, which reached a lower training loss on the default data than 0.03;
-    0.015 for VGG-16, and 0.03, which the reference implementation of arXiv 1802.10026 has for
-    residual networks, for all others.
+    0.1 for ``convnet``: it reached a lower training loss on the default data than 0.03. For VGG-16
+    0.015, and for all other models 0.03: the reference implementation of arXiv 1802.10026 has these
+    rates for VGG-16 and for residual networks.
     """
     rates = {"convnet": 0.1, "vgg16": 0.015} if _is_built_in(model) else {}
     return next((rate for name, rate in rates.items() if model.startswith(name)), 0.03)
 
 
 def _is_built_in(model: str) -> bool:
-    return ":" not in model  # as torchvision's and the user's own have
+    return ":" not in model  # torchvision's models and the user's own have a colon
 
 
 def as_stored(name: str, value: Any) -> Any:
-    """Return an option's value as a config file holds it: a JSON value, paths being absolute.
+    """Return an option's value as a JSON value for a config file; paths become absolute.
 
-    A path means the same in any folder then; ``data`` and ``ood`` are paths unless known by name.
+    So a path has the same meaning in any folder. ``data`` and ``ood`` are paths unless they are the
+    name of known data.
     """
     if isinstance(value, tuple):
         return [as_stored(name, part) for part in value]
@@ -96,23 +99,23 @@ def without_views(method: str) -> str:
 
 
 def saved_fields(config: Any) -> list[str]:
-    """Return the names of the options that a config file holds, of a dataclass or an instance."""
+    """Return the names of the saved options of a dataclass or an instance."""
     return [f.name for f in fields(config) if f.metadata.get("saved", True)]
 
 
 def affects_result(config: Any, name: str) -> bool:
-    """Say whether the option may change what a run produces."""
+    """Return whether the option may change the results of a run."""
     return any(f.name == name and f.metadata.get("affects_result", True) for f in fields(config))
 
 
 def may_be_added(config: Any, name: str) -> bool:
-    """Say whether the option was left out of a run that can still be given it."""
+    """Return whether the option was left out of a run, but can still be added."""
     option = next(f for f in fields(config) if f.name == name)
     left_out = getattr(config, name) == option.default
     return bool(option.metadata.get("may_be_added", False)) and left_out
 
 
 def may_be_dropped(config: Any, name: str, value: object) -> bool:
-    """Say whether the value is the 0 that leaves out work which a run can be resumed without."""
+    """Return whether the value is a 0 that skips work which a resumed run need not do."""
     option = next(f for f in fields(config) if f.name == name)
     return bool(option.metadata.get("may_be_dropped", False)) and value == 0

@@ -27,7 +27,7 @@ ORDER = (
     CURVE_ENSEMBLE,
     "curve-ensemble-2B",
 )
-"""Methods in the order in which they are shown; others follow in the order of the cells."""
+"""Methods in their order in tables; other methods follow in the order of the cells."""
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -36,7 +36,7 @@ OF_FGE_RUN = ("fge", "swa", "fold", "fge+refit")
 """Methods that are lines of one ``fge`` run."""
 OF_SEVERAL_RUNS = ("deep-ensemble", "curve-ensemble", "curve-ensemble-2B")
 COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
-"""Methods that can be compared, beside the user's own."""
+"""Methods that can be compared, in addition to the user's own."""
 WITHOUT_VIEWS = ("fge+refit", "curve-ensemble", "curve-ensemble-2B")
 """Methods that cannot be compared with test-time augmentation."""
 
@@ -78,7 +78,7 @@ class CompareConfig(MethodConfig):
         super().__post_init__()
         check_at_least(1, jobs=self.jobs)
         if self.seeds < 2:
-            raise UserError(f"seeds must be >= 2, an interval needs as many, got {self.seeds}")
+            raise UserError(f"seeds must be >= 2, because an interval needs 2, got {self.seeds}")
         if not self.budgets or min(self.budgets) < 1:
             raise UserError(f"budgets must be whole numbers >= 1, got {list(self.budgets)}")
         if max(self.budgets) > self.seeds:
@@ -125,26 +125,26 @@ class CompareConfig(MethodConfig):
 
 
 _CURVE_PARTS = 3
-"""The least budget of a curve ensemble: an epoch for each network and one for the fit."""
+"""The smallest budget of a curve ensemble: an epoch for each network and one for the fit."""
 
 
-def options_for(kind: type[C], config: CompareConfig, **own: object) -> C:
-    """Return options of another command with the values that a comparison shares with it."""
-    mine = {f.name for f in fields(CompareConfig)}
-    shared = {f.name: getattr(config, f.name) for f in fields(kind) if f.name in mine}
-    return kind(**{**shared, **own})
+def options_for(kind: type[C], config: CompareConfig, **changed: object) -> C:
+    """Return options of another command with the values of a comparison's common options."""
+    names = {f.name for f in fields(CompareConfig)}
+    shared = {f.name: getattr(config, f.name) for f in fields(kind) if f.name in names}
+    return kind(**{**shared, **changed})
 
 
 def _epochs_of_two_snapshots(config: CycleConfig, *, fitted: bool) -> int:
-    """Return the least budget, from the given one on, in which FGE keeps two snapshots.
+    """Return the smallest budget, from the given one on, in which FGE keeps two snapshots.
 
-    ``fitted``: and a curve between them is fitted, which takes half a cycle.
+    With ``fitted``, the budget also covers a curve between them, which takes half a cycle.
     """
     given = {"start_epoch": config.start_epoch, "cycle_epochs": config.cycle_epochs}
     for epochs in itertools.count(config.epochs):
         try:
             cycles = CycleConfig(epochs=epochs, **given)  # type: ignore[arg-type]
-        except UserError:  # not even one fits
+        except UserError:  # not even one cycle fits
             continue
         halves = 4 if fitted else 3
         if cycles.first_cycle_epoch + halves * cycles.cycle_length // 2 <= epochs:

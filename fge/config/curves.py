@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fge.config.base import curve_rate_of
+from fge.config.base import REFRESH_IMAGES, curve_rate_of
 from fge.config.options import FitConfig, Options, TrainingConfig
 from fge.errors import UserError, check_at_least, check_positive
 
 G_DECAY = 5e-4
-"""Weight decay of recipe G, below which that of D lies."""
+"""Weight decay of recipe G; that of recipe D must be below it."""
 
 Family = Literal["bezier", "polychain"]
 RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint"]
@@ -21,10 +21,10 @@ RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint"]
 
 @dataclass(frozen=True, kw_only=True)
 class PointOptions(Options):
-    """With which images the networks on a curve, plane or line are measured."""
+    """Images for measuring networks on a curve, plane or line."""
 
     group: ClassVar[str] = "measurement"
-    eval_images: int = 5120
+    eval_images: int = REFRESH_IMAGES
     """Training images, not augmented, for the batch-norm statistics and the training loss at
     each point. 0 takes all."""
 
@@ -67,14 +67,14 @@ class CurveConfig(AlongOptions, FitConfig):
         super().__post_init__()
         if self.num_points < 3:
             raise UserError(
-                f"num_points must be >= 3, got {self.num_points}: with both ends alone there is "
+                f"num_points must be >= 3, got {self.num_points}: with only the two ends there is "
                 "nothing to fit"
             )
         check_positive(curve_lr=self.curve_lr)
 
     @property
     def curve_base_lr(self) -> float:
-        """The learning rate of the fit: ``curve_lr``, or what suits the model."""
+        """The learning rate of the fit: ``curve_lr``, or the default for the model."""
         return curve_rate_of(self.model) if self.curve_lr is None else self.curve_lr
 
     @property
@@ -151,7 +151,7 @@ class CurveEnsembleConfig(CurveConfig, PairOptions, TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectConfig(CurveConfig):
-    """Fit and evaluate curves between networks that exist already."""
+    """Fit and evaluate curves between existing networks."""
 
     group: ClassVar[str] = "networks"
     instead: ClassVar[Mapping[str, str]] = {"lr": "--curve-lr is the rate of the fit"}
@@ -177,12 +177,12 @@ _RECIPE_OF = {
 
 
 def check_used(config: CurveEnsembleConfig) -> None:
-    """Refuse options that no training of the command would look at.
+    """Refuse options that no training of the command would use.
 
     Raises:
-        UserError: naming the option, and what it belongs to.
+        UserError: naming the option, and the recipe that it belongs to.
     """
-    # A file holds the learning rate that the options left open came to.
+    # A config file holds the learning rate that was chosen if the option was not given.
     given_lr = config.lr if not config.resume and config.config is None else None
     sides: dict[str, tuple[str, Path | None]] = {
         "first": (config.first, config.first_weights),
@@ -190,7 +190,7 @@ def check_used(config: CurveEnsembleConfig) -> None:
     }
     for side, (name, weights) in sides.items():
         if name != "G" and config.strategies == "all":
-            raise UserError(f"--strategies all has recipes of its own; leave out --{side} {name}")
+            raise UserError(f"--strategies all sets the recipes itself; leave out --{side} {name}")
         if name != "G" and weights is not None:
             raise UserError(f"--{side} {name} is not used: --{side}-weights gives that network")
     used = {name for name, weights in sides.values() if weights is None}
@@ -198,8 +198,8 @@ def check_used(config: CurveEnsembleConfig) -> None:
         used = {"G", *_RECIPE_OF.values()}
     if given_lr is not None and "endpoint" not in used:
         raise UserError(
-            f"--lr {given_lr:g} is that of the recipe endpoint, which is not used; "
-            "G and A to F have their own, and --curve-lr is the rate of the fit"
+            f"--lr {given_lr:g} sets the rate of the recipe endpoint, which is not used; "
+            "G and A to F have their own rates, and --curve-lr sets that of the fit"
         )
     for option, name in _RECIPE_OF.items():
         if getattr(config, option) is not None and name not in used:

@@ -1,4 +1,4 @@
-"""Every option as ``--help`` and the reference describe it: read from the dataclasses alone."""
+"""The description of every option in ``--help`` and the reference, read from the dataclasses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "NAME", Path: "PATH"}
 
 @dataclass(frozen=True)
 class OptionHelp:
-    """What there is to say of an option.
+    """The description of an option.
 
-    ``flags``: as they are typed, with what follows; ``default``: as it is typed, empty where the
-    option is left out or the text says it; ``required``: it has none; ``text``: one paragraph.
+    ``flags``: the option as it is typed, with a placeholder for its value; ``text``: one paragraph;
+    ``default``: the default as it is typed, empty if there is none or the text gives it;
+    ``required``: whether the option has no default.
     """
 
     name: str
@@ -57,7 +58,7 @@ def _described(kind: type, option: Field[Any], hint: Any) -> OptionHelp:
 
 
 def _flags(name: str, hint: Any, *, positional: bool) -> str:
-    """Return how an option is typed: ``--weights PATH ...``, or ``RUNS ...`` for a positional."""
+    """Return an option as it is typed: ``--weights PATH ...``, or ``RUNS ...`` for a positional."""
     if positional:
         return f"{name.upper()} ..."
     return " ".join(word for word in (f"--{name.replace('_', '-')}", _metavar(hint)) if word)

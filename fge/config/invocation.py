@@ -1,4 +1,4 @@
-"""The command line as it was called: what to print where a command is to be given again."""
+"""The command line as the user called it, for messages that repeat a command."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _SHIM = _PACKAGE.parent / "cli.py"
 
 
 def program(launcher: Sequence[str] = ("python",), *, seen_from: Path | None = None) -> list[str]:
-    """Return the words that start this program, as they were given.
+    """Return the words that start this program, as the user gave them.
 
-    They are ``python cli.py``, ``fge`` or ``python -m fge``. Where the program runs inside another
-    one, such as a test, they are those of the checkout, and without a checkout ``fge``.
+    They are ``python cli.py``, ``fge`` or ``python -m fge``. If the program runs inside another
+    one, such as a test, they are those of the checkout, or ``fge`` without a checkout.
 
     Args:
-        launcher: what starts Python, such as ``torchrun`` with its options.
-        seen_from: the folder from which the path to ``cli.py`` is told; as it was given by default.
+        launcher: the command that starts Python, such as ``torchrun`` with its options.
+        seen_from: the folder to which the path to ``cli.py`` is relative; by default the path is as
+            the user gave it.
     """
     called = Path(sys.argv[0] if sys.argv and sys.argv[0] else "-c")
     module = called.name == "__main__.py" and called.resolve().parent == _PACKAGE
@@ -35,12 +36,12 @@ def program(launcher: Sequence[str] = ("python",), *, seen_from: Path | None = N
 
 
 def _in_checkout() -> bool:
-    """Say whether the package lies beside its ``cli.py``, and not among installed packages."""
+    """Return whether the package is in a checkout, next to ``cli.py``, and not installed."""
     return _SHIM.is_file() and (_SHIM.parent / "pyproject.toml").is_file()
 
 
 def is_factory(model: str) -> bool:
-    """Say whether the name is that of a user's own ``package.module:factory``."""
+    """Return whether the name is a user's own ``package.module:factory``."""
     return ":" in model and not model.startswith("torchvision:")
 
 
@@ -51,10 +52,10 @@ def check_import(name: str, given: str | None, source: object, *, option: str = 
         name: of a model or method in the file.
         given: the name on the command line, if any.
         source: the file.
-        option: that gives it again: model, method or methods.
+        option: the option that gives the name: model, method or methods.
 
     Raises:
-        UserError: ``name`` is the user's own code, and not what is given.
+        UserError: ``name`` is the user's own code and differs from ``given``.
     """
     if is_factory(name) and given != name:
         what = "model factory" if option == "model" else "method"
@@ -65,7 +66,7 @@ def check_import(name: str, given: str | None, source: object, *, option: str = 
 
 
 def own_code(options: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that give again the user's own model and methods among options.
+    """Return arguments that repeat those of the options that name the user's own code.
 
     >>> own_code({"model": "convnet", "methods": ["fge", "my_methods:mine"]})
     ['--methods', 'fge', 'my_methods:mine']

@@ -1,7 +1,7 @@
-"""Options that several commands share: each idea is a class, of which commands are composed.
+"""Options that several commands share: one class per idea; commands combine the classes.
 
-What a class adds to the options of a command is shown under its ``group`` by ``--help``. Config
-files are flat: they know nothing of classes.
+``--help`` shows the options that a class adds under its ``group``. Config files are flat: they do
+not contain the classes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The root of all options; each class checks its own, after those that it builds on."""
+    """The root of all options; each class checks its own options after those of its bases."""
 
     group: ClassVar[str] = "options"
     unused: ClassVar[Mapping[str, str]] = {}
@@ -39,10 +39,10 @@ class Options:
     """Options of other commands that this one refuses, with the option that does their work."""
 
     def __post_init__(self) -> None:
-        """Check each value on its own and those that hang together.
+        """Check the values, and their combinations.
 
         Raises:
-            UserError: naming the option, its value and what it may be.
+            UserError: naming the option, its value and the allowed values.
         """
 
 
@@ -52,7 +52,7 @@ class FigureOptions(Options):
 
     group: ClassVar[str] = "output"
     figure_format: Literal["png", "svg", "pdf"] = field(default="png", metadata=HOW_TO_RUN)
-    """Also write figures in this format, beside PNG: svg or pdf for papers."""
+    """Also write figures in this format, in addition to PNG: svg or pdf for papers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class FolderOptions(FigureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(FolderOptions):
-    """Where a run goes, and where its options come from."""
+    """The run folder, and the source of the options."""
 
     group: ClassVar[str] = "output"
     resume: bool = field(default=False, metadata=THIS_INVOCATION)
@@ -147,7 +147,7 @@ class ViewOptions(AugmentationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OODOptions(Options):
-    """Which images out of the distribution."""
+    """Out-of-distribution images."""
 
     group: ClassVar[str] = "data"
     ood: tuple[str, ...] = field(default=(), metadata=MAY_BE_ADDED)
@@ -174,7 +174,7 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions(Options):
-    """How long is trained, and with which SGD."""
+    """The length of the training, and the options of SGD."""
 
     group: ClassVar[str] = "schedule"
     epochs: int = 100
@@ -212,13 +212,13 @@ class RateOptions(ModelOptions):
 
     @property
     def base_lr(self) -> float:
-        """The learning rate of the conventional schedule: ``lr``, or what suits the model."""
+        """The learning rate of the conventional schedule: ``lr``, or the default for the model."""
         return rates_of(self.model).lr if self.lr is None else self.lr
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
-    """On what is computed."""
+    """The device and the number of threads."""
 
     group: ClassVar[str] = "speed"
     device: str = "auto"
@@ -233,7 +233,7 @@ class DeviceOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(DeviceOptions):
-    """How images are predicted."""
+    """How to predict images."""
 
     group: ClassVar[str] = "speed"
     eval_batch_size: int | None = None
@@ -246,7 +246,7 @@ class EvaluationOptions(DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions(Options):
-    """In which memory format and precision a network runs."""
+    """The memory format and precision of a network."""
 
     group: ClassVar[str] = "speed"
     channels_last: Switch = "auto"
@@ -257,7 +257,7 @@ class FormatOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions(FormatOptions):
-    """How training steps are run."""
+    """How to run training steps."""
 
     group: ClassVar[str] = "speed"
     compile: Switch = "auto"
@@ -265,7 +265,8 @@ class SpeedOptions(FormatOptions):
     training."""
     cuda_graphs: Switch = "auto"
     """Replay training steps as a CUDA graph. auto measures on a GPU, but is off for your own
-    network: every step must do the same work."""
+    network (every step must do the same work) and with several processes (their steps cannot be
+    replayed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +286,7 @@ class RunConfig(RateOptions, FitConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(OODOptions, RunConfig):
-    """Options of the commands that train networks and test what comes out."""
+    """Options of the commands that train networks and test the result."""
 
     group: ClassVar[str] = "output"
     tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)

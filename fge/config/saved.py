@@ -1,4 +1,4 @@
-"""What a run keeps of itself as JSON: ``config.json`` written and read, ``report.json`` read."""
+"""The JSON files of a run: writing and reading ``config.json``, reading ``report.json``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ RUN_KINDS: dict[str, type[CommandConfig]] = {
     "curve-ensemble": CurveEnsembleConfig,
     "connect": ConnectConfig,
 }
-"""Commands whose runs can be looked at, with their options."""
+"""Commands whose runs other commands can study, with their options."""
 _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
-"""Options that say how to run here, and are not taken from a run that is looked at."""
+"""Options that depend on the machine, so they are not taken from a studied run."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 KEEP_SNAPSHOTS = ("fge", "train")
-"""Commands whose runs keep snapshots; those of the others keep networks and curves."""
+"""Commands whose runs keep snapshots; the other runs keep networks and curves."""
 SCHEMA_VERSION = 1
 C = TypeVar("C", bound=CommandConfig)
 S = TypeVar("S", bound=StudyConfig)
@@ -42,7 +42,7 @@ def to_options(config: CommandConfig) -> dict[str, Any]:
 def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C:
     """Return the configuration that JSON options describe; ``source`` names them in errors.
 
-    Options that the command had once, or that others have in its place, are passed over.
+    Options that the command accepts but does not use are skipped.
 
     Raises:
         UserError: an unknown option, or a value of the wrong type or range.
@@ -75,22 +75,23 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     """Return the configuration in a ``config.json``, and the whole file.
 
     Raises:
-        UserError: no such file, not JSON, of another command or a later schema, or bad options.
+        UserError: there is no such file, it is not JSON, it is of another command or a later
+            schema, or its options are invalid.
     """
     if not path.is_file():
         raise UserError(f"no config file {path}")
     content = _read_content(path)
     options = _options(content, path)
     if content.get("command", command) != command:
-        raise UserError(f"{path} is of the command {content['command']!r}, not {command!r}")
+        raise UserError(f"{path} belongs to the command {content['command']!r}, not {command!r}")
     return from_options(kind, options, path), content
 
 
 def check_unchanged(saved: C, asked: C) -> None:
-    """Check that options asked for at ``--resume`` are those that the run was started with.
+    """Check that the options given with ``--resume`` are those that the run was started with.
 
-    ``auto`` and None, an option left open, agree with whatever it was settled to; so does another
-    device of the same type; work that was left out may be added, and some dropped.
+    ``auto`` and None agree with every saved value, and so does another device of the same type.
+    Additional work may be added, and some work may be dropped.
 
     Raises:
         UserError: naming the first option that differs and affects the result.
@@ -109,11 +110,11 @@ def check_unchanged(saved: C, asked: C) -> None:
 
 
 def keep_settled(saved: C, asked: C) -> C:
-    """Return the saved configuration with this invocation's own options, and the work it adds.
+    """Return the saved configuration with the options of this invocation, and the work it adds.
 
-    The device is this invocation's too, where one is named.
+    The device is that of this invocation too, if it names one.
     """
-    own = {
+    changed = {
         name: getattr(asked, name)
         for name in vars(asked)
         if not affects_result(asked, name)
@@ -121,21 +122,21 @@ def keep_settled(saved: C, asked: C) -> C:
         or may_be_dropped(saved, name, getattr(asked, name))
     }
     if asked.device != "auto":
-        own["device"] = asked.device
-    return replace(saved, **own)
+        changed["device"] = asked.device
+    return replace(saved, **changed)
 
 
 def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
     """Return the command of a run, its options and its whole ``config.json``.
 
     Raises:
-        UserError: the folder is no run of a command that leaves networks.
+        UserError: the folder is not a run of a command that keeps networks.
     """
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
-            f"{folder} is no run folder (no config.json); "
-            "give that of an fge, train, curve-ensemble or connect run"
+            f"{folder} is not a run folder (no config.json); "
+            "give the folder of an fge, train, curve-ensemble or connect run"
         )
     content = _read_content(file)
     if "command" not in content:
@@ -149,10 +150,10 @@ def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
 
 
 def options_of_run(kind: type[S], folder: Path) -> S:
-    """Return options for looking at a run: data, model and what else they share are the run's.
+    """Return options for studying a run: data, model and all other common options are the run's.
 
     Raises:
-        UserError: what :func:`read_run` refuses.
+        UserError: as :func:`read_run`.
     """
     _, options, _ = read_run(folder)
     shared = [n for n in saved_fields(kind) if n in saved_fields(options) and n not in _OWN]
@@ -183,14 +184,14 @@ def check_same_images(config: StudyConfig, fingerprint: str) -> None:
 
 
 def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
-    """Return what a ``report.json``, or the ``page.json`` beside it, holds.
+    """Return the content of a ``report.json`` or a ``page.json``.
 
     Args:
         path: of the file.
-        damaged: what to say of a file that holds no report.
+        damaged: the words for a damaged file in the error.
 
     Raises:
-        UserError: it is damaged, or of another schema.
+        UserError: the file is damaged, or has another schema.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -203,7 +204,7 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    """Return what a ``config.json`` holds, as it is."""
+    """Return the content of a ``config.json``, unchecked."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -211,7 +212,7 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def _options(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the options among the content of a ``config.json``, if this program can read it."""
+    """Return the options in the content of a ``config.json``, after checking its schema."""
     try:
         options = dict(content["options"])
         version = int(content.get("schema_version", SCHEMA_VERSION))
@@ -220,12 +221,12 @@ def _options(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if version > SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
     if options.get("compile", "auto") != "auto":
-        options.setdefault("cuda_graphs", "off")  # a run from before there was the option
+        options.setdefault("cuda_graphs", "off")  # the run is older than the option
     return options
 
 
 def _typed(hint: Any, value: Any, source: str) -> Any:
-    """Return ``value`` as the annotated type, or say what it should have been."""
+    """Return ``value`` as the annotated type, or raise a UserError that names the type."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):

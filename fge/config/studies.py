@@ -1,4 +1,4 @@
-"""Options of the commands that look at what exists: networks, finished runs, new images."""
+"""Options of the commands that study networks, finished runs or new images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOT_AUGMENTED = "images are not augmented"
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(Options):
-    """Which loss is looked at."""
+    """The loss that is measured."""
 
     group: ClassVar[str] = "measurement"
     weight_decay_in_loss: bool = False
@@ -40,13 +40,13 @@ class LossOptions(Options):
 
     @property
     def loss_decay(self) -> float:
-        """Weight decay in the training loss that is looked at."""
+        """The weight decay in the measured training loss."""
         return self.weight_decay if self.weight_decay_in_loss else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(LossOptions, CommandConfig):
-    """Options that tell which networks are looked at."""
+    """The networks to study."""
 
     group: ClassVar[str] = "networks"
     unused: ClassVar[Mapping[str, str]] = {
@@ -121,7 +121,7 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
             return
         if self.run is None or self.random or self.trajectory:
             raise UserError(
-                "--snapshots chooses those that a plane goes through: it needs --run, without "
+                "--snapshots chooses the snapshots of a plane or line: it needs --run, without "
                 "--random and --trajectory"
             )
         chosen = " ".join(map(str, self.snapshots))
@@ -139,7 +139,7 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
         if self.line:
             if count < 2 and not self.random:
                 raise UserError(
-                    f"--line needs two files or more, got {count}; with --random one will do"
+                    f"--line needs two files or more, got {count}; with --random one is enough"
                 )
             return
         if self.trajectory and count < _PLANE_NEEDS:
@@ -147,7 +147,7 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
         if not (self.random or self.trajectory) and count != _PLANE_NEEDS:
             raise UserError(
                 f"--weights needs three files for a plane, got {count}; "
-                "with --random one will do, with --trajectory more"
+                "--random needs one, --trajectory three or more"
             )
 
 

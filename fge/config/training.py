@@ -45,7 +45,7 @@ _HIGH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options):
-    """What is measured while a network is trained."""
+    """What to measure while a network trains."""
 
     group: ClassVar[str] = "measurement"
     sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
@@ -81,8 +81,13 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 
+    distill_epochs: int = field(default=0, metadata=MAY_BE_ADDED)
+    """After training, distil an ensemble into one network in so many epochs, which are added to its
+    cost. The best single network on the validation images is folded.safetensors. 0 for none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least(0, distill_epochs=self.distill_epochs)
         if self.average is not None and not 0 <= self.average <= 1:
             raise UserError(f"average must be in [0, 1], got {self.average}")
         if not 0 <= self.final_factor <= 1:
@@ -250,7 +255,8 @@ class MethodConfig(CycleConfig):
         """Check that a method exists and that the budget is enough for its cycles.
 
         Raises:
-            UserError: it does not, or is not; it names the smallest budget that is.
+            UserError: the method does not exist, or the budget is too small; the message names the
+            smallest budget.
         """
         if method not in METHOD_NAMES and not is_factory(method):
             raise unknown("method", method, METHOD_NAMES)
@@ -275,7 +281,8 @@ class MethodConfig(CycleConfig):
         if self.epochs < needed:
             raise UserError(
                 f"{method} needs epochs >= {needed} ({what}), got {self.epochs}; "
-                f"or ask for fewer with --{method}{'' if method == 'split' else '-cycles'}"
+                f"or use fewer {'networks' if method == 'split' else 'cycles'} with "
+                f"--{method}{'' if method == 'split' else '-cycles'}"
             )
 
 

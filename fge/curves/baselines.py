@@ -159,7 +159,7 @@ def _coordinates(points: Tensor) -> Tensor:
 
     The frame's first axis is the chord, from the first point to the last; n <= min(B - 1, P).
     These are the R factor of a QR decomposition, accumulated over blocks of columns: unlike a Gram
-    matrix, it keeps the digits of small components beside large ones.
+    matrix, it keeps the digits of small components next to large ones.
     """
     if torch.equal(points[0], points[-1]):
         raise UserError("the curve's ends coincide, so it has no chord; give two ends that differ")

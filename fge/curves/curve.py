@@ -15,9 +15,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
-from fge.errors import UserError, check_at_least, counted
+from fge.errors import UserError, check_at_least
 from fge.files import write_bytes
 from fge.networks import Layout, check_distinct, decode_weights, split_header
+from fge.observer import counted
 
 _KIND = "fge-curve"
 _POINTS = "points"

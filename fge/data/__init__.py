@@ -11,7 +11,14 @@ from fge.data.batches import (
 )
 from fge.data.ood import load_ood
 from fge.data.sources import DOWNLOADED, download_note, list_images, read_images
-from fge.data.splits import Dataset, OODImages, Split, load_dataset
+from fge.data.splits import (
+    Dataset,
+    OODImages,
+    Split,
+    balanced_order,
+    load_dataset,
+    load_raw,
+)
 
 __all__ = [
     "DOWNLOADED",
@@ -24,10 +31,12 @@ __all__ = [
     "Split",
     "TrainBatches",
     "ViewBatches",
+    "balanced_order",
     "default_padding",
     "download_note",
     "list_images",
     "load_dataset",
     "load_ood",
+    "load_raw",
     "read_images",
 ]

@@ -120,7 +120,7 @@ def load_dataset(
         UserError: the name is unknown, files are missing or damaged, labels are out of range,
             images differ in size, a class or split is empty, or a size exceeds the data.
     """
-    raw = _read(name, data_dir or Path("data"))
+    raw = load_raw(name, data_dir or Path("data"))
     sources.check(raw)
     train = _first(raw.train, "train_size", train_size)
     test = _first(raw.test, "test_size", test_size)
@@ -145,7 +145,12 @@ def load_dataset(
     )
 
 
-def _read(name: str, data_dir: Path) -> RawData:
+def load_raw(name: str, data_dir: Path) -> RawData:
+    """Return the images of a named data set, an ``.npz`` file or a folder, as they are.
+
+    Raises:
+        UserError: there is no such data.
+    """
     if name in NAMED:
         return NAMED[name](data_dir)
     path = Path(name)

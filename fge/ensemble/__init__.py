@@ -1,7 +1,7 @@
 """Ensembles from one training run: snapshots, predictions, FGE, fold."""
 
 from fge.ensemble.cycle import FGE
-from fge.ensemble.ensemble import Ensemble
+from fge.ensemble.ensemble import Ensemble, Members
 from fge.ensemble.folding import (
     NOT_FINITE,
     Candidate,
@@ -13,6 +13,7 @@ from fge.ensemble.folding import (
     scores_of,
 )
 from fge.ensemble.predictions import TTA_FILE, MemberPredictions, PredictionFile
+from fge.ensemble.selection import without_harmful
 from fge.ensemble.snapshots import SnapshotStore
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Ensemble",
     "Fold",
     "MemberPredictions",
+    "Members",
     "PredictionFile",
     "Scores",
     "SnapshotStore",
@@ -30,4 +32,5 @@ __all__ = [
     "fold",
     "fold_greedily",
     "scores_of",
+    "without_harmful",
 ]

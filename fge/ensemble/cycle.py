@@ -93,7 +93,7 @@ class FGE:
         if not self._owns_store:
             raise UserError(
                 f"{self.store.path} already holds {len(self.store)} snapshots; load the saved "
-                "state to go on from them, or give another folder"
+                "state to continue from them, or give another folder"
             )
         self.scheduler.step()
         if not self.scheduler.at_minimum:
@@ -125,12 +125,12 @@ class FGE:
         return Ensemble(architecture, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs beside the model's and the optimizer's own state."""
+        """Return what resuming needs in addition to the states of the model and the optimizer."""
         kept = len(self.store) if self.writes else self._kept
         return {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state: position in the cycle and number of snapshots.
+        """Continue from a saved state: position in the cycle and number of snapshots.
 
         The cycle's options are those given to the constructor. Snapshots later than the state are
         dropped. Load the optimizer's state first, since it holds a learning rate of its own.

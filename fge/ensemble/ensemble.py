@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.ensemble.snapshots import SnapshotStore
-from fge.errors import UserError, counted
+from fge.errors import UserError
 from fge.networks import (
     ForwardFn,
     HostRows,
@@ -26,6 +26,7 @@ from fge.networks import (
     state_of,
     unwrap,
 )
+from fge.observer import counted
 
 Combine = Literal["probs", "logits"]
 Members = SnapshotStore | Sequence[Weights]

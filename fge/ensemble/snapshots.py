@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fge.errors import UserError, counted
+from fge.errors import UserError
 from fge.files import sha256, write_bytes, write_json
 from fge.networks import Weights, canonical_state, decode_weights, encode_weights
+from fge.observer import counted
 
 SCHEMA_VERSION = 1
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fge.curves import AnyCurve
-from fge.errors import UserError, counted
+from fge.errors import UserError
 from fge.networks import Layout
+from fge.observer import counted
 from fge.seeds import generator
 
 Bounds = tuple[float, float, float, float]

@@ -1,5 +1,6 @@
 """A network and its weights: architectures, state, flat vector, batch norm, averages."""
 
+from fge.config import REFRESH_IMAGES
 from fge.networks.apply import (
     ForwardFn,
     HostRows,
@@ -24,7 +25,7 @@ from fge.networks.average import (
     UniformAverage,
     average_weights,
 )
-from fge.networks.batchnorm import REFRESH_IMAGES, refresh_batch_norm
+from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.flat import (
     FlatParameters,

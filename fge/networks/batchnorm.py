@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
+from fge.config import REFRESH_IMAGES
 from fge.errors import UserError
 from fge.networks.apply import (
     ForwardFn,
@@ -23,9 +24,6 @@ from fge.networks.apply import (
 )
 from fge.networks.state import unwrap
 from fge.parallel import Ranks, default_ranks, running_statistics
-
-REFRESH_IMAGES = 5120
-"""Enough for a network's error to 0.1 points."""
 
 
 def refresh_batch_norm(

@@ -1,4 +1,4 @@
-"""From averaged weights to a table and sentences: what averaging them came to."""
+"""The results of averaging weights: a table and sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADINGS = ("network", "snapshots", "averaged", "validation error", "validation
 
 @dataclass(frozen=True)
 class Swa:
-    """The average of all snapshots' weights, on validation data beside the snapshots themselves.
+    """The average of all snapshots' weights, and the snapshots themselves, on validation data.
 
     ``figures`` are those of the average, ``members`` those of each snapshot, ``ensemble`` those of
     their averaged probabilities.
@@ -30,7 +30,7 @@ class Swa:
 
     @property
     def barrier(self) -> float:
-        """NLL of the average less the mean NLL of the snapshots, in nats: below 0 it gains."""
+        """NLL of the average minus the mean NLL of the snapshots, in nats; below 0 is a gain."""
         return self.figures.nll - float(np.mean([figures.nll for figures in self.members]))
 
     @property
@@ -63,9 +63,9 @@ def average_sentences(
         ensemble: the result of the ensemble of the same snapshots.
         all_of_them: whether the average of all snapshots was made.
     """
-    found = {result.name: result for result in results}
+    by_name = {result.name: result for result in results}
     sentences = []
-    if all_of_them and "swa" not in found:
+    if all_of_them and "swa" not in by_name:
         sentences.append(
             "The average of all snapshots' weights (swa) gives predictions that are not finite; "
             "the tables leave it out."
@@ -75,8 +75,8 @@ def average_sentences(
             "Averaging the weights of all snapshots (swa) is harmful here: its validation NLL is "
             f"{swa.figures.nll:.4f}, and that of the worst snapshot is {swa.worst.nll:.4f}."
         )
-    if fold and "fold" in found:
-        sentences.append(_fold_sentence(fold, names, found["fold"], ensemble))
+    if fold and "fold" in by_name:
+        sentences.append(_fold_sentence(fold, names, by_name["fold"], ensemble))
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""The one builder of reports: sentences, tables, charts and facts in, files of a run folder out."""
+"""The builder of reports: it turns sentences, tables, charts and facts into files of a run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fge.runs import RunFolder
 
 
 class ReportBuilder:
-    """Collects what a report shows, in the order in which it is added.
+    """Collects the parts of a report, in the order in which they are added.
 
     Args:
         folder: of the run.
-        figure_format: ``png``, or ``svg`` or ``pdf``, in which figures are written beside PNG.
+        figure_format: ``png``; or ``svg`` or ``pdf``, which is written in addition to PNG.
         files: of the folder that the page links to.
 
     Attributes:
-        files: likewise; more may be added.
-        content: of ``report.json``, beside what it says of every run.
+        files: of the folder that the page links to; more may be added.
+        content: of ``report.json``, in addition to the facts about every run.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Charts described once: panels, series, marks and scales, whatever draws them."""
+"""Descriptions of charts, independent of what draws them: panels, series, marks and scales."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Series:
         y: values; those that are not finite are left out.
         spread: drawn up and down from each value.
         notes: shown on hovering.
-        dash: of the line; None for markers alone.
+        dash: of the line; None for markers without a line.
         marker: whether points have markers.
         like: the name whose colour and marker it has; its own by default.
         filled: whether the area down to the lower end of the panel is filled.
         legend: whether it is in the legend.
-        told: places as hovering tells them, where points are drawn beside them.
+        told: places that hovering shows, if the points are drawn next to them.
     """
 
     name: str
@@ -81,8 +81,8 @@ class Panel:
         zero: whether the axis begins at zero.
         limits: of the axis; by default they hold all values, with a margin.
         level: where a dotted line goes from left to right.
-        note: shown where there is nothing to draw.
-        share: of the height, beside those of the other panels.
+        note: shown if there is nothing to draw.
+        share: of the height, relative to the other panels.
     """
 
     label: str
@@ -122,7 +122,7 @@ class Chart:
         x: what the horizontal axis is, with its unit.
         panels: from the top.
         marks: where faint lines go from top to bottom.
-        whole: whether the horizontal axis has ticks at whole numbers alone.
+        whole: whether the horizontal axis has ticks only at whole numbers.
         limits: of the horizontal axis; by default they hold all places, with a margin.
         height: of the whole, in pixels of a page.
     """
@@ -227,7 +227,7 @@ class PlaneChart:
         measured: places (M, 2) that were measured.
         values: (M,) there.
         xs: (X,) at which heights are known, finer than what was measured.
-        ys: (Y,) likewise.
+        ys: (Y,), like ``xs``.
         heights: (Y, X); those above the last level are drawn alike.
         levels: ascending, where colours change.
         colours: of the bands between levels and of what is above the last, one per level.
@@ -265,7 +265,7 @@ class PlaneChart:
 
     @property
     def bands(self) -> Array:
-        """The heights (Y, X) as numbers of levels: k at level k, more than the last above it."""
+        """The heights (Y, X) in units of levels: k at level k, and more above the last level."""
         ends = [*self.levels, 2 * self.levels[-1] - self.levels[-2]]
         return np.asarray(np.interp(self.heights, ends, np.arange(len(ends))), dtype=np.float64)
 
@@ -276,7 +276,7 @@ class PlaneChart:
 
 
 def refined(path: Array, steps: int = 30) -> Array:
-    """Return a path (T, D) with so many steps between neighbours, to lie on a curved surface."""
+    """Return a path (T, D) with more points between neighbours, to follow a curved surface."""
     places = np.linspace(0, len(path) - 1, steps * (len(path) - 1) + 1)
     columns = [np.interp(places, np.arange(len(path)), column) for column in path.T]
     return np.stack(columns, axis=1)

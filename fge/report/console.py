@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live bar on a terminal, plain lines otherwise."""
+"""The display of a running command: a live bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _UNLIMITED = 1000
 
 
 class _LastingConsole(Console):
-    """A console that falls silent when nobody reads it any more, so that the run goes on."""
+    """A console that becomes silent when nobody reads it any more, so that the run continues."""
 
     def on_broken_pipe(self) -> None:
-        """Send what is written from here on nowhere."""
+        """Discard all further output."""
         self.quiet = True
         silence_output()
 
 
 class ConsoleObserver(Observer):
-    """Tells of epochs, snapshots and notes; a context manager, for the live bar."""
+    """Prints epochs, snapshots, notes and tables; a context manager for the live bar."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _LastingConsole(
@@ -57,12 +57,12 @@ class ConsoleObserver(Observer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the live bar away."""
+        """Remove the live bar."""
         self._progress.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the live bar away while something else is shown."""
+        """Remove the live bar during a ``with`` block."""
         self._progress.stop()
         try:
             yield
@@ -77,7 +77,7 @@ class ConsoleObserver(Observer):
             self.console.print(f"epoch {done}/{total}  {text}")
 
     def point(self, what: str, done: int, total: int) -> None:
-        """Move the bar, or print a line now and then."""
+        """Move the bar, or print a line for every tenth point."""
         self._advance(what, done, total, "points")
         if not self._live and (done == total or done % _POINTS_PER_LINE == 0):
             self.console.print(f"point {done}/{total}  {what}")
@@ -86,7 +86,7 @@ class ConsoleObserver(Observer):
         self._progress.update(self._task, completed=done, total=total, description=text, unit=unit)
 
     def snapshot(self, record: dict[str, Any]) -> None:
-        """Print the figures of a snapshot and of the ensemble with it."""
+        """Print the validation figures of a snapshot and of the ensemble so far."""
         if record["stage"] in ("single", "network"):
             kind = "single network" if record["stage"] == "single" else "network"
             text = f"{kind}, epoch {record['epoch']}"
@@ -112,7 +112,7 @@ class ConsoleObserver(Observer):
             table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        # A file or pipe has no width to keep to; on a terminal, cells that do not fit are folded.
+        # A file or pipe has no width; on a terminal, cells that do not fit are folded.
         console = (
             self.console
             if self._live

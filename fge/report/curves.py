@@ -37,7 +37,7 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class PairResult:
-    """Two networks and what lies between them.
+    """Two networks and the paths between them.
 
     ``distance`` |w(1) - w(0)| and ``length`` of the curve in weight space, ``angle`` between the
     two weight vectors in degrees; ``summaries`` per path and key, as
@@ -71,7 +71,7 @@ def pair_result(
     fit_epochs: int,
     probe_images: int = 0,
 ) -> PairResult:
-    """Return what the records along each path (segment and curve) of a pair come to.
+    """Summarise the records along each path (segment and curve) of a pair.
 
     Args:
         name: of the pair.
@@ -136,7 +136,7 @@ def pairs_table(pairs: Sequence[PairResult], title: str) -> Table:
 
 
 def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> list[str]:
-    """Say what the ensemble along the curve has and costs, and what segment and curve are like.
+    """Return sentences on the ensemble along the curve, its cost, and on segment and curve.
 
     Args:
         pair: the two networks.
@@ -207,7 +207,7 @@ def curve_chart(curve: Records, segment: Records, *, place: str = ALONG) -> Char
     Args:
         curve: records of :func:`fge.evaluate_curve` with keys ``t``, ``train_loss``,
             ``train_error``, ``test_loss``, ``test_error``.
-        segment: likewise.
+        segment: records of the segment, with the same keys.
         place: what ``t`` is.
     """
     paths = {"curve": curve, "segment": segment}
@@ -229,7 +229,7 @@ def curve_chart(curve: Records, segment: Records, *, place: str = ALONG) -> Char
 
 
 def _steep(series: Sequence[Series]) -> bool:
-    """Say whether values differ by so much that zero would not flatten what is shown."""
+    """Return whether values differ enough for an axis that begins at zero."""
     heights = [y for one in series for y in one.y]
     return bool(heights) and max(heights) > _STEEP * min(heights)
 

@@ -1,4 +1,4 @@
-"""What ``report.json`` says of every run: data, options, hardware; no clock."""
+"""Facts about every run for ``report.json``: data, options and hardware, but no times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fge.data import Dataset
 
 
 def splits_note(facts: dict[str, Any]) -> str:
-    """Say how many images were trained on, held out and tested, from :func:`dataset_facts`."""
+    """Return the numbers of test, training and validation images, from :func:`dataset_facts`."""
     return (
         f"{facts['test']} test images, {facts['train']} training images, {facts['val']} "
         "validation images."
@@ -22,7 +22,7 @@ def splits_note(facts: dict[str, Any]) -> str:
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return what describes a data set: all that predicting needs, and its fingerprints."""
+    """Return the facts about a data set that predicting needs, and its fingerprints."""
     ood = {n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.ood.items()}
     return {
         "name": dataset.name,
@@ -45,7 +45,7 @@ def run_facts(
     dataset: Dataset,
     environment: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what ``report.json`` says beside the methods."""
+    """Return the content of ``report.json`` in addition to the methods."""
     return {
         "command": command,
         "task": "image classification",
@@ -59,7 +59,7 @@ def run_facts(
 
 
 def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
-    """Return what the figures were computed with: versions and hardware, no clock."""
+    """Return versions and hardware, but no times."""
     import torchvision
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -77,7 +77,7 @@ def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
+    """Return the name of the processor, if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""From predictions to lines of the method table, each with its cost."""
+"""The lines of the method table, with costs, from predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fge.report.charts import Chart, Panel, Series
 from fge.report.page import Table
 
 FEWEST = 10
-"""Predictions in a bin whose accuracy is shown: that of fewer is chance."""
+"""The smallest number of predictions in a bin that is shown: the accuracy of fewer is chance."""
 COLUMNS = (
     ("name", "method", "{}"),
     ("members", "members", "{}"),
@@ -29,33 +29,33 @@ COLUMNS = (
     ("train_epochs", "epochs", "{}"),
     ("forward_passes", "passes", "{}"),
 )
-"""Of the method table: key of a result, heading and form of its cells."""
+"""Columns of the method table: key of a result, heading and format of the cells."""
 ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}
 RELIABILITY_CAPTION = (
-    "Reliability on the test set{}: accuracy less confidence in each of 15 bins of confidence. "
+    "Reliability on the test set{}: accuracy minus confidence in each of 15 bins. "
     "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
     f"bins of fewer than {FEWEST} are left out."
 )
 OOD_TITLE = "OOD detection"
 _NOT_DRAWN = ("best-snapshot", "fold")
-"""Single networks like others that are shown."""
+"""Single networks that are similar to others in the diagram."""
 _WITHOUT_VIEWS = ("best-snapshot", "fge+refit")
 """Lines that have none with test-time augmentation, so that the table stays short."""
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One line of the table: a method, what it cost and how it did on the test set.
+    """One line of the table: a method, its cost and its results on the test set.
 
-    ``error`` in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
-    fraction of 15 bins; ``train_epochs`` counts every epoch with a backward pass that the method
-    needs; ``forward_passes`` are those of one prediction, each view counted; ``refresh_images``
-    went through the network for batch-norm statistics of members that training did not leave,
-    ``validation_images`` to validate the snapshots up to the last member and averages tried;
-    ``member_names`` are those in ``predictions/test.npz``, with test-time augmentation in
-    ``predictions/test-tta.npz``; ``ood`` holds what
-    :func:`fge.metrics.ood_auroc` returns, for each kind of OOD images.
+    ``error`` is in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
+    fraction (15 bins). ``train_epochs`` counts every epoch with backward passes that the method
+    needs; ``forward_passes`` are those of one prediction, with all views. ``refresh_images`` were
+    passed forward to estimate the batch-norm statistics of members other than snapshots;
+    ``validation_images`` to validate the snapshots up to the last member, and the averages that
+    were tried. ``member_names`` are the names in ``predictions/test.npz`` (with views in
+    ``predictions/test-tta.npz``). ``ood`` has the result of :func:`fge.metrics.ood_auroc` for each
+    kind of OOD images.
     """
 
     name: str
@@ -95,7 +95,7 @@ def method_result(
         weight_bytes: of one network.
         refresh_images: passed forward for batch-norm statistics.
         validation_images: passed forward for validation.
-        chosen: the member that a rule picked, where one did.
+        chosen: the member that a rule selected, if any.
     """
     size = len(members)
     return MethodResult(
@@ -146,7 +146,7 @@ def ensemble_results(
     def result(
         name: str, part: slice, trained: int = count, chosen: str | None = None
     ) -> MethodResult:
-        """Return the line of a part of the snapshots, when so many were trained."""
+        """Return the line of some snapshots, at the cost of the first ``trained`` ones."""
         return method_result(
             name,
             test,
@@ -190,9 +190,9 @@ def _network(
 
 
 def verdict(results: Sequence[MethodResult], name: str = "fge") -> list[str]:
-    """Say what the ensemble has, what it costs, and what it gained over the other lines.
+    """Return sentences on the ensemble's figures, its cost and its gain over the other lines.
 
-    It speaks of this one run on these test images, not of the method.
+    They are about this one run on these test images, not about the method.
     """
     ensembles = [r for r in results if r.name == name]
     if len(ensembles) == len(results) == 1 and ensembles[0].members == 1:
@@ -257,15 +257,15 @@ def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[st
 
 
 def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
-    """Return the results as ``report.json`` holds them."""
+    """Return the results as JSON values for ``report.json``."""
     return [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
 
 
 def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) -> list[MethodResult]:
-    """Return the results with the AUROCs of each kind of OOD images, where there are any.
+    """Return the results with the AUROCs of each kind of OOD images; unchanged without any.
 
-    Each is that of the averaged prediction of the result's members on the OOD images against
-    theirs on the test set; see :func:`fge.metrics.ood_auroc`.
+    Each AUROC compares the members' averaged prediction on the OOD images with that on the test
+    set; see :func:`fge.metrics.ood_auroc`.
 
     Args:
         results: whose members are predicted on all images.
@@ -323,7 +323,7 @@ def views_note(views: int) -> str:
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:
-    """Return the table of how well each result detects OOD images; none where there are none.
+    """Return the table of how well each result detects OOD images; [] without OOD images.
 
     Args:
         results: of :func:`with_ood`.
@@ -337,8 +337,8 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
         headings += [f"{name}: {first}", *others]
     rows = []
     for result in results:
-        found = result.ood or {}
-        cells = [f"{found[name][score]:.4f}" for name in dataset.ood for score in _SCORES]
+        aurocs = result.ood or {}
+        cells = [f"{aurocs[name][score]:.4f}" for name in dataset.ood for score in _SCORES]
         rows.append([result.name, str(result.members), *cells])
     kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.ood.items()]
     note = (
@@ -353,7 +353,7 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Bins of a method with predictions: mean ``confidence``, ``accuracy`` and ``counts`` (n,)."""
+    """The bins of a method: mean ``confidence``, ``accuracy`` and ``counts`` (n,)."""
 
     name: str
     confidence: Sequence[float]
@@ -364,7 +364,7 @@ class ReliabilityBins:
 def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
     """Return accuracy less confidence against confidence, and the number of predictions below.
 
-    The difference is shown, since the bins of calibrated methods lie on one line otherwise.
+    The chart shows the difference, because the accuracies of calibrated methods would be one line.
     """
     gaps, counts = [], []
     for bins in methods:
@@ -383,17 +383,19 @@ def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
     return Chart("confidence", panels, limits=(0.0, 1.0), height=600)
 
 
-def reliability_bins(found: Sequence[MethodResult], test: PredictionFile) -> list[ReliabilityBins]:
-    """Return the bins of the best lines of a run that hold ``FEWEST`` predictions or more.
+def reliability_bins(
+    results: Sequence[MethodResult], test: PredictionFile
+) -> list[ReliabilityBins]:
+    """Return the bins of a run's best lines, those with at least ``FEWEST`` predictions.
 
-    They are the largest ensemble of each name, averaged weights, and the single network; where
-    none was trained, the last snapshot.
+    The lines are the largest ensemble of each name, averaged weights, and the single network, or
+    the last snapshot without one.
 
     Args:
-        found: the lines of the run.
-        test: test predictions, which hold their members.
+        results: the lines of the run.
+        test: the test predictions of their members.
     """
-    largest = {result.name: result for result in found if result.name not in _NOT_DRAWN}
+    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
     if "single" in largest:
         largest.pop("last-snapshot", None)
     methods = []
@@ -406,16 +408,16 @@ def reliability_bins(found: Sequence[MethodResult], test: PredictionFile) -> lis
 
 
 def add_reliability(
-    report: ReportBuilder, found: Sequence[MethodResult], test: PredictionFile
+    report: ReportBuilder, results: Sequence[MethodResult], test: PredictionFile
 ) -> None:
     """Show the reliability diagram, unless every bin has too few predictions.
 
     Args:
         report: gets the chart ``reliability.png``.
-        found: the lines of the run.
-        test: test predictions, which hold their members.
+        results: the lines of the run.
+        test: the test predictions of their members.
     """
-    methods = reliability_bins(found, test)
+    methods = reliability_bins(results, test)
     if any(bins.confidence for bins in methods):
         caption = RELIABILITY_CAPTION.format("")
         report.chart("reliability.png", reliability_chart(methods), caption)

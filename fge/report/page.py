@@ -1,4 +1,4 @@
-"""What a page of results shows, and the page as ``report.json``, Markdown and one HTML file."""
+"""The content of a page of results; writing it as ``report.json``, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FILES = ("report.json", "config.json", "log.jsonl")
-"""What every run folder holds for other programs."""
+"""Files in every run folder for other programs."""
 PREDICTIONS = "predictions/test.npz"
 SCHEMA_VERSION = 1
 MORE = "More on this result"
-"""Of what is folded below the first line of a verdict."""
+"""The heading of the text that is folded below the first line of a verdict."""
 UNITS = (
     "Error is in percent, NLL in nats per image, Brier summed over classes, ECE a fraction "
     "(15 bins). Epochs count all training of the method, fits included; passes are network "
@@ -49,10 +49,10 @@ class Table:
 class Page:
     """What a report shows: title, verdict, tables, and figures by file name with a caption.
 
-    Paragraphs of the verdict are separated by empty lines: the first says what matters in one line,
-    the others are folded. ``files`` are those of the run folder that the page links to; ``plots``
-    stand in for figures, by file name, where plotly is installed; ``figure_format`` is that of the
-    figures beside their PNG.
+    Empty lines separate the paragraphs of the verdict: the first is one line with the main result,
+    the others are folded. ``files`` are the files of the run folder that the page links to;
+    ``plots``, by file name, replace figures if plotly is installed; ``figure_format`` is the second
+    format of the figures, in addition to PNG.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Page:
 class Section:
     """A run on a page: its folder, what it shows, and its ``report.json``.
 
-    ``name`` tells it from others on the page, where there are several.
+    ``name`` distinguishes it from other runs on the page.
     """
 
     folder: Path
@@ -90,17 +90,17 @@ class Section:
 def write_report(folder: RunFolder, page: Page, content: dict[str, Any]) -> None:
     """Write ``page.json``, ``report.md`` and ``report.html``, and last ``report.json``.
 
-    Whoever finds that one finds all: a run that has it is finished.
+    A run with a ``report.json`` is finished, so all other files exist then.
 
     Args:
-        folder: of the run; the page's figures lie in ``figures``.
-        page: what the two pages show; kept in ``page.json``, so that they can be made again.
-        content: of ``report.json``, beside its ``schema_version`` and ``verdict``.
+        folder: of the run; the page's figures are in ``figures``.
+        page: the content of both pages; ``page.json`` holds it, so that they can be made again.
+        content: of ``report.json``, in addition to its ``schema_version`` and ``verdict``.
     """
     content = {"schema_version": SCHEMA_VERSION, **content, "verdict": page.verdict}
-    encoded = json_text(content)  # nothing is written of what cannot be written whole
+    encoded = json_text(content)  # an error here leaves no partial report
     kept = {"schema_version": SCHEMA_VERSION, **asdict(page)}
-    # In one line: an indented array of a plot would have a line per number.
+    # On one line: an indented array of a plot would have a line per number.
     write_text(folder.path / "page.json", json.dumps(kept, allow_nan=False) + "\n")
     write_pages(folder.path, page, [Section(folder.path, page, content)])
     write_text(folder.path / "report.json", encoded)
@@ -110,8 +110,8 @@ def write_pages(out: Path, page: Page, sections: Sequence[Section]) -> None:
     """Write ``report.md`` and ``report.html``.
 
     Args:
-        out: their folder; figures and files of runs elsewhere are linked to from there.
-        page: of the only section, or what stands above several.
+        out: their folder; links to figures and files of runs are relative to it.
+        page: of the only section, or the part above several sections.
         sections: one per run.
     """
     write_text(out / "report.md", _markdown(out, page, sections))
@@ -185,7 +185,7 @@ def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
 
 
 def _run(out: Path, section: Section, number: int, script: str | None) -> dict[str, Any]:
-    """Return what the template shows of a run; names in the page differ by its number."""
+    """Return the values of a run for the template; its number makes names on the page distinct."""
     figures = []
     for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
         plot = section.page.plots.get(name) if script else None
@@ -213,20 +213,20 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
 
 
 def _link(out: Path, section: Section, name: str) -> str:
-    """Return the address of a file of a run, as seen from the folder of the page."""
+    """Return the link to a file of a run, relative to the folder of the page."""
     where = Path(os.path.relpath(section.folder.resolve(), out.resolve()), name)
     return quote(where.as_posix())
 
 
 def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
-    """Return the command that runs again what a ``report.json`` is of, in the folder of the run.
+    """Return the command that repeats the run of a ``report.json``, in the folder of the run.
 
-    A user's own model and methods are named, since no file alone may have them imported; what
-    several processes trained is started as many again.
+    It names the user's own model and methods, because code that only a file names is not imported.
+    It starts as many processes as the run had.
 
     Args:
         content: of the ``report.json``.
-        folder: of the run, from which a path to ``cli.py`` is told.
+        folder: of the run; a path to ``cli.py`` is relative to it.
     """
     options, processes = content["config"], content["environment"].get("processes", 1)
     start = ["python"]
@@ -241,7 +241,7 @@ def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """Return text as HTML; what Markdown marks as code or strong is marked here, too."""
+    """Return text as HTML, with Markdown's code and strong marks converted."""
     from markupsafe import Markup, escape
 
     code = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
@@ -249,7 +249,7 @@ def _marked(text: str) -> Markup:
 
 
 def _worded(table: Table) -> list[bool]:
-    """Return for each column whether it holds words, which stand to the left, not numbers."""
+    """Return for each column whether it holds words, which are left aligned, not numbers."""
     columns = [[cell for cell in column if cell] for column in zip(*table.rows, strict=True)]
     found = [bool(cells) and all(cell[0].isalpha() for cell in cells) for cells in columns]
     return found or [False] * len(table.headings)

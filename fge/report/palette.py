@@ -1,4 +1,4 @@
-"""Colours and markers by name: one palette for every chart, on light pages and on dark ones."""
+"""Colours and markers by name: one palette for all charts, on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ _MARKERS = (
 
 
 def colour_of(name: str) -> str:
-    """Return the key of a name's colour: a method's own, or one that depends on the name alone.
+    """Return the key of a name's colour: a method's own, or one that depends only on the name.
 
     >>> colour_of("fge"), colour_of("ink")
     ('series-2', 'ink')
@@ -84,7 +84,7 @@ def colour_of(name: str) -> str:
 
 
 def light(name: str) -> str:
-    """Return the colour of a name on white, as a static figure has it.
+    """Return the colour of a name on white, for static figures.
 
     >>> light("fge")
     '#1d4ed8'
@@ -93,7 +93,7 @@ def light(name: str) -> str:
 
 
 def variable(name: str) -> str:
-    """Return the colour of a name on a page, which puts in its value for light or dark.
+    """Return the colour of a name on a page, as a CSS variable with values for light and dark.
 
     >>> variable("fge")
     'var(--series-2)'
@@ -102,12 +102,12 @@ def variable(name: str) -> str:
 
 
 def marker_of(name: str) -> tuple[str, str]:
-    """Return the marker of a name, as matplotlib and as plotly call it."""
+    """Return the marker of a name, in matplotlib and in plotly."""
     return _MARKERS[ORDER.index(name) if name in ORDER else _own_style(name)[1]]
 
 
 def _own_style(name: str) -> tuple[int, int]:
-    """Return which colour among the others and which marker a name has that is no method's."""
+    """Return the positions of colour and marker for a name that is not a method."""
     marker, colour = divmod(zlib.crc32(name.encode()), len(_OTHERS))
     return _FIXED.get(name, (colour, marker % len(_MARKERS)))
 

@@ -24,13 +24,13 @@ Points = Mapping[str, tuple[float, float]]
 Lines = Mapping[str, Any]
 """Paths (T, 2) in the plane by name: arrays, tensors or lists."""
 _DECAY = 5.0
-"""Over how many factors of e the levels stretch: that of the published figures."""
+"""The range of the levels, in factors of e: that of the published figures."""
 _FACES = 56
-"""At least so many along each side of what is drawn, a whole number to each cell of the grid."""
+"""The least number of points along each side of a drawing; each cell has a whole number."""
 _COLOURS = "jet_r"
 """The paper's colours run from red (low) to blue (high)."""
 LINE_AXES = {"t": "t", "arc": "length along the line", "distance": "distance from t = 0"}
-"""What the keys of records along a line are called on the horizontal axis."""
+"""Labels of the horizontal axis, by key of the records along a line."""
 _UNITS = {"loss": "loss (nats)", "error": "error (%)", "nll": "NLL (nats)"}
 
 
@@ -59,7 +59,7 @@ def contour_levels(values: Array, cap: float | None = None, count: int = 8) -> A
     if count < 2:
         raise UserError(f"count, the number of levels, must be >= 2, got {count}")
     if finite.size == 0:
-        raise UserError("a figure needs finite values, and there are none")
+        raise UserError("a figure needs finite values, got none")
     lowest = float(finite.min())
     if cap is None:
         # A flat surface still needs levels that ascend.
@@ -270,7 +270,7 @@ def line_verdict(
 
 
 def _barrier(records: Sequence[Mapping[str, float]]) -> float:
-    """Return the most by which the training loss lies above the straight line between its ends."""
+    """Return the largest height of the training loss above the straight line between its ends."""
     low, high = records[0]["t"], records[-1]["t"]
     part = [{**record, "t": (record["t"] - low) / (high - low)} for record in records]
     return summarise_curve(part, "train_loss")["barrier"]

@@ -1,4 +1,4 @@
-"""Predictions on new images as their page shows them: tables, a sentence, how sure they are."""
+"""The page of predictions on new images: tables, a sentence and a chart."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def confidence_chart(probs: NDArray[np.float64]) -> Chart:
     Args:
         probs: (N, C), rows sum to 1.
     """
-    # Rounding may carry a probability past 1, where no bin is.
+    # Rounding may make a probability larger than 1, outside all bins.
     sure = np.minimum(probs.max(axis=1), 1)
     counts, edges = np.histogram(sure, bins=_BINS, range=(0, 1))
     bars = Bars(FGE, edges.tolist(), counts.tolist())

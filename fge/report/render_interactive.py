@@ -1,4 +1,4 @@
-"""Charts as interactive plots: what plotly draws, as JSON values."""
+"""Charts as interactive plots: traces and layouts of plotly, as JSON values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CLEAR = "rgba(0,0,0,0)"
 _GAP = 0.09
 """Between panels, as a part of the height of all."""
 _DARK, _WHITE, _FAINT = light(INK), light("paper"), light(LINE)
-"""Of marks on the colours of a plane, which are the same on a light page and on a dark one."""
+"""Colours of marks on a plane; a plane looks the same on light and on dark pages."""
 
 
 @dataclass(frozen=True)
 class Plot:
     """What plotly draws: traces and layout as JSON values (https://plotly.com/javascript/reference/).
 
-    Colours are names of the page's CSS variables where they depend on light and dark.
+    Colours that differ between light and dark are names of the page's CSS variables.
     """
 
     data: Sequence[Mapping[str, Any]]
@@ -213,7 +213,7 @@ def _contours(chart: PlaneChart) -> Plot:
     found = _plane_base(600)
     for name, title, side in zip("xy", chart.axes, (chart.xs, chart.ys), strict=True):
         found[f"{name}axis"] = _axis(title, (side[0], side[-1])) | {"showgrid": False}
-    # Plotly puts the title of a horizontal axis amiss where the axis is constrained.
+    # Plotly misplaces the title of a constrained horizontal axis.
     found["annotations"] = [_below(found["xaxis"].pop("title")["text"])]
     if chart.equal:
         found["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
@@ -248,7 +248,7 @@ def _surface(chart: PlaneChart) -> Plot:
 
 
 def _colour_bar(chart: PlaneChart) -> dict[str, Any]:
-    """Return the bar that says what the colours mean."""
+    """Return the colour bar."""
     return {
         "title": {"text": text(chart.label), "side": "top"},
         "orientation": "h",
@@ -262,10 +262,10 @@ def _colour_bar(chart: PlaneChart) -> dict[str, Any]:
 
 
 def _scene(height: str) -> dict[str, Any]:
-    """Return axes in three dimensions, the upright one with a title of its own.
+    """Return axes in three dimensions; the vertical one has its own title.
 
-    The background is light on a dark page, too: names of networks may lie on it or on the surface,
-    as the surface is turned.
+    The background is light on a dark page too, because turning the surface may move the names of
+    networks over it or over the surface.
     """
     side = {"backgroundcolor": _CLEAR, "gridcolor": _FAINT, "color": _DARK, "showspikes": False}
     titles = {"xaxis": "x", "yaxis": "y", "zaxis": height}
@@ -287,7 +287,7 @@ def _below(title: str) -> dict[str, Any]:
 
 
 def _plane_base(height: int) -> dict[str, Any]:
-    """Return the shared layout, with a legend in which marks are seen on a dark page, too."""
+    """Return the shared layout, with a legend whose marks are visible on a dark page too."""
     found = _base(height)
     found["legend"] |= {"bgcolor": _WHITE, "font": {"color": _DARK}}
     found["margin"] |= {"t": 100, "b": 64}
@@ -341,7 +341,7 @@ def _marks(chart: PlaneChart) -> list[dict[str, Any]]:
 
 
 def _raised(trace: Mapping[str, Any], chart: PlaneChart, lift: float) -> dict[str, Any]:
-    """Return a trace in three dimensions, a little above the surface so that it is seen."""
+    """Return a trace in three dimensions, a little above the surface so that it is visible."""
     path = np.stack([trace["x"], trace["y"]], axis=1)
     if trace["mode"] == "lines":
         path = refined(path)
@@ -355,7 +355,7 @@ def _raised(trace: Mapping[str, Any], chart: PlaneChart, lift: float) -> dict[st
 
 
 def numbers(values: Iterable[float]) -> list[float | None]:
-    """Return numbers as JSON holds them: six significant digits, None where one is not finite.
+    """Return numbers as JSON values: six significant digits, None for one that is not finite.
 
     >>> numbers([1 / 3, 1e9 / 7, float("nan")])
     [0.333333, 142857000.0, None]
@@ -364,7 +364,7 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def text(name: str) -> str:
-    """Return a name such that plotly shows it as it is; it takes some tags otherwise.
+    """Return a name with HTML escaped, because plotly interprets some tags.
 
     >>> text("a < b & c")
     'a &lt; b &amp; c'
@@ -373,7 +373,7 @@ def text(name: str) -> str:
 
 
 def plotly_script() -> str | None:
-    """Return plotly.js, for a page to hold, or None where plotly is not installed."""
+    """Return plotly.js for a page, or None if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

@@ -78,7 +78,7 @@ def spectrum_chart(grid: Sequence[float], density: Sequence[float]) -> Chart:
 def thresholds_of(
     networks: Sequence[Mapping[str, Any]], momentum: float | None
 ) -> list[float] | None:
-    """Return 2 (1 + momentum) / lr for each network, or None where one of the two is unknown."""
+    """Return 2 (1 + momentum) / lr for each network, or None if one of the two is unknown."""
     if momentum is None or not all(network.get("lr", 0.0) > 0 for network in networks):
         return None
     return [stability_threshold(network["lr"], momentum) for network in networks]
@@ -99,7 +99,7 @@ def sharpness_table(
             known ``epoch`` and ``lr``.
         examples: images that the loss is over.
         thresholds: of :func:`thresholds_of`.
-        no_line: why there are none, where it is to be said.
+        no_line: a sentence that says why there are none, or "".
     """
     several = len(networks[0]["eigenvalues"]) > 1
     dated = all("epoch" in network and "lr" in network for network in networks)
@@ -107,18 +107,18 @@ def sharpness_table(
     headings += ["top eigenvalue", "residual", *(["next ones"] if several else [])]
     headings += ["trace", *(["2(1+m)/lr"] if thresholds else []), "products", "gradients"]
     rows = []
-    for position, found in enumerate(networks):
-        top, *others = (f"{value:.4g}" for value in found["eigenvalues"])
-        row = [found["name"]]
-        row += [f"{found['epoch']:g}", f"{found['lr']:g}"] if dated else []
-        row += [top, f"{found['residuals'][0]:.1g}", *([", ".join(others)] if several else [])]
-        row.append(f"{found['trace']:.4g} ± {found['trace_standard_error']:.2g}")
+    for position, network in enumerate(networks):
+        top, *others = (f"{value:.4g}" for value in network["eigenvalues"])
+        row = [network["name"]]
+        row += [f"{network['epoch']:g}", f"{network['lr']:g}"] if dated else []
+        row += [top, f"{network['residuals'][0]:.1g}", *([", ".join(others)] if several else [])]
+        row.append(f"{network['trace']:.4g} ± {network['trace_standard_error']:.2g}")
         row += [f"{thresholds[position]:.4g}"] if thresholds else []
-        row += [str(found["hessian_products"]), f"{found['gradient_cost']:.0f}"]
+        row += [str(network["hessian_products"]), f"{network['gradient_cost']:.0f}"]
         rows.append(row)
     note = _SHARPNESS_NOTE.format(examples=examples)
     note += f" {THRESHOLD_NOTE}" if thresholds else f" {no_line}" if no_line else ""
-    short = [found["name"] for found in networks if not found["converged"]]
+    short = [network["name"] for network in networks if not network["converged"]]
     if short:
         note += f" The residual is above 1 % of the eigenvalue for {', '.join(short)}."
     return Table("Sharpness", headings, rows, note)

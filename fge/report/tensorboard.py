@@ -13,7 +13,7 @@ from fge.files import read_records
 from fge.observer import Observer
 
 FOLDER = "tensorboard"
-"""In the run folder. Event files hold clocks: they are outside the promise of reproducibility."""
+"""The folder of event files in the run folder. They contain times, so they are not reproducible."""
 _LOGS = ("log.jsonl", "networks/*/log.jsonl", "curves/*/fit.jsonl")
 _SCALARS = {
     "epoch": ("train_loss", "next_lr"),
@@ -46,10 +46,10 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardObserver(Observer):
-    """Writes what a run logs as scalars, into ``tensorboard`` in its folder.
+    """Writes the log of a run as scalars, into ``tensorboard`` in its folder.
 
-    All that is written comes from the logs, so that a resumed run has each epoch once: where a log
-    no longer begins with what was written, everything is written again. A context manager.
+    All scalars come from the logs, so a resumed run has each epoch once: if a log no longer begins
+    with the records already written, everything is written again. A context manager.
 
     Args:
         path: of the run folder.
@@ -103,12 +103,12 @@ class TensorBoardObserver(Observer):
         return sorted(self.path.glob(pattern))
 
     def _group(self, path: Path) -> str:
-        """Return what scalars of a log are grouped under, beside their stage."""
+        """Return the group of the scalars of a log, in addition to their stage."""
         folder = path.parent.relative_to(self.path).as_posix()
         return "" if folder == "." else folder
 
     def _begin(self) -> None:
-        """Leave nothing of what was written before."""
+        """Remove everything written before."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""How a training went: learning rate, errors, distances and sharpness over its epochs."""
+"""The course of a training: learning rate, errors, distances and sharpness over the epochs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """How a training went, over completed epochs.
+    """The course of a training, over completed epochs.
 
     ``rate_epochs`` and ``rates``: the learning rate; ``epochs``: of each snapshot;
-    ``snapshot_error`` and ``ensemble_error``: on validation, percent, empty where there is none;
+    ``snapshot_error`` and ``ensemble_error``: on validation, percent, empty without any;
     ``distances``: |w_i - w_(i-1)| from the second snapshot on; ``single``: epoch and validation
     error of the single network.
     """
@@ -58,12 +58,12 @@ class TrainingCurves:
 
 @dataclass(frozen=True)
 class SharpnessCurves:
-    """How the top Hessian eigenvalue went through a training, over completed epochs.
+    """The top Hessian eigenvalue during a training, over completed epochs.
 
     ``epochs`` and ``eigenvalues``: each measurement; ``snapshots``: epochs at which one was kept;
     ``rate_epochs``, ``rates`` and ``thresholds``: the learning rate and 2 (1 + momentum) / lr, NaN
-    where the rate is 0, empty where the optimizer has no such line; ``single``: epochs and
-    eigenvalues of the single network, empty where there is none.
+    where the rate is 0, empty if the optimizer has no such line; ``single``: epochs and
+    eigenvalues of the single network, empty without one.
     """
 
     epochs: Sequence[float]
@@ -111,7 +111,7 @@ def _single(x: Sequence[float], y: Sequence[float], *, alone: bool = False) -> S
 
 
 def dynamics_chart(curves: SharpnessCurves) -> Chart:
-    """Return the top eigenvalue over a training beside 2 (1 + momentum) / lr, the rate below it.
+    """Return the top eigenvalue during a training with 2 (1 + momentum) / lr, the rate below it.
 
     Raises:
         UserError: nothing was measured.
@@ -132,7 +132,7 @@ def dynamics_chart(curves: SharpnessCurves) -> Chart:
     shown, limits = [*curves.eigenvalues, *curves.single[1]], None
     log = min(shown) > 0
     if log:
-        # Where the rate falls to nothing the line goes to infinity; it may leave at the top.
+        # As the rate falls to 0 the line goes to infinity; it may leave the panel at the top.
         lines = [x for x in curves.thresholds if math.isfinite(x)]
         limits = min(shown + lines) / 1.5, 3 * max(shown + lines[:1])
     label = "top eigenvalue of the Hessian\n(nats per squared weight)"
@@ -149,7 +149,7 @@ def training_curves(
     """Return the curves of a training from its stages and its log records.
 
     Args:
-        stages: of the method; one called ``single`` beside others is another network's.
+        stages: of the method; if there are several, one called ``single`` is another network's.
         optimizer: as :func:`learning_rates` takes it.
         records: of the log.
     """
@@ -210,10 +210,10 @@ def sharpness_curves(
     """Return the sharpness of a training from its stages and its log records.
 
     Args:
-        stages: of the method; one called ``single`` beside others is another network's.
+        stages: of the method; if there are several, one called ``single`` is another network's.
         optimizer: as :func:`learning_rates` takes it.
         records: of the log.
-        momentum: of the optimizer; None where there is no line 2 (1 + momentum) / lr for it.
+        momentum: of the optimizer; None if there is no line 2 (1 + momentum) / lr for it.
     """
     own = _own(stages)
     names = {stage.name for stage in own}
@@ -237,12 +237,12 @@ def _threshold(lr: float, momentum: float) -> float:
 
 
 def rate_holder(recipe: Recipe) -> Optimizer:
-    """Return an optimizer whose rates schedules may set: not those of the one that trained."""
+    """Return an optimizer whose rates schedules may set, so that the trained one is unchanged."""
     return make_optimizer(recipe, [nn.Parameter(torch.zeros(1))], examples=1)
 
 
 def add_training(report: ReportBuilder, training: StagedTraining, recipe: Recipe) -> None:
-    """Show how a training went.
+    """Add the course of a training to a report.
 
     Args:
         report: gets the chart ``training.png``.
@@ -255,11 +255,11 @@ def add_training(report: ReportBuilder, training: StagedTraining, recipe: Recipe
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What a report shows of the sharpness through a training.
+    """The section of a report on the sharpness during a training.
 
     Attributes:
         curves: for the chart.
-        table: of the measurements, at most ``MOST_ROWS`` beside those at snapshots.
+        table: of the measurements: those at snapshots, and at most ``MOST_ROWS`` others.
         verdict: a sentence.
         content: for ``report.json``.
     """
@@ -271,7 +271,7 @@ class Dynamics:
 
     def add_to(self, report: ReportBuilder) -> None:
         """Add chart, table, sentence and facts to a report."""
-        line = ", beside 2(1 + momentum)/learning rate" if self.curves.thresholds else ""
+        line = ", with 2(1 + momentum)/learning rate" if self.curves.thresholds else ""
         report.chart("sharpness.png", dynamics_chart(self.curves), SHARPNESS_CAPTION + line)
         report.table(self.table)
         report.say(self.verdict)
@@ -281,8 +281,8 @@ class Dynamics:
 def line_momentum(recipe: Recipe) -> float | None:
     """Return the momentum in the line 2 (1 + momentum) / lr of a recipe; None without such a line.
 
-    The line is that of SGD, with or without noise: the beta 1 of Adam is no momentum in this sense,
-    and its steps are rescaled.
+    The line holds for SGD, with or without noise: the beta 1 of Adam is not a momentum in this
+    sense, and its steps are rescaled.
     """
     return None if recipe.optimizer == "adam" else recipe.momentum
 
@@ -293,7 +293,7 @@ def no_line_of(optimizer: str) -> str:
 
 
 def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
-    """Return the sharpness through a training; None where it was not measured.
+    """Return the sharpness during a training, or None if it was not measured.
 
     Args:
         training: by the recipe.

@@ -26,6 +26,7 @@ _ENTRIES = (  # config.json is removed last, so that after an interruption the f
     "snapshots",
     "single",
     "networks",
+    "distilled",
     "curves",
     "swa.safetensors",
     "folded.safetensors",
@@ -157,8 +158,8 @@ def open_run_folder(out: Path | None, command: str, *, resume: bool, overwrite: 
         overwrite: remove the run in the folder.
 
     Raises:
-        UserError: the folder is in use and neither option is given, it holds something other than a
-            run, or there is nothing to resume.
+        UserError: the folder is not empty and neither option is given, it does not hold a run, or
+            there is no run to resume.
     """
     if out is None:
         if resume or overwrite:
@@ -193,7 +194,7 @@ def _next_free(command: str) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    """Return whether the folder holds a run, or one interrupted while writing its first file."""
+    """Return whether the folder holds a run, perhaps interrupted before its first file."""
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".config.json.")}
     return "config.json" in names or not names
 
@@ -210,7 +211,8 @@ def _remove_leftovers(path: Path) -> None:
 def _remove_run(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise UserError(
-            f"{path} holds no run (no config.json) and is not overwritten; give another --out"
+            f"{path} does not hold a run (no config.json), so it is not overwritten; give another "
+            "--out"
         )
     remove_temporaries(path)
     for name in _ENTRIES:

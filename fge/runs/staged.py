@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
-from fge.data import EvalBatches, TrainBatches
+from fge.data import EvalBatches
 from fge.devices import peak_memory_mib
-from fge.ensemble import MemberPredictions, PredictionFile, SnapshotStore
+from fge.ensemble import (
+    MemberPredictions,
+    PredictionFile,
+    SnapshotStore,
+    without_harmful,
+)
 from fge.errors import DivergenceError
 from fge.networks import RunningMean, load_weights
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
 from fge.train import (
+    Batches,
     ClosedFormLR,
     EpochEnd,
     Learner,
@@ -35,12 +41,12 @@ from fge.train import (
 _CHECKPOINT = "checkpoint"
 _CHEAP_SECONDS = 0.2
 _MOST_OF_THE_TIME = 0.05
-"""On a GPU an epoch may be as short as writing a checkpoint. Checkpoints that take longer than the
-former are written less often there, so that they take at most the latter part of the time."""
+"""On a GPU an epoch may take no longer than writing a checkpoint. There, a checkpoint that takes
+longer than ``_CHEAP_SECONDS`` is written less often: at most this fraction of the time."""
 
 
 class Probe(Protocol):
-    """Measures something of a network while it trains, at the ends of epochs and at snapshots."""
+    """Measures a network while it trains, at the ends of epochs and at snapshots."""
 
     def measure(
         self, learner: Learner, stage: str, epoch: int, lr: float, snapshot: bool
@@ -51,14 +57,15 @@ class Probe(Protocol):
 class StagedTraining:
     """Runs the stages of a method in a run folder, from checkpoint to checkpoint.
 
-    An epoch ends with a checkpoint; on a GPU not if the last one was slow to write and is recent.
+    Each epoch ends with a checkpoint, except on a GPU if the last one was slow to write and is
+    recent.
 
     Args:
-        folder: where everything is kept; training continues from a checkpoint there.
+        folder: of all files; training continues from a checkpoint there.
         learner: with initial (or pretrained) weights.
         stages: of the method, in order, or what decides them one by one.
         batches: of the training split.
-        validation: batches of the validation split, or None where there is none.
+        validation: batches of the validation split, or None without validation data.
         seed: of the run.
         observer: is told of epochs and snapshots.
         probe: of the sharpness, where it is measured.
@@ -72,7 +79,7 @@ class StagedTraining:
         learner: Learner,
         stages: Sequence[Stage] | Planner,
         *,
-        batches: TrainBatches,
+        batches: Batches,
         validation: EvalBatches | None,
         seed: int,
         observer: Observer,
@@ -105,11 +112,10 @@ class StagedTraining:
         self._checkpoint_seconds = 0.0
 
     def run(self) -> bool:
-        """Train what is left of the stages.
+        """Train the rest of the stages.
 
         Returns:
-            Whether this process continues after training, which only one does:
-            the first process does, the others have done their part.
+            Whether this process continues after training: only the first process does.
 
         Raises:
             DivergenceError: the loss is not finite.
@@ -124,10 +130,10 @@ class StagedTraining:
             if resumed is None:
                 self._start(stage)
             self._run_stage(stage, resumed)
-        goes_on = self.learner.disband()
-        if goes_on and self.val_predictions:
+        continues = self.learner.disband()
+        if continues and self.val_predictions:
             self.val_predictions.keep(self._kept(self.val_predictions))
-        return goes_on
+        return continues
 
     def _stage(self, position: int) -> Stage | None:
         """Return a stage by its position; of a planner, let it decide the one after the last."""
@@ -167,10 +173,18 @@ class StagedTraining:
             return self.planner.kept(self.folder.records())
         return list(range(len(self.stores[kind])))
 
-    def predict_members(self, predictions: MemberPredictions) -> None:
-        """Predict with each snapshot what is not predicted yet.
+    def trusted(self, kind: str) -> list[int]:
+        """Return the positions of :meth:`ensemble_of`; of a planner, without harmful networks."""
+        positions, names = self.ensemble_of(kind), [name for name, _, _ in self.members()]
+        if not self.planner or self.val_predictions is None:
+            return positions
+        probs = [self.val_predictions.probabilities(names[k]).numpy() for k in positions]
+        return [positions[k] for k in without_harmful(probs, self.val_predictions.targets)]
 
-        Predictions of others than snapshots (points on paths, averages) stay, behind them.
+    def predict_members(self, predictions: MemberPredictions) -> None:
+        """Store the missing predictions of each snapshot.
+
+        Other predictions (of points on paths and averages) are kept, after those of the snapshots.
         """
         for name, store, position in self.members():
             facts = store.facts(position)
@@ -181,7 +195,7 @@ class StagedTraining:
         predictions.keep(self._kept(predictions.test))
 
     def _kept(self, predictions: PredictionFile) -> list[str]:
-        """Return the snapshots and, behind them, what is stored and no snapshot of a stage."""
+        """Return the names of the snapshots, followed by the other stored members."""
         stages = [name.rpartition("-")[0] for name in predictions.members]
         stored = zip(predictions.members, stages, strict=True)
         others = [name for name, stage in stored if "/" in name or stage not in self.stores]
@@ -194,7 +208,7 @@ class StagedTraining:
             raise diverged(f"{error}", facts["step"] - 1, facts["lr"]) from None
 
     def _begin(self) -> int:
-        """Leave nothing of an attempt that ended before its first checkpoint."""
+        """Remove the remains of an attempt that ended before its first checkpoint."""
         self.folder.clear_states()
         self.folder.cut_log(0)
         for store in self.stores.values():
@@ -202,7 +216,7 @@ class StagedTraining:
         return 0
 
     def _restore(self, checkpoint: dict[str, Any]) -> int:
-        """Go back to a checkpoint, dropping what came after it; return its stage's position."""
+        """Restore a checkpoint and drop everything after it; return the position of its stage."""
         self.learner.load_state_dict(checkpoint["learner"])
         self.records = checkpoint["records"]
         self.folder.cut_log(self.records)
@@ -265,7 +279,7 @@ class StagedTraining:
         self._clock = time.perf_counter()
 
     def epochs_done(self, stage: Stage | None = None, epoch: int = 0) -> int:
-        """Return the epochs trained when ``stage`` has reached ``epoch``; all by default."""
+        """Return the epochs trained when ``stage`` reaches ``epoch``; of all stages by default."""
         done = 0
         for other in self.stages:
             if other is stage:
@@ -325,7 +339,7 @@ class StagedTraining:
         self._checkpoint_seconds = self._checkpointed - began
 
     def _keep(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
-        """Keep a snapshot, with its validation figures and those of the ensemble with it."""
+        """Save a snapshot, with its validation figures and those of the ensemble so far."""
         if not self.learner.ranks.leads:
             return
         with self.learner.kept() as refreshed:
@@ -411,12 +425,12 @@ def _tempered_nll(probs: Tensor, targets: NDArray[np.int64]) -> float:
 
 
 def member_name(stage: str, position: int) -> str:
-    """Return what a snapshot is called in prediction files: ``fge-0001``, ..."""
+    """Return the name of a snapshot in prediction files: ``fge-0001``, ..."""
     return f"{stage}-{position + 1:04d}"
 
 
 def _distance(store: SnapshotStore, learner: Learner) -> float | None:
-    """Return |w - w_last| over the parameters, where there is a last snapshot."""
+    """Return |w - w_last| over the parameters, or None before the first snapshot."""
     if len(store) == 0:
         return None
     last = store[len(store) - 1]

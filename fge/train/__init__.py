@@ -1,6 +1,7 @@
 """Schedules, recipes, methods, one learner and one loop; it writes no files."""
 
 from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR
+from fge.train.distillation import TaughtBatches, mean_prediction
 from fge.train.learner import AveragingLearner, EmaLearner, Learner, Speed, TailLearner
 from fge.train.loop import Batches, EpochEnd, diverged, not_finite_part, train
 from fge.train.methods import (
@@ -68,6 +69,7 @@ __all__ = [
     "Stage",
     "StepsLR",
     "TailLearner",
+    "TaughtBatches",
     "TriangularLR",
     "auto_plan",
     "average_stages",
@@ -84,6 +86,7 @@ __all__ = [
     "find_method",
     "is_open",
     "make_optimizer",
+    "mean_prediction",
     "not_finite_part",
     "recipe",
     "recipe_stages",

@@ -90,8 +90,8 @@ class _Part(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         parameters = list(model.parameters())
-        # Only empty shares use it. So there is always an unused one; PyTorch would print a warning
-        # if it looked for them in vain.
+        # Only empty shares use it. So there is always an unused parameter; PyTorch would print a
+        # warning without one.
         self.nothing = nn.Parameter(torch.zeros_like(parameters[0].detach().flatten()[:1]))
         self.parts = nn.ParameterList(parameters)
 

@@ -36,7 +36,8 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Speed:
     """How a model is run: memory format, compilation, autocast precision (off, bf16, fp16).
 
-    With ``cuda_graphs``, full training batches replay a recorded CUDA graph.
+    With ``cuda_graphs``, full training batches replay a recorded CUDA graph, unless several
+    processes train the model together.
     """
 
     channels_last: bool = False
@@ -46,7 +47,7 @@ class Speed:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype of autocast, or None where it is off."""
+        """The dtype of autocast, or None if it is off."""
         return _DTYPES[self.amp]
 
 
@@ -132,7 +133,7 @@ class Learner:
         return self.ranks.disband()
 
     def _backward(self, batch: Any) -> Tensor:
-        """Add the gradient of a batch's loss, scaled where there is a scaler; return the loss."""
+        """Add the gradient of a batch's loss, scaled if there is a scaler; return the loss."""
         full = count_examples(batch) == self.batch_size
         return self._graphed(batch) if self._graphed and full else self._compute(batch)
 
@@ -149,7 +150,7 @@ class Learner:
             return self.loss_fn(outputs, self._targets(batch))
 
     def _differentiate(self, loss: Tensor) -> None:
-        """Run the backward pass of a loss, scaled where there is a scaler."""
+        """Run the backward pass of a loss, scaled if there is a scaler."""
         scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
         scaled.backward()  # type: ignore[no-untyped-call]
 
@@ -234,7 +235,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state; the optimizer's options stay as they were given."""
+        """Restore a saved state; the optimizer's options stay the given ones."""
         self.model.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -268,7 +269,7 @@ class AveragingLearner(Learner):
 
     @contextmanager
     def kept(self) -> Iterator[int]:
-        """Have the average, with statistics of its own, in the model during a block.
+        """Put the average, with its own statistics, into the model during a block.
 
         The block gets the images that were passed forward for them. Of several processes one may
         do this alone: nothing is exchanged. Where no step was included, the weights stay.
@@ -286,7 +287,7 @@ class AveragingLearner(Learner):
         return {**super().state_dict(), "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
+        """Restore a saved state."""
         super().load_state_dict(state)
         self.average.load_state_dict(state["average"])
 
@@ -338,7 +339,7 @@ class TailLearner(AveragingLearner):
 def _make_momentum(optimizer: Optimizer) -> None:
     """Give SGD its momentum buffers, zero, before the first step.
 
-    A fused first step that the scaler skips would leave their memory as it was found.
+    A fused first step that the scaler skips would leave their memory uninitialised.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["momentum"] and not group["dampening"]:

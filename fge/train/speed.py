@@ -47,6 +47,7 @@ def choose_speed(
     *,
     steps: int,
     own_model: bool = False,
+    processes: int = 1,
 ) -> Choice:
     """Choose ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
@@ -61,18 +62,19 @@ def choose_speed(
         targets: its labels (N,).
         steps: remaining training steps, to decide whether compiling pays.
         own_model: the network is the user's own, which may do other work at each step.
+        processes: that train the model together; the steps of several replay no CUDA graphs.
 
     Raises:
         UserError: a fixed option is not possible here.
     """
-    check_speed(options, inputs.device)
+    check_speed(options, inputs.device, processes=processes)
     speed = Speed(
         channels_last=options.channels_last == "on",
         compile=options.compile == "on",
         amp="off" if options.amp == "auto" else options.amp,
         cuda_graphs=options.cuda_graphs == "on",
     )
-    if not is_open(options, inputs.device):
+    if not is_open(options, inputs.device, processes=processes):
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
@@ -83,14 +85,14 @@ def choose_speed(
             speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
         if options.compile == "auto":
             speed = _consider_compile(trial, speed, steps)
-        if options.cuda_graphs == "auto" and devices:
+        if options.cuda_graphs == "auto" and devices and processes == 1:
             speed = _consider_graphs(trial, speed, own_model=own_model)
     return Choice(speed, trial.reasons)
 
 
-def is_open(options: SpeedOptions, device: torch.device) -> bool:
-    """Return whether an option is ``auto`` on this device."""
-    graphs = options.cuda_graphs if device.type == "cuda" else "off"
+def is_open(options: SpeedOptions, device: torch.device, *, processes: int = 1) -> bool:
+    """Return whether an option is ``auto``, for this device and number of processes."""
+    graphs = options.cuda_graphs if device.type == "cuda" and processes == 1 else "off"
     return "auto" in (options.channels_last, options.compile, options.amp, graphs)
 
 
@@ -122,15 +124,20 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
     return trial.consider("compile", replace(speed, compile=True), speed, steps=steps)
 
 
-def check_speed(options: SpeedOptions, device: torch.device) -> None:
+def check_speed(options: SpeedOptions, device: torch.device, *, processes: int = 1) -> None:
     """Check that compilation and CUDA graphs are possible if they are on.
 
     Raises:
-        UserError: one is on and not possible here.
+        UserError: one is on, but not possible with this device or number of processes.
     """
     if options.cuda_graphs == "on" and device.type != "cuda":
         raise UserError(
             f"--cuda-graphs on needs a GPU, the device is {device}; use --cuda-graphs off or auto"
+        )
+    if options.cuda_graphs == "on" and processes > 1:
+        raise UserError(
+            f"--cuda-graphs on needs a single process, got {processes}; use --cuda-graphs off or "
+            "auto"
         )
     if options.compile == "on" and (obstacle := _compile_obstacle(device)):
         raise UserError(f"--compile on: {obstacle}; use --compile off or auto")

@@ -258,7 +258,7 @@ def test_flag_that_does_not_fit_the_config_file_is_refused(run: Run, tmp_path: P
         ("{", r"c\.json is not a config file"),
         ('{"options": {"epochs": "x"}}', r"c\.json: epochs must be an? int, got 'x'"),
         ('{"options": {"epoch": 5}}', r"c\.json: unknown option 'epoch'; did you mean 'epochs'"),
-        ('{"options": {}, "command": "curve"}', "is of the command 'curve', not 'fge'"),
+        ('{"options": {}, "command": "curve"}', "belongs to the command 'curve', not 'fge'"),
         ('{"options": {}, "schema_version": 9}', "has schema_version 9"),
     ],
 )
@@ -315,7 +315,10 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
             "train_size 999999 is more than the 10000 available images",
         ),
         (["fge", "--train-size", "50"], "batch_size 128 is larger than the 45 training images"),
-        (["predict", "--run", "nowhere", "--images", "x"], r"nowhere is no run folder \(no config"),
+        (
+            ["predict", "--run", "nowhere", "--images", "x"],
+            r"nowhere is not a run folder \(no",
+        ),
         (["fge", "--crop-padding", "200000"], "crop_padding 200000 is more than .* side, 28"),
     ],
 )

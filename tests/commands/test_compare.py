@@ -174,7 +174,7 @@ def test_a_run_of_another_model_among_the_runs_is_refused(finished: Path, data: 
     try:
         report.write_text(text.replace('"model": "convnet"', '"model": "vgg16"', 1))
         cell.unlink()
-        with pytest.raises(UserError, match="sse-e4-s0 is of model vgg16, not convnet"):
+        with pytest.raises(UserError, match="sse-e4-s0 has the model vgg16, not convnet"):
             compare(CompareConfig(**options(data, finished)))
     finally:
         report.write_text(text)
@@ -342,7 +342,7 @@ def test_ranks_need_a_folder_that_they_share(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="compare needs --out, the folder that the ranks share"):
+    with pytest.raises(UserError, match="compare needs --out, a folder that all ranks use"):
         compare(CompareConfig(**options(data, tmp_path) | {"out": None}))
     with pytest.raises(UserError, match="compare takes no --overwrite; remove the folder first"):
         compare(CompareConfig(**options(data, tmp_path / "out", overwrite=True)))

@@ -492,7 +492,7 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("curve-ensemble --num-points 2", "num_points must be >= 3, got 2: with both ends alone"),
+        ("curve-ensemble --num-points 2", "num_points must be >= 3, got 2: with only the two ends"),
         ("curve-ensemble --family bezeir", "'bezeir' .* Did you mean 'bezier'"),
         ("connect --objective minimax", "'minimax' .* Did you mean 'minmax'"),
         ("curve-ensemble --first endpiont", "'endpiont' .* Did you mean 'endpoint'"),
@@ -505,7 +505,10 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
         ("connect", "--weights needs two files or more, got 0"),
         ("connect --weights a.pt b.pt --closed", "--closed needs three files or more, got 2"),
         ("connect --weights a.pt b.pt --lr 0.1", "--lr 0.1 is not used: --curve-lr is the rate"),
-        ("curve-ensemble --lr 0.1", "--lr 0.1 is that of the recipe endpoint, which is not used"),
+        (
+            "curve-ensemble --lr 0.1",
+            "--lr 0.1 sets the rate of the recipe endpoint, which is not",
+        ),
         (
             "curve-ensemble --adam-lr 0.1 --second A",
             "--adam-lr is an option of recipe B, which is not used",
@@ -517,7 +520,7 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
         ("curve-ensemble --init-variance 1 --second E", "init_variance must be .* above 1, got 1"),
         ("curve-ensemble --adam-lr 0 --second B", "adam_lr must be finite and above 0, got 0"),
         ("curve-ensemble --adam-lr 0 --strategies all", "adam_lr must be finite and above 0"),
-        ("curve-ensemble --strategies all --second B", "has recipes of its own; leave out --sec"),
+        ("curve-ensemble --strategies all --second B", "sets the recipes itself; leave out --sec"),
         ("curve-ensemble --strategies all --first-weights a.pt", "leave out the weights files"),
         ("curve-ensemble --out x --resume", "no run to resume in x; start it without --resume"),
     ],

@@ -621,8 +621,8 @@ def test_interrupted_sharpness_goes_on(
     ("more", "message"),
     [
         ("", "give --run DIR, a run folder, or --weights FILE"),
-        ("--run none", "none is no run folder .no config.json.; give that of an fge"),
-        ("--run empty --weights a b c", "give --run or --weights, not both|is no run folder"),
+        ("--run none", "none is not a run folder .no config.json.; give the folder of an fge"),
+        ("--run empty --weights a b c", "give --run or --weights, not both|is not a run folder"),
         ("--run RUN --weights a b c", "give --run or --weights, not both"),
         ("--run RUN --config RUN/config.json", "give --run or --config, not both"),
         ("--run RUN", f"names the model factory '{LINEAR}'.*add --model {LINEAR}"),
@@ -664,7 +664,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
             "--weights A HALF B",
             "are on one line up to rounding: .* give three networks that span a plane",
         ),
-        ("--weights A B", "--weights needs three files for a plane, got 2; with --random one"),
+        ("--weights A B", "--weights needs three files for a plane, got 2; --random needs one"),
         ("--weights A B --random", "--random needs one file, got 2"),
         ("--weights A B --trajectory", "--trajectory needs three files or more, got 2"),
         ("--weights A B C --random --trajectory", "give --random or --trajectory, not both"),
@@ -674,7 +674,10 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--run RUN --snapshots 0 1 2", "--snapshots counts from 1, got 0 1 2"),
         ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
         ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
-        ("--weights A --line", "--line needs two files or more, got 1; with --random one will do"),
+        (
+            "--weights A --line",
+            "--line needs two files or more, got 1; with --random one is",
+        ),
         ("--weights A B --line --random", "--random needs one file, got 2"),
         ("--weights A A --line", "1-0001 and 2-0001 have the same weights; give networks that"),
         ("--run RUN --line --trajectory", "give --line or --trajectory, not both"),
@@ -724,7 +727,7 @@ def test_a_curve_runs_plane_is_that_of_its_curve(pair: Path, tmp_path: Path) -> 
         for line in ([], ["--line"]) if option[0] != "--trajectory" else ([],):
             message = run(["plane", *base, *option, *line]).message
             needed = f"{option[0]} needs a run of fge or train"
-            assert message == f"{needed}, but {pair} is one of curve-ensemble"
+            assert message == f"{needed}, but {pair} is a run of curve-ensemble"
     shutil.copytree(pair, tmp_path / "begun")
     (tmp_path / "begun" / "report.json").unlink()
     message = run(["plane", *base, "--run", "begun"]).message

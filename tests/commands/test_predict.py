@@ -197,7 +197,7 @@ def test_the_folder_of_a_run_is_kept(
 ) -> None:
     before = (run / "report.html").read_bytes()
     assert fails(capsys, predicted(run, trained, "--out", str(run))) == (
-        f"--out {run} is the folder of a run, whose page would be lost; give another"
+        f"--out {run} is the folder of a run, and its page would be lost; give another --out"
     )
     assert (run / "report.html").read_bytes() == before
     (run / "file").write_text("mine")

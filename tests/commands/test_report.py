@@ -262,7 +262,7 @@ def test_a_page_replaces_another_only_where_it_is_asked_to(
     out.mkdir()
     (out / "report.md").write_text("mine")
     assert fails(capsys, one, two, "--out", out) == (
-        f"{out} holds a report.md; replace it with --overwrite"
+        f"{out} already holds report.md; replace it with --overwrite"
     )
     assert (out / "report.md").read_text() == "mine"
     assert cli.main(["report", str(one), str(two), "--out", str(out), "--overwrite"]) == 0
@@ -277,7 +277,7 @@ def test_the_page_of_another_run_is_kept(
     before = pages(two)
     for runs in ([one], [one, two]):
         assert fails(capsys, *runs, "--out", two, *more) == (
-            f"--out {two} is the folder of a run, whose page would be lost; give another"
+            f"--out {two} is the folder of a run, and its page would be lost; give another --out"
         )
     assert pages(two) == before
 

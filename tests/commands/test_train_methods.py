@@ -41,6 +41,8 @@ def config(data: Path, out: Path, method: str, **changes: Any) -> TrainConfig:
         "csgld_cycles": 2,
         "csgld_samples": 2,
         "ema_decay": 0.5,
+        "star_trunk": 0.5,
+        "star_branches": 2,
         **PLAIN,
         "val_fraction": 0.25,
         **changes,
@@ -68,7 +70,10 @@ def test_one_snapshot_is_the_method_s_line(method: str, data: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("method", "members", "epochs"),
-    [("single", 1, 4), ("ema", 1, 4), ("sse", 2, 4), ("csgld", 4, 4), ("swa", 1, 3), ("fge", 2, 3)],
+    [
+        *[("single", 1, 4), ("ema", 1, 4), ("sse", 2, 4), ("csgld", 4, 4), ("swa", 1, 3)],
+        *[("fge", 2, 3), ("fge-paper", 2, 3), ("average", 1, 4), ("split", 2, 4), ("star", 2, 4)],
+    ],
 )
 def test_each_method_ends_with_its_line_and_its_cost(
     method: str, members: int, epochs: int, data: Path, tmp_path: Path
@@ -99,7 +104,7 @@ def test_ema_keeps_another_network_than_single_from_the_same_training(
     assert not any(torch.equal(ours[n], theirs[n]) for n in ours if n.endswith("weight"))
 
 
-@pytest.mark.parametrize("method", ["ema", "csgld"])
+@pytest.mark.parametrize("method", ["ema", "csgld", "average", "star", "split", "auto", "sse"])
 def test_interrupted_and_resumed_it_ends_bitwise_the_same(
     method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,7 +258,7 @@ def test_notes_are_said_once() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to compare: no cells"):
         compare_cells([], budget_epochs=10)
-    with pytest.raises(UserError, match="the cell fge-b1-s1 is there twice"):
+    with pytest.raises(UserError, match="the cell fge-b1-s1 occurs twice"):
         compared(FGES, FGES[1:2])
     with pytest.raises(UserError, match=r"tested on 50 examples, but fge-b1-s2 on 4: they cannot"):
         compared(SINGLES, FGES[:2], [replace(FGES[2], wrong=np.zeros(4, bool))])

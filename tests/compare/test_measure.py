@@ -157,9 +157,9 @@ def test_with_views_passes_and_predictions_are_those_of_the_views(
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"dataset": {"sha256": "other"}}, "sse-e4-s0 is of other images than tiny; give another"),
-        ({"model": "vgg16"}, "sse-e4-s0 is of model vgg16, not convnet; give another --out"),
-        ({"config": {"method": "ema"}}, "sse-e4-s0 is of method ema, not sse; remove it"),
+        ({"dataset": {"sha256": "other"}}, "sse-e4-s0 has other images than tiny; give another"),
+        ({"model": "vgg16"}, "sse-e4-s0 has the model vgg16, not convnet; give another --out"),
+        ({"config": {"method": "ema"}}, "sse-e4-s0 has the method ema, not sse; remove it"),
     ],
 )
 def test_a_run_of_something_else_is_refused(

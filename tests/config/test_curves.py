@@ -51,7 +51,7 @@ def test_a_fit_takes_the_epochs_given_or_half_of_a_networks() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_points": 2}, r"num_points must be >= 3, got 2: with both ends alone there is"),
+        ({"num_points": 2}, r"num_points must be >= 3, got 2: with only the two ends"),
         ({"num_points": -1}, r"num_points must be >= 3, got -1"),
         ({"eval_points": 1}, r"eval_points must be >= 2, got 1$"),
         ({"eval_images": -1}, r"eval_images must be >= 0, got -1$"),

@@ -254,7 +254,7 @@ def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", "curve", FGEConfig())
-    with pytest.raises(UserError, match="is of the command 'curve', not 'fge'"):
+    with pytest.raises(UserError, match="belongs to the command 'curve', not 'fge'"):
         read_config(tmp_path / "config.json", "fge", FGEConfig)
 
 

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fge.data import Dataset, Split, load_dataset, sources
-from fge.data.splits import balanced_order
+from fge.data import Dataset, Split, balanced_order, load_dataset, sources
 from fge.errors import UserError
 
 DATASETS = ROOT / "fge" / "data" / "bundled"

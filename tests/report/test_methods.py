@@ -15,6 +15,7 @@ from fge.ensemble import MemberPredictions, PredictionFile
 from fge.report import (
     MethodResult,
     as_methods,
+    comparison,
     ensemble_results,
     method_result,
     table_rows,
@@ -22,7 +23,6 @@ from fge.report import (
     views_note,
     with_views,
 )
-from fge.report.methods import comparison
 
 TARGETS = (0, 1, 1, 0)
 RIGHT = {  # probability of the right class of two, per image; exact in float32

@@ -82,7 +82,7 @@ def test_a_flat_surface_has_levels_too() -> None:
         ([1.0, 2.0], {"cap": math.nan}, "cap must be finite and above the lowest value, 1, got"),
         ([1.0, 2.0], {"cap": math.inf}, "cap must be finite and above the lowest value, 1, got"),
         ([1.0, 2.0], {"count": 1}, "count, the number of levels, must be >= 2, got 1"),
-        ([math.nan, math.inf], {}, "a figure needs finite values, and there are none"),
+        ([math.nan, math.inf], {}, "a figure needs finite values, got none"),
     ],
 )
 def test_levels_that_cannot_be_are_refused(

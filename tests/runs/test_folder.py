@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(
     make(out)
     before = tree(out)
     with pytest.raises(
-        UserError, match=r"no run \(no config\.json\) and is not overwritten; give another --out$"
+        UserError, match=r"not hold a run .*, so it is not overwritten; give another --out$"
     ):
         reopen(out, overwrite=True)
     assert tree(out) == before
@@ -264,7 +264,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(
 
 def test_a_folder_called_like_the_config_file_makes_no_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="does not hold a run"):
         reopen(tmp_path / "run", overwrite=True)
 
 

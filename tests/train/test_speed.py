@@ -6,6 +6,8 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from fge.config import FGEConfig
 from fge.errors import UserError
-from fge.train import Learner, Speed, choose_speed
+from fge.train import Learner, Speed, check_speed, choose_speed, is_open
 from fge.train import speed as speed_module
 from fge.train.speed import Choice
 
@@ -300,6 +302,41 @@ def test_cuda_graphs_are_measured_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch
     tried = measure(monkeypatch, never)
     assert choose(cuda_graphs="auto") == Choice(PLAIN, [])
     assert tried == []
+
+
+def test_cuda_graphs_need_a_single_process() -> None:
+    gpu = torch.device("cuda")
+    check_speed(FGEConfig(cuda_graphs="on"), gpu)
+    check_speed(FGEConfig(cuda_graphs="auto"), gpu, processes=2)
+    with pytest.raises(
+        UserError, match=r"^--cuda-graphs on needs a single process, got 2; use --cuda-graphs off"
+    ):
+        check_speed(FGEConfig(cuda_graphs="on"), gpu, processes=2)
+
+
+def test_cuda_graphs_are_not_measured_for_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: nullcontext())
+    tried = measure(monkeypatch, lambda speed: (0.5 if speed.cuda_graphs else 1.0, 2.0))
+    options = FGEConfig(channels_last="auto", compile="off", amp="off", cuda_graphs="auto")
+    images: Any = SimpleNamespace(device=torch.device("cuda"))
+    graphs = []
+    for processes in (1, 2):
+        choice = choose_speed(
+            options, make_model(), images, torch.zeros(2), steps=9, processes=processes
+        )
+        graphs.append(choice.speed.cuda_graphs)
+    assert graphs == [True, False]
+    assert len(tried) == 3
+
+
+@pytest.mark.parametrize(("processes", "is_left"), [(1, True), (2, False)])
+def test_with_several_processes_auto_graphs_alone_leave_nothing_to_measure(
+    processes: int, is_left: bool
+) -> None:
+    options = FGEConfig(channels_last="off", compile="off", amp="off", cuda_graphs="auto")
+    assert is_open(options, torch.device("cuda"), processes=processes) == is_left
 
 
 @pytest.mark.parametrize(

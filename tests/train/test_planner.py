@@ -1,0 +1,152 @@
+"""The planner: what it decides from the log of a run, and that it decides the same again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from fge.errors import UserError
+from fge.train import AutoPlanner, LinearTailLR
+
+Record = dict[str, Any]
+
+
+def planner(epochs: int = 100, **options: Any) -> AutoPlanner:
+    return AutoPlanner(epochs, **{"final": 0.1, "average": 0.2, **options})
+
+
+def snapshot(nll: float, train_nll: float, ensemble: float | None = None) -> Record:
+    joint = nll if ensemble is None else ensemble
+    return {
+        "event": "snapshot",
+        "val_tempered_nll": nll,
+        "train_nll": train_nll,
+        "ensemble_val_tempered_nll": joint,
+    }
+
+
+def play(plan: AutoPlanner, outcomes: list[Record]) -> list[Record]:
+    """Return the log after so many stages, each with its outcome, and what is decided then."""
+    log: list[Record] = []
+    for outcome in outcomes:
+        record = plan.decide(log)
+        assert record is not None
+        log += [record, {"event": "epoch"}, outcome]
+    last = plan.decide(log)
+    return [r for r in log if r["event"] == "plan"] + ([last] if last else [])
+
+
+def spans(plans: list[Record]) -> list[tuple[int, int, int]]:
+    """Return network, first epoch and epochs of each stage."""
+    return [(p["network"], p["first_epoch"], p["epochs"]) for p in plans]
+
+
+def test_it_starts_with_a_quarter_of_the_budget() -> None:
+    assert spans(play(planner(), [])) == [(1, 0, 25)]
+    assert spans(play(planner(3), [])) == [(1, 0, 1)]
+
+
+def test_far_from_saturated_the_network_is_trained_to_the_end() -> None:
+    plans = play(planner(), [snapshot(0.28, 0.22)])
+    assert spans(plans) == [(1, 0, 25), (1, 25, 75)]
+    # Two doublings: 0.36 (0.22 / 0.28 - 0.48), then 0.6 of it.
+    gain = 0.36 * (0.22 / 0.28 - 0.48)
+    assert plans[1]["forecast"] == pytest.approx(0.28 * (1 - gain * (1 + 0.6)), rel=1e-12)
+    assert plans[1]["forecast_whole"] == plans[1]["forecast"]
+
+
+def test_a_network_that_knows_its_images_by_heart_is_followed_by_others() -> None:
+    plans = play(planner(), [snapshot(0.29, 0.02)])
+    assert spans(plans)[1:] == [(2, 25, 25)]
+    diversity = 0.155 - 0.14 * 0.02 / 0.29
+    two = 0.29 * (1 - diversity * (1 - 2**-0.83))
+    four = 0.29 * (1 - diversity * (1 - 4**-0.83))
+    assert plans[1]["forecast_others"] == pytest.approx(four, rel=1e-12)
+    assert plans[1]["forecast_whole"] == 0.29
+    assert plans[1]["forecast"] == pytest.approx(two, rel=1e-12)  # after the next one
+
+
+def test_the_others_get_equal_epochs_and_the_budget_is_spent() -> None:
+    outcomes = [
+        snapshot(0.29, 0.02),
+        snapshot(0.29, 0.02, 0.27),
+        snapshot(0.29, 0.02, 0.26),
+        snapshot(0.29, 0.02, 0.255),
+    ]
+    plans = play(planner(), outcomes)
+    assert spans(plans) == [(1, 0, 25), (2, 25, 25), (3, 50, 25), (4, 75, 25)]
+    gained = (1 - 0.27 / 0.29) / (1 - 2**-0.83)
+    diversity = (0.155 - 0.14 * 0.02 / 0.29 + gained) / 2
+    assert plans[2]["diversity"] == pytest.approx(diversity, rel=1e-12)
+    step = 2**-0.83 - 3**-0.83
+    assert plans[2]["forecast"] == pytest.approx(0.27 - diversity * 0.29 * step, rel=1e-12)
+
+
+def test_what_is_left_of_the_budget_goes_to_the_last_network() -> None:
+    outcomes = [snapshot(0.29, 0.02), *[snapshot(0.29, 0.02, 0.27)] * 2]
+    plans = play(planner(103), outcomes)
+    assert spans(plans) == [(1, 0, 26), (2, 26, 38), (3, 64, 39)]
+
+
+def test_it_stops_early_where_another_network_gains_nothing() -> None:
+    outcomes = [snapshot(0.02, 0.0005), snapshot(0.02, 0.0005, 0.02)]
+    plans = play(planner(), outcomes)
+    assert len(plans) == 2
+    assert sum(epochs for *_, epochs in spans(plans)) == 50
+
+
+def test_a_measured_gain_is_half_of_the_next_forecast() -> None:
+    plan = planner(400)
+    first, second = snapshot(0.25, 0.1375), snapshot(0.242, 0.125)
+    plans = play(plan, [first, second])
+    assert spans(plans)[:2] == [(1, 0, 100), (1, 100, 100)]
+    by_ratio = 0.36 * (0.125 / 0.242 - 0.48)
+    gain = (by_ratio + 0.6 * (1 - 0.242 / 0.25)) / 2
+    assert plans[2]["forecast_whole"] == pytest.approx(0.242 * (1 - gain), rel=1e-12)
+
+
+def test_equal_logs_give_equal_decisions() -> None:
+    outcomes = [snapshot(0.29, 0.02), snapshot(0.28, 0.02, 0.27)]
+    assert play(planner(), outcomes) == play(planner(), outcomes)
+
+
+def test_the_members_are_the_last_averages_of_each_network() -> None:
+    outcomes = [snapshot(0.25, 0.1375), snapshot(0.242, 0.11), snapshot(0.25, 0.14, 0.235)]
+    plans = play(planner(400), outcomes)
+    networks = [network for network, *_ in spans(plans)]
+    assert networks[:3] == [1, 1, 2]
+    assert planner(400).kept(plans[:3]) == [1, 2]
+
+
+def test_stages_continue_or_start_afresh_with_averaged_tails() -> None:
+    plan = planner()
+    record = {"event": "plan", "stage": "network-2", "network": 2, "first_epoch": 25, "epochs": 25}
+    stage = plan.stage(record)
+    assert (stage.first_epoch, stage.last_epoch, stage.fresh) == (25, 50, 1)
+    assert (stage.average, stage.keep, stage.kind, stage.store) == (0.2, "end", "auto", "snapshots")
+    schedule = stage.schedule(SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2), 4)
+    assert isinstance(schedule, LinearTailLR)
+    assert (schedule.steps, schedule.final) == (100, 0.1)
+    longer = plan.stage({**record, "network": 1, "stage": "network-1-to-50"})
+    assert longer.fresh is None
+
+
+def test_what_is_decided_is_said_with_its_forecasts() -> None:
+    plan = planner()
+    plans = play(plan, [snapshot(0.29, 0.02)])
+    assert plan.describe(plans[0]) == "plan: train the network to epoch 25"
+    text = plan.describe(plans[1])
+    assert text.startswith(
+        "plan: start network 2, for 25 epochs; validation NLL 0.2900 is forecast"
+    )
+    assert "0.2900 with one network" in text
+    given = planner(given_weights=True).describe(plans[1])
+    assert given.startswith("plan: start from the given weights again, for 25 epochs")
+
+
+def test_a_budget_below_one_epoch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^epochs must be >= 1, got 0"):
+        planner(0)
