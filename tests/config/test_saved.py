@@ -73,6 +73,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         min_lr=low,
         average=draw(st.none() | st.floats(0, 1)),
         final_factor=draw(st.floats(0, 1)),
+        distill_epochs=draw(st.integers(0, 10**6)),
         pretrained=pretrained,
         single=draw(st.booleans()) if pretrained is None else False,
         refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),
