@@ -182,7 +182,7 @@ def test_the_methods_that_are_compared_exist() -> None:
     kind = cli.COMMANDS["compare"][0]
     for line in (line for page in RUN for line in shell_lines(page) if " compare " in line):
         named = line.split("--methods ")[1].split(" --")[0].split()
-        assert kind(methods=tuple(named)).methods == tuple(named)
+        assert kind(methods=tuple(named), tta=2).methods == tuple(named)  # as +tta needs it
 
 
 def test_every_command_is_shown() -> None:

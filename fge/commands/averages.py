@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from fge.ensemble import (
     Fold,
     MemberPredictions,
     Members,
-    PredictionFile,
     Scores,
     Trial,
     fold_greedily,
@@ -186,13 +187,16 @@ class _Averaging:
 
         ``tried`` is the number of averages validated for it, in addition to the snapshots.
         """
-        finite = [self._predict(method, *part) for part in self.predictions.parts]
-        if not all(finite):
+        member, key = self._member(method), self._key(method)
+        # Without a finite prediction of a view there is only no line with test-time augmentation.
+        with contextlib.suppress(DivergenceError):
+            self.predictions.predict(member, key, partial(self._forward, method), self.names)
+        if not self.predictions.plain.complete(member, key):
             return None
         return method_result(
             method,
             self.predictions.test,
-            [self._member(method)],
+            [member],
             train_epochs=self.epochs,
             weight_bytes=self.weight_bytes,
             refresh_images=refresh_images,
@@ -243,24 +247,18 @@ class _Averaging:
     def _candidate(self, method: str, record: dict[str, Any]) -> Candidate:
         """Return the saved average of a record, with its validation prediction stored."""
         if self.val is not None and self.val_batches is not None:
-            self._predict(method, self.val, self.val_batches)
+            predict = partial(self._forward, method, self.val_batches)
+            with contextlib.suppress(DivergenceError):
+                self.val.fill(self._member(method), self._key(method), predict, self.names)
         return Candidate(self._read(method), _figures(record), None, record["refresh_images"])
 
-    def _predict(self, method: str, predictions: PredictionFile, batches: EvalBatches) -> bool:
-        """Store the prediction of an average unless it is stored; return whether it is finite."""
-        key, member = sha256(self._path(method).read_bytes()), self._member(method)
-        if predictions.get(member, key) is not None:
-            return True
-        same = (predictions.get(name, key) for name in self.names)  # an unchanged snapshot
-        probs = next((stored for stored in same if stored is not None), None)
-        if probs is None:
-            load_weights(self.learner.model, self._read(method), self._path(method))
-            try:
-                probs = self.learner.predict(batches)
-            except DivergenceError:
-                return False
-        predictions.add(member, key, probs)
-        return True
+    def _forward(self, method: str, batches: EvalBatches) -> Tensor:
+        """Return the probabilities (N, C) of an average."""
+        load_weights(self.learner.model, self._read(method), self._path(method))
+        return self.learner.predict(batches)
+
+    def _key(self, method: str) -> str:
+        return sha256(self._path(method).read_bytes())
 
     def _path(self, method: str) -> Path:
         return self.folder.path / FILES[method]

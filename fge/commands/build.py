@@ -24,11 +24,13 @@ from fge.config import (
 )
 from fge.data import (
     EVAL_BATCH_SIZES,
+    Crops,
     Dataset,
     EvalBatches,
     Normaliser,
     Split,
     TrainBatches,
+    ViewBatches,
     default_padding,
     load_dataset,
     load_ood,
@@ -70,7 +72,8 @@ class Setup:
     """What a run works with, made of settled options: data, network, speed and seed.
 
     ``model``: the name of the architecture; ``crop_padding`` and ``flip``: how training images
-    are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0 for none.
+    are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0 for none;
+    ``views``: of each test image, with test-time augmentation.
     """
 
     dataset: Dataset
@@ -81,6 +84,7 @@ class Setup:
     crop_padding: int = 0
     flip: bool = False
     sharpness_every: int = 0
+    views: int = 1
 
     @classmethod
     def of(cls, config: CommandConfig, dataset: Dataset) -> Setup:
@@ -102,6 +106,7 @@ class Setup:
             sharpness_every=(
                 (config.sharpness_every or 0) if isinstance(config, CycleConfig) else 0
             ),
+            views=(config.tta or 1) if isinstance(config, CycleConfig) else 1,
         )
 
     @property
@@ -175,7 +180,16 @@ class Setup:
         """Return what a run predicts of its test and OOD images, and has predicted before."""
         ood = {name: self.eval_batches(o.split) for name, o in self.dataset.ood.items()}
         test = self.eval_batches(self.dataset.test)
-        return MemberPredictions(folder.predictions, test, ood)
+        return MemberPredictions(folder.predictions, test, ood, self.view_batches())
+
+    def view_batches(self) -> list[ViewBatches]:
+        """Return the further views of the test images, which vary as training images do."""
+        if self.views == 1:
+            return []
+        test = self.dataset.test
+        crops = Crops(test.images, self.crop_padding, flip=self.flip)
+        make = partial(ViewBatches, test, self.normaliser, self.eval_batch_size, crops=crops)
+        return [make(seed=self.seed, view=view) for view in range(1, self.views)]
 
     def probe(self, seed: int) -> SharpnessProbe | None:
         """Return what measures the sharpness of the training loss, or None if the run does not."""

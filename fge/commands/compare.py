@@ -34,7 +34,7 @@ from fge.compare import (
     measure_cell,
     wall_seconds,
 )
-from fge.config import CompareConfig, is_factory, read_config
+from fge.config import CompareConfig, is_factory, read_config, without_views
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
 from fge.observer import Observer, Observers
@@ -56,7 +56,7 @@ def compare(config: CompareConfig) -> Path:
     """
     for method in config.methods:
         if is_factory(method):
-            find_method(method)
+            find_method(without_views(method))
     rank, ranks = _rank()
     if ranks > 1 and config.out is None:
         raise UserError("under torchrun, compare needs --out, a folder that all ranks use")
@@ -157,6 +157,7 @@ def _take_part(config: CompareConfig) -> Path:
         budgets=config.budgets,
         jobs=config.jobs,
         out=config.out,
+        tta=saved.tta or config.tta,
     )
     plan = Plan(saved, config.out / "runs")
     runner = Runner(

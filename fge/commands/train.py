@@ -16,8 +16,8 @@ from fge.commands.distill import distill
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig
-from fge.ensemble import MemberPredictions
-from fge.errors import DivergenceError
+from fge.ensemble import TTA_FILE, MemberPredictions
+from fge.errors import DivergenceError, UserError
 from fge.networks import state_bytes
 from fge.observer import counted
 from fge.report import (
@@ -36,7 +36,9 @@ from fge.report import (
     splits_note,
     table_rows,
     verdict,
+    views_note,
     with_ood,
+    with_views,
 )
 from fge.runs import StagedTraining
 from fge.train import Method, Planner, Recipe, Stage, endpoint_recipe, fge_stages, find_method
@@ -99,7 +101,7 @@ def fge(config: FGEConfig) -> Path:
         sections = _given(run.config)
         ensembles = trained.results[-1:]
         if run.config.refit:
-            refitted = refit(run, trained.training, trained.predictions)
+            refitted = refit(run, trained.training, trained.predictions.plain)
             sections.append(refitted)
             ensembles.append(refitted.results[-1])
         if baseline:
@@ -113,6 +115,11 @@ def train(config: TrainConfig) -> Path:
     method = find_method(config.method)
     check_kept(config, (config.pretrained,))
     config, setup = prepare(config, "train")
+    if config.tta and not method.recipe(config).augment:
+        raise UserError(
+            f"tta {config.tta} needs the augmentation of training, and {method.name} has none; "
+            "leave out --tta"
+        )
     model = initial_model(config, setup)
     epochs, facts = _epochs(method.stages(config)), {"combine": method.combine}
     with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
@@ -230,10 +237,13 @@ def _report(
     sections: list[Section] = [*trained.sections, *more]
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
-    report.table(Table("Results on the test set", *table_rows(lines), note=_note(run, lines)))
+    viewed = with_views(lines, trained.predictions)
+    report.table(Table("Results on the test set", *table_rows(viewed), note=_note(run, lines)))
     report.table(*ood_tables(lines, run.dataset))
-    report.facts(methods=as_methods(lines))
+    report.facts(methods=as_methods(viewed))
     report.files.append(PREDICTIONS)
+    if run.setup.views > 1:
+        report.files.append(f"predictions/{TTA_FILE}")
     add_training(report, trained.training, trained.recipe)
     for section in sections:
         section.add_to(report)
@@ -245,9 +255,9 @@ def _report(
 
 def _note(run: Run[CycleConfig], lines: Sequence[MethodResult]) -> str:
     chosen = [line.chosen for line in lines if line.chosen]
-    notes = [splits_note(dataset_facts(run.dataset)), UNITS]
+    notes = [splits_note(dataset_facts(run.dataset)), UNITS, views_note(run.setup.views)]
     if chosen:
         notes.append(f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL.")
     elif any(line.name == "last-snapshot" for line in lines):
         notes.append("Without validation data there is no `best-snapshot`.")
-    return " ".join(notes)
+    return " ".join(filter(None, notes))

@@ -41,9 +41,10 @@ class Cost:
     """The cost of a method.
 
     ``train_epochs`` and ``images`` count every forward and backward pass, fits included. A
-    prediction averages the ``members`` and takes ``forward_passes``; ``weight_bytes`` is the size
-    of all members. ``refresh_images`` were passed forward to estimate batch-norm statistics,
-    ``validation_images`` to choose members (None if they were not counted).
+    prediction averages the ``members`` and takes ``forward_passes``, one for each member and view
+    of the image; ``weight_bytes`` is the size of all members. ``refresh_images`` were passed
+    forward to estimate batch-norm statistics, ``validation_images`` to choose members (None if they
+    were not counted).
     """
 
     train_epochs: float

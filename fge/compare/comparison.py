@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.compare.cells import Cell
-from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, FGE, ORDER, SINGLE
+from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, FGE, ORDER, SINGLE, without_views
 from fge.errors import UserError
 from fge.metrics import Interval, deep_ensemble_equivalent, paired_difference_over_seeds
 
@@ -284,8 +284,13 @@ def _checked(cells: list[Cell]) -> list[Cell]:
                 f"{cells[0].name} was tested on {len(cells[0].wrong)} examples, but {cell.name} on "
                 f"{len(cell.wrong)}: they cannot be compared"
             )
-    known = list(dict.fromkeys((*ORDER, *(cell.method for cell in cells))))
-    return sorted(cells, key=lambda cell: (cell.budget, known.index(cell.method), cell.seed))
+    known = list(dict.fromkeys((*ORDER, *(without_views(cell.method) for cell in cells))))
+
+    def place(cell: Cell) -> tuple[int, int, str, int]:
+        """With views, a method follows itself."""
+        return cell.budget, known.index(without_views(cell.method)), cell.method, cell.seed
+
+    return sorted(cells, key=place)
 
 
 def _place(cell: Cell) -> tuple[str, int]:

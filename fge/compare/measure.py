@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fge.compare.cells import Cell, Cost, make_cell
 from fge.compare.plan import Part, PlannedCell
-from fge.config import read_report
+from fge.config import read_report, without_views
 from fge.data import Dataset
-from fge.ensemble import PredictionFile
+from fge.ensemble import TTA_FILE, PredictionFile
 from fge.errors import UserError
 from fge.files import read_records
 
@@ -35,9 +35,14 @@ class _Line:
         names: Sequence[str] = self.method["member_names"]
         return names
 
+    @property
+    def viewed(self) -> bool:
+        """Whether it is one of test-time augmentation."""
+        return self.part.line != without_views(self.part.line)
+
     def probabilities(self, name: str, targets: Tensor) -> list[Tensor]:
         """Return the members' probabilities in a prediction file."""
-        file = PredictionFile(self.folder / "predictions" / f"{name}.npz", targets)
+        file = PredictionFile(self.folder / "predictions" / name, targets)
         return [file.probabilities(member) for member in self.members]
 
 
@@ -57,14 +62,17 @@ def measure_cell(
     """
     lines = [_read_line(part, comparison, dataset, budget_epochs) for part in planned.parts]
     labels = dataset.test.labels.cpu()
-    members = [probs for line in lines for probs in line.probabilities("test", labels)]
+    viewed = any(line.viewed for line in lines)
+    file = TTA_FILE if viewed else "test.npz"
+    members = [probs for line in lines for probs in line.probabilities(file, labels)]
     ood = {
         name: [
             probs
             for line in lines
-            for probs in line.probabilities(f"ood-{name}", other.split.labels.cpu())
+            for probs in line.probabilities(f"ood-{name}.npz", other.split.labels.cpu())
         ]
         for name, other in dataset.ood.items()
+        if not viewed  # views of OOD images are not predicted
     }
     cost = _cost(lines, len(dataset.train))
     return make_cell(
@@ -139,7 +147,7 @@ def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | 
     known = ended and len(attempts) <= 2 * len(ended)
     if not known or any(record["overlapped"] for record in ended) or part.given_epochs:
         return None
-    command, name = part.job.command, part.line
+    command, name = part.job.command, without_views(part.line)
     if command == "curve-ensemble" or (command == "fge" and name not in _STAGES):
         return None
     records = read_records(runs / part.job.name / "timing.jsonl")

@@ -11,12 +11,14 @@ from urllib.parse import quote
 from fge.compare.cells import Cell, cell_name
 from fge.config import (
     OF_FGE_RUN,
+    VIEWS_SUFFIX,
     CompareConfig,
     CurveEnsembleConfig,
     FGEConfig,
     RunConfig,
     TrainConfig,
     options_for,
+    without_views,
 )
 from fge.seeds import derive_seed
 from fge.train import find_method
@@ -42,6 +44,12 @@ class Job:
     epochs: int
     needs: tuple[Job, ...] = ()
 
+    def merged(self, other: Job) -> Job:
+        """Return the job with the lines of another one of its name, and with its views."""
+        views = [getattr(job.config, "tta", None) for job in (self, other)]
+        config = self.config if views[1] is None else other.config
+        return replace(self, config=config, lines=tuple(dict.fromkeys((*self.lines, *other.lines))))
+
 
 @dataclass(frozen=True)
 class Part:
@@ -59,7 +67,13 @@ class Part:
         """The name of the part, the same for a run alone and for a line of an fge run."""
         if self.job.command != "fge":
             return self.job.name
-        return f"{self.line}{self.job.name.removeprefix('fge')}"
+        return f"{without_views(self.line)}{self.job.name.removeprefix('fge')}"
+
+    def with_views(self, views: int | None) -> Part:
+        """Return the same members with test-time augmentation."""
+        line = f"{self.line}{VIEWS_SUFFIX}"
+        config = replace(self.job.config, tta=views)  # type: ignore[call-arg]
+        return replace(self, job=replace(self.job, config=config, lines=(line,)), line=line)
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,10 @@ class Plan:
     """
 
     def __init__(self, config: CompareConfig, runs: Path) -> None:
-        self.config = config
+        self.views = config.tta
+        # Runs are those of the methods without views, which some of them are given then.
+        plain = tuple(dict.fromkeys(map(without_views, config.methods)))
+        self.config = replace(config, methods=plain, tta=None)
         self.runs = runs
         places = {
             (method, budget): None
@@ -131,7 +148,8 @@ class Plan:
         def add(job: Job) -> None:
             for needed in job.needs:
                 add(needed)
-            found.setdefault(job.name, job)
+            known = found.get(job.name)
+            found[job.name] = job if known is None else known.merged(job)
 
         for cell in cells:
             for part in cell.parts:
@@ -148,7 +166,10 @@ class Plan:
         }
 
     def _cell(self, method: str, budget: int, seed: int) -> PlannedCell:
-        parts, note = self._parts(method, budget, seed)
+        parts, note = self._parts(without_views(method), budget, seed)
+        if method != without_views(method):
+            parts = [part.with_views(self.views) for part in parts]
+            note = "; ".join(filter(None, [note, f"{self.views} views of each image"]))
         pooled = 2 if method == "curve-ensemble-2B" else len(parts) if budget > 1 else 1
         return PlannedCell(method, budget, seed, tuple(parts), note, pooled)
 

@@ -4,9 +4,11 @@ from fge.config.base import (
     DATA_NAMES,
     OOD_NAMES,
     REFRESH_IMAGES,
+    VIEWS_SUFFIX,
     Precision,
     as_stored,
     curve_rate_of,
+    without_views,
 )
 from fge.config.compare import (
     CURVE_ENSEMBLE,
@@ -76,6 +78,7 @@ __all__ = [
     "PRESETS",
     "REFRESH_IMAGES",
     "SINGLE",
+    "VIEWS_SUFFIX",
     "CommandConfig",
     "CompareConfig",
     "ConnectConfig",
@@ -117,5 +120,6 @@ __all__ = [
     "read_report",
     "read_run",
     "to_options",
+    "without_views",
     "write_config",
 ]

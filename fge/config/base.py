@@ -22,6 +22,8 @@ MAY_BE_ADDED = {"may_be_added": True}
 """Marks an option for additional work, which can be given when a finished run is resumed."""
 MAY_BE_DROPPED = {"may_be_dropped": True}
 """Marks an option whose value 0 skips some work when an interrupted run is resumed."""
+VIEWS_SUFFIX = "+tta"
+"""Ends the names of lines with test-time augmentation in reports."""
 THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which is not saved in config files."""
 
@@ -85,6 +87,15 @@ def _is_path(value: str) -> bool:
     if value in (*DATA_NAMES, *OOD_NAMES):
         return False
     return "/" in value or value.endswith(".npz") or os.path.exists(value)
+
+
+def without_views(method: str) -> str:
+    """Return the name of a method without the suffix of test-time augmentation.
+
+    >>> without_views("average+tta"), without_views("fge")
+    ('average', 'fge')
+    """
+    return method.removesuffix(VIEWS_SUFFIX)
 
 
 def saved_fields(config: Any) -> list[str]:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, TypeVar
 
-from fge.config.base import HOW_TO_RUN
+from fge.config.base import HOW_TO_RUN, without_views
 from fge.config.invocation import is_factory
 from fge.config.options import RunConfig
 from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
@@ -37,6 +37,8 @@ OF_FGE_RUN = ("fge", "swa", "fold", "fge+refit")
 OF_SEVERAL_RUNS = ("deep-ensemble", "curve-ensemble", "curve-ensemble-2B")
 COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
 """Methods that can be compared, in addition to the user's own."""
+WITHOUT_VIEWS = ("fge+refit", "curve-ensemble", "curve-ensemble-2B")
+"""Methods that cannot be compared with test-time augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class CompareConfig(MethodConfig):
     )
     """Any of single, fge, fge+refit, swa, fold, sse, csgld, ema, deep-ensemble, curve-ensemble,
     curve-ensemble-2B (two networks with one budget each, and a fit), and your own as
-    package.module:method. single at one budget is always measured."""
+    package.module:method. single at one budget is always measured. With --tta also a method with
+    test-time augmentation, as single+tta."""
     seeds: int = field(default=5, metadata=HOW_TO_RUN)
     """Number of seeds, from --seed on. Intervals need 2 or more."""
     budgets: tuple[int, ...] = field(default=(1,), metadata=HOW_TO_RUN)
@@ -84,7 +87,17 @@ class CompareConfig(MethodConfig):
                 f"use --seeds {max(self.budgets)} or more, got {self.seeds}"
             )
         for method in self.methods:
-            self._check_compared(method)
+            self._check_views(method)
+            self._check_compared(without_views(method))
+
+    def _check_views(self, method: str) -> None:
+        plain = without_views(method)
+        if plain != method and plain in WITHOUT_VIEWS:
+            raise UserError(f"{plain} cannot have views of the test images; leave out {method}")
+        if plain != method and self.tta is None:
+            raise UserError(
+                f"{method} needs views of the test images; add --tta 2 or more, or leave it out"
+            )
 
     def _check_compared(self, method: str) -> None:
         if method not in COMPARED and not is_factory(method):

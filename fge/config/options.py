@@ -124,6 +124,28 @@ class AugmentationOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewOptions(AugmentationOptions):
+    """How often each test image is predicted."""
+
+    group: ClassVar[str] = "measurement"
+    tta: int | None = field(default=None, metadata=MAY_BE_ADDED)
+    """Test-time augmentation: also predict this many views of each test image, the image itself
+    and random crops and flips as in training, and average them. At least 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tta is None:
+            return
+        if self.tta < 2:
+            raise UserError(f"tta must be >= 2 views, got {self.tta}; leave it out for one view")
+        if self.crop_padding == 0 and not self.flip:
+            raise UserError(
+                f"tta {self.tta} needs the augmentation of training, but crop_padding is 0 and "
+                "flip is off; leave out --tta, or use --crop-padding 1 or more, or --flip"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OODOptions(Options):
     """Out-of-distribution images."""
 

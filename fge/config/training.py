@@ -15,7 +15,7 @@ from fge.config.base import (
     rates_of,
 )
 from fge.config.invocation import is_factory
-from fge.config.options import Options, TrainingConfig
+from fge.config.options import Options, TrainingConfig, ViewOptions
 from fge.errors import (
     UserError,
     check_at_least,
@@ -58,7 +58,7 @@ class ProbeOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleConfig(ProbeOptions, TrainingConfig):
+class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Options of the cycles of FGE."""
 
     group: ClassVar[str] = "schedule"

@@ -2,9 +2,11 @@
 
 from fge.data.batches import (
     EVAL_BATCH_SIZES,
+    Crops,
     EvalBatches,
     Normaliser,
     TrainBatches,
+    ViewBatches,
     default_padding,
 )
 from fge.data.ood import load_ood
@@ -21,12 +23,14 @@ from fge.data.splits import (
 __all__ = [
     "DOWNLOADED",
     "EVAL_BATCH_SIZES",
+    "Crops",
     "Dataset",
     "EvalBatches",
     "Normaliser",
     "OODImages",
     "Split",
     "TrainBatches",
+    "ViewBatches",
     "balanced_order",
     "default_padding",
     "download_note",

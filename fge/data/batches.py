@@ -78,6 +78,80 @@ class EvalBatches:
             yield self.normaliser(images), self.split.labels[start:stop]
 
 
+class Crops:
+    """Random crops and flips of images, drawn per image.
+
+    Args:
+        images: (N, C, H, W), on the device on which they are cropped.
+        padding: pixels of black around each image from which a crop of its size is taken.
+        flip: mirror images left to right with probability 1/2.
+    """
+
+    def __init__(self, images: Tensor, padding: int, *, flip: bool) -> None:
+        self.size = (images.shape[2], images.shape[3])
+        self.padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous()
+        self.padding = padding
+        self.flip = flip
+
+    def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return, for each image, the rows (N, H) and columns (N, W) of a crop of it."""
+        (height, width), count, device = self.size, len(self.padded), self.padded.device
+        offsets = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=rng)
+        mirrored = torch.rand(count, generator=rng) < 0.5
+        # Random numbers come from the CPU, so they are the same for every device.
+        offsets, mirrored = offsets.to(device), mirrored.to(device)
+        rows = offsets[:, :1] + torch.arange(height, device=device)
+        columns = offsets[:, 1:] + torch.arange(width, device=device)
+        if self.flip:
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        return rows, columns
+
+    def take(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the drawn crops (n, C, H, W) of the images of an index (n,)."""
+        rows, columns = rows[index], columns[index]
+        crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return crops.permute(0, 3, 1, 2)
+
+
+class ViewBatches(EvalBatches):
+    """Yields one view of each image of a split in order: a random crop, perhaps mirrored.
+
+    The crop of an image depends on the seed and the view alone, whichever batch it is in.
+
+    Args:
+        split: of the images.
+        normaliser: applied to the crops.
+        batch_size: images per batch.
+        crops: of the split's images.
+        seed: of all random numbers.
+        view: number of the view.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        normaliser: Normaliser,
+        batch_size: int,
+        *,
+        crops: Crops,
+        seed: int,
+        view: int,
+    ) -> None:
+        super().__init__(split, normaliser, batch_size)
+        self.crops = crops
+        self.seed = seed
+        self.view = view
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate once over the split."""
+        rows, columns = self.crops.draw(generator(self.seed, "view", self.view))
+        for start in range(0, len(self.split), self.batch_size):
+            stop = min(start + self.batch_size, len(self.split))
+            index = torch.arange(start, stop, device=rows.device)
+            images = self.crops.take(index, rows, columns)
+            yield self.normaliser(images), self.split.labels[start:stop]
+
+
 class TrainBatches:
     """Yields a split shuffled and augmented, differently in each epoch.
 
@@ -113,13 +187,10 @@ class TrainBatches:
         self.ranks = ranks or Ranks()
         self.ranks.check_batch_size(batch_size)
         self.labels = split.labels
-        self.size = (split.images.shape[2], split.images.shape[3])
-        self.padded = F.pad(split.images, [crop_padding] * 4).permute(0, 2, 3, 1).contiguous()
+        self.crops = Crops(split.images, crop_padding, flip=flip)
         self.normaliser = normaliser
         self.batch_size = batch_size
         self.seed = seed
-        self.crop_padding = crop_padding
-        self.flip = flip
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,24 +212,8 @@ class TrainBatches:
         device, count = self.labels.device, len(self.labels)
         order = torch.randperm(count, generator=generator(self.seed, "shuffle", self.epoch))
         order = order.to(device)
-        rows, columns = self._pixels(generator(self.seed, "augment", self.epoch))
+        rows, columns = self.crops.draw(generator(self.seed, "augment", self.epoch))
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             index = index[self.ranks.share(len(index))]
-            images = self.padded[
-                index[:, None, None], rows[index][:, :, None], columns[index][:, None, :]
-            ]
-            yield self.normaliser(images.permute(0, 3, 1, 2)), self.labels[index]
-
-    def _pixels(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return, for each image, the rows (N, H) and columns (N, W) of its crop."""
-        (height, width), count, device = self.size, len(self.labels), self.labels.device
-        offsets = torch.randint(0, 2 * self.crop_padding + 1, (count, 2), generator=rng)
-        mirrored = torch.rand(count, generator=rng) < 0.5
-        # Random numbers come from the CPU, so they are the same for every device.
-        offsets, mirrored = offsets.to(device), mirrored.to(device)
-        rows = offsets[:, :1] + torch.arange(height, device=device)
-        columns = offsets[:, 1:] + torch.arange(width, device=device)
-        if self.flip:
-            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        return rows, columns
+            yield self.normaliser(self.crops.take(index, rows, columns)), self.labels[index]

@@ -12,13 +12,14 @@ from fge.ensemble.folding import (
     fold_greedily,
     scores_of,
 )
-from fge.ensemble.predictions import MemberPredictions, PredictionFile
+from fge.ensemble.predictions import TTA_FILE, MemberPredictions, PredictionFile
 from fge.ensemble.selection import without_harmful
 from fge.ensemble.snapshots import SnapshotStore
 
 __all__ = [
     "FGE",
     "NOT_FINITE",
+    "TTA_FILE",
     "Candidate",
     "Ensemble",
     "Fold",

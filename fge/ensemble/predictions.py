@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from fge.files import read_npz, write_bytes
 from fge.networks import RunningMean
 
 _ARRAYS = ("targets", "members", "sha256", "probabilities")
+TTA_FILE = "test-tta.npz"
+"""The file of predictions with test-time augmentation."""
 
 
 class PredictionFile:
@@ -90,6 +94,24 @@ class PredictionFile:
         self._write()
         return torch.from_numpy(rounded).double()
 
+    def fill(
+        self, member: str, sha256: str, predict: Callable[[], Tensor], same: Iterable[str] = ()
+    ) -> Tensor:
+        """Store a member's probabilities (N, C) unless they are stored; return the stored ones.
+
+        Args:
+            member: its name.
+            sha256: of its weights.
+            predict: returns the probabilities; called only if they are missing.
+            same: members whose probabilities are copied if they have the same weights.
+        """
+        stored = self.get(member, sha256)
+        if stored is not None:
+            return stored
+        copies = (self.get(name, sha256) for name in same)
+        found = next((probs for probs in copies if probs is not None), None)
+        return self.add(member, sha256, predict() if found is None else found)
+
     def keep(self, members: Iterable[str]) -> None:
         """Keep only the named members, in that order."""
         wanted = {name: self._members[name] for name in members if name in self._members}
@@ -112,25 +134,35 @@ class PredictionFile:
 
 
 class MemberPredictions:
-    """The predictions of each member on the test images and on OOD images.
+    """The predictions of each member on the test images, on views of them and on OOD images.
 
-    They are stored in ``test.npz`` and in an ``ood-NAME.npz`` for each kind of OOD images, under
-    the same names and keys; the targets of OOD images are 0. ``test`` and ``ood`` (by name) are
-    the files; ``parts`` lists all of them, each with its batches.
+    They are stored in ``test.npz``, with views in ``test-tta.npz``, and in an ``ood-NAME.npz`` for
+    each kind of OOD images, under the same names and keys; the targets of OOD images are 0.
+    ``test``, ``tta`` (None without views) and ``ood`` (by name) are the files; ``parts`` lists
+    those of test and OOD images, each with its batches.
 
     Args:
         folder: of the files.
         test: batches of the test set.
         ood: batches of OOD images by name.
+        views: batches of the test set, one for each further view of its images. A member's
+            prediction with test-time augmentation is the mean of its probabilities on the images
+            and on these views.
 
     Raises:
         UserError: a file cannot be read, or has other targets.
     """
 
     def __init__(
-        self, folder: Path, test: EvalBatches, ood: Mapping[str, EvalBatches] | None = None
+        self,
+        folder: Path,
+        test: EvalBatches,
+        ood: Mapping[str, EvalBatches] | None = None,
+        views: Sequence[EvalBatches] = (),
     ) -> None:
         self.test = PredictionFile(folder / "test.npz", test.split.labels)
+        self.views = list(views)
+        self.tta = PredictionFile(folder / TTA_FILE, test.split.labels) if views else None
         self.ood = {
             name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels)
             for name, batches in (ood or {}).items()
@@ -141,25 +173,55 @@ class MemberPredictions:
             *((self.ood[name], batches) for name, batches in self.ood_batches.items()),
         ]
 
+    @property
+    def files(self) -> list[PredictionFile]:
+        """All files."""
+        return [*(file for file, _ in self.parts), *([self.tta] if self.tta else [])]
+
+    @property
+    def plain(self) -> MemberPredictions:
+        """The same files without that of the views."""
+        plain = copy.copy(self)
+        plain.views, plain.tta = [], None
+        return plain
+
     def complete(self, member: str, sha256: str) -> bool:
         """Return whether a member with exactly these weights has predicted all images."""
-        return all(file.get(member, sha256) is not None for file, _ in self.parts)
+        return all(file.get(member, sha256) is not None for file in self.files)
 
-    def predict(self, member: str, sha256: str, predict: Callable[[EvalBatches], Tensor]) -> Tensor:
+    def predict(
+        self,
+        member: str,
+        sha256: str,
+        predict: Callable[[EvalBatches], Tensor],
+        same: Iterable[str] = (),
+    ) -> Tensor:
         """Store a member's missing predictions; return its test probabilities (N, C).
 
         Args:
             member: its name.
             sha256: of its weights.
             predict: returns the probabilities for batches; called only for missing predictions.
+            same: members whose predictions are copied if they have the same weights.
         """
+        same = list(same)
         for file, batches in self.parts:
-            if file.get(member, sha256) is None:
-                file.add(member, sha256, predict(batches))
+            file.fill(member, sha256, functools.partial(predict, batches), same)
+        if self.tta is not None:
+            mean = functools.partial(self._mean_over_views, member, predict)
+            self.tta.fill(member, sha256, mean, same)
         return self.test.probabilities(member)
+
+    def _mean_over_views(self, member: str, predict: Callable[[EvalBatches], Tensor]) -> Tensor:
+        """Return the mean over all views; that of the image itself is stored already."""
+        mean = RunningMean()
+        mean.update(self.test.probabilities(member))
+        for view in self.views:
+            mean.update(predict(view))
+        return mean.value
 
     def keep(self, members: Iterable[str]) -> None:
         """Keep only the named members, in that order."""
         names = list(members)
-        for file, _ in self.parts:
+        for file in self.files:
             file.keep(names)

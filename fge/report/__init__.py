@@ -56,7 +56,9 @@ from fge.report.methods import (
     reliability_chart,
     table_rows,
     verdict,
+    views_note,
     with_ood,
+    with_views,
 )
 from fge.report.page import (
     FILES,
@@ -195,7 +197,9 @@ __all__ = [
     "training_chart",
     "uncertain_table",
     "verdict",
+    "views_note",
     "with_ood",
+    "with_views",
     "write_pages",
     "write_report",
 ]

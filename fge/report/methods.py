@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fge import metrics
+from fge.config import VIEWS_SUFFIX
 from fge.data import Dataset
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.metrics import ood_auroc
@@ -39,6 +40,8 @@ RELIABILITY_CAPTION = (
 OOD_TITLE = "OOD detection"
 _NOT_DRAWN = ("best-snapshot", "fold")
 """Single networks that are similar to others in the diagram."""
+_WITHOUT_VIEWS = ("best-snapshot", "fge+refit")
+"""Lines that have none with test-time augmentation, so that the table stays short."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ class MethodResult:
 
     ``error`` is in percent, ``nll`` in nats per example, ``brier`` summed over classes, ``ece`` a
     fraction (15 bins). ``train_epochs`` counts every epoch with backward passes that the method
-    needs; ``forward_passes`` are those of one prediction. ``refresh_images`` were passed forward to
-    estimate the batch-norm statistics of members other than snapshots; ``validation_images`` to
-    validate the snapshots up to the last member, and the averages that were tried.
-    ``member_names`` are the names in ``predictions/test.npz``. ``ood`` has the result of
-    :func:`fge.metrics.ood_auroc` for each kind of OOD images.
+    needs; ``forward_passes`` are those of one prediction, with all views. ``refresh_images`` were
+    passed forward to estimate the batch-norm statistics of members other than snapshots;
+    ``validation_images`` to validate the snapshots up to the last member, and the averages that
+    were tried. ``member_names`` are the names in ``predictions/test.npz`` (with views in
+    ``predictions/test-tta.npz``). ``ood`` has the result of :func:`fge.metrics.ood_auroc` for each
+    kind of OOD images.
     """
 
     name: str
@@ -278,6 +282,44 @@ def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, d
         name: ood_auroc(inside, file.mean(result.member_names))
         for name, file in predictions.ood.items()
     }
+
+
+def with_views(
+    results: Sequence[MethodResult], predictions: MemberPredictions
+) -> list[MethodResult]:
+    """Return the results with lines ``NAME+tta`` of test-time augmentation, where there are views.
+
+    Such a line has the members and the training of the line before it, a forward pass for each
+    member and view, and no figures of OOD images, which are predicted without views. Each name has
+    one, of its largest ensemble; those in ``_WITHOUT_VIEWS`` have none.
+
+    Args:
+        results: of the run.
+        predictions: of the run.
+    """
+    tta = predictions.tta
+    if tta is None:
+        return list(results)
+    largest = {result.name: result for result in results if result.name not in _WITHOUT_VIEWS}
+    found = []
+    for line in results:
+        found.append(line)
+        if line is largest.get(line.name) and all(name in tta for name in line.member_names):
+            passes = line.members * (1 + len(predictions.views))
+            changes: dict[str, Any] = metrics.summary(tta.mean(line.member_names), tta.targets)
+            changes |= {"name": f"{line.name}{VIEWS_SUFFIX}", "forward_passes": passes, "ood": None}
+            found.append(replace(line, **changes))
+    return found
+
+
+def views_note(views: int) -> str:
+    """Return a sentence about lines with test-time augmentation; nothing for one view."""
+    if views == 1:
+        return ""
+    return (
+        f"`{VIEWS_SUFFIX}` averages each member over {views} views of an image: the image itself, "
+        f"and {views - 1} that {'varies' if views == 2 else 'vary'} as training images do."
+    )
 
 
 def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]:

@@ -14,7 +14,14 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
-from fge.config import METHOD_NAMES, CycleConfig, FGEConfig, MethodConfig, is_factory
+from fge.config import (
+    METHOD_NAMES,
+    CycleConfig,
+    FGEConfig,
+    MethodConfig,
+    is_factory,
+    without_views,
+)
 from fge.errors import UserError, unknown
 from fge.networks import import_named
 from fge.train.descents import LinearRestartsLR, LinearTailLR
@@ -263,7 +270,7 @@ def find_method(name: str) -> Method:
     if not isinstance(method, Method):
         raise UserError(f"{name} must be an fge.methods.Method, got a {type(method).__name__}")
     taken = _OTHER_ROWS if method.combine == "weights" else (*_OTHER_ROWS, "swa")
-    if method.name in taken:
+    if method.name in taken or method.name != without_views(method.name):
         raise UserError(
             f"{name} has the name {method.name!r}, which is another row of its report; rename it"
         )

@@ -355,3 +355,31 @@ def test_a_method_may_be_added_and_costs_its_own_runs_alone(finished: Path, data
     missing = [cell for cell in plan.cells if cell.name not in measured]
     names = {job.name for job in plan.jobs(missing)}
     assert names == {f"single-e2-s{seed}.{member}" for seed in range(2) for member in range(2)}
+
+
+def test_views_are_added_to_finished_runs(data: Path, tmp_path: Path) -> None:
+    methods = ("single", "fge")
+    out = compare(CompareConfig(**options(data, tmp_path / "out", methods=methods)))
+    before = kept(out)
+    viewed = (*methods, "single+tta", "fge+tta")
+    compare(CompareConfig(**options(data, out, methods=viewed, tta=3)))
+    after = kept(out)
+    trained = [name for name in before if name.endswith(("log.jsonl", ".safetensors", "test.npz"))]
+    assert trained
+    assert {name: after[name] for name in trained} == {name: before[name] for name in trained}
+    content = json.loads((out / "compare.json").read_text())
+    rows = {row["name"]: row for row in content["methods"] if row["budget"] == 1}
+    assert list(rows) == ["single", "single+tta", "fge", "fge+tta"]
+    passes = {name: (row["members"], row["forward_passes"]) for name, row in rows.items()}
+    assert passes == {
+        "single": (1, 1),
+        "single+tta": (1, 3),
+        "fge": (2, 2),
+        "fge+tta": (2, 6),
+    }
+    assert rows["fge+tta"]["train_epochs"] == rows["fge"]["train_epochs"]
+    labels = load_dataset(str(data), val_fraction=0.25).test.labels
+    file = out / "runs" / "fge-e4-s0" / "predictions" / "test-tta.npz"
+    wrong = PredictionFile(file, labels).mean(["fge-0001", "fge-0002"]).argmax(dim=1) != labels
+    (cell,) = (c for c in load_cells(out / "cells") if (c.method, c.seed) == ("fge+tta", 0))
+    assert np.array_equal(cell.wrong, wrong.numpy())

@@ -262,3 +262,15 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compared(FGES, FGES[1:2])
     with pytest.raises(UserError, match=r"tested on 50 examples, but fge-b1-s2 on 4: they cannot"):
         compared(SINGLES, FGES[:2], [replace(FGES[2], wrong=np.zeros(4, bool))])
+
+
+def test_a_method_with_views_follows_itself_and_needs_their_passes() -> None:
+    viewed = several("single+tta", [9, 10, 10], [0.45, 0.46, 0.45])
+    viewed = [replace(one, cost=replace(one.cost, forward_passes=3)) for one in viewed]
+    own = several("own:a+tta", [9, 10, 10], [0.46, 0.47, 0.46])
+    found = compared(own, FGES, viewed, several("own:a", [9] * 3, [0.5] * 3), SINGLES)
+    assert found.methods == ["single", "single+tta", "fge", "own:a", "own:a+tta"]
+    row = found.row("single+tta", 1)
+    assert row is not None
+    assert (row.costs["members"], row.costs["forward_passes"]) == (1, 3)
+    assert {best.method for best in found.best_of_one_pass} <= {"single", "own:a", "own:a+tta"}

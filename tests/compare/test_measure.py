@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conftest import write_tiny_npz
 from fge.compare import Plan, PlannedCell, measure_cell, wall_seconds
 from fge.compare.plan import Part
 from fge.config import CompareConfig
-from fge.data import Dataset, load_dataset
+from fge.data import Dataset, OODImages, load_dataset
 from fge.ensemble import PredictionFile
 from fge.errors import UserError
 from fge.files import append_record, write_json
@@ -117,6 +118,40 @@ def test_networks_that_a_curve_was_given_count_as_trained(plan: Plan, dataset: D
     planned = cell_of(plan, "curve-ensemble-2B")
     finish(planned.parts[0], plan, dataset, line("curve", ["a", "b", "c"], 2))
     assert measure(planned, plan, dataset).cost.train_epochs == 2 * EPOCHS + 2
+
+
+def test_with_views_passes_and_predictions_are_those_of_the_views(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    options: dict[str, Any] = {"start_epoch": 0, "cycle_epochs": 2, "tta": 3, "ood": ()}
+    methods = ("fge", "fge+tta")
+    config = CompareConfig(methods=methods, epochs=EPOCHS, seeds=2, **options)
+    plan = Plan(config, tmp_path / "runs")
+    one, other = (cell_of(plan, method) for method in methods)
+    names = ["fge-0001", "fge-0002"]
+    lines = [line("fge", names, 4), line("fge+tta", names, 4) | {"forward_passes": 6}]
+    finish(one.parts[0], plan, dataset, *lines)
+    folder = plan.runs / one.parts[0].job.name / "predictions"
+    file = PredictionFile(folder / "test-tta.npz", dataset.test.labels)
+    for name in names:
+        file.add(name, "0", torch.from_numpy(RNG.dirichlet(np.ones(3), len(dataset.test))))
+    # Of OOD images there are no views, and no figures either.
+    noisy = replace(dataset, ood={"noise": OODImages(dataset.test, "0")})
+    noise = PredictionFile(folder / "ood-noise.npz", dataset.test.labels)
+    for name in names:
+        noise.add(name, "0", torch.from_numpy(RNG.dirichlet(np.ones(3), len(dataset.test))))
+    plain, viewed = (measure(planned, plan, noisy) for planned in (one, other))
+    assert (plain.cost.members, plain.cost.forward_passes) == (2, 2)
+    assert (viewed.cost.members, viewed.cost.forward_passes) == (2, 6)
+    assert replace(viewed.cost, forward_passes=2) == plain.cost
+    mean = file.mean(names).numpy()
+    assert np.array_equal(viewed.wrong, mean.argmax(axis=1) != dataset.test.labels.numpy())
+    assert not np.array_equal(viewed.wrong, plain.wrong)
+    assert "ood_noise_entropy" in plain.figures
+    assert not any(name.startswith("ood") for name in viewed.figures)
+    assert (viewed.method, viewed.parts) == ("fge+tta", plain.parts)
+    timed(plan, other, "start", "fge", "single")
+    assert seconds(plan, other, records(other.parts[0].job.name, False)) == 3
 
 
 @pytest.mark.parametrize(

@@ -225,3 +225,45 @@ def test_the_least_budget_of_fge_refit_has_a_line_within_it(
     assert isinstance(config, FGEConfig)
     second = config.first_cycle_epoch + config.cycle_length // 2 + config.cycle_length
     assert second + fit_plan(config).epochs <= least
+
+
+# ----------------------------------------------------------------------- test-time augmentation
+
+VIEWED = ("single", "single+tta", "fge+tta", "swa", "sse", "sse+tta", "deep-ensemble+tta", "ema")
+
+
+def test_a_method_with_views_is_another_line_of_the_same_run(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, methods=VIEWED, budgets=(1, 2), tta=3)
+    for place in (("single", 1), ("sse", 1), ("sse", 2), ("deep-ensemble", 2), ("single", 2)):
+        plain, viewed = (cell_of(plan, f"{place[0]}{end}", place[1]) for end in ("", "+tta"))
+        assert job_names(viewed) == job_names(plain)
+        assert [part.line for part in viewed.parts] == [f"{part.line}+tta" for part in plain.parts]
+        assert (viewed.part_names, viewed.pooled) == (plain.part_names, plain.pooled)
+        assert viewed.note.endswith("3 views of each image")
+    names = {cell.method for cell in plan.cells}
+    assert names == {*VIEWED, "deep-ensemble"}
+
+
+def test_only_runs_with_such_a_line_predict_views(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, methods=VIEWED, seeds=2, tta=3)
+    jobs = {job.name: job for job in plan.jobs(plan.cells)}
+    views = {name: getattr(job.config, "tta", None) for name, job in jobs.items()}
+    assert {views[f"{run}-e100-s{seed}"] for run in ("fge", "sse") for seed in (0, 1)} == {3}
+    assert {views[f"ema-e100-s{seed}"] for seed in (0, 1)} == {None}
+    assert views["single-e50-s1.1"] == 3
+    assert set(jobs["fge-e100-s0"].lines) == {"single", "fge", "swa", "single+tta", "fge+tta"}
+    assert jobs["sse-e100-s0"].lines == ("sse", "sse+tta")
+    assert len(jobs) == len({job.name for job in plan.jobs(plan.cells)})
+    reverse = {job.name: job for job in plan.jobs(plan.cells[::-1])}
+    assert {name: (job.config, set(job.lines)) for name, job in reverse.items()} == {
+        name: (job.config, set(job.lines)) for name, job in jobs.items()
+    }
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_a_method_of_one_s_own_can_have_views(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, methods=("mine.module:method+tta",), tta=2)
+    (part,) = cell_of(plan, "mine.module:method+tta").parts
+    assert (part.line, part.job.lines) == ("called-mine+tta", ("called-mine+tta",))
+    assert isinstance(part.job.config, TrainConfig)
+    assert (part.job.config.method, part.job.config.tta) == ("mine.module:method", 2)

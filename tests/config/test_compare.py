@@ -40,6 +40,16 @@ from fge.errors import UserError
             "deep-ensemble needs epochs >= 4, got 3",
         ),
         ({"methods": ("fold",), "val_fraction": 0.0}, "fold needs validation data"),
+        (
+            {"methods": ("single", "single+tta")},
+            "single+tta needs views of the test images; add --tta 2 or more, or leave it out",
+        ),
+        (
+            {"methods": ("fge+refit+tta",), "tta": 3},
+            "fge+refit cannot have views of the test images; leave out fge+refit+tta",
+        ),
+        ({"methods": ("fgee+tta",), "tta": 3}, "unknown method 'fgee'; did you mean 'fge'?"),
+        ({"methods": ("sse+tta",), "tta": 3, "epochs": 4}, "sse needs epochs >= 5"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused(options: dict[str, Any], message: str) -> None:
@@ -62,6 +72,7 @@ def test_a_comparison_that_cannot_be_made_is_refused(options: dict[str, Any], me
         {"methods": ("csgld",), "epochs": 12},
         {"budgets": (1, 4), "seeds": 4},
         {"methods": ("mine.module:method",)},
+        {"methods": ("mine.module:method+tta", "fge+tta", "deep-ensemble+tta"), "tta": 2},
     ],
 )
 def test_the_least_that_is_named_works(options: dict[str, Any]) -> None:

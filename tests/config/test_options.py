@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,24 @@ def test_a_run_that_is_looked_at_gives_data_model_and_what_else_is_shared(
     assert (config.run, config.device, config.threads) == (tmp_path, "auto", None)
     if isinstance(config, PlaneConfig):
         assert (config.channels_last, config.amp) == ("on", "off")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tta": 1}, "tta must be >= 2 views, got 1; leave it out for one view"),
+        ({"tta": 0}, "tta must be >= 2 views, got 0"),
+        (
+            {"tta": 3, "crop_padding": 0, "flip": False},
+            "tta 3 needs the augmentation of training, but crop_padding is 0 and flip is off; "
+            "leave out --tta, or use --crop-padding 1 or more, or --flip",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [FGEConfig, TrainConfig, CompareConfig])
+def test_views_that_cannot_be_made_are_refused(
+    kind: type[FGEConfig | TrainConfig | CompareConfig], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        kind(**options)
+    kind(**{**options, "tta": 2, "flip": True})

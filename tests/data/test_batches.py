@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fge.data import EvalBatches, Normaliser, Split, TrainBatches
+from fge.data import Crops, EvalBatches, Normaliser, Split, TrainBatches, ViewBatches
 
 CPU = torch.device("cpu")
 IDENTITY = Normaliser([0.0], [1.0], CPU)
@@ -301,3 +301,40 @@ def test_flip_can_be_switched_off() -> None:
 def test_switching_flip_off_keeps_the_crops() -> None:
     with_flip, without = (draws(unique_split(100), 1, flip=flip) for flip in (True, False))
     assert np.array_equal(with_flip[:, :2], without[:, :2])
+
+
+# ------------------------------------------------------------------- views of evaluated images
+
+
+def view(split: Split, batch_size: int, number: int = 1, *, seed: int = 0) -> Tensor:
+    """Return a view (N, C, H, W) of each image of a split, padded by 2."""
+    crops = Crops(split.images, 2, flip=True)
+    batches = ViewBatches(split, IDENTITY, batch_size, crops=crops, seed=seed, view=number)
+    parts = list(batches)
+    assert len(parts) == len(batches)
+    assert torch.equal(torch.cat([y for _, y in parts]), split.labels)
+    return torch.cat([x for x, _ in parts])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 12, 99])
+def test_a_view_is_the_same_whatever_the_batch_size(batch_size: int) -> None:
+    split = unique_split(12)
+    assert torch.equal(view(split, batch_size), view(split, 12))
+
+
+def test_a_view_shows_one_crop_of_each_image_in_order() -> None:
+    split = unique_split(200)
+    shown, images = view(split, 64).numpy(), split.images.numpy()
+    matches = [decode(one, image, 2) for one, image in zip(shown, images, strict=True)]
+    assert {len(found) for found in matches} == {1}
+    drawn = np.array([found[0] for found in matches])
+    assert (set(drawn[:, 0]), set(drawn[:, 1])) == (set(range(5)), set(range(5)))
+    assert 60 < drawn[:, 2].sum() < 140  # of 200 with probability 1/2: beyond 5.6 deviations
+
+
+@pytest.mark.parametrize(("number", "seed"), [(2, 0), (1, 1)])
+def test_another_view_or_seed_gives_other_crops(number: int, seed: int) -> None:
+    split = unique_split(60)
+    one, other = view(split, 60), view(split, 60, number, seed=seed)
+    same = sum(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert same < 15  # each stays as it was with probability 1/50

@@ -345,3 +345,63 @@ def test_ood_predictions_of_another_number_of_images_are_refused(tmp_path: Path)
     )
     with pytest.raises(UserError, match=message):
         MemberPredictions(tmp_path, BATCHES[4], {"noise": BATCHES[3]})
+
+
+# ----------------------------------------------------------------------- test-time augmentation
+
+VIEWS = [batches_of(4), batches_of(4)]
+
+
+def viewed_in(folder: Path) -> MemberPredictions:
+    return MemberPredictions(folder, BATCHES[4], {"noise": BATCHES[2]}, VIEWS)
+
+
+class ViewPredictor(Predictor):
+    """Predicts ``probs_of(10 + view)`` for a further view."""
+
+    def __call__(self, batches: EvalBatches) -> Tensor:
+        probs = super().__call__(batches)
+        views = [number for number, view in enumerate(VIEWS, start=1) if view is batches]
+        return probs_of(10 + views[0]) if views else probs
+
+
+def test_with_views_the_mean_over_all_of_them_is_stored_beside_the_plain_one(
+    tmp_path: Path,
+) -> None:
+    predictions, predictor = viewed_in(tmp_path), ViewPredictor(0)
+    assert torch.equal(predictions.predict("a", "sha", predictor), predictor.probs)
+    assert predictor.asked == [BATCHES[4], BATCHES[2], *VIEWS]
+    assert predictions.tta is not None
+    mean = (predictor.probs + probs_of(11) + probs_of(12)) / 3
+    # Stored in float32: six digits.
+    torch.testing.assert_close(predictions.tta.probabilities("a"), mean, atol=1e-7, rtol=0)
+    stored = arrays(tmp_path / "test-tta.npz")
+    assert (list(stored["members"]), list(stored["sha256"])) == (["a"], ["sha"])
+    assert torch.equal(predictions.test.probabilities("a"), predictor.probs)
+
+
+def test_views_are_added_without_predicting_the_image_itself_again(tmp_path: Path) -> None:
+    viewed_in(tmp_path).plain.predict("a", "sha", ViewPredictor(0))
+    assert not (tmp_path / "test-tta.npz").exists()
+    predictions, predictor = viewed_in(tmp_path), ViewPredictor(1)
+    assert predictions.plain.complete("a", "sha")
+    assert not predictions.complete("a", "sha")
+    predictions.predict("a", "sha", predictor)
+    assert predictor.asked == VIEWS
+    predictions.predict("a", "sha", predictor)
+    assert predictor.asked == VIEWS
+    assert predictions.complete("a", "sha")
+    assert predictions.tta is not None
+    mean = (ViewPredictor(0).probs + probs_of(11) + probs_of(12)) / 3
+    torch.testing.assert_close(predictions.tta.probabilities("a"), mean, atol=1e-7, rtol=0)
+
+
+def test_the_same_weights_are_copied_under_another_name(tmp_path: Path) -> None:
+    predictions, predictor = viewed_in(tmp_path), ViewPredictor(1)
+    predictions.predict("a", "sha", ViewPredictor(0))
+    predictions.predict("b", "sha", predictor, same=["x", "a"])
+    assert predictor.asked == []
+    for file in predictions.files:
+        assert torch.equal(file.probabilities("b"), file.probabilities("a"))
+    predictions.keep(["b"])
+    assert [file.members for file in viewed_in(tmp_path).files] == [["b"]] * 3

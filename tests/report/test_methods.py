@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fge.ensemble import PredictionFile
+from fge.data import EvalBatches, Normaliser, Split
+from fge.ensemble import MemberPredictions, PredictionFile
 from fge.report import (
     MethodResult,
     as_methods,
@@ -19,6 +20,8 @@ from fge.report import (
     method_result,
     table_rows,
     verdict,
+    views_note,
+    with_views,
 )
 
 TARGETS = (0, 1, 1, 0)
@@ -243,3 +246,44 @@ def test_report_entries_have_every_figure_and_no_nulls() -> None:
         "validation_images": 0,
     }
     assert chosen["chosen"] == "fge-0002"
+
+
+# ----------------------------------------------------------------------- test-time augmentation
+
+
+def test_views_add_a_line_to_the_largest_of_each_name_and_count_their_passes(
+    tmp_path: Path,
+) -> None:
+    split = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor(TARGETS))
+    batches = EvalBatches(split, Normaliser([0.0], [1.0], torch.device("cpu")), 4)
+    prediction_file(tmp_path)
+    predictions = MemberPredictions(tmp_path, batches, views=[batches, batches])
+    assert predictions.tta is not None
+    for name in RIGHT:  # each is as sure of the right class with views: 3/4
+        probs = [[0.75, 0.25] if y == 0 else [0.25, 0.75] for y in TARGETS]
+        predictions.tta.add(name, "sha", torch.tensor(probs, dtype=torch.float64))
+    lines = ensemble_results(predictions.test, SNAPSHOTS, weight_bytes=40, budget=16)
+    # Points on curves have no views; nor has an average that is not predicted with them.
+    lines += [result("fge+refit", 3), result("swa", 1, member_names=("swa-0001",))]
+    shown = with_views(lines, predictions)
+    assert [line for line in shown if line in lines] == lines
+    viewed = {line.name: line for line in shown if line not in lines}
+    assert list(viewed) == ["single+tta", "last-snapshot+tta", "fge+tta"]
+    assert [line.name for line in shown[:4]] == [
+        "single",
+        "single+tta",
+        "last-snapshot",
+        "last-snapshot+tta",
+    ]
+    line = viewed["fge+tta"]
+    assert (line.members, line.forward_passes, line.weight_bytes) == (3, 9, 120)
+    assert (line.train_epochs, line.refresh_images, line.validation_images) == (12, 19, 21)
+    assert (line.error, line.brier) == (0, 0.125)
+    assert line.nll == pytest.approx(-math.log(0.75), abs=1e-15)
+    assert with_views(lines, predictions.plain) == lines
+
+
+def test_the_note_says_what_the_views_are() -> None:
+    assert views_note(1) == ""
+    assert "over 2 views of an image: the image itself, and 1 that varies as" in views_note(2)
+    assert "over 3 views of an image: the image itself, and 2 that vary as" in views_note(3)
