@@ -150,7 +150,9 @@ def main() -> None:
         if name == "R":
             from pays_rows import run_rows
 
-            run_rows(RESULTS / "R.json", arguments.seeds)
+            run_rows(
+                RESULTS / "R" / "compare.json", range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+            )
         else:
             run_task(name, arguments)
     if arguments.what == "table":

@@ -1,6 +1,6 @@
 """Methods at equal budgets: plan, runner, statistics, tables, verdict."""
 
-from fge.compare.cells import Cell, Cost, load_cells
+from fge.compare.cells import Cell, Cost, load_cells, make_cell
 from fge.compare.comparison import Best, Comparison, compare_cells
 from fge.compare.figures import CAPTIONS, comparison_charts
 from fge.compare.measure import measure_cell, wall_seconds
@@ -27,6 +27,7 @@ __all__ = [
     "comparison_tables",
     "comparison_verdict",
     "load_cells",
+    "make_cell",
     "measure_cell",
     "wall_seconds",
 ]
