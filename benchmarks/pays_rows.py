@@ -7,6 +7,7 @@ for 100 epochs in all. Seeds change initial weights and orders.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fge.compare import Cell, Comparison, Cost, compare_cells, make_cell
 from fge.files import write_json
-from fge.metrics import fit_temperature, nll, scale_temperature
+from fge.metrics import fit_temperature, nll, nll_per_example, scale_temperature
 from fge.networks import UniformAverage
 from fge.seeds import derive_seed, generator
 from fge.train import AutoPlanner, ClosedFormLR, EndpointLR, LinearTailLR, TriangularLR
@@ -168,27 +170,32 @@ def auto(loop: Loop) -> list[Tensor]:
     """Return the networks that the planner chooses to train."""
     planner = AutoPlanner(EPOCHS, final=FINAL, average=TAIL)
     log: list[dict[str, Any]] = []
-    members: dict[int, Tensor] = {}
-    joint: dict[int, Tensor] = {}
+    tests: list[Tensor] = []
+    vals: list[Tensor] = []
     while (plan := planner.decide(log)) is not None:
-        network = plan["network"]
-        if network > 1:
-            loop.start(network)
-        members[network] = loop.tail(plan["epochs"])
-        joint[network] = loop.val
+        if plan["network"] > 1:
+            loop.start(plan["network"])
+        tests.append(loop.tail(plan["epochs"]))
+        vals.append(loop.val)
+        targets = loop.data.val[1]
+        change = tempered(vals[-1], targets) - tempered(vals[max(0, len(vals) - 2)], targets)
         figures = {
-            "val_tempered_nll": tempered(loop.val, loop.data.val[1]),
-            "ensemble_val_tempered_nll": tempered(
-                torch.stack(list(joint.values())).mean(0), loop.data.val[1]
-            ),
+            "event": "snapshot",
+            "train_nll": loop.train_nll,
+            "val_wrong": int((vals[-1].argmax(dim=1) != targets).sum()),
+            "val_tempered_nll": float(tempered(vals[-1], targets).mean()),
+            "val_change_error": float(change.std() / math.sqrt(len(targets))),
         }
-        log += [plan, {"event": "snapshot", "train_nll": loop.train_nll, **figures}]
-    return list(members.values())
+        members = [vals[k] for k in planner.kept([*log, plan, figures])]
+        joint = tempered(torch.stack(members).mean(0), targets)
+        log += [plan, {**figures, "ensemble_val_tempered_nll": float(joint.mean())}]
+    return [tests[k] for k in planner.kept(log)]
 
 
-def tempered(probs: Tensor, targets: Tensor) -> float:
-    """Return the NLL with the temperature that makes it lowest."""
-    return nll(scale_temperature(probs, fit_temperature(probs, targets)), targets)
+def tempered(probs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Return the NLL (n,) with the temperature that makes its mean lowest."""
+    scaled = scale_temperature(probs, fit_temperature(probs, targets))
+    return nll_per_example(scaled, targets)
 
 
 METHODS: dict[str, Callable[[Loop], list[Tensor]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -167,10 +168,15 @@ class StagedTraining:
             for position in range(len(store))
         ]
 
-    def ensemble_of(self, kind: str) -> list[int]:
-        """Return the positions of the snapshots that are averaged: all, or those a planner kept."""
+    def ensemble_of(self, kind: str, more: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Return the positions of the snapshots that are averaged: all, or those a planner kept.
+
+        Args:
+            kind: of the snapshots.
+            more: records that are not in the log yet.
+        """
         if self.planner:
-            return self.planner.kept(self.folder.records())
+            return self.planner.kept([*self.folder.records(), *more])
         return list(range(len(self.stores[kind])))
 
     def trusted(self, kind: str) -> list[int]:
@@ -397,31 +403,44 @@ class StagedTraining:
         A planner gets calibrated ones too: with one temperature, fitted on the same images.
         """
         assert self.val_predictions is not None
-        mean, kept = RunningMean(), self.ensemble_of(kind)
+        figures = self._planner_figures(kind) if self.planner else {}
+        mean, kept = RunningMean(), self.ensemble_of(kind, [{"event": "snapshot", **figures}])
         for name, store, position in self.members():
             probs = self.val_predictions.get(name, store.facts(position)["sha256"])
             if store is self.stores[kind] and position in kept and probs is not None:
                 mean.update(probs)
-                last = probs
         targets = self.val_predictions.targets
-        figures = {
+        figures |= {
             "ensemble_val_error": metrics.error(mean.value, targets),
             "ensemble_val_nll": metrics.nll(mean.value, targets),
         }
         if self.planner:
-            figures["val_tempered_nll"] = _tempered_nll(last, targets)
-            figures["ensemble_val_tempered_nll"] = _tempered_nll(mean.value, targets)
+            figures["ensemble_val_tempered_nll"] = float(_tempered(mean.value, targets).mean())
         return figures
+
+    def _planner_figures(self, kind: str) -> dict[str, float]:
+        """Return the calibrated NLL of the last snapshot of a kind, and the error of its change."""
+        assert self.val_predictions is not None
+        names = [name for name, store, _ in self.members() if store is self.stores[kind]][-2:]
+        targets = self.val_predictions.targets
+        losses = [_tempered(self.val_predictions.probabilities(name), targets) for name in names]
+        change = losses[-1] - losses[0]
+        last = self.val_predictions.probabilities(names[-1]).numpy()
+        return {
+            "val_wrong": int((last.argmax(axis=1) != targets).sum()),
+            "val_tempered_nll": float(losses[-1].mean()),
+            "val_change_error": float(change.std() / math.sqrt(len(targets))),
+        }
 
     def _log(self, record: dict[str, Any]) -> None:
         self.folder.log(record)
         self.records += 1
 
 
-def _tempered_nll(probs: Tensor, targets: NDArray[np.int64]) -> float:
-    """Return the NLL with the temperature that makes it lowest on these examples."""
+def _tempered(probs: Tensor, targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the NLL (N,) with the temperature that makes its mean lowest on these examples."""
     temperature = metrics.fit_temperature(probs, targets)
-    return metrics.nll(metrics.scale_temperature(probs, temperature), targets)
+    return metrics.nll_per_example(metrics.scale_temperature(probs, temperature), targets)
 
 
 def member_name(stage: str, position: int) -> str:

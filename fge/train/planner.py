@@ -2,8 +2,8 @@
 
 The decision that matters is how many epochs a network deserves before the next one starts. The
 first network is trained for a quarter of the budget, in a linear descent whose tail is averaged.
-Then, and after each further descent, forecasts are compared: of training it to the end of the
-budget, of training it twice as long, and of starting other networks with what is left.
+Then forecasts are compared: of training it to the end of the budget, of training it twice as long,
+and, once that has shown what it gains, of starting other networks with what is left.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ DECAY = 0.6
 """The gain of a doubling of the epochs is this part of the gain of the doubling before it."""
 MARGIN = 0.002
 """A forecast has to be lower by this (nats per example) to be worth more forward passes."""
+_ERRORS = 2.0
+"""Standard errors by which a measured gain is taken to be larger before others start."""
+FEWEST_WRONG = 30
+"""Validation images of which the first network gets fewer wrong decide nothing: it goes on to the
+end of the budget."""
 LEAST_GAIN = 0.001
 """Training stops early if another network is forecast to take off less than this (nats)."""
 
@@ -66,11 +71,22 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class _Point:
-    """A network after ``epochs``: its validation NLL and its NLL of training images (nats)."""
+    """A network after ``epochs``: its validation NLL and its NLL of training images (nats).
+
+    ``error``: the standard error of the paired change of the validation NLL from the point before;
+    ``wrong``: validation images that it gets wrong.
+    """
 
     epochs: int
     nll: float
     train_nll: float
+    error: float
+    wrong: int
+
+    @property
+    def ratio(self) -> float:
+        """The NLL of training images divided by that of validation images."""
+        return self.train_nll / self.nll if self.nll > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +110,14 @@ class AutoPlanner:
     - of m + 1 networks: their mean L, less D L (1 - (m + 1) ** -EXPONENT), with
       D = DIVERSITY - LESS r.
 
-    The way of the lowest forecast is taken; another one has to be lower by MARGIN if it needs more
-    networks. Once the first network has ended, the others get equal epochs, and training stops
-    early when another one is forecast to gain less than LEAST_GAIN. D is then the mean of that and
-    of what the networks so far gained. The members are the last averages of the
-    networks.
+    After the first descent the network goes on: to the end of the budget, or twice as long where
+    that, and others after it, is forecast to be lower by MARGIN, or where r <= SATURATED. After
+    another one, others start where they are forecast to be lower than the network at the end of
+    the budget would be if the last measured gain were two standard errors larger: few validation
+    images have to show a lot, and with fewer than FEWEST_WRONG wrong predictions they decide
+    nothing. The others get equal epochs, and training stops early when another
+    one is forecast to gain less than LEAST_GAIN; D is then the mean of the above and of what the
+    networks so far gained. The member of a network is its average of lowest validation NLL.
 
     Args:
         epochs: the budget.
@@ -138,18 +157,21 @@ class AutoPlanner:
     ) -> dict[str, Any]:
         """Decide how the first network goes on, or how many others start."""
         curve = [
-            _Point(p["first_epoch"] + p["epochs"], s["val_tempered_nll"], s["train_nll"])
+            _Point(
+                p["first_epoch"] + p["epochs"],
+                s["val_tempered_nll"],
+                s["train_nll"],
+                s["val_change_error"],
+                s["val_wrong"],
+            )
             for p, s in zip(plans, snapshots, strict=True)
         ]
-        options = {
-            "whole": _Option(self.epochs, 0, _forecast(curve, self.epochs)),
-            "others": self._with_others(curve, done),
-        }
+        options = {"whole": _Option(self.epochs, 0, _forecast(curve, self.epochs))}
         if 2 * done < self.epochs:
             options["longer"] = self._with_others(curve, 2 * done)
-        best = min(options.values(), key=lambda option: option.nll)
-        if options["whole"].nll <= best.nll + MARGIN:
-            best = options["whole"]
+        if len(curve) > 1:
+            options["others"] = self._with_others(curve, done)
+        best = self._best(curve, options)
         forecasts = {f"forecast_{name}": option.nll for name, option in options.items()}
         facts = {"nll": curve[-1].nll, **forecasts}
         if best.epochs > done:
@@ -157,13 +179,26 @@ class AutoPlanner:
                 done, best.epochs - done, {**facts, "forecast": _forecast(curve, best.epochs)}
             )
         length = (self.epochs - done) // best.others
-        members = [curve[-1].nll, _forecast(curve, length)]
-        reached = _ensemble(members, _diversity(curve[-1]))
+        members = [min(point.nll for point in curve), _forecast(curve, length)]
+        reached = _ensemble(members, _diversity(curve[-1].ratio))
         return self._network(2, done, length, {**facts, "forecast": reached})
+
+    def _best(self, curve: list[_Point], options: dict[str, _Option]) -> _Option:
+        """Return what to do: the whole budget for one network unless something else is shown."""
+        whole, last = options["whole"], curve[-1]
+        others = [option for name, option in options.items() if name != "whole"]
+        if not others or last.wrong < FEWEST_WRONG:
+            return whole
+        best = min(others, key=lambda option: option.nll)
+        if len(curve) == 1:
+            in_doubt = last.ratio <= SATURATED
+            return best if in_doubt or best.nll < whole.nll - MARGIN else whole
+        return best if best.nll < _forecast(curve, self.epochs, errors=_ERRORS) else whole
 
     def _with_others(self, curve: list[_Point], epochs: int) -> _Option:
         """Return the best of the network to ``epochs`` with 1, 2, ... others after it."""
-        left, own, diversity = self.epochs - epochs, _forecast(curve, epochs), _diversity(curve[-1])
+        left, diversity = self.epochs - epochs, _diversity(curve[-1].ratio)
+        own = min([_forecast(curve, epochs), *(point.nll for point in curve)])
         most = max(1, left // curve[0].epochs)  # shorter ones were not measured
         options = [
             _Option(epochs, m, _ensemble([own, *[_forecast(curve, left // m)] * m], diversity))
@@ -176,13 +211,11 @@ class AutoPlanner:
     ) -> dict[str, Any] | None:
         """Decide whether another network starts."""
         networks, length = plans[-1]["network"], plans[1 - plans[-1]["network"]]["epochs"]
-        members = [snapshots[k]["val_tempered_nll"] for k in self.kept(plans)]
+        members = [snapshots[k]["val_tempered_nll"] for k in self.kept([*plans, *snapshots])]
         reached = snapshots[-1]["ensemble_val_tempered_nll"]
         mean = sum(members) / networks
         gained = (1 - reached / mean) / (1 - _left_over(networks))
-        expected = _diversity(
-            _Point(0, snapshots[-1]["val_tempered_nll"], snapshots[-1]["train_nll"])
-        )
+        expected = _diversity(snapshots[-1]["train_nll"] / snapshots[-1]["val_tempered_nll"])
         diversity = (expected + max(0.0, gained)) / 2
         gain = diversity * mean * (_left_over(networks) - _left_over(networks + 1))
         left = self.epochs - done
@@ -247,9 +280,14 @@ class AutoPlanner:
         return f"{text} (at the end {', '.join(forecasts)})" if forecasts else text
 
     def kept(self, records: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the positions of the members: the last snapshot of each network."""
+        """Return the positions of the members: of each network the best snapshot on validation."""
         networks = [r["network"] for r in records if r["event"] == "plan"]
-        return [k for k, n in enumerate(networks) if n not in networks[k + 1 :]]
+        nlls = [r["val_tempered_nll"] for r in records if r["event"] == "snapshot"]
+        found: dict[int, int] = {}
+        for position, (network, nll) in enumerate(zip(networks, nlls, strict=False)):
+            if network not in found or nll < nlls[found[network]]:
+                found[network] = position
+        return list(found.values())
 
 
 def _left_over(networks: int) -> float:
@@ -257,9 +295,9 @@ def _left_over(networks: int) -> float:
     return math.pow(networks, -EXPONENT)
 
 
-def _diversity(point: _Point) -> float:
-    """Return the part of the NLL that infinitely many networks like this one would take off."""
-    return max(0.0, DIVERSITY - LESS * point.train_nll / point.nll)
+def _diversity(ratio: float) -> float:
+    """Return the part of the NLL that infinitely many networks with this r would take off."""
+    return max(0.0, DIVERSITY - LESS * ratio)
 
 
 def _ensemble(nlls: Sequence[float], diversity: float) -> float:
@@ -267,10 +305,11 @@ def _ensemble(nlls: Sequence[float], diversity: float) -> float:
     return sum(nlls) / len(nlls) * (1 - diversity * (1 - _left_over(len(nlls))))
 
 
-def _forecast(curve: Sequence[_Point], epochs: int) -> float:
+def _forecast(curve: Sequence[_Point], epochs: int, errors: float = 0.0) -> float:
     """Return the forecast NLL of one network after so many epochs.
 
-    It is linear in the logarithm of the epochs between measured points.
+    It is linear in the logarithm of the epochs between measured points. With ``errors``, the last
+    measured gain is taken to be so many standard errors larger.
     """
     last = curve[-1]
     for low, high in itertools.pairwise(curve):
@@ -278,18 +317,20 @@ def _forecast(curve: Sequence[_Point], epochs: int) -> float:
             part = math.log(epochs / low.epochs) / math.log(high.epochs / low.epochs)
             return low.nll + part * (high.nll - low.nll)
     doublings = math.log2(epochs / last.epochs)
-    return last.nll * (1 - _gain(curve) * (1 - math.pow(DECAY, doublings)) / (1 - DECAY))
+    return last.nll * (1 - _gain(curve, errors) * (1 - math.pow(DECAY, doublings)) / (1 - DECAY))
 
 
-def _gain(curve: Sequence[_Point]) -> float:
+def _gain(curve: Sequence[_Point], errors: float) -> float:
     """Return the part of the last NLL that the next doubling of the epochs takes off."""
     last = curve[-1]
-    by_ratio = SLOPE * max(0.0, last.train_nll / last.nll - SATURATED)
+    by_ratio = SLOPE * max(0.0, last.ratio - SATURATED)
     if len(curve) == 1:
         return by_ratio
     before = curve[-2]
     doublings = math.log2(last.epochs / before.epochs)
-    measured = (1 - last.nll / before.nll) / doublings
+    measured = (1 - (last.nll - errors * last.error) / before.nll) / doublings
+    if errors:
+        return max(by_ratio, DECAY * measured)
     return (by_ratio + max(0.0, DECAY * measured)) / 2
 
 
