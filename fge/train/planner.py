@@ -117,7 +117,8 @@ class AutoPlanner:
     images have to show a lot, and with fewer than FEWEST_WRONG wrong predictions they decide
     nothing. The others get equal epochs, and training stops early when another
     one is forecast to gain less than LEAST_GAIN; D is then the mean of the above and of what the
-    networks so far gained. The member of a network is its average of lowest validation NLL.
+    networks so far gained. The member of a network is its last average, or one before it
+    that is better by two standard errors.
 
     Args:
         epochs: the budget.
@@ -280,14 +281,19 @@ class AutoPlanner:
         return f"{text} (at the end {', '.join(forecasts)})" if forecasts else text
 
     def kept(self, records: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the positions of the members: of each network the best snapshot on validation."""
+        """Return the positions of the members: of each network the last average.
+
+        One before it is the member if its validation NLL is lower by two standard errors.
+        """
         networks = [r["network"] for r in records if r["event"] == "plan"]
-        nlls = [r["val_tempered_nll"] for r in records if r["event"] == "snapshot"]
-        found: dict[int, int] = {}
-        for position, (network, nll) in enumerate(zip(networks, nlls, strict=False)):
-            if network not in found or nll < nlls[found[network]]:
-                found[network] = position
-        return list(found.values())
+        snapshots = [r for r in records if r["event"] == "snapshot"]
+        members: dict[int, int] = {}
+        for position, (network, snapshot) in enumerate(zip(networks, snapshots, strict=False)):
+            before = snapshots[members[network]] if network in members else snapshot
+            rise = snapshot["val_tempered_nll"] - before["val_tempered_nll"]
+            if rise <= _ERRORS * snapshot["val_change_error"]:
+                members[network] = position
+        return list(members.values())
 
 
 def _left_over(networks: int) -> float:

@@ -148,10 +148,12 @@ def test_equal_logs_give_equal_decisions() -> None:
     assert play(planner(), outcomes) == play(planner(), outcomes)
 
 
-def test_the_member_of_a_network_is_its_best_average() -> None:
+def test_the_member_of_a_network_is_its_last_average_unless_one_before_is_better() -> None:
     outcomes = [snapshot(0.29, 0.02), snapshot(0.3, 0.006), snapshot(0.29, 0.02, 0.27)]
     plans = play(planner(), outcomes)
     assert planner().kept([*plans[:3], *outcomes]) == [0, 2]
+    unsure = [snapshot(0.29, 0.02), snapshot(0.3, 0.006, error=0.006)]
+    assert planner().kept([*plans[:2], *unsure]) == [1]
     better = [snapshot(0.29, 0.2), snapshot(0.26, 0.15)]
     assert planner().kept([*play(planner(), better[:1]), *better]) == [1]
 
