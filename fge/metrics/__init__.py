@@ -19,6 +19,7 @@ from fge.metrics.diversity import (
     gain_split,
 )
 from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
+from fge.metrics.regime import FITS, Regime, find_regime
 from fge.metrics.scores import (
     TINY,
     Reliability,
@@ -41,10 +42,12 @@ from fge.metrics.worth import (
 )
 
 __all__ = [
+    "FITS",
     "TINY",
     "GainSplit",
     "Interval",
     "PowerLaw",
+    "Regime",
     "Reliability",
     "RiskCoverage",
     "adaptive_ece",
@@ -65,6 +68,7 @@ __all__ = [
     "error",
     "error_correlation",
     "error_correlation_matrix",
+    "find_regime",
     "fit_power_law",
     "fit_temperature",
     "gain_share",
