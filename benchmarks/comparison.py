@@ -54,6 +54,7 @@ def preset_options(name: str, scale: float) -> dict[str, Any]:
         "methods": ("fge",),
         "budgets": (1, 2, 3),
         "seeds": _PAPER_SEEDS,
+        "average": 0.0,
         "val_fraction": 0.0,
         "epochs": scaled,
         "start_epoch": begin,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fge.config import (
     CommandConfig,
+    CompareConfig,
     CurveConfig,
     CycleConfig,
     FitConfig,
@@ -242,9 +243,11 @@ def settle_options(config: C, dataset: Dataset) -> C:
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
     if isinstance(settled, CycleConfig):
-        rates = settled.cycle_lrs
-        cycle = settled.cycle_length
-        settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr, cycle_epochs=cycle)
+        settled = replace(settled, cycle_epochs=settled.cycle_length)
+        # The runs of a comparison have rates of their own: those of averages are not the papers'.
+        if not isinstance(settled, CompareConfig):
+            rates = settled.cycle_lrs
+            settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr)
     return settled
 
 

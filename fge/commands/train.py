@@ -33,6 +33,8 @@ from fge.report import (
     ensemble_results,
     find_dynamics,
     ood_tables,
+    plan_section,
+    regime_section,
     splits_note,
     table_rows,
     verdict,
@@ -98,7 +100,7 @@ def fge(config: FGEConfig) -> Path:
         trained = _train(run, model, "fge", recipe, fge_stages(run.config))
         if trained is None:
             return run.folder.path
-        sections = _given(run.config)
+        sections = [*_given(run.config), *_regime(run.config, trained.training)]
         ensembles = trained.results[-1:]
         if run.config.refit:
             refitted = refit(run, trained.training, trained.predictions.plain)
@@ -133,8 +135,26 @@ def train(config: TrainConfig) -> Path:
             method.ema_decay(run.config) if method.ema_decay else None,
         )
         if trained is not None:
-            _report(run, method.name, trained, _given(run.config))
+            sections = [*_given(run.config), *_regime(run.config, trained.training, method)]
+            _report(run, method.name, trained, sections)
     return run.folder.path
+
+
+def _regime(
+    config: PretrainedConfig, training: StagedTraining, method: Method | None = None
+) -> list[Section]:
+    """Return the section that says whether one network would gain from more epochs.
+
+    It is that of a plan, or of FGE with averages: the command ``fge`` has no ``method``.
+    """
+    if training.planner and method and isinstance(config, TrainConfig):
+        longer = method.stages(replace(config, epochs=2 * config.epochs))
+        assert not isinstance(longer, Sequence)
+        return [plan_section(training, longer)]
+    found = None
+    if config.average_part > 0 and (method is None or method.name == "fge"):
+        found = regime_section(training, "fge")
+    return [found] if found else []
 
 
 def _given(config: PretrainedConfig) -> list[Section]:

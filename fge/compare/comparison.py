@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.compare.cells import Cell
-from fge.config import CURVE_ENSEMBLE, DEEP_ENSEMBLE, FGE, ORDER, SINGLE, without_views
+from fge.compare.worth import NETWORKS, Scale, Worth, scales_of, worth_on
+from fge.config import (
+    CURVE_ENSEMBLE,
+    DEEP_ENSEMBLE,
+    DEEP_ENSEMBLE_AVERAGED,
+    FGE,
+    ORDER,
+    POOLS,
+    SINGLE,
+    without_views,
+)
 from fge.errors import UserError
 from fge.metrics import Interval, deep_ensemble_equivalent, paired_difference_over_seeds
 
@@ -29,13 +39,13 @@ _ROUNDING = 1e-9
 class MethodRow:
     """A method at one budget, over seeds.
 
-    ``values``: the number of independent values, one per seed, or 1 if each cell pools the runs of
-    all seeds; ``costs``: means of the :class:`fge.compare.Cost`; ``mean`` and ``deviation``: mean
-    and standard deviation (n - 1; empty for one value) of each figure that all cells have;
-    ``by_members`` and ``by_members_deviation``: the same for the first m members; ``equivalent``:
-    the deep-ensemble equivalent, only a lower bound if ``equivalent_is_bound``, because the method
-    is better than the largest deep ensemble; ``beyond``: whether it trains for longer than the
-    budget.
+    ``values``: that there are, one per seed, but one in all where each cell pools the runs of all
+    seeds; ``costs``: means of the :class:`fge.compare.Cost`;
+    ``mean`` and ``deviation``: of each figure that all cells have, the standard deviation (of a
+    sample, n - 1) empty for one value; ``by_members`` likewise for the first m members;
+    ``equivalent``: the deep-ensemble equivalent, ``equivalent_is_bound`` where the method is better
+    than the largest ensemble at hand; ``worths``: what it is worth on each scale of the comparison;
+    ``beyond``: it trains for longer than the budget.
     """
 
     method: str
@@ -51,6 +61,7 @@ class MethodRow:
     note: str = ""
     equivalent: float | None = None
     equivalent_is_bound: bool = False
+    worths: tuple[Worth, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,11 +108,12 @@ class Best:
 class Comparison:
     """Cells, and the comparison of their methods.
 
-    ``budget_epochs``: B. ``differences``: of all methods from the baselines, at a level of 95 %;
-    ``fge_differences``: of FGE from the baselines, at the level of ``best``, so that the verdict
-    applies one rule to both. ``best``: of all methods within each budget; ``best_of_one_pass``: of
-    those with one forward pass per prediction. ``deep_ensembles``: the number of networks k and the
-    mean calibrated log-likelihood of the deep ensembles of k single networks at k B.
+    ``budget_epochs``: B. ``differences``: each at a level of 95 %; ``fge_differences``: those of
+    FGE from the baselines at the level of ``best``, so that what is said of both is said by one
+    rule. ``best``: of all methods within each budget; ``best_of_one_pass``: of those with one
+    forward pass per prediction. ``deep_ensembles``: networks k and mean calibrated
+    log-likelihood of the deep ensembles of k single networks at k B; ``scales``: ensembles of 2
+    networks or more, conventional ones and averages, by which all rows are measured.
     """
 
     budget_epochs: float
@@ -112,11 +124,12 @@ class Comparison:
     best: tuple[Best, ...]
     best_of_one_pass: tuple[Best, ...]
     deep_ensembles: tuple[tuple[int, float], ...]
+    scales: tuple[Scale, ...] = ()
 
     @property
     def budgets(self) -> list[int]:
-        """The budgets at which methods are compared: those with more than deep ensembles."""
-        return sorted({row.budget for row in self.rows if row.method != DEEP_ENSEMBLE})
+        """The budgets at which methods are compared: with more there than deep ensembles."""
+        return sorted({row.budget for row in self.rows if row.method not in POOLS})
 
     @property
     def methods(self) -> list[str]:
@@ -176,7 +189,9 @@ def compare_cells(
     groups = {key: list(group) for key, group in groupby(ordered, key=_place)}
     rows = [method_row(group, budget_epochs) for group in groups.values()]
     levels = deep_ensemble_levels(rows) if deep_ensembles is None else list(deep_ensembles)
-    rows = [with_equivalent(row, levels) for row in rows]
+    averaged = deep_ensemble_levels(rows, DEEP_ENSEMBLE_AVERAGED)
+    scales = scales_of({DEEP_ENSEMBLE: levels, DEEP_ENSEMBLE_AVERAGED: averaged})
+    rows = [with_equivalent(row, levels, scales) for row in rows]
     pair = partial(_paired, groups, draws=draws)
     return Comparison(
         budget_epochs,
@@ -187,6 +202,7 @@ def compare_cells(
         tuple(_best(rows, pair)),
         tuple(_best(rows, pair, one_pass=True)),
         tuple(levels),
+        scales,
     )
 
 
@@ -235,32 +251,39 @@ def method_row(cells: Sequence[Cell], budget_epochs: float) -> MethodRow:
     )
 
 
-def deep_ensemble_levels(rows: Sequence[MethodRow]) -> list[tuple[int, float]]:
+def deep_ensemble_levels(
+    rows: Sequence[MethodRow], pool: str = DEEP_ENSEMBLE
+) -> list[tuple[int, float]]:
     """Return networks k and mean calibrated log-likelihood of the deep ensembles among the rows.
 
-    They are ``single`` at budget 1 and ``deep-ensemble`` of k members at budgets k >= 2. The list
-    is empty without ``single``.
+    They are ``single`` at budget 1 and ``deep-ensemble`` of k members at budgets k >= 2, or
+    ``average`` and ``deep-ensemble-averaged``; nothing without the first.
     """
+    network = NETWORKS[pool]
     levels = {}
     for row in rows:
-        single = row.method == SINGLE and row.budget == 1
-        several = row.method == DEEP_ENSEMBLE and row.budget > 1
+        single = row.method == network and row.budget == 1
+        several = row.method == pool and row.budget > 1
         if single or (several and row.costs["members"] == row.budget):
             levels[row.budget] = row.mean["calibrated_log_likelihood"]
     return sorted(levels.items()) if 1 in levels else []
 
 
-def with_equivalent(row: MethodRow, levels: Sequence[tuple[int, float]]) -> MethodRow:
-    """Return the row with its deep-ensemble equivalent.
+def with_equivalent(
+    row: MethodRow, levels: Sequence[tuple[int, float]], scales: Sequence[Scale] = ()
+) -> MethodRow:
+    """Return the row with its deep-ensemble equivalent, and its worth on the scales.
 
     Args:
         row: the method.
-        levels: from :func:`deep_ensemble_levels`; if empty, the row is returned unchanged.
+        levels: as :func:`deep_ensemble_levels` returns them; without any there is no equivalent.
+        scales: of the comparison.
     """
+    reached = row.mean["calibrated_log_likelihood"]
+    row = replace(row, worths=tuple(worth_on(scale, reached) for scale in scales))
     if not levels:
         return row
     sizes, values = zip(*levels, strict=True)
-    reached = row.mean["calibrated_log_likelihood"]
     equivalent = deep_ensemble_equivalent(reached, values, sizes=sizes)
     return replace(row, equivalent=equivalent, equivalent_is_bound=reached > max(values))
 
@@ -352,7 +375,7 @@ def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
 
 
 def _best(rows: Sequence[MethodRow], pair: Pair, *, one_pass: bool = False) -> Iterable[Best]:
-    budgets = sorted({row.budget for row in rows if row.method != DEEP_ENSEMBLE})
+    budgets = sorted({row.budget for row in rows if row.method not in POOLS})
     for budget in budgets:
         within = _within(rows, budget)
         level = level_among(len(within))

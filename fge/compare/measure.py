@@ -105,8 +105,10 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
             f"{folder} has the method {content['config'].get('method')}, not {method}; remove it"
         )
     lines = [method for method in content["methods"] if method["name"] == part.line]
-    # Of the lines with 2, 3, ... members, take the largest within the budget.
-    within = [line for line in lines if line["train_epochs"] <= budget_epochs]
+    # A line that grows with its members is taken as far as the budget goes; what trains for longer
+    # at more budgets has a budget of its own.
+    limit = part.job.epochs if part.job.command == "train" else budget_epochs
+    within = [line for line in lines if line["train_epochs"] <= limit]
     return _Line(part, folder, (within or lines)[-1])
 
 

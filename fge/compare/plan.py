@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,14 @@ from urllib.parse import quote
 
 from fge.compare.cells import Cell, cell_name
 from fge.config import (
-    OF_FGE_RUN,
+    AVERAGED,
+    CURVE_ENSEMBLE,
+    DEEP_ENSEMBLE,
+    DEEP_ENSEMBLE_AVERAGED,
+    FGE,
+    OF_AVERAGED_RUN,
+    OF_PAPER_RUN,
+    SINGLE,
     VIEWS_SUFFIX,
     CompareConfig,
     CurveEnsembleConfig,
@@ -27,6 +34,8 @@ _EVAL_POINTS = 5
 """Points measured along a curve: no more than its ensemble has members."""
 _END_SHARE = 0.4
 """The part of a budget that each network of a curve ensemble takes; the fit takes the rest."""
+_LONGER = (SINGLE, AVERAGED, "auto")
+"""Methods of one run that train for k times as long at k budgets; the others pool k runs."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class Plan:
         plain = tuple(dict.fromkeys(map(without_views, config.methods)))
         self.config = replace(config, methods=plain, tta=None)
         self.runs = runs
+        self.averages = config.average_part > 0
         places = {
             (method, budget): None
             for budget in config.budgets
@@ -136,9 +146,15 @@ class Plan:
             if method != "curve-ensemble-2B" or budget == min(config.budgets)
         }
         # All methods are compared with the single network. Pools of it cost no more training and
-        # give the scale of the deep-ensemble equivalent.
-        places |= {("single", 1): None}
-        places |= {("deep-ensemble", k): None for k in range(2, config.seeds + 1)}
+        # give the scale of the deep-ensemble equivalent; so do pools of averages.
+        pools = {SINGLE: DEEP_ENSEMBLE}
+        if {AVERAGED, DEEP_ENSEMBLE_AVERAGED} & set(plain):
+            pools[AVERAGED] = DEEP_ENSEMBLE_AVERAGED
+        for network, pool in pools.items():
+            places |= {(network, 1): None}
+            places |= {(pool, k): None for k in range(2, config.seeds + 1)}
+        # One budget that averages share is the method split.
+        places.pop((DEEP_ENSEMBLE_AVERAGED, 1), None)
         self.cells = [self._cell(*place, seed) for place in places for seed in config.all_seeds]
 
     def jobs(self, cells: list[PlannedCell]) -> list[Job]:
@@ -174,20 +190,29 @@ class Plan:
         return PlannedCell(method, budget, seed, tuple(parts), note, pooled)
 
     def _parts(self, method: str, budget: int, seed: int) -> tuple[list[Part], str]:
-        if method == "single":
+        if method == SINGLE:
             return [self._single(budget, seed)], ""
-        if method == "deep-ensemble" and budget == 1:
+        if method in _LONGER:
+            return [self._trained(method, budget * self.config.epochs, seed)], ""
+        if method == DEEP_ENSEMBLE and budget == 1:
             return self._split(seed), f"one budget split among {self.config.split} networks"
-        if method == "curve-ensemble":
+        if method == CURVE_ENSEMBLE:
             return [Part(self._curve(budget, seed), "curve")], ""
         if method == "curve-ensemble-2B":
             return [self._curve_of_singles(seed)], "two networks of a budget each, and the fit"
         seeds = self._pool(budget, seed)
         pooled = f"{budget} runs pooled; each is in {budget} pools" if budget > 1 else ""
-        if method == "deep-ensemble":
+        if method == DEEP_ENSEMBLE:
             return [self._single(1, s) for s in seeds], f"the single networks again; {pooled}"
-        if method in OF_FGE_RUN:
-            return [Part(self._fge(s), method) for s in seeds], pooled
+        if method == DEEP_ENSEMBLE_AVERAGED:
+            parts = [self._trained(AVERAGED, self.config.epochs, s) for s in seeds]
+            return parts, f"the averages again; {pooled}"
+        if method in OF_PAPER_RUN:
+            line = FGE if method == "fge-paper" else method
+            return [Part(self._paper(s), line) for s in seeds], pooled
+        if method in OF_AVERAGED_RUN:
+            run = self._averaged if self.averages else self._paper
+            return [Part(run(s), method) for s in seeds], pooled
         return [self._trained(method, self.config.epochs, s) for s in seeds], pooled
 
     def _pool(self, budget: int, seed: int) -> list[int]:
@@ -197,22 +222,45 @@ class Plan:
         return [seeds[(start + k) % len(seeds)] for k in range(budget)]
 
     def _single(self, budget: int, seed: int) -> Part:
-        alone = Part(self._train_job("single", budget * self.config.epochs, seed), "single")
-        with_fge = any(method in OF_FGE_RUN for method in self.config.methods)
+        alone = Part(self._train_job(SINGLE, budget * self.config.epochs, seed), SINGLE)
+        beside = OF_PAPER_RUN if self.averages else (*OF_PAPER_RUN, *OF_AVERAGED_RUN)
+        with_fge = any(method in beside for method in self.config.methods)
         trained_alone = (self.runs / alone.job.name / "report.json").is_file()
         if budget > 1 or not with_fge or trained_alone:
             return alone
-        return Part(self._fge(seed), "single")
+        return Part(self._paper(seed), SINGLE)
 
-    def _fge(self, seed: int) -> Job:
-        """Return the FGE run, which trains the single network from the shared start as well."""
-        refit = "bezier" if "fge+refit" in self.config.methods else None
-        config = options_for(FGEConfig, self.config, seed=seed, single=True, refit=refit)
-        lines = ["single", "fge", "swa", *(["fold"] if config.val_fraction else [])]
-        lines += ["fge+refit"] if refit else []
-        wanted = [line for line in lines if line in ("single", *self.config.methods)]
+    def _paper(self, seed: int) -> Job:
+        """Return the FGE run as published, which trains the single network from its start as well.
+
+        Where nothing is averaged it is the only FGE run.
+        """
+        wanted = dict.fromkeys((SINGLE, *self._lines_of(OF_PAPER_RUN)))
+        if "fge-paper" in wanted:
+            wanted |= {FGE: None}
+            del wanted["fge-paper"]
+        refit = None
+        if not self.averages:
+            wanted |= dict.fromkeys(self._lines_of(OF_AVERAGED_RUN))
+            refit = self._refit()
+        config = options_for(
+            FGEConfig, self.config, seed=seed, single=True, refit=refit, average=0.0
+        )
         epochs = config.last_cycle_epoch + config.epochs - config.first_cycle_epoch
         return Job(f"fge-e{config.epochs}-s{seed}", "fge", config, tuple(wanted), epochs)
+
+    def _averaged(self, seed: int) -> Job:
+        """Return the FGE run whose members are averages."""
+        config = options_for(FGEConfig, self.config, seed=seed, refit=self._refit())
+        name = f"fge-avg-e{config.epochs}-s{seed}"
+        lines = self._lines_of(OF_AVERAGED_RUN)
+        return Job(name, "fge", config, tuple(lines), config.last_cycle_epoch)
+
+    def _refit(self) -> str | None:
+        return "bezier" if "fge+refit" in self.config.methods else None
+
+    def _lines_of(self, methods: Sequence[str]) -> list[str]:
+        return [method for method in methods if method in self.config.methods]
 
     def _train_job(self, method: str, epochs: int, seed: int, name: str = "") -> Job:
         config = options_for(

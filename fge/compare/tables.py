@@ -16,6 +16,8 @@ from fge.compare.comparison import (
     MethodRow,
     level_among,
 )
+from fge.compare.worth import Scale, Worth
+from fge.config import DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
 from fge.report import Table
 
@@ -59,6 +61,17 @@ _OOD_NOTE = (
     "better. AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
     "images: 0.5 is chance, 1 is perfect."
 )
+_WORTH_NOTE = (
+    "How many independent networks of B epochs each form an ensemble with the calibrated NLL of "
+    "the method. Conventional networks are the measure of the papers (arXiv 2002.06470); networks "
+    "averaged over a tail are better, and the harder rivals. DEE is linear between the ensembles "
+    "that were measured (≥: better than all of them). The power law L(m) = c + b m^-a (arXiv "
+    "2007.08483) is fitted to them, and read from 1 network to twice the largest ensemble (≥: that "
+    "or more). Gain is the part of the gain of the largest ensemble over one of its networks, in "
+    "percent."
+)
+NAMES = {DEEP_ENSEMBLE: "conventional", DEEP_ENSEMBLE_AVERAGED: "averaged"}
+"""Of the networks of a scale."""
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -68,7 +81,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         rows = comparison.at(budget)
         tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
         tables += _diversity_table(rows, budget) + _ood_table(rows, budget)
-    tables += _deep_ensembles_table(comparison)
+    tables += _deep_ensembles_table(comparison) + _worth_table(comparison)
     if comparison.beyond:
         lines = [_placed_cells(row) for row in comparison.beyond]
         note = _with_notes(
@@ -85,13 +98,59 @@ def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
     within = [row for row in comparison.rows if not row.beyond]
     rows = [row for row in within if row.budget not in comparison.budgets]
     note = (
-        "Ensembles of k single networks, at k B: the scale of the deep-ensemble equivalent. "
+        "Ensembles of k whole networks, at k B: the scales of the deep-ensemble equivalents. "
         "Ensembles of neighbouring seeds share networks, so the deviations are too small; the "
         "ensemble of all seeds is one value, without deviation or interval."
     )
     lines = [_placed_cells(row) for row in rows]
     title = "Deep ensembles of whole networks"
     return [Table(title, _MAIN_HEADINGS, lines, note)] if rows else []
+
+
+def _worth_table(comparison: Comparison) -> list[Table]:
+    """Return what the methods are worth on each scale, those beyond their budget too."""
+    if not comparison.scales:
+        return []
+    headings = ["method"]
+    for scale in comparison.scales:
+        headings += [f"{NAMES[scale.pool]}: DEE", "by power law", "gain %"]
+    several = len(comparison.budgets) > 1
+    lines = []
+    for row in comparison.rows:
+        if row.budget in comparison.budgets:
+            where = f" (at {row.budget} B)" if several or row.beyond else ""
+            line = [f"{row.method}{where}"]
+            for worth in row.worths:
+                line += _worth_cells(worth)
+            lines.append(line)
+    note = " ".join([_WORTH_NOTE, *map(_scale_text, comparison.scales)])
+    return [Table("Worth in networks", headings, lines, note)]
+
+
+def _worth_cells(worth: Worth) -> list[str]:
+    share = NOTHING if worth.gain_share is None else f"{worth.gain_share:.0f}"
+    by_law = NOTHING
+    if worth.power_law is not None:
+        by_law = networks_text(worth.power_law, is_bound=worth.power_law_is_bound)
+    return [networks_text(worth.linear, is_bound=worth.linear_is_bound), by_law, share]
+
+
+def _scale_text(scale: Scale) -> str:
+    """Return the sizes and the law of a scale in a sentence."""
+    text = f"{NAMES[scale.pool].capitalize()}: 1 to {scale.largest} networks, "
+    if scale.law is None:
+        return f"{text}without a power law, which needs 3 sizes and an NLL that falls."
+    c, b, a = scale.law
+    return f"{text}L(m) = {c:.4f} + {b:.4f} m^-{a:.2f}."
+
+
+def networks_text(networks: float, *, is_bound: bool) -> str:
+    """Return a number of networks in words.
+
+    >>> networks_text(2.5, is_bound=False), networks_text(10, is_bound=True)
+    ('2.5', '≥ 10.0')
+    """
+    return f"{'≥ ' if is_bound else ''}{networks:.1f}"
 
 
 def _placed_cells(row: MethodRow) -> list[str]:
@@ -163,7 +222,7 @@ def _figure(row: MethodRow, key: str, form: str) -> str:
 def _equivalent(row: MethodRow) -> str:
     if row.equivalent is None:
         return NOTHING
-    return f"{'≥ ' if row.equivalent_is_bound else ''}{row.equivalent:.1f}"
+    return networks_text(row.equivalent, is_bound=row.equivalent_is_bound)
 
 
 def _units(comparison: Comparison) -> str:
@@ -265,7 +324,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "fge_differences": [_as_dict(difference) for difference in comparison.fge_differences],
         **rankings,
         "deep_ensembles": [list(level) for level in comparison.deep_ensembles],
+        "scales": [_scale_as_json(scale) for scale in comparison.scales],
     }
+
+
+def _scale_as_json(scale: Scale) -> dict[str, Any]:
+    law = scale.law._asdict() if scale.law else None
+    return {"pool": scale.pool, "levels": [list(level) for level in scale.levels], "law": law}
 
 
 def _as_dict(difference: Difference) -> dict[str, Any]:
@@ -279,10 +344,24 @@ def _row_as_json(row: MethodRow) -> dict[str, Any]:
     return {"name": name, **costs, **mean, **facts, "seeds": list(row.seeds)}
 
 
+def _worth_columns(row: MethodRow) -> dict[str, float | None]:
+    """Return networks and percent by column: ``dee``, ``dee_averaged``, ..."""
+    found: dict[str, float | None] = {}
+    for worth in row.worths:
+        end = "_averaged" if worth.pool == DEEP_ENSEMBLE_AVERAGED else ""
+        found |= {
+            f"dee{end}": worth.linear,
+            f"dee_power_law{end}": worth.power_law,
+            f"gain_share{end}": worth.gain_share,
+        }
+    return found
+
+
 def as_csv(comparison: Comparison) -> str:
     """Return a line for each cell, with all its costs and figures; missing ones are empty.
 
-    Cells that pool the runs of all seeds are one value: they have one line, without a seed.
+    What a method is worth in networks is that of its mean over seeds: the same in all its lines.
+    Where each cell pools the runs of all seeds they are one value: there is one line, no seed.
     """
     facts: list[dict[str, Any]] = []
     for row in comparison.rows:
@@ -295,6 +374,7 @@ def as_csv(comparison: Comparison) -> str:
                 "seed": "" if one_value else cell.seed,
                 **asdict(cell.cost),
                 **(row.mean if one_value else cell.figures),
+                **_worth_columns(row),
                 "pooled": cell.pooled,
                 "note": row.note if one_value else cell.note,
             }

@@ -14,7 +14,7 @@ from fge.compare.comparison import (
     MethodRow,
     level_among,
 )
-from fge.compare.tables import epochs_of, interval_text, percent
+from fge.compare.tables import NAMES, epochs_of, interval_text, percent
 from fge.config import FGE
 from fge.metrics import Interval
 from fge.observer import listed
@@ -93,7 +93,7 @@ def _at(comparison: Comparison, budget: int, *, named: bool) -> list[str]:
     one_pass = [winner for winner in comparison.best_of_one_pass if winner.budget == budget]
     first = [*([f"At {budget} B:"] if named else []), *_use(comparison, best).reasons]
     first += [_lowest(comparison, best), *(_how_sure(best) if best[0].among else [])]
-    parts = [" ".join(first)]
+    parts = [" ".join(first), _worth(comparison, best)]
     if one_pass and {winner.method for winner in one_pass} != {winner.method for winner in best}:
         lowest = [f"With one pass per prediction, {_lowest(comparison, one_pass)}"]
         parts.append(" ".join([*lowest, *_how_sure(one_pass, " with one pass")]))
@@ -170,6 +170,31 @@ def _lowest(comparison: Comparison, best: Sequence[Best]) -> str:
         figures = [f"{_WORDS[m]} ({_FORMS[m].format(row.mean[m])})" for m in metrics]
         parts.append(f"{method} has the lowest {listed(figures)}, for {_cost(row)}")
     return f"{'; '.join(parts)}."
+
+
+def _worth(comparison: Comparison, best: Sequence[Best]) -> str:
+    """Say what the method of lowest calibrated NLL is worth; nothing without ensembles."""
+    lowest = next(one for one in best if one.metric == "calibrated_nll")
+    row = comparison.row(lowest.method, lowest.budget)
+    assert row is not None, "it was ranked"
+    parts = []
+    for scale, worth in zip(comparison.scales, row.worths, strict=True):
+        more = []
+        if worth.power_law is not None:
+            by_law = _networks(worth.power_law, is_bound=worth.power_law_is_bound)
+            more.append(f"{by_law} by the power law")
+        if worth.gain_share is not None:
+            more.append(f"{worth.gain_share:.0f} % of the gain of {scale.largest}")
+        linear = _networks(worth.linear, is_bound=worth.linear_is_bound)
+        details = f" ({'; '.join(more)})" if more else ""
+        parts.append(f"{linear} {NAMES[scale.pool]}{details}")
+    if not parts:
+        return ""
+    return f"In {_FIRST}, {row.method} is worth this many networks of 1 B each: {listed(parts)}."
+
+
+def _networks(networks: float, *, is_bound: bool) -> str:
+    return f"{'at least ' if is_bound else ''}{networks:.1f}"
 
 
 def _cost(row: MethodRow) -> str:

@@ -13,30 +13,26 @@ from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
+AVERAGED, DEEP_ENSEMBLE_AVERAGED = "average", "deep-ensemble-averaged"
 FGE, CURVE_ENSEMBLE = "fge", "curve-ensemble"
+POOLS = (DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED)
+"""Ensembles of k whole networks at k budgets: conventional ones, and averages of their tails."""
 ORDER = (
-    SINGLE,
-    FGE,
-    "fge+refit",
-    "swa",
-    "fold",
-    "sse",
-    "csgld",
-    "ema",
-    DEEP_ENSEMBLE,
-    CURVE_ENSEMBLE,
-    "curve-ensemble-2B",
+    *(SINGLE, AVERAGED, "ema", "swa", "fge-paper", FGE, "fge+refit", "fold"),
+    *("sse", "csgld", "star", "split", "auto", *POOLS, CURVE_ENSEMBLE, "curve-ensemble-2B"),
 )
 """Methods in their order in tables; other methods follow in the order of the cells."""
 
 
 C = TypeVar("C", bound=RunConfig)
 
-OF_FGE_RUN = ("fge", "swa", "fold", "fge+refit")
-"""Methods that are lines of one ``fge`` run."""
-OF_SEVERAL_RUNS = ("deep-ensemble", "curve-ensemble", "curve-ensemble-2B")
-COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_FGE_RUN, *OF_SEVERAL_RUNS)))
-"""Methods that can be compared, in addition to the user's own."""
+OF_AVERAGED_RUN = (FGE, "fold", "fge+refit")
+"""Methods that are lines of one ``fge`` run, whose members may be averages."""
+OF_PAPER_RUN = ("fge-paper", "swa")
+"""Methods that are lines of one ``fge`` run as published, which trains the single network too."""
+OF_SEVERAL_RUNS = (*POOLS, CURVE_ENSEMBLE, "curve-ensemble-2B")
+COMPARED = tuple(dict.fromkeys((*METHOD_NAMES, *OF_AVERAGED_RUN, *OF_SEVERAL_RUNS)))
+"""Methods that can be compared, beside the user's own."""
 WITHOUT_VIEWS = ("fge+refit", "curve-ensemble", "curve-ensemble-2B")
 """Methods that cannot be compared with test-time augmentation."""
 
@@ -48,26 +44,20 @@ class CompareConfig(MethodConfig):
     group: ClassVar[str] = "comparison"
     methods: tuple[str, ...] = field(
         default=(
-            "single",
-            "fge",
-            "fge+refit",
-            "swa",
-            "sse",
-            "csgld",
-            "deep-ensemble",
-            "curve-ensemble",
+            *(SINGLE, AVERAGED, FGE, "fge-paper", "swa", "sse", "split", "auto"),
+            *(DEEP_ENSEMBLE, CURVE_ENSEMBLE),
         ),
         metadata=HOW_TO_RUN,
     )
-    """Any of single, fge, fge+refit, swa, fold, sse, csgld, ema, deep-ensemble, curve-ensemble,
-    curve-ensemble-2B (two networks with one budget each, and a fit), and your own as
-    package.module:method. single at one budget is always measured. With --tta also a method with
-    test-time augmentation, as single+tta."""
+    """Any of single, average, ema, swa, fge-paper, fge, fge+refit, fold, sse, csgld, star, split,
+    auto, deep-ensemble, deep-ensemble-averaged, curve-ensemble, curve-ensemble-2B (two networks
+    with one budget each, and a fit), and your own as package.module:method. single at one budget is
+    always measured. With --tta also a method with test-time augmentation, as single+tta."""
     seeds: int = field(default=5, metadata=HOW_TO_RUN)
     """Number of seeds, from --seed on. Intervals need 2 or more."""
     budgets: tuple[int, ...] = field(default=(1,), metadata=HOW_TO_RUN)
-    """Budgets in multiples of --epochs. single and curve-ensemble train longer; deep-ensemble and
-    the other methods pool that many runs."""
+    """Budgets in multiples of --epochs. single, average, auto and curve-ensemble train longer;
+    deep-ensemble and the other methods pool that many runs."""
     jobs: int = field(default=1, metadata=HOW_TO_RUN)
     """Number of runs at a time. They share the CPU threads, and times are not reported."""
     ood: tuple[str, ...] = ("noise", "digits")
@@ -105,7 +95,7 @@ class CompareConfig(MethodConfig):
         needed = 1
         if method == "fold" and self.val_fraction == 0:
             raise UserError("fold needs validation data, got val_fraction 0; leave it out")
-        if method in OF_FGE_RUN:
+        if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):
             needed = _epochs_of_two_snapshots(self, fitted=method == "fge+refit")
         elif method == "deep-ensemble":
             needed = self.split

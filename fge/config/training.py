@@ -298,3 +298,8 @@ class TrainConfig(PretrainedConfig, MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_method(self.method)
+
+    @property
+    def average_part(self) -> float:
+        """The last part of each descent that is averaged; 0 for methods as published."""
+        return 0.0 if self.method in ("fge-paper", "swa") else super().average_part

@@ -6,7 +6,6 @@ from fge.metrics.calibration import (
     calibrated_log_likelihood,
     calibrated_nll_per_example,
     calibrated_summary,
-    deep_ensemble_equivalent,
     fit_temperature,
     scale_temperature,
 )
@@ -20,6 +19,7 @@ from fge.metrics.diversity import (
     gain_split,
 )
 from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
+from fge.metrics.regime import FITS, Regime, find_regime
 from fge.metrics.scores import (
     TINY,
     Reliability,
@@ -33,11 +33,21 @@ from fge.metrics.scores import (
     reliability,
     summary,
 )
+from fge.metrics.worth import (
+    PowerLaw,
+    deep_ensemble_equivalent,
+    fit_power_law,
+    gain_share,
+    power_law_equivalent,
+)
 
 __all__ = [
+    "FITS",
     "TINY",
     "GainSplit",
     "Interval",
+    "PowerLaw",
+    "Regime",
     "Reliability",
     "RiskCoverage",
     "adaptive_ece",
@@ -58,13 +68,17 @@ __all__ = [
     "error",
     "error_correlation",
     "error_correlation_matrix",
+    "find_regime",
+    "fit_power_law",
     "fit_temperature",
+    "gain_share",
     "gain_split",
     "nll",
     "nll_per_example",
     "ood_auroc",
     "paired_difference",
     "paired_difference_over_seeds",
+    "power_law_equivalent",
     "reliability",
     "risk_coverage",
     "scale_temperature",

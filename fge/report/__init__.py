@@ -83,6 +83,11 @@ from fge.report.planes import (
     plane_table,
     plane_verdict,
 )
+from fge.report.plans import (
+    PlanSection,
+    plan_section,
+    regime_section,
+)
 from fge.report.predictions import (
     class_table,
     confidence_chart,
@@ -133,6 +138,7 @@ __all__ = [
     "Page",
     "PairResult",
     "Panel",
+    "PlanSection",
     "PlaneChart",
     "Plot",
     "ReliabilityBins",
@@ -179,11 +185,13 @@ __all__ = [
     "pair_verdict",
     "pairs_table",
     "path_table",
+    "plan_section",
     "plane_chart",
     "plane_table",
     "plane_verdict",
     "plot_of",
     "predictions_verdict",
+    "regime_section",
     "reliability_chart",
     "run_facts",
     "save_figure",

@@ -18,20 +18,27 @@ PAGE = {
     "shadow": ("#9aa3ad", "#6b7480"),
 }
 """Colours of a page that are no series', on light and on dark."""
-_METHODS = (
-    ("#6b7280", "#9ca3af"),
-    ("#1d4ed8", "#7aa2ff"),
-    ("#0e7490", "#22d3ee"),
-    ("#15803d", "#4ade80"),
-    ("#65a30d", "#bef264"),
-    ("#d97706", "#fbbf24"),
-    ("#854d0e", "#d6a46a"),
-    ("#9333ea", "#c4b5fd"),
-    ("#dc2626", "#f87171"),
-    ("#db2777", "#f472b6"),
-    ("#111827", "#f3f4f6"),
-)
-"""Of the methods of :data:`fge.config.ORDER`, in that order."""
+_METHODS = {
+    "single": ("#6b7280", "#9ca3af"),
+    "average": ("#115e59", "#5fd0c5"),
+    "ema": ("#9333ea", "#c4b5fd"),
+    "swa": ("#15803d", "#4ade80"),
+    "fge-paper": ("#3b82f6", "#a5c8ff"),
+    "fge": ("#1d4ed8", "#7aa2ff"),
+    "fge+refit": ("#0e7490", "#22d3ee"),
+    "fold": ("#65a30d", "#bef264"),
+    "sse": ("#d97706", "#fbbf24"),
+    "csgld": ("#854d0e", "#d6a46a"),
+    "star": ("#c026d3", "#e879f9"),
+    "split": ("#ea580c", "#fb923c"),
+    "auto": ("#4f46e5", "#818cf8"),
+    "deep-ensemble": ("#dc2626", "#f87171"),
+    "deep-ensemble-averaged": ("#7f1d1d", "#fecaca"),
+    "curve-ensemble": ("#db2777", "#f472b6"),
+    "curve-ensemble-2B": ("#111827", "#f3f4f6"),
+}
+"""Of the methods of :data:`fge.config.ORDER`: a method keeps its colour when others are added."""
+assert tuple(_METHODS) == ORDER
 _OTHERS = (
     ("#b45309", "#fdba74"),
     ("#4338ca", "#a5b4fc"),
@@ -42,7 +49,7 @@ _OTHERS = (
     ("#7e22ce", "#d8b4fe"),
     ("#166534", "#86efac"),
 )
-SERIES = {f"series-{k}": pair for k, pair in enumerate((*_METHODS, *_OTHERS), start=1)}
+SERIES = {f"series-{k}": pair for k, pair in enumerate((*_METHODS.values(), *_OTHERS), start=1)}
 _ORANGE, _INDIGO, _TEAL, _ROSE = range(4)
 _CIRCLE, _SQUARE = 1, 2
 _FIXED = {
@@ -67,14 +74,31 @@ _MARKERS = (
     ("*", "star"),
     ("p", "pentagon"),
     (">", "triangle-right"),
+    ("d", "diamond-tall"),
+    ("h", "hexagon2"),
+    ("H", "hexagon"),
+    ("8", "octagon"),
+    ("$\\bowtie$", "bowtie"),
+    ("$\\star$", "hexagram"),
 )
+"""As matplotlib and as plotly call them."""
+_MARKER_OF = {
+    name: place
+    for place, name in enumerate(
+        (
+            *("single", "fge", "fge+refit", "swa", "fold", "sse", "csgld", "ema", "deep-ensemble"),
+            *("curve-ensemble", "curve-ensemble-2B", "average", "fge-paper", "star", "split"),
+            *("auto", "deep-ensemble-averaged"),
+        )
+    )
+}
 
 
 def colour_of(name: str) -> str:
     """Return the key of a name's colour: a method's own, or one that depends only on the name.
 
     >>> colour_of("fge"), colour_of("ink")
-    ('series-2', 'ink')
+    ('series-6', 'ink')
     """
     if name in PAGE:
         return name
@@ -96,14 +120,14 @@ def variable(name: str) -> str:
     """Return the colour of a name on a page, as a CSS variable with values for light and dark.
 
     >>> variable("fge")
-    'var(--series-2)'
+    'var(--series-6)'
     """
     return f"var(--{colour_of(name)})"
 
 
 def marker_of(name: str) -> tuple[str, str]:
-    """Return the marker of a name, in matplotlib and in plotly."""
-    return _MARKERS[ORDER.index(name) if name in ORDER else _own_style(name)[1]]
+    """Return the marker of a name, as matplotlib and as plotly call it."""
+    return _MARKERS[_MARKER_OF[name] if name in _MARKER_OF else _own_style(name)[1]]
 
 
 def _own_style(name: str) -> tuple[int, int]:

@@ -31,6 +31,7 @@ def test_a_preset_has_the_published_settings_and_trains_on_everything(name: str)
     for option, value in PUBLISHED["settings"][name].items():
         assert getattr(config, option) == value, option
     assert (config.model, config.val_fraction, config.budgets) == (name, 0, (1, 2, 3))
+    assert config.average_part == 0
     assert config.train_size is None
     snapshots = (config.last_cycle_epoch - config.first_cycle_epoch) / config.cycle_length + 0.5
     assert snapshots == 20

@@ -29,6 +29,8 @@ from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
 METHODS = ("fge", "swa", "sse")
+JOBS = 6
+"""Of two seeds each: FGE with averages, FGE as published with the single network, and sse."""
 OPTIONS: dict[str, Any] = {
     "methods": METHODS,
     "seeds": 2,
@@ -128,7 +130,7 @@ def test_what_is_done_is_not_done_again(finished: Path, data: Path) -> None:
     compare(CompareConfig(**options(data, finished)))
     assert kept(finished) == before
     jobs = [r for r in read_records(finished / "timing.jsonl") if r["event"] == "job"]
-    assert len(jobs) == timed.count('"event": "job"') == 4
+    assert len(jobs) == timed.count('"event": "job"') == JOBS
 
 
 def test_wall_times_are_those_of_runs_that_did_not_overlap(finished: Path) -> None:
@@ -137,8 +139,9 @@ def test_wall_times_are_those_of_runs_that_did_not_overlap(finished: Path) -> No
     rows = list(csv.DictReader((finished / "timing.csv").read_text().splitlines()))
     assert {(row["method"], row["seed"]) for row in rows} >= {("fge", "0"), ("sse", "1")}
     for row in rows:
-        if row["method"] in ("single", "fge"):
-            assert (row["seconds"] == "") == overlapped[f"fge-e4-s{row['seed']}"]
+        runs = {"single": "fge", "swa": "fge", "fge": "fge-avg"}
+        if run := runs.get(row["method"]):
+            assert (row["seconds"] == "") == overlapped[f"{run}-e4-s{row['seed']}"]
 
 
 def test_other_data_in_the_same_folder_are_refused(finished: Path, tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) ->
     ours, theirs = kept(out), kept(finished)
     assert [name for name in theirs if ours.get(name) != theirs[name]] == []
     jobs = [r["job"] for r in read_records(out / "timing.jsonl") if r["event"] == "job"]
-    assert len(jobs) == len(set(jobs)) == 4
+    assert len(jobs) == len(set(jobs)) == JOBS
 
 
 OWN = """
@@ -266,23 +269,32 @@ def own_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_every_method_from_runs_to_table(data: Path, tmp_path: Path) -> None:
     expected = {
         "single": (1, 4),
+        "average": (1, 4),
+        "fge-paper": (2, 3),
         "fge": (2, 3),
         "fge+refit": (3, 4),
         "swa": (1, 3),
         "fold": (1, 3),
         "csgld": (4, 4),
         "ema": (1, 4),
+        "star": (2, 4),
+        "split": (2, 4),
         "own_compared:mine": (1, 4),
         "own_compared:one": (1, 4),
         "curve-ensemble": (5, 4),
         "curve-ensemble-2B": (5, 10),
     }
-    changes = {"csgld_cycles": 2, "csgld_samples": 2, "ood": (), "methods": tuple(expected)}
+    changes: dict[str, Any] = {"csgld_cycles": 2, "csgld_samples": 2, "star_branches": 2}
+    changes |= {"ood": (), "methods": (*expected, "auto")}
     out = compare(CompareConfig(**options(data, tmp_path / "out", **changes)))
     content = json.loads((out / "compare.json").read_text())
     rows = {row["name"]: row for row in content["methods"] if row["budget"] == 1}
+    auto = rows.pop("auto")
+    assert auto["train_epochs"] <= 4  # it decides, and may end early
     found = {name: (row["members"], row["train_epochs"]) for name, row in rows.items()}
     assert found == expected
+    pool = next(row for row in content["methods"] if row["name"] == "deep-ensemble-averaged")
+    assert (pool["budget"], pool["members"], pool["train_epochs"]) == (2, 2, 8)
     assert all(row["seeds"] == [0, 1] for row in rows.values())
     text = (out / "compare.md").read_text()
     within, beyond = text.split("## Beyond the budget")
@@ -324,7 +336,7 @@ def test_more_seeds_run_what_is_new_and_pool_anew(
     before = {cell.name: cell for cell in load_cells(out / "cells")}
     compare(CompareConfig(**options(data, out, seeds=3)))
     jobs = [r["job"] for r in read_records(out / "timing.jsonl") if r["event"] == "job"]
-    assert sorted(jobs[4:]) == ["fge-e4-s2", "sse-e4-s2"]
+    assert sorted(jobs[JOBS:]) == ["fge-avg-e4-s2", "fge-e4-s2", "sse-e4-s2"]
     after = {cell.name: cell for cell in load_cells(out / "cells")}
     pool = after["deep-ensemble-b2-s1"]
     assert before[pool.name].parts == ("single-e4-s1", "single-e4-s0")

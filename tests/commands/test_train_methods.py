@@ -215,3 +215,37 @@ def test_an_unknown_method_is_named_before_anything_is_made(data: Path, tmp_path
     with pytest.raises(UserError, match="unknown method 'ssee'; did you mean 'sse'"):
         train(config(data, tmp_path / "run", "ssee"))
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_shows_its_plan_and_its_regime(data: Path, tmp_path: Path) -> None:
+    run = train(config(data, tmp_path / "run", "auto", epochs=8))
+    content = json.loads((run / "report.json").read_text())
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    plans = [record for record in records if record["event"] == "plan"]
+    snapshots = [record for record in records if record["event"] == "snapshot"]
+    assert [stage["stage"] for stage in content["plan"]] == [plan["stage"] for plan in plans]
+    for stage, plan, kept in zip(content["plan"], plans, snapshots, strict=True):
+        assert stage["forecast"] == plan.get("forecast")
+        assert stage["measured"] == kept["ensemble_val_tempered_nll"]
+    first = [kept for plan, kept in zip(plans, snapshots, strict=True) if plan["network"] == 1]
+    assert content["regime"]["last"] == first[-1]["epoch"]
+    fit = first[-1]["train_nll"] / first[-1]["val_tempered_nll"]
+    assert content["regime"]["fit"] == pytest.approx(fit, rel=1e-6)
+    assert content["next"] in ("continue", "others", "stop")
+    text = (run / "report.md").read_text()
+    assert "## Plan" in text
+    assert text.count("One network is ") == 1
+    assert "With more epochs, `train --method auto` would " in text
+
+
+@pytest.mark.parametrize(("average", "said"), [(None, 1), (0.0, 0)])
+def test_fge_with_averages_says_its_regime(
+    average: float | None, said: int, data: Path, tmp_path: Path
+) -> None:
+    run = train(config(data, tmp_path / "run", "fge", average=average))
+    text = (run / "report.md").read_text()
+    assert text.count("One network is ") == said
+    assert text.count("The log has no training NLL") == said
+    regime = json.loads((run / "report.json").read_text()).get("regime")
+    if said:
+        assert (regime["first"], regime["last"], regime["fit"]) == (1, 3, None)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from fge import metrics
-from fge.compare import Cell, Cost, cells, load_cells
-from fge.compare.cells import make_cell
+from fge.compare import Cell, Cost, cells, load_cells, make_cell
 from fge.errors import UserError
 from fge.metrics import aurc, calibration, disagreement, error_correlation, ood_auroc
 

@@ -20,7 +20,10 @@ from fge.errors import UserError
 from fge.files import append_record, write_json
 
 EPOCHS = 4
-METHODS = ("single", "fge", "sse", "curve-ensemble", "curve-ensemble-2B")
+METHODS = (
+    *("single", "average", "fge", "fge-paper", "swa", "sse", "auto"),
+    *("curve-ensemble", "curve-ensemble-2B"),
+)
 RNG = np.random.default_rng(0)
 
 
@@ -84,12 +87,43 @@ def test_the_line_is_the_longest_within_the_budget(plan: Plan, dataset: Dataset)
     planned = cell_of(plan, "fge")
     names = ["fge-0001", "fge-0002", "fge-0003"]
     lines = [line("fge", names[:size], 2 * size) for size in (1, 2, 3)]
-    finish(planned.parts[0], plan, dataset, line("single", ["single-0001"], EPOCHS), *lines)
+    finish(planned.parts[0], plan, dataset, line("fold", ["fold-0001"], EPOCHS), *lines)
     cell = measure(planned, plan, dataset)
     assert (cell.cost.train_epochs, cell.cost.members) == (4, 2)
     members = [(planned.parts[0], name) for name in names[:2]]
     assert np.array_equal(cell.wrong, wrong(plan, dataset, *members))
-    assert cell.parts == ("fge-e4-s0",)
+    assert cell.parts == ("fge-avg-e4-s0",)
+
+
+def test_the_paper_s_line_is_called_fge_in_its_run(plan: Plan, dataset: Dataset) -> None:
+    planned = cell_of(plan, "fge-paper")
+    names = ["fge-0001", "fge-0002"]
+    lines = [line("single", ["single-0001"], EPOCHS), line("fge", names, 3), line("swa", ["s"], 3)]
+    finish(planned.parts[0], plan, dataset, *lines)
+    cell = measure(planned, plan, dataset)
+    assert (cell.method, cell.parts) == ("fge-paper", ("fge-e4-s0",))
+    assert (cell.cost.train_epochs, cell.cost.members) == (3, 2)
+    members = [(planned.parts[0], name) for name in names]
+    assert np.array_equal(cell.wrong, wrong(plan, dataset, *members))
+    single = measure(cell_of(plan, "single"), plan, dataset)
+    assert (single.parts, single.cost.members) == (("single-e4-s0",), 1)
+
+
+@pytest.mark.parametrize(("budget", "epochs", "members"), [(1, 3, 2), (2, 8, 3)])
+def test_auto_costs_what_its_report_says(
+    budget: int, epochs: int, members: int, plan: Plan, dataset: Dataset
+) -> None:
+    """It may end early; at two budgets it has both of them to plan, in one run."""
+    planned = cell_of(plan, "auto", budget)
+    (part,) = planned.parts
+    names = [f"auto-000{k + 1}" for k in range(members)]
+    lines = [
+        line("auto", names[:size], epochs - (members - size)) for size in range(2, members + 1)
+    ]
+    finish(part, plan, dataset, *lines)
+    cost = measure(planned, plan, dataset).cost
+    assert (cost.train_epochs, cost.members) == (epochs, members)
+    assert cost.train_epochs <= budget * EPOCHS
 
 
 def test_what_is_beyond_the_budget_in_every_line_is_measured_as_it_is(
@@ -192,7 +226,9 @@ def seconds(plan: Plan, planned: PlannedCell, jobs: list[dict[str, Any]]) -> flo
     return wall_seconds(planned, plan.runs, jobs)
 
 
-@pytest.mark.parametrize(("method", "expected"), [("single", 9), ("fge", 3), ("sse", 15)])
+@pytest.mark.parametrize(
+    ("method", "expected"), [("single", 9), ("fge", 3), ("fge-paper", 3), ("swa", 3), ("sse", 15)]
+)
 def test_the_seconds_are_those_of_the_stages_that_the_line_needs(
     method: str, expected: int, plan: Plan
 ) -> None:

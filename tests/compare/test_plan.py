@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_tiny_npz
 from made_cells import cell
 
+from fge.commands.build import settle_options
 from fge.commands.refit import fit_plan
 from fge.compare import Cell, Job, Plan, PlannedCell
-from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
+from fge.config import METHOD_NAMES, CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
+from fge.config.compare import COMPARED
+from fge.data import load_dataset
 from fge.errors import UserError
 from fge.train import METHODS, Method
 
-EVERY = (
+PAPERS = (
     "single",
     "fge",
     "fge+refit",
@@ -31,10 +35,16 @@ EVERY = (
     "curve-ensemble",
     "curve-ensemble-2B",
 )
+"""Methods of which one run has several lines where nothing is averaged."""
 
 
 def make_plan(runs: Path, **options: Any) -> Plan:
-    return Plan(CompareConfig(**{"methods": EVERY, "seeds": 3, "epochs": 100, **options}), runs)
+    values = {"methods": PAPERS, "seeds": 3, "epochs": 100, "average": 0.0, **options}
+    return Plan(CompareConfig(**values), runs)
+
+
+def averaged_plan(runs: Path, **options: Any) -> Plan:
+    return make_plan(runs, **{"methods": COMPARED, "average": None, **options})
 
 
 def cell_of(plan: Plan, method: str, budget: int = 1, seed: int = 0) -> PlannedCell:
@@ -53,7 +63,7 @@ def trained(jobs: list[Job]) -> int:
 def test_every_method_has_a_cell_per_budget_and_seed(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, budgets=(1, 2))
     found = {(cell.method, cell.budget, cell.seed) for cell in plan.cells}
-    places = {(m, b) for m in EVERY for b in (1, 2)} - {("curve-ensemble-2B", 2)}
+    places = {(m, b) for m in PAPERS for b in (1, 2)} - {("curve-ensemble-2B", 2)}
     assert {(*place, seed) for place in places for seed in range(3)} <= found
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
 
@@ -267,3 +277,99 @@ def test_a_method_of_one_s_own_can_have_views(tmp_path: Path) -> None:
     assert (part.line, part.job.lines) == ("called-mine+tta", ("called-mine+tta",))
     assert isinstance(part.job.config, TrainConfig)
     assert (part.job.config.method, part.job.config.tta) == ("mine.module:method", 2)
+
+
+def test_averages_come_from_a_run_of_their_own(tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path)
+    averaged = [cell_of(plan, method) for method in ("fge", "fold", "fge+refit")]
+    (job,) = plan.jobs(averaged)
+    config = job.config
+    assert isinstance(config, FGEConfig)
+    assert (job.name, job.command) == ("fge-avg-e100-s0", "fge")
+    assert (config.average, config.average_part, config.single) == (None, 0.2, False)
+    assert (config.refit, config.val_fraction) == ("bezier", CompareConfig().val_fraction)
+    assert set(job.lines) == {"fge", "fold", "fge+refit"}
+    assert job.epochs == config.last_cycle_epoch <= 100
+    assert [cell.part_names for cell in averaged] == [
+        ("fge-avg-e100-s0",),
+        ("fold-avg-e100-s0",),
+        ("fge+refit-avg-e100-s0",),
+    ]
+
+
+def test_the_papers_methods_come_from_a_run_as_published(tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path)
+    cells = [cell_of(plan, method) for method in ("single", "fge-paper", "swa")]
+    (job,) = plan.jobs(cells)
+    config = job.config
+    assert isinstance(config, FGEConfig)
+    assert (job.name, config.average, config.single, config.refit) == (
+        "fge-e100-s0",
+        0.0,
+        True,
+        None,
+    )
+    assert set(job.lines) == {"single", "fge", "swa"}
+    assert [part.line for cell in cells for part in cell.parts] == ["single", "fge", "swa"]
+    assert cells[1].part_names == ("fge-e100-s0",)
+    assert job.epochs == 100 + (100 - config.first_cycle_epoch)
+
+
+def test_the_rates_of_averages_are_not_the_papers(tmp_path: Path) -> None:
+    """What a comparison settles leaves the rates of the cycles to its runs."""
+    dataset = load_dataset(str(write_tiny_npz(tmp_path / "tiny.npz")))
+    settled = settle_options(CompareConfig(methods=COMPARED, seeds=2, epochs=100), dataset)
+    plan = Plan(settled, tmp_path)
+    paper, averaged = (cell_of(plan, m).parts[0].job.config for m in ("fge-paper", "fge"))
+    assert isinstance(paper, FGEConfig)
+    assert isinstance(averaged, FGEConfig)
+    assert (paper.cycle_lrs.max_lr, paper.cycle_lrs.min_lr) == (0.05, 0.001)
+    assert (averaged.cycle_lrs.max_lr, averaged.cycle_lrs.min_lr) == pytest.approx((0.1, 0.01))
+
+
+def test_without_averages_the_paper_s_run_is_that_of_fge(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, methods=("fge", "fge-paper", "swa"))
+    (job,) = plan.jobs([cell_of(plan, m) for m in ("single", "fge", "fge-paper", "swa")])
+    assert (job.name, set(job.lines)) == ("fge-e100-s0", {"single", "fge", "swa"})
+    assert cell_of(plan, "fge-paper").parts == cell_of(plan, "fge").parts
+
+
+@pytest.mark.parametrize("method", set(METHOD_NAMES) - {"single", "fge", "fge-paper", "swa"})
+def test_the_other_methods_are_trained_each_by_itself(method: str, tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path, budgets=(1, 2))
+    (job,) = plan.jobs([cell_of(plan, method)])
+    assert isinstance(job.config, TrainConfig)
+    assert (job.config.method, job.config.average) == (method, None)
+    assert (job.name, job.lines, job.epochs) == (f"{method}-e100-s0", (method,), 100)
+    more = job_names(cell_of(plan, method, 2))
+    longer = method in ("average", "auto")
+    assert more == ([f"{method}-e200-s0"] if longer else [f"{method}-e100-s{s}" for s in (0, 1)])
+
+
+def test_averages_need_no_single_network_of_the_paper_s_run(tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path, methods=("fge",))
+    assert job_names(cell_of(plan, "single")) == ["single-e100-s0"]
+    plan = averaged_plan(tmp_path, methods=("fge", "swa"))
+    assert job_names(cell_of(plan, "single")) == ["fge-e100-s0"]
+
+
+def test_averages_are_pooled_beside_single_networks(tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path, methods=("fge", "average"), seeds=3)
+    pools = {(c.method, c.budget) for c in plan.cells if c.method.startswith("deep-ensemble")}
+    assert pools == {(m, k) for m in ("deep-ensemble", "deep-ensemble-averaged") for k in (2, 3)}
+    pool = cell_of(plan, "deep-ensemble-averaged", 2, seed=2)
+    assert job_names(pool) == ["average-e100-s2", "average-e100-s0"]
+    assert (pool.pooled, pool.note) == (
+        2,
+        "the averages again; 2 runs pooled; each is in 2 pools",
+    )
+    without = averaged_plan(tmp_path, methods=("fge",))
+    assert not any(c.method == "deep-ensemble-averaged" for c in without.cells)
+
+
+def test_averages_that_are_only_pooled_are_measured_alone_too(tmp_path: Path) -> None:
+    plan = averaged_plan(tmp_path, methods=("deep-ensemble-averaged",), budgets=(1, 2))
+    places = {(c.method, c.budget) for c in plan.cells}
+    assert ("average", 1) in places
+    assert ("deep-ensemble-averaged", 1) not in places  # that is the method split
+    assert ("deep-ensemble-averaged", 2) in places

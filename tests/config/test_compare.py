@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig, options_for
+from fge.config import (
+    METHOD_NAMES,
+    ORDER,
+    CompareConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
+    TrainConfig,
+    options_for,
+)
+from fge.config.compare import COMPARED
 from fge.errors import UserError
 
 
@@ -50,6 +59,9 @@ from fge.errors import UserError
         ),
         ({"methods": ("fgee+tta",), "tta": 3}, "unknown method 'fgee'; did you mean 'fge'?"),
         ({"methods": ("sse+tta",), "tta": 3, "epochs": 4}, "sse needs epochs >= 5"),
+        ({"methods": ("auto",), "val_fraction": 0.0}, "auto decides by validation images"),
+        ({"methods": ("fge-paper",), "epochs": 2}, "fge-paper needs epochs >= 3, got 2"),
+        ({"methods": ("split",), "epochs": 2, "split": 3}, "split needs epochs >= 3"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused(options: dict[str, Any], message: str) -> None:
@@ -94,3 +106,28 @@ def test_other_commands_get_the_options_that_they_share() -> None:
     assert (sse.sse_cycles, sse.batch_size) == (2, 64)
     curve = options_for(CurveEnsembleConfig, config, epochs=20)
     assert (curve.epochs, curve.ood) == (20, ("noise",))
+
+
+def test_every_method_has_a_place_in_the_order() -> None:
+    assert set(METHOD_NAMES) < set(ORDER)
+    assert set(COMPARED) == set(ORDER)
+    assert len(ORDER) == len(set(ORDER)) == 17
+    CompareConfig(methods=ORDER, epochs=100)
+
+
+def test_the_default_methods_can_be_compared() -> None:
+    config = CompareConfig()
+    assert config.methods == (
+        *("single", "average", "fge", "fge-paper", "swa", "sse", "split", "auto"),
+        *("deep-ensemble", "curve-ensemble"),
+    )
+
+
+@pytest.mark.parametrize("method", ["fge-paper", "swa"])
+def test_methods_as_published_have_the_papers_rates(method: str) -> None:
+    config = TrainConfig(method=method, epochs=40)
+    assert config.average_part == 0
+    assert (config.cycle_lrs.max_lr, config.cycle_lrs.min_lr) == (0.05, 0.001)
+    averaged = TrainConfig(method="fge", epochs=40)
+    assert averaged.average_part == 0.2
+    assert (averaged.cycle_lrs.max_lr, averaged.cycle_lrs.min_lr) == pytest.approx((0.1, 0.01))

@@ -103,7 +103,7 @@ def test_a_fold_of_one_averages_nothing() -> None:
 
 
 def test_json_holds_every_figure() -> None:
-    content: dict[str, Any] = averages_json(swa_of(1.0), FOLDED, NAMES, len(NAMES))
+    content: dict[str, Any] = averages_json(swa_of(1.0), FOLDED, NAMES)
     assert content["swa"] == {
         "snapshots": NAMES,
         "error": 20.0,

@@ -21,7 +21,7 @@ def test_other_names_have_a_colour_that_depends_on_the_name_alone() -> None:
     methods = {light(name) for name in ORDER}
     assert not methods & {light(name) for name in names}
     assert len({light(name) for name in names}) > 5
-    assert colour_of("my_methods:mine") == colour_of("my_methods:mine") == "series-17"
+    assert colour_of("my_methods:mine") == colour_of("my_methods:mine") == "series-23"
     assert marker_of("my_methods:mine") == marker_of("my_methods:mine")
 
 
