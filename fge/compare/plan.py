@@ -228,14 +228,15 @@ class Plan:
         return self._curve_job(f"curve-e{total}-s{seed}", end, total - 2 * end, seed)
 
     def _curve_job(self, name: str, end: int, fit: int, seed: int, **own: Any) -> Job:
+        recipe: Any = "average" if self.config.average_part > 0 else "endpoint"
         config = options_for(
             CurveEnsembleConfig,
             self.config,
             epochs=end,
             curve_epochs=fit,
             seed=seed,
-            first="endpoint",
-            second="endpoint",
+            first=recipe,
+            second=recipe,
             eval_points=_EVAL_POINTS,
             ensemble_points=_EVAL_POINTS,
         )

@@ -51,6 +51,7 @@ from fge.config.studies import (
 )
 from fge.config.training import (
     AVERAGE,
+    FINAL_FACTOR,
     METHOD_NAMES,
     PRESETS,
     CycleConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "DATA_NAMES",
     "DEEP_ENSEMBLE",
     "FGE",
+    "FINAL_FACTOR",
     "GROUPS",
     "KEEP_SNAPSHOTS",
     "METHOD_NAMES",

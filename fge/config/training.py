@@ -29,6 +29,8 @@ START_FRACTION = 0.75
 """Where the cycles begin by default, as a part of the budget, if two snapshots fit."""
 AVERAGE = 0.2
 """The last part of a descent over which weights are averaged by default."""
+FINAL_FACTOR = 0.1
+"""The part of the base rate at which a descent ends by default where weights are averaged."""
 METHOD_NAMES = (
     *("single", "average", "fge", "fge-paper", "sse", "swa", "csgld", "ema"),
     *("star", "split", "auto"),
@@ -77,7 +79,7 @@ class CycleConfig(ProbeOptions, TrainingConfig):
     """Members of fge, sse, average, star, split and auto are the mean of the weights over this last
     part of each descent of the learning rate. 0 keeps the last weights, with the schedules of the
     papers. By default 0.2."""
-    final_factor: float = 0.1
+    final_factor: float = FINAL_FACTOR
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from fge.config import (
     DATA_NAMES,
     OOD_NAMES,
+    CompareConfig,
+    ConnectConfig,
+    CurveEnsembleConfig,
     FGEConfig,
+    TrainConfig,
     as_stored,
     check_unchanged,
     keep_settled,
@@ -149,7 +153,7 @@ def test_options_of_one_invocation_are_not_in_the_file(tmp_path: Path) -> None:
 def test_file_holds_schema_command_and_facts(tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", "fge", FGEConfig(), dataset={"train": 9})
     _, content = read_config(tmp_path / "config.json", "fge", FGEConfig)
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["command"] == "fge"
     assert content["dataset"] == {"train": 9}
 
@@ -164,6 +168,44 @@ def test_a_run_from_before_cuda_graphs_had_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"options": {"compile": "on"}}')
     config, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
     assert config == FGEConfig(compile="on", cuda_graphs="off")
+
+
+def read_first_version(folder: Path, command: str, kind: type[Any], **options: Any) -> Any:
+    content = {"schema_version": 1, "command": command, "options": options}
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_config(folder / "config.json", command, kind)[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "old"),
+    [
+        ("fge", FGEConfig, {"average": 0.0}),
+        ("train", TrainConfig, {"average": 0.0}),
+        ("compare", CompareConfig, {"average": 0.0}),
+        ("curve-ensemble", CurveEnsembleConfig, {"first": "G", "second": "G"}),
+    ],
+)
+def test_a_run_from_before_averages_goes_on_as_it_began(
+    tmp_path: Path, command: str, kind: Any, old: dict[str, Any]
+) -> None:
+    begun = read_first_version(tmp_path, command, kind, seed=3, lr=0.1)
+    assert begun == kind(seed=3, lr=0.1, **old)
+    changed = {name: 0.5 if name == "average" else "F" for name in old}
+    with pytest.raises(UserError, match=f"cannot resume with {next(iter(old))} "):
+        check_unchanged(begun, kind(seed=3, lr=0.1, **changed))
+    assert read_first_version(tmp_path, command, kind, **changed) == kind(**changed)
+    write_config(tmp_path / "config.json", command, kind(seed=3, lr=0.1))
+    now, _ = read_config(tmp_path / "config.json", command, kind)
+    assert now == kind(seed=3, lr=0.1)
+    assert now != begun
+
+
+def test_other_options_of_the_first_version_have_the_defaults_of_today(tmp_path: Path) -> None:
+    assert read_first_version(tmp_path, "connect", ConnectConfig, weights=["/a", "/b"]) == (
+        ConnectConfig(weights=(Path("/a"), Path("/b")))
+    )
+    old = FGEConfig(average=0.0)
+    assert (old.cycle_lrs.max_lr, old.cycle_lrs.min_lr) == (0.05, 0.001)  # the papers'
 
 
 def test_option_left_out_of_the_file_has_its_default(tmp_path: Path) -> None:
@@ -258,8 +300,8 @@ def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_of_a_later_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"schema_version": 2, "options": {}}')
-    with pytest.raises(UserError, match="schema_version 2; this program reads up to 1"):
+    (tmp_path / "config.json").write_text('{"schema_version": 3, "options": {}}')
+    with pytest.raises(UserError, match="schema_version 3; this program reads up to 2"):
         read_config(tmp_path / "config.json", "fge", FGEConfig)
 
 
