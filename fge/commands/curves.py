@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,18 +60,32 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     check_kept(config, (config.first_weights, config.second_weights))
     config, setup = prepare(config, "curve-ensemble")
     model = setup.new_model()
-    one, other = config.recipes
-    seconds = [other] if config.strategies == "none" else list(RECIPES)
-    _check_recipes(config, setup.new_model(), [one, *seconds])
+    recipes = config.recipes if config.strategies == "none" else list(RECIPES)
+    _check_recipes(config, setup.new_model(), recipes)
     given = _given_networks(config, model)
     with open_run(config, "curve-ensemble", setup, model, epochs=config.epochs) as run:
-        first = given.get(0) or _train(run, one, 0)
-        pairs = []
-        for name in seconds:
-            second = given.get(1) or _train(run, name, 1)
-            pairs.append(_connect_pair(run, model, (first, second)))
-        _report_ensembles(run, pairs)
+        train_curve_ensemble(run, model, given)
     return run.folder.path
+
+
+def train_curve_ensemble(
+    run: Run[CurveEnsembleConfig], model: nn.Module, given: Mapping[int, Network]
+) -> None:
+    """Train the networks of a run that are not given, connect them, ensemble and report.
+
+    Args:
+        run: the current run.
+        model: the architecture, on the run's device.
+        given: networks from files, by position 0 or 1.
+    """
+    one, other = run.config.recipes
+    seconds = [other] if run.config.strategies == "none" else list(RECIPES)
+    first = given.get(0) or _train(run, one, 0)
+    pairs = []
+    for name in seconds:
+        second = given.get(1) or _train(run, name, 1)
+        pairs.append(_connect_pair(run, model, (first, second)))
+    _report_ensembles(run, pairs)
 
 
 def connect(config: ConnectConfig) -> Path:

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import nn
 
 from fge.commands.averages import Averages, average_snapshots
-from fge.commands.baseline import Beside, read_baseline
+from fge.commands.baseline import Beside, check_own_baseline, read_baseline, train_baseline
 from fge.commands.build import initial_model, make_training
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
@@ -83,13 +83,13 @@ class Trained:
 def fge(config: FGEConfig) -> Path:
     """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder."""
     check_refit(config)
-    check_kept(config, (config.pretrained, config.baseline))
+    check_own_baseline(config)
+    folder = config.baseline if isinstance(config.baseline, Path) else None
+    check_kept(config, (config.pretrained, folder))
     config, setup = prepare(config, "fge")
     model = initial_model(config, setup)
     stages = fge_stages(config)
-    baseline = None
-    if config.baseline:
-        baseline = read_baseline(config.baseline, setup.dataset, config.model)
+    baseline = read_baseline(folder, setup.dataset, config.model) if folder else None
     with open_run(config, "fge", setup, model, epochs=_epochs(stages)) as run:
         recipe = endpoint_recipe(run.config)
         trained = _train(run, model, "fge", recipe, fge_stages(run.config))
@@ -101,8 +101,11 @@ def fge(config: FGEConfig) -> Path:
             refitted = refit(run, trained.training, trained.predictions)
             sections.append(refitted)
             ensembles.append(refitted.results[-1])
+        own = run.config.baseline == "auto"
+        if own:
+            baseline = train_baseline(run)
         if baseline:
-            sections.append(Beside(ensembles, trained.predictions.test, baseline))
+            sections.append(Beside(ensembles, trained.predictions.test, baseline, own=own))
         _report(run, "fge", trained, sections)
     return run.folder.path
 

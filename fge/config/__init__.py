@@ -8,7 +8,9 @@ from fge.config.base import (
     curve_rate_of,
 )
 from fge.config.compare import (
+    CURVE_END_SHARE,
     CURVE_ENSEMBLE,
+    CURVE_POINTS,
     DEEP_ENSEMBLE,
     FGE,
     OF_FGE_RUN,
@@ -63,7 +65,9 @@ from fge.config.training import (
 
 __all__ = [
     "AVERAGE",
+    "CURVE_END_SHARE",
     "CURVE_ENSEMBLE",
+    "CURVE_POINTS",
     "DATA_NAMES",
     "DEEP_ENSEMBLE",
     "FGE",

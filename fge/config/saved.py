@@ -244,7 +244,9 @@ def _typed(hint: Any, value: Any, source: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
-        return _typed(next(a for a in get_args(hint) if a is not type(None)), value, source)
+        kinds = [a for a in get_args(hint) if a is not type(None)]
+        words = [word for kind in kinds[:-1] for word in get_args(kind)]
+        return value if value in words else _typed(kinds[-1], value, source)
     if origin is Literal:
         if value not in get_args(hint):
             raise UserError(f"{source} must be one of {', '.join(get_args(hint))}, got {value!r}")

@@ -41,6 +41,8 @@ PRESETS: dict[str, dict[str, float]] = {"garipov2018": {"average": 0.0, "val_fra
 keeps the last weights of each cycle."""
 
 
+BASELINE_PARTS = 3
+"""The least budget of a curve ensemble: an epoch for each network and one for the fit."""
 _HIGH = 0.5
 """The highest rate of cycles whose members are averages, as a part of the base rate."""
 
@@ -184,8 +186,9 @@ class FGEConfig(PretrainedConfig):
     """Members to take from each curve between its ends, evenly spaced in t."""
     refit_epochs: int | None = field(default=None, metadata=MAY_BE_ADDED)
     """Epochs of each fit. By default half a cycle."""
-    baseline: Path | None = field(default=None, metadata=HOW_TO_RUN)
-    """Folder of a finished curve-ensemble run on the same data and model, to compare with."""
+    baseline: Literal["auto"] | Path | None = field(default=None, metadata=HOW_TO_RUN)
+    """What to compare with: the folder of a finished curve-ensemble run on the same data and model;
+    or auto, which trains one with the same budget, in the folder baseline of this run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,6 +197,20 @@ class FGEConfig(PretrainedConfig):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         if self.pretrained is not None and self.single:
             raise UserError("--single trains from initial weights, --pretrained from given ones")
+        if self.baseline == "auto":
+            self._check_own_baseline()
+
+    def _check_own_baseline(self) -> None:
+        if self.pretrained is not None:
+            raise UserError(
+                "--baseline auto trains two networks from initial weights, got --pretrained "
+                f"{self.pretrained}; give --baseline the folder of a curve-ensemble run"
+            )
+        if self.epochs < BASELINE_PARTS:
+            raise UserError(
+                f"--baseline auto needs epochs >= {BASELINE_PARTS}, one for each of two networks "
+                f"and one for the fit, got {self.epochs}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

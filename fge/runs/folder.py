@@ -27,6 +27,7 @@ _ENTRIES = (  # config.json is removed last, so that after an interruption the f
     "single",
     "networks",
     "curves",
+    "baseline",
     "swa.safetensors",
     "folded.safetensors",
     "predictions",

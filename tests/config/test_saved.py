@@ -44,6 +44,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
     epochs = draw(st.integers((start or 0) + half, 10**6))
     low, high = sorted([draw(rates), draw(st.floats(1e-300, 1e6))])
     pretrained = draw(paths) if start in (None, 0) else None
+    own = st.just("auto") if pretrained is None and epochs >= 3 else st.none()
     return FGEConfig(
         data=draw(texts),
         data_dir=draw(paths),
@@ -81,7 +82,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),
         refit_points=draw(st.integers(1, 50)) if refit else 1,
         refit_epochs=draw(counts) if refit else None,
-        baseline=draw(paths),
+        baseline=draw(paths | own),
     )
 
 
