@@ -61,6 +61,7 @@ from fge.config.training import (
     MethodConfig,
     PretrainedConfig,
     TrainConfig,
+    preset_options,
 )
 
 __all__ = [
@@ -116,6 +117,7 @@ __all__ = [
     "options_of_run",
     "own_code",
     "pairs_of",
+    "preset_options",
     "program",
     "read_config",
     "read_report",

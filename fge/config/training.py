@@ -39,6 +39,31 @@ METHOD_NAMES = (
 PRESETS: dict[str, dict[str, float]] = {"garipov2018": {"average": 0.0, "val_fraction": 0.0}}
 """Options of published settings: of FGE's paper, arXiv 1802.10026, which trains on all images and
 keeps the last weights of each cycle."""
+_OF_MODELS: dict[str, dict[str, dict[str, float]]] = {
+    "garipov2018": {
+        "vgg16": {"cycle_epochs": 2, "weight_decay": 5e-4},
+        "preresnet": {"cycle_epochs": 2, "weight_decay": 3e-4},
+        "wrn28-10": {"cycle_epochs": 2, "weight_decay": 5e-4},
+    }
+}
+"""What a preset has for models whose names begin so: the reference implementation's commands for
+CIFAR-100. The rates there are the models' own by default."""
+
+
+def preset_options(name: str, model: str) -> dict[str, float]:
+    """Return the options of a preset for a model.
+
+    >>> preset_options("garipov2018", "preresnet164")
+    {'average': 0.0, 'val_fraction': 0.0, 'cycle_epochs': 2, 'weight_decay': 0.0003}
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    models = _OF_MODELS.get(name, {})
+    own = next((models[start] for start in models if model.startswith(start)), {})
+    return {**PRESETS[name], **own}
 
 
 BASELINE_PARTS = 3
@@ -175,8 +200,8 @@ class FGEConfig(PretrainedConfig):
 
     group: ClassVar[str] = "ensemble"
     preset: Literal["garipov2018"] | None = field(default=None, metadata=THIS_INVOCATION)
-    """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0. Options on
-    the command line override it."""
+    """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0, and cycles
+    and weight decay of the paper's models. Options on the command line override it."""
     single: bool = False
     """Also train single networks with the same budget: a conventional one, which with --average 0
     shares the first part of the run, and without it an averaged one too."""
