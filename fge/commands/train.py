@@ -14,7 +14,7 @@ from fge.commands.baseline import Beside, check_own_baseline, read_baseline, tra
 from fge.commands.build import initial_model, make_training
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig
+from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError
 from fge.networks import state_bytes
@@ -23,6 +23,7 @@ from fge.report import (
     PREDICTIONS,
     UNITS,
     MethodResult,
+    Published,
     ReportBuilder,
     Table,
     add_reliability,
@@ -32,6 +33,7 @@ from fge.report import (
     ensemble_results,
     find_dynamics,
     ood_tables,
+    published_for,
     splits_note,
     table_rows,
     verdict,
@@ -106,7 +108,10 @@ def fge(config: FGEConfig) -> Path:
             baseline = train_baseline(run)
         if baseline:
             sections.append(Beside(ensembles, trained.predictions.test, baseline, own=own))
-        _report(run, "fge", trained, sections)
+        published = None
+        if baseline is None:
+            published = published_for(to_options(run.config), run.dataset.fingerprint)
+        _report(run, "fge", trained, sections, published)
     return run.folder.path
 
 
@@ -205,20 +210,34 @@ def _train(
 
 
 def _report(
-    run: Run[CycleConfig], name: str, trained: Trained, more: Sequence[Section] = ()
+    run: Run[CycleConfig],
+    name: str,
+    trained: Trained,
+    more: Sequence[Section] = (),
+    published: Published | None = None,
 ) -> None:
-    """Write the report of a method, with more sections between its averages and its dynamics."""
+    """Write the report of a method, with more sections between its averages and its dynamics.
+
+    A ``published`` baseline is shown, but is no method of the run.
+    """
     report, test = run.report, trained.predictions.test
     sections: list[Section] = [trained.averages, *more]
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
-    report.table(Table("Results on the test set", *table_rows(lines), note=_note(run, lines)))
+    headings, rows = table_rows(lines)
+    note = _note(run, lines)
+    if published:
+        rows, note = [*rows, published.row], f"{note} {published.note}"
+    report.table(Table("Results on the test set", headings, rows, note=note))
     report.table(*ood_tables(lines, run.dataset))
     report.facts(methods=as_methods(lines))
     report.files.append(PREDICTIONS)
     add_training(report, trained.training, trained.recipe)
     for section in sections:
         section.add_to(report)
+    if published:
+        report.say(published.sentence)
+        report.facts(published_baseline=published.facts)
     if dynamics := find_dynamics(trained.training, trained.recipe):
         dynamics.add_to(report)
     add_reliability(report, lines, test)

@@ -86,6 +86,7 @@ from fge.report.predictions import (
     predictions_verdict,
     uncertain_table,
 )
+from fge.report.published import Published, published_for
 from fge.report.render_interactive import (
     Plot,
     plot_of,
@@ -132,6 +133,7 @@ __all__ = [
     "Panel",
     "PlaneChart",
     "Plot",
+    "Published",
     "ReliabilityBins",
     "ReportBuilder",
     "Section",
@@ -180,6 +182,7 @@ __all__ = [
     "plane_verdict",
     "plot_of",
     "predictions_verdict",
+    "published_for",
     "reliability_chart",
     "run_facts",
     "save_figure",
