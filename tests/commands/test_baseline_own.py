@@ -21,10 +21,11 @@ from curve_runs import (
     run,
 )
 
+import fge.commands.baseline
 from fge.commands.baseline import baseline_config
 from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig
 from fge.config.base import saved_fields
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
 EPOCHS, END, FIT = 6, 2, 2
@@ -200,3 +201,23 @@ def test_the_options_shared_with_the_baseline_are_all_that_it_has_in_common() ->
 
 def test_a_folder_called_auto_is_given_as_a_path() -> None:
     assert FGEConfig(baseline=Path("auto")).baseline != "auto"
+
+
+def test_a_baseline_that_diverges_is_named_and_can_be_left_out(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergenceError("network average-1: the loss is not finite")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(fge.commands.baseline, "train_curve_ensemble", diverge)
+        result = run(flags("fge", fge_job(data, folder)))
+    assert (result.code, result.message) == (
+        3,
+        "baseline: network average-1: the loss is not finite; --resume --baseline None reports the "
+        "run without it",
+    )
+    assert not (folder / "report.json").exists()
+    assert run(["fge", "--out", str(folder), "--resume", "--baseline", "None"]).code == 0
+    assert "baseline" not in report(folder)
