@@ -40,6 +40,8 @@ def networks(seed: int, epochs: int, out: Path, speed: dict[str, Any]) -> tuple[
                 epochs=epochs,
                 curve_epochs=1,
                 eval_points=3,
+                first="G",
+                second="G",
                 seed=seed,
                 resume=(folder / "config.json").exists(),
                 **speed,

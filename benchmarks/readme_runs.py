@@ -37,7 +37,7 @@ def commands(out: Path) -> dict[str, list[str]]:
     pair = str(out / "pair")
     return {
         "default": ["fge", "--sharpness-every", "5"],
-        "pair": ["curve-ensemble"],
+        "pair": ["curve-ensemble", "--first", "G", "--second", "G"],
         "plane": ["plane", "--run", pair, "--resolution", "13"],
         "refit": ["fge", "--refit", "bezier", "--baseline", pair],
     }

@@ -1,4 +1,4 @@
-"""Comparing a run with a finished curve-ensemble run on the same test set."""
+"""Comparing a run with a curve-ensemble run on the same test set, a finished one or its own."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fge.config import read_report
+from fge.commands.curves import train_curve_ensemble
+from fge.commands.run import Run, open_part
+from fge.config import (
+    CURVE_END_SHARE,
+    CURVE_POINTS,
+    CurveEnsembleConfig,
+    FGEConfig,
+    options_for,
+    read_report,
+)
 from fge.data import Dataset
 from fge.ensemble import PredictionFile
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 from fge.metrics import paired_difference
-from fge.report import MethodResult, ReportBuilder, Table, table_rows
+from fge.observer import counted
+from fge.parallel import started_processes
+from fge.report import MethodResult, ReportBuilder, Table, as_methods, table_rows
 
 _METHODS = ("ends", "curve")
+FOLDER = "baseline"
+"""Where a run keeps the baseline that it trains itself."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Beside:
     ensembles: Sequence[MethodResult]
     test: PredictionFile
     baseline: BaselineRun
+    own: bool = False
     results: Sequence[MethodResult] = ()
 
     def add_to(self, report: ReportBuilder) -> None:
@@ -79,6 +93,67 @@ class Beside:
         table, sentence = beside_baseline(self.ensembles, self.test, self.baseline)
         report.table(table)
         report.say(sentence)
+        if self.own:
+            lines = [self.baseline.ends, self.baseline.curve]
+            report.facts(baseline={"folder": FOLDER, "methods": as_methods(lines)})
+            report.files.append(f"{FOLDER}/report.html")
+            report.say(
+                f"--baseline auto trained that ensemble here, in {FOLDER}: "
+                f"{counted(self.baseline.curve.train_epochs, 'epoch')} beside those of this run."
+            )
+
+
+def check_own_baseline(config: FGEConfig) -> None:
+    """Refuse to train a baseline in several processes.
+
+    Raises:
+        UserError: naming what to do instead.
+    """
+    size = started_processes()
+    if config.baseline == "auto" and size > 1:
+        raise UserError(
+            f"--baseline auto trains in one process, got {size}; run curve-ensemble by itself and "
+            "give --baseline its folder"
+        )
+
+
+def train_baseline(run: Run[FGEConfig]) -> BaselineRun:
+    """Train the curve ensemble that has the budget of a run, or continue it; return what it found.
+
+    It is a run of its own in the run's folder ``baseline``, with the networks, shares of the budget
+    and points that ``compare`` takes.
+
+    Raises:
+        DivergenceError: saying that it was the baseline; the run itself is trained.
+    """
+    config = baseline_config(run.config)
+    epochs, fit = counted(config.epochs, "epoch"), counted(config.fit_epochs, "epoch")
+    run.observer.note(f"baseline: two networks of {epochs} each and a fit of {fit}, in {FOLDER}")
+    model = run.setup.new_model()
+    try:
+        with open_part(run, FOLDER, config, "curve-ensemble", model) as part:
+            train_curve_ensemble(part, model, {})
+    except DivergenceError as error:
+        raise DivergenceError(
+            f"baseline: {error}; --resume --baseline None reports the run without it"
+        ) from None
+    return read_baseline(part.folder.path, run.dataset, run.config.model)
+
+
+def baseline_config(config: FGEConfig) -> CurveEnsembleConfig:
+    """Return the options of the curve ensemble with the budget of a run, as ``compare`` has it."""
+    end = max(1, int(CURVE_END_SHARE * config.epochs))
+    recipe: Any = "average" if config.average_part > 0 else "endpoint"
+    return options_for(
+        CurveEnsembleConfig,
+        config,
+        epochs=end,
+        curve_epochs=config.epochs - 2 * end,
+        first=recipe,
+        second=recipe,
+        eval_points=CURVE_POINTS,
+        ensemble_points=CURVE_POINTS,
+    )
 
 
 def _line(method: dict[str, Any]) -> MethodResult:

@@ -12,7 +12,7 @@ import re
 import select
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,6 +31,7 @@ from fge.config import (
     TrainConfig,
     check_import,
     options_of_run,
+    preset_options,
     read_config,
 )
 from fge.errors import (
@@ -140,6 +141,9 @@ def _without_unused(command: str, kind: type[CommandConfig], arguments: list[str
 def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     """Parse options over those of ``--config``, of the run to ``--resume``, or of ``--run``."""
     source = _last_value(arguments, "--config")
+    preset = _last_value(arguments, "--preset") if kind is FGEConfig else None
+    if source is not None and preset is not None:
+        raise UserError("give --preset or --config, not both")
     out = _last_value(arguments, "--out")
     studied = _last_value(arguments, "--run") if issubclass(kind, StudyConfig) else None
     if source is not None and studied is not None:
@@ -152,14 +156,24 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
             )
         source = str(saved)
     if source is None and studied is None:
-        return _parse(command, kind, arguments)
+        base = None if preset is None else _with_preset(kind(), preset, arguments)
+        return _parse(command, kind, arguments, default=base)
     if source is not None:
         base, _ = read_config(Path(source), command, kind)
     else:
         base, source = _of_run(kind, Path(str(studied)))
+    if preset is not None:
+        base = _with_preset(base, preset, arguments)
     merged = _parse(command, kind, arguments, default=base)
     _check_imports(merged, arguments, source)
     return merged
+
+
+def _with_preset(base: C, preset: str, arguments: list[str]) -> C:
+    """Return the options with those of a preset for the model that is asked for."""
+    model = _last_value(arguments, "--model") or base.model
+    options: dict[str, Any] = preset_options(preset, model)
+    return replace(base, **options)
 
 
 def _check_imports(config: CommandConfig, arguments: list[str], source: object) -> None:

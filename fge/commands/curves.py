@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +41,14 @@ from fge.report import (
     table_rows,
     with_ood,
 )
-from fge.train import RECIPES, Recipe, endpoint_recipe, recipe, scale_initialisation
+from fge.train import RECIPES, Recipe, average_recipe, endpoint_recipe, recipe, scale_initialisation
 
 _CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
 _ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
-    "Each network on a path has its own batch-norm statistics, estimated on training images "
-    "(refresh_images in report.json counts them); `ends` keep the statistics of their training. "
+    "Networks on paths and means of weights have their own batch-norm statistics, estimated on "
+    "training images (refresh_images in report.json counts them); other networks keep the "
+    "statistics of their training. "
     "probe_images counts the images that measured the paths."
 )
 _UNKNOWN_COST = " A network from a file counts as 0 epochs: its training is unknown."
@@ -59,17 +60,32 @@ def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     check_kept(config, (config.first_weights, config.second_weights))
     config, setup = prepare(config, "curve-ensemble")
     model = setup.new_model()
-    seconds = [config.second] if config.strategies == "none" else list(RECIPES)
-    _check_recipes(config, setup.new_model(), [config.first, *seconds])
+    recipes = config.recipes if config.strategies == "none" else list(RECIPES)
+    _check_recipes(config, setup.new_model(), recipes)
     given = _given_networks(config, model)
     with open_run(config, "curve-ensemble", setup, model, epochs=config.epochs) as run:
-        first = given.get(0) or _train(run, config.first, 0)
-        pairs = []
-        for name in seconds:
-            second = given.get(1) or _train(run, name, 1)
-            pairs.append(_connect_pair(run, model, (first, second)))
-        _report_ensembles(run, pairs)
+        train_curve_ensemble(run, model, given)
     return run.folder.path
+
+
+def train_curve_ensemble(
+    run: Run[CurveEnsembleConfig], model: nn.Module, given: Mapping[int, Network]
+) -> None:
+    """Train the networks of a run that are not given, connect them, ensemble and report.
+
+    Args:
+        run: the current run.
+        model: the architecture, on the run's device.
+        given: networks from files, by position 0 or 1.
+    """
+    one, other = run.config.recipes
+    seconds = [other] if run.config.strategies == "none" else list(RECIPES)
+    first = given.get(0) or _train(run, one, 0)
+    pairs = []
+    for name in seconds:
+        second = given.get(1) or _train(run, name, 1)
+        pairs.append(_connect_pair(run, model, (first, second)))
+    _report_ensembles(run, pairs)
 
 
 def connect(config: ConnectConfig) -> Path:
@@ -133,6 +149,8 @@ def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
 def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
     if name == "endpoint":
         return endpoint_recipe(config)
+    if name == "average":
+        return average_recipe(config)
     options = {
         "A": {"large_batch_lr": config.large_batch_lr},
         "B": {"adam_lr": config.adam_lr},

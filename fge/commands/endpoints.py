@@ -24,13 +24,15 @@ from fge.train import Learner, Recipe, Speed, recipe_stages, scale_initialisatio
 class Network:
     """A trained network: its name, state dict and cost (0 if unknown).
 
-    The cost is the training epochs and the validation images passed forward.
+    The cost is the training epochs, and the images passed forward for validation and for the
+    batch-norm statistics of an average.
     """
 
     name: str
     state: Mapping[str, Tensor]
     train_epochs: int
     validation_images: int = 0
+    refresh_images: int = 0
 
     def vector(self, model: nn.Module) -> Tensor:
         """Return the weights (P,), canonical, on the model's device."""
@@ -83,8 +85,8 @@ def train_network(
         training.run()
     except DivergenceError as error:
         raise DivergenceError(f"network {name}: {error}") from None
-    validated = training.snapshot_costs("network")[0]["validation_images"]
-    return Network(name, store[0], epochs, validated)
+    cost = training.snapshot_costs("network")[0]
+    return Network(name, store[0], epochs, cost["validation_images"], cost["refresh_images"])
 
 
 def read_network(path: Path, name: str, model: nn.Module) -> Network:

@@ -436,10 +436,13 @@ def ensemble_results(
     first, second = networks
     epochs = first.train_epochs + second.train_epochs
     fitted = epochs + study.plan.epochs
-    both = first.validation_images + second.validation_images
 
     def line(
-        name: str, members: Sequence[str], used: int, refreshed: int = 0, validated: int = both
+        name: str,
+        members: Sequence[str],
+        used: int,
+        refreshed: int = 0,
+        of: Sequence[Network] = networks,
     ) -> MethodResult:
         return method_result(
             name,
@@ -447,8 +450,8 @@ def ensemble_results(
             members,
             train_epochs=used,
             weight_bytes=weight_bytes,
-            refresh_images=refreshed * study.refresh_images,
-            validation_images=validated,
+            refresh_images=refreshed * study.refresh_images + sum(n.refresh_images for n in of),
+            validation_images=sum(n.validation_images for n in of),
         )
 
     def along(path: str, ts: Sequence[float]) -> list[str]:
@@ -458,7 +461,7 @@ def ensemble_results(
     ts = member_ts(points)
     return [
         *(
-            line(name, [n.name], n.train_epochs, validated=n.validation_images)
+            line(name, [n.name], n.train_epochs, of=[n])
             for name, n in (("network-1", first), ("network-2", second))
         ),
         line("ends", [first.name, second.name], epochs),

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -220,6 +220,41 @@ def open_run(
         seconds = time.perf_counter() - started
         folder.timing({"event": "end", "seconds": round(seconds, 2)})
         observer.note(f"{seconds:.0f} s; report: {folder.path / 'report.html'}")
+
+
+@contextmanager
+def open_part(
+    run: Run[Any], name: str, config: C, command: str, model: nn.Module
+) -> Iterator[Run[C]]:
+    """Open a whole run in a folder of another one, or continue the one that was interrupted there.
+
+    It is shown with the other run, and has its data, speed and device.
+
+    Args:
+        run: the other run, in one process.
+        name: of the folder in that run's.
+        config: the options; where they say how to run, they are settled.
+        command: its name.
+        model: moved to the run's device.
+    """
+    out = run.folder.path / name
+    begun = (out / "config.json").is_file()
+    config = replace(config, out=out, resume=begun, overwrite=False, config=None)
+    config, facts = _resumed(config, command, run.ranks)
+    _check_images(config, run.dataset, facts)
+    config = settle_options(config, run.dataset)
+    folder = open_run_folder(out, command, resume=begun, overwrite=False)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        observer = run.observer
+        if _wants_tensorboard(config):
+            observer = Observers(observer, stack.enter_context(TensorBoardObserver(out)))
+        setup = Setup.of(config, run.dataset)
+        report = ReportBuilder(folder, figure_format=config.figure_format)
+        draft = Run(command, config, setup, folder, observer, {}, run.ranks, report)
+        yield _begin(draft, model, 0, {})
+    seconds = time.perf_counter() - started
+    folder.timing({"event": "end", "seconds": round(seconds, 2)})
 
 
 def _open_folder(config: CommandConfig, command: str, ranks: Ranks) -> RunFolder:

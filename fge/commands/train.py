@@ -10,12 +10,12 @@ from typing import Protocol
 from torch import nn
 
 from fge.commands.averages import average_snapshots
-from fge.commands.baseline import Beside, read_baseline
+from fge.commands.baseline import Beside, check_own_baseline, read_baseline, train_baseline
 from fge.commands.build import initial_model, make_training
 from fge.commands.distill import distill
 from fge.commands.refit import check_refit, refit
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig
+from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.networks import state_bytes
@@ -24,6 +24,7 @@ from fge.report import (
     PREDICTIONS,
     UNITS,
     MethodResult,
+    Published,
     ReportBuilder,
     Table,
     add_reliability,
@@ -34,6 +35,7 @@ from fge.report import (
     find_dynamics,
     ood_tables,
     plan_section,
+    published_for,
     regime_section,
     splits_note,
     table_rows,
@@ -88,13 +90,13 @@ class Trained:
 def fge(config: FGEConfig) -> Path:
     """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder."""
     check_refit(config)
-    check_kept(config, (config.pretrained, config.baseline))
+    check_own_baseline(config)
+    folder = config.baseline if isinstance(config.baseline, Path) else None
+    check_kept(config, (config.pretrained, folder))
     config, setup = prepare(config, "fge")
     model = initial_model(config, setup)
     stages = fge_stages(config)
-    baseline = None
-    if config.baseline:
-        baseline = read_baseline(config.baseline, setup.dataset, config.model)
+    baseline = read_baseline(folder, setup.dataset, config.model) if folder else None
     with open_run(config, "fge", setup, model, epochs=_epochs(stages)) as run:
         recipe = endpoint_recipe(run.config)
         trained = _train(run, model, "fge", recipe, fge_stages(run.config))
@@ -106,9 +108,15 @@ def fge(config: FGEConfig) -> Path:
             refitted = refit(run, trained.training, trained.predictions.plain)
             sections.append(refitted)
             ensembles.append(refitted.results[-1])
+        own = run.config.baseline == "auto"
+        if own:
+            baseline = train_baseline(run)
         if baseline:
-            sections.append(Beside(ensembles, trained.predictions.test, baseline))
-        _report(run, "fge", trained, sections)
+            sections.append(Beside(ensembles, trained.predictions.test, baseline, own=own))
+        published = None
+        if baseline is None:
+            published = published_for(to_options(run.config), run.dataset.fingerprint)
+        _report(run, "fge", trained, sections, published)
     return run.folder.path
 
 
@@ -250,15 +258,26 @@ def _assess(
 
 
 def _report(
-    run: Run[CycleConfig], name: str, trained: Trained, more: Sequence[Section] = ()
+    run: Run[CycleConfig],
+    name: str,
+    trained: Trained,
+    more: Sequence[Section] = (),
+    published: Published | None = None,
 ) -> None:
-    """Write the report of a method, with more sections between its averages and its dynamics."""
+    """Write the report of a method, with more sections between its averages and its dynamics.
+
+    A ``published`` baseline is shown, but is no method of the run.
+    """
     report, test = run.report, trained.predictions.test
     sections: list[Section] = [*trained.sections, *more]
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
     viewed = with_views(lines, trained.predictions)
-    report.table(Table("Results on the test set", *table_rows(viewed), note=_note(run, lines)))
+    headings, rows = table_rows(viewed)
+    note = _note(run, lines)
+    if published:
+        rows, note = [*rows, published.row], f"{note} {published.note}"
+    report.table(Table("Results on the test set", headings, rows, note=note))
     report.table(*ood_tables(lines, run.dataset))
     report.facts(methods=as_methods(viewed))
     report.files.append(PREDICTIONS)
@@ -267,6 +286,9 @@ def _report(
     add_training(report, trained.training, trained.recipe)
     for section in sections:
         section.add_to(report)
+    if published:
+        report.say(published.sentence)
+        report.facts(published_baseline=published.facts)
     if dynamics := find_dynamics(trained.training, trained.recipe):
         dynamics.add_to(report)
     add_reliability(report, lines, test)

@@ -11,7 +11,9 @@ from urllib.parse import quote
 from fge.compare.cells import Cell, cell_name
 from fge.config import (
     AVERAGED,
+    CURVE_END_SHARE,
     CURVE_ENSEMBLE,
+    CURVE_POINTS,
     DEEP_ENSEMBLE,
     DEEP_ENSEMBLE_AVERAGED,
     FGE,
@@ -30,10 +32,6 @@ from fge.config import (
 from fge.seeds import derive_seed
 from fge.train import find_method
 
-_EVAL_POINTS = 5
-"""Points measured along a curve: no more than its ensemble has members."""
-_END_SHARE = 0.4
-"""The part of a budget that each network of a curve ensemble takes; the fit takes the rest."""
 _LONGER = (SINGLE, AVERAGED, "auto")
 """Methods of one run that train for k times as long at k budgets; the others pool k runs."""
 
@@ -295,20 +293,21 @@ class Plan:
 
     def _curve(self, budget: int, seed: int) -> Job:
         total = budget * self.config.epochs
-        end = max(1, int(_END_SHARE * total))
+        end = max(1, int(CURVE_END_SHARE * total))
         return self._curve_job(f"curve-e{total}-s{seed}", end, total - 2 * end, seed)
 
     def _curve_job(self, name: str, end: int, fit: int, seed: int, **own: Any) -> Job:
+        recipe: Any = "average" if self.config.average_part > 0 else "endpoint"
         config = options_for(
             CurveEnsembleConfig,
             self.config,
             epochs=end,
             curve_epochs=fit,
             seed=seed,
-            first="endpoint",
-            second="endpoint",
-            eval_points=_EVAL_POINTS,
-            ensemble_points=_EVAL_POINTS,
+            first=recipe,
+            second=recipe,
+            eval_points=CURVE_POINTS,
+            ensemble_points=CURVE_POINTS,
         )
         return Job(name, "curve-ensemble", replace(config, **own), ("curve",), 2 * end + fit)
 

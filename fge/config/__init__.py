@@ -12,7 +12,9 @@ from fge.config.base import (
 )
 from fge.config.compare import (
     AVERAGED,
+    CURVE_END_SHARE,
     CURVE_ENSEMBLE,
+    CURVE_POINTS,
     DEEP_ENSEMBLE,
     DEEP_ENSEMBLE_AVERAGED,
     FGE,
@@ -58,6 +60,7 @@ from fge.config.studies import (
 )
 from fge.config.training import (
     AVERAGE,
+    FINAL_FACTOR,
     METHOD_NAMES,
     PRESETS,
     CycleConfig,
@@ -65,16 +68,20 @@ from fge.config.training import (
     MethodConfig,
     PretrainedConfig,
     TrainConfig,
+    preset_options,
 )
 
 __all__ = [
     "AVERAGE",
     "AVERAGED",
+    "CURVE_END_SHARE",
     "CURVE_ENSEMBLE",
+    "CURVE_POINTS",
     "DATA_NAMES",
     "DEEP_ENSEMBLE",
     "DEEP_ENSEMBLE_AVERAGED",
     "FGE",
+    "FINAL_FACTOR",
     "GROUPS",
     "KEEP_SNAPSHOTS",
     "METHOD_NAMES",
@@ -123,6 +130,7 @@ __all__ = [
     "options_of_run",
     "own_code",
     "pairs_of",
+    "preset_options",
     "program",
     "read_config",
     "read_report",

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 from fge.config.base import HOW_TO_RUN, without_views
 from fge.config.invocation import is_factory
 from fge.config.options import RunConfig
-from fge.config.training import METHOD_NAMES, CycleConfig, MethodConfig
+from fge.config.training import BASELINE_PARTS, METHOD_NAMES, CycleConfig, MethodConfig
 from fge.errors import UserError, check_at_least, unknown
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
@@ -100,7 +100,7 @@ class CompareConfig(MethodConfig):
         elif method == "deep-ensemble":
             needed = self.split
         elif method == "curve-ensemble":
-            needed = _CURVE_PARTS
+            needed = BASELINE_PARTS
         else:
             self.check_method("fge" if method in OF_SEVERAL_RUNS else method)
         if self.epochs < needed:
@@ -114,13 +114,15 @@ class CompareConfig(MethodConfig):
         return range(self.seed, self.seed + self.seeds)
 
 
-_CURVE_PARTS = 3
-"""The smallest budget of a curve ensemble: an epoch for each network and one for the fit."""
+CURVE_END_SHARE = 0.4
+"""The part of a budget that each network of a curve ensemble takes; the fit takes the rest."""
+CURVE_POINTS = 5
+"""Points measured along a curve that is compared: no more than its ensemble has members."""
 
 
-def options_for(kind: type[C], config: CompareConfig, **changed: object) -> C:
-    """Return options of another command with the values of a comparison's common options."""
-    names = {f.name for f in fields(CompareConfig)}
+def options_for(kind: type[C], config: RunConfig, **changed: object) -> C:
+    """Return options of another command with the values that a comparison or run shares with it."""
+    names = {f.name for f in fields(config)}
     shared = {f.name: getattr(config, f.name) for f in fields(kind) if f.name in names}
     return kind(**{**shared, **changed})
 

@@ -16,7 +16,7 @@ G_DECAY = 5e-4
 """Weight decay of recipe G; that of recipe D must be below it."""
 
 Family = Literal["bezier", "polychain"]
-RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint"]
+RecipeName = Literal["G", "A", "B", "C", "D", "E", "F", "endpoint", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,11 @@ class PairOptions(Options):
     """Which two networks are connected."""
 
     group: ClassVar[str] = "networks"
-    first: RecipeName = "G"
-    """Recipe of the first network: G or A to F (arXiv 1806.06977), or endpoint, the conventional
-    training of the fge command."""
-    second: RecipeName = "G"
+    first: RecipeName = "average"
+    """Recipe of the first network: average, the mean of the weights over the last 20 % of a linear
+    descent; endpoint, conventional training; G or A to F (arXiv 1806.06977). G with --strategies
+    all."""
+    second: RecipeName = "average"
     """Recipe of the second network, which has another seed."""
     first_weights: Path | None = None
     """Weights file (.safetensors, or a .pt state dict) to take as the first network."""
@@ -121,18 +122,24 @@ class PairOptions(Options):
         if self.strategies == "all" and any(given):
             raise UserError("--strategies all trains its networks; leave out the weights files")
 
+    @property
+    def recipes(self) -> tuple[RecipeName, RecipeName]:
+        """The recipes of the two networks, or of the first two of all strategies."""
+        return ("G", "G") if self.strategies == "all" else (self.first, self.second)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CurveEnsembleConfig(CurveConfig, PairOptions, TrainingConfig):
     """Train two networks, connect them by a curve of low loss and ensemble along it.
 
-    Batch size, momentum and weight decay are those of the fit and of the recipe endpoint. The
-    recipes G and A to F have their own.
+    Batch size, momentum and weight decay are those of the fit and of the recipes average and
+    endpoint. The recipes G and A to F have their own.
     """
 
     group: ClassVar[str] = "curve"
     lr: float | None = None
-    """Learning rate of the recipe endpoint alone. By default the one that suits the model."""
+    """Learning rate of the recipes average and endpoint. By default the one that suits the
+    model."""
     curve_epochs: int | None = None
     """Epochs of the fit. By default half of --epochs."""
     ensemble_points: int = 5
@@ -176,6 +183,10 @@ _RECIPE_OF = {
 }
 
 
+_DEFAULTS = ("average", "G")
+"""Recipes that are no wish where they cannot be used: the default of today, and the first one."""
+
+
 def check_used(config: CurveEnsembleConfig) -> None:
     """Refuse options that no training of the command would use.
 
@@ -184,27 +195,29 @@ def check_used(config: CurveEnsembleConfig) -> None:
     """
     # A config file holds the learning rate that was chosen if the option was not given.
     given_lr = config.lr if not config.resume and config.config is None else None
-    sides: dict[str, tuple[str, Path | None]] = {
-        "first": (config.first, config.first_weights),
-        "second": (config.second, config.second_weights),
-    }
-    for side, (name, weights) in sides.items():
-        if name != "G" and config.strategies == "all":
+    given = {"first": config.first, "second": config.second}
+    weights = {"first": config.first_weights, "second": config.second_weights}
+    for side, name in given.items():
+        if name in _DEFAULTS:
+            continue
+        if config.strategies == "all":
             raise UserError(f"--strategies all sets the recipes itself; leave out --{side} {name}")
-        if name != "G" and weights is not None:
+        if weights[side] is not None:
             raise UserError(f"--{side} {name} is not used: --{side}-weights gives that network")
-    used = {name for name, weights in sides.values() if weights is None}
+    used: set[str] = {
+        n for n, side in zip(config.recipes, weights, strict=True) if weights[side] is None
+    }
     if config.strategies == "all":
         used = {"G", *_RECIPE_OF.values()}
-    if given_lr is not None and "endpoint" not in used:
+    if given_lr is not None and not used & {"average", "endpoint"}:
         raise UserError(
-            f"--lr {given_lr:g} sets the rate of the recipe endpoint, which is not used; "
-            "G and A to F have their own rates, and --curve-lr sets that of the fit"
+            f"--lr {given_lr:g} sets the rate of the recipes average and endpoint, which are not "
+            "used; G and A to F have their own rates, and --curve-lr sets that of the fit"
         )
-    for option, name in _RECIPE_OF.items():
-        if getattr(config, option) is not None and name not in used:
+    for option, recipe in _RECIPE_OF.items():
+        if getattr(config, option) is not None and recipe not in used:
             raise UserError(
-                f"--{option.replace('_', '-')} is an option of recipe {name}, which is not used; "
+                f"--{option.replace('_', '-')} is an option of recipe {recipe}, which is not used; "
                 "leave it out"
             )
 

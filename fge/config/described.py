@@ -66,7 +66,8 @@ def _flags(name: str, hint: Any, *, positional: bool) -> str:
 
 def _metavar(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not type(None))
+        *words, last = (part for part in get_args(hint) if part is not type(None))
+        return "|".join([word for part in words for word in get_args(part)] + [_metavar(last)])
     if get_origin(hint) is Literal:
         return "{" + ",".join(get_args(hint)) + "}"
     if get_origin(hint) is tuple:

@@ -29,7 +29,12 @@ _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 KEEP_SNAPSHOTS = ("fge", "train")
 """Commands whose runs keep snapshots; the other runs keep networks and curves."""
-SCHEMA_VERSION = 1
+CONFIG_VERSION = 2
+"""``schema_version`` of config files."""
+REPORT_VERSION = 1
+"""``schema_version`` of reports."""
+_IN_VERSION_1: dict[str, Any] = {"average": 0.0, "first": "G", "second": "G"}
+"""What runs did by default when there was no option for it yet, or its default was another."""
 C = TypeVar("C", bound=CommandConfig)
 S = TypeVar("S", bound=StudyConfig)
 
@@ -63,7 +68,7 @@ def write_config(path: Path, command: str, config: CommandConfig, **facts: Any) 
     write_json(
         path,
         {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": CONFIG_VERSION,
             "command": command,
             "options": to_options(config),
             **facts,
@@ -81,7 +86,7 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     if not path.is_file():
         raise UserError(f"no config file {path}")
     content = _read_content(path)
-    options = _options(content, path)
+    options = _options(content, path, kind)
     if content.get("command", command) != command:
         raise UserError(f"{path} belongs to the command {content['command']!r}, not {command!r}")
     return from_options(kind, options, path), content
@@ -146,7 +151,8 @@ def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
         raise UserError(
             f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
         )
-    return command, from_options(RUN_KINDS[command], _options(content, file), file), content
+    kind = RUN_KINDS[command]
+    return command, from_options(kind, _options(content, file, kind), file), content
 
 
 def options_of_run(kind: type[S], folder: Path) -> S:
@@ -195,11 +201,11 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("schema_version", SCHEMA_VERSION)
+        version = content.get("schema_version", REPORT_VERSION)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} {damaged}: {type(error).__name__} {error}") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}; this program reads {SCHEMA_VERSION}")
+    if version != REPORT_VERSION:
+        raise UserError(f"{path} has schema_version {version}; this program reads {REPORT_VERSION}")
     return content
 
 
@@ -211,15 +217,23 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
 
 
-def _options(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the options in the content of a ``config.json``, after checking its schema."""
+def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> dict[str, Any]:
+    """Return the options among the content of a ``config.json``, if this program can read it.
+
+    Options that an older file lacks are what runs did then.
+    """
     try:
         options = dict(content["options"])
-        version = int(content.get("schema_version", SCHEMA_VERSION))
+        version = int(content.get("schema_version", CONFIG_VERSION))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
-    if version > SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {version}; this program reads up to 1")
+    if version > CONFIG_VERSION:
+        raise UserError(
+            f"{path} has schema_version {version}; this program reads up to {CONFIG_VERSION}"
+        )
+    if version < CONFIG_VERSION:
+        known = saved_fields(kind)
+        options = {**{n: v for n, v in _IN_VERSION_1.items() if n in known}, **options}
     if options.get("compile", "auto") != "auto":
         options.setdefault("cuda_graphs", "off")  # the run is older than the option
     return options
@@ -231,7 +245,9 @@ def _typed(hint: Any, value: Any, source: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
-        return _typed(next(a for a in get_args(hint) if a is not type(None)), value, source)
+        kinds = [a for a in get_args(hint) if a is not type(None)]
+        words = [word for kind in kinds[:-1] for word in get_args(kind)]
+        return value if value in words else _typed(kinds[-1], value, source)
     if origin is Literal:
         if value not in get_args(hint):
             raise UserError(f"{source} must be one of {', '.join(get_args(hint))}, got {value!r}")

@@ -29,6 +29,8 @@ START_FRACTION = 0.75
 """Where the cycles begin by default, as a part of the budget, if two snapshots fit."""
 AVERAGE = 0.2
 """The last part of a descent over which weights are averaged by default."""
+FINAL_FACTOR = 0.05
+"""The part of the base rate at which a descent ends by default where weights are averaged."""
 METHOD_NAMES = (
     *("single", "average", "fge", "fge-paper", "sse", "swa", "csgld", "ema"),
     *("star", "split", "auto"),
@@ -37,8 +39,35 @@ METHOD_NAMES = (
 PRESETS: dict[str, dict[str, float]] = {"garipov2018": {"average": 0.0, "val_fraction": 0.0}}
 """Options of published settings: of FGE's paper, arXiv 1802.10026, which trains on all images and
 keeps the last weights of each cycle."""
+_OF_MODELS: dict[str, dict[str, dict[str, float]]] = {
+    "garipov2018": {
+        "vgg16": {"cycle_epochs": 2, "weight_decay": 5e-4},
+        "preresnet": {"cycle_epochs": 2, "weight_decay": 3e-4},
+        "wrn28-10": {"cycle_epochs": 2, "weight_decay": 5e-4},
+    }
+}
+"""What a preset has for models whose names begin so: the reference implementation's commands for
+CIFAR-100. The rates there are the models' own by default."""
 
 
+def preset_options(name: str, model: str) -> dict[str, float]:
+    """Return the options of a preset for a model.
+
+    >>> preset_options("garipov2018", "preresnet164")
+    {'average': 0.0, 'val_fraction': 0.0, 'cycle_epochs': 2, 'weight_decay': 0.0003}
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    models = _OF_MODELS.get(name, {})
+    own = next((models[start] for start in models if model.startswith(start)), {})
+    return {**PRESETS[name], **own}
+
+
+BASELINE_PARTS = 3
+"""The least budget of a curve ensemble: an epoch for each network and one for the fit."""
 _HIGH = 0.5
 """The highest rate of cycles whose members are averages, as a part of the base rate."""
 
@@ -77,7 +106,7 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Members of fge, sse, average, star, split and auto are the mean of the weights over this last
     part of each descent of the learning rate. 0 keeps the last weights, with the schedules of the
     papers. By default 0.2."""
-    final_factor: float = 0.05
+    final_factor: float = FINAL_FACTOR
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 
@@ -176,8 +205,8 @@ class FGEConfig(PretrainedConfig):
 
     group: ClassVar[str] = "ensemble"
     preset: Literal["garipov2018"] | None = field(default=None, metadata=THIS_INVOCATION)
-    """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0. Options on
-    the command line override it."""
+    """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0, and cycles
+    and weight decay of the paper's models. Options on the command line override it."""
     single: bool = False
     """Also train single networks with the same budget: a conventional one, which with --average 0
     shares the first part of the run, and without it an averaged one too."""
@@ -187,8 +216,9 @@ class FGEConfig(PretrainedConfig):
     """Members to take from each curve between its ends, evenly spaced in t."""
     refit_epochs: int | None = field(default=None, metadata=MAY_BE_ADDED)
     """Epochs of each fit. By default half a cycle."""
-    baseline: Path | None = field(default=None, metadata=HOW_TO_RUN)
-    """Folder of a finished curve-ensemble run on the same data and model, to compare with."""
+    baseline: Literal["auto"] | Path | None = field(default=None, metadata=HOW_TO_RUN)
+    """What to compare with: the folder of a finished curve-ensemble run on the same data and model;
+    or auto, which trains one with the same budget, in the folder baseline of this run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,6 +227,20 @@ class FGEConfig(PretrainedConfig):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         if self.pretrained is not None and self.single:
             raise UserError("--single trains from initial weights, --pretrained from given ones")
+        if self.baseline == "auto":
+            self._check_own_baseline()
+
+    def _check_own_baseline(self) -> None:
+        if self.pretrained is not None:
+            raise UserError(
+                "--baseline auto trains two networks from initial weights, got --pretrained "
+                f"{self.pretrained}; give --baseline the folder of a curve-ensemble run"
+            )
+        if self.epochs < BASELINE_PARTS:
+            raise UserError(
+                f"--baseline auto needs epochs >= {BASELINE_PARTS}, one for each of two networks "
+                f"and one for the fit, got {self.epochs}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ from fge.report.predictions import (
     predictions_verdict,
     uncertain_table,
 )
+from fge.report.published import Published, published_for
 from fge.report.render_interactive import (
     Plot,
     plot_of,
@@ -141,6 +142,7 @@ __all__ = [
     "PlanSection",
     "PlaneChart",
     "Plot",
+    "Published",
     "ReliabilityBins",
     "ReportBuilder",
     "Section",
@@ -191,6 +193,7 @@ __all__ = [
     "plane_verdict",
     "plot_of",
     "predictions_verdict",
+    "published_for",
     "regime_section",
     "reliability_chart",
     "run_facts",

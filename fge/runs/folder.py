@@ -28,6 +28,7 @@ _ENTRIES = (  # config.json is removed last, so that after an interruption the f
     "networks",
     "distilled",
     "curves",
+    "baseline",
     "swa.safetensors",
     "folded.safetensors",
     "predictions",

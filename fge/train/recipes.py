@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from fge.config import RunConfig
+from fge.config import AVERAGE, FINAL_FACTOR, RunConfig
 from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 from fge.networks import unwrap
 from fge.train.descents import LinearDecayLR
@@ -29,6 +29,7 @@ _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
     "step": StepsLR,
     "linear": LinearDecayLR,
     "endpoint": EndpointLR,
+    "tail": partial(LinearDecayLR, final_factor=FINAL_FACTOR),
 }
 _OPTIMIZERS = ("sgd", "adam", "sgld")
 ADAM_LR = 1e-3
@@ -96,13 +97,17 @@ class Recipe:
     """SGD's momentum, without dampening; for Adam, beta 1."""
     weight_decay: float
     """L2 penalty: decay times the weights is added to the gradient, for Adam too (not AdamW)."""
-    schedule: Literal["step", "linear", "endpoint"]
-    """:class:`StepsLR`, :class:`LinearDecayLR` or :class:`EndpointLR`."""
+    schedule: Literal["step", "linear", "endpoint", "tail"]
+    """:class:`StepsLR`, :class:`LinearDecayLR` or :class:`EndpointLR`; ``tail`` falls linearly to a
+    tenth of the rate."""
     init_scale: float = 1.0
     """Factor on the standard deviation (so its square is the factor on the variance) of the initial
     weights of linear and convolution layers."""
     augment: bool = True
     """Whether training images are augmented; the run's options choose how."""
+    average: float = 0.0
+    """The network is the mean of the weights over this last part of the training, in [0, 1], with
+    batch-norm statistics of its own; 0: the last weights."""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -115,6 +120,8 @@ class Recipe:
         check_at_least(1, batch_size=self.batch_size)
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.average <= 1:
+            raise UserError(f"average must be in [0, 1], got {self.average}")
         check_not_negative(weight_decay=self.weight_decay)
 
 
@@ -224,6 +231,22 @@ def endpoint_recipe(config: RunConfig) -> Recipe:
     )
 
 
+def average_recipe(config: RunConfig) -> Recipe:
+    """Return the training whose network is the mean of a tail, with the values of a run's options.
+
+    It is :func:`endpoint_recipe` with a linear descent to a tenth of the rate; the network is the
+    mean of the weights over the last 20 % (``fge.LinearTailLR`` and ``fge.TailAverage``), as of
+    ``train --method average``.
+    """
+    return replace(
+        endpoint_recipe(config),
+        name="average",
+        schedule="tail",
+        average=AVERAGE,
+        description="a linear descent, the mean of the weights over its last 20 %",
+    )
+
+
 def make_optimizer(
     recipe: Recipe, parameters: Iterable[nn.Parameter], *, examples: int = 1
 ) -> Optimizer:
@@ -313,7 +336,8 @@ def recipe_stages(recipe: Recipe, epochs: int, *, store: str = "network") -> lis
     """
     check_at_least(1, epochs=epochs)
     schedule = partial(_schedule, recipe, epochs)
-    return [Stage("network", 0, epochs, schedule, store=store, keep="end")]
+    part = recipe.average
+    return [Stage("network", 0, epochs, schedule, store=store, keep="end", average=part)]
 
 
 def _schedule(

@@ -115,7 +115,7 @@ def without_member(folder: Path) -> None:
     file = folder / "predictions" / "test.npz"
     with np.load(file) as stored:
         arrays = dict(stored)
-    kept = arrays["members"] != "G-1--G-2/curve/0.5000"
+    kept = arrays["members"] != "average-1--average-2/curve/0.5000"
     assert not kept.all()
     per_member = ("members", "sha256", "probabilities")
     np.savez(file, **{k: v[kept] if k in per_member else v for k, v in arrays.items()})
@@ -132,8 +132,11 @@ def without_member(folder: Path) -> None:
         (changed("model", "vgg16"), "has model 'vgg16'; give a run with 'convnet'"),
         (changed("methods", []), "not a report of a curve-ensemble run: KeyError 'ends'"),
         (changed("methods", [{"name": "ends"}] * 2), "not a report of a curve-ensemble run"),
-        (lambda f: shutil.rmtree(f / "predictions"), "test.npz lacks the predictions of G-1;"),
-        (without_member, r"lacks the predictions of G-1--G-2/curve/0\.5000;"),
+        (
+            lambda f: shutil.rmtree(f / "predictions"),
+            "test.npz lacks the predictions of average-1;",
+        ),
+        (without_member, r"lacks the predictions of average-1--average-2/curve/0\.5000;"),
     ],
 )
 def test_what_is_no_such_run_is_refused_before_anything_is_trained(

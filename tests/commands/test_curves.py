@@ -47,7 +47,7 @@ from fge.curves import BASELINES, Curve
 from fge.data import load_dataset
 from fge.networks import build_model, refresh_batch_norm
 
-PAIR = "G-1--G-2"
+PAIR = "average-1--average-2"
 Files = tuple[Path, ...]
 
 
@@ -73,7 +73,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def weights(ended: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Three networks that differ, in the three kinds of file."""
     folder = tmp_path_factory.mktemp("weights")
-    first, second = (network(ended, name) for name in ("G-1", "G-2"))
+    first, second = (network(ended, name) for name in ("average-1", "average-2"))
     state = load_file(second)
     torch.save(state, folder / "b.pt")
     third = {name: (t * 0.9 if t.is_floating_point() else t) for name, t in state.items()}
@@ -99,19 +99,58 @@ def test_each_line_of_the_report_has_its_cost(ended: Path) -> None:
         for m in methods(ended).values()
     ]
     assert found == [
-        ("network-1", 1, 2, 1, 0),
-        ("network-2", 1, 2, 1, 0),
-        ("ends", 2, 4, 2, 0),
-        ("ends+segment-middle", 3, 4, 3, 3 * TRAIN_IMAGES),
-        ("segment", 5, 4, 5, 5 * TRAIN_IMAGES),
-        ("ends+curve-middle", 3, 5, 3, 3 * TRAIN_IMAGES),
-        ("curve", 5, 5, 5, 5 * TRAIN_IMAGES),
+        ("network-1", 1, 2, 1, TRAIN_IMAGES),  # of the mean of its tail
+        ("network-2", 1, 2, 1, TRAIN_IMAGES),
+        ("ends", 2, 4, 2, 2 * TRAIN_IMAGES),
+        ("ends+segment-middle", 3, 4, 3, (2 + 3) * TRAIN_IMAGES),
+        ("segment", 5, 4, 5, (2 + 5) * TRAIN_IMAGES),
+        ("ends+curve-middle", 3, 5, 3, (2 + 3) * TRAIN_IMAGES),
+        ("curve", 5, 5, 5, (2 + 5) * TRAIN_IMAGES),
     ]
     validated = {m["name"]: m["validation_images"] for m in methods(ended).values()}
     assert validated.pop("network-1") == validated.pop("network-2") == TINY_TRAIN - TRAIN_IMAGES
     assert set(validated.values()) == {2 * (TINY_TRAIN - TRAIN_IMAGES)}
-    size = sum(t.numel() * t.element_size() for t in load_file(network(ended, "G-1")).values())
+    size = sum(
+        t.numel() * t.element_size() for t in load_file(network(ended, "average-1")).values()
+    )
     assert all(m["weight_bytes"] == size * m["members"] for m in methods(ended).values())
+
+
+def test_its_networks_are_those_of_the_method_average(
+    ended: Path, data: Path, tmp_path: Path
+) -> None:
+    options = job(data, tmp_path / "alone", epochs=2, method="average")
+    alone = load_file(done("train", options) / "snapshots" / "0001.safetensors")
+    first = load_file(network(ended, "average-1"))
+    assert sorted(first) == sorted(alone)
+    assert all(torch.equal(first[name], alone[name]) for name in alone)
+    config = report(ended)["config"]
+    assert (config["first"], config["second"]) == ("average", "average")
+
+
+def test_conventional_networks_keep_the_statistics_of_their_training(
+    data: Path, tmp_path: Path
+) -> None:
+    old = {"first": "endpoint", "second": "G", "epochs": 1, "eval_points": 2}
+    folder = done("curve-ensemble", curve_job(data, tmp_path / "run", **old))
+    costs = {key: method["refresh_images"] for key, method in methods(folder).items()}
+    assert [costs[key] for key in ("network-1 1", "ends 2", "curve 5")] == [0, 0, 5 * TRAIN_IMAGES]
+    assert sorted(p.name for p in (folder / "networks").iterdir()) == ["G-2", "endpoint-1"]
+
+
+def test_a_run_begun_before_averages_ends_with_the_recipes_that_it_had(
+    data: Path, tmp_path: Path
+) -> None:
+    options = curve_job(data, tmp_path / "new", first="G", second="G", epochs=1, eval_points=2)
+    reference = done("curve-ensemble", options)
+    content = json.loads((reference / "config.json").read_text())
+    for name in ("first", "second"):
+        del content["options"][name]
+    (tmp_path / "old").mkdir()
+    old = tmp_path / "old" / "config.json"
+    old.write_text(json.dumps({**content, "schema_version": 1}))
+    assert run(["curve-ensemble", "--out", str(old.parent), "--resume"]).code == 0
+    assert_same(old.parent, reference)
 
 
 def test_images_passed_forward_to_measure_the_paths_are_counted(ended: Path) -> None:
@@ -138,7 +177,7 @@ def test_the_lines_are_those_of_the_stored_predictions(ended: Path) -> None:
 
 def test_the_members_are_where_their_names_say(ended: Path) -> None:
     names = {key: method["member_names"] for key, method in methods(ended).items()}
-    assert names["ends 2"] == ["G-1", "G-2"]
+    assert names["ends 2"] == ["average-1", "average-2"]
     inner = ["0.2500", "0.5000", "0.7500"]
     for path in ("segment", "curve"):
         ends = [f"{PAIR}/curve/{t}" for t in ("0.0000", "1.0000")]
@@ -149,7 +188,7 @@ def test_the_members_are_where_their_names_say(ended: Path) -> None:
 
 def test_the_curve_ends_bitwise_in_the_networks(ended: Path) -> None:
     curve = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
-    for t, name in ((0.0, "G-1"), (1.0, "G-2")):
+    for t, name in ((0.0, "average-1"), (1.0, "average-2")):
         state = load_file(network(ended, name))
         for key, value in curve.state_dict(t).items():
             assert torch.equal(value, state[key]), key
@@ -160,7 +199,7 @@ def test_the_curve_ends_bitwise_in_the_networks(ended: Path) -> None:
 def test_the_middle_of_the_segment_is_the_mean_network_with_its_own_statistics(
     ended: Path, data: Path
 ) -> None:
-    first, second = (load_file(network(ended, name)) for name in ("G-1", "G-2"))
+    first, second = (load_file(network(ended, name)) for name in ("average-1", "average-2"))
     model = build_model("convnet", in_channels=1, num_classes=3, image_size=(8, 8))
     mean = {k: (first[k] + second[k]) / 2 if v.is_floating_point() else v for k, v in first.items()}
     model.load_state_dict(mean)
@@ -373,7 +412,7 @@ def test_full_disk_says_how_to_go_on(
     ("change", "message"),
     [
         (["--num-points", "4"], "cannot resume with num_points 4: the run was started with 3"),
-        (["--second", "F"], "cannot resume with second F: the run was started with G"),
+        (["--second", "F"], "cannot resume with second F: the run was started with average"),
         (
             ["--curve-epochs", "9"],
             "cannot resume with curve_epochs 9: the run was started with None",
@@ -496,7 +535,10 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
         ("curve-ensemble --family bezeir", "'bezeir' .* Did you mean 'bezier'"),
         ("connect --objective minimax", "'minimax' .* Did you mean 'minmax'"),
         ("curve-ensemble --first endpiont", "'endpiont' .* Did you mean 'endpoint'"),
-        ("curve-ensemble --second H", "'H' .*'G', 'A', 'B', 'C', 'D', 'E', 'F', 'endpoint'"),
+        (
+            "curve-ensemble --second H",
+            "'H' .*'G', 'A', 'B', 'C', 'D', 'E', 'F', 'endpoint', 'average'",
+        ),
         ("curve-ensemble --curve-epoch 3", "'--curve-epoch'; did you mean '--curve-epochs'"),
         ("curve-ensemble --first-weights none.pt", r"no weights file none\.pt"),
         ("curve-ensemble --second-weights none.pt", r"no weights file none\.pt"),
@@ -506,8 +548,8 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
         ("connect --weights a.pt b.pt --closed", "--closed needs three files or more, got 2"),
         ("connect --weights a.pt b.pt --lr 0.1", "--lr 0.1 is not used: --curve-lr is the rate"),
         (
-            "curve-ensemble --lr 0.1",
-            "--lr 0.1 sets the rate of the recipe endpoint, which is not",
+            "curve-ensemble --lr 0.1 --first G --second A",
+            "--lr 0.1 sets the rate of the recipes average and endpoint, which are not",
         ),
         (
             "curve-ensemble --adam-lr 0.1 --second A",
@@ -564,7 +606,7 @@ def test_recipe_that_cannot_start_this_model_is_told_before_anything_is_trained(
 
 def test_overwriting_does_not_remove_the_weights_it_is_given(ended: Path, tmp_path: Path) -> None:
     shutil.copytree(ended, tmp_path / "run")
-    inside = network(tmp_path / "run", "G-1")
+    inside = network(tmp_path / "run", "average-1")
     argv = ["curve-ensemble", "--config", str(ended / "config.json"), "--out", "run"]
     result = run([*argv, "--overwrite", "--first-weights", str(inside)])
     assert result.code == 2

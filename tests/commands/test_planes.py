@@ -54,7 +54,7 @@ def normed(num_classes):
 """
 PLAIN = {"device": "cpu", "threads": 1, "channels_last": "off"}
 QUICK = {"trace_samples": 2, "spectrum_vectors": 1, "spectrum_steps": 5}
-PAIR = "G-1--G-2"
+PAIR = "average-1--average-2"
 
 
 @pytest.fixture(autouse=True)
@@ -576,7 +576,7 @@ def test_sharpness_along_a_curve_has_statistics_of_each_point(
 
 
 def test_batch_statistics_are_an_option(pair: Path, data: Path, tmp_path: Path) -> None:
-    file = pair / "networks" / "G-1" / "network" / "0001.safetensors"
+    file = pair / "networks" / "average-1" / "network" / "0001.safetensors"
     more = {"k": 1, "data": data, "batch_size": 32, "examples": 64, "chunk": 32, **QUICK}
     found = []
     for wanted in (False, True):
@@ -589,7 +589,7 @@ def test_batch_statistics_are_an_option(pair: Path, data: Path, tmp_path: Path) 
     for value, wanted in zip(found, (False, True), strict=True):
         top = top_eigenvalues(model, F.cross_entropy, batches, batch_statistics=wanted)
         assert value == pytest.approx(float(top.values[0]), rel=2e-3)
-    assert abs(found[0] - found[1]) > 0.05 * found[0]
+    assert abs(found[0] - found[1]) > 0.02 * found[0]
 
 
 def test_interrupted_sharpness_goes_on(

@@ -138,7 +138,10 @@ def test_a_curve_ensemble_has_two_parts_in_five_for_each_network(tmp_path: Path)
     (job,) = plan.jobs([cell_of(plan, "curve-ensemble")])
     assert isinstance(job.config, CurveEnsembleConfig)
     assert (job.config.epochs, job.config.fit_epochs) == (40, 20)
-    assert (job.config.first, job.config.second) == ("endpoint", "endpoint")
+    assert (job.config.first, job.config.second) == ("average", "average")
+    plan = make_plan(tmp_path, average=0.0)
+    (job,) = plan.jobs([cell_of(plan, "curve-ensemble")])
+    assert isinstance(job.config, CurveEnsembleConfig)
 
 
 def test_the_curve_of_two_whole_networks_takes_singles_and_counts_them(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fge.config import (
     CurveEnsembleConfig,
     as_stored,
     check_unchanged,
+    check_used,
     pairs_of,
     read_config,
     to_options,
@@ -46,6 +47,18 @@ def test_a_fit_takes_the_epochs_given_or_half_of_a_networks() -> None:
     assert CurveEnsembleConfig(epochs=1).fit_epochs == 1
     assert CurveEnsembleConfig(epochs=41, curve_epochs=7).fit_epochs == 7
     assert ConnectConfig(weights=TWO, epochs=41).fit_epochs == 41
+
+
+def test_networks_are_averages_unless_a_recipe_is_given() -> None:
+    assert CurveEnsembleConfig().recipes == ("average", "average")
+    assert CurveEnsembleConfig(second="endpoint").recipes == ("average", "endpoint")
+    assert CurveEnsembleConfig(strategies="all").recipes == ("G", "G")
+    check_used(CurveEnsembleConfig(strategies="all"))
+    check_used(CurveEnsembleConfig(first_weights=TWO[0], second="endpoint", lr=0.1))
+    check_used(CurveEnsembleConfig(lr=0.1))
+    check_used(CurveEnsembleConfig(first="G", first_weights=TWO[0]))  # as old files have it
+    with pytest.raises(UserError, match="--first endpoint is not used: --first-weights gives"):
+        check_used(CurveEnsembleConfig(first="endpoint", first_weights=TWO[0]))
 
 
 @pytest.mark.parametrize(

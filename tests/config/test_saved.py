@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from fge.config import (
     DATA_NAMES,
     OOD_NAMES,
+    CompareConfig,
+    ConnectConfig,
+    CurveEnsembleConfig,
     FGEConfig,
+    TrainConfig,
     as_stored,
     check_unchanged,
     keep_settled,
@@ -40,6 +44,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
     epochs = draw(st.integers((start or 0) + half, 10**6))
     low, high = sorted([draw(rates), draw(st.floats(1e-300, 1e6))])
     pretrained = draw(paths) if start in (None, 0) else None
+    own: Any = st.just("auto") if pretrained is None and epochs >= 3 else st.none()
     return FGEConfig(
         data=draw(texts),
         data_dir=draw(paths),
@@ -79,7 +84,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),
         refit_points=draw(st.integers(1, 50)) if refit else 1,
         refit_epochs=draw(counts) if refit else None,
-        baseline=draw(paths),
+        baseline=draw(paths | own),
     )
 
 
@@ -90,8 +95,8 @@ def test_any_valid_config_survives_the_file(config: FGEConfig, tmp_path: Path) -
     read, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
     for name in saved_fields(config):  # paths alone are changed: they are absolute
         assert as_stored(name, getattr(read, name)) == as_stored(name, getattr(config, name))
-    paths = [path for path in (read.data_dir, read.pretrained, read.baseline) if path is not None]
-    assert all(path.is_absolute() for path in paths)
+    paths = [read.data_dir, read.pretrained, read.baseline]
+    assert all(path.is_absolute() for path in paths if isinstance(path, Path))
     assert replace(read, data_dir=None, pretrained=None, baseline=None, data="", ood=()) == replace(
         config, data_dir=None, pretrained=None, baseline=None, data="", ood=()
     )
@@ -151,7 +156,7 @@ def test_options_of_one_invocation_are_not_in_the_file(tmp_path: Path) -> None:
 def test_file_holds_schema_command_and_facts(tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", "fge", FGEConfig(), dataset={"train": 9})
     _, content = read_config(tmp_path / "config.json", "fge", FGEConfig)
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["command"] == "fge"
     assert content["dataset"] == {"train": 9}
 
@@ -166,6 +171,44 @@ def test_a_run_from_before_cuda_graphs_had_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"options": {"compile": "on"}}')
     config, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
     assert config == FGEConfig(compile="on", cuda_graphs="off")
+
+
+def read_first_version(folder: Path, command: str, kind: type[Any], **options: Any) -> Any:
+    content = {"schema_version": 1, "command": command, "options": options}
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_config(folder / "config.json", command, kind)[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "old"),
+    [
+        ("fge", FGEConfig, {"average": 0.0}),
+        ("train", TrainConfig, {"average": 0.0}),
+        ("compare", CompareConfig, {"average": 0.0}),
+        ("curve-ensemble", CurveEnsembleConfig, {"first": "G", "second": "G"}),
+    ],
+)
+def test_a_run_from_before_averages_goes_on_as_it_began(
+    tmp_path: Path, command: str, kind: Any, old: dict[str, Any]
+) -> None:
+    begun = read_first_version(tmp_path, command, kind, seed=3, lr=0.1)
+    assert begun == kind(seed=3, lr=0.1, **old)
+    changed = {name: 0.5 if name == "average" else "F" for name in old}
+    with pytest.raises(UserError, match=f"cannot resume with {next(iter(old))} "):
+        check_unchanged(begun, kind(seed=3, lr=0.1, **changed))
+    assert read_first_version(tmp_path, command, kind, **changed) == kind(**changed)
+    write_config(tmp_path / "config.json", command, kind(seed=3, lr=0.1))
+    now, _ = read_config(tmp_path / "config.json", command, kind)
+    assert now == kind(seed=3, lr=0.1)
+    assert now != begun
+
+
+def test_other_options_of_the_first_version_have_the_defaults_of_today(tmp_path: Path) -> None:
+    assert read_first_version(tmp_path, "connect", ConnectConfig, weights=["/a", "/b"]) == (
+        ConnectConfig(weights=(Path("/a"), Path("/b")))
+    )
+    old = FGEConfig(average=0.0)
+    assert (old.cycle_lrs.max_lr, old.cycle_lrs.min_lr) == (0.05, 0.001)  # the papers'
 
 
 def test_option_left_out_of_the_file_has_its_default(tmp_path: Path) -> None:
@@ -260,8 +303,8 @@ def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_of_a_later_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"schema_version": 2, "options": {}}')
-    with pytest.raises(UserError, match="schema_version 2; this program reads up to 1"):
+    (tmp_path / "config.json").write_text('{"schema_version": 3, "options": {}}')
+    with pytest.raises(UserError, match="schema_version 3; this program reads up to 2"):
         read_config(tmp_path / "config.json", "fge", FGEConfig)
 
 

@@ -213,7 +213,7 @@ def test_a_curve_and_the_plane_of_its_networks_are_those_of_the_cpu(
 ) -> None:
     short = {"epochs": 2, "eval_points": 3, "ensemble_points": 2}
     folder = done("curve-ensemble", options(data, tmp_path / "curve", accelerator, **short))
-    dataset, pair = load_dataset(str(data)), folder / "curves" / "G-1--G-2"
+    dataset, pair = load_dataset(str(data)), folder / "curves" / "average-1--average-2"
     curve = Curve.load(pair / "curve.safetensors")
     splits = {"train": dataset.train, "test": dataset.test}
     measure = WeightsEvaluator(

@@ -36,7 +36,7 @@ from fge.report import MethodResult, ood_tables, with_ood
 from fge.report.methods import OOD_TITLE
 from fge.train import Learner
 
-PAIR = "G-1--G-2"
+PAIR = "average-1--average-2"
 Array = NDArray[np.float64]
 
 
@@ -230,10 +230,10 @@ def test_predictions_are_those_of_the_networks_and_the_runs_normalisation(
 
     splits = load_dataset(str(data))
     images = load_ood(["noise"], splits, data=str(data))["noise"].split.images
-    path = ended / "networks" / "G-1" / "network" / "0001.safetensors"
+    path = ended / "networks" / "average-1" / "network" / "0001.safetensors"
     # float32 arithmetic, and batches of another size in the run.
     np.testing.assert_allclose(
-        mean_of(ended, "ood-noise", ["G-1"]),
+        mean_of(ended, "ood-noise", ["average-1"]),
         outputs(network(load_file(path)), images, splits),
         atol=1e-5,
     )
@@ -244,7 +244,7 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
 
     splits = load_dataset(str(data))
     images = load_ood(["noise"], splits, data=str(data))["noise"].split.images
-    path = ended / "networks" / "G-1" / "network" / "0001.safetensors"
+    path = ended / "networks" / "average-1" / "network" / "0001.safetensors"
     curve = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
     model = network({**load_file(path), **curve.state_dict(0.5)})
     inputs = (splits.train.images - splits.mean[0]) / splits.std[0]

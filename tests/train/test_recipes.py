@@ -24,6 +24,7 @@ from fge.train import (
     Recipe,
     Stage,
     StepsLR,
+    average_recipe,
     batch_size,
     endpoint_recipe,
     make_optimizer,
@@ -189,6 +190,21 @@ def test_conventional_training_is_a_recipe_too() -> None:
     assert endpoint_recipe(FGEConfig(batch_size=50)).batch_size == 50
 
 
+def test_an_average_is_conventional_training_with_a_linear_descent_and_a_mean() -> None:
+    config = RunConfig(model="preresnet20", momentum=0.8, weight_decay=3e-4, lr=0.3)
+    difference = {"schedule": "tail", "average": 0.2}
+    assert differing(average_recipe(config), endpoint_recipe(config)) == difference
+    (stage,) = recipe_stages(average_recipe(config), 5)
+    assert (stage.average, stage.keep, stage.last_epoch) == (0.2, "end", 5)
+    assert recipe_stages(endpoint_recipe(config), 5)[0].average == 0
+    found = rates(stage, make_optimizer(average_recipe(config), parameters()), 2)
+    expected = [0.3 * (1 - 0.9 * step / 10) for step in range(10)]  # the step after: a tenth
+    assert found == pytest.approx(expected, rel=1e-12)
+    for part in (-0.1, 1.1):
+        with pytest.raises(UserError, match=rf"^average must be in \[0, 1\], got {part}$"):
+            replace(G, average=part)
+
+
 @pytest.mark.parametrize(
     ("flip", "crop_padding", "augment"),
     [(True, 0, True), (False, None, True), (False, 2, True), (False, 0, False)],
@@ -236,8 +252,9 @@ def test_two_steps_are_those_of_the_textbook(name: str) -> None:
         (recipe("G"), StepsLR, 0.04),
         (recipe("C"), LinearDecayLR, 0.3),
         (endpoint_recipe(RunConfig()), EndpointLR, 1 - 0.3 / 0.4 * 0.99),
+        (average_recipe(RunConfig()), LinearDecayLR, 1 - 0.7 * 0.9),
     ],
-    ids=["step", "linear", "endpoint"],
+    ids=["step", "linear", "endpoint", "tail"],
 )
 def test_the_schedules_are_those_of_the_recipe(
     made: Recipe, kind: type[ClosedFormLR], factor: float
@@ -249,7 +266,7 @@ def test_the_schedules_are_those_of_the_recipe(
     assert optimizer.param_groups[0]["lr"] == pytest.approx(made.lr * factor, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["step", "linear", "endpoint"])
+@pytest.mark.parametrize("schedule", ["step", "linear", "endpoint", "tail"])
 @pytest.mark.parametrize("option", ["epochs", "steps_per_epoch"])
 def test_a_budget_of_nothing_is_refused(schedule: Any, option: str) -> None:
     made = replace(G, schedule=schedule)
