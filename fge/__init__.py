@@ -32,8 +32,13 @@ if TYPE_CHECKING:
         trace,
     )
     from fge.metrics import paired_difference
-    from fge.networks import ExponentialAverage, average_weights, refresh_batch_norm
-    from fge.train import EndpointLR, Method, TriangularLR
+    from fge.networks import (
+        ExponentialAverage,
+        TailAverage,
+        average_weights,
+        refresh_batch_norm,
+    )
+    from fge.train import EndpointLR, LinearTailLR, Method, TriangularLR
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,12 +51,14 @@ __all__ = [
     "ExponentialAverage",
     "Fold",
     "HessianOperator",
+    "LinearTailLR",
     "Method",
     "OriginPath",
     "Plane",
     "PlaneGrid",
     "PolyChain",
     "SnapshotStore",
+    "TailAverage",
     "TriangularLR",
     "__version__",
     "average_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from torch.optim import Optimizer
 from fge.ensemble.ensemble import Ensemble
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
-from fge.networks import Weights, gather_state, is_sharded, ranks_of
+from fge.networks import (
+    UniformAverage,
+    Weights,
+    gather_state,
+    has_running_statistics,
+    is_sharded,
+    ranks_of,
+    refresh_batch_norm,
+)
+from fge.seeds import random_state, set_random_state
 from fge.train import TriangularLR
 
 
@@ -20,7 +29,8 @@ class FGE:
     """Fast Geometric Ensembling (arXiv 1802.10026) in three lines of a training loop.
 
     Call :meth:`step` after every optimizer step. It sets the next learning rate and, at each
-    minimum of the cycle, keeps a snapshot of the model with its buffers.
+    minimum of the cycle, keeps a snapshot of the model with its buffers: the mean of its weights
+    over the last part of the descent (arXiv 2202.06658), or the last weights.
 
     Args:
         model: any module; wrappers of ``torch.compile`` and data-parallel are seen through. It may
@@ -30,6 +40,12 @@ class FGE:
         max_lr: rate at the start of a cycle; one number, or one per parameter group.
         min_lr: rate in the middle of a cycle; one number, or one per parameter group.
         out: folder of the snapshots.
+        average: the last part of each descent over which a snapshot is the mean of the weights, in
+            [0, 1]; 0 keeps the last weights, the paper's rule. By default 0.3 where the mean needs
+            no more data: ``refresh`` is given, or the model has no batch norm; otherwise 0.
+        refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, without augmentation, to
+            estimate the batch-norm statistics of a mean. The training is not touched.
+        overwrite: drop the snapshots that the folder holds.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
         write: whether this process writes the snapshots. By default all do, but of a model in
@@ -38,8 +54,9 @@ class FGE:
             same. Give True in each where every machine is to have a folder of its own.
 
     Raises:
-        UserError: a learning rate or ``cycle_steps`` that makes no cycle, or a model sharded over
-            a mesh of several dimensions that leaves processes out.
+        UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
+            batch norm without ``refresh`` or of a sharded model, or a model sharded over a mesh of
+            several dimensions that leaves processes out.
     """
 
     def __init__(
@@ -51,6 +68,9 @@ class FGE:
         max_lr: float | Sequence[float],
         min_lr: float | Sequence[float],
         out: str | Path,
+        average: float | None = None,
+        refresh: Iterable[Any] | None = None,
+        overwrite: bool = False,
         forward_fn: Callable[[nn.Module, Any], Tensor] | None = None,
         write: bool | None = None,
     ) -> None:
@@ -63,14 +83,20 @@ class FGE:
         self.ranks = ranks_of(model)
         self.sharded = is_sharded(model)
         self.writes = self.ranks.leads if write is None else write
+        self.refresh = refresh
+        self.average = _part(average, model, refresh, sharded=self.sharded)
+        self._mean = UniformAverage(model) if self.average else None
         self._kept = 0
+        if overwrite and self.writes:
+            self.store.truncate(0)
         self._owns_store = len(self.store) == 0 or not self.writes
 
     def __repr__(self) -> str:
         """Return the step reached, the length of a cycle and what is kept."""
         cycle = self.scheduler
         return (
-            f"FGE(step {cycle.last_epoch} in cycles of {cycle.cycle_steps} steps, {self.store!r})"
+            f"FGE(step {cycle.last_epoch} in cycles of {cycle.cycle_steps} steps, "
+            f"average={self.average:g}, {self.store!r})"
         )
 
     def step(self) -> bool:
@@ -93,9 +119,14 @@ class FGE:
         if not self._owns_store:
             raise UserError(
                 f"{self.store.path} already holds {len(self.store)} snapshots; load the saved "
-                "state to continue from them, or give another folder"
+                "state to continue from them, give another folder, or overwrite=True to drop them"
             )
         self.scheduler.step()
+        tail = self.scheduler.tail_step(self.average) if self._mean else None
+        if self._mean and tail is not None:
+            if tail == 0:
+                self._mean.reset()
+            self._mean.update(self.model)
         if not self.scheduler.at_minimum:
             return False
         self.ranks.synchronise(self.model)
@@ -104,10 +135,25 @@ class FGE:
             weights = gather_state(self.model, self.ranks, keeps=self.writes)
         with self.ranks.together():  # so that all find the snapshot in the folder
             if self.writes:
-                lr = float(self.scheduler.get_last_lr()[0])
-                self.store.append(weights, step=self.scheduler.last_epoch, lr=lr)
+                self._append(weights)
         self._kept += 1
         return True
+
+    def _append(self, weights: Weights) -> None:
+        """Write a snapshot of the weights, or of their mean with statistics of its own."""
+        lr = float(self.scheduler.get_last_lr()[0])
+        facts = {"step": self.scheduler.last_epoch, "lr": lr}
+        if self._mean is None:
+            self.store.append(weights, **facts)
+            return
+        drawn = random_state()  # a loader may draw its order from the global generator
+        try:
+            with self._mean.swapped(self.model):
+                if self.refresh is not None:
+                    refresh_batch_norm(self.model, self.refresh, forward_fn=self.forward_fn)
+                self.store.append(self.model, averaged_steps=self._mean.updates, **facts)
+        finally:
+            set_random_state(drawn)
 
     def ensemble(self, model: nn.Module | None = None) -> Ensemble:
         """Return the ensemble of the snapshots so far; later ones do not join it.
@@ -127,7 +173,8 @@ class FGE:
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs in addition to the states of the model and the optimizer."""
         kept = len(self.store) if self.writes else self._kept
-        return {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
+        state = {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
+        return {**state, "mean": self._mean.state_dict()} if self._mean else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state: position in the cycle and number of snapshots.
@@ -136,8 +183,16 @@ class FGE:
         dropped. Load the optimizer's state first, since it holds a learning rate of its own.
 
         Raises:
-            UserError: the folder holds fewer snapshots than the state speaks of.
+            UserError: the folder holds fewer snapshots than the state speaks of, or the state has
+                no mean of weights.
         """
+        if self._mean:
+            if "mean" not in state_dict:
+                raise UserError(
+                    f"average is {self.average:g}, but the state was saved without a mean of "
+                    "weights; give average=0, as it was saved with"
+                )
+            self._mean.load_state_dict(state_dict["mean"])
         expected = state_dict["snapshots"]
         with self.ranks.together():
             if self.writes and len(self.store) < expected:
@@ -150,3 +205,26 @@ class FGE:
         self._kept = expected
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True
+
+
+_USUAL_PART = 0.3
+"""The last part of a descent that is averaged by default, where that needs no more data."""
+
+
+def _part(
+    average: float | None, model: nn.Module, refresh: Iterable[Any] | None, *, sharded: bool
+) -> float:
+    """Return the part of each descent to average; refuse what would make a wrong network."""
+    stale = refresh is None and has_running_statistics(model)
+    if average is None:
+        return 0.0 if stale or sharded else _USUAL_PART
+    if not 0 <= average <= 1:
+        raise UserError(f"average must be in [0, 1], got {average}")
+    if average and sharded:
+        raise UserError(f"the weights of a sharded model are not averaged, got average={average}")
+    if average and stale:
+        raise UserError(
+            f"average is {average:g} and the model has batch norm, whose statistics are those of "
+            "other weights than the mean: give refresh=batches of training inputs, or average=0"
+        )
+    return average

@@ -54,6 +54,7 @@ from fge.networks.state import (
     unwrap,
     write_state,
 )
+from fge.networks.tail import TailAverage, has_running_statistics
 
 __all__ = [
     "REFRESH_IMAGES",
@@ -66,6 +67,7 @@ __all__ = [
     "RunningAverage",
     "RunningMean",
     "StepAverage",
+    "TailAverage",
     "UniformAverage",
     "Weights",
     "average_weights",
@@ -84,6 +86,7 @@ __all__ = [
     "first_not_finite",
     "flatten",
     "gather_state",
+    "has_running_statistics",
     "import_named",
     "is_sharded",
     "load_weights",

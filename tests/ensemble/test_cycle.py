@@ -266,7 +266,7 @@ def test_a_folder_that_holds_snapshots_is_refused_and_left_as_it_was(tmp_path: P
     before = contents(tmp_path)
     model = make_model()
     optimizer = SGD(model.parameters(), lr=1.0)
-    message = "already holds 1 snapshots; load the saved state to continue from them, or give"
+    message = "already holds 1 snapshots; load the saved state to continue from them, give"
     with pytest.raises(UserError, match=message):
         run(fge.FGE(model, optimizer, **OPTIONS, out=tmp_path), model, optimizer, 0, CYCLE)
     assert contents(tmp_path) == before

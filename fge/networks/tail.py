@@ -1,0 +1,148 @@
+"""The mean of the weights over the tail of a training, for any loop and schedule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fge.errors import UserError, check_at_least
+from fge.networks.apply import ForwardFn
+from fge.networks.average import UniformAverage
+from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.state import canonical_state, unwrap
+
+
+def has_running_statistics(model: nn.Module) -> bool:
+    """Return whether the model has batch norm with running statistics."""
+    return any(
+        isinstance(module, _BatchNorm) and module.running_mean is not None
+        for module in unwrap(model).modules()
+    )
+
+
+class TailAverage:
+    """The mean of a model's weights after each step from one on (Polyak and Juditsky 1992).
+
+    The mean takes away the noise of the last steps, so the learning rate need not be annealed to
+    the end (arXiv 2209.14981, 2306.03241): :class:`fge.LinearTailLR` falls to a tenth, and the tail
+    is the last tenth to fifth of the steps. Call :meth:`step` after every optimizer step.
+
+    Parameters are averaged, in float32 or their wider dtype; buffers are the model's current ones.
+    Batch-norm statistics of other weights are wrong for the mean: :meth:`module` estimates them.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> tail = TailAverage(model, first_step=2)
+    >>> for value in (1.0, 2.0, 3.0, 5.0):
+    ...     _ = model.weight.data.fill_(value)  # a training step
+    ...     tail.step()
+    >>> len(tail), tail.state_dict()["weight"].item()
+    (2, 4.0)
+
+    Args:
+        model: any module; wrappers of ``torch.compile`` and data-parallel are seen through. Its
+            parameters are read, never changed, but in :meth:`swapped`.
+        first_step: the number of steps before the first one that is averaged: 0 averages all.
+
+    Raises:
+        UserError: ``first_step`` is negative.
+    """
+
+    def __init__(self, model: nn.Module, first_step: int) -> None:
+        check_at_least(0, first_step=first_step)
+        self.model = model
+        self.first_step = first_step
+        self.steps = 0
+        self._mean = UniformAverage(model)
+
+    def __len__(self) -> int:
+        """Return the number of steps in the mean."""
+        return self._mean.updates
+
+    def __repr__(self) -> str:
+        """Return the steps taken and averaged."""
+        return f"TailAverage({self.steps} steps, {len(self)} of them averaged)"
+
+    def step(self) -> None:
+        """Count an optimizer step; from ``first_step`` on, include the weights after it.
+
+        Raises:
+            UserError: the model's parameters are not those that it had at first.
+        """
+        if self.steps >= self.first_step:
+            self._mean.update(self.model)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the model's state with the mean in the place of its parameters.
+
+        Tensors by name, on the CPU, contiguous, in the model's dtypes. Statistics of batch norm are
+        the current ones: estimate them again (:func:`fge.refresh_batch_norm`) after loading.
+
+        Raises:
+            UserError: no step has been averaged yet.
+        """
+        self._check()
+        with self._mean.swapped(self.model):
+            return canonical_state(self.model)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the mean into the model during a ``with`` block; everything comes back bitwise.
+
+        Raises:
+            UserError: no step has been averaged yet.
+        """
+        self._check()
+        with self._mean.swapped(self.model):
+            yield
+
+    def module(
+        self, refresh: Iterable[Any] | None = None, *, forward_fn: ForwardFn | None = None
+    ) -> nn.Module:
+        """Return a copy of the model with the mean, in evaluation mode.
+
+        Args:
+            refresh: re-iterable of ``x`` or ``(x, y, ...)``, training images without augmentation,
+                to estimate batch-norm statistics; needed where the model has such statistics.
+            forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
+                ``model(x)``.
+
+        Raises:
+            UserError: no step has been averaged yet, or ``refresh`` is missing.
+        """
+        if refresh is None and has_running_statistics(self.model):
+            raise UserError(
+                "the model has batch norm, whose statistics are those of other weights than the "
+                "mean; give refresh=batches of training inputs"
+            )
+        with self.swapped():
+            model = copy.deepcopy(unwrap(self.model))
+        if refresh is not None:
+            refresh_batch_norm(model, refresh, forward_fn=forward_fn)
+        return model.eval()
+
+    def progress(self) -> dict[str, Any]:
+        """Return what resuming needs beside the model's own state: tensors and numbers."""
+        return {"steps": self.steps, "mean": self._mean.state_dict()}
+
+    def load_progress(self, progress: Mapping[str, Any]) -> None:
+        """Continue from saved progress; ``first_step`` stays the constructor's.
+
+        Raises:
+            UserError: it belongs to a model with other parameters.
+        """
+        self._mean.load_state_dict(progress["mean"])
+        self.steps = int(progress["steps"])
+
+    def _check(self) -> None:
+        if len(self) == 0:
+            raise UserError(
+                f"no step has been averaged: {self.steps} steps were taken, and averaging starts "
+                f"after {self.first_step}; train longer or use a smaller first_step"
+            )

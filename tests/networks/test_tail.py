@@ -1,0 +1,140 @@
+"""The mean of a tail in a loop of one's own, against means by hand in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import fge
+from fge.errors import UserError
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(3)
+    layers = [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def make_batches(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+    rng = torch.Generator().manual_seed(4)
+    return [
+        (torch.randn(8, 4, generator=rng).to(dtype), torch.randint(0, 3, (8,), generator=rng))
+        for _ in range(6)
+    ]
+
+
+def run(
+    tail: fge.TailAverage, model: nn.Module, optimizer: SGD, batches: list[tuple[Tensor, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """Take a step on each batch; return the weights after each, in float64."""
+    history = []
+    for x, y in batches:
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tail.step()
+        history.append({n: p.detach().double().clone() for n, p in model.named_parameters()})
+    return history
+
+
+def test_it_is_the_mean_of_the_weights_after_the_steps_from_the_first_on() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=2)
+    history = run(tail, model, SGD(model.parameters(), lr=0.1), make_batches())
+    assert (len(tail), tail.steps) == (4, 6)
+    state = tail.state_dict()
+    assert list(state) == list(model.state_dict())
+    for name in history[0]:
+        mean = torch.stack([weights[name] for weights in history[2:]]).mean(0)
+        torch.testing.assert_close(state[name], mean, rtol=0, atol=1e-12)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(state[name], buffer)
+
+
+def test_a_mean_of_low_precision_weights_is_kept_in_float32() -> None:
+    model = make_model(torch.bfloat16)
+    tail = fge.TailAverage(model, first_step=0)
+    batches = make_batches(torch.bfloat16) * 20
+    history = run(tail, model, SGD(model.parameters(), lr=0.05), batches)
+    for name, value in tail.progress()["mean"]["averages"].items():
+        mean = torch.stack([weights[name] for weights in history]).mean(0)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), mean, rtol=0, atol=1e-6)
+    assert tail.state_dict()["0.weight"].dtype == torch.bfloat16
+
+
+def test_a_module_has_the_mean_and_statistics_of_its_own() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=3)
+    run(tail, model, SGD(model.parameters(), lr=0.1), make_batches())
+    before = copy.deepcopy(model.state_dict())
+    averaged = tail.module(refresh=make_batches())
+    expected = make_model()
+    expected.load_state_dict(tail.state_dict())
+    fge.refresh_batch_norm(expected, make_batches())
+    for name, value in expected.state_dict().items():
+        assert torch.equal(averaged.state_dict()[name], value), name
+    assert not averaged.training
+    assert model.training
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def test_progress_continues_in_mid_tail_bitwise() -> None:
+    batches = make_batches()
+    whole, cut = make_model(), make_model()
+    first = fge.TailAverage(whole, first_step=1)
+    run(first, whole, SGD(whole.parameters(), lr=0.1), batches)
+    part = fge.TailAverage(cut, first_step=1)
+    optimizer = SGD(cut.parameters(), lr=0.1)
+    run(part, cut, optimizer, batches[:3])
+    resumed = fge.TailAverage(cut, first_step=1)
+    resumed.load_progress(copy.deepcopy(part.progress()))
+    run(resumed, cut, optimizer, batches[3:])
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_within_swapped_the_model_has_the_mean_and_afterwards_its_own_weights() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=0)
+    run(tail, model, SGD(model.parameters(), lr=0.1), make_batches())
+    weights = [p.detach().clone() for p in model.parameters()]
+    with tail.swapped():
+        assert torch.equal(model[0].weight, tail.state_dict()["0.weight"])
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+def test_a_compiled_model_is_seen_through() -> None:
+    model = make_model()
+    tail = fge.TailAverage(torch.compile(model, backend="eager"), first_step=0)  # type: ignore[arg-type]
+    tail.step()
+    assert list(tail.state_dict()) == list(model.state_dict())
+
+
+def test_batch_norm_needs_inputs_for_statistics() -> None:
+    tail = fge.TailAverage(make_model(), first_step=0)
+    tail.step()
+    with pytest.raises(UserError, match=r"batch norm.*give refresh=batches"):
+        tail.module()
+    plain = fge.TailAverage(nn.Linear(2, 2), first_step=0)
+    plain.step()
+    assert isinstance(plain.module(), nn.Linear)
+
+
+def test_a_mean_of_no_step_is_refused() -> None:
+    tail = fge.TailAverage(make_model(), first_step=5)
+    tail.step()
+    with pytest.raises(UserError, match="1 steps were taken, and averaging starts after 5"):
+        tail.state_dict()
+    with pytest.raises(UserError, match="first_step must be >= 0, got -1"):
+        fge.TailAverage(make_model(), first_step=-1)
+
+
+def test_progress_of_another_model_is_refused() -> None:
+    tail = fge.TailAverage(make_model(), first_step=0)
+    with pytest.raises(UserError, match="other parameters"):
+        tail.load_progress(fge.TailAverage(nn.Linear(2, 2), first_step=0).progress())
