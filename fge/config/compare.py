@@ -96,7 +96,8 @@ class CompareConfig(MethodConfig):
         if method == "fold" and self.val_fraction == 0:
             raise UserError("fold needs validation data, got val_fraction 0; leave it out")
         if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):
-            needed = _epochs_of_two_snapshots(self, fitted=method == "fge+refit")
+            average = 0.0 if method in OF_PAPER_RUN else self.average
+            needed = _epochs_of_two_snapshots(self, average, fitted=method == "fge+refit")
         elif method == "deep-ensemble":
             needed = self.split
         elif method == "curve-ensemble":
@@ -127,15 +128,17 @@ def options_for(kind: type[C], config: RunConfig, **changed: object) -> C:
     return kind(**{**shared, **changed})
 
 
-def _epochs_of_two_snapshots(config: CycleConfig, *, fitted: bool) -> int:
+def _epochs_of_two_snapshots(config: CycleConfig, average: float | None, *, fitted: bool) -> int:
     """Return the smallest budget, from the given one on, in which FGE keeps two snapshots.
 
     With ``fitted``, the budget also covers a curve between them, which takes half a cycle.
     """
-    given = {"start_epoch": config.start_epoch, "cycle_epochs": config.cycle_epochs}
+    start, cycle = config.start_epoch, config.cycle_epochs
     for epochs in itertools.count(config.epochs):
         try:
-            cycles = CycleConfig(epochs=epochs, **given)  # type: ignore[arg-type]
+            cycles = CycleConfig(
+                epochs=epochs, start_epoch=start, cycle_epochs=cycle, average=average
+            )
         except UserError:  # not even one cycle fits
             continue
         halves = 4 if fitted else 3

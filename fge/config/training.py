@@ -25,10 +25,12 @@ from fge.errors import (
     unknown,
 )
 
-START_FRACTION = 0.75
-"""Where the cycles begin by default, as a part of the budget, if two snapshots fit."""
-AVERAGE = 0.2
-"""The last part of a descent over which weights are averaged by default."""
+START_FRACTION, AVERAGED_START = 0.75, 0.5
+"""Where the cycles begin by default, as a part of the budget, if two snapshots fit: those of the
+paper, and those whose members are averages."""
+AVERAGE, CYCLE_AVERAGE = 0.2, 0.3
+"""The last part of a descent over which weights are averaged by default: of one from the base rate,
+and of one of FGE's cycles."""
 FINAL_FACTOR = 0.05
 """The part of the base rate at which a descent ends by default where weights are averaged."""
 METHOD_NAMES = (
@@ -92,10 +94,11 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
 
     group: ClassVar[str] = "schedule"
     start_epoch: int | None = None
-    """First epoch of the cycles, counted from 0. By default at about 75 % of the budget, so that
-    the last cycle ends at a minimum of the learning rate."""
+    """First epoch of the cycles, counted from 0. By default at about half of the budget (75 %
+    with --average 0), so that the last cycle ends at a minimum of the learning rate."""
     cycle_epochs: int | None = None
-    """Epochs per cycle, an even number. By default about a tenth of the budget."""
+    """Epochs per cycle, an even number. By default about a fifth of the budget (a tenth with
+    --average 0)."""
     max_lr: float | None = None
     """Learning rate at the start of a cycle. By default half of --lr; with --average 0 the
     papers'."""
@@ -105,7 +108,7 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     average: float | None = None
     """Members of fge, sse, average, star, split and auto are the mean of the weights over this last
     part of each descent of the learning rate. 0 keeps the last weights, with the schedules of the
-    papers. By default 0.2."""
+    papers. By default 0.3 in the cycles of fge and 0.2 elsewhere."""
     final_factor: float = FINAL_FACTOR
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
@@ -137,13 +140,22 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
 
     @property
     def cycle_length(self) -> int:
-        """Epochs per cycle: ``cycle_epochs``, or the even number nearest a tenth of the budget."""
-        return self.cycle_epochs or 2 * max(1, round(self.epochs / 20))
+        """Epochs per cycle: ``cycle_epochs``, or the even number nearest a part of the budget.
+
+        That is a tenth, or a fifth if members are averages, which need longer descents.
+        """
+        part = 10 if self.average_part > 0 else 20
+        return self.cycle_epochs or 2 * max(1, round(self.epochs / part))
 
     @property
     def average_part(self) -> float:
         """The last part of each descent that is averaged: ``average``, or the default."""
         return AVERAGE if self.average is None else self.average
+
+    @property
+    def cycle_average(self) -> float:
+        """The last part of each falling half of a cycle that is averaged."""
+        return CYCLE_AVERAGE if self.average is None else self.average
 
     @property
     def cycle_lrs(self) -> Rates:
@@ -165,7 +177,8 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
         if self.start_epoch is not None:
             return self.start_epoch
         cycle, half = self.cycle_length, self.cycle_length // 2
-        cycles = round((self.epochs * (1 - START_FRACTION) - half) / cycle)
+        begin = AVERAGED_START if self.average_part > 0 else START_FRACTION
+        cycles = round((self.epochs * (1 - begin) - half) / cycle)
         fitting = max(0, (self.epochs - half) // cycle)
         return max(0, self.epochs - half - min(max(cycles, 1), fitting) * cycle)
 

@@ -83,7 +83,7 @@ def fge_stages(config: CycleConfig) -> list[Stage]:
             partial(_triangular, config),
             after="start",
             store="snapshots",
-            average=config.average_part,
+            average=config.cycle_average,
         ),
     ]
     if isinstance(config, FGEConfig) and config.single:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fge.config import FGEConfig, PredictConfig, RunConfig, check_import, is_factory
 from fge.config.base import affects_result, saved_fields
-from fge.config.training import START_FRACTION
+from fge.config.training import AVERAGED_START, START_FRACTION
 from fge.errors import UserError, check_learning_rates, unknown
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -135,26 +135,44 @@ def test_last_cycle_ends_at_the_last_minimum_within_the_budget(
     assert last + 2 * half > epochs
 
 
-@given(epochs=st.integers(1, 300), half=st.integers(1, 40))
-def test_default_start_uses_the_whole_budget(epochs: int, half: int) -> None:
+@given(
+    epochs=st.integers(1, 300),
+    half=st.integers(1, 40),
+    rule=st.sampled_from([(0.0, START_FRACTION), (None, AVERAGED_START)]),
+)
+def test_default_start_uses_the_whole_budget(
+    epochs: int, half: int, rule: tuple[float | None, float]
+) -> None:
     assume(half <= epochs)
-    config = FGEConfig(epochs=epochs, cycle_epochs=2 * half)
+    average, begin = rule
+    config = FGEConfig(epochs=epochs, cycle_epochs=2 * half, average=average)
     assert config.last_cycle_epoch == epochs
     # Of the starts that end at a minimum, a cycle apart, the nearest to that part of the budget;
     # the last one leaves a single snapshot and is taken only where there is no other.
     first = config.first_cycle_epoch
     starts = list(range(epochs - half, -1, -2 * half))
-    nearest = min(starts[1:] or starts, key=lambda e: abs(e - START_FRACTION * epochs))
-    assert abs(abs(first - START_FRACTION * epochs) - abs(nearest - START_FRACTION * epochs)) < 1e-9
+    nearest = min(starts[1:] or starts, key=lambda e: abs(e - begin * epochs))
+    assert abs(abs(first - begin * epochs) - abs(nearest - begin * epochs)) < 1e-9
 
 
 @pytest.mark.parametrize(
     ("epochs", "length", "start"), [(100, 10, 75), (40, 4, 30), (10, 2, 7), (3, 2, 0), (1, 2, 0)]
 )
 def test_default_cycle_is_an_even_tenth_of_the_budget(epochs: int, length: int, start: int) -> None:
-    config = FGEConfig(epochs=epochs)
+    config = FGEConfig(epochs=epochs, average=0.0)
     assert (config.cycle_length, config.first_cycle_epoch) == (length, start)
     assert config.last_cycle_epoch == epochs
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length", "start"), [(100, 20, 50), (40, 8, 20), (10, 2, 5), (3, 2, 0), (1, 2, 0)]
+)
+def test_cycles_of_averages_start_earlier_and_take_longer(
+    epochs: int, length: int, start: int
+) -> None:
+    config = FGEConfig(epochs=epochs)
+    assert (config.cycle_length, config.first_cycle_epoch) == (length, start)
+    assert (config.last_cycle_epoch, config.cycle_average) == (epochs, 0.3)
 
 
 @given(epochs=st.integers(1, 60), start=st.integers(0, 59), half=st.integers(1, 60))

@@ -32,8 +32,11 @@ from fge.errors import UserError
         ({"split": 0}, "split must be >= 1, got 0"),
         ({"methods": ("sse",), "epochs": 4}, "sse needs epochs >= 5"),
         ({"methods": ("csgld",), "epochs": 11}, "csgld needs epochs >= 12"),
-        ({"methods": ("fge+refit",), "epochs": 3}, "fge+refit needs epochs >= 16, got 3"),
-        ({"methods": ("fge+refit",), "epochs": 30}, "fge+refit needs epochs >= 32, got 30"),
+        ({"methods": ("fge+refit",), "epochs": 3}, "fge+refit needs epochs >= 8, got 3"),
+        (
+            {"methods": ("fge+refit",), "epochs": 30, "average": 0.0},
+            "fge+refit needs epochs >= 32, got 30",
+        ),
         (
             {"methods": ("fge+refit",), "epochs": 30, "start_epoch": 20, "cycle_epochs": 8},
             "fge+refit needs epochs >= 36, got 30",

@@ -95,7 +95,7 @@ def test_the_default_start_leaves_no_epoch_unused(epochs: int, half: int) -> Non
         with pytest.raises(UserError, match=f"cycle_epochs {2 * half} is too long"):
             FGEConfig(epochs=epochs, cycle_epochs=2 * half)
         return
-    config = FGEConfig(epochs=epochs, cycle_epochs=2 * half)
+    config = FGEConfig(epochs=epochs, cycle_epochs=2 * half, average=0.0)
     assert config.last_cycle_epoch == epochs
     assert (epochs - config.first_cycle_epoch - half) % (2 * half) == 0
     if epochs >= 3 * half:  # room for two snapshots
