@@ -14,7 +14,7 @@ import torch
 from rich.live import Live
 from rich.table import Table as LiveTable
 
-from fge.commands.run import Run, open_run, prepare
+from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.compare import (
     CAPTIONS,
     POLL_SECONDS,
@@ -66,6 +66,7 @@ def compare(config: CompareConfig) -> Path:
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0:
         return _take_part(config)
+    check_kept(config, (config.pretrained,))
     config, setup = prepare(config, "compare")
     model = setup.new_model()
     with open_run(config, "compare", setup, model, epochs=config.epochs) as run:

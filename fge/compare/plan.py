@@ -224,16 +224,19 @@ class Plan:
         beside = OF_PAPER_RUN if self.averages else (*OF_PAPER_RUN, *OF_AVERAGED_RUN)
         with_fge = any(method in beside for method in self.config.methods)
         trained_alone = (self.runs / alone.job.name / "report.json").is_file()
-        if budget > 1 or not with_fge or trained_alone:
+        if budget > 1 or not with_fge or trained_alone or self.config.pretrained is not None:
             return alone
         return Part(self._paper(seed), SINGLE)
 
     def _paper(self, seed: int) -> Job:
         """Return the FGE run as published, which trains the single network from its start as well.
 
+        From given weights it trains FGE alone.
+
         Where nothing is averaged it is the only FGE run.
         """
-        wanted = dict.fromkeys((SINGLE, *self._lines_of(OF_PAPER_RUN)))
+        single = self.config.pretrained is None  # it starts from initial weights
+        wanted = dict.fromkeys((*([SINGLE] if single else []), *self._lines_of(OF_PAPER_RUN)))
         if "fge-paper" in wanted:
             wanted |= {FGE: None}
             del wanted["fge-paper"]
@@ -242,9 +245,10 @@ class Plan:
             wanted |= dict.fromkeys(self._lines_of(OF_AVERAGED_RUN))
             refit = self._refit()
         config = options_for(
-            FGEConfig, self.config, seed=seed, single=True, refit=refit, average=0.0
+            FGEConfig, self.config, seed=seed, single=single, refit=refit, average=0.0
         )
-        epochs = config.last_cycle_epoch + config.epochs - config.first_cycle_epoch
+        epochs = config.last_cycle_epoch
+        epochs += config.epochs - config.first_cycle_epoch if single else 0
         return Job(f"fge-e{config.epochs}-s{seed}", "fge", config, tuple(wanted), epochs)
 
     def _averaged(self, seed: int) -> Job:

@@ -9,7 +9,13 @@ from typing import ClassVar, TypeVar
 from fge.config.base import HOW_TO_RUN, without_views
 from fge.config.invocation import is_factory
 from fge.config.options import RunConfig
-from fge.config.training import BASELINE_PARTS, METHOD_NAMES, CycleConfig, MethodConfig
+from fge.config.training import (
+    BASELINE_PARTS,
+    METHOD_NAMES,
+    CycleConfig,
+    MethodConfig,
+    PretrainedConfig,
+)
 from fge.errors import UserError, check_at_least, unknown
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
@@ -38,7 +44,7 @@ WITHOUT_VIEWS = ("fge+refit", "curve-ensemble", "curve-ensemble-2B")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(MethodConfig):
+class CompareConfig(PretrainedConfig, MethodConfig):
     """Compare methods at equal budgets over several seeds. The same command continues."""
 
     group: ClassVar[str] = "comparison"
@@ -95,6 +101,11 @@ class CompareConfig(MethodConfig):
         needed = 1
         if method == "fold" and self.val_fraction == 0:
             raise UserError("fold needs validation data, got val_fraction 0; leave it out")
+        if method in (CURVE_ENSEMBLE, "curve-ensemble-2B") and self.pretrained is not None:
+            raise UserError(
+                f"{method} trains its networks from initial weights, --pretrained gives others; "
+                "leave it out"
+            )
         if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):
             average = 0.0 if method in OF_PAPER_RUN else self.average
             needed = _epochs_of_two_snapshots(self, average, fitted=method == "fge+refit")
@@ -128,12 +139,15 @@ def options_for(kind: type[C], config: RunConfig, **changed: object) -> C:
     return kind(**{**shared, **changed})
 
 
-def _epochs_of_two_snapshots(config: CycleConfig, average: float | None, *, fitted: bool) -> int:
+def _epochs_of_two_snapshots(
+    config: PretrainedConfig, average: float | None, *, fitted: bool
+) -> int:
     """Return the smallest budget, from the given one on, in which FGE keeps two snapshots.
 
     With ``fitted``, the budget also covers a curve between them, which takes half a cycle.
     """
-    start, cycle = config.start_epoch, config.cycle_epochs
+    start = 0 if config.pretrained is not None else config.start_epoch
+    cycle = config.cycle_epochs
     for epochs in itertools.count(config.epochs):
         try:
             cycles = CycleConfig(

@@ -240,6 +240,22 @@ def test_the_least_budget_of_fge_refit_has_a_line_within_it(
     assert second + fit_plan(config).epochs <= least
 
 
+def test_from_given_weights_each_method_is_trained_from_them(tmp_path: Path) -> None:
+    methods = ("single", "fge", "fge-paper", "swa", "split")
+    plan = averaged_plan(tmp_path, methods=methods, pretrained=Path("w.safetensors"))
+    jobs = {job.name: job for job in plan.jobs(plan.cells) if job.name.endswith("s0")}
+    assert set(jobs) == {
+        *("single-e100-s0", "fge-avg-e100-s0", "fge-e100-s0", "split-e100-s0"),
+    }
+    assert {getattr(job.config, "pretrained", None) for job in jobs.values()} == {
+        Path("w.safetensors")
+    }
+    paper = jobs["fge-e100-s0"]
+    assert isinstance(paper.config, FGEConfig)
+    assert (paper.config.single, paper.config.first_cycle_epoch) == (False, 0)
+    assert set(paper.lines) == {"fge", "swa"}
+
+
 # ----------------------------------------------------------------------- test-time augmentation
 
 VIEWED = ("single", "single+tta", "fge+tta", "swa", "sse", "sse+tta", "deep-ensemble+tta", "ema")

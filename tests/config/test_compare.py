@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ from fge.errors import UserError
         ({"budgets": ()}, "budgets must be whole numbers >= 1, got []"),
         ({"budgets": (0, 1)}, "budgets must be whole numbers >= 1, got [0, 1]"),
         ({"budgets": (1, 4), "seeds": 3}, "use --seeds 4 or more, got 3"),
+        (
+            {"methods": ("curve-ensemble",), "pretrained": Path("w.pt")},
+            "curve-ensemble trains its networks from initial weights, --pretrained gives others; "
+            "leave it out",
+        ),
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
         ({"split": 0}, "split must be >= 1, got 0"),
         ({"methods": ("sse",), "epochs": 4}, "sse needs epochs >= 5"),
