@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from fge.errors import UserError
 from fge.networks import (
     UniformAverage,
     Weights,
+    check_reiterable,
     gather_state,
     has_running_statistics,
     is_sharded,
@@ -83,12 +86,16 @@ class FGE:
         self.ranks = ranks_of(model)
         self.sharded = is_sharded(model)
         self.writes = self.ranks.leads if write is None else write
+        if refresh is not None:
+            check_reiterable(refresh)
         self.refresh = refresh
         self.average = _part(average, model, refresh, sharded=self.sharded)
-        self._mean = UniformAverage(model) if self.average else None
+        self._mean: UniformAverage | None = None  # made when weights exist: some are lazy
         self._kept = 0
-        if overwrite and self.writes:
-            self.store.truncate(0)
+        if overwrite:
+            with self.ranks.together():
+                if self.writes:
+                    self.store.truncate(0)
         self._owns_store = len(self.store) == 0 or not self.writes
 
     def __repr__(self) -> str:
@@ -122,36 +129,50 @@ class FGE:
                 "state to continue from them, give another folder, or overwrite=True to drop them"
             )
         self.scheduler.step()
-        tail = self.scheduler.tail_step(self.average) if self._mean else None
-        if self._mean and tail is not None:
-            if tail == 0:
-                self._mean.reset()
-            self._mean.update(self.model)
+        tail = self.scheduler.tail_step(self.average) if self.average else None
+        if tail is not None:
+            self._include(first=tail == 0)
         if not self.scheduler.at_minimum:
             return False
         self.ranks.synchronise(self.model)
         weights: Weights = self.model
         if self.sharded:
             weights = gather_state(self.model, self.ranks, keeps=self.writes)
-        with self.ranks.together():  # so that all find the snapshot in the folder
+        # Processes wait for each other, so that all find the snapshot in the folder.
+        with self._averaged() as facts, self.ranks.together():
             if self.writes:
-                self._append(weights)
+                lr = float(self.scheduler.get_last_lr()[0])
+                self.store.append(weights, step=self.scheduler.last_epoch, lr=lr, **facts)
         self._kept += 1
         return True
 
-    def _append(self, weights: Weights) -> None:
-        """Write a snapshot of the weights, or of their mean with statistics of its own."""
-        lr = float(self.scheduler.get_last_lr()[0])
-        facts = {"step": self.scheduler.last_epoch, "lr": lr}
+    def _include(self, *, first: bool) -> None:
+        """Include the weights in the mean, or start a new one with them."""
+        self._mean = self._mean or UniformAverage(self.model)
+        if first:
+            self._mean.reset()
+        self._mean.update(self.model)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[dict[str, int]]:
+        """Have the mean, with statistics of its own, in the model; nothing where there is none.
+
+        Processes pool their images, so that all have the same statistics.
+        """
         if self._mean is None:
-            self.store.append(weights, **facts)
+            yield {}
             return
         drawn = random_state()  # a loader may draw its order from the global generator
         try:
             with self._mean.swapped(self.model):
                 if self.refresh is not None:
-                    refresh_batch_norm(self.model, self.refresh, forward_fn=self.forward_fn)
-                self.store.append(self.model, averaged_steps=self._mean.updates, **facts)
+                    refresh_batch_norm(
+                        self.model,
+                        self.refresh,
+                        forward_fn=self.forward_fn,
+                        all_ranks=self.ranks.size > 1,
+                    )
+                yield {"averaged_steps": self._mean.updates}
         finally:
             set_random_state(drawn)
 
@@ -174,7 +195,9 @@ class FGE:
         """Return what resuming needs in addition to the states of the model and the optimizer."""
         kept = len(self.store) if self.writes else self._kept
         state = {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
-        return {**state, "mean": self._mean.state_dict()} if self._mean else state
+        if self.average:
+            state["mean"] = copy.deepcopy(self._mean.state_dict()) if self._mean else None
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state: position in the cycle and number of snapshots.
@@ -186,13 +209,16 @@ class FGE:
             UserError: the folder holds fewer snapshots than the state speaks of, or the state has
                 no mean of weights.
         """
-        if self._mean:
+        if self.average:
             if "mean" not in state_dict:
                 raise UserError(
                     f"average is {self.average:g}, but the state was saved without a mean of "
                     "weights; give average=0, as it was saved with"
                 )
-            self._mean.load_state_dict(state_dict["mean"])
+            self._mean = None
+            if state_dict["mean"] is not None:
+                self._mean = UniformAverage(self.model)
+                self._mean.load_state_dict(state_dict["mean"])
         expected = state_dict["snapshots"]
         with self.ranks.together():
             if self.writes and len(self.store) < expected:

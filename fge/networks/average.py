@@ -127,8 +127,8 @@ def _towards(mean: Tensor, value: Tensor, count: int) -> Tensor:
 class StepAverage:
     """An average of a model's parameters over training steps, on its device.
 
-    Buffers are not averaged: estimate batch-norm statistics inside :meth:`swapped`. Subclasses say
-    with which weight a step enters.
+    Buffers, and parameters that are no floating-point numbers, are not averaged: estimate
+    batch-norm statistics inside :meth:`swapped`. Subclasses say with which weight a step enters.
 
     Args:
         model: its parameters are averaged; compilation and data-parallel wrappers are bypassed.
@@ -139,7 +139,7 @@ class StepAverage:
         self.updates = 0
         self.averages = {
             name: parameter.detach().to(_at_least_single(parameter.dtype), copy=True)
-            for name, parameter in unwrap(model).named_parameters()
+            for name, parameter in _averaged_parameters(model).items()
         }
 
     def _weight(self) -> float:
@@ -195,7 +195,7 @@ class StepAverage:
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:
         """Return the model's parameters in the order of the averages."""
-        parameters: dict[str, Tensor] = dict(unwrap(model).named_parameters())
+        parameters = _averaged_parameters(model)
         _check_fit(self.averages, parameters, "the model")
         return [parameters[name] for name in self.averages]
 
@@ -252,6 +252,12 @@ class UniformAverage(StepAverage):
 
     def _weight(self) -> float:
         return 1 / (self.updates + 1)
+
+
+def _averaged_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a model that can be averaged, by name."""
+    named = unwrap(model).named_parameters()
+    return {name: parameter for name, parameter in named if _averaged(parameter)}
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

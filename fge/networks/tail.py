@@ -14,7 +14,9 @@ from fge.errors import UserError, check_at_least
 from fge.networks.apply import ForwardFn
 from fge.networks.average import UniformAverage
 from fge.networks.batchnorm import refresh_batch_norm
-from fge.networks.state import canonical_state, unwrap
+from fge.networks.state import canonical_state, first_not_finite, unwrap
+from fge.parallel import is_shard
+from fge.seeds import random_state, set_random_state
 
 
 def has_running_statistics(model: nn.Module) -> bool:
@@ -46,23 +48,25 @@ class TailAverage:
 
     Args:
         model: any module; wrappers of ``torch.compile`` and data-parallel are seen through. Its
-            parameters are read, never changed, but in :meth:`swapped`.
+            parameters are read, never changed, except in :meth:`swapped`.
         first_step: the number of steps before the first one that is averaged: 0 averages all.
 
     Raises:
-        UserError: ``first_step`` is negative.
+        UserError: ``first_step`` is negative, or the model is sharded by ``fully_shard``.
     """
 
     def __init__(self, model: nn.Module, first_step: int) -> None:
         check_at_least(0, first_step=first_step)
+        if any(is_shard(parameter) for parameter in unwrap(model).parameters()):
+            raise UserError("a sharded model is not averaged; use TailAverage before fully_shard")
         self.model = model
         self.first_step = first_step
         self.steps = 0
-        self._mean = UniformAverage(model)
+        self._mean: UniformAverage | None = None  # made when weights exist: some are lazy
 
     def __len__(self) -> int:
         """Return the number of steps in the mean."""
-        return self._mean.updates
+        return self._mean.updates if self._mean else 0
 
     def __repr__(self) -> str:
         """Return the steps taken and averaged."""
@@ -72,9 +76,10 @@ class TailAverage:
         """Count an optimizer step; from ``first_step`` on, include the weights after it.
 
         Raises:
-            UserError: the model's parameters are not those that it had at first.
+            UserError: the model's parameters are not those that it had before.
         """
         if self.steps >= self.first_step:
+            self._mean = self._mean or UniformAverage(self.model)
             self._mean.update(self.model)
         self.steps += 1
 
@@ -85,10 +90,9 @@ class TailAverage:
         the current ones: estimate them again (:func:`fge.refresh_batch_norm`) after loading.
 
         Raises:
-            UserError: no step has been averaged yet.
+            UserError: no step has been averaged yet, or the mean is not finite.
         """
-        self._check()
-        with self._mean.swapped(self.model):
+        with self._checked().swapped(self.model):
             return canonical_state(self.model)
 
     @contextmanager
@@ -98,8 +102,7 @@ class TailAverage:
         Raises:
             UserError: no step has been averaged yet.
         """
-        self._check()
-        with self._mean.swapped(self.model):
+        with self._checked().swapped(self.model):
             yield
 
     def module(
@@ -124,25 +127,43 @@ class TailAverage:
         with self.swapped():
             model = copy.deepcopy(unwrap(self.model))
         if refresh is not None:
-            refresh_batch_norm(model, refresh, forward_fn=forward_fn)
+            drawn = random_state()  # a loader may draw its order from the global generator
+            try:
+                refresh_batch_norm(model, refresh, forward_fn=forward_fn)
+            finally:
+                set_random_state(drawn)
         return model.eval()
 
     def progress(self) -> dict[str, Any]:
         """Return what resuming needs beside the model's own state: tensors and numbers."""
-        return {"steps": self.steps, "mean": self._mean.state_dict()}
+        mean = copy.deepcopy(self._mean.state_dict()) if self._mean else None
+        return {"first_step": self.first_step, "steps": self.steps, "mean": mean}
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
-        """Continue from saved progress; ``first_step`` stays the constructor's.
+        """Continue from saved progress.
 
         Raises:
-            UserError: it belongs to a model with other parameters.
+            UserError: it belongs to another ``first_step`` or to a model with other parameters.
         """
-        self._mean.load_state_dict(progress["mean"])
+        if progress["first_step"] != self.first_step:
+            raise UserError(
+                f"the progress was saved with first_step {progress['first_step']}, got "
+                f"{self.first_step}; give the same"
+            )
+        self._mean = None
+        if progress["mean"] is not None:
+            self._mean = UniformAverage(self.model)
+            self._mean.load_state_dict(progress["mean"])
         self.steps = int(progress["steps"])
 
-    def _check(self) -> None:
-        if len(self) == 0:
+    def _checked(self) -> UniformAverage:
+        """Return the mean, if there is one and it is finite."""
+        if self._mean is None:
             raise UserError(
                 f"no step has been averaged: {self.steps} steps were taken, and averaging starts "
                 f"after {self.first_step}; train longer or use a smaller first_step"
             )
+        name = first_not_finite(self._mean.averages.items())
+        if name is not None:
+            raise UserError(f"the mean of {name!r} is not finite; lower the learning rate")
+        return self._mean

@@ -141,6 +141,19 @@ def test_a_state_without_a_mean_continues_with_last_weights_only(tmp_path: Path)
         make_cycle(tmp_path, make_model(norm=False), average=0.3).load_state_dict(state)
 
 
+def test_a_lazy_model_is_averaged_once_it_has_weights(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LazyLinear(2)).double()
+    cycle = make_cycle(tmp_path, model, average=0.5)
+    assert cycle.state_dict()["mean"] is None
+    run(cycle, 0, 5)
+    assert cycle.store.facts(0)["averaged_steps"] == 2
+
+
+def test_inputs_that_can_be_read_once_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="iterable more than once"):
+        make_cycle(tmp_path, make_model(), average=0.5, refresh=iter([inputs()]))
+
+
 def test_snapshots_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
     run(make_cycle(tmp_path, make_model(norm=False)), 0, 5)
     with pytest.raises(UserError, match="or overwrite=True to drop them"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 import fge
 from fge.errors import UserError
@@ -134,7 +135,60 @@ def test_a_mean_of_no_step_is_refused() -> None:
         fge.TailAverage(make_model(), first_step=-1)
 
 
+def test_progress_is_a_copy_and_belongs_to_its_first_step() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=0)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    run(tail, model, optimizer, make_batches())
+    saved = tail.progress()
+    before = copy.deepcopy(saved)
+    run(tail, model, optimizer, make_batches())
+    for name, value in saved["mean"]["averages"].items():
+        assert torch.equal(value, before["mean"]["averages"][name])
+    with pytest.raises(UserError, match="saved with first_step 0, got 2; give the same"):
+        fge.TailAverage(model, first_step=2).load_progress(saved)
+
+
+def test_a_lazy_model_is_averaged_once_it_has_weights() -> None:
+    model = nn.Sequential(nn.LazyLinear(3))
+    tail = fge.TailAverage(model, first_step=0)
+    model(torch.zeros(1, 2))
+    tail.step()
+    assert torch.equal(tail.state_dict()["0.weight"], model[0].weight)
+
+
+def test_integer_parameters_stay_as_they_are() -> None:
+    model = nn.Linear(2, 1)
+    model.register_parameter("count", nn.Parameter(torch.tensor([2**25 + 1]), requires_grad=False))
+    tail = fge.TailAverage(model, first_step=0)
+    tail.step()
+    assert tail.state_dict()["count"].item() == 2**25 + 1
+
+
+def test_a_mean_that_is_not_finite_is_named() -> None:
+    model = nn.Linear(2, 1)
+    tail = fge.TailAverage(model, first_step=0)
+    model.bias.data.fill_(torch.nan)
+    tail.step()
+    with pytest.raises(UserError, match="the mean of 'bias' is not finite; lower the"):
+        tail.state_dict()
+
+
+def test_refreshing_a_copy_draws_nothing_from_the_global_generator() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=0)
+    tail.step()
+    loader = DataLoader(TensorDataset(make_batches()[0][0]), batch_size=4, shuffle=True)
+    torch.manual_seed(1)
+    tail.module(refresh=loader)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))
+
+
 def test_progress_of_another_model_is_refused() -> None:
     tail = fge.TailAverage(make_model(), first_step=0)
+    other = fge.TailAverage(nn.Linear(2, 2), first_step=0)
+    other.step()
     with pytest.raises(UserError, match="other parameters"):
-        tail.load_progress(fge.TailAverage(nn.Linear(2, 2), first_step=0).progress())
+        tail.load_progress(other.progress())
