@@ -45,7 +45,16 @@ from fge.report import (
     with_views,
 )
 from fge.runs import StagedTraining
-from fge.train import Method, Planner, Recipe, Stage, endpoint_recipe, fge_stages, find_method
+from fge.train import (
+    Method,
+    Planner,
+    Recipe,
+    Stage,
+    auto_plan,
+    endpoint_recipe,
+    fge_stages,
+    find_method,
+)
 
 _UNKNOWN_COST = (
     "The run started from given weights (--pretrained): the epochs of their training are unknown, "
@@ -88,21 +97,26 @@ class Trained:
 
 
 def fge(config: FGEConfig) -> Path:
-    """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder."""
+    """Train with a cyclic learning rate, ensemble the snapshots, report; return the run folder.
+
+    With ``plan`` auto, a planner decides how the budget is spent.
+    """
     check_refit(config)
     check_own_baseline(config)
     folder = config.baseline if isinstance(config.baseline, Path) else None
     check_kept(config, (config.pretrained, folder))
     config, setup = prepare(config, "fge")
     model = initial_model(config, setup)
-    stages = fge_stages(config)
+    method = find_method("auto") if config.plan == "auto" else None
+    make_stages = auto_plan if method else fge_stages
     baseline = read_baseline(folder, setup.dataset, config.model) if folder else None
-    with open_run(config, "fge", setup, model, epochs=_epochs(stages)) as run:
+    with open_run(config, "fge", setup, model, epochs=_epochs(make_stages(config))) as run:
         recipe = endpoint_recipe(run.config)
-        trained = _train(run, model, "fge", recipe, fge_stages(run.config))
+        name = method.name if method else "fge"
+        trained = _train(run, model, name, recipe, make_stages(run.config), method)
         if trained is None:
             return run.folder.path
-        sections = [*_given(run.config), *_regime(run.config, trained.training)]
+        sections = [*_given(run.config), *_regime(run.config, trained.training, method)]
         ensembles = trained.results[-1:]
         if run.config.refit:
             refitted = refit(run, trained.training, trained.predictions.plain)

@@ -220,6 +220,9 @@ class FGEConfig(PretrainedConfig):
     preset: Literal["garipov2018"] | None = field(default=None, metadata=THIS_INVOCATION)
     """Take the options of a publication: garipov2018 is --average 0 --val-fraction 0, and cycles
     and weight decay of the paper's models. Options on the command line override it."""
+    plan: Literal["cycles", "auto"] = "cycles"
+    """How the budget is spent: cycles, along one path; or auto, which decides while it runs whether
+    one network continues or others start (as train --method auto)."""
     single: bool = False
     """Also train single networks with the same budget: a conventional one, which with --average 0
     shares the first part of the run, and without it an averaged one too."""
@@ -238,10 +241,22 @@ class FGEConfig(PretrainedConfig):
         check_at_least(1, refit_points=self.refit_points, refit_epochs=self.refit_epochs)
         if self.refit is None and (self.refit_epochs is not None or self.refit_points != 1):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
+        if self.plan == "auto":
+            self._check_plan()
         if self.pretrained is not None and self.single:
             raise UserError("--single trains from initial weights, --pretrained from given ones")
         if self.baseline == "auto":
             self._check_own_baseline()
+
+    def _check_plan(self) -> None:
+        if self.val_fraction == 0:
+            raise UserError(
+                "--plan auto decides by validation images, got val_fraction 0; set --val-fraction "
+                "above 0"
+            )
+        if self.refit is not None or self.single:
+            option = f"--refit {self.refit}" if self.refit else "--single"
+            raise UserError(f"{option} belongs to --plan cycles; leave it out with --plan auto")
 
     def _check_own_baseline(self) -> None:
         if self.pretrained is not None:

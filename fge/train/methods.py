@@ -193,7 +193,7 @@ def sse_stages(config: MethodConfig) -> list[Stage]:
     return [replace(stage, average=config.average_part)]
 
 
-def auto_plan(config: MethodConfig) -> AutoPlanner:
+def auto_plan(config: CycleConfig) -> AutoPlanner:
     """Return what decides, while it runs, how the budget is spent."""
     return AutoPlanner(
         config.epochs,

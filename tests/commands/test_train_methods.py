@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from PIL import Image
 from torch.optim import Optimizer
 
 from fge.commands.predict import predict
-from fge.commands.train import train
-from fge.config import MethodConfig, PredictConfig, TrainConfig
+from fge.commands.train import fge, train
+from fge.config import FGEConfig, MethodConfig, PredictConfig, TrainConfig
 from fge.data import load_dataset
 from fge.ensemble import PredictionFile, SnapshotStore
 from fge.errors import UserError
@@ -125,6 +127,32 @@ def test_interrupted_and_resumed_it_ends_bitwise_the_same(
     for path in sorted((whole / "snapshots").glob("*")):
         assert path.read_bytes() == (out / "snapshots" / path.name).read_bytes(), path.name
     assert (whole / "log.jsonl").read_bytes() == (out / "log.jsonl").read_bytes()
+
+
+def test_fge_with_the_plan_auto_is_the_method_auto(data: Path, tmp_path: Path) -> None:
+    options = config(data, tmp_path / "method", "auto", start_epoch=None, cycle_epochs=None)
+    by_method = train(options)
+    shared = {
+        f.name: getattr(options, f.name) for f in fields(FGEConfig) if hasattr(options, f.name)
+    }
+    by_plan = fge(FGEConfig(**{**shared, "out": tmp_path / "plan", "plan": "auto"}))
+    assert (by_plan / "log.jsonl").read_bytes() == (by_method / "log.jsonl").read_bytes()
+    assert lines_of(by_plan) == lines_of(by_method)
+    plans = [r for r in map(json.loads, (by_plan / "log.jsonl").open()) if r["event"] == "plan"]
+    assert plans[0]["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": 0.0}, "--plan auto decides by validation images, got val_fraction 0"),
+        ({"single": True}, "--single belongs to --plan cycles; leave it out with --plan auto"),
+        ({"refit": "bezier"}, "--refit bezier belongs to --plan cycles"),
+    ],
+)
+def test_what_a_plan_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        FGEConfig(plan="auto", **options)
 
 
 def test_a_method_of_one_s_own_is_one_entry_more(

@@ -77,6 +77,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         max_lr=high,
         min_lr=low,
         average=draw(st.none() | st.floats(0, 1)),
+        plan=draw(st.sampled_from(["cycles"])),
         final_factor=draw(st.floats(0, 1)),
         distill_epochs=draw(st.integers(0, 50)),
         pretrained=pretrained,
