@@ -69,6 +69,7 @@ def config_of(options: argparse.Namespace) -> MethodConfig:
         train_size=options.train_size,
         test_size=options.test_size,
         sse_cycles=options.sse_cycles,
+        average=0.0,  # members as published, which the others keep too
         device=options.device,
         threads=options.threads,
         channels_last="on",

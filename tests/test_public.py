@@ -56,7 +56,7 @@ def test_fge_says_where_it_is_in_its_cycles(tmp_path: Path) -> None:
         optimizer.step()
         cycle.step()
     assert repr(cycle) == (
-        f"FGE(step 3 in cycles of 4 steps, SnapshotStore(1 snapshot in '{tmp_path}'))"
+        f"FGE(step 3 in cycles of 4 steps, average=0.3, SnapshotStore(1 snapshot in '{tmp_path}'))"
     )
 
 

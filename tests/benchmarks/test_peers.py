@@ -47,7 +47,7 @@ MACHINE = {
 def config_for(data: Path, **options: Any) -> MethodConfig:
     # In 7 epochs: a start of 4 and two snapshots, or 7 cosine cycles.
     values = {"epochs": 7, "sse_cycles": 7, "batch_size": 32, "device": "cpu", "seed": 1}
-    fixed = {"channels_last": "on", "compile": "off", "amp": "off"}
+    fixed = {"channels_last": "on", "compile": "off", "amp": "off", "average": 0.0}
     return MethodConfig(data=str(data), **{**values, **fixed, **options})
 
 

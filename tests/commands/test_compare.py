@@ -391,7 +391,7 @@ def test_views_are_added_to_finished_runs(data: Path, tmp_path: Path) -> None:
     }
     assert rows["fge+tta"]["train_epochs"] == rows["fge"]["train_epochs"]
     labels = load_dataset(str(data), val_fraction=0.25).test.labels
-    file = out / "runs" / "fge-e4-s0" / "predictions" / "test-tta.npz"
+    file = out / "runs" / "fge-avg-e4-s0" / "predictions" / "test-tta.npz"
     wrong = PredictionFile(file, labels).mean(["fge-0001", "fge-0002"]).argmax(dim=1) != labels
     (cell,) = (c for c in load_cells(out / "cells") if (c.method, c.seed) == ("fge+tta", 0))
     assert np.array_equal(cell.wrong, wrong.numpy())

@@ -17,7 +17,7 @@ from fge.errors import DivergenceError, UserError
 from fge.landscape import HessianOperator, SharpnessProbe
 from fge.observer import Observer
 from fge.runs import RunFolder, StagedTraining
-from fge.train import Learner, Speed, fge_stages
+from fge.train import Learner, Speed, fge_paper_stages
 
 NORMALISER = Normaliser([128.0], [64.0], torch.device("cpu"))
 CONFIG = FGEConfig(
@@ -80,7 +80,7 @@ def trained(
     training = StagedTraining(
         RunFolder(folder),
         learner_of(network(), **options),
-        fge_stages(CONFIG),
+        fge_paper_stages(CONFIG),
         batches=TrainBatches(TRAIN, NORMALISER, 6, seed=0),
         validation=None,
         seed=0,

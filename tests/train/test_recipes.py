@@ -198,7 +198,7 @@ def test_an_average_is_conventional_training_with_a_linear_descent_and_a_mean() 
     assert (stage.average, stage.keep, stage.last_epoch) == (0.2, "end", 5)
     assert recipe_stages(endpoint_recipe(config), 5)[0].average == 0
     found = rates(stage, make_optimizer(average_recipe(config), parameters()), 2)
-    expected = [0.3 * (1 - 0.9 * step / 10) for step in range(10)]  # the step after: a tenth
+    expected = [0.3 * (1 - 0.95 * step / 10) for step in range(10)]  # then a twentieth
     assert found == pytest.approx(expected, rel=1e-12)
     for part in (-0.1, 1.1):
         with pytest.raises(UserError, match=rf"^average must be in \[0, 1\], got {part}$"):
@@ -252,7 +252,7 @@ def test_two_steps_are_those_of_the_textbook(name: str) -> None:
         (recipe("G"), StepsLR, 0.04),
         (recipe("C"), LinearDecayLR, 0.3),
         (endpoint_recipe(RunConfig()), EndpointLR, 1 - 0.3 / 0.4 * 0.99),
-        (average_recipe(RunConfig()), LinearDecayLR, 1 - 0.7 * 0.9),
+        (average_recipe(RunConfig()), LinearDecayLR, 1 - 0.7 * 0.95),
     ],
     ids=["step", "linear", "endpoint", "tail"],
 )
