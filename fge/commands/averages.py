@@ -84,6 +84,7 @@ def average_snapshots(
     *,
     all_of_them: bool = True,
     distilled: Distilled | None = None,
+    kept: Sequence[int] | None = None,
 ) -> Averages:
     """Average the weights of a stage's snapshots: all of them, and those that are safe to average.
 
@@ -92,7 +93,8 @@ def average_snapshots(
     evaluated once as a member of the stored predictions; a resumed run uses what is already there.
     With several processes only the first one does this, with all training images for batch norm.
     Networks that were trained apart are not averaged ``all_of_them``: their mean is no network. A
-    ``distilled`` network is one more that the fold may start from or keep.
+    ``distilled`` network is one more that the fold may start from or keep. What the fold lost is
+    told against the ensemble of the snapshots ``kept``, by default all.
     """
     if len(training.stores[stage]) < 2:
         return Averages()
@@ -105,16 +107,17 @@ def average_snapshots(
     lines = [work.line("swa", made.refresh_images, 1)] if made else []
     lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
     results = [line for line in lines if line is not None]
+    members = range(work.snapshots) if kept is None else kept
     ensemble = method_result(
         stage,
         predictions.test,
-        work.names[: work.snapshots],
+        [work.names[position] for position in members],
         train_epochs=work.epochs,
         weight_bytes=work.weight_bytes,
     )
     return Averages(
         results,
-        [average_table(swa, fold, work.names, work.snapshots)] if fold else [],
+        [average_table(swa, fold, work.names, len(members))] if fold else [],
         average_sentences(swa, fold, work.names, results, ensemble, all_of_them=all_of_them),
         {"averages": averages_json(swa, fold, work.names, all_of_them=all_of_them)},
         tuple(FILES[name] for name, part in (("swa", made), ("fold", fold)) if part),

@@ -169,8 +169,9 @@ def _regime(
 
     It is that of a plan, or of FGE with averages: the command ``fge`` has no ``method``.
     """
-    if training.planner and method and isinstance(config, TrainConfig):
-        longer = method.stages(replace(config, epochs=2 * config.epochs))
+    if training.planner and method:
+        wider = replace(config, epochs=2 * config.epochs)
+        longer = method.stages(wider) if isinstance(wider, TrainConfig) else auto_plan(wider)
         assert not isinstance(longer, Sequence)
         return [plan_section(training, longer)]
     found = None
@@ -261,7 +262,7 @@ def _assess(
     )
     distilled = distill(run, training, stage, kept, recipe, predictions, results[-1])
     averages = average_snapshots(
-        run, training, stage, predictions, all_of_them=one_path, distilled=distilled
+        run, training, stage, predictions, all_of_them=one_path, distilled=distilled, kept=kept
     )
     run.report.say(*verdict(results, ensemble))
     if averaged:

@@ -103,7 +103,7 @@ def average_table(swa: Swa | None, fold: Fold, names: Sequence[str], snapshots: 
         swa: the average of all snapshots, where it was made.
         fold: the snapshots folded.
         names: of the snapshots, and of a distilled network that the fold may use.
-        snapshots: the number of snapshots.
+        snapshots: the number of members of the ensemble.
     """
     worst = max(range(len(fold.members)), key=lambda position: fold.members[position].nll)
     rows = [

@@ -94,9 +94,10 @@ class ConsoleObserver(Observer):
             text = f"snapshot {record['member']}, epoch {record['epoch']}, lr {record['lr']:g}"
         if "val_error" in record:
             text += f": validation error {record['val_error']:.2f} %, NLL {record['val_nll']:.4f}"
-        if record.get("member", 1) > 1 and "ensemble_val_error" in record:
+        members = record.get("ensemble_members", record.get("member", 1))
+        if members > 1 and "ensemble_val_error" in record:
             text += (
-                f"; ensemble of {record['member']}: {record['ensemble_val_error']:.2f} %, "
+                f"; ensemble of {members}: {record['ensemble_val_error']:.2f} %, "
                 f"NLL {record['ensemble_val_nll']:.4f}"
             )
         self.console.print(text)

@@ -415,6 +415,7 @@ class StagedTraining:
             "ensemble_val_nll": metrics.nll(mean.value, targets),
         }
         if self.planner:
+            figures["ensemble_members"] = mean.count
             figures["ensemble_val_tempered_nll"] = float(_tempered(mean.value, targets).mean())
         return figures
 
