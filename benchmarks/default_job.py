@@ -1,13 +1,15 @@
 """The gain of the default job: mean and spread over seeds, on the test set.
 
-    python benchmarks/default_job.py [--seeds 0 1 2 3 4 5 6] [--out RUNS_FOLDER]
+    python benchmarks/default_job.py [--seeds 0 1 2] [--paper] [--out RUNS_FOLDER]
 
 Runs ``python cli.py fge --single`` once per seed, one after the other, and compares the ensemble
-with its last snapshot and with the single network of the same budget: means, standard deviations,
-and the mean paired difference with its 95 % interval (Student's t over seeds). The claim to check:
-the ensemble's mean test error and NLL are both below those of the other two. Wall times are those
-of the whole command without ``--single``'s extra network, start-up included. Finished runs are not
-run again; raw results are in ``benchmarks/results/default_job.json``.
+with its last snapshot and with the single networks of the same budget, conventional and averaged:
+means, standard deviations, and the mean paired difference with its 95 % interval (Student's t over
+seeds). The claim to check: the ensemble's mean test error and NLL are both below those of the
+others. Wall times are those of the whole command without ``--single``'s extra networks, start-up
+included. Finished runs are not run again; raw results are in
+``benchmarks/results/default_job.json``. With ``--paper`` the members are last weights
+(``--average 0``): ``benchmarks/results/default_job_paper.json``.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ from scipy import stats
 from fge.files import write_json
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "default_job.json"
+FOLDER = Path(__file__).parent / "results"
 METRICS = ("error", "nll", "brier", "ece")
 
 
-def run_seed(seed: int, out: Path) -> dict[str, Any]:
+def run_seed(seed: int, out: Path, options: list[str]) -> dict[str, Any]:
     """Run the job of a seed unless its report exists; return its methods and wall time."""
     folder = out / f"seed-{seed}"
     seconds = None
     if not (folder / "report.json").exists():
-        arguments = ["fge", "--single", "--seed", str(seed), "--out", str(folder)]
+        arguments = ["fge", "--single", "--seed", str(seed), "--out", str(folder), *options]
         if folder.exists():
             arguments.append("--resume")
         started = time.perf_counter()
@@ -52,9 +54,10 @@ def run_seed(seed: int, out: Path) -> dict[str, Any]:
 
 
 def single_seconds(folder: Path) -> float:
-    """Return the training time of the single network."""
+    """Return the training time of the single networks."""
     records = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
-    return sum(float(r["seconds"]) for r in records if r.get("stage") == "single")
+    stages = ("single", "average")
+    return sum(float(r["seconds"]) for r in records if r.get("stage") in stages)
 
 
 def figures(results: list[dict[str, Any]], key: tuple[str, int], metric: str) -> list[float]:
@@ -85,7 +88,8 @@ def print_results(results: list[dict[str, Any]]) -> None:
             cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
         print(f"| {key[0]} | {key[1]} | {epochs} | {' | '.join(cells)} |")
     ensemble = [key for key in keys if key[0] == "fge"][-1]
-    for other in (("last-snapshot", 1), ("single", 1)):
+    others = [("last-snapshot", 1), ("single", 1), ("average", 1)]
+    for other in (key for key in others if key in keys):
         for metric in ("error", "nll"):
             ours, theirs = (figures(results, key, metric) for key in (ensemble, other))
             mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
@@ -103,14 +107,18 @@ def print_results(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run the seeds, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(7)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--paper", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/default-job"))
     arguments = parser.parse_args()
-    known = {r["seed"]: r for r in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    name = "default_job_paper" if arguments.paper else "default_job"
+    results = FOLDER / f"{name}.json"
+    options = ["--average", "0"] if arguments.paper else []
+    known = {r["seed"]: r for r in json.loads(results.read_text())} if results.exists() else {}
     for seed in arguments.seeds:
         if seed not in known:
-            known[seed] = run_seed(seed, arguments.out)
-            write_json(RESULTS, [known[s] for s in sorted(known)])
+            known[seed] = run_seed(seed, arguments.out / name, options)
+            write_json(results, [known[s] for s in sorted(known)])
     print_results([known[s] for s in sorted(known)])
 
 
