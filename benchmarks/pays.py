@@ -130,6 +130,40 @@ def run_task(name: str, arguments: argparse.Namespace) -> None:
     shutil.copytree(folder / "cells", results / "cells", dirs_exist_ok=True)
 
 
+def print_table(file: Path) -> None:
+    """Print a task's methods at one budget as Markdown, with the differences from ``single``."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    changes = {
+        (d["method"], d["metric"]): d["interval"]
+        for d in content["differences"]
+        if (d["baseline"], d["budget"]) == ("single", 1)
+    }
+    print(
+        "| method | seeds | epochs | passes | error % | cal. NLL | DEE | error - single |", end=""
+    )
+    print(" cal. NLL - single |")
+    print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
+    for row in content["methods"]:
+        pool = row["name"].startswith("deep-ensemble") and row["budget"] > 1
+        name = f"{row['budget']} networks, {row['name']}" if pool else row["name"]
+        cells = [name, str(len(row["seeds"])), f"{row['train_epochs']:.0f}"]
+        cells += [f"{row['forward_passes']:.1f}".removesuffix(".0")]
+        for key, form in (("error", ".2f"), ("calibrated_nll", ".4f")):
+            spread = row["deviation"].get(key)
+            more = "" if spread is None else f" ± {spread:{form}}"
+            cells.append(f"{row[key]:{form}}{more}")
+        bound = "≥ " if row.get("equivalent_is_bound") else ""
+        cells.append(f"{bound}{row['equivalent']:.1f}" if row.get("equivalent") else "")
+        for key, form in (("error", "+.2f"), ("calibrated_nll", "+.4f")):
+            found = None if pool else changes.get((row["name"], key))
+            cells.append(
+                f"{found['difference']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+                if found
+                else ""
+            )
+        print(f"| {' | '.join(cells)} |")
+
+
 def read_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,10 +190,11 @@ def main() -> None:
         else:
             run_task(name, arguments)
     if arguments.what == "table":
-        for name in TASKS:
+        for name, task in {**TASKS, "R": Task("", "digits, MLP, 100 epochs")}.items():
             file = RESULTS / name / "compare.json"
             if file.is_file():
-                print(json.loads(file.read_text())["verdict"])
+                print(f"\n## {name}: {task.description}\n")
+                print_table(file)
 
 
 if __name__ == "__main__":
