@@ -149,14 +149,15 @@ def training_curves(
     """Return the curves of a training from its stages and its log records.
 
     Args:
-        stages: of the method; if there are several, one called ``single`` is another network's.
+        stages: of the method; if there are several, those called ``single`` and ``average`` are of
+            other networks.
         optimizer: as :func:`learning_rates` takes it.
         records: of the log.
     """
     own = _own(stages)
     kept = [r for r in records if r["event"] == "snapshot"]
-    snapshots = [r for r in kept if r["stage"] == own[-1].name]
-    single = [r for r in kept if r["stage"] == "single" != own[-1].name]
+    snapshots = [r for r in kept if r["stage"] == own[-1].kind]
+    single = [r for r in kept if r["stage"] == "single" != own[-1].kind]
     epochs, rates = learning_rates(own, optimizer)
     return TrainingCurves(
         rate_epochs=epochs,
@@ -169,8 +170,12 @@ def training_curves(
     )
 
 
+_BESIDE = ("single", "average")
+"""Stages of networks that a run may train beside its own."""
+
+
 def _own(stages: Sequence[Stage]) -> list[Stage]:
-    return [stage for stage in stages if stage.name != "single"] or list(stages)
+    return [stage for stage in stages if stage.name not in _BESIDE] or list(stages)
 
 
 def learning_rates(
@@ -218,7 +223,8 @@ def sharpness_curves(
     own = _own(stages)
     names = {stage.name for stage in own}
     found = [r for r in records if r["event"] == "sharpness"]
-    main, others = ([r for r in found if (r["stage"] in names) is mine] for mine in (True, False))
+    main = [r for r in found if r["stage"] in names]
+    others = [r for r in found if r["stage"] == "single" and "single" not in names]
     epochs, rates = learning_rates(own, optimizer)
     thresholds = [] if momentum is None else [_threshold(lr, momentum) for lr in rates]
     return SharpnessCurves(
@@ -363,7 +369,7 @@ def _row(record: Mapping[str, Any], momentum: float | None) -> list[str]:
 
 def dynamics_verdict(records: Sequence[dict[str, Any]], momentum: float | None) -> str:
     """Say how the top eigenvalue changed, and how often it was above 2 (1 + momentum) / lr."""
-    own = [r for r in records if r["stage"] != "single"] or records
+    own = [r for r in records if r["stage"] not in _BESIDE] or records
     first, last = own[0], own[-1]
     text = (
         f"The top Hessian eigenvalue was {first['eigenvalue']:.4g} after epoch {first['epoch']} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from fge.report.training import (
     sharpness_curves,
     training_curves,
 )
-from fge.train import fge_paper_stages, sse_stages
+from fge.train import fge_paper_stages, fge_stages, split_stages, sse_stages
 
 CONFIG = FGEConfig(
     epochs=13, start_epoch=7, cycle_epochs=4, lr=0.2, max_lr=0.1, min_lr=0.01, single=True
@@ -191,3 +192,26 @@ def test_a_single_network_alone_is_what_the_curves_are_of() -> None:
     records = [measured("single", 13, 50.0, snapshot=True)]
     curves = sharpness_curves(stages, optimizer(), records, momentum=0.9)
     assert (curves.epochs, curves.single) == ([13], ([], []))
+
+
+def test_networks_that_are_trained_beside_are_not_in_the_rates() -> None:
+    config = replace(CONFIG, average=None)
+    stages = fge_stages(config)
+    assert [stage.name for stage in stages] == ["start", "fge", "single", "average"]
+    records = [
+        {"event": "snapshot", "stage": name, "member": 1, "epoch": 13, "val_error": error}
+        for name, error in (("fge", 8.0), ("single", 9.0), ("average", 7.0))
+    ]
+    curves = training_curves(stages, optimizer(), records)
+    assert curves.rate_epochs[-1] == config.last_cycle_epoch
+    assert (curves.snapshot_error, curves.single) == ([8.0], (13, 9.0))
+
+
+def test_members_of_several_stages_are_one_curve() -> None:
+    stages = split_stages(MethodConfig(epochs=4, split=2))
+    records = [
+        {"event": "snapshot", "stage": "split", "member": k, "epoch": 2 * k, "val_error": 10.0 - k}
+        for k in (1, 2)
+    ]
+    curves = training_curves(stages, optimizer(), records)
+    assert (curves.epochs, curves.snapshot_error) == ([2, 4], [9.0, 8.0])
