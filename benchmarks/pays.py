@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from pays_data import make_data
 from fge.commands.compare import compare
 from fge.commands.train import train
 from fge.config import CompareConfig, TrainConfig
+from fge.files import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "pays"
@@ -110,10 +112,11 @@ def related_weights(work: Path) -> Path:
 def run_task(name: str, arguments: argparse.Namespace) -> None:
     """Run what is missing of a task; copy its results."""
     task, folder = TASKS[name], arguments.work / name
+    options = options_of(name, arguments.work, arguments.cifar)
     results = RESULTS / name
     if (results / "cells").is_dir() and not (folder / "cells").is_dir():
         shutil.copytree(results / "cells", folder / "cells")
-        shutil.copy(results / "config.json", folder / "config.json")
+        copy_config(results, folder, {key: options[key] for key in _PATHS if key in options})
     config = CompareConfig(
         out=folder,
         methods=tuple(arguments.methods or task.methods),
@@ -121,13 +124,26 @@ def run_task(name: str, arguments: argparse.Namespace) -> None:
         seed=FIRST_SEED,
         jobs=arguments.jobs,
         ood=(),
-        **options_of(name, arguments.work, arguments.cifar),
+        **options,
     )
     compare(config)
     results.mkdir(parents=True, exist_ok=True)
-    for file in ("compare.json", "compare.md", "compare.csv", "config.json"):
+    for file in ("compare.json", "compare.md", "compare.csv"):
         shutil.copy(folder / file, results / file)
+    names = {key: Path(str(options[key])).name for key in _PATHS if key in options}
+    copy_config(folder, results, names)
     shutil.copytree(folder / "cells", results / "cells", dirs_exist_ok=True)
+
+
+def copy_config(source: Path, target: Path, paths: dict[str, Any]) -> None:
+    """Copy ``config.json`` with other paths: results are kept without those of one machine."""
+    content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    for key, path in paths.items():
+        content["options"][key] = os.path.abspath(path) if "/" in str(path) else path
+    write_json(target / "config.json", content)
+
+
+_PATHS = ("data", "pretrained")
 
 
 def print_table(file: Path) -> None:
