@@ -1,6 +1,6 @@
 """The gain of the default job: mean and spread over seeds, on the test set.
 
-    python benchmarks/default_job.py [--seeds 0 1 2] [--paper] [--out RUNS_FOLDER]
+    python benchmarks/default_job.py [--seeds 0 1 2] [--average 0] [--out RUNS_FOLDER]
 
 Runs ``python cli.py fge --single`` once per seed, one after the other, and compares the ensemble
 with its last snapshot and with the single networks of the same budget, conventional and averaged:
@@ -8,8 +8,8 @@ means, standard deviations, and the mean paired difference with its 95 % interva
 seeds). The claim to check: the ensemble's mean test error and NLL are both below those of the
 others. Wall times are those of the whole command without ``--single``'s extra networks, start-up
 included. Finished runs are not run again; raw results are in
-``benchmarks/results/default_job.json``. With ``--paper`` the members are last weights
-(``--average 0``): ``benchmarks/results/default_job_paper.json``.
+``benchmarks/results/default_job.json``. With ``--average 0`` the members are last
+weights, as published: ``benchmarks/results/default_job_paper.json``.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ def main() -> None:
     """Run the seeds, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--average", type=int, choices=(0,))
     parser.add_argument("--out", type=Path, default=Path("runs/default-job"))
     arguments = parser.parse_args()
-    name = "default_job_paper" if arguments.paper else "default_job"
+    name = "default_job" if arguments.average is None else "default_job_paper"
     results = FOLDER / f"{name}.json"
-    options = ["--average", "0"] if arguments.paper else []
+    options = [] if arguments.average is None else ["--average", "0"]
     known = {r["seed"]: r for r in json.loads(results.read_text())} if results.exists() else {}
     for seed in arguments.seeds:
         if seed not in known:
