@@ -98,6 +98,7 @@ def command(model: str, epochs: int, seed: int, data: Path, folder: Path, plan: 
     """Return the arguments of the run: the paper's, with the options of speed fixed."""
     settings = {**SETTINGS[model], "epochs": epochs}
     words = ["fge", "--data", str(data), "--single", "--val-fraction", "0", "--seed", str(seed)]
+    words += ["--average", "0"]  # members as published
     words += ["--model", "convnet" if plan["smoke"] else model, "--out", str(folder)]
     words += ["--start-epoch", str(round(START * epochs)), "--cycle-epochs", str(CYCLE)]
     for name, value in settings.items():

@@ -36,10 +36,10 @@ def commands(out: Path) -> dict[str, list[str]]:
     """Return the arguments of each run, by its name."""
     pair = str(out / "pair")
     return {
-        "default": ["fge", "--sharpness-every", "5"],
+        "default": ["fge", "--sharpness-every", "5", "--average", "0"],
         "pair": ["curve-ensemble", "--first", "G", "--second", "G"],
         "plane": ["plane", "--run", pair, "--resolution", "13"],
-        "refit": ["fge", "--refit", "bezier", "--baseline", pair],
+        "refit": ["fge", "--refit", "bezier", "--baseline", pair, "--average", "0"],
     }
 
 

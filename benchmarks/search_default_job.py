@@ -101,6 +101,7 @@ def run_one(job: tuple[str, Options, int, Path]) -> Options:
         amp="bf16",
         channels_last="on",
         single=single,
+        average=0.0,
         overwrite=True,
         **{**(late if single else BEST_SINGLE), **options},
     )
