@@ -328,7 +328,7 @@ class MethodConfig(CycleConfig):
 
         Raises:
             UserError: the method does not exist, or the budget is too small; the message names the
-            smallest budget.
+                smallest budget.
         """
         if method not in METHOD_NAMES and not is_factory(method):
             raise unknown("method", method, METHOD_NAMES)
