@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def run_seed(seed: int, out: Path, options: list[str]) -> dict[str, Any]:
             arguments.append("--resume")
         started = time.perf_counter()
         subprocess.run([sys.executable, str(ROOT / "cli.py"), *arguments], check=True)
-        seconds = time.perf_counter() - started
+        resumed = "--resume" in arguments  # its time is that of a part
+        seconds = None if resumed else time.perf_counter() - started
     report = json.loads((folder / "report.json").read_text())
     return {
         "seed": seed,
@@ -67,8 +69,15 @@ def figures(results: list[dict[str, Any]], key: tuple[str, int], metric: str) ->
     ]
 
 
+def deviation(values: list[float]) -> float:
+    """Return the standard deviation, NaN of one value."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
 def interval(differences: list[float]) -> tuple[float, float]:
     """Return the mean paired difference and the half-width of its 95 % interval."""
+    if len(differences) < 2:
+        return statistics.mean(differences), math.nan
     spread = statistics.stdev(differences) / len(differences) ** 0.5
     return statistics.mean(differences), float(stats.t.ppf(0.975, len(differences) - 1)) * spread
 
@@ -84,7 +93,7 @@ def print_results(results: list[dict[str, Any]]) -> None:
         for metric in METRICS:
             values = figures(results, key, metric)
             digits = 2 if metric == "error" else 4
-            mean, spread = statistics.mean(values), statistics.stdev(values)
+            mean, spread = statistics.mean(values), deviation(values)
             cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
         print(f"| {key[0]} | {key[1]} | {epochs} | {' | '.join(cells)} |")
     ensemble = [key for key in keys if key[0] == "fge"][-1]
