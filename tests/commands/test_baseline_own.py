@@ -129,6 +129,7 @@ def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.62, 0.8, 0.97])
 def test_an_interrupted_baseline_is_continued(
     reference: Path, data: Path, tmp_path: Path, part: float

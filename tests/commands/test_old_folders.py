@@ -32,6 +32,7 @@ def make_old(file: Path) -> dict[str, Any]:
     return options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options"),
     [
