@@ -96,9 +96,7 @@ class Loop:
                 schedule.step()
                 tail = schedule.tail_step(average) if average else None
                 if tail is not None:
-                    if tail == 0:
-                        mean.reset()
-                    mean.update(self.model)
+                    mean.include(self.model, first=tail == 0)
                 if schedule.at_minimum:
                     yield self.kept(mean, average)
         if not isinstance(schedule, TriangularLR):

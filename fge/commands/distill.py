@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fge.commands.build import make_training
 from fge.commands.run import Run
@@ -20,11 +19,10 @@ from fge.observer import counted
 from fge.report import MethodResult, ReportBuilder, comparison, method_result
 from fge.runs import RunFolder, StagedTraining, member_name
 from fge.train import (
-    ClosedFormLR,
-    LinearTailLR,
     Recipe,
     Stage,
     TaughtBatches,
+    linear_tail,
     mean_prediction,
 )
 
@@ -146,9 +144,5 @@ def _teach(
 
 def _stage(config: CycleConfig) -> Stage:
     epochs = config.distill_epochs
-    schedule = partial(_linear, epochs, config.final_factor)
+    schedule = partial(linear_tail, epochs, config.final_factor)
     return Stage(NAME, 0, epochs, schedule, store="snapshots", keep="end", average=_AVERAGE)
-
-
-def _linear(epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
-    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)

@@ -149,9 +149,7 @@ class FGE:
     def _include(self, *, first: bool) -> None:
         """Include the weights in the mean, or start a new one with them."""
         self._mean = self._mean or UniformAverage(self.model)
-        if first:
-            self._mean.reset()
-        self._mean.update(self.model)
+        self._mean.include(self.model, first=first)
 
     @contextmanager
     def _averaged(self) -> Iterator[dict[str, int]]:

@@ -250,6 +250,12 @@ class UniformAverage(StepAverage):
     noise of a learning rate that is not annealed to the end (arXiv 2209.14981, 2306.03241).
     """
 
+    def include(self, model: nn.Module, *, first: bool) -> None:
+        """Include the parameters after a step, or start a new mean with them."""
+        if first:
+            self.reset()
+        self.update(model)
+
     def _weight(self) -> float:
         return 1 / (self.updates + 1)
 

@@ -1,6 +1,6 @@
 """Schedules, recipes, methods, one learner and one loop; it writes no files."""
 
-from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR
+from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR, linear_tail
 from fge.train.distillation import TaughtBatches, mean_prediction
 from fge.train.learner import AveragingLearner, EmaLearner, Learner, Speed, TailLearner
 from fge.train.loop import Batches, EpochEnd, diverged, not_finite_part, train
@@ -87,6 +87,7 @@ __all__ = [
     "fge_stages",
     "find_method",
     "is_open",
+    "linear_tail",
     "make_optimizer",
     "mean_prediction",
     "not_finite_part",

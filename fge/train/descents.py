@@ -70,6 +70,13 @@ class LinearTailLR(ClosedFormLR):
         return self.steps, self.last_epoch
 
 
+def linear_tail(
+    epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int
+) -> ClosedFormLR:
+    """Return the descent of a stage of so many epochs, whose first step is the next one."""
+    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)
+
+
 class LinearDecayLR(LinearTailLR):
     """A schedule that falls linearly, step by step, over the whole budget of epochs.
 

@@ -323,13 +323,12 @@ class TailLearner(AveragingLearner):
     """
 
     def __init__(self, model: nn.Module, *arguments: Any, **options: Any) -> None:
-        super().__init__(model, *arguments, average=UniformAverage(model), **options)
+        self.mean = UniformAverage(model)
+        super().__init__(model, *arguments, average=self.mean, **options)
 
     def include(self, *, first: bool) -> None:
         """Include the weights in the mean, or start a new one with them."""
-        if first:
-            self.average.reset()
-        self.average.update(self.model)
+        self.mean.include(self.model, first=first)
 
     def forget_average(self) -> None:
         """Start the next average at the next step that is included."""

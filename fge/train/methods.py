@@ -24,7 +24,7 @@ from fge.config import (
 )
 from fge.errors import UserError, unknown
 from fge.networks import import_named
-from fge.train.descents import LinearRestartsLR, LinearTailLR
+from fge.train.descents import LinearRestartsLR, linear_tail
 from fge.train.planner import AutoPlanner, Planner
 from fge.train.recipes import MakeSchedule, Recipe, Stage, endpoint_recipe
 from fge.train.schedules import (
@@ -75,7 +75,7 @@ def fge_stages(config: CycleConfig) -> list[Stage]:
     start = config.first_cycle_epoch
     high = min(1.0, config.cycle_lrs.max_lr / config.base_lr)
     stages = [
-        Stage("start", 0, start, partial(_linear, max(start, 1), high)),
+        Stage("start", 0, start, partial(linear_tail, max(start, 1), high)),
         Stage(
             "fge",
             start,
@@ -176,7 +176,7 @@ def star_stages(config: MethodConfig) -> list[Stage]:
         )
         for k in range(config.star_branches)
     ]
-    return [Stage("trunk", 0, trunk, partial(_linear, max(trunk, 1), 1.0)), *branches]
+    return [Stage("trunk", 0, trunk, partial(linear_tail, max(trunk, 1), 1.0)), *branches]
 
 
 def sse_stages(config: MethodConfig) -> list[Stage]:
@@ -305,13 +305,9 @@ def _triangular(config: CycleConfig, optimizer: Optimizer, steps_per_epoch: int)
 
 def _tail(name: str, first: int, last: int, config: CycleConfig) -> Stage:
     """Return a descent whose snapshot is the mean of its tail."""
-    schedule = partial(_linear, last - first, config.final_factor)
+    schedule = partial(linear_tail, last - first, config.final_factor)
     part = config.average_part
     return Stage(name, first, last, schedule, store="snapshots", keep="end", average=part)
-
-
-def _linear(epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
-    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)
 
 
 def _restarts(

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from torch.optim import Optimizer
-
 from fge.errors import check_at_least
-from fge.train.descents import LinearTailLR
+from fge.train.descents import linear_tail
 from fge.train.recipes import Stage
-from fge.train.schedules import ClosedFormLR
 
 FIRST_PART = 4
 """The first descent takes this part of the budget: 1 / 4."""
@@ -247,7 +244,7 @@ class AutoPlanner:
             record["stage"],
             first,
             first + epochs,
-            partial(_linear, epochs, self.final),
+            partial(linear_tail, epochs, self.final),
             store=self.store,
             keep="end",
             average=self.average,
@@ -338,7 +335,3 @@ def _gain(curve: Sequence[_Point], errors: float) -> float:
     if errors:
         return max(by_ratio, DECAY * measured)
     return (by_ratio + max(0.0, DECAY * measured)) / 2
-
-
-def _linear(epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
-    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)
