@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fge.compare import Cell, Comparison, Cost, compare_cells, make_cell
 from fge.files import write_json
-from fge.metrics import fit_temperature, nll, nll_per_example, scale_temperature
+from fge.metrics import nll, tempered_nll_per_example
 from fge.networks import UniformAverage
 from fge.seeds import derive_seed, generator
 from fge.train import AutoPlanner, ClosedFormLR, EndpointLR, LinearTailLR, TriangularLR
@@ -176,24 +175,20 @@ def auto(loop: Loop) -> list[Tensor]:
         tests.append(loop.tail(plan["epochs"]))
         vals.append(loop.val)
         targets = loop.data.val[1]
-        change = tempered(vals[-1], targets) - tempered(vals[max(0, len(vals) - 2)], targets)
+        change = tempered_nll_per_example(vals[-1], targets) - tempered_nll_per_example(
+            vals[max(0, len(vals) - 2)], targets
+        )
         figures = {
             "event": "snapshot",
             "train_nll": loop.train_nll,
             "val_wrong": int((vals[-1].argmax(dim=1) != targets).sum()),
-            "val_tempered_nll": float(tempered(vals[-1], targets).mean()),
+            "val_tempered_nll": float(tempered_nll_per_example(vals[-1], targets).mean()),
             "val_change_error": float(change.std() / math.sqrt(len(targets))),
         }
         members = [vals[k] for k in planner.kept([*log, plan, figures])]
-        joint = tempered(torch.stack(members).mean(0), targets)
+        joint = tempered_nll_per_example(torch.stack(members).mean(0), targets)
         log += [plan, {**figures, "ensemble_val_tempered_nll": float(joint.mean())}]
     return [tests[k] for k in planner.kept(log)]
-
-
-def tempered(probs: Tensor, targets: Tensor) -> NDArray[np.float64]:
-    """Return the NLL (n,) with the temperature that makes its mean lowest."""
-    scaled = scale_temperature(probs, fit_temperature(probs, targets))
-    return nll_per_example(scaled, targets)
 
 
 METHODS: dict[str, Callable[[Loop], list[Tensor]]] = {

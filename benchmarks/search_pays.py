@@ -145,11 +145,10 @@ class Search:
 def figures(probs: Tensor, split: Split) -> dict[str, float]:
     """Return error (percent), NLL and the NLL with the best temperature."""
     labels = split.labels
-    tempered = metrics.scale_temperature(probs, metrics.fit_temperature(probs, labels))
     return {
         "error": metrics.error(probs, labels),
         "nll": metrics.nll(probs, labels),
-        "calibrated_nll": metrics.nll(tempered, labels),
+        "calibrated_nll": float(metrics.tempered_nll_per_example(probs, labels).mean()),
     }
 
 

@@ -380,7 +380,7 @@ def make_training(
         ranks: the processes that train the model together; this one alone by default.
     """
     dataset = setup.dataset
-    usual = setup.train_batches(recipe, seed, ranks=ranks)
+    usual = batches.batches if batches else setup.train_batches(recipe, seed, ranks=ranks)
     optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     measured = setup.eval_batches(dataset.train)

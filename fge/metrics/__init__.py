@@ -8,6 +8,7 @@ from fge.metrics.calibration import (
     calibrated_summary,
     fit_temperature,
     scale_temperature,
+    tempered_nll_per_example,
 )
 from fge.metrics.detection import RiskCoverage, aurc, auroc, entropy, ood_auroc, risk_coverage
 from fge.metrics.diversity import (
@@ -83,4 +84,5 @@ __all__ = [
     "risk_coverage",
     "scale_temperature",
     "summary",
+    "tempered_nll_per_example",
 ]

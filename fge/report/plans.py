@@ -237,7 +237,6 @@ def _measured(
         probs = stored.get(member_name(kind, position), facts["sha256"]) if stored else None
         if probs is not None and stored is not None:
             targets = stored.targets
-            tempered = metrics.scale_temperature(probs, metrics.fit_temperature(probs, targets))
-            nll = metrics.nll_per_example(tempered, targets)
+            nll = metrics.tempered_nll_per_example(probs, targets)
             found.append(Measured(epoch, nll, facts.get("train_nll")))
     return found

@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
@@ -416,7 +414,9 @@ class StagedTraining:
         }
         if self.planner:
             figures["ensemble_members"] = mean.count
-            figures["ensemble_val_tempered_nll"] = float(_tempered(mean.value, targets).mean())
+            figures["ensemble_val_tempered_nll"] = float(
+                metrics.tempered_nll_per_example(mean.value, targets).mean()
+            )
         return figures
 
     def _planner_figures(self, kind: str) -> dict[str, float]:
@@ -424,7 +424,8 @@ class StagedTraining:
         assert self.val_predictions is not None
         names = [name for name, store, _ in self.members() if store is self.stores[kind]][-2:]
         targets = self.val_predictions.targets
-        losses = [_tempered(self.val_predictions.probabilities(name), targets) for name in names]
+        probs = [self.val_predictions.probabilities(name) for name in names]
+        losses = [metrics.tempered_nll_per_example(each, targets) for each in probs]
         change = losses[-1] - losses[0]
         last = self.val_predictions.probabilities(names[-1]).numpy()
         return {
@@ -436,12 +437,6 @@ class StagedTraining:
     def _log(self, record: dict[str, Any]) -> None:
         self.folder.log(record)
         self.records += 1
-
-
-def _tempered(probs: Tensor, targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the NLL (N,) with the temperature that makes its mean lowest on these examples."""
-    temperature = metrics.fit_temperature(probs, targets)
-    return metrics.nll_per_example(metrics.scale_temperature(probs, temperature), targets)
 
 
 def member_name(stage: str, position: int) -> str:
