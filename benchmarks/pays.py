@@ -17,7 +17,8 @@ Tasks:
 Tests are all 10,000 test images (F: the 5,000 of its classes), a tenth of the training images
 validates. Settings were searched on other training images with other seeds
 (``benchmarks/search_pays.py``) and frozen before; test images chose nothing. Each task is a
-``compare`` in its folder of ``--work``: an interrupted task continues, one run per core. Finished
+``compare`` in its folder of ``--work``: an interrupted task continues, one run per core, or
+``--jobs`` of them on the GPU of ``--device cuda``. Finished
 cells are kept in ``benchmarks/results/pays/TASK/cells``; a rerun measures what is missing and
 writes ``compare.json`` and ``compare.md`` beside them. ``table`` prints the tables for the docs and
 whether each aim is reached.
@@ -44,7 +45,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "pays"
 FIRST_SEED = 1000
 """Seeds 100 and on were used in the search, seeds 0 to 6 in older results."""
-SPEED: dict[str, Any] = {"channels_last": "on", "compile": "off", "amp": "bf16", "device": "cpu"}
+SPEED: dict[str, Any] = {"channels_last": "on", "compile": "off", "amp": "bf16"}
 METHODS = (
     *("single", "average", "ema", "swa", "fge-paper", "fge", "sse", "csgld"),
     *("star", "split", "auto", "curve-ensemble"),
@@ -78,13 +79,13 @@ TASKS = {
 RELATED_EPOCHS = 20
 
 
-def options_of(
-    name: str, work: Path, cifar: Path | None, *, search: bool = False
-) -> dict[str, Any]:
+def options_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a task's comparison, after making its data and given weights."""
-    task = TASKS[name]
-    data = make_data(task.data + ("-search" if search else ""), work / "data", cifar)
-    options: dict[str, Any] = {"data": str(data), "threads": 2, **SPEED, **task.options}
+    task, work = TASKS[name], arguments.work
+    data = make_data(task.data, work / "data", arguments.cifar)
+    options: dict[str, Any] = {"data": str(data), "threads": arguments.jobs, **SPEED}
+    options |= {"device": arguments.device, **task.options}
+    options["cuda_graphs"] = "off" if arguments.device == "cpu" else "on"
     if name == "F":
         options["pretrained"] = related_weights(work)
     return options
@@ -103,6 +104,7 @@ def related_weights(work: Path) -> Path:
             epochs=RELATED_EPOCHS,
             seed=FIRST_SEED,
             resume=(out / "config.json").is_file(),
+            device="cpu",
             **SPEED,
         )
         train(config)
@@ -112,7 +114,7 @@ def related_weights(work: Path) -> Path:
 def run_task(name: str, arguments: argparse.Namespace) -> None:
     """Run what is missing of a task; copy its results."""
     task, folder = TASKS[name], arguments.work / name
-    options = options_of(name, arguments.work, arguments.cifar)
+    options = options_of(name, arguments)
     results = RESULTS / name
     if (results / "cells").is_dir() and not (folder / "cells").is_dir():
         shutil.copytree(results / "cells", folder / "cells")
@@ -187,6 +189,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--work", type=Path, default=Path("runs/pays"))
     parser.add_argument("--cifar", type=Path)

@@ -3,14 +3,16 @@
     python benchmarks/search_pays.py U:100:0.05:100 S:25:0.1:101 ... [--work runs/pays]
     python benchmarks/search_pays.py
 
-A job is TASK:EPOCHS:FINAL:SEED. Tasks are U and S of ``pays.py`` (with and without augmentation);
-EPOCHS are those of chained linear descents, such as 25+75; each falls from 0.2 to FINAL times that.
+A job is TASK:EPOCHS:FINAL:SEED[:LR[:BATCH[:HOLD]]]. Tasks are U and S of ``pays.py`` (with and
+without augmentation); EPOCHS are those of chained linear descents, such as 25+75; each stays at
+the rate LR (0.2) for a part HOLD (0) of its steps, then falls to FINAL times LR. FINAL "endpoint"
+is the conventional schedule. Batches have BATCH (100) images.
 After each descent the weights' means over its last 10, 20, 33 and 50 % are measured with batch-norm
 statistics of their own, after the last one the last weights too. They are judged on 20,000 training
 images of Fashion-MNIST that are neither training nor validation images of the job (figures
 ``error``, ``nll``, ``calibrated_nll``), and on its 1,000 validation images (``val_...``), with the
 NLL of 5,000 training images without augmentation (``train_nll``). SGD, momentum 0.9, weight decay
-5e-4, batches of 100, bf16, one thread. Without jobs, the results so far are printed:
+5e-4, bf16, one thread. Without jobs, the results so far are printed:
 ``benchmarks/results/search_pays.json``. Probabilities are kept in ``--work``; ensembles of jobs of
 one kind, with 2, 3, ... seeds, are listed below the jobs.
 """
@@ -32,27 +34,51 @@ from fge.data import EvalBatches, Normaliser, Split, TrainBatches, load_dataset
 from fge.files import write_json
 from fge.networks import UniformAverage, build_model, refresh_batch_norm
 from fge.seeds import derive_seed
-from fge.train import EpochEnd, LinearDecayLR, Speed, TailLearner, train
+from fge.train import (
+    ClosedFormLR,
+    EndpointLR,
+    EpochEnd,
+    LinearTailLR,
+    Speed,
+    TailLearner,
+    train,
+)
 
 RESULTS = Path(__file__).parent / "results" / "search_pays.json"
 TAILS = (0.1, 0.2, 0.33, 0.5)
-LR, BATCH = 0.2, 100
+KINDS, USUAL = (float, int, float), ("0.2", "100", "0")
+"""Types and values of LR, BATCH and HOLD."""
 _FIT_IMAGES = 5_000
+
+
+class Descent(LinearTailLR):
+    """A linear descent after a part of the steps at the base rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, final: float, hold: float):
+        self.held = round(hold * steps)
+        super().__init__(optimizer, steps=steps - self.held, final=final)
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group at the current step."""
+        rate = self.rate_at(max(0, self.last_epoch - self.held))
+        return [rate for _ in self.base_lrs]
 
 
 class Search:
     """Trains a job and measures its averages.
 
     Args:
-        job: TASK:EPOCHS:FINAL:SEED.
+        job: TASK:EPOCHS:FINAL:SEED[:LR[:BATCH[:HOLD]]].
         work: folder of data and probabilities.
     """
 
     def __init__(self, job: str, work: Path) -> None:
-        task, epochs, final, seed = job.split(":")
-        self.job, self.work = job, work
-        self.descents, self.final = [int(part) for part in epochs.split("+")], float(final)
-        self.seed = int(seed)
+        task, epochs, self.final, seed, *more = job.split(":")
+        self.job, self.work, self.seed = job, work, int(seed)
+        self.descents = [int(part) for part in epochs.split("+")]
+        lr, self.batch_size, self.hold = (
+            kind(text) for kind, text in zip(KINDS, [*more, *USUAL[len(more) :]], strict=True)
+        )
         data = make_data("fashion-search", work / "data")
         self.dataset = load_dataset(str(data), val_fraction=0.1)
         self.normaliser = Normaliser(
@@ -62,16 +88,16 @@ class Search:
         model = build_model("convnet", in_channels=1, num_classes=10, image_size=(28, 28))
         varied: dict[str, Any] = {"crop_padding": 2, "flip": True} if task == "U" else {}
         self.batches = TrainBatches(
-            self.dataset.train, self.normaliser, BATCH, seed=self.seed, **varied
+            self.dataset.train, self.normaliser, self.batch_size, seed=self.seed, **varied
         )
         self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4, fused=True
+            model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, fused=True
         )
         self.learner = TailLearner(
             model,
             self.optimizer,
             Speed(channels_last=True, amp="bf16"),
-            batch_size=BATCH,
+            batch_size=self.batch_size,
             refresh=self._eval(self.dataset.train),
         )
         self.records: list[dict[str, Any]] = []
@@ -96,12 +122,7 @@ class Search:
         """Train one descent; return the mean over each tail."""
         averages = {tail: UniformAverage(self.learner.model) for tail in TAILS}
         steps, taken = epochs * len(self.batches), 0
-        schedule = LinearDecayLR(
-            self.optimizer,
-            epochs=epochs,
-            steps_per_epoch=len(self.batches),
-            final_factor=self.final,
-        )
+        schedule = self._schedule(epochs)
 
         def include(*, first: bool) -> None:
             del first
@@ -126,6 +147,12 @@ class Search:
             on_epoch=loss,
         )
         return averages
+
+    def _schedule(self, epochs: int) -> ClosedFormLR:
+        length = len(self.batches)
+        if self.final == "endpoint":
+            return EndpointLR(self.optimizer, epochs=epochs, steps_per_epoch=length)
+        return Descent(self.optimizer, epochs * length, float(self.final), self.hold)
 
     def _measure(self, name: str, epochs: int, tail: float) -> None:
         fitted = self.dataset.train.first(_FIT_IMAGES)
@@ -155,14 +182,16 @@ def figures(probs: Tensor, split: Split) -> dict[str, float]:
 def print_table(records: list[dict[str, Any]]) -> None:
     """Print the results as Markdown."""
     keys = ("error", "calibrated_nll", "val_calibrated_nll", "train_nll")
-    print("| task | epochs | final | seed | tail | error % | cal. NLL | val | train NLL |")
-    print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
+    print("| task | epochs | final | seed | rate:batch:held | tail | error % | cal. NLL |", end="")
+    print(" val | train NLL |")
+    print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
     for record in records:
-        task, _, final, seed = record["job"].split(":")
+        task, _, final, seed, *more = record["job"].split(":")
         cells = [f"{record[key]:.2f}" if key == "error" else f"{record[key]:.4f}" for key in keys]
         tail = f"{record['tail']:g}" if record["tail"] else "last weights"
         epochs = f"{record['epochs']} of {record['job'].split(':')[1]}"
-        print(f"| {task} | {epochs} | {final} | {seed} | {tail} | {' | '.join(cells)} |")
+        row = [task, epochs, final, seed, ":".join(more), tail, *cells]
+        print(f"| {' | '.join(row)} |")
 
 
 def print_ensembles(work: Path) -> None:

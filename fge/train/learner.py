@@ -215,8 +215,8 @@ class Learner:
         """Go on from other weights, as if nothing had been trained."""
         self.model.load_state_dict(weights)
         self.optimizer.state.clear()
-        if self.scaler.is_enabled():
-            self.scaler = torch.amp.GradScaler(self.device.type)
+        if self.scaler.is_enabled():  # the same scaler, whose scale a recorded graph reads
+            self.scaler.load_state_dict(torch.amp.GradScaler(self.device.type).state_dict())
             _make_momentum(self.optimizer)
 
     def kept(self) -> AbstractContextManager[int]:

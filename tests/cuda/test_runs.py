@@ -197,13 +197,21 @@ def test_the_sharpness_of_snapshots_is_that_in_float64(
 # ---------------------------------------------------------------------- other methods, and curves
 
 
-@pytest.mark.parametrize(
-    ("method", "more"), [("ema", {}), ("csgld", {"csgld_cycles": 1})], ids=["ema", "csgld"]
-)
+OTHERS: dict[str, dict[str, Any]] = {
+    "ema": {},
+    "csgld": {"csgld_cycles": 1},
+    "average": {"average": 0.5},
+    "star": {"star_trunk": 0.4, "star_branches": 2, "epochs": 4},
+    "split": {"split": 2, "epochs": 4},
+    "auto": {"epochs": 8},
+}
+
+
+@pytest.mark.parametrize(("method", "more"), OTHERS.items(), ids=OTHERS)
 def test_other_methods_predict_on_the_cpu_what_they_say(
     data: Path, accelerator: torch.device, tmp_path: Path, method: str, more: dict[str, Any]
 ) -> None:
-    given = options(data, tmp_path / "run", accelerator, method=method, epochs=3, **more)
+    given = options(data, tmp_path / "run", accelerator, method=method, **{"epochs": 3, **more})
     folder = done("train", given)
     assert_predictions(folder, load_dataset(str(data)), method, "snapshots")
 
