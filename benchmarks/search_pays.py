@@ -30,7 +30,7 @@ from pays_data import make_data
 from torch import Tensor
 
 from fge import metrics
-from fge.data import EvalBatches, Normaliser, Split, TrainBatches, load_dataset
+from fge.data import EVAL_BATCH_SIZES, EvalBatches, Normaliser, Split, TrainBatches, load_dataset
 from fge.files import write_json
 from fge.networks import UniformAverage, build_model, refresh_batch_norm
 from fge.seeds import derive_seed
@@ -70,9 +70,10 @@ class Search:
     Args:
         job: TASK:EPOCHS:FINAL:SEED[:LR[:BATCH[:HOLD]]].
         work: folder of data and probabilities.
+        device: to train on.
     """
 
-    def __init__(self, job: str, work: Path) -> None:
+    def __init__(self, job: str, work: Path, device: torch.device) -> None:
         task, epochs, self.final, seed, *more = job.split(":")
         self.job, self.work, self.seed = job, work, int(seed)
         self.descents = [int(part) for part in epochs.split("+")]
@@ -80,12 +81,13 @@ class Search:
             kind(text) for kind, text in zip(KINDS, [*more, *USUAL[len(more) :]], strict=True)
         )
         data = make_data("fashion-search", work / "data")
-        self.dataset = load_dataset(str(data), val_fraction=0.1)
+        self.dataset = load_dataset(str(data), val_fraction=0.1).to(device)
         self.normaliser = Normaliser(
-            self.dataset.mean, self.dataset.std, torch.device("cpu"), channels_last=True
+            self.dataset.mean, self.dataset.std, device, channels_last=True
         )
         torch.manual_seed(derive_seed(self.seed, "initialisation"))
         model = build_model("convnet", in_channels=1, num_classes=10, image_size=(28, 28))
+        model = model.to(device)
         varied: dict[str, Any] = {"crop_padding": 2, "flip": True} if task == "U" else {}
         self.batches = TrainBatches(
             self.dataset.train, self.normaliser, self.batch_size, seed=self.seed, **varied
@@ -96,7 +98,7 @@ class Search:
         self.learner = TailLearner(
             model,
             self.optimizer,
-            Speed(channels_last=True, amp="bf16"),
+            Speed(channels_last=True, amp="bf16", cuda_graphs=device.type == "cuda"),
             batch_size=self.batch_size,
             refresh=self._eval(self.dataset.train),
         )
@@ -161,17 +163,19 @@ class Search:
             probs = self.learner.predict(self._eval(split))
             record |= {f"{prefix}{key}": value for key, value in figures(probs, split).items()}
             self.probs[f"{prefix}{name}"] = probs.numpy().astype(np.float32)
-        record["train_nll"] = metrics.nll(self.learner.predict(self._eval(fitted)), fitted.labels)
+        record["train_nll"] = metrics.nll(
+            self.learner.predict(self._eval(fitted)), fitted.labels.cpu()
+        )
         self.records.append(record)
         print(json.dumps(record), flush=True)
 
     def _eval(self, split: Split) -> EvalBatches:
-        return EvalBatches(split, self.normaliser, 250)
+        return EvalBatches(split, self.normaliser, EVAL_BATCH_SIZES[split.labels.device.type])
 
 
 def figures(probs: Tensor, split: Split) -> dict[str, float]:
     """Return error (percent), NLL and the NLL with the best temperature."""
-    labels = split.labels
+    labels = split.labels.cpu()
     return {
         "error": metrics.error(probs, labels),
         "nll": metrics.nll(probs, labels),
@@ -214,12 +218,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("jobs", nargs="*")
     parser.add_argument("--work", type=Path, default=Path("runs/pays"))
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for job in arguments.jobs:
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         if all(record["job"] != job for record in known):
-            found = Search(job, arguments.work).run()
+            found = Search(job, arguments.work, torch.device(arguments.device)).run()
             known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
             write_json(RESULTS, [*known, *found])
     if not arguments.jobs and RESULTS.exists():
