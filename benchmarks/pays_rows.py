@@ -115,12 +115,11 @@ class Loop:
         """Return probabilities (n, 10), float64."""
         return torch.softmax(self.model(rows[0]).double(), dim=1)
 
-    def tail(self, epochs: int) -> Tensor:
+    def tail(self, epochs: int, hold: float = 0.0, average: float = TAIL) -> Tensor:
         """Train a linear descent; return the test probabilities of the mean of its tail."""
         steps = epochs * self.steps_per_epoch
-        return next(
-            self.train(LinearTailLR(self.optimizer, steps=steps, final=FINAL), epochs, TAIL)
-        )
+        schedule = LinearTailLR(self.optimizer, steps=steps, final=FINAL, hold=hold)
+        return next(self.train(schedule, epochs, average))
 
 
 def single(loop: Loop) -> list[Tensor]:
@@ -172,7 +171,7 @@ def auto(loop: Loop) -> list[Tensor]:
     while (plan := planner.decide(log)) is not None:
         if plan["network"] > 1:
             loop.start(plan["network"])
-        tests.append(loop.tail(plan["epochs"]))
+        tests.append(loop.tail(plan["epochs"], plan.get("hold", 0.0), plan.get("average", TAIL)))
         vals.append(loop.val)
         targets = loop.data.val[1]
         change = tempered_nll_per_example(vals[-1], targets) - tempered_nll_per_example(

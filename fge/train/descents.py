@@ -27,7 +27,8 @@ class LinearTailLR(ClosedFormLR):
 
     The rate falls step by step from the base rate to ``final`` times it, which the step after the
     last would use. A mean of the weights over the tail (:class:`fge.TailAverage`) takes away the
-    noise that a smaller rate would (arXiv 2209.14981, 2306.03241).
+    noise that a smaller rate would (arXiv 2209.14981, 2306.03241). With ``hold`` the rate stays at
+    the base rate first, and falls in the rest of the steps (arXiv 2405.18392).
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
@@ -39,30 +40,50 @@ class LinearTailLR(ClosedFormLR):
         optimizer: its learning rates are the base rates.
         steps: optimizer steps of the descent.
         final: the part of the base rate at the end, in [0, 1].
+        hold: the part of the steps that stay at the base rate, in [0, 1).
         last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
-        UserError: ``steps`` is below 1, or ``final`` is not in [0, 1].
+        UserError: ``steps`` is below 1, ``final`` is not in [0, 1], or ``hold`` not in [0, 1).
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, steps: int, final: float = 0.1, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        *,
+        steps: int,
+        final: float = 0.1,
+        hold: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         check_at_least(1, steps=steps)
         if not 0 <= final <= 1:
             raise UserError(f"final must be in [0, 1], got {final}")
+        if not 0 <= hold < 1:
+            raise UserError(f"hold must be in [0, 1), got {hold}")
         self.steps = steps
         self.final = final
+        self.held = min(round(hold * steps), steps - 1)
         super().__init__(optimizer, last_epoch)
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of the first parameter group at a step, counted from 0."""
-        return float(self.base_lrs[0] * linear_factor(step, self.steps, final_factor=self.final))
+        return float(self.base_lrs[0] * self._factor(step))
 
     def get_lr(self) -> list[Any]:
         """Return the learning rate of each parameter group at the current step."""
-        factor = linear_factor(self.last_epoch, self.steps, final_factor=self.final)
+        factor = self._factor(self._position)
         return [base * factor for base in self.base_lrs]
+
+    @property
+    def _position(self) -> int:
+        """The step of the descent that comes next."""
+        return self.last_epoch
+
+    def _factor(self, step: int) -> float:
+        """Return the factor of the base rate at a step, counted from 0."""
+        falling = max(0, step - self.held)
+        return linear_factor(falling, self.steps - self.held, final_factor=self.final)
 
     @property
     def descent(self) -> tuple[int, int]:
@@ -71,10 +92,10 @@ class LinearTailLR(ClosedFormLR):
 
 
 def linear_tail(
-    epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int
+    epochs: int, final: float, optimizer: Optimizer, steps_per_epoch: int, *, hold: float = 0.0
 ) -> ClosedFormLR:
     """Return the descent of a stage of so many epochs, whose first step is the next one."""
-    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final)
+    return LinearTailLR(optimizer, steps=epochs * steps_per_epoch, final=final, hold=hold)
 
 
 class LinearDecayLR(LinearTailLR):
@@ -132,11 +153,9 @@ class LinearRestartsLR(LinearTailLR):
         check_at_least(1, cycle_steps=cycle_steps)
         super().__init__(optimizer, steps=cycle_steps, final=final, last_epoch=last_epoch)
 
-    def get_lr(self) -> list[Any]:
-        """Return the learning rate of each parameter group at the current step."""
-        step = self.last_epoch % self.steps
-        factor = linear_factor(step, self.steps, final_factor=self.final)
-        return [base * factor for base in self.base_lrs]
+    @property
+    def _position(self) -> int:
+        return self.last_epoch % self.steps
 
     @property
     def at_minimum(self) -> bool:

@@ -3,7 +3,8 @@
 The decision that matters is how many epochs a network deserves before the next one starts. The
 first network is trained for a quarter of the budget, in a linear descent whose tail is averaged.
 Then forecasts are compared: of training it to the end of the budget, of training it twice as long,
-and, once that has shown what it gains, of starting other networks with what is left.
+and, once that has shown what it gains, of starting other networks with what is left. A network that
+has its images by heart by then needs no such trial.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ EXPONENT = 0.83
 ensembles: arXiv 2007.08483; measured with ``DIVERSITY``)."""
 SATURATED = 0.48
 """At this ratio of training NLL to validation NLL, longer training gains nothing."""
+MEMORISED = 0.2
+"""At this ratio it has its images by heart: other networks start at once, and the mean of a longer
+tail is better. Held-out images of Fashion-MNIST: at a ratio of 0.07 twice the epochs made the NLL
+6 % larger, and the mean of the last half was 5 % better than that of the last fifth; at 0.39 it was
+1 % worse."""
+LONGER = 0.5
+"""The last part of a descent that is averaged then."""
 SLOPE = 0.36
 """Above ``SATURATED``, twice the epochs lower the NLL by this times the excess of the ratio, as a
 part of it. Held-out images of Fashion-MNIST: 8 % at a ratio of 0.73, 4.5 % at 0.63."""
@@ -41,7 +49,10 @@ _ERRORS = 2.0
 """Standard errors by which a measured gain is taken to be larger before others start."""
 FEWEST_WRONG = 30
 """Validation images of which the first network gets fewer wrong decide nothing: it goes on to the
-end of the budget."""
+end of the budget, and is trained as networks usually are."""
+HELD = 0.75
+"""The part of that which stays at the base rate. On rows of digits, of which 200 validate, a
+descent from the start was 5 % worse in NLL than the conventional schedule, this one as good."""
 LEAST_GAIN = 0.001
 """Training stops early if another network is forecast to take off less than this (nats)."""
 
@@ -111,11 +122,12 @@ class AutoPlanner:
     that, and others after it, is forecast to be lower by MARGIN, or where r <= SATURATED. After
     another one, others start where they are forecast to be lower than the network at the end of
     the budget would be if the last measured gain were two standard errors larger: few validation
-    images have to show a lot, and with fewer than FEWEST_WRONG wrong predictions they decide
-    nothing. The others get equal epochs, and training stops early when another
-    one is forecast to gain less than LEAST_GAIN; D is then the mean of the above and of what the
-    networks so far gained. The member of a network is its last average, or one before it
-    that is better by two standard errors.
+    images have to show a lot. Where r <= MEMORISED the others start after the first descent, with a
+    LONGER tail. With fewer than FEWEST_WRONG wrong predictions validation decides nothing: the
+    network goes on to the end of the budget, HELD of it at the base rate. The others get equal
+    epochs, and training stops early when another one is forecast to gain less than LEAST_GAIN; D is
+    then the mean of the above and of what the networks so far gained. The member of a network is
+    its last average, or one before it that is better by two standard errors.
 
     Args:
         epochs: the budget.
@@ -164,22 +176,31 @@ class AutoPlanner:
             )
             for p, s in zip(plans, snapshots, strict=True)
         ]
-        options = {"whole": _Option(self.epochs, 0, _forecast(curve, self.epochs))}
-        if 2 * done < self.epochs:
-            options["longer"] = self._with_others(curve, 2 * done)
-        if len(curve) > 1:
-            options["others"] = self._with_others(curve, done)
+        options, memorised = self._options(curve, done)
         best = self._best(curve, options)
         forecasts = {f"forecast_{name}": option.nll for name, option in options.items()}
         facts = {"nll": curve[-1].nll, **forecasts}
         if best.epochs > done:
-            return self._descent(
-                done, best.epochs - done, {**facts, "forecast": _forecast(curve, best.epochs)}
-            )
+            facts["forecast"] = _forecast(curve, best.epochs)
+            if curve[-1].wrong < FEWEST_WRONG:
+                facts["hold"] = HELD
+            return self._descent(done, best.epochs - done, facts)
         length = (self.epochs - done) // best.others
+        if memorised:
+            facts["average"] = max(LONGER, self.average)
         members = [min(point.nll for point in curve), _forecast(curve, length)]
         reached = _ensemble(members, _diversity(curve[-1].ratio))
         return self._network(2, done, length, {**facts, "forecast": reached})
+
+    def _options(self, curve: list[_Point], done: int) -> tuple[dict[str, _Option], bool]:
+        """Return the ways to go on, and whether the first network has its images by heart."""
+        memorised = curve[0].ratio <= MEMORISED
+        options = {"whole": _Option(self.epochs, 0, _forecast(curve, self.epochs))}
+        if 2 * done < self.epochs and not memorised:
+            options["longer"] = self._with_others(curve, 2 * done)
+        if len(curve) > 1 or memorised:
+            options["others"] = self._with_others(curve, done)
+        return options, memorised
 
     def _best(self, curve: list[_Point], options: dict[str, _Option]) -> _Option:
         """Return what to do: the whole budget for one network unless something else is shown."""
@@ -222,6 +243,8 @@ class AutoPlanner:
         if left < 2 * length:
             length = left
         facts = {"nll": reached, "diversity": diversity, "forecast": reached - gain}
+        if "average" in plans[-1]:
+            facts["average"] = plans[-1]["average"]
         return self._network(networks + 1, done, length, facts)
 
     def _descent(self, first: int, epochs: int, facts: dict[str, Any]) -> dict[str, Any]:
@@ -244,10 +267,10 @@ class AutoPlanner:
             record["stage"],
             first,
             first + epochs,
-            partial(linear_tail, epochs, self.final),
+            partial(linear_tail, epochs, self.final, hold=record.get("hold", 0.0)),
             store=self.store,
             keep="end",
-            average=self.average,
+            average=record.get("average", self.average),
             members=self.members,
             fresh=fresh,
         )
@@ -261,6 +284,10 @@ class AutoPlanner:
             text = f"plan: start from the given weights again, for {epochs} epochs"
         else:
             text = f"plan: start network {record['network']}, for {epochs} epochs"
+        if "hold" in record:
+            text += f", {record['hold']:.0%} of it at the full rate".replace("%", " %")
+        if "average" in record:
+            text += f", averaged over its last {record['average']:.0%}".replace("%", " %")
         if "forecast" in record:
             text += (
                 f"; validation NLL {record['nll']:.4f} is forecast to be {record['forecast']:.4f}"

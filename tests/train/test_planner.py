@@ -68,14 +68,14 @@ def test_far_from_saturated_the_network_is_trained_to_the_end() -> None:
 
 
 def test_where_longer_training_may_gain_nothing_it_is_tried_once() -> None:
-    plans = play(planner(), [snapshot(0.29, 0.02)])
+    plans = play(planner(), [snapshot(0.29, 0.1)])
     assert spans(plans) == [(1, 0, 25), (1, 25, 25)]
     assert plans[1]["forecast_whole"] == 0.29
     assert "forecast_others" not in plans[1]
 
 
 def test_others_start_where_it_did_gain_nothing() -> None:
-    plans = play(planner(), [snapshot(0.29, 0.02), snapshot(0.3, 0.006)])
+    plans = play(planner(), [snapshot(0.29, 0.1), snapshot(0.3, 0.006)])
     assert spans(plans) == [(1, 0, 25), (1, 25, 25), (2, 50, 25)]
     diversity = 0.155 - 0.14 * 0.006 / 0.3
     # The best average of the first network, and two others of 25 epochs.
@@ -88,19 +88,35 @@ def test_others_start_where_it_did_gain_nothing() -> None:
 
 
 def test_few_validation_images_have_to_show_a_lot() -> None:
-    sure = [snapshot(0.29, 0.02), snapshot(0.288, 0.006, error=0.002)]
-    unsure = [snapshot(0.29, 0.02), snapshot(0.288, 0.006, error=0.03)]
+    sure = [snapshot(0.29, 0.1), snapshot(0.288, 0.006, error=0.002)]
+    unsure = [snapshot(0.29, 0.1), snapshot(0.288, 0.006, error=0.03)]
     assert spans(play(planner(), sure))[2:] == [(2, 50, 25)]
     assert spans(play(planner(), unsure))[2:] == [(1, 50, 50)]
 
 
 def test_fewer_than_30_wrong_predictions_decide_nothing() -> None:
-    assert spans(play(planner(), [snapshot(0.29, 0.02, wrong=29)])) == [(1, 0, 25), (1, 25, 75)]
+    plans = play(planner(), [snapshot(0.29, 0.02, wrong=29)])
+    assert spans(plans) == [(1, 0, 25), (1, 25, 75)]
+    assert planner().describe(plans[1]).startswith("plan: train the network to epoch 100, 75 % of")
+    schedule = planner().stage(plans[1]).schedule(SGD([torch.nn.Parameter(torch.zeros(1))], 0.2), 4)
+    assert isinstance(schedule, LinearTailLR)
+    assert [round(schedule.rate_at(4 * k), 3) for k in (0, 56, 60, 75)] == [0.2, 0.2, 0.164, 0.02]
+
+
+def test_beside_a_network_that_has_its_images_by_heart_others_start_at_once() -> None:
+    outcomes = [snapshot(0.29, 0.05), snapshot(0.28, 0.06, 0.27), snapshot(0.28, 0.06, 0.26)]
+    plans = play(planner(), outcomes)
+    assert spans(plans) == [(1, 0, 25), (2, 25, 25), (3, 50, 25), (4, 75, 25)]
+    assert [planner().stage(plan).average for plan in plans] == [0.2, 0.5, 0.5, 0.5]
+    text = planner().describe(plans[1])
+    assert text.startswith("plan: start network 2, for 25 epochs, averaged over its last 50 %; ")
+    above = play(planner(), [snapshot(0.29, 0.06)])
+    assert spans(above) == [(1, 0, 25), (1, 25, 25)]
 
 
 def test_the_others_get_equal_epochs_and_the_budget_is_spent() -> None:
     outcomes = [
-        snapshot(0.29, 0.02),
+        snapshot(0.29, 0.1),
         snapshot(0.3, 0.006),
         snapshot(0.29, 0.02, 0.27),
         snapshot(0.29, 0.02, 0.26),
@@ -116,7 +132,7 @@ def test_the_others_get_equal_epochs_and_the_budget_is_spent() -> None:
 
 def test_what_is_left_of_the_budget_goes_to_the_last_network() -> None:
     outcomes = [
-        snapshot(0.29, 0.02),
+        snapshot(0.29, 0.1),
         snapshot(0.3, 0.006),
         snapshot(0.29, 0.02, 0.27),
         snapshot(0.29, 0.02, 0.26),
@@ -127,7 +143,7 @@ def test_what_is_left_of_the_budget_goes_to_the_last_network() -> None:
 
 def test_it_stops_early_where_another_network_gains_nothing() -> None:
     outcomes = [
-        snapshot(0.02, 0.0005),
+        snapshot(0.02, 0.005),
         snapshot(0.021, 0.0002),
         snapshot(0.02, 0.0005, 0.02),
     ]
@@ -144,15 +160,15 @@ def test_a_measured_gain_is_half_of_the_next_forecast() -> None:
 
 
 def test_equal_logs_give_equal_decisions() -> None:
-    outcomes = [snapshot(0.29, 0.02), snapshot(0.28, 0.02, 0.27)]
+    outcomes = [snapshot(0.29, 0.1), snapshot(0.28, 0.02, 0.27)]
     assert play(planner(), outcomes) == play(planner(), outcomes)
 
 
 def test_the_member_of_a_network_is_its_last_average_unless_one_before_is_better() -> None:
-    outcomes = [snapshot(0.29, 0.02), snapshot(0.3, 0.006), snapshot(0.29, 0.02, 0.27)]
+    outcomes = [snapshot(0.29, 0.1), snapshot(0.3, 0.006), snapshot(0.29, 0.02, 0.27)]
     plans = play(planner(), outcomes)
     assert planner().kept([*plans[:3], *outcomes]) == [0, 2]
-    unsure = [snapshot(0.29, 0.02), snapshot(0.3, 0.006, error=0.006)]
+    unsure = [snapshot(0.29, 0.1), snapshot(0.3, 0.006, error=0.006)]
     assert planner().kept([*plans[:2], *unsure]) == [1]
     better = [snapshot(0.29, 0.2), snapshot(0.26, 0.15)]
     assert planner().kept([*play(planner(), better[:1]), *better]) == [1]
@@ -173,7 +189,7 @@ def test_stages_continue_or_start_afresh_with_averaged_tails() -> None:
 
 def test_what_is_decided_is_said_with_its_forecasts() -> None:
     plan = planner()
-    plans = play(plan, [snapshot(0.29, 0.02), snapshot(0.3, 0.006)])
+    plans = play(plan, [snapshot(0.29, 0.1), snapshot(0.3, 0.006)])
     assert plan.describe(plans[0]) == "plan: train the network to epoch 25"
     text = plan.describe(plans[2])
     assert text.startswith("plan: start network 2, for 25 epochs; validation NLL 0.3000 is")

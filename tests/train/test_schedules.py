@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CyclicLR, LinearLR, MultiStepLR
 from fge import EndpointLR, TriangularLR
 from fge.config import FGEConfig
 from fge.errors import UserError
-from fge.train import ClosedFormLR, LinearDecayLR, StepsLR, fge_stages
+from fge.train import ClosedFormLR, LinearDecayLR, LinearTailLR, StepsLR, fge_stages
 from fge.train.descents import linear_factor
 from fge.train.schedules import mark_epochs, steps_factor, triangular
 
@@ -415,3 +415,30 @@ def test_options_that_make_no_schedule_are_refused(
     with pytest.raises(UserError, match=f"^{message}"):
         kind(optimizer, **({"epochs": 10, "steps_per_epoch": 3} | options))
     assert rates_of(optimizer) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"final": 1.5}, r"final must be in \[0, 1\], got 1.5"),
+        ({"hold": 1.0}, r"hold must be in \[0, 1\), got 1.0"),
+        ({"hold": -0.1}, r"hold must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_a_descent_of_other_parts_is_refused(options: dict[str, Any], message: str) -> None:
+    optimizer = make_optimizer(1.0)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        LinearTailLR(optimizer, **{"steps": 10, **options})
+    assert rates_of(optimizer) == [1.0]
+
+
+def test_a_held_descent_falls_in_the_rest_of_its_steps() -> None:
+    optimizer = make_optimizer(0.8)
+    schedule, rates = LinearTailLR(optimizer, steps=8, final=0.5, hold=0.5), []
+    for _ in range(10):
+        rates.append(rates_of(optimizer)[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.8] * 5 + [0.7, 0.6, 0.5, 0.4, 0.4], abs=1e-15)
+    assert schedule.descent == (8, 10)
