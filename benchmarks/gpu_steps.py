@@ -45,7 +45,7 @@ Report = Callable[[str, Any], None]
 Plan = dict[str, Any]
 DENSE_BF16_PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 """FLOP/s of the data sheets, without sparsity; the first name that the card's contains counts."""
-COMPILED = ("vgg16", "convnet")
+COMPILED = ("convnet",)
 """Networks for which ``auto`` may consider compilation here: for others it takes too long."""
 LARGER = (256, 512, 1024, 2048)
 

@@ -43,7 +43,7 @@ def page(content: Facts) -> str:
     runs = paper_rows(steps)
     if runs:
         headings = ["model", "method", "members", "epochs", "seed", "error %", "NLL"]
-        headings += ["published error % (original CIFAR-10)", "FGE training s"]
+        headings += ["published error % (original images, whole budget)", "FGE training s"]
         parts.append(
             "## CIFAR-10 (JPEG q75)\n\nThe JPEG files are slightly harder than the original "
             f"images.\n\n{markdown_table(headings, runs)}"

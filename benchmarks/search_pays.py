@@ -76,6 +76,8 @@ class Search:
     def __init__(self, job: str, work: Path, device: torch.device) -> None:
         task, epochs, self.final, seed, *more = job.split(":")
         self.job, self.work, self.seed = job, work, int(seed)
+        on_gpu = device.type == "cuda"
+        self.device = torch.cuda.get_device_name(device) if on_gpu else "cpu"
         self.descents = [int(part) for part in epochs.split("+")]
         lr, self.batch_size, self.hold = (
             kind(text) for kind, text in zip(KINDS, [*more, *USUAL[len(more) :]], strict=True)
@@ -98,7 +100,7 @@ class Search:
         self.learner = TailLearner(
             model,
             self.optimizer,
-            Speed(channels_last=True, amp="bf16", cuda_graphs=device.type == "cuda"),
+            Speed(channels_last=True, amp="bf16", cuda_graphs=on_gpu),
             batch_size=self.batch_size,
             refresh=self._eval(self.dataset.train),
         )
@@ -158,7 +160,8 @@ class Search:
 
     def _measure(self, name: str, epochs: int, tail: float) -> None:
         fitted = self.dataset.train.first(_FIT_IMAGES)
-        record = {"job": self.job, "epochs": epochs, "tail": tail, "train_loss": self.loss}
+        record = {"job": self.job, "device": self.device, "epochs": epochs, "tail": tail}
+        record["train_loss"] = self.loss
         for prefix, split in (("", self.dataset.test), ("val_", self.dataset.val)):
             probs = self.learner.predict(self._eval(split))
             record |= {f"{prefix}{key}": value for key, value in figures(probs, split).items()}

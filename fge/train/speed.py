@@ -27,6 +27,10 @@ _MIN_GAIN = 1.03
 _HOPED_COMPILE_GAIN = 1.4
 _COMPILE_SECONDS_BASE, _COMPILE_SECONDS_PER_LAYER = 25.0, 0.5
 """Estimated compile time, from convnet and preresnet20 on two cores."""
+_OWN_MODEL = (
+    "cuda_graphs: off, because a network of your own may do different work in each step; if it "
+    "does not, try --cuda-graphs on"
+)
 _LOSS_TOLERANCE = {"off": 1e-3, "bf16": 3e-2, "fp16": 3e-2}
 """The largest relative difference of losses that agree, by precision."""
 
@@ -78,32 +82,47 @@ def choose_speed(
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
+    graphs = options.cuda_graphs == "auto" and bool(devices) and processes == 1
     with torch.random.fork_rng(devices=devices):
-        if options.channels_last == "auto":
-            speed = trial.consider("channels_last", replace(speed, channels_last=True), speed)
-        if options.amp == "auto":
-            speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
-        if options.compile == "auto":
-            speed = _consider_compile(trial, speed, steps)
-        if options.cuda_graphs == "auto" and devices and processes == 1:
-            speed = _consider_graphs(trial, speed, own_model=own_model)
+        speed = _decide(trial, options, speed, steps, graphs=graphs, own_model=own_model)
     return Choice(speed, trial.reasons)
+
+
+def _decide(
+    trial: _Trial,
+    options: SpeedOptions,
+    speed: Speed,
+    steps: int,
+    *,
+    graphs: bool,
+    own_model: bool,
+) -> Speed:
+    """Return the fastest of what is open, each on top of what was chosen before.
+
+    CUDA graphs come first: without them the host may be the limit, and hide what a faster kernel
+    gains. They come again if they gained nothing for what was slower.
+    """
+    if graphs and own_model:
+        trial.reasons.append(_OWN_MODEL)
+        graphs = False
+    if graphs:
+        speed = trial.consider("cuda_graphs", replace(speed, cuda_graphs=True), speed)
+    before = speed
+    if options.channels_last == "auto":
+        speed = trial.consider("channels_last", replace(speed, channels_last=True), speed)
+    if options.amp == "auto":
+        speed = trial.consider("amp bf16", replace(speed, amp="bf16"), speed)
+    if options.compile == "auto":
+        speed = _consider_compile(trial, speed, steps)
+    if graphs and not speed.cuda_graphs and speed != before:
+        speed = trial.consider("cuda_graphs", replace(speed, cuda_graphs=True), speed)
+    return speed
 
 
 def is_open(options: SpeedOptions, device: torch.device, *, processes: int = 1) -> bool:
     """Return whether an option is ``auto``, for this device and number of processes."""
     graphs = options.cuda_graphs if device.type == "cuda" and processes == 1 else "off"
     return "auto" in (options.channels_last, options.compile, options.amp, graphs)
-
-
-def _consider_graphs(trial: _Trial, speed: Speed, *, own_model: bool) -> Speed:
-    if own_model:
-        trial.reasons.append(
-            "cuda_graphs: off, because a network of your own may do different work in each step; "
-            "if it does not, try --cuda-graphs on"
-        )
-        return speed
-    return trial.consider("cuda_graphs", replace(speed, cuda_graphs=True), speed)
 
 
 def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:

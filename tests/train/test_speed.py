@@ -166,6 +166,37 @@ def test_each_choice_is_measured_on_top_of_those_before(monkeypatch: pytest.Monk
     ]
 
 
+def decide(times: dict[Speed, float], monkeypatch: pytest.MonkeyPatch) -> tuple[Speed, list[str]]:
+    """Return what is chosen of graphs and precision on a GPU where steps take these times."""
+    measure(monkeypatch, lambda speed: (times[speed], 2.0))
+    trial = speed_module._Trial(make_model(), torch.zeros(1), torch.zeros(1))
+    options = FGEConfig(channels_last="off", compile="off", amp="auto", cuda_graphs="auto")
+    speed = speed_module._decide(trial, options, PLAIN, 100, graphs=True, own_model=False)
+    return speed, [reason.split(",")[0] for reason in trial.reasons]
+
+
+GRAPHS, BF16 = Speed(cuda_graphs=True), Speed(amp="bf16")
+BOTH = Speed(amp="bf16", cuda_graphs=True)
+
+
+def test_precision_is_measured_with_graphs_that_hide_no_gain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One by one, launching more kernels takes the host longer than bf16 saves the GPU."""
+    times = {PLAIN: 6.6, BF16: 8.1, GRAPHS: 2.7, BOTH: 2.0}
+    assert decide(times, monkeypatch) == (BOTH, ["cuda_graphs: on", "amp bf16: on"])
+
+
+def test_graphs_are_tried_again_where_the_host_has_become_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = {PLAIN: 8.0, GRAPHS: 7.9, BF16: 5.0, BOTH: 3.0}
+    verdicts = ["cuda_graphs: off", "amp bf16: on", "cuda_graphs: on"]
+    assert decide(times, monkeypatch) == (BOTH, verdicts)
+    times = {PLAIN: 8.0, GRAPHS: 7.9, BF16: 9.0, BOTH: 3.0}
+    assert decide(times, monkeypatch) == (PLAIN, ["cuda_graphs: off", "amp bf16: off"])
+
+
 def test_candidates_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, calls = itertools.count(), []
     monkeypatch.setattr(speed_module.time, "perf_counter", lambda: float(next(clock)))
@@ -355,7 +386,9 @@ def test_cuda_graphs_are_chosen_for_networks_known_to_repeat_their_work(
 ) -> None:
     measure(monkeypatch, lambda speed: (0.5 if speed.cuda_graphs else 1.0, 2.0))
     trial = speed_module._Trial(make_model(), torch.zeros(2, 1, 6, 6), torch.zeros(2))
-    assert speed_module._consider_graphs(trial, PLAIN, own_model=own) == Speed(cuda_graphs=on)
+    options = FGEConfig(channels_last="off", compile="off", amp="off", cuda_graphs="auto")
+    speed = speed_module._decide(trial, options, PLAIN, 100, graphs=True, own_model=own)
+    assert speed == Speed(cuda_graphs=on)
     assert trial.reasons[0].startswith(reason)
 
 
