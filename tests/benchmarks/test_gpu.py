@@ -84,6 +84,7 @@ def test_a_process_that_dies_is_reported(steps: Any) -> None:
     assert (found["status"], found["error"]) == ("failed", "the process died (exit code 3)")
 
 
+@pytest.mark.slow
 def test_a_step_over_its_time_is_stopped_and_keeps_what_it_found(steps: Any) -> None:
     found = steps("slow", seconds=8.0)
     assert found["status"] == "stopped after 8 s"

@@ -329,6 +329,7 @@ def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
             )
 
 
+@pytest.mark.slow
 def test_more_seeds_run_what_is_new_and_pool_anew(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -369,6 +370,7 @@ def test_a_method_may_be_added_and_costs_its_own_runs_alone(finished: Path, data
     assert names == {f"single-e2-s{seed}.{member}" for seed in range(2) for member in range(2)}
 
 
+@pytest.mark.slow
 def test_views_are_added_to_finished_runs(data: Path, tmp_path: Path) -> None:
     methods = ("single", "fge")
     out = compare(CompareConfig(**options(data, tmp_path / "out", methods=methods)))
