@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,3 +35,13 @@ def set_random_state(state: list[Tensor]) -> None:
     torch.set_rng_state(state[0])
     for on_gpu in state[1:]:
         torch.cuda.set_rng_state(on_gpu)
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Restore PyTorch's global generators after a ``with`` block, also after an exception."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from fge.observer import counted
 from fge.report import MethodResult, ReportBuilder, comparison, method_result
 from fge.runs import RunFolder, StagedTraining, member_name
 from fge.train import (
+    Learner,
     Recipe,
     Stage,
     TaughtBatches,
@@ -89,10 +91,8 @@ def distill(
         return None
     run.observer.note(f"distilling {counted(len(members), 'network')} into one")
     store, learner = training.stores[kind], training.learner
-    taught = _teach(run, training, [store[position] for position in members], recipe)
-    facts = [store.facts(position) for position in members]
-    best = min(range(len(members)), key=lambda k: (facts[k].get("val_nll", 0.0), -k))
-    load_weights(learner.model, store[members[best]], store.path)
+    views = VIEWS if recipe.augment else 1
+    taught = TaughtBatches(run.setup.train_batches(recipe), views)
     folder = RunFolder(run.folder.path / NAME)
     folder.path.mkdir(exist_ok=True)
     student = make_training(
@@ -104,6 +104,11 @@ def distill(
         stages=[_stage(run.config)],
         batches=taught,
     )
+    if not student.is_finished():
+        taught.learn_from(_teacher(learner, [store[position] for position in members], store.path))
+        facts = [store.facts(position) for position in members]
+        best = min(range(len(members)), key=lambda k: (facts[k].get("val_nll", 0.0), -k))
+        load_weights(learner.model, store[members[best]], store.path)
     try:
         student.run()
         weights, entry = student.stores[NAME][0], student.stores[NAME].facts(0)
@@ -128,18 +133,16 @@ def distill(
     return Distilled(weights, entry, line, ensemble, cost)
 
 
-def _teach(
-    run: Run[CycleConfig], training: StagedTraining, members: Sequence[Weights], recipe: Recipe
-) -> TaughtBatches:
-    """Return views of the training images with the mean prediction of the members."""
-    learner = training.learner
+def _teacher(
+    learner: Learner, members: Sequence[Weights], path: Path
+) -> Callable[[Iterable[Any]], Tensor]:
+    """Return what predicts the mean of the members' probabilities, with the learner's model."""
 
     def predict(weights: Weights, batches: Iterable[Any]) -> Tensor:
-        load_weights(learner.model, state_of(weights), run.folder.path)
+        load_weights(learner.model, state_of(weights), path)
         return learner.predict(batches)
 
-    views = VIEWS if recipe.augment else 1
-    return TaughtBatches(run.setup.train_batches(recipe), views, mean_prediction(members, predict))
+    return mean_prediction(members, predict)
 
 
 def _stage(config: CycleConfig) -> Stage:

@@ -24,7 +24,7 @@ from fge.networks import (
     ranks_of,
     refresh_batch_norm,
 )
-from fge.seeds import random_state, set_random_state
+from fge.seeds import same_random_state
 from fge.train import TriangularLR
 
 
@@ -160,19 +160,16 @@ class FGE:
         if self._mean is None:
             yield {}
             return
-        drawn = random_state()  # a loader may draw its order from the global generator
-        try:
-            with self._mean.swapped(self.model):
-                if self.refresh is not None:
-                    refresh_batch_norm(
-                        self.model,
-                        self.refresh,
-                        forward_fn=self.forward_fn,
-                        all_ranks=self.ranks.size > 1,
-                    )
-                yield {"averaged_steps": self._mean.updates}
-        finally:
-            set_random_state(drawn)
+        # A loader may draw its order from the global generator.
+        with same_random_state(), self._mean.swapped(self.model):
+            if self.refresh is not None:
+                refresh_batch_norm(
+                    self.model,
+                    self.refresh,
+                    forward_fn=self.forward_fn,
+                    all_ranks=self.ranks.size > 1,
+                )
+            yield {"averaged_steps": self._mean.updates}
 
     def ensemble(self, model: nn.Module | None = None) -> Ensemble:
         """Return the ensemble of the snapshots so far; later ones do not join it.

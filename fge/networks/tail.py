@@ -16,7 +16,7 @@ from fge.networks.average import UniformAverage
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.state import canonical_state, first_not_finite, unwrap
 from fge.parallel import is_shard
-from fge.seeds import random_state, set_random_state
+from fge.seeds import same_random_state
 
 
 def has_running_statistics(model: nn.Module) -> bool:
@@ -127,11 +127,8 @@ class TailAverage:
         with self.swapped():
             model = copy.deepcopy(unwrap(self.model))
         if refresh is not None:
-            drawn = random_state()  # a loader may draw its order from the global generator
-            try:
+            with same_random_state():  # a loader may draw its order from the global generator
                 refresh_batch_norm(model, refresh, forward_fn=forward_fn)
-            finally:
-                set_random_state(drawn)
         return model.eval()
 
     def progress(self) -> dict[str, Any]:

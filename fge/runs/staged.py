@@ -134,6 +134,12 @@ class StagedTraining:
             self.val_predictions.keep(self._kept(self.val_predictions))
         return continues
 
+    def is_finished(self) -> bool:
+        """Return whether the folder has the end of the last of given stages."""
+        checkpoint, last = self.folder.read_state(_CHECKPOINT), self.stages[-1]
+        reached = checkpoint and (checkpoint["stage"], checkpoint["epoch"])
+        return bool(reached == (last.name, last.last_epoch))
+
     def _stage(self, position: int) -> Stage | None:
         """Return a stage by its position; of a planner, let it decide the one after the last."""
         if position < len(self.stages) or self.planner is None:

@@ -15,32 +15,34 @@ class TaughtBatches:
 
     Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) at temperature 1, with hard labels
     left out. Views are epochs 0, 1, ... of the training batches: orders, crops and flips as in
-    training, the same again every ``views`` epochs. So the teacher predicts each view once.
+    training, the same again every ``views`` epochs. So the teacher predicts each view once, in
+    :meth:`learn_from`, before the first iteration.
 
     Args:
         batches: of the training split.
         views: how many.
-        teach: returns the teacher's probabilities (N, C) for batches, in their order.
     """
 
-    def __init__(
-        self,
-        batches: TrainBatches,
-        views: int,
-        teach: Callable[[Iterable[Any]], Tensor],
-    ) -> None:
+    def __init__(self, batches: TrainBatches, views: int) -> None:
         self.batches = batches
         self.views = views
         self.view = 0
         self.targets: list[Tensor] = []
-        for view in range(views):
+
+    def learn_from(self, teach: Callable[[Iterable[Any]], Tensor]) -> None:
+        """Let the teacher predict the views.
+
+        Args:
+            teach: returns the teacher's probabilities (N, C) for batches, in their order.
+        """
+        for view in range(self.views):
             self.batches.set_epoch(view)
-            self.targets.append(teach(batches).float().to(batches.labels.device))
+            self.targets.append(teach(self.batches).float().to(self.batches.labels.device))
 
     @property
     def images(self) -> int:
         """The images that each member of the teacher predicts."""
-        return sum(len(targets) for targets in self.targets)
+        return self.views * len(self.batches.labels)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, of the next iteration."""

@@ -74,18 +74,9 @@ def fge_stages(config: CycleConfig) -> list[Stage]:
         return fge_paper_stages(config)
     start = config.first_cycle_epoch
     high = min(1.0, config.cycle_lrs.max_lr / config.base_lr)
-    stages = [
-        Stage("start", 0, start, partial(linear_tail, max(start, 1), high)),
-        Stage(
-            "fge",
-            start,
-            config.last_cycle_epoch,
-            partial(_triangular, config),
-            after="start",
-            store="snapshots",
-            average=config.cycle_average,
-        ),
-    ]
+    stages = _cycles_after(
+        partial(linear_tail, max(start, 1), high), config, average=config.cycle_average
+    )
     if isinstance(config, FGEConfig) and config.single:
         stages += [
             replace(_whole("single", config), store="single", fresh=0),
@@ -103,17 +94,7 @@ def fge_paper_stages(config: CycleConfig) -> list[Stage]:
     """
     config = replace(config, average=0.0)
     start = config.first_cycle_epoch
-    stages = [
-        Stage("start", 0, start, partial(_endpoint, epochs=config.epochs, first_epoch=0)),
-        Stage(
-            "fge",
-            start,
-            config.last_cycle_epoch,
-            partial(_triangular, config),
-            after="start",
-            store="snapshots",
-        ),
-    ]
+    stages = _cycles_after(partial(_endpoint, epochs=config.epochs, first_epoch=0), config)
     if isinstance(config, FGEConfig) and config.single:
         schedule = partial(_endpoint, epochs=config.epochs, first_epoch=start)
         stages.append(
@@ -128,6 +109,23 @@ def fge_paper_stages(config: CycleConfig) -> list[Stage]:
             )
         )
     return stages
+
+
+def _cycles_after(
+    schedule: MakeSchedule, config: CycleConfig, *, average: float = 0.0
+) -> list[Stage]:
+    """Return the stages of a start with this schedule and of the cycles that follow."""
+    start = config.first_cycle_epoch
+    cycles = Stage(
+        "fge",
+        start,
+        config.last_cycle_epoch,
+        partial(_triangular, config),
+        after="start",
+        store="snapshots",
+        average=average,
+    )
+    return [Stage("start", 0, start, schedule), cycles]
 
 
 def single_stages(config: MethodConfig) -> list[Stage]:

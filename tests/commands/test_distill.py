@@ -68,7 +68,7 @@ def test_the_best_of_all_single_networks_on_validation_is_the_folded_one(
 
 
 def test_a_finished_run_is_distilled_later_and_nothing_else_changes(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = train(config(data, tmp_path / "once"))
     out = tmp_path / "later"
@@ -76,6 +76,10 @@ def test_a_finished_run_is_distilled_later_and_nothing_else_changes(
     before = {p.name: p.read_bytes() for p in (out / "snapshots").iterdir()}
     train(config(data, out, resume=True))
     assert before == {p.name: p.read_bytes() for p in (out / "snapshots").iterdir()}
+    assert lines_of(out) == lines_of(at_once)
+    with monkeypatch.context() as patch:  # a finished student needs no teacher
+        patch.setattr("fge.commands.distill.mean_prediction", None)
+        train(config(data, out, resume=True))
     assert lines_of(out) == lines_of(at_once)
 
 
@@ -108,7 +112,8 @@ def test_each_view_comes_again_with_the_prediction_that_the_teacher_made_of_it(d
     def predict(scale: float, given: Any) -> torch.Tensor:
         return torch.cat([scale * x.mean((1, 2, 3))[:, None].expand(-1, 2) for x, _ in given])
 
-    taught = TaughtBatches(batches, 2, mean_prediction([1.0, 3.0], predict))
+    taught = TaughtBatches(batches, 2)
+    taught.learn_from(mean_prediction([1.0, 3.0], predict))
     assert taught.images == 2 * 72
     seen = []
     for epoch in range(4):
