@@ -242,12 +242,10 @@ def settle_options(config: C, dataset: Dataset) -> C:
         settled = replace(settled, lr=settled.base_lr)
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
-    if isinstance(settled, CycleConfig):
-        settled = replace(settled, cycle_epochs=settled.cycle_length)
-        # The runs of a comparison have rates of their own: those of averages are not the papers'.
-        if not isinstance(settled, CompareConfig):
-            rates = settled.cycle_lrs
-            settled = replace(settled, max_lr=rates.max_lr, min_lr=rates.min_lr)
+    # The runs of a comparison have cycles of their own: those of averages are not the papers'.
+    if isinstance(settled, CycleConfig) and not isinstance(settled, CompareConfig):
+        rates, length = settled.cycle_lrs, settled.cycle_length
+        settled = replace(settled, cycle_epochs=length, max_lr=rates.max_lr, min_lr=rates.min_lr)
     return settled
 
 

@@ -334,8 +334,8 @@ def test_the_papers_methods_come_from_a_run_as_published(tmp_path: Path) -> None
     assert job.epochs == 100 + (100 - config.first_cycle_epoch)
 
 
-def test_the_rates_of_averages_are_not_the_papers(tmp_path: Path) -> None:
-    """What a comparison settles leaves the rates of the cycles to its runs."""
+def test_the_cycles_of_averages_are_not_the_papers(tmp_path: Path) -> None:
+    """What a comparison settles leaves rates and lengths of the cycles to its runs."""
     dataset = load_dataset(str(write_tiny_npz(tmp_path / "tiny.npz")))
     settled = settle_options(CompareConfig(methods=COMPARED, seeds=2, epochs=100), dataset)
     plan = Plan(settled, tmp_path)
@@ -344,6 +344,13 @@ def test_the_rates_of_averages_are_not_the_papers(tmp_path: Path) -> None:
     assert isinstance(averaged, FGEConfig)
     assert (paper.cycle_lrs.max_lr, paper.cycle_lrs.min_lr) == (0.05, 0.001)
     assert (averaged.cycle_lrs.max_lr, averaged.cycle_lrs.min_lr) == pytest.approx((0.1, 0.01))
+    assert (paper.cycle_length, paper.first_cycle_epoch) == (10, 75)
+    assert (averaged.cycle_length, averaged.first_cycle_epoch) == (20, 50)
+    given = replace(settled, cycle_epochs=4)
+    for method in ("fge-paper", "fge"):
+        config = cell_of(Plan(given, tmp_path), method).parts[0].job.config
+        assert isinstance(config, FGEConfig)
+        assert config.cycle_length == 4
 
 
 def test_without_averages_the_paper_s_run_is_that_of_fge(tmp_path: Path) -> None:
