@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fge import methods, metrics
+    from fge.checks import check
     from fge.curves import (
         Bezier,
         Chain,
@@ -62,6 +63,7 @@ __all__ = [
     "TriangularLR",
     "__version__",
     "average_weights",
+    "check",
     "evaluate_curve",
     "evaluate_line",
     "evaluate_plane",
@@ -78,7 +80,7 @@ __all__ = [
 ]
 
 _MODULES = ("methods", "metrics")
-_FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape")
+_FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape", "checks")
 """The packages that these names come from, in the order of their imports."""
 
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 GROUND = ("errors", "files", "seeds", "devices", "observer", "parallel")
 PACKAGES = (
     *("metrics", "config", "data", "networks", "train", "ensemble", "curves", "landscape"),
-    *("runs", "report", "compare", "commands"),
+    *("checks", "runs", "report", "compare", "commands"),
 )
 """Each imports only the ground and what stands before it."""
 ORDER = dict.fromkeys(GROUND, 0) | {name: k for k, name in enumerate(PACKAGES, start=1)}

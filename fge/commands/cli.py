@@ -22,6 +22,7 @@ from fge.config import (
     CompareConfig,
     ConnectConfig,
     CurveEnsembleConfig,
+    DoctorConfig,
     FGEConfig,
     PlaneConfig,
     PredictConfig,
@@ -59,6 +60,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "sharpness": (SharpnessConfig, "fge.commands.sharpness", "sharpness"),
     "predict": (PredictConfig, "fge.commands.predict", "predict"),
     "report": (ReportConfig, "fge.commands.report", "report"),
+    "doctor": (DoctorConfig, "fge.commands.doctor", "doctor"),
 }
 """Options, module and function of each command."""
 _SWITCHES = ("flip",)

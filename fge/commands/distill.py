@@ -13,7 +13,7 @@ from torch import Tensor
 from fge.commands.build import make_training
 from fge.commands.run import Run
 from fge.config import CycleConfig
-from fge.ensemble import MemberPredictions, Scores
+from fge.ensemble import MemberPredictions, Scores, SnapshotStore
 from fge.errors import DivergenceError
 from fge.networks import Weights, load_weights, state_bytes, state_of
 from fge.observer import counted
@@ -105,10 +105,7 @@ def distill(
         batches=taught,
     )
     if not student.is_finished():
-        taught.learn_from(_teacher(learner, [store[position] for position in members], store.path))
-        facts = [store.facts(position) for position in members]
-        best = min(range(len(members)), key=lambda k: (facts[k].get("val_nll", 0.0), -k))
-        load_weights(learner.model, store[members[best]], store.path)
+        _prepare(learner, taught, store, members)
     try:
         student.run()
         weights, entry = student.stores[NAME][0], student.stores[NAME].facts(0)
@@ -131,6 +128,16 @@ def distill(
         validation_images=ensemble.validation_images + len(run.dataset.val),
     )
     return Distilled(weights, entry, line, ensemble, cost)
+
+
+def _prepare(
+    learner: Learner, taught: TaughtBatches, store: SnapshotStore, members: Sequence[int]
+) -> None:
+    """Let the members predict the views, and start from the best of them."""
+    taught.learn_from(_teacher(learner, [store[position] for position in members], store.path))
+    facts = [store.facts(position) for position in members]
+    best = min(range(len(members)), key=lambda k: (facts[k].get("val_nll", 0.0), -k))
+    load_weights(learner.model, store[members[best]], store.path)
 
 
 def _teacher(

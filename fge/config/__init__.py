@@ -52,6 +52,7 @@ from fge.config.saved import (
     write_config,
 )
 from fge.config.studies import (
+    DoctorConfig,
     PlaneConfig,
     PredictConfig,
     ReportConfig,
@@ -100,6 +101,7 @@ __all__ = [
     "CurveConfig",
     "CurveEnsembleConfig",
     "CycleConfig",
+    "DoctorConfig",
     "FGEConfig",
     "FitConfig",
     "MethodConfig",

@@ -11,10 +11,12 @@ from fge.config.base import THIS_INVOCATION, Precision
 from fge.config.curves import PointOptions
 from fge.config.options import (
     CommandConfig,
+    DataOptions,
     DeviceOptions,
     FigureOptions,
     FolderOptions,
     FormatOptions,
+    ModelOptions,
     Options,
 )
 from fge.errors import UserError, check_at_least, check_not_negative
@@ -213,6 +215,19 @@ class ReportConfig(FolderOptions):
         for run, place in zip(self.runs, places, strict=True):
             if places.count(place) > 1:
                 raise UserError(f"the run folder {run} is given twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(DeviceOptions, ModelOptions, DataOptions):
+    """Check that a model trains, snapshots, averages, compiles and exports as it should.
+
+    It is checked on 96 training images, in well under a minute for small networks; nothing is
+    written.
+    """
+
+    group: ClassVar[str] = "measurement"
+    compile: bool = True
+    """Also check torch.compile, which may take half a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)

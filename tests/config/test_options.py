@@ -16,6 +16,7 @@ from fge.config import (
     CompareConfig,
     ConnectConfig,
     CurveEnsembleConfig,
+    DoctorConfig,
     FGEConfig,
     OptionHelp,
     PlaneConfig,
@@ -34,7 +35,7 @@ from fge.errors import UserError
 
 COMMANDS = (
     *(FGEConfig, CompareConfig, TrainConfig, CurveEnsembleConfig, ConnectConfig, PlaneConfig),
-    *(SharpnessConfig, PredictConfig, ReportConfig),
+    *(SharpnessConfig, PredictConfig, ReportConfig, DoctorConfig),
 )
 # As runs of `plane` and `sharpness` had it before they were told apart from training.
 EARLIER: dict[str, Any] = {

@@ -1,0 +1,228 @@
+"""What the checks are given, and what they find."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fge.errors import UserError
+from fge.networks import (
+    ForwardFn,
+    LossFn,
+    call_model,
+    check_reiterable,
+    count_examples,
+    cut,
+    nothing_yielded,
+    preserved,
+    to_device,
+    unwrap,
+)
+
+Status = Literal["ok", "failed", "skipped"]
+EXAMPLES = 32
+"""Examples of the first batch that the checks use."""
+BATCHES = 3
+"""Batches that the checks of statistics and averages use."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    ``name``: what was checked; ``status``: ok, failed or skipped; ``detail``: what was found;
+    ``remedy``: what to use instead, for a failed check.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        tail = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.name}: {self.status}, {self.detail}{tail}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The outcomes of all checks of a model, in order."""
+
+    found: tuple[Finding, ...]
+
+    def __iter__(self) -> Any:
+        """Iterate over the findings."""
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        """Return the number of checks."""
+        return len(self.found)
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The failed checks."""
+        return tuple(finding for finding in self.found if finding.status == "failed")
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        """Return a line per check."""
+        return "\n".join(map(str, self.found))
+
+
+class CheckFailedError(Exception):
+    """Ends a check that failed: what was found, and what to use instead."""
+
+    def __init__(self, detail: str, remedy: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+
+
+class SkippedError(Exception):
+    """Ends a check that does not apply; its text is the reason."""
+
+
+@dataclass
+class Subject:
+    """The model under examination, and a few examples.
+
+    ``batch``: at most 32 examples of the first batch, on the model's device; ``batches``: the first
+    batches, cut as this one.
+    """
+
+    model: nn.Module
+    batches: list[Any]
+    loss_fn: LossFn
+    forward_fn: ForwardFn | None
+    own_call: bool = field(default=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss_fn: LossFn,
+        forward_fn: ForwardFn | None,
+    ) -> Subject:
+        """Return the subject with the first examples.
+
+        Raises:
+            UserError: ``batches`` can be iterated only once, or yields nothing.
+        """
+        check_reiterable(batches)
+        device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+        device = device or torch.device("cpu")
+        parts = [
+            next(cut(to_device(batch, device), EXAMPLES))[0] for batch in islice(batches, BATCHES)
+        ]
+        if not parts:
+            raise nothing_yielded()
+        return cls(unwrap(model), parts, loss_fn, forward_fn, forward_fn is not None)
+
+    @property
+    def batch(self) -> Any:
+        """The first examples."""
+        return self.batches[0]
+
+    @property
+    def examples(self) -> int:
+        """Their number."""
+        return count_examples(self.batch)
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Restore the model at the end of a ``with`` block."""
+        return preserved(self.model)
+
+    def outputs(self, batch: Any = None, model: nn.Module | None = None) -> Any:
+        """Apply the model to a batch, the first by default."""
+        call = self.forward_fn or call_model
+        return call(model or self.model, self.batch if batch is None else batch)
+
+    def predict(self, batch: Any = None, model: nn.Module | None = None) -> Tensor:
+        """Return the outputs in evaluation mode, without gradients.
+
+        Raises:
+            CheckFailedError: they are no tensor.
+        """
+        (model or self.model).eval()
+        with torch.no_grad():
+            outputs = self.outputs(batch, model)
+        if not isinstance(outputs, Tensor):
+            raise CheckFailedError(
+                f"the model returns a {type(outputs).__name__}, not a tensor",
+                "give forward_fn=, which returns the logits",
+            )
+        return outputs
+
+    def loss(self, batch: Any = None, model: nn.Module | None = None) -> Tensor:
+        """Return the loss of a batch with its graph.
+
+        Raises:
+            CheckFailedError: the batch has no targets.
+        """
+        whole = self.batch if batch is None else batch
+        if not isinstance(whole, Sequence) or len(whole) < 2:
+            raise CheckFailedError(
+                f"a batch is a {type(whole).__name__} without targets", "yield (inputs, targets)"
+            )
+        return self.loss_fn(self.outputs(whole, model), whole[1])
+
+    def step(self, lr: float = 0.01, batch: Any = None) -> Tensor:
+        """Take a step of plain gradient descent in training mode; return the loss before it."""
+        self.model.train()
+        self.model.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=lr)
+        return loss.detach()
+
+    def copy(self) -> nn.Module:
+        """Return a deep copy of the model.
+
+        Raises:
+            CheckFailedError: it cannot be copied.
+        """
+        try:
+            return copy.deepcopy(self.model)
+        except Exception as error:  # modules raise many types
+            raise CheckFailedError(
+                f"the model cannot be deep-copied ({_first_line(error)})",
+                "give a module that can be, or build each network with its factory",
+            ) from None
+
+
+def outcome(name: str, error: Exception) -> Finding:
+    """Return the finding of a check that ended with an exception."""
+    if isinstance(error, SkippedError):
+        return Finding(name, "skipped", str(error))
+    if isinstance(error, CheckFailedError):
+        return Finding(name, "failed", error.detail, error.remedy)
+    if isinstance(error, UserError):
+        return Finding(name, "failed", str(error))
+    return Finding(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return |found - expected| / |expected| in float64; infinity where it is not a number."""
+    difference = (found.double() - expected.double()).norm()
+    ratio = float(difference / expected.double().norm().clamp_min(1e-30))
+    return ratio if ratio == ratio else float("inf")

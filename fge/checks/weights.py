@@ -1,0 +1,198 @@
+"""Checks of what is done to a model's weights: snapshots, copies, statistics, averages, curves."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fge.checks.findings import CheckFailedError, SkippedError, Subject, distance
+from fge.curves import Curve, PolyChain, evaluate_curve
+from fge.ensemble import Ensemble, SnapshotStore
+from fge.landscape import HessianOperator
+from fge.networks import (
+    TailAverage,
+    canonical_state,
+    flatten,
+    has_running_statistics,
+    load_weights,
+    refresh_batch_norm,
+)
+from fge.seeds import generator
+
+_STEP = 0.05
+"""Length of a random change of the weights, as a part of theirs."""
+
+
+def snapshots(subject: Subject) -> str:
+    """Check that a snapshot on disk comes back bitwise, and predicts the same."""
+    expected, state = subject.predict(), canonical_state(subject.model)
+    with tempfile.TemporaryDirectory() as folder:
+        store = SnapshotStore(Path(folder))
+        store.append(subject.model)
+        _disturb(subject.model)
+        load_weights(subject.model, store[0], store.path)
+    for name, value in canonical_state(subject.model).items():
+        if not torch.equal(value, state[name]) and not bool(torch.isnan(value).any()):
+            raise CheckFailedError(f"{name!r} does not come back", "register it as a buffer")
+    apart = distance(subject.predict(), expected)
+    if apart > 0:
+        raise CheckFailedError(
+            f"the loaded network's outputs differ by {apart:.2g} of their size",
+            "keep all that forward() uses in parameters and buffers",
+        )
+    return f"{len(state)} tensors and the outputs come back bitwise"
+
+
+def copies(subject: Subject) -> str:
+    """Check that a deep copy predicts the same and shares nothing."""
+    expected, copied = subject.predict(), subject.copy()
+    found = subject.predict(model=copied)
+    if not torch.equal(found, expected):
+        raise CheckFailedError("a deep copy predicts something else", "keep no state outside it")
+    _disturb(copied)
+    if not torch.equal(subject.predict(), expected):
+        raise CheckFailedError("a deep copy shares weights with the model", "copy them")
+    return "a deep copy predicts the same and shares nothing"
+
+
+def statistics(subject: Subject) -> str:
+    """Check that batch norm's estimated statistics are those of the layers' inputs."""
+    layers = [
+        (name, module)
+        for name, module in subject.model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not layers:
+        raise SkippedError("there is no batch norm with running statistics")
+    seen: dict[str, list[tuple[Tensor, int]]] = {name: [] for name, _ in layers}
+    handles = [module.register_forward_pre_hook(_recording(seen[name])) for name, module in layers]
+    try:
+        refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in layers:
+        total = sum(count for _, count in seen[name])
+        if not total:
+            raise CheckFailedError(f"{name!r} saw no examples", "use it in forward()")
+        mean = sum(value * count for value, count in seen[name]) / total
+        assert module.running_mean is not None
+        scale = float(torch.as_tensor(mean).norm()) + 1e-3
+        if not float((module.running_mean.double() - mean).norm()) < 1e-3 * scale:
+            raise CheckFailedError(
+                f"the mean of {name!r} is not that of its inputs",
+                "let each layer be called once per pass",
+            )
+    return f"{len(layers)} layers have the statistics of their inputs"
+
+
+def averages(subject: Subject) -> str:
+    """Check that a mean over steps is the mean of the weights, and gives a finite network."""
+    tail, kept = TailAverage(subject.model, first_step=0), []
+    for batch in subject.batches:
+        subject.step(batch=batch)
+        tail.step()
+        kept.append(flatten(subject.model, subject.model).double())
+    averaged = tail.module(subject.batches, forward_fn=subject.forward_fn)
+    found = flatten(averaged, averaged)
+    apart = distance(found, torch.stack(kept).mean(0))
+    if apart > (1e-2 if found.dtype in (torch.float16, torch.bfloat16) else 1e-5):
+        raise CheckFailedError(f"the mean of {len(kept)} steps is off by {apart:.2g} of its size")
+    if not bool(torch.isfinite(subject.predict(model=averaged)).all()):
+        raise CheckFailedError("the averaged network's outputs are not finite")
+    return f"the mean of {len(kept)} steps is right to {max(apart, 1e-16):.0e}"
+
+
+def curve_ends(subject: Subject) -> str:
+    """Check that both ends of a curve have the losses of their networks."""
+    ends, losses = [], []
+    for _ in range(2):
+        if has_running_statistics(subject.model):
+            refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
+        subject.model.eval()
+        with torch.no_grad():
+            losses.append(float(subject.loss()))
+        ends.append(flatten(subject.model, subject.model).clone())
+        subject.step(lr=_STEP)
+    records = evaluate_curve(
+        subject.model,
+        Curve(PolyChain(2), torch.stack(ends)),
+        [subject.batch],
+        num_points=2,
+        loss_fn=subject.loss_fn,
+        forward_fn=subject.forward_fn,
+        refresh=subject.batches if has_running_statistics(subject.model) else None,
+    )
+    for t, record, expected in zip((0, 1), records, losses, strict=True):
+        found = next(value for key, value in record.items() if key.endswith("loss"))
+        if not math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-5):
+            raise CheckFailedError(
+                f"the curve at t = {t} has a loss of {found:.4g}, its network {expected:.4g}",
+                "running statistics of other layers than batch norm belong to one network",
+            )
+    return f"losses {losses[0]:.4g} and {losses[1]:.4g} are those of the networks"
+
+
+def ensembles(subject: Subject) -> str:
+    """Check that an ensemble predicts the mean of its members."""
+    outputs = subject.predict()
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise SkippedError(f"outputs of shape {tuple(outputs.shape)} are no logits of classes")
+    states = [canonical_state(subject.model)]
+    _disturb(subject.model)
+    states.append(canonical_state(subject.model))
+    members = []
+    for state in states:
+        load_weights(subject.model, state, "a member")
+        members.append(subject.predict().double().softmax(1).cpu())
+    ensemble = Ensemble(subject.model, states, forward_fn=subject.forward_fn)
+    apart = distance(ensemble.predict_proba([subject.batch]), torch.stack(members).mean(0))
+    if apart > 1e-5:
+        raise CheckFailedError(f"the mean of two members is off by {apart:.2g} of its size")
+    return "two members have the mean of their probabilities"
+
+
+def second_derivatives(subject: Subject) -> str:
+    """Check products of the Hessian: symmetry, and a finite difference of gradients."""
+    operator = HessianOperator(
+        subject.model, subject.loss_fn, [subject.batch], forward_fn=subject.forward_fn
+    )
+    rng = generator(0, "check")
+    u, v = (torch.randn(operator.size, generator=rng, dtype=torch.float64) for _ in range(2))
+    left, right = (float(a @ operator.matvec(b).cpu().double()) for a, b in ((u, v), (v, u)))
+    size = float(operator.matvec(v).double().norm()) * math.sqrt(operator.size)
+    if abs(left - right) > 1e-2 * max(abs(left), 1e-2 * size):
+        raise CheckFailedError(
+            f"the Hessian is not symmetric: u·Hv = {left:.4g}, v·Hu = {right:.4g}",
+            "a layer's second derivative is wrong",
+        )
+    return f"u·Hv = {left:.4g} and v·Hu = {right:.4g} agree"
+
+
+@torch.no_grad()
+def _disturb(model: nn.Module) -> None:
+    """Change the weights a little, always in the same way."""
+    rng = generator(1, "check")
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            noise = torch.randn(parameter.shape, generator=rng).to(parameter)
+            scale = float(parameter.norm()) / math.sqrt(parameter.numel()) or 1.0
+            parameter.add_(noise, alpha=_STEP * scale)
+
+
+def _recording(kept: list[tuple[Tensor, int]]) -> Callable[[nn.Module, Any], None]:
+    """Return a hook that keeps the mean per channel of a layer's inputs, and their number."""
+
+    def hook(_: nn.Module, arguments: Any) -> None:
+        inputs = arguments[0].detach().double()
+        axes = [axis for axis in range(inputs.ndim) if axis != 1]
+        kept.append((inputs.mean(axes), len(inputs)))
+
+    return hook

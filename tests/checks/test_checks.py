@@ -1,0 +1,234 @@
+"""The checks of a model: what is well, what each finds, and that the model is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fge
+from fge.checks import Findings
+from fge.errors import UserError
+
+CLASSES = 3
+
+
+def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    rng = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(n, 2, 6, 6, generator=rng), torch.randint(CLASSES, (n,), generator=rng))
+        for n in sizes or (12, 12, 12)
+    ]
+
+
+def network(*more: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        *more,
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def findings(model: nn.Module, **options: Any) -> Findings:
+    return fge.check(model, batches(), **{"compilation": False, **options})
+
+
+def failed(found: Findings) -> dict[str, str]:
+    return {finding.name: finding.detail for finding in found.failed}
+
+
+def test_an_ordinary_network_passes_every_check_and_is_left_as_it_was() -> None:
+    model = network()
+    model[0].eval()
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    found = findings(model)
+    assert found.ok, str(found)
+    assert [finding.status for finding in found] == ["ok"] * len(found)
+    assert [module.training for module in (model, model[0])] == [True, False]
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_findings_are_told_as_they_come_and_read_as_lines() -> None:
+    told: list[Any] = []
+    found = findings(network(), on_finding=told.append)
+    assert told == list(found)
+    assert str(found).splitlines()[0] == (
+        "outputs: ok, 12 examples give (12, 3), the same in each pass"
+    )
+    assert len(found) == len(str(found).splitlines())
+
+
+class Noisy(nn.Module):
+    """Draws in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+
+class Mixing(nn.Module):
+    """Normalises by the batch in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / (x.std(0) + 1)
+
+
+class Counting(nn.Module):
+    """Keeps what it has seen where no state dict holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale *= 1.5
+        return x * self.scale
+
+
+class Reassigning(nn.Module):
+    """Assigns a new tensor to its buffer in training."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+
+class WrongTwice(torch.autograd.Function):
+    """The square, whose second derivative is 3 instead of 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        product: Tensor = grad * (2 * x + (x - x.detach()))
+        return product
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        squared: Tensor = WrongTwice.apply(x)
+        return squared
+
+
+class Uncopied(nn.Module):
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        raise RuntimeError("there is one of me")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Large(nn.Module):
+    """Differences of large numbers, which bf16 cannot hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            return (x.bfloat16() + 1000).float() - 1000
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layer", "check", "detail"),
+    [
+        (Noisy(), "outputs", "two passes in evaluation mode differ"),
+        (Mixing(), "outputs", "outputs depend on the other examples of the batch"),
+        (Counting(), "repeats", "two trainings with one seed differ by up to"),
+        (Reassigning(), "repeats", "two trainings with one seed differ by up to"),
+        (Uncopied(), "deep-copies", "the model cannot be deep-copied (there is one of me)"),
+        (Large(), "mixed precision", "outputs in bf16 differ by"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_each_fault_is_found_by_its_check(layer: nn.Module, check: str, detail: str) -> None:
+    found = failed(findings(network(layer)))
+    assert found[check].startswith(detail), found
+
+
+def test_a_wrong_second_derivative_is_found() -> None:
+    assert "second derivatives" in failed(findings(network(Squared())))
+
+
+def test_outputs_of_another_number_and_losses_that_are_not_finite() -> None:
+    flat = nn.Sequential(network(), nn.Flatten(0))
+    assert failed(findings(flat))["outputs"] == "12 examples give outputs of shape (36,)"
+    found = failed(findings(network(), loss_fn=lambda outputs, _: outputs.sum() / 0))
+    assert found["trains"].startswith("the loss is ")
+    frozen = network()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    assert failed(findings(frozen))["trains"] != ""
+
+
+def test_parameters_without_a_gradient_are_named() -> None:
+    model = network()
+    model.unused = nn.Parameter(torch.zeros(2))
+    (trains,) = [finding for finding in findings(model) if finding.name == "trains"]
+    assert trains.detail.endswith("6 parameters get gradients; 1 get none, such as 'unused'")
+
+
+def test_a_model_that_is_called_otherwise() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor, factor: float) -> Tensor:
+            outputs: Tensor = self.inner(x) * factor
+            return outputs
+
+    found = findings(Doubled(), forward_fn=lambda model, batch: model(batch[0], 2.0))
+    assert found.ok, str(found)
+    skipped = {finding.name: finding.detail for finding in found if finding.status == "skipped"}
+    assert skipped == {"exports": "the model is called through forward_fn"}
+    assert "outputs" in failed(findings(Doubled()))
+
+
+def test_regression_has_no_ensemble_of_probabilities() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 1))
+    data = [(x, y.float()[:, None]) for x, y in batches()]
+    found = fge.check(model, data, loss_fn=F.mse_loss, compilation=False)
+    assert found.ok, str(found)
+    skipped = [finding.name for finding in found if finding.status == "skipped"]
+    assert skipped == ["batch norm", "ensembles"]
+
+
+def used_up() -> Iterator[tuple[Tensor, Tensor]]:
+    yield from batches()
+
+
+def test_batches_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^batches must be iterable more than once"):
+        fge.check(network(), used_up())
+    with pytest.raises(UserError, match=r"^batches yielded nothing"):
+        fge.check(network(), [])
+
+
+@pytest.mark.slow
+def test_compilation_is_checked() -> None:
+    found = findings(network(), compilation=True)
+    (compiles,) = [finding for finding in found if finding.name == "compiles"]
+    assert compiles.status == "ok", compiles
