@@ -74,7 +74,7 @@ def check(
         UserError: ``batches`` can be iterated only once, or yields nothing.
     """
     subject = Subject.of(model, batches, loss_fn, forward_fn)
-    found = []
+    found: list[Finding] = []
     for name, work in CHECKS.items():
         if name == "compiles" and not compilation:
             continue
