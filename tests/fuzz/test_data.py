@@ -80,7 +80,6 @@ def test_arrays_are_read_as_they_are_or_refused(
     dataset, message = read(path)
     if dataset is None:
         assert "\n" not in message
-        assert path.name in message
         return
     assert pairs_of(dataset) == pairs(content["test_images"], content["test_labels"])
     assert dataset.train.images.dtype == torch.uint8

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY_TEST, write_tiny_npz
 from curve_runs import Result, run
-from hypothesis import example, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from fge.config import METHOD_NAMES
@@ -24,42 +24,39 @@ pytestmark = pytest.mark.slow
 
 ENDS = {0, 2, 3}
 """Well; what the user can mend; divergence."""
-ODD = st.sampled_from(["", " ", "x", "-1", "0", "1", "2", "3", "1e400", "nan", "0.5", "99999999"])
+ODD = ("", " ", "x", "-1", "0", "1", "87", "1e400", "nan", "inf", "0.5", "99999999", "1e-300")
 FIXED = ["--threads", "1", "--amp", "off", "--compile", "off", "--channels-last", "off"]
-SMALL = st.integers(-1, 5).map(str)
-RATE = st.sampled_from(["0", "1e-3", "0.05", "0.5", "50", "-1", "nan", "inf"])
-PART = st.sampled_from(["0", "0.1", "0.5", "0.99", "1", "-0.1", "2"])
-VALUES: dict[str, st.SearchStrategy[str]] = {
-    "epochs": st.integers(0, 6).map(str),
-    "start-epoch": SMALL,
-    "cycle-epochs": SMALL,
-    "batch-size": st.sampled_from(["1", "7", "32", "86", "87", "1000", "0"]),
-    "train-size": st.sampled_from(["3", "12", "90", "96", "97", "1"]),
-    "test-size": st.sampled_from(["3", "48", "49", "1"]),
-    "val-fraction": PART,
-    "average": PART,
-    "final-factor": PART,
-    "lr": RATE,
-    "max-lr": RATE,
-    "min-lr": RATE,
-    "momentum": st.sampled_from(["0", "0.9", "1", "-0.5"]),
-    "weight-decay": st.sampled_from(["0", "5e-4", "10", "-1"]),
-    "crop-padding": st.sampled_from(["0", "2", "8", "9", "-1"]),
-    "distill-epochs": SMALL,
-    "tta": st.sampled_from(["1", "2", "3"]),
-    "sharpness-every": SMALL,
-    "seed": st.sampled_from(["0", "7", "-1", "18446744073709551616"]),
-    "ood": st.sampled_from(["noise", "digits", "nowhere"]),
+VALUES: dict[str, tuple[str, ...]] = {
+    "epochs": ("1", "2", "3", "5", "6"),
+    "start-epoch": ("0", "1", "2"),
+    "cycle-epochs": ("2", "4"),
+    "batch-size": ("1", "7", "32", "86"),
+    "train-size": ("24", "90", "96"),
+    "test-size": ("3", "48"),
+    "val-fraction": ("0", "0.1", "0.5"),
+    "average": ("0", "0.1", "1"),
+    "final-factor": ("0", "0.5", "1"),
+    "lr": ("1e-3", "0.05", "50"),
+    "max-lr": ("1e-3", "0.05", "50"),
+    "min-lr": ("0", "1e-3", "0.05"),
+    "momentum": ("0", "0.9"),
+    "weight-decay": ("0", "10"),
+    "crop-padding": ("0", "2", "8"),
+    "distill-epochs": ("0", "1", "3"),
+    "tta": ("2", "3"),
+    "sharpness-every": ("0", "2"),
+    "seed": ("0", "7", "4294967296"),
+    "ood": ("noise", "digits", "nowhere"),
 }
-METHODS = st.sampled_from([*METHOD_NAMES, "singel"])
-OF_TRAIN: dict[str, st.SearchStrategy[str]] = {
-    "split": SMALL,
-    "star-branches": SMALL,
-    "star-trunk": PART,
-    "sse-cycles": SMALL,
-    "csgld-cycles": SMALL,
-    "ema-decay": PART,
+OF_TRAIN: dict[str, tuple[str, ...]] = {
+    "split": ("1", "2", "3"),
+    "star-branches": ("1", "2"),
+    "star-trunk": ("0", "0.5", "0.9"),
+    "sse-cycles": ("1", "2"),
+    "csgld-cycles": ("1", "2"),
+    "ema-decay": ("0", "0.9"),
 }
+METHODS = (*METHOD_NAMES, "singel")
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +69,14 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fge.report.builder.save_figure", lambda _, path: write_bytes(path, b""))
 
 
-def chosen(values: dict[str, st.SearchStrategy[str]]) -> st.SearchStrategy[dict[str, str]]:
-    """Draw values for up to five options, one of them sometimes odd."""
-    names = st.lists(st.sampled_from(sorted(values)), max_size=5, unique=True)
-    return names.flatmap(lambda some: st.fixed_dictionaries({n: values[n] | ODD for n in some}))
+@st.composite
+def chosen(draw: st.DrawFn, values: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Draw sound values for up to five options, one of them replaced now and then."""
+    names = draw(st.lists(st.sampled_from(sorted(values)), max_size=5, unique=True))
+    options = {name: draw(st.sampled_from(values[name])) for name in names}
+    if names and draw(st.integers(0, 3)) == 0:
+        options[draw(st.sampled_from(names))] = draw(st.sampled_from(ODD))
+    return options
 
 
 def flags(options: dict[str, str]) -> list[str]:
@@ -86,6 +87,7 @@ def check_result(result: Result, out: Path) -> None:
     """Check that a command ended whole, or told in one line what is wrong."""
     assert result.code in ENDS, result
     assert "Traceback" not in result.out + result.err
+    event(f"exit code {result.code}")
     if result.code:
         assert re.fullmatch(r"error: [^\n]+\n", result.err), result.err
         return
@@ -108,7 +110,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(options=chosen(VALUES))
 @example(options={"epochs": "4", "start-epoch": "2", "cycle-epochs": "2"})
 @example(options={"lr": "50", "epochs": "2", "cycle-epochs": "2"})
@@ -120,8 +122,8 @@ def test_fge_ends_whole_or_says_what_is_wrong(data: Path, options: dict[str, str
         )
 
 
-@settings(max_examples=60)
-@given(method=METHODS, options=chosen(VALUES | OF_TRAIN))
+@settings(max_examples=40)
+@given(method=st.sampled_from(METHODS), options=chosen(VALUES | OF_TRAIN))
 def test_train_ends_whole_or_says_what_is_wrong(
     data: Path, method: str, options: dict[str, str]
 ) -> None:
@@ -131,7 +133,7 @@ def test_train_ends_whole_or_says_what_is_wrong(
         check_result(run([*words, *flags(given_options)]), out)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(options=chosen(VALUES), more=chosen(VALUES))
 def test_resuming_with_other_options_loses_nothing(
     data: Path, options: dict[str, str], more: dict[str, str]
