@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,10 +104,11 @@ def check_result(result: Result, out: Path) -> None:
     assert [path for path in out.rglob("*") if path.name.endswith(".tmp")] == []
 
 
+@contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp())
-    yield place / "run"
-    shutil.rmtree(place)
+    """Give a run folder that is not there yet, and remove it."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place) / "run"
 
 
 @settings(max_examples=40)
@@ -115,7 +116,7 @@ def folder() -> Iterator[Path]:
 @example(options={"epochs": "4", "start-epoch": "2", "cycle-epochs": "2"})
 @example(options={"lr": "50", "epochs": "2", "cycle-epochs": "2"})
 def test_fge_ends_whole_or_says_what_is_wrong(data: Path, options: dict[str, str]) -> None:
-    for out in folder():
+    with folder() as out:
         given_options = {"epochs": "4", "batch-size": "32", **options}
         check_result(
             run(["fge", "--data", str(data), "--out", str(out), *FIXED, *flags(given_options)]), out
@@ -127,7 +128,7 @@ def test_fge_ends_whole_or_says_what_is_wrong(data: Path, options: dict[str, str
 def test_train_ends_whole_or_says_what_is_wrong(
     data: Path, method: str, options: dict[str, str]
 ) -> None:
-    for out in folder():
+    with folder() as out:
         words = ["train", "--method", method, "--data", str(data), "--out", str(out), *FIXED]
         given_options = {"epochs": "4", "batch-size": "32", **options}
         check_result(run([*words, *flags(given_options)]), out)
@@ -139,7 +140,7 @@ def test_resuming_with_other_options_loses_nothing(
     data: Path, options: dict[str, str], more: dict[str, str]
 ) -> None:
     """A refused option leaves the finished run as it was."""
-    for out in folder():
+    with folder() as out:
         words = ["fge", "--data", str(data), "--out", str(out), *FIXED]
         first = run([*words, *flags({"epochs": "3", "batch-size": "32", **options})])
         if first.code:
