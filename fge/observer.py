@@ -74,10 +74,10 @@ def listed(words: Iterable[object], conjunction: str = "and") -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, whose plural ends in s unless it is given.
 
     >>> counted(1, "snapshot"), counted(1200, "parameter")
     ('1 snapshot', '1,200 parameters')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"

@@ -67,8 +67,8 @@ class Distilled:
         report.facts(distilled=self.facts)
         report.say(
             f"`{NAME}` is the ensemble distilled into one network in {epochs}: it has "
-            f"{comparison(self.result, self.ensemble)} than the ensemble, which needs "
-            f"{self.ensemble.forward_passes} passes per prediction."
+            f"{comparison(self.result, self.ensemble)} the ensemble, which needs "
+            f"{counted(self.ensemble.forward_passes, 'pass', 'passes')} per prediction."
         )
 
 

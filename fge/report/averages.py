@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fge.ensemble import Fold, Scores
+from fge.observer import counted
 from fge.report.methods import MethodResult, comparison
 from fge.report.page import Table
 
@@ -83,16 +84,16 @@ def average_sentences(
 def _fold_sentence(
     fold: Fold, names: Sequence[str], line: MethodResult, ensemble: MethodResult
 ) -> str:
-    passes = f"the ensemble, which needs {ensemble.forward_passes} passes per prediction"
-    lost = comparison(line, ensemble)
+    passes = counted(ensemble.forward_passes, "pass", "passes")
+    than = f"{comparison(line, ensemble)} the ensemble, which needs {passes} per prediction"
     if len(fold.folded) == 1:
         return (
             "No average of weights was safe: every other snapshot raised the validation NLL. "
-            f"`fold` is {names[fold.best]} alone; it has {lost} than {passes}."
+            f"`fold` is {names[fold.best]} alone; it has {than}."
         )
     return (
         f"`fold`, one network, averages the weights of {len(fold.folded)} of {len(names)} "
-        f"snapshots; it has {lost} than {passes}."
+        f"snapshots; it has {than}."
     )
 
 

@@ -149,7 +149,7 @@ def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> list[str]
         f"The ensemble of {along.members} networks along the curve has {along.error:.2f} % error "
         f"and NLL {along.nll:.4f}, for {cost_text(along.train_epochs, along.forward_passes)} "
         "(one pair of runs, one test set).",
-        f"It has {comparison(along, ends)} than its two ends alone, which have {ends.error:.2f} % "
+        f"It has {comparison(along, ends)} its two ends alone, which have {ends.error:.2f} % "
         f"error and NLL {ends.nll:.4f}; the curve costs {more} "
         f"{'epoch' if more == 1 else 'epochs'} more.",
         f"Between the networks {pair.name}, the test error rises {segment:.2f} points on the "

@@ -207,7 +207,7 @@ def verdict(results: Sequence[MethodResult], name: str = "fge") -> list[str]:
     others = [r for r in results if r.name in ("last-snapshot", "single")]
     return [
         f"The ensemble of {ensemble.members} snapshots has {_scores_and_cost(ensemble)}.",
-        *(f"It has {comparison(ensemble, r)} than {_described(r)}." for r in others),
+        *(f"It has {comparison(ensemble, r)} {_described(r)}." for r in others),
         ONE_RUN,
     ]
 
@@ -231,10 +231,16 @@ def cost_text(epochs: float, passes: float) -> str:
     )
 
 
+_SAME = "the same"
+
+
 def comparison(ours: MethodResult, theirs: MethodResult) -> str:
-    """Say by how much error and NLL of one result differ from those of another."""
+    """Say by how much error and NLL of one result differ: "... than" or "the same ... as"."""
     error = _change(ours.error - theirs.error, "error", "{:.2f} points")
-    return f"{error} and {_change(ours.nll - theirs.nll, 'NLL', '{:.4f}')}"
+    nll = _change(ours.nll - theirs.nll, "NLL", "{:.4f}")
+    if error.startswith(_SAME) and nll.startswith(_SAME):
+        return f"{_SAME} error and NLL as"
+    return f"{error} and {nll} than"
 
 
 def _described(result: MethodResult) -> str:
@@ -245,7 +251,7 @@ def _described(result: MethodResult) -> str:
 
 def _change(difference: float, name: str, form: str) -> str:
     if form.format(abs(difference)) == form.format(0):
-        return f"the same {name}"
+        return f"{_SAME} {name}"
     word = "lower" if difference < 0 else "higher"
     return f"{form.format(abs(difference))} {word} {name}"
 

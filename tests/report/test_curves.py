@@ -117,14 +117,14 @@ def test_the_verdict_says_what_the_ensemble_has_and_what_lies_between() -> None:
 @pytest.mark.parametrize(
     ("error", "nll", "words"),
     [
-        (10.0, 0.3, "0.50 points higher error and 0.0500 lower NLL"),
-        (8.0, 0.4, "1.50 points lower error and 0.0500 higher NLL"),
-        (9.5, 0.35, "the same error and the same NLL"),
+        (10.0, 0.3, "0.50 points higher error and 0.0500 lower NLL than"),
+        (8.0, 0.4, "1.50 points lower error and 0.0500 higher NLL than"),
+        (9.5, 0.35, "the same error and NLL as"),
     ],
 )
 def test_what_is_not_lower_is_not_called_so(error: float, nll: float, words: str) -> None:
     change = pair_verdict(pair(), lines(error=error, nll=nll, train_epochs=21))[1]
-    assert change.startswith(f"It has {words} than its two ends alone")
+    assert change.startswith(f"It has {words} its two ends alone")
     assert change.endswith("the curve costs 1 epoch more.")
 
 

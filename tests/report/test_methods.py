@@ -197,10 +197,10 @@ def test_one_network_has_its_figures_and_cost() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "sentence"),
     [
-        ((10.0, 0.5), (12.0, 0.75), "2.00 points lower error and 0.2500 lower NLL"),
-        ((12.0, 0.75), (10.0, 0.5), "2.00 points higher error and 0.2500 higher NLL"),
-        ((10.0, 0.5), (10.0, 0.50004), "the same error and the same NLL"),
-        ((10.0, 0.5), (10.0, 0.50006), "the same error and 0.0001 lower NLL"),
+        ((10.0, 0.5), (12.0, 0.75), "2.00 points lower error and 0.2500 lower NLL than"),
+        ((12.0, 0.75), (10.0, 0.5), "2.00 points higher error and 0.2500 higher NLL than"),
+        ((10.0, 0.5), (10.0, 0.50004), "the same error and NLL as"),
+        ((10.0, 0.5), (10.0, 0.50006), "the same error and 0.0001 lower NLL than"),
     ],
 )
 def test_results_are_compared_by_error_and_nll(
@@ -212,7 +212,7 @@ def test_results_are_compared_by_error_and_nll(
 
 def test_a_difference_that_is_not_shown_is_none() -> None:
     sentence = comparison(result(error=10.0), result(error=10.004))  # 1 of 25,000 images
-    assert sentence == "the same error and the same NLL"
+    assert sentence == "the same error and NLL as"
 
 
 def test_the_table_shows_each_figure_in_its_precision() -> None:
