@@ -105,6 +105,7 @@ def _measure_sharpness(
             "trace_standard_error": size.standard_error,
             "hessian_products": top.hessian_products + size.hessian_products,
             "gradient_cost": top.gradient_cost + size.gradient_cost,
+            "agreement": str(top.agreement),
         }
         run.folder.log(record)
         run.observer.point("sharpness", done, len(networks))
@@ -157,6 +158,7 @@ def _report_sharpness(
         sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
     )
     run.report.say(*sharpness_verdict(networks, thresholds))
+    run.report.say(*(n["agreement"] for n in networks[-1:] if "agreement" in n))
     run.report.facts(methods=[], networks=networks, spectrum=spectrum)
     run.finish(f"Sharpness of {run.config.model} on {run.dataset.name}")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fge.errors import UserError
 from fge.files import read_npz, unreadable
@@ -42,6 +42,10 @@ DOWNLOADED = {
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 _DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
 _GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
+_CHANNELS = (1, 2, 3, 4)
+_NO_CLASSES = {"__MACOSX"}
+"""Folders that systems leave behind, beside those whose names begin with a dot."""
+_MOST_OF_16_BITS = 65_535
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -127,7 +131,9 @@ def from_npz(path: Path) -> RawData:
     )
     countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
     classes = int(train.labels.max()) + 1 if countable else 0
-    if classes > (images := len(train.images)):  # making so many names could take a long time
+    if classes > (
+        images := train.images.shape[0] if train.images.ndim else 0
+    ):  # making so many names could take a long time
         raise UserError(
             f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
             f"and there are {images}; number the classes from 0"
@@ -143,7 +149,12 @@ def from_folder(folder: Path) -> RawData:
             f"{folder}/test has a class {extra[0]!r}, but {folder}/train does not; add training "
             "images or remove the class"
         )
-    train, test = (_folder_split(folder / part, classes) for part in ("train", "test"))
+    listed = [_labelled_files(folder / part, classes) for part in ("train", "test")]
+    channels = channels_of([file for files, _ in listed for file in files])
+    train, test = (
+        RawSplit(read_images(files, channels=channels), np.array(labels, dtype=np.int64))
+        for files, labels in listed
+    )
     return RawData(Path(os.path.abspath(folder)).name, classes, train, test)
 
 
@@ -155,6 +166,11 @@ def check(raw: RawData) -> None:
             raise UserError(
                 f"{part}_images must be uint8 (N, H, W) or (N, H, W, C), "
                 f"got {images.dtype} {images.shape}"
+            )
+        if images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+            raise UserError(
+                f"{part}_images {images.shape} have their channels first; give (N, H, W, C), "
+                "images.transpose(0, 2, 3, 1)"
             )
         if labels.shape != (len(images),):
             raise UserError(
@@ -177,10 +193,34 @@ def check(raw: RawData) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files in ``folder`` and below, sorted."""
+    """Return the image files in ``folder`` and below, sorted; hidden ones are left out."""
     return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
     )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NO_CLASSES
+
+
+def channels_of(files: list[Path]) -> int:
+    """Return 1 if all images are grey, else 3.
+
+    Raises:
+        UserError: a file is not a readable image.
+    """
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                if image.mode not in _GREY_MODES:
+                    return 3
+        except _UNREADABLE as error:
+            raise UserError(f"{file} cannot be read as an image: {error}") from None
+    return 1
 
 
 def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np.uint8]:
@@ -188,7 +228,7 @@ def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np
 
     Args:
         files: at least one file.
-        channels: 1 or 3; by default 1 if the first image is grey, else 3.
+        channels: 1 or 3; by default as :func:`channels_of`.
 
     Returns:
         images (N, H, W, C) uint8.
@@ -196,10 +236,11 @@ def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np
     Raises:
         UserError: a file is not a readable image, or not of the size of the first.
     """
+    channels = channels or channels_of(files)
     first = read_image(files[0], channels)
     images = np.empty((len(files), *first.shape), np.uint8)
     for position, file in enumerate(files):
-        image = read_image(file, first.shape[2])
+        image = read_image(file, channels)
         if image.shape != first.shape:
             raise UserError(
                 f"images differ in size: {files[0]} is {first.shape[1]} x {first.shape[0]}, "
@@ -210,29 +251,46 @@ def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np
 
 
 def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
-    """Read one image as (H, W, C) uint8."""
+    """Read one image, turned upright as its EXIF data say, as (H, W, C) uint8.
+
+    By default it has as many channels as it needs. Deep images are scaled to 8 bits by the range of
+    their type.
+
+    Raises:
+        UserError: it cannot be read, or its pixels have no range that is known.
+    """
     try:
         with Image.open(file) as opened:
-            image: Image.Image = opened
-            grey = image.mode in _GREY_MODES if channels is None else channels == 1
-            if image.mode in _DEEP_MODES:  # Pillow would clip 16 bits instead of scaling them
-                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            image = ImageOps.exif_transpose(opened)
+            grey = opened.mode in _GREY_MODES if channels is None else channels == 1
+            if image.mode in _DEEP_MODES or image.mode == "F":
+                image = _shallow(image, file)
             array = np.asarray(image.convert("L" if grey else "RGB"))
     except _UNREADABLE as error:
         raise UserError(f"{file} cannot be read as an image: {error}") from None
     return array[..., None] if array.ndim == 2 else array
 
 
+def _shallow(image: Image.Image, file: Path) -> Image.Image:
+    """Return an image of 16 bits in 8; Pillow would clip it instead of scaling it."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > _MOST_OF_16_BITS:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise UserError(f"{file} has {kind} pixels, whose range is not known; save 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; a data folder needs train/CLASS/ and test/CLASS/")
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not _is_hidden(e.name)))
     if not names:
         raise UserError(f"{folder} holds no class folders; put images into {folder}/CLASS/")
     return names
 
 
-def _folder_split(folder: Path, classes: tuple[str, ...]) -> RawSplit:
+def _labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+    """Return the images of the class folders, and their labels."""
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -243,7 +301,7 @@ def _folder_split(folder: Path, classes: tuple[str, ...]) -> RawSplit:
         labels += [label] * len(images)
     if not files:
         raise UserError(f"{folder} holds no images; put some into {folder}/CLASS/")
-    return RawSplit(read_images(files), np.array(labels, dtype=np.int64))
+    return files, labels
 
 
 def _with_channels(images: NDArray[Any]) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Planes and lines through weight space, and the Hessian."""
 
+from fge.landscape.agreement import Agreement
 from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
 from fge.landscape.hessian import CHUNK, HessianOperator
 from fge.landscape.plane import Bounds, Line, Plane
@@ -9,6 +10,7 @@ from fge.landscape.sharpness import spectral_density, stability_threshold, top_e
 __all__ = [
     "CHUNK",
     "PROBE_IMAGES",
+    "Agreement",
     "Bounds",
     "HessianOperator",
     "Line",

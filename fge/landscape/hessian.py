@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from fge.errors import UserError, check_at_least
+from fge.landscape.agreement import EXAMPLES, Agreement, Differentiable, Products, check_products
 from fge.networks import (
     ForwardFn,
     Layout,
@@ -51,8 +54,9 @@ class HessianOperator:
 
     The model runs in evaluation mode; modes, gradients and buffers are restored after each
     product. Parameters and data must not change between products. Compilation, data-parallel
-    wrappers, autocast and fused attention are bypassed, because they cannot be differentiated
-    twice.
+    wrappers, autocast, fused attention and fused weight normalisation are bypassed, because they
+    cannot be differentiated twice. Before the first product, products on 8 examples are checked:
+    whether they are symmetric, and agree with a finite difference of gradients.
 
     Args:
         model: any module.
@@ -75,7 +79,8 @@ class HessianOperator:
         device: of the parameters.
         products: the number of products so far.
         cost: their estimated cost, in gradients over the whole data set, from the two estimates
-            above.
+            above; the check is not counted.
+        agreement: what the check found, once there was a product or a gradient.
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter
@@ -112,6 +117,7 @@ class HessianOperator:
         self.dtype, self.device = self.parameters[0].dtype, self.parameters[0].device
         self.products = 0
         self.cost = 0.0
+        self.agreement: Agreement | None = None
         self._store = _GraphStore(graph_memory)
         self._chunks = self._examples = 0  # known after the first pass
         self._first: Tensor | None = None
@@ -197,10 +203,10 @@ class HessianOperator:
             if index == 0:
                 self._check_order(batch)
             for piece, count in cut(batch, self.chunk):
+                if self.agreement is None:  # before there is a graph, whose buffers it writes
+                    self.agreement = self._checked(piece)
                 known = self._store.graphs.get(index)
                 graph = known or self._differentiate(piece, count)
-                if index == self._chunks == 0:
-                    graph.check()
                 # The first pass decides which graphs to keep; later passes drop theirs.
                 kept = known is not None or (not self._chunks and self._store.keep(index, graph))
                 yield graph, kept, 0.0 if known else GRAPH_COST
@@ -215,6 +221,17 @@ class HessianOperator:
             targeted = isinstance(batch, list) and len(batch) > 1
             loss = self.loss_fn(outputs, batch[1] if targeted else batch)
             return GradientGraph.of(loss, self.parameters, count)
+
+    def _checked(self, piece: Any) -> Agreement:
+        """Check products on the first examples."""
+        few = next(cut(to_device(piece, self.device), EXAMPLES))[0]
+
+        def gradients(batch: Any) -> tuple[Sequence[Tensor | None], Products]:
+            graph = self._differentiate(batch, 1)
+            graph.check()
+            return graph.gradients, partial(graph.product, keep=True)
+
+        return check_products(Differentiable(self.model, self.parameters, gradients), few)
 
     def _check_order(self, batch: Any) -> None:
         first = next(tensors(batch), None)
@@ -346,7 +363,8 @@ def measuring(
 ) -> Iterator[None]:
     """Make a model's computations twice differentiable during a ``with`` block.
 
-    All modules are in evaluation mode, without autocast and without fused attention kernels. With
+    All modules are in evaluation mode, without autocast and without fused kernels of attention and
+    weight normalisation, of which the latter has wrong second derivatives. With
     ``batch_statistics`` the batch-norm layers use the statistics of the batch and do not change
     their running ones.
     """
@@ -363,6 +381,7 @@ def measuring(
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False) if autocast else nullcontext(),
             sdpa_kernel(SDPBackend.MATH),
+            _UnfusedWeightNorm(),
         ):
             yield
     finally:
@@ -370,6 +389,27 @@ def measuring(
             module.training = training
         for layer, tracked in zip(layers, tracking, strict=True):
             layer.track_running_stats = tracked
+
+
+class _UnfusedWeightNorm(TorchFunctionMode):
+    """Computes weight normalisation (arXiv 1602.07868) by operations that are differentiable twice.
+
+    The double backward of the fused ``torch._weight_norm`` is wrong.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Replace the fused function; ``w = g v / |v|``, with norms over all dimensions but one."""
+        compute = self._normalised if func is torch._weight_norm else func
+        return compute(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _normalised(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
+        norm = torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
+        weight: Tensor = v * (g / norm)
+        return weight
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:

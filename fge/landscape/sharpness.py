@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError, check_at_least
+from fge.landscape.agreement import Agreement
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import BandLanczos, largest_eigenpairs
 from fge.networks import ForwardFn, LossFn
@@ -37,6 +38,7 @@ class EigenResult:
         converged: whether all residuals are within the tolerance.
         vectors: (k, P), orthonormal, trainable parameters in order, each in C order; None unless
             requested.
+        agreement: how the products were checked before the first.
     """
 
     values: Tensor
@@ -46,6 +48,7 @@ class EigenResult:
     gradient_cost: float
     converged: bool
     vectors: Tensor | None = None
+    agreement: Agreement | None = None
 
 
 def top_eigenvalues(
@@ -118,6 +121,7 @@ def top_eigenvalues(
         gradient_cost=operator.cost,
         converged=pairs.converged,
         vectors=pairs.vectors if vectors else None,
+        agreement=operator.agreement,
     )
 
 
@@ -132,6 +136,7 @@ class TraceResult:
         hessian_products: number of Hessian-vector products.
         gradient_cost: their estimated cost, in gradients over the whole data; see
             :class:`fge.landscape.HessianOperator`.
+        agreement: how the products were checked before the first.
     """
 
     value: float
@@ -139,6 +144,7 @@ class TraceResult:
     samples: Tensor
     hessian_products: int
     gradient_cost: float
+    agreement: Agreement | None = None
 
 
 def trace(
@@ -197,6 +203,7 @@ def trace(
         samples=samples,
         hessian_products=operator.products,
         gradient_cost=operator.cost,
+        agreement=operator.agreement,
     )
 
 
@@ -214,6 +221,7 @@ class SpectralDensity:
         hessian_products: number of Hessian-vector products.
         gradient_cost: their estimated cost, in gradients over the whole data; see
             :class:`fge.landscape.HessianOperator`.
+        agreement: how the products were checked before the first.
     """
 
     nodes: Tensor
@@ -224,6 +232,7 @@ class SpectralDensity:
     sigma: float
     hessian_products: int
     gradient_cost: float
+    agreement: Agreement | None = None
 
     def at(self, points: Tensor, sigma: float | None = None) -> Tensor:
         """Return the density (g,) at eigenvalues (g,), smoothed with ``sigma``.
@@ -309,6 +318,7 @@ def spectral_density(
         sigma=width,
         hessian_products=operator.products,
         gradient_cost=operator.cost,
+        agreement=operator.agreement,
     )
 
 

@@ -102,6 +102,20 @@ def test_labels_of_any_integer_type_are_taken(tmp_path: Path, dtype: str) -> Non
             "test_images must be uint8 (N, H, W) or (N, H, W, C), got uint8 (48, 64)",
         ),
         (
+            {"train_images": np.zeros((), np.uint8)},
+            "train_images must be uint8 (N, H, W) or (N, H, W, C), got uint8 ()",
+        ),
+        (
+            {"train_images": np.zeros((96, 3, 32, 32), np.uint8)},
+            "train_images (96, 3, 32, 32) have their channels first; give (N, H, W, C), "
+            "images.transpose(0, 2, 3, 1)",
+        ),
+        (
+            {"test_images": np.zeros((48, 1, 8, 8), np.uint8)},
+            "test_images (48, 1, 8, 8) have their channels first; give (N, H, W, C), "
+            "images.transpose(0, 2, 3, 1)",
+        ),
+        (
             {"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)},
             "the train split is empty",
         ),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fge.data import list_images, read_images
-from fge.data.sources import SUFFIXES, read_image
+from fge.data.sources import SUFFIXES, from_folder, read_image
 from fge.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
@@ -64,10 +64,48 @@ def test_16_bit_grey_keeps_its_gradation(tmp_path: Path) -> None:
     assert np.abs(image - deep / 257).max() <= 1  # 65535 / 257 = 255
 
 
-def test_first_image_decides_between_grey_and_colour(tmp_path: Path) -> None:
+def test_colour_in_any_image_makes_all_of_them_colour(tmp_path: Path) -> None:
     grey, colour = save(tmp_path / "a.png", GREY), save(tmp_path / "b.png", RGB)
-    assert read_images([grey, colour]).shape == (2, 5, 7, 1)
-    assert read_images([colour, grey]).shape == (2, 5, 7, 3)
+    for files in ([grey, colour], [colour, grey]):
+        images = read_images(files)
+        assert images.shape == (2, 5, 7, 3)
+        assert np.array_equal(images[files.index(colour)], RGB)
+    assert read_images([grey, grey]).shape == (2, 5, 7, 1)
+    for part, array in (("train", GREY), ("test", RGB)):  # the parts decide together
+        for name in "ab":
+            save(tmp_path / "data" / part / name / "1.png", array)
+    raw = from_folder(tmp_path / "data")
+    assert (raw.train.images.shape, raw.test.images.shape) == ((2, 5, 7, 3), (2, 5, 7, 3))
+
+
+def test_images_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(RGB).save(tmp_path / "i.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "i.png"), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(np.float32([[0, 0.5], [1, 0.25]]), "floating-point"), (np.int32([[0, 70_000]]), "32-bit")],
+)
+def test_pixels_without_a_known_range_are_refused(
+    tmp_path: Path, values: np.ndarray, kind: str
+) -> None:
+    file = save(tmp_path / "i.tif", values)
+    with pytest.raises(UserError, match=rf"i\.tif has {kind} pixels, whose range is not known"):
+        read_image(file)
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a/1.png", "b/1.png", ".ipynb_checkpoints/1.png", "a/.thumbs/1.png"):
+            save(tmp_path / part / name, GREY)
+        save(tmp_path / part / "a" / "x.png", GREY).rename(tmp_path / part / "a" / "._1.png")
+        save(tmp_path / part / "__MACOSX" / "1.png", GREY)
+    raw = from_folder(tmp_path)
+    assert raw.classes == ("a", "b")
+    assert len(raw.train.images) == len(raw.test.images) == 2
 
 
 def test_images_come_in_the_order_given(tmp_path: Path) -> None:

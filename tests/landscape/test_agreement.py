@@ -1,0 +1,152 @@
+"""Hessian products check themselves; those of normalised weights are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fge
+from fge.errors import UserError
+from fge.networks import flatten, write_parameters
+
+Norm = Callable[[nn.Module], nn.Module]
+
+
+def data(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+    rng = torch.Generator().manual_seed(0)
+    return [(torch.randn(30, 8, generator=rng, dtype=dtype), torch.arange(30) % 3)]
+
+
+def by_differences(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the Hessian (P, P) from central differences of gradients, in float64."""
+    inputs, targets = batch
+    start = flatten(model, model).clone()
+
+    def gradient(point: Tensor) -> Tensor:
+        write_parameters(model, point)
+        model.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(inputs), targets))
+        return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+    columns = [
+        (gradient(start + 1e-6 * unit) - gradient(start - 1e-6 * unit)) / 2e-6
+        for unit in torch.eye(len(start), dtype=start.dtype)
+    ]
+    write_parameters(model, start)
+    model.zero_grad()
+    return torch.stack(columns, dim=1)
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    def linear(norm: Norm, **options: Any) -> Callable[[], nn.Module]:
+        def build() -> nn.Module:
+            torch.manual_seed(0)
+            layers = [norm(nn.Linear(8, 6), **options), nn.Tanh(), nn.Linear(6, 3)]
+            return nn.Sequential(*layers).double()
+
+        return build
+
+    return {
+        "parametrization": linear(parametrizations.weight_norm),
+        "by-columns": linear(parametrizations.weight_norm, dim=1),
+        "old-style": linear(torch.nn.utils.weight_norm),
+        "old-style-of-all": linear(torch.nn.utils.weight_norm, dim=None),
+        "spectral": linear(parametrizations.spectral_norm),
+    }
+
+
+@pytest.mark.parametrize("name", networks())
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_normalised_weights_have_the_hessian_of_finite_differences(name: str) -> None:
+    model = networks()[name]().eval()
+    (batch,) = data()
+    expected = by_differences(model, batch)
+    operator = fge.HessianOperator(model, F.cross_entropy, [batch])
+    torch.testing.assert_close(operator.dense(), expected, rtol=0, atol=1e-7)
+    agreement = operator.agreement
+    assert agreement is not None
+    assert agreement.symmetry < 1e-12
+    assert agreement.difference < 1e-5
+    top = fge.top_eigenvalues(model, F.cross_entropy, [batch], tolerance=1e-6)
+    assert float(top.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(expected)[-1]))
+    assert top.agreement == agreement
+    assert str(agreement).startswith("Hessian products are symmetric to ")
+
+
+class Wrong(torch.autograd.Function):
+    """The square of x, whose derivative has another derivative: 3, or skewed, instead of 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, skew: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.skew = skew
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        nothing = x - x.detach()
+        return grad * (2 * x + (nothing.roll(1, 1) if ctx.skew else nothing)), None
+
+
+class Square(nn.Module):
+    def __init__(self, skew: bool) -> None:
+        super().__init__()
+        self.skew = skew
+
+    def forward(self, x: Tensor) -> Tensor:
+        squared: Tensor = Wrong.apply(x, self.skew)
+        return squared
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("skew", "what"),
+    [(True, "u·Hv and v·Hu differ by"), (False, "from a finite difference of gradients")],
+)
+def test_a_wrong_second_derivative_is_one_clear_error(
+    skew: bool, what: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), Square(skew), nn.Linear(6, 3)).to(dtype)
+    before = [p.detach().clone() for p in model.parameters()]
+    for measure in (fge.top_eigenvalues, fge.trace, fge.spectral_density):
+        with pytest.raises(UserError, match=r"^Hessian products are wrong: ") as caught:
+            measure(model, F.cross_entropy, data(dtype))
+        assert what in str(caught.value)
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is None
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 8) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight + torch.zeros(3, 8)).tanh()
+
+
+def test_what_cannot_be_computed_in_float64_is_checked_in_its_own_dtype() -> None:
+    operator = fge.HessianOperator(Single(), F.cross_entropy, data(torch.float32))
+    operator.gradient()
+    assert operator.agreement is not None
+    assert operator.agreement.dtype == torch.float32
+
+
+def test_checks_leave_kept_graphs_of_another_measurement_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    first = fge.HessianOperator(model, F.cross_entropy, data())
+    vector = torch.ones(first.size, dtype=torch.float64)
+    expected = first.matvec(vector)
+    fge.HessianOperator(model, F.cross_entropy, data()).matvec(vector)
+    assert torch.equal(first.matvec(vector), expected)
