@@ -1,11 +1,13 @@
-"""Choosing the device and the number of threads."""
+"""Choosing the device and the number of threads; memory free and used."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -46,6 +48,30 @@ def enough_memory(device: object, remedy: str) -> Iterator[None]:
         if not full:
             raise
         raise UserError(f"the memory of {device} is full; {remedy}") from error
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a device has free; on the CPU within the limit of a container.
+
+    >>> free_memory(torch.device("cpu")) > 0
+    True
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = _text("/proc/meminfo").split()
+    if "MemAvailable:" in meminfo:
+        total = int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024
+    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    return min(total, max(0, int(limit) - int(used))) if limit.isdigit() and used else total
+
+
+def _text(path: str) -> str:
+    """Return what a file of the system says, nothing where there is none."""
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, int]:

@@ -291,9 +291,9 @@ def wrapped(folder: Path, ranks: Ranks) -> dict[str, Any]:
     cycle = fge.FGE(
         model, optimizer, cycle_steps=4, max_lr=0.1, min_lr=0.01, out=folder / "snapshots"
     )
-    own = fge.FGE(
+    own = fge.FGE(  # of an optimizer that trains nothing: two cycles of one would disagree
         model,
-        optimizer,
+        torch.optim.SGD(model.parameters(), lr=0.1),
         cycle_steps=4,
         max_lr=0.1,
         min_lr=0.01,

@@ -45,7 +45,15 @@ def test_stores_say_how_many_snapshots_they_hold_and_where(tmp_path: Path) -> No
 
 def test_ensembles_say_what_they_average() -> None:
     ensemble = fge.Ensemble(linear(), [linear().state_dict()] * 3)
-    assert repr(ensemble) == "Ensemble(3 members of Linear, 8 parameters each, combine='probs')"
+    assert repr(ensemble) == (
+        "Ensemble(3 members of Linear, 8 parameters each, output='softmax', combine='probs')"
+    )
+    tokens = fge.Ensemble(linear(), [linear()], output_dim=-1, combine="logits")
+    assert repr(tokens) == (
+        "Ensemble(1 member of Linear, 8 parameters each, output='softmax' over dimension -1, "
+        "combine='logits')"
+    )
+    assert "output=exp, " in repr(fge.Ensemble(linear(), [linear()], output=torch.exp))
 
 
 def test_fge_says_where_it_is_in_its_cycles(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from fge.networks import (
     load_weights,
     refresh_batch_norm,
     state_bytes,
+    unwrap,
 )
 from fge.report import (
     MethodResult,
@@ -212,7 +213,7 @@ class _Averaging:
 
     def _measure(self, state: dict[str, Tensor]) -> Candidate:
         """Return the candidate of averaged weights, with their own batch-norm statistics."""
-        model = self.learner.model
+        model = unwrap(self.learner.model)
         model.load_state_dict(state)
         images = refresh_batch_norm(model, self.refresh)
         state = canonical_state(model)

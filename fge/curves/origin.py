@@ -10,7 +10,6 @@ batch-norm statistics on it.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, fx, nn
 
 from fge.errors import UserError
-from fge.networks import unwrap
+from fge.networks import copy_module
 
 _CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 _POOLS = (
@@ -70,7 +69,7 @@ class OriginPath:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = copy.deepcopy(unwrap(model)).eval()
+        self._model = copy_module(model).eval()
         reader = PowerReader(self._model)
         weights = {name: reader.tensors[id(p)] for name, p in self._model.named_parameters()}
         powers = reader.powers.solve(weights.values())
@@ -115,7 +114,7 @@ class OriginPath:
                 f"t = {t} is so small that its powers underflow; give 0, or at least "
                 f"{self.smallest_t:.3g}, or a model of a wider dtype"
             )
-        model = copy.deepcopy(self._model)
+        model = copy_module(self._model)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         with torch.no_grad():
             for name, exponent in (*self.exponents.items(), *self.buffer_exponents.items()):

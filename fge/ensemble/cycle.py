@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.ensemble.ensemble import Ensemble
+from fge.ensemble.outputs import Combine, Output
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
     UniformAverage,
     Weights,
+    check_copyable,
     check_reiterable,
     gather_state,
     has_running_statistics,
@@ -40,7 +44,8 @@ class FGE:
             be sharded by ``fully_shard``: snapshots hold it whole.
         optimizer: any optimizer; its learning rates are set from now on.
         cycle_steps: optimizer steps per cycle, even.
-        max_lr: rate at the start of a cycle; one number, or one per parameter group.
+        max_lr: rate at the start of a cycle; one number, or one per parameter group. One number is
+            that of later groups too (``add_param_group``), from the next :meth:`step` on.
         min_lr: rate in the middle of a cycle; one number, or one per parameter group.
         out: folder of the snapshots.
         average: the last part of each descent over which a snapshot is the mean of the weights, in
@@ -58,8 +63,8 @@ class FGE:
 
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
-            batch norm without ``refresh`` or of a sharded model, or a model sharded over a mesh of
-            several dimensions that leaves processes out.
+            batch norm without ``refresh`` or of a sharded model, a model that cannot be copied for
+            an ensemble, or one sharded over a mesh of several dimensions that leaves processes out.
     """
 
     def __init__(
@@ -79,18 +84,22 @@ class FGE:
     ) -> None:
         self.model = model
         self.forward_fn = forward_fn
+        self.sharded = is_sharded(model)
+        if not self.sharded:  # sharded weights are gathered for an architecture given later
+            check_copyable(model)
+        self._max_lr, self._min_lr = max_lr, min_lr
         self.scheduler = TriangularLR(
             optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
         )
         self.store = SnapshotStore(out)
         self.ranks = ranks_of(model)
-        self.sharded = is_sharded(model)
         self.writes = self.ranks.leads if write is None else write
         if refresh is not None:
             check_reiterable(refresh)
         self.refresh = refresh
         self.average = _part(average, model, refresh, sharded=self.sharded)
         self._mean: UniformAverage | None = None  # made when weights exist: some are lazy
+        self._included = -1  # the last step whose weights are in the mean
         self._kept = 0
         if overwrite:
             with self.ranks.together():
@@ -113,14 +122,16 @@ class FGE:
         at a minimum the running statistics of batch norm become their means over the processes,
         and other buffers those of the first, so that the snapshot is the same whoever writes it.
         A sharded model is gathered. The snapshot is written when they come back, and if one cannot
-        write it all raise.
+        write it all raise. After an error the position is as before, so that a call with the same
+        weights, once its cause is mended, keeps the snapshot.
 
         Returns:
             Whether a snapshot was kept, by whichever process.
 
         Raises:
-            UserError: the folder held snapshots before, and no saved state was loaded; or another
-                process could not write.
+            UserError: the folder held snapshots before, and no saved state was loaded; the
+                optimizer's learning rates are not those that the last call set; it has parameter
+                groups without a rate; or another process could not write.
             OSError: the snapshot could not be written.
         """
         if not self._owns_store:
@@ -128,12 +139,19 @@ class FGE:
                 f"{self.store.path} already holds {len(self.store)} snapshots; load the saved "
                 "state to continue from them, give another folder, or overwrite=True to drop them"
             )
+        self._check_rates()
+        self._join_groups()
+        before = self.scheduler.state_dict()
         self.scheduler.step()
-        tail = self.scheduler.tail_step(self.average) if self.average else None
-        if tail is not None:
-            self._include(first=tail == 0)
-        if not self.scheduler.at_minimum:
-            return False
+        try:
+            self._include()
+            return self.scheduler.at_minimum and self._keep()
+        except Exception:
+            self.scheduler.load_state_dict(before)
+            raise
+
+    def _keep(self) -> bool:
+        """Keep a snapshot; return True."""
         self.ranks.synchronise(self.model)
         weights: Weights = self.model
         if self.sharded:
@@ -146,10 +164,56 @@ class FGE:
         self._kept += 1
         return True
 
-    def _include(self, *, first: bool) -> None:
-        """Include the weights in the mean, or start a new one with them."""
-        self._mean = self._mean or UniformAverage(self.model)
-        self._mean.include(self.model, first=first)
+    def _check_rates(self) -> None:
+        """Check that the optimizer has used the rates that were set for it.
+
+        Raises:
+            UserError: something else has changed them.
+        """
+        schedule = self.scheduler
+        due = (schedule.last_epoch + 1) % schedule.cycle_steps == schedule.cycle_steps // 2
+        pairs = zip(schedule.optimizer.param_groups, schedule.get_lr(), strict=False)
+        for number, (group, rate) in enumerate(pairs):
+            found, precision = group["lr"], 1e-6
+            if isinstance(found, Tensor):
+                if found.device.type != "cpu" and not due:  # reading it waits for the device
+                    continue
+                precision = max(precision, torch.finfo(found.dtype).eps)
+            if not math.isclose(found, rate, rel_tol=precision):
+                raise UserError(
+                    f"the learning rate of parameter group {number} is {float(found):g}, but FGE "
+                    f"set it to {rate:g}: leave the rates to FGE, without another scheduler; to "
+                    "resume, load the optimizer's state before that of FGE"
+                )
+
+    def _join_groups(self) -> None:
+        """Give parameter groups that the optimizer did not have before their place in the cycle.
+
+        Raises:
+            UserError: rates were given per group, so that these have none.
+        """
+        schedule = self.scheduler
+        groups, known = schedule.optimizer.param_groups, len(schedule.max_lrs)
+        if len(groups) == known:
+            return
+        if not isinstance(self._max_lr, int | float) or not isinstance(self._min_lr, int | float):
+            raise UserError(
+                f"the optimizer has {len(groups)} parameter groups, but max_lr and min_lr were "
+                f"given for {known}: make an FGE with rates for all and the same folder, and load "
+                "this one's state_dict() into it"
+            )
+        schedule.max_lrs = [float(self._max_lr)] * len(groups)
+        schedule.min_lrs = [float(self._min_lr)] * len(groups)
+        schedule.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+
+    def _include(self) -> None:
+        """Include the weights in the mean, or start a new one with them, within a tail."""
+        step = self.scheduler.last_epoch
+        tail = self.scheduler.tail_step(self.average) if self.average else None
+        if tail is not None and step != self._included:  # a step that failed is taken again
+            self._mean = self._mean or UniformAverage(self.model)
+            self._mean.include(self.model, first=tail == 0)
+            self._included = step
 
     @contextmanager
     def _averaged(self) -> Iterator[dict[str, int]]:
@@ -171,20 +235,41 @@ class FGE:
                 )
             yield {"averaged_steps": self._mean.updates}
 
-    def ensemble(self, model: nn.Module | None = None) -> Ensemble:
+    def ensemble(
+        self,
+        model: nn.Module | None = None,
+        *,
+        output: Output = "softmax",
+        output_dim: int = 1,
+        combine: Combine = "probs",
+        in_memory: bool | None = None,
+    ) -> Ensemble:
         """Return the ensemble of the snapshots so far; later ones do not join it.
 
         Args:
             model: the architecture, with whatever weights; by default that of the trained model.
                 A sharded model cannot be copied, so it needs one here: unsharded, on the device
                 where the ensemble is to predict.
+            output: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or a function, as of
+                :class:`fge.Ensemble`.
+            output_dim: the dimension of the classes of a softmax.
+            combine: what is averaged, ``"probs"`` or ``"logits"``.
+            in_memory: whether the snapshots are kept in memory; by default where they are small.
 
         Raises:
-            UserError: there is no snapshot yet, or the model is sharded.
+            UserError: there is no snapshot yet, an option is unknown, or the model is sharded.
         """
         # Read again from the folder: another process may have written it, and it still grows.
         architecture = self.model if model is None else model
-        return Ensemble(architecture, SnapshotStore(self.store.path), forward_fn=self.forward_fn)
+        return Ensemble(
+            architecture,
+            SnapshotStore(self.store.path),
+            forward_fn=self.forward_fn,
+            output=output,
+            output_dim=output_dim,
+            combine=combine,
+            in_memory=in_memory,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs in addition to the states of the model and the optimizer."""
@@ -202,8 +287,9 @@ class FGE:
 
         Raises:
             UserError: the folder holds fewer snapshots than the state speaks of, or the state has
-                no mean of weights.
+                no mean of weights; or the optimizer has parameter groups without a rate.
         """
+        self._join_groups()
         if self.average:
             if "mean" not in state_dict:
                 raise UserError(
@@ -224,6 +310,7 @@ class FGE:
             if self.writes:
                 self.store.truncate(expected)
         self._kept = expected
+        self._included = -1
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fge.devices import free_memory
+from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
+from fge.ensemble.outputs import Combine, Output, Outputs
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
@@ -17,38 +22,59 @@ from fge.networks import (
     RunningMean,
     Weights,
     call_model,
-    check_logits,
     check_reiterable,
     check_whole,
-    load_weights,
-    predict_logits,
+    copy_module,
+    fitting,
+    nothing_yielded,
     reordered,
+    state_bytes,
     state_of,
-    unwrap,
+    tensors,
+    to_device,
 )
 from fge.observer import counted
 
-Combine = Literal["probs", "logits"]
 Members = SnapshotStore | Sequence[Weights]
+_PART_OF_MEMORY = 0.25
+"""The part of the free memory that the members of a store may take."""
 
 
 class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
-    One working copy of the model takes the weights of each member in turn. A store's snapshots
-    are read from disk each time; give ``list(store)`` to hold them in memory instead. Members
-    always predict in evaluation mode, even after :meth:`train`, and without gradients.
+    One working copy of the model takes the weights of each member in turn. Members always predict
+    in evaluation mode, even after :meth:`train`, and without gradients. :meth:`state_dict` holds
+    all members, under ``members.0.``, ``members.1.``, ...
+
+    >>> import torch
+    >>> models = [torch.nn.Linear(1, 1) for _ in range(2)]
+    >>> for model, value in zip(models, (1.0, 3.0)):
+    ...     _ = model.weight.data.fill_(value), model.bias.data.zero_()
+    >>> ensemble = Ensemble(models[0], models, output="identity")
+    >>> figures = ensemble.uncertainty([torch.tensor([[2.0], [4.0]])])
+    >>> figures["mean"].tolist(), figures["variance"].tolist()
+    ([[4.0], [8.0]], [[4.0], [16.0]])
 
     Args:
         model: the architecture; it is copied, not changed. It is whole, not under ``fully_shard``.
         members: a store, state dicts, modules or paths to weights files.
-        forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
+        forward_fn: ``forward_fn(model, batch) -> outputs (N, ...)`` for models that are not called
             as ``model(x)``.
-        combine: ``"probs"`` averages probabilities; ``"logits"`` averages logits before softmax.
+        combine: ``"probs"`` averages predictions; ``"logits"`` averages outputs before the softmax,
+            the sigmoid or the function.
+        output: what the outputs are. ``"softmax"``: logits of exclusive classes, (N, C) or with
+            further dimensions, (N, C, H, W) for example; ``"sigmoid"``: logits of two classes or
+            of independent labels, of any shape; ``"identity"``: predictions, as of regression, of
+            any shape (N, ...); or a function of the outputs in float64.
+        output_dim: the dimension of the classes of a softmax; -1 for tokens (N, T, C).
+        in_memory: whether the members of a store are kept in memory, on the device of the model,
+            or read from disk at each use. By default they are kept if they take at most a quarter
+            of the free memory. Other members are always kept.
 
     Raises:
-        UserError: no members, a file that cannot be read, tensors that do not fit the model, or a
-            model that is sharded.
+        UserError: no members, a file that cannot be read, tensors that do not fit the model, an
+            unknown option, or a model that is sharded or cannot be copied.
     """
 
     def __init__(
@@ -58,26 +84,36 @@ class Ensemble(nn.Module):
         *,
         forward_fn: ForwardFn | None = None,
         combine: Combine = "probs",
+        output: Output = "softmax",
+        output_dim: int = 1,
+        in_memory: bool | None = None,
     ) -> None:
         super().__init__()
-        if combine not in ("probs", "logits"):
-            raise UserError(f"combine must be 'probs' or 'logits', got {combine!r}")
+        self.outputs = Outputs(output, output_dim, combine)
         if len(members) == 0:
             raise UserError("an ensemble needs at least one member, got none")
         check_whole(model)
         self.forward_fn = forward_fn
-        self.combine = combine
-        self.model = copy.deepcopy(unwrap(model)).eval()
-        self.members = members if isinstance(members, SnapshotStore) else _states(members)
-        for position, state in enumerate(self.members):
-            load_weights(self.model, state, f"member {position}")
+        self.model = copy_module(model).eval()
+        self.members: SnapshotStore | list[dict[str, Tensor]]
+        if isinstance(members, SnapshotStore):
+            kept = self._fits(len(members)) if in_memory is None else in_memory
+            self.members = self._whole_store(members, kept=kept)
+        else:
+            states = (fitting(self.model, *named) for named in _named(map(state_of, members)))
+            self.members = self._placed(_cloned(state) for state in states)
+
+    @property
+    def combine(self) -> Combine:
+        """What is averaged: ``"probs"`` or ``"logits"``."""
+        return self.outputs.combine
 
     def __repr__(self) -> str:
-        """Return the architecture, the number of members and how they are combined."""
+        """Return the architecture, the number of members, and what they predict and average."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
             f"Ensemble({counted(len(self), 'member')} of {type(self.model).__name__}, "
-            f"{counted(parameters, 'parameter')} each, combine={self.combine!r})"
+            f"{counted(parameters, 'parameter')} each, {self.outputs!r})"
         )
 
     def __len__(self) -> int:
@@ -92,68 +128,276 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Any) -> Tensor:
-        """Return the mean class probabilities of one batch, without gradients.
+        """Return the mean prediction for one batch, without gradients.
 
         Args:
             batch: inputs ``x``, or whatever ``forward_fn`` takes.
 
         Returns:
-            probs (N, C), rows sum to 1, in the dtype of the model's outputs.
+            predictions (N, ...), for a softmax probabilities (N, C) whose rows sum to 1, in the
+            dtype of the model's outputs.
+
+        Raises:
+            UserError: the outputs are no tensor (N, ...), or a single one for a softmax.
         """
         mean = RunningMean()
         dtype = torch.float32
-        for state in self.members:
-            self.model.load_state_dict(state)
-            logits = check_logits((self.forward_fn or call_model)(self.model, batch))
-            dtype = logits.dtype
-            mean.update(self._transform(logits))
-        return self._finish(mean.value).to(dtype)
+        for _ in self._in_turn():
+            outputs = self._outputs(batch)
+            dtype = outputs.dtype
+            mean.update(self.outputs.averaged(outputs))
+        return self.outputs.finished(mean.value).to(dtype)
 
-    def predict_proba(self, batches: Iterable[Any]) -> Tensor:
-        """Return the mean class probabilities over a whole data set.
+    def predict(self, batches: Iterable[Any]) -> Tensor:
+        """Return the mean prediction over a whole data set.
 
         Args:
             batches: yields ``x`` or ``(x, y, ...)``, the same batches in the same order on each
                 pass; there is one pass per member.
 
         Returns:
-            probs (N, C) float64 on the CPU, rows sum to 1.
+            predictions (N, ...) float64 on the CPU: probabilities, or with ``output="identity"``
+            the outputs.
 
         Raises:
-            UserError: ``batches`` can be iterated only once, is empty, or changes its order.
+            UserError: ``batches`` can be iterated only once, is empty, or changes its order; or
+                outputs are no tensor (N, ...), a single one for a softmax, or differ in shape.
         """
-        check_reiterable(batches)
         mean = RunningMean()
-        first: Tensor | None = None
-        for state in self.members:
+        for values in self._passes(batches, self.outputs.averaged):
+            mean.update(values)
+        return self.outputs.finished(mean.value)
+
+    def predict_proba(self, batches: Iterable[Any]) -> Tensor:
+        """Return the mean probabilities over a whole data set.
+
+        Args:
+            batches: as of :meth:`predict`.
+
+        Returns:
+            probs (N, ...) float64 on the CPU; of a softmax (N, C), rows sum to 1.
+
+        Raises:
+            UserError: as :meth:`predict`, or the outputs are not known to be probabilities.
+        """
+        if not self.outputs.probable:
+            raise UserError(
+                f"predict_proba needs output='softmax' or 'sigmoid', this ensemble has "
+                f"{self.outputs!r}; use predict"
+            )
+        return self.predict(batches)
+
+    def predict_members(self, batches: Iterable[Any]) -> Tensor:
+        """Return the prediction of each of the S members over a whole data set.
+
+        Args:
+            batches: as of :meth:`predict`.
+
+        Returns:
+            predictions (S, N, ...) float64 on the CPU; their mean over S is :meth:`predict`
+            unless ``combine="logits"``.
+
+        Raises:
+            UserError: as :meth:`predict`.
+        """
+        return torch.stack(list(self._passes(batches, self.outputs.predictions)))
+
+    def uncertainty(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Return the mean prediction and how uncertain it is.
+
+        Probabilities: the entropy H(mean p) of the mean, in nats, and its part that the members
+        disagree on, the mutual information H(mean p) - mean H(p) (arXiv 1112.5745, equation 2).
+        Other outputs: the variance over the S members, sum (f_s - mean f)² / S.
+
+        Args:
+            batches: as of :meth:`predict`.
+
+        Returns:
+            float64 on the CPU: ``mean`` (N, ...) as of :meth:`predict`; for ``"softmax"``
+            ``entropy`` and ``mutual_information`` without the dimension of the classes: (N,) for
+            (N, C); for ``"sigmoid"`` the same in the shape of the outputs, of each label by
+            itself; otherwise ``variance`` in the shape of the predictions.
+
+        Raises:
+            UserError: as :meth:`predict`, or ``combine="logits"``, whose mean is of no mixture.
+        """
+        if self.combine == "logits" and self.outputs.name != "identity":
+            raise UserError(
+                "uncertainty is that of averaged predictions, and this ensemble averages logits; "
+                "use combine='probs'"
+            )
+        figures = self.outputs.uncertainty()
+        for predictions in self._passes(batches, self.outputs.predictions):
+            figures.update(predictions)
+        return figures.figures()
+
+    def save(self, path: str | Path) -> None:
+        """Write all members to one ``.safetensors`` file, completely or not at all.
+
+        The file says what the outputs are, but a function is not saved.
+
+        Raises:
+            UserError: the path does not end in ``.safetensors``.
+            OSError: the file could not be written; what it held before is unchanged.
+        """
+        write_ensemble(Path(path), self.members, self.outputs)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        *,
+        forward_fn: ForwardFn | None = None,
+        output: Output | None = None,
+    ) -> Ensemble:
+        """Return the ensemble that :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            model: the architecture, with whatever weights; it is copied, not changed.
+            forward_fn: as of the constructor; it is not in the file.
+            output: by default what the file says.
+
+        Raises:
+            UserError: there is no such file, it holds no whole ensemble, its tensors do not fit the
+                model, or it was saved with a function as ``output`` and none is given.
+        """
+        members, options = read_ensemble(Path(path), output)
+        return cls(model, members, forward_fn=forward_fn, **options)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Put the tensors of all members into a state dict."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for position, state in enumerate(self.members):
+            for name, tensor in member_names(position, state, prefix):
+                destination[name] = tensor
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """Return the tensors of all members by name: ``members.0.weight``, ...
+
+        As in PyTorch they are not copied, except those that are read from a store.
+        """
+        state = super().state_dict(*args, **options)
+        prefix = f"{options.get('prefix', args[1] if len(args) > 1 else '')}model."
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]  # the working copy, which holds one member at a time
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *_arguments: Any
+    ) -> None:
+        """Take over all members, after they have been checked.
+
+        Raises:
+            UserError: the state holds another number of members, or tensors that do not fit.
+        """
+        own = {n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)}
+        states = members_of(own, "the state dict")
+        if len(states) != len(self):
+            raise UserError(
+                f"the state dict holds {counted(len(states), 'member')} and the ensemble has "
+                f"{len(self)}; make it with as many members, or use Ensemble.save and load"
+            )
+        fitted = [fitting(self.model, *named) for named in _named(states)]
+        self.members = self._placed(_cloned(state) for state in fitted)
+        for name, tensor in self.members[0].items():  # what PyTorch loads into the working copy
+            state_dict[f"{prefix}model.{name}"] = tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the working copy; members in memory follow it to its device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not isinstance(self.members, SnapshotStore):
+            self.members = self._placed(self.members)
+        return self
+
+    def _device(self) -> torch.device:
+        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((tensor.device for tensor in held), torch.device("cpu"))
+
+    def _fits(self, members: int) -> bool:
+        """Return whether so many members take a small part of the memory that is free."""
+        needed = members * state_bytes(self.model)
+        return needed <= _PART_OF_MEMORY * free_memory(torch.device("cpu"))
+
+    def _whole_store(
+        self, store: SnapshotStore, *, kept: bool
+    ) -> SnapshotStore | list[dict[str, Tensor]]:
+        """Return the members of a store, checked, in memory or as a store that does not grow."""
+        states = (fitting(self.model, *named) for named in _named(store))
+        if kept:
+            return self._placed(states)
+        for _ in states:
+            pass
+        return copy.copy(store)  # its index is replaced when it grows, and not changed
+
+    def _placed(self, states: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return states in memory: on the model's device where they fit, else where they are."""
+        device, held = self._device(), list(states)
+        if device.type != "cpu":
+            needed = sum(t.nbytes for s in held for t in s.values() if t.device != device)
+            if needed > _PART_OF_MEMORY * free_memory(device):
+                return [dict(state) for state in held]
+        return [{name: tensor.to(device) for name, tensor in s.items()} for s in held]
+
+    def _in_turn(self) -> Iterator[None]:
+        """Have each member's weights in the working copy, one after the other."""
+        names = self.model.state_dict()
+        for position, state in enumerate(self.members):
+            if state.keys() != names.keys():
+                state = fitting(self.model, state, f"member {position}")
             self.model.load_state_dict(state)
+            yield
+
+    def _outputs(self, batch: Any) -> Tensor:
+        return self.outputs.checked((self.forward_fn or call_model)(self.model, batch))
+
+    def _passes(
+        self, batches: Iterable[Any], transform: Callable[[Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield the transformed outputs (N, ...) of each member over a data set, on the CPU."""
+        check_reiterable(batches)
+        device, first = self._device(), None
+        for _ in self._in_turn():
+            self.model.eval()
             rows: HostRows | None = None
-            for batch, logits in predict_logits(self.model, batches, forward_fn=self.forward_fn):
+            shape: tuple[int, ...] = ()
+            for batch in batches:
+                moved = to_device(batch, device)
+                with torch.no_grad():  # not inference_mode: a model may store what it computes here
+                    outputs = self._outputs(moved)
+                    values = transform(outputs)
                 if rows is None:
-                    first, rows = _same_order(first, batch), HostRows()
-                rows.add(self._transform(logits))
-            assert rows is not None  # predict_logits refuses empty batches
-            mean.update(rows.all())
-        return self._finish(mean.value)
-
-    def _transform(self, logits: Tensor) -> Tensor:
-        return logits.double().softmax(dim=1) if self.combine == "probs" else logits.double()
-
-    def _finish(self, mean: Tensor) -> Tensor:
-        return mean if self.combine == "probs" else mean.softmax(dim=1)
+                    first, rows, shape = _same_order(first, moved), HostRows(), values.shape[1:]
+                if values.shape[1:] != shape:
+                    raise _ragged(shape, tuple(values.shape[1:]))
+                rows.add(values)
+            if rows is None:
+                raise nothing_yielded()
+            yield rows.all()
 
 
-def _states(members: Sequence[Weights]) -> list[dict[str, Tensor]]:
-    """Return copies of the members' state dicts: the networks given may continue to train."""
-    states = (state_of(member) for member in members)
-    return [{name: tensor.detach().clone() for name, tensor in s.items()} for s in states]
+def _named(states: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str, Tensor], str]]:
+    """Yield the states of members, each with its name for errors."""
+    return ((state, f"member {position}") for position, state in enumerate(states))
+
+
+def _cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of a state: the network it was given with may continue to train."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:
     """Return the first inputs of a pass, after checking them against those of the first pass."""
-    inputs = batch[0] if isinstance(batch, list) else batch
-    if not isinstance(inputs, Tensor):
-        return first
-    if first is not None and not torch.equal(first, inputs):
+    inputs = next(tensors(batch), None)
+    if first is not None and inputs is not None and not torch.equal(first, inputs):
         raise reordered()
-    return inputs
+    return inputs if first is None else first
+
+
+def _ragged(first: tuple[int, ...], other: tuple[int, ...]) -> UserError:
+    return UserError(
+        f"predictions of one batch have shape (N, {', '.join(map(str, first))}), of another "
+        f"(N, {', '.join(map(str, other))}); pad the inputs to one size, or call the ensemble on "
+        "each batch"
+    )

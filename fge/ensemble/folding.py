@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from fge.networks import (
     RunningMean,
     canonical_state,
     check_reiterable,
+    copy_module,
     load_weights,
     predict_logits,
     refresh_batch_norm,
     reordered,
-    unwrap,
 )
 from fge.observer import listed
 
@@ -160,14 +159,15 @@ def fold(
             as ``model(x)``.
 
     Raises:
-        UserError: no members, tensors that do not fit the model, a member whose predictions are
-            not finite, or batches that are used up, empty, shuffled or without targets.
+        UserError: no members, tensors that do not fit the model, a model that cannot be copied or
+            has a single output, a member whose predictions are not finite, or batches that are
+            used up, empty, shuffled or without targets.
     """
     for batches in (validation, refresh):
         check_reiterable(batches)
     if len(members) == 0:
         raise UserError("folding needs at least one member, got none")
-    bench = _Bench(copy.deepcopy(unwrap(model)), validation, refresh, num_images, forward_fn)
+    bench = _Bench(copy_module(model), validation, refresh, num_images, forward_fn)
     figures, mean = [], RunningMean()
     for position in range(len(members)):
         load_weights(bench.model, canonical_state(members[position]), f"member {position}")
@@ -248,6 +248,12 @@ class _Bench:
         for batch, logits in predict_logits(
             self.model, self.validation, forward_fn=self.forward_fn
         ):
+            if logits.shape[1] == 1:
+                raise UserError(
+                    "folding measures the probabilities of two or more classes, and the model has "
+                    "one output; give forward_fn=lambda model, batch: ..., which returns, say, the "
+                    "logits (0, z) of two classes"
+                )
             probs.append(logits.double().softmax(dim=1).cpu())
             labels.append(_targets(batch).cpu())
         self._check_order(torch.cat(labels))
@@ -265,6 +271,6 @@ class _Bench:
 
 
 def _targets(batch: Any) -> Tensor:
-    if isinstance(batch, list) and len(batch) > 1 and isinstance(batch[1], Tensor):
+    if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
     raise UserError("validation batches must yield (inputs, targets, ...): targets are missing")

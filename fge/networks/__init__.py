@@ -27,6 +27,7 @@ from fge.networks.average import (
 )
 from fge.networks.batchnorm import refresh_batch_norm
 from fge.networks.build import build_model, import_named
+from fge.networks.copying import check_copyable, copy_module
 from fge.networks.flat import (
     FlatParameters,
     Layout,
@@ -38,14 +39,17 @@ from fge.networks.flat import (
 )
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
+    ENSEMBLE,
     Weights,
     canonical_state,
     decode_state,
     decode_weights,
     encode_weights,
     first_not_finite,
+    fitting,
     load_weights,
     preserved,
+    read_metadata,
     read_state,
     read_weights,
     split_header,
@@ -57,6 +61,7 @@ from fge.networks.state import (
 from fge.networks.tail import TailAverage, has_running_statistics
 
 __all__ = [
+    "ENSEMBLE",
     "REFRESH_IMAGES",
     "ExponentialAverage",
     "FlatParameters",
@@ -74,16 +79,19 @@ __all__ = [
     "build_model",
     "call_model",
     "canonical_state",
+    "check_copyable",
     "check_distinct",
     "check_logits",
     "check_reiterable",
     "check_whole",
+    "copy_module",
     "count_examples",
     "cut",
     "decode_state",
     "decode_weights",
     "encode_weights",
     "first_not_finite",
+    "fitting",
     "flatten",
     "gather_state",
     "has_running_statistics",
@@ -96,6 +104,7 @@ __all__ = [
     "predict_proba",
     "preserved",
     "ranks_of",
+    "read_metadata",
     "read_state",
     "read_weights",
     "refresh_batch_norm",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
+from fge.networks.naming import under_names
 from fge.networks.state import Weights, canonical_state, unwrap
 
 
@@ -32,7 +33,7 @@ class RunningAverage:
         Raises:
             UserError: its names or shapes differ from those of the first; the tensor is named.
         """
-        tensors = canonical_state(state)
+        tensors = dict(under_names(canonical_state(state), self._means))
         if self.count == 0:
             self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             self._means = {name: _wide(tensor) for name, tensor in tensors.items()}
@@ -137,6 +138,7 @@ class StepAverage:
 
     def __init__(self, model: nn.Module) -> None:
         self.updates = 0
+        self._lent = False  # whether the model holds the average now
         self.averages = {
             name: parameter.detach().to(_at_least_single(parameter.dtype), copy=True)
             for name, parameter in _averaged_parameters(model).items()
@@ -151,11 +153,17 @@ class StepAverage:
         """Include the parameters after a step; the first time, copy them.
 
         Raises:
-            UserError: the parameters are not those of the model given to the constructor.
+            UserError: the parameters are not those of the model given to the constructor, or the
+                model holds the average, within :meth:`swapped`.
         """
+        if self._lent:
+            raise UserError(
+                "the model holds the average of its weights and not those of a training step; "
+                "leave the swapped() block before the next step"
+            )
         averages = list(self.averages.values())
         present = [
-            parameter.detach().to(average.dtype)
+            parameter.detach().to(average)
             for parameter, average in zip(self._parameters(model), averages, strict=True)
         ]
         if self.updates == 0:
@@ -173,7 +181,7 @@ class StepAverage:
         """Put the average into the model during a ``with`` block.
 
         Parameters and buffers are restored bitwise at the end, also after an exception, so the
-        block may estimate batch-norm statistics. Gradients are not touched.
+        block may estimate batch-norm statistics or replace buffers. Gradients are not touched.
 
         Args:
             model: changed in place, so compiled code and optimizers see it.
@@ -182,16 +190,26 @@ class StepAverage:
             UserError: the parameters are not those of the model given to the constructor.
         """
         parameters = self._parameters(model)
-        originals = [(p, p.detach().clone()) for p in (*parameters, *unwrap(model).buffers())]
-        with torch.no_grad():
-            for parameter, average in zip(parameters, self.averages.values(), strict=True):
-                parameter.copy_(average)
+        buffers = [
+            (module, name, buffer)
+            for module in unwrap(model).modules()
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+        held = {id(tensor): tensor for tensor in (*parameters, *(b for _, _, b in buffers))}
+        originals = [(tensor, tensor.detach().clone()) for tensor in held.values()]
+        before, self._lent = self._lent, True
         try:
+            with torch.no_grad():
+                for parameter, average in zip(parameters, self.averages.values(), strict=True):
+                    parameter.copy_(average)
             yield
         finally:
             with torch.no_grad():
                 for tensor, saved in originals:
                     tensor.copy_(saved)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            self._lent = before
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:
         """Return the model's parameters in the order of the averages."""

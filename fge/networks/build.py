@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import os
@@ -19,6 +18,7 @@ from fge.errors import UserError, unknown
 from fge.networks.architectures.convnet import convnet
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
+from fge.networks.copying import copy_module
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "convnet": convnet,
@@ -47,8 +47,8 @@ def build_model(
         image_size: height and width in pixels.
 
     Raises:
-        UserError: an unknown name, a factory that fails, or a model that cannot process such
-            images or whose output is not (N, num_classes).
+        UserError: an unknown name, a factory that fails, or a model that cannot be copied, cannot
+            process such images or whose output is not (N, num_classes).
     """
     if name.startswith(_TORCHVISION):
         model = _torchvision(name.removeprefix(_TORCHVISION), in_channels, num_classes)
@@ -125,9 +125,10 @@ def _try_out(
     height, width = image_size
     images = torch.zeros(2, in_channels, height, width)
     for training in (False, True):
+        trial = copy_module(model).train(training)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                output = copy.deepcopy(model).train(training)(images)
+                output = trial(images)
         except Exception as error:
             raise UserError(
                 f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fge.errors import UserError
+from fge.networks.naming import under_names
 from fge.networks.state import (
     Weights,
     misshapen,
@@ -108,6 +109,7 @@ def flatten(weights: Weights, model: nn.Module) -> Tensor:
     state, source = _read(weights)
     parameters = named_parameters(model)
     module = unwrap(model)
+    state = under_names(state, module.state_dict())
     aliases: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)

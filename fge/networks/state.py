@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.files import write_bytes
+from fge.networks.naming import under_names, weights_within
 from fge.parallel import is_shard
 
 _SKELETON = "skeleton"
+ENSEMBLE = "ensemble"
+"""The entry of a file's metadata that says that it holds a whole ensemble."""
 Weights = nn.Module | Mapping[str, Tensor] | str | Path
 """A network's weights: a module, a state dict, or a path to ``.safetensors`` or ``.pt``."""
 
@@ -76,15 +80,26 @@ def state_bytes(model: nn.Module) -> int:
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """Copy ``state`` into ``model``; ``source`` names it in errors.
 
+    The names of usual wrappers (``module.``, ``model.``, ``_orig_mod.``) are seen through.
+
     Raises:
         UserError: a tensor is missing, unknown, not finite or of another shape; the message names
             the first.
     """
-    target = unwrap(model)
-    expected = target.state_dict()
+    unwrap(model).load_state_dict(fitting(model, state, source))
+
+
+def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Return ``state`` under the model's names; ``source`` names it in errors.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    expected = unwrap(model).state_dict()
+    state = under_names(state, expected)
     for name, tensor in expected.items():
         if name not in state:
-            raise missing_tensor(source, name)
+            raise missing_tensor(source, name, [] if state.keys() & expected.keys() else state)
         if state[name].shape != tensor.shape:
             raise misshapen(source, name, state[name], tensor)
     for name, tensor in state.items():
@@ -94,12 +109,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
         odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
         if odd and not torch.equal(tensor, expected[name].to(tensor)):
             raise not_finite(source, name)
-    target.load_state_dict(dict(state))
+    return {name: state[name] for name in expected}
 
 
-def missing_tensor(source: object, name: str) -> UserError:
-    """Return the error for weights without a tensor of the model."""
-    return UserError(f"{source} has no tensor {name!r}, but the model needs it")
+def missing_tensor(source: object, name: str, others: Iterable[str] = ()) -> UserError:
+    """Return the error for weights without a tensor of the model, which have others instead."""
+    first = next(iter(others), None)
+    hint = "" if first is None else f"; none of its names is the model's: the first is {first!r}"
+    return UserError(f"{source} has no tensor {name!r}, but the model needs it{hint}")
 
 
 def unknown_tensor(source: object, name: str) -> UserError:
@@ -157,9 +174,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def encode_weights(state: Mapping[str, Tensor]) -> bytes:
+def encode_weights(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a state dict as the bytes of a ``.safetensors`` file."""
-    return save(dict(state))
+    return save(dict(state), metadata=dict(metadata) if metadata else None)
 
 
 def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
@@ -180,19 +197,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     For a training state of :func:`write_state` these are its model's weights.
 
     Raises:
-        UserError: no such file, or it holds no state dict.
+        UserError: no such file, or it holds no state dict, or an ensemble.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     if path.suffix == ".safetensors":
-        tensors = decode_weights(path.read_bytes(), path)
-        return _model_weights(tensors) if is_state(path) else tensors
+        data = path.read_bytes()
+        tensors, metadata = decode_weights(data, path), read_metadata(data)
+        if ENSEMBLE in metadata:
+            raise UserError(
+                f"{path} holds an ensemble and not one network; load it with "
+                "fge.Ensemble.load(path, model)"
+            )
+        return _model_weights(tensors) if _SKELETON in metadata else tensors
     return _read_torch_weights(path)
 
 
 def is_state(path: Path) -> bool:
     """Return whether a ``.safetensors`` file is a training state of :func:`write_state`."""
-    return _SKELETON in _metadata(path.read_bytes())
+    return _SKELETON in read_metadata(path.read_bytes())
 
 
 def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -208,14 +231,28 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad file
+        pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = str(error).split("\n")[0]
+        if pickled:
+            reason = f"it holds a pickled {pickled[1]}; save model.state_dict() alone"
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
-    for key in ("state_dict", "model_state", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
+    value = weights_within(value)
+    if not isinstance(value, dict) or not all(_names_tensor(*entry) for entry in value.items()):
+        raise UserError(f"{path} holds no state dict (a mapping of names to tensors){_of(value)}")
     return canonical_state(value)
+
+
+def _names_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _of(value: Any) -> str:
+    """Return words for what a file holds instead of a state dict."""
+    if not isinstance(value, dict):
+        return f", but a {type(value).__name__}; save model.state_dict()"
+    odd = next(name for name, entry in value.items() if not _names_tensor(name, entry))
+    what = type(value[odd]).__name__ if isinstance(odd, str) else "tensor without a name"
+    return f": its entry {odd!r} is a {what}; save model.state_dict() alone"
 
 
 def write_state(path: Path, value: dict[str, Any]) -> None:
@@ -241,7 +278,7 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
         UserError: the bytes are incomplete or not a training state.
     """
     tensors = decode_weights(data, source)
-    metadata = _metadata(data)
+    metadata = read_metadata(data)
     if _SKELETON not in metadata:
         raise UserError(f"{source} is not a training state")
     try:
@@ -253,7 +290,8 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
     return joined
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
+    """Return what the header of safetensors bytes says beside the tensors, by name."""
     metadata: dict[str, str] = split_header(data)[0].get("__metadata__", {})
     return metadata
 

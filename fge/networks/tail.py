@@ -14,6 +14,7 @@ from fge.errors import UserError, check_at_least
 from fge.networks.apply import ForwardFn
 from fge.networks.average import UniformAverage
 from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.copying import copy_module
 from fge.networks.state import canonical_state, first_not_finite, unwrap
 from fge.parallel import is_shard
 from fge.seeds import same_random_state
@@ -117,7 +118,8 @@ class TailAverage:
                 ``model(x)``.
 
         Raises:
-            UserError: no step has been averaged yet, or ``refresh`` is missing.
+            UserError: no step has been averaged yet, ``refresh`` is missing, or the model cannot be
+                copied; :meth:`state_dict` needs no copy.
         """
         if refresh is None and has_running_statistics(self.model):
             raise UserError(
@@ -125,7 +127,7 @@ class TailAverage:
                 "mean; give refresh=batches of training inputs"
             )
         with self.swapped():
-            model = copy.deepcopy(unwrap(self.model))
+            model = copy_module(self.model)
         if refresh is not None:
             with same_random_state():  # a loader may draw its order from the global generator
                 refresh_batch_norm(model, refresh, forward_fn=forward_fn)

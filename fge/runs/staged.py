@@ -22,7 +22,7 @@ from fge.ensemble import (
     without_harmful,
 )
 from fge.errors import DivergenceError
-from fge.networks import RunningMean, load_weights
+from fge.networks import RunningMean, load_weights, unwrap
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
 from fge.train import (
@@ -457,6 +457,6 @@ def _distance(store: SnapshotStore, learner: Learner) -> float | None:
     last = store[len(store) - 1]
     squares: list[Tensor] = [
         (parameter.detach().cpu().double() - last[name].double()).square().sum()
-        for name, parameter in learner.model.named_parameters()
+        for name, parameter in unwrap(learner.model).named_parameters()
     ]
     return float(torch.stack(squares).sum().sqrt())

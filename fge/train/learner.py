@@ -24,6 +24,7 @@ from fge.networks import (
     count_examples,
     predict_proba,
     refresh_batch_norm,
+    unwrap,
 )
 from fge.parallel import Ranks, other_buffers
 from fge.train.graphed import GraphedPass
@@ -213,7 +214,7 @@ class Learner:
 
     def restart(self, weights: dict[str, Tensor]) -> None:
         """Go on from other weights, as if nothing had been trained."""
-        self.model.load_state_dict(weights)
+        unwrap(self.model).load_state_dict(weights)
         self.optimizer.state.clear()
         if self.scaler.is_enabled():  # the same scaler, whose scale a recorded graph reads
             self.scaler.load_state_dict(torch.amp.GradScaler(self.device.type).state_dict())
@@ -229,14 +230,14 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Return weights, buffers and what the optimizer remembers; not its options."""
         return {
-            "model": self.model.state_dict(),
+            "model": unwrap(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state; the optimizer's options stay the given ones."""
-        self.model.load_state_dict(state["model"])
+        unwrap(self.model).load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         _lay_out_as_parameters(self.optimizer)

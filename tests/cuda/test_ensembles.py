@@ -171,6 +171,50 @@ def test_a_loop_of_ones_own_is_resumed_bitwise(
         assert_bitwise(one, two)
 
 
+def test_members_follow_the_model_to_its_device_and_back(
+    accelerator: torch.device, tmp_path: Path
+) -> None:
+    models = [perceptron(seed, torch.float64) for seed in range(3)]
+    store = SnapshotStore(tmp_path)
+    for model in models:
+        store.append(model)
+    inputs = vector_batches(9, seed=5)[0][0]
+    expected = fge.Ensemble(models[0], models).uncertainty([inputs])
+    for kept in (True, False):
+        ensemble = fge.Ensemble(models[0], store, in_memory=kept)
+        for device in (accelerator, torch.device("cpu")):
+            ensemble.to(device)
+            if kept:
+                assert {t.device for state in ensemble.members for t in state.values()} == {device}
+            assert ensemble(inputs.to(device)).device == device
+            for name, figure in ensemble.uncertainty([inputs]).items():
+                assert figure.device.type == "cpu"
+                assert_near(figure, expected[name], atol=1e-12)
+    ensemble = fge.Ensemble(models[0], store).to(accelerator)
+    ensemble.load_state_dict(fge.Ensemble(models[0], models[::-1]).state_dict())
+    assert_near(ensemble.predict([inputs]), expected["mean"], atol=1e-12)
+    ensemble.save(tmp_path / "all.safetensors")
+    loaded = fge.Ensemble.load(tmp_path / "all.safetensors", models[0].to(accelerator))
+    assert_near(loaded.predict([inputs]), expected["mean"], atol=1e-12)
+
+
+def test_a_changed_rate_on_the_device_is_found_out_by_the_next_minimum(
+    accelerator: torch.device, tmp_path: Path
+) -> None:
+    model = perceptron(0, torch.float32).to(accelerator)
+    rate = torch.tensor(1.0, device=accelerator)
+    optimizer = SGD(model.parameters(), lr=rate)
+    cycle = fge.FGE(model, optimizer, **CYCLE, out=tmp_path)
+    for _ in range(2):
+        optimizer.step()
+        cycle.step()
+    optimizer.step()
+    rate.mul_(0.5)
+    with pytest.raises(ValueError, match="but FGE set it to"):
+        cycle.step()
+    assert len(cycle.store) == 0
+
+
 # ------------------------------------------------------------------------------------- snapshots
 
 

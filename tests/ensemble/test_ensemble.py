@@ -342,8 +342,6 @@ def test_outputs_that_are_no_logits_are_refused(
     message = rf"must return logits of shape \(N, C\), got {shape}$"
     with pytest.raises(UserError, match=message):
         predict_proba(MEMBERS[0], [INPUTS], forward_fn=forward)
-    with pytest.raises(UserError, match=message):
-        Ensemble(linear(50), MEMBERS, forward_fn=forward).predict_proba([INPUTS])
 
 
 def test_an_ensemble_of_nobody_is_refused(tmp_path: Path) -> None:

@@ -192,3 +192,39 @@ def test_progress_of_another_model_is_refused() -> None:
     other.step()
     with pytest.raises(UserError, match="other parameters"):
         tail.load_progress(other.progress())
+
+
+def test_a_step_while_the_model_holds_the_mean_is_refused() -> None:
+    model = make_model()
+    tail = fge.TailAverage(model, first_step=0)
+    run(tail, model, SGD(model.parameters(), lr=0.1), make_batches())
+    before = tail.state_dict()
+    with tail.swapped():
+        tail.state_dict()  # another swap within, which ends before this one
+        with pytest.raises(UserError, match=r"leave the swapped\(\) block before the next step"):
+            tail.step()
+    assert len(tail) == tail.steps == 6
+    assert all(torch.equal(value, before[name]) for name, value in tail.state_dict().items())
+    tail.step()
+
+
+def test_a_model_that_moves_to_another_dtype_is_still_averaged() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    tail = fge.TailAverage(model, first_step=0)
+    for value, dtype in ((1.0, torch.float32), (3.0, torch.float64)):
+        model.to(dtype).weight.data.fill_(value)
+        tail.step()
+    assert tail.state_dict()["weight"].item() == 2.0
+
+
+def test_buffers_that_the_block_replaces_come_back() -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("mean", torch.tensor([5.0]))
+    buffer = model.get_buffer("mean")
+    tail = fge.TailAverage(model, first_step=0)
+    tail.step()
+    with tail.swapped():
+        model.mean = 0.9 * model.get_buffer("mean")
+        model.get_buffer("mean").add_(1)
+    assert model.get_buffer("mean") is buffer
+    assert buffer.item() == 5.0
