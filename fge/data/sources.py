@@ -131,9 +131,8 @@ def from_npz(path: Path) -> RawData:
     )
     countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
     classes = int(train.labels.max()) + 1 if countable else 0
-    if classes > (
-        images := train.images.shape[0] if train.images.ndim else 0
-    ):  # making so many names could take a long time
+    images = len(train.images) if train.images.ndim else classes
+    if classes > images:  # making so many names could take a long time
         raise UserError(
             f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
             f"and there are {images}; number the classes from 0"
