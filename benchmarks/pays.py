@@ -50,6 +50,8 @@ METHODS = (
     *("single", "average", "ema", "swa", "fge-paper", "fge", "sse", "csgld"),
     *("star", "split", "auto", "curve-ensemble"),
 )
+LARGEST = 5
+"""Networks of the largest ensembles of whole networks that are kept and shown."""
 FEW = ("single", "average", "auto")
 
 
@@ -134,7 +136,9 @@ def run_task(name: str, arguments: argparse.Namespace) -> None:
         shutil.copy(folder / file, results / file)
     names = {key: Path(str(options[key])).name for key in _PATHS if key in options}
     copy_config(folder, results, names)
-    shutil.copytree(folder / "cells", results / "cells", dirs_exist_ok=True)
+    larger = (f"*-b{size}-*" for size in range(LARGEST + 1, arguments.seeds + 1))
+    ignored = shutil.ignore_patterns(*larger)
+    shutil.copytree(folder / "cells", results / "cells", dirs_exist_ok=True, ignore=ignored)
 
 
 def copy_config(source: Path, target: Path, paths: dict[str, Any]) -> None:
@@ -163,6 +167,8 @@ def print_table(file: Path) -> None:
     print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
     for row in content["methods"]:
         pool = row["name"].startswith("deep-ensemble") and row["budget"] > 1
+        if row["budget"] > LARGEST:
+            continue
         name = f"{row['budget']} networks, {row['name']}" if pool else row["name"]
         cells = [name, str(len(row["seeds"])), f"{row['train_epochs']:.0f}"]
         cells += [f"{row['forward_passes']:.1f}".removesuffix(".0")]
