@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -31,10 +32,25 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set the number of CPU threads unless it is None; return the number in use."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Set the number of CPU threads, PyTorch's own for None; return the number in use.
+
+    PyTorch's own is set too: that also forbids MKL to use fewer threads as it sees fit, so a run
+    computes as it does when it is resumed with the number in its ``config.json``.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
     return torch.get_num_threads()
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor if the system gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextmanager

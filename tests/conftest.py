@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ PLAIN = {"batch_size": 32, "threads": 1, "channels_last": "off", "compile": "off
 TINY_CLASSES = 3
 TINY_TRAIN, TINY_TEST = 96, 48
 TINY_SIDE = 8
+_numbers = itertools.count()
 
 
 def tiny_split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +72,23 @@ def write_tiny_npz(path: Path, **changes: np.ndarray) -> Path:
 @pytest.fixture
 def tiny_npz(tmp_path: Path) -> Path:
     return write_tiny_npz(tmp_path / "tiny.npz")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for what fixtures of modules run, instead of the user's own."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGE_CACHE", str(folder / "modules"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder for each test, which is not there yet: no test chooses for another one."""
+    folder = cache_folder / str(next(_numbers))
+    monkeypatch.setenv("FGE_CACHE", str(folder))
+    return folder
 
 
 # --------------------------------------------------------------------------------- tests of a GPU

@@ -64,6 +64,8 @@ def test_packages_import_one_way_and_modules_in_no_circle() -> None:
         own = path.relative_to(ROOT / "fge").with_suffix("").parts[0]
         if own in ORDER:
             for module, name in imports(path):
+                if (module, name) == ("fge", "__version__"):
+                    continue  # the version is known to all
                 other = room(module, name)
                 assert other == own or ORDER.get(other, 99) < max(ORDER[own], 1), (path, module)
     modules = {module_of(path) for path in LIBRARY}

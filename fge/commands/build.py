@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from fge.config import (
     CurveConfig,
     CycleConfig,
     FitConfig,
-    Precision,
     PretrainedConfig,
     RunConfig,
     SpeedOptions,
@@ -46,11 +45,13 @@ from fge.parallel import Ranks
 from fge.runs import RunFolder, StagedTraining
 from fge.seeds import derive_seed
 from fge.train import (
+    Choice,
     EmaLearner,
     Learner,
     Planner,
     Recipe,
     Speed,
+    SpeedCache,
     Stage,
     TailLearner,
     TaughtBatches,
@@ -59,6 +60,10 @@ from fge.train import (
     choose_speed,
     is_open,
     make_optimizer,
+    options_of,
+    speed_of,
+    speed_setting,
+    typical_steps,
 )
 
 _MEASURED_IMAGES = 128
@@ -90,17 +95,11 @@ class Setup:
     @classmethod
     def of(cls, config: CommandConfig, dataset: Dataset) -> Setup:
         """Return the setup of settled options; what is still ``auto`` is taken as off."""
-        speed = speed_options(config)
         return cls(
             dataset,
             config.model,
             config.seed,
-            Speed(
-                speed.channels_last == "on",
-                speed.compile == "on",
-                "off" if speed.amp == "auto" else speed.amp,
-                speed.cuda_graphs == "on",
-            ),
+            speed_of(speed_options(config)),
             config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type],
             crop_padding=(config.crop_padding or 0) if isinstance(config, FitConfig) else 0,
             flip=isinstance(config, FitConfig) and config.flip,
@@ -302,10 +301,12 @@ def settle_speed(
     epochs: int,
     ranks: Ranks | None = None,
 ) -> C:
-    """Settle memory format, precision, compilation and CUDA graphs; say what was chosen.
+    """Settle memory format, precision, compilation and CUDA graphs; say in a line what is chosen.
+
+    What was chosen for the same setting before is chosen again, without measuring.
 
     Args:
-        config: the options, of which those left at ``auto`` are measured.
+        config: the options, of which those left at ``auto`` are chosen.
         dataset: a batch of it is trained on, on its device.
         model: copied, not changed.
         observer: gets the reasons as notes.
@@ -317,28 +318,42 @@ def settle_speed(
     if not is_open(options, device, processes=processes):
         graphs = "on" if options.cuda_graphs == "on" else "off"
         return _with_speed(config, {"cuda_graphs": graphs})
-    observer.note("measuring memory formats and precisions ...")
+    (inputs, targets), steps = _measured_batch(config, dataset, epochs, ranks)
+    own = is_factory(config.model)
+
+    def measure() -> Choice:
+        observer.note("measuring memory formats and precisions ...")
+        choice = choose_speed(
+            options,
+            model,
+            inputs,
+            targets,
+            steps=typical_steps(steps),
+            own_model=own,
+            processes=processes,
+        )
+        for reason in choice.reasons:
+            observer.note(f"  {reason}")
+        return choice
+
+    setting = speed_setting(options, model, inputs, steps=steps, own_model=own, processes=processes)
+    kept = SpeedCache(options.speed_cache, observer.note).choice(setting, measure)
+    chosen = options_of(kept.choice.speed)
+    shown = ", ".join(f"{name} {v}" for name, v in chosen.items() if hasattr(config, name))
+    observer.note(f"speed: {shown} ({kept.source})")
+    return _with_speed(config, chosen)
+
+
+def _measured_batch(
+    config: CommandConfig, dataset: Dataset, epochs: int, ranks: Ranks | None
+) -> tuple[tuple[Tensor, Tensor], int]:
+    """Return the batch that is measured, images and labels, and the number of training steps."""
     setup = Setup.of(config, dataset)
     if isinstance(config, FitConfig):
         batches = setup.shuffled(config.batch_size, ranks=ranks)
-        (inputs, targets), steps = next(iter(batches)), epochs * len(batches)
-    else:
-        part = dataset.train.first(_MEASURED_IMAGES)
-        (inputs, targets), steps = (setup.normaliser(part.images), part.labels), epochs
-    own = is_factory(config.model)
-    choice = choose_speed(
-        options, model, inputs, targets, steps=steps, own_model=own, processes=processes
-    )
-    for reason in choice.reasons:
-        observer.note(f"  {reason}")
-    speed = choice.speed
-    chosen = {
-        "channels_last": "on" if speed.channels_last else "off",
-        "compile": "on" if speed.compile else "off",
-        "amp": cast(Precision, speed.amp),
-        "cuda_graphs": "on" if speed.cuda_graphs else "off",
-    }
-    return _with_speed(config, chosen)
+        return next(iter(batches)), epochs * len(batches)
+    part = dataset.train.first(_MEASURED_IMAGES)
+    return (setup.normaliser(part.images), part.labels), epochs
 
 
 def _with_speed(config: C, chosen: dict[str, Any]) -> C:

@@ -41,6 +41,8 @@ from fge.observer import Observer, Observers
 from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
 from fge.train import find_method
 
+_JOB_THREADS = "job_threads"
+"""In ``config.json`` of a comparison: the CPU threads of each of its runs."""
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
 
@@ -69,9 +71,11 @@ def compare(config: CompareConfig) -> Path:
     check_kept(config, (config.pretrained,))
     config, setup = prepare(config, "compare")
     model = setup.new_model()
-    with open_run(config, "compare", setup, model, epochs=config.epochs) as run:
+    threads = _job_threads(config)
+    facts = {_JOB_THREADS: threads}
+    with open_run(config, "compare", setup, model, epochs=config.epochs, facts=facts) as run:
         plan = Plan(run.config, run.folder.path / "runs")
-        cells, diverged = _measure(run, plan)
+        cells, diverged = _measure(run, plan, threads)
         if cells:
             comparison = compare_cells(cells, budget_epochs=run.config.epochs)
             report_comparison(run, comparison, plan, diverged=list(diverged))
@@ -87,21 +91,38 @@ def _rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _machine(config: CompareConfig) -> dict[str, Any]:
+def _machine(config: CompareConfig, threads: int) -> dict[str, Any]:
     """Return the device and the number of threads of this process's jobs."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = config.device
-    if torch.device(device).type == "cuda" and processes > 1:
+    if torch.device(device).type == "cuda" and _local_processes() > 1:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    threads = config.threads or 1
-    share = max(1, threads // (config.jobs * processes))
-    return {"device": device, "threads": share}
+    return {"device": device, "threads": threads}
 
 
-def _measure(run: Run[CompareConfig], plan: Plan) -> tuple[list[Cell], dict[str, str]]:
-    """Run the jobs of the missing cells.
+def _job_threads(config: CompareConfig) -> int:
+    """Return the CPU threads of each run: a share of all, or what earlier runs of the folder had.
 
-    Return the cells of the plan, except those of diverged jobs, and the reason for each of these.
+    Sums depend on the number, so it must not depend on how the runs were shared out.
+    """
+    if config.resume and config.out is not None:
+        _, content = read_config(config.out / "config.json", "compare", CompareConfig)
+        if _JOB_THREADS in content:
+            return int(content[_JOB_THREADS])
+    return max(1, (config.threads or 1) // (config.jobs * _local_processes()))
+
+
+def _local_processes() -> int:
+    """Return how many processes ``torchrun`` started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _measure(
+    run: Run[CompareConfig], plan: Plan, threads: int
+) -> tuple[list[Cell], dict[str, str]]:
+    """Run the jobs of the missing cells, each with so many threads.
+
+    Return the cells of the plan, except those of diverged jobs, and the reason for each of these,
+    in the order of the plan, whichever ended first.
     """
     folder = run.folder.path / "cells"
     view = ComparisonView(run.observer, plan, run.folder.path / "runs")
@@ -122,13 +143,14 @@ def _measure(run: Run[CompareConfig], plan: Plan) -> tuple[list[Cell], dict[str,
         runner = Runner(
             run.folder.path,
             workers=run.config.jobs,
-            machine=_machine(run.config),
+            machine=_machine(run.config, threads),
             on_change=view.running,
             on_done=on_done,
         )
         runner.run(jobs)
     cells = [view.cells[cell.name] for cell in plan.cells if cell.name in view.cells]
-    return cells, runner.diverged
+    diverged = {j.name: runner.diverged[j.name] for j in jobs if j.name in runner.diverged}
+    return cells, diverged
 
 
 def _measure_cell(
@@ -147,8 +169,8 @@ def _take_part(config: CompareConfig) -> Path:
     while not file.is_file():
         time.sleep(POLL_SECONDS)
     while True:
-        saved, _ = read_config(file, "compare", CompareConfig)
-        if "auto" not in (saved.channels_last, saved.compile, saved.amp):
+        saved, content = read_config(file, "compare", CompareConfig)
+        if "auto" not in (saved.channels_last, saved.compile, saved.amp, saved.cuda_graphs):
             break
         time.sleep(POLL_SECONDS)
     saved = replace(
@@ -164,7 +186,7 @@ def _take_part(config: CompareConfig) -> Path:
     runner = Runner(
         config.out,
         workers=config.jobs,
-        machine=_machine(saved),
+        machine=_machine(saved, int(content.get(_JOB_THREADS) or _job_threads(saved))),
         on_change=lambda _: None,
         on_done=lambda _: None,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
+CacheUse = Literal["on", "off", "refresh"]
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
 OOD_NAMES = ("noise", "digits")

@@ -65,7 +65,8 @@ class CompareConfig(PretrainedConfig, MethodConfig):
     """Budgets in multiples of --epochs. single, average, auto and curve-ensemble train longer;
     deep-ensemble and the other methods pool that many runs."""
     jobs: int = field(default=1, metadata=HOW_TO_RUN)
-    """Number of runs at a time. They share the CPU threads, and times are not reported."""
+    """Number of runs at a time. They share the CPU threads, and times are not reported. Runs that
+    are added to a folder later have as many threads as its first ones."""
     ood: tuple[str, ...] = ("noise", "digits")
     """Out-of-distribution (OOD) images to tell from the test images by the uncertainty of the
     predictions: noise, digits, or the name, file or folder of other data."""

@@ -15,6 +15,7 @@ from fge.config.base import (
     HOW_TO_RUN,
     MAY_BE_ADDED,
     THIS_INVOCATION,
+    CacheUse,
     Precision,
     Switch,
     rates_of,
@@ -253,6 +254,9 @@ class FormatOptions(Options):
     """Store images and convolutions with the channels last. auto measures what is faster."""
     amp: Precision = "auto"
     """Automatic mixed precision. auto measures what is faster."""
+    speed_cache: CacheUse = field(default="on", metadata=THIS_INVOCATION)
+    """What auto chooses is kept in the user's cache folder (FGE_CACHE names another one), so that
+    the same run chooses the same again. refresh measures again; off neither reads nor keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)

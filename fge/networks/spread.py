@@ -45,7 +45,9 @@ def ranks_of(model: nn.Module) -> Ranks:
             group = inner.process_group
             return Ranks(dist.get_rank(group), dist.get_world_size(group), group)
         inner = getattr(inner, "_orig_mod", None)  # what torch.compile returns
-    meshes = {p.device_mesh for p in model.parameters() if is_shard(p)}  # type: ignore[attr-defined]
+    # In the order of the parameters: of two meshes of one size, all processes take the first.
+    shards = [p for p in model.parameters() if is_shard(p)]
+    meshes = dict.fromkeys(p.device_mesh for p in shards)  # type: ignore[attr-defined]
     if not meshes:
         return Ranks()
     mesh = max(meshes, key=lambda mesh: int(mesh.size()))

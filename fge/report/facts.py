@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from fge.data import Dataset
+from fge.devices import hardware_name
 
 
 def splits_note(facts: dict[str, Any]) -> str:
@@ -62,7 +62,6 @@ def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
     """Return versions and hardware, but no times."""
     import torchvision
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -70,17 +69,7 @@ def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "device": str(device),
-        "hardware": name,
+        "hardware": hardware_name(device),
         "cpu_count": os.cpu_count(),
         "threads": threads,
     }
-
-
-def _processor() -> str:
-    """Return the name of the processor, if the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

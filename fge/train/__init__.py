@@ -43,7 +43,8 @@ from fge.train.schedules import (
     TriangularLR,
 )
 from fge.train.sgld import SGLD
-from fge.train.speed import check_speed, choose_speed, is_open
+from fge.train.speed import Choice, check_speed, choose_speed, is_open, options_of, speed_of
+from fge.train.speed_cache import SpeedCache, speed_setting, typical_steps
 
 __all__ = [
     "METHODS",
@@ -52,6 +53,7 @@ __all__ = [
     "AutoPlanner",
     "AveragingLearner",
     "Batches",
+    "Choice",
     "ClosedFormLR",
     "CosineRestartsLR",
     "CyclicalSGLDLR",
@@ -67,6 +69,7 @@ __all__ = [
     "Planner",
     "Recipe",
     "Speed",
+    "SpeedCache",
     "Stage",
     "StepsLR",
     "TailLearner",
@@ -91,12 +94,16 @@ __all__ = [
     "make_optimizer",
     "mean_prediction",
     "not_finite_part",
+    "options_of",
     "recipe",
     "recipe_stages",
     "scale_initialisation",
     "single_stages",
+    "speed_of",
+    "speed_setting",
     "split_stages",
     "sse_stages",
     "star_stages",
     "train",
+    "typical_steps",
 ]

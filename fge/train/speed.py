@@ -21,9 +21,12 @@ from fge.train.graphed import WARM_UP
 from fge.train.learner import Learner, Speed
 
 _TIMED_SECONDS = 1.0
-_MIN_TIMED, _MAX_TIMED = 3, 20
-_MIN_GAIN = 1.03
-"""The speed-up that a choice needs: timings of a few steps vary by some percent."""
+_MIN_TIMED, _MAX_TIMED = 5, 20
+_CLEAR_GAIN = 1.1
+"""The speed-up that a choice needs, as the median of rounds: steps vary by some percent, and a
+choice must not hang on that."""
+_MOST_ROUNDS = 0.8
+"""The part of the rounds in which it has to be faster; where fewer agree, nothing is clear."""
 _HOPED_COMPILE_GAIN = 1.4
 _COMPILE_SECONDS_BASE, _COMPILE_SECONDS_PER_LAYER = 25.0, 0.5
 """Estimated compile time, from convnet and preresnet20 on two cores."""
@@ -56,8 +59,9 @@ def choose_speed(
     """Choose ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
     Candidates train copies of the model for a few steps on one batch; the model and the random
-    state are not changed. A candidate is chosen if it is faster and its loss agrees with that of
-    the plain model.
+    state are not changed. A candidate is chosen if it is clearly faster (a median speed-up of 1.1
+    over rounds in which candidates take turns, and faster in 80 % of them) and its loss agrees
+    with that of the plain model.
 
     Args:
         options: the four, each ``auto`` or fixed.
@@ -72,12 +76,7 @@ def choose_speed(
         UserError: a fixed option is not possible here.
     """
     check_speed(options, inputs.device, processes=processes)
-    speed = Speed(
-        channels_last=options.channels_last == "on",
-        compile=options.compile == "on",
-        amp="off" if options.amp == "auto" else options.amp,
-        cuda_graphs=options.cuda_graphs == "on",
-    )
+    speed = speed_of(options)
     if not is_open(options, inputs.device, processes=processes):
         return Choice(speed, [])
     trial = _Trial(model, inputs, targets)
@@ -119,6 +118,43 @@ def _decide(
     return speed
 
 
+def speed_of(options: SpeedOptions) -> Speed:
+    """Return what options mean; what is still ``auto`` is off."""
+    return Speed(
+        channels_last=options.channels_last == "on",
+        compile=options.compile == "on",
+        amp="off" if options.amp == "auto" else options.amp,
+        cuda_graphs=options.cuda_graphs == "on",
+    )
+
+
+def options_of(speed: Speed) -> dict[str, str]:
+    """Return the options that mean ``speed``, by name.
+
+    >>> options_of(Speed(channels_last=True))
+    {'channels_last': 'on', 'amp': 'off', 'compile': 'off', 'cuda_graphs': 'off'}
+    """
+    switches = {True: "on", False: "off"}
+    return {
+        "channels_last": switches[speed.channels_last],
+        "amp": speed.amp,
+        "compile": switches[speed.compile],
+        "cuda_graphs": switches[speed.cuda_graphs],
+    }
+
+
+def considered(
+    options: SpeedOptions, device: torch.device, *, own_model: bool = False, processes: int = 1
+) -> SpeedOptions:
+    """Return the options with ``auto`` where there is something to measure, and off elsewhere."""
+    graphs = device.type == "cuda" and processes == 1 and not own_model
+    if options.cuda_graphs == "auto" and not graphs:
+        options = replace(options, cuda_graphs="off")
+    if options.compile == "auto" and _compile_obstacle(device):
+        options = replace(options, compile="off")
+    return options
+
+
 def is_open(options: SpeedOptions, device: torch.device, *, processes: int = 1) -> bool:
     """Return whether an option is ``auto``, for this device and number of processes."""
     graphs = options.cuda_graphs if device.type == "cuda" and processes == 1 else "off"
@@ -136,7 +172,7 @@ def _consider_compile(trial: _Trial, speed: Speed, steps: int) -> Speed:
     hoped = work * (1 - 1 / _HOPED_COMPILE_GAIN)
     if hoped < cost:
         trial.reasons.append(
-            f"compile: off, it would save at most about {hoped:.0f} s of the {work:.0f} s of "
+            f"compile: off, it would save at most about {hoped:.0f} s of about {work:.0f} s of "
             f"training and take about {cost:.0f} s"
         )
         return speed
@@ -183,11 +219,15 @@ class _Trial:
         self.reasons: list[str] = []
 
     def seconds(self, speed: Speed) -> float:
-        """Return the median time of a training step."""
-        return self._run(speed)[0][0]
+        """Return the time of a training step: the least, since other work only adds to it."""
+        ((times, _),) = self._run(speed)
+        return min(times)
 
     def consider(self, name: str, candidate: Speed, present: Speed, steps: int = 0) -> Speed:
-        """Return the candidate if it is faster and its loss agrees, else ``present``; note why."""
+        """Return the candidate if it is clearly faster and its loss agrees; note why.
+
+        Else return ``present``.
+        """
         started = time.perf_counter()
         try:
             (before, loss), (after, new_loss) = self._run(present, candidate)
@@ -196,28 +236,33 @@ class _Trial:
             self.reasons.append(f"{name}: off, it fails here ({type(error).__name__}: {reason})")
             return present
         spent = time.perf_counter() - started
-        gain = before / after
+        gains = [one / other for one, other in zip(before, after, strict=True)]
+        gain, faster = statistics.median(gains), sum(each > 1 for each in gains)
+        old, new = statistics.median(before), statistics.median(after)
         agrees = abs(new_loss - loss) <= _LOSS_TOLERANCE[candidate.amp] * max(abs(loss), 1.0)
+        clear = gain >= _CLEAR_GAIN and faster >= _MOST_ROUNDS * len(gains)
         # Compiling the model itself costs about as much again, less what the compiler's cache
         # saves; the gain has to outweigh that.
-        worth = gain >= _MIN_GAIN and (steps == 0 or (before - after) * steps > spent / 2)
+        worth = clear and (steps == 0 or (old - new) * steps > spent / 2)
         verdict = "on" if worth and agrees else "off"
         note = "" if agrees else f", but its loss is {new_loss:.4g} instead of {loss:.4g}"
+        if gain >= _CLEAR_GAIN and not clear:
+            note += f", but faster in only {faster} of {len(gains)} rounds"
         self.reasons.append(
-            f"{name}: {verdict}, {1e3 * after:.1f} ms per step instead of {1e3 * before:.1f} "
+            f"{name}: {verdict}, {1e3 * new:.1f} ms per step instead of {1e3 * old:.1f} "
             f"({gain:.2f} x){note}"
         )
         return candidate if verdict == "on" else present
 
-    def _run(self, *speeds: Speed) -> list[tuple[float, float]]:
-        """Return the median seconds per step and the loss after the first steps, for each speed."""
+    def _run(self, *speeds: Speed) -> list[tuple[list[float], float]]:
+        """Return seconds per step by round, and the loss after the first steps, for each speed."""
         steps, losses = [], []
         first = WARM_UP + 2 if any(speed.cuda_graphs for speed in speeds) else 1
         for speed in speeds:
             step, loss = self._prepare(speed, first)
             steps.append(step)
             losses.append(loss)
-        return list(zip(_median_seconds(*steps), losses, strict=True))
+        return list(zip(_timed(*steps), losses, strict=True))
 
     def _prepare(self, speed: Speed, first: int) -> tuple[Callable[[], None], float]:
         """Return a training step of a copy of the model, and the last loss of ``first`` steps."""
@@ -246,19 +291,23 @@ def _without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def _median_seconds(*calls: Callable[[], None]) -> list[float]:
-    """Return the median time of each call after a warm-up, from about a second of each.
+def _timed(*calls: Callable[[], None]) -> list[list[float]]:
+    """Return the seconds of each call by round after a warm-up, about a second of each in all.
 
-    The calls take turns, so a machine that slows down slows all of them.
+    The calls take turns, so a machine that slows down slows all of them; every other round is in
+    the opposite order, so none always comes first.
     """
     for call in calls:
         call()
-    rounds: list[list[float]] = []
+    times: list[list[float]] = [[] for _ in calls]
+    pairs = list(zip(calls, times, strict=True))
     spent, enough = 0.0, _TIMED_SECONDS * len(calls)
-    while len(rounds) < _MIN_TIMED or (spent < enough and len(rounds) < _MAX_TIMED):
-        rounds.append([_seconds(call) for call in calls])
-        spent += sum(rounds[-1])
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    while len(times[0]) < _MIN_TIMED or (spent < enough and len(times[0]) < _MAX_TIMED):
+        for call, own in pairs:
+            own.append(_seconds(call))
+            spent += own[-1]
+        pairs.reverse()
+    return times
 
 
 def _seconds(call: Callable[[], None]) -> float:

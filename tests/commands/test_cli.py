@@ -33,9 +33,8 @@ from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
 from fge.data import load_dataset
 from fge.ensemble import SnapshotStore
 from fge.networks import build_model
-from fge.train import METHODS, Learner, Speed
+from fge.train import METHODS, Choice, Learner, Speed
 from fge.train.schedules import triangular
-from fge.train.speed import Choice
 
 PLAIN = shlex.split("--channels-last off --compile off --amp off --device cpu --threads 1")
 SHORT = shlex.split("--epochs 4 --start-epoch 1 --cycle-epochs 2 --batch-size 32")
