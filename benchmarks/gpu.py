@@ -5,10 +5,11 @@
 It runs in the root of a checkout, without installing the package and without a network. It needs
 torch, torchvision, numpy, scipy, matplotlib, safetensors, rich, jinja2, pillow and pytest. Other
 packages can be wheels in the folder ``--wheels`` (``wheels`` by default): tyro, docstring-parser,
-typeguard, typing-extensions and platformdirs, which the command line needs, and pyhessian, for a comparison.
-Fetch them with
+typeguard, typing-extensions and platformdirs, which the command line needs, and pyhessian, for a
+comparison. Fetch them with
 
-    pip download --no-deps -d wheels tyro docstring-parser typeguard typing-extensions platformdirs pyhessian
+    pip download --no-deps -d wheels tyro docstring-parser typeguard typing-extensions
+    pip download --no-deps -d wheels platformdirs pyhessian
 
 ``--cifar`` is the CIFAR-10 archive of JPEG files (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg`` in a
 ``.tar.xz``), ``cifar10-jpeg.tar.xz`` in the checkout by default; it is read as it is. Without it
