@@ -1,4 +1,4 @@
-"""Schedules, recipes, methods, one learner and one loop; it writes no files."""
+"""Schedules, recipes, methods, one learner, one loop; it writes no file but kept speed choices."""
 
 from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR, linear_tail
 from fge.train.distillation import TaughtBatches, mean_prediction
