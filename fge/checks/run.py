@@ -32,7 +32,7 @@ CHECKS: dict[str, Check] = {
 }
 """Name and function of each check, in order; a function returns what it found to be well."""
 NEED_OUTPUTS = (
-    *("snapshots", "deep-copies", "ensembles", "curve ends"),
+    *("snapshots", "deep-copies", "ensembles", "curve ends", "second derivatives"),
     *("mixed precision", "exports", "compiles"),
 )
 """Checks that compare outputs, and say nothing where these are not right by themselves."""
