@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,12 +16,14 @@ from fge.errors import UserError
 from fge.networks import (
     ForwardFn,
     LossFn,
+    TargetFn,
     call_model,
     check_reiterable,
     count_examples,
     cut,
     nothing_yielded,
     preserved,
+    targets_of,
     to_device,
     unwrap,
 )
@@ -107,6 +109,7 @@ class Subject:
     loss_fn: LossFn
     forward_fn: ForwardFn | None
     own_call: bool = field(default=False)
+    target_fn: TargetFn | None = None
 
     @classmethod
     def of(
@@ -115,6 +118,7 @@ class Subject:
         batches: Iterable[Any],
         loss_fn: LossFn,
         forward_fn: ForwardFn | None,
+        target_fn: TargetFn | None = None,
     ) -> Subject:
         """Return the subject with the first examples.
 
@@ -129,7 +133,7 @@ class Subject:
         ]
         if not parts:
             raise nothing_yielded()
-        return cls(unwrap(model), parts, loss_fn, forward_fn, forward_fn is not None)
+        return cls(unwrap(model), parts, loss_fn, forward_fn, forward_fn is not None, target_fn)
 
     @property
     def batch(self) -> Any:
@@ -170,14 +174,11 @@ class Subject:
         """Return the loss of a batch with its graph.
 
         Raises:
-            CheckFailedError: the batch has no targets.
+            UserError: it is not known what its targets are.
         """
         whole = self.batch if batch is None else batch
-        if not isinstance(whole, Sequence) or len(whole) < 2:
-            raise CheckFailedError(
-                f"a batch is a {type(whole).__name__} without targets", "yield (inputs, targets)"
-            )
-        return self.loss_fn(self.outputs(whole, model), whole[1])
+        outputs = self.outputs(whole, model)
+        return self.loss_fn(outputs, targets_of(whole, self.loss_fn, self.target_fn))
 
     def step(self, lr: float = 0.01, batch: Any = None) -> Tensor:
         """Take a step of plain gradient descent in training mode; return the loss before it."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from fge.checks import running, weights
 from fge.checks.findings import Finding, Findings, Subject, outcome
-from fge.networks import ForwardFn, LossFn, canonical_state
+from fge.networks import ForwardFn, LossFn, TargetFn, canonical_state
 from fge.seeds import same_random_state
 
 Check = Callable[[Subject], str]
@@ -44,6 +44,7 @@ def check(
     *,
     loss_fn: LossFn = F.cross_entropy,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     compilation: bool = True,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Findings:
@@ -64,6 +65,7 @@ def check(
         loss_fn: of outputs and targets, averaged over the batch.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         compilation: also check ``torch.compile``, which may take half a minute.
         on_finding: called after each check.
 
@@ -73,7 +75,7 @@ def check(
     Raises:
         UserError: ``batches`` can be iterated only once, or yields nothing.
     """
-    subject = Subject.of(model, batches, loss_fn, forward_fn)
+    subject = Subject.of(model, batches, loss_fn, forward_fn, target_fn)
     found: list[Finding] = []
     for name, work in CHECKS.items():
         if name == "compiles" and not compilation:

@@ -17,7 +17,9 @@ from fge.curves import Curve, PolyChain, evaluate_curve
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.landscape import HessianOperator
 from fge.networks import (
+    Layout,
     TailAverage,
+    buffers_of,
     canonical_state,
     flatten,
     has_running_statistics,
@@ -112,7 +114,7 @@ def averages(subject: Subject) -> str:
 
 def curve_ends(subject: Subject) -> str:
     """Check that both ends of a curve have the losses of their networks."""
-    ends, losses = [], []
+    ends, losses, buffers = [], [], []
     for _ in range(2):
         if has_running_statistics(subject.model):
             refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
@@ -120,14 +122,16 @@ def curve_ends(subject: Subject) -> str:
         with torch.no_grad():
             losses.append(float(subject.loss()))
         ends.append(flatten(subject.model, subject.model).clone())
+        buffers.append({n: b.clone() for n, b in buffers_of(subject.model).items()})
         subject.step(lr=_STEP)
     records = evaluate_curve(
         subject.model,
-        Curve(PolyChain(2), torch.stack(ends)),
+        Curve(PolyChain(2), torch.stack(ends), Layout.of(subject.model), (buffers[0], buffers[1])),
         [subject.batch],
         num_points=2,
         loss_fn=subject.loss_fn,
         forward_fn=subject.forward_fn,
+        target_fn=subject.target_fn,
         refresh=subject.batches if has_running_statistics(subject.model) else None,
     )
     for t, record, expected in zip((0, 1), records, losses, strict=True):
@@ -135,7 +139,7 @@ def curve_ends(subject: Subject) -> str:
         if not math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-5):
             raise CheckFailedError(
                 f"the curve at t = {t} has a loss of {found:.4g}, its network {expected:.4g}",
-                "running statistics of other layers than batch norm belong to one network",
+                "what is neither a parameter nor a buffer belongs to one network",
             )
     return f"losses {losses[0]:.4g} and {losses[1]:.4g} are those of the networks"
 
@@ -162,7 +166,11 @@ def ensembles(subject: Subject) -> str:
 def second_derivatives(subject: Subject) -> str:
     """Check products of the Hessian: symmetry, and a finite difference of gradients."""
     operator = HessianOperator(
-        subject.model, subject.loss_fn, [subject.batch], forward_fn=subject.forward_fn
+        subject.model,
+        subject.loss_fn,
+        [subject.batch],
+        forward_fn=subject.forward_fn,
+        target_fn=subject.target_fn,
     )
     operator.gradient()
     return f"{operator.agreement}".removesuffix(".").removeprefix("Hessian ")

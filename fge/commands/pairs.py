@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fge import metrics
 from fge.commands.build import Setup
@@ -34,7 +33,7 @@ from fge.data import EvalBatches, TrainBatches
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_records, sha256, write_records
-from fge.networks import unflatten, unwrap
+from fge.networks import estimated_layers, unflatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
 from fge.train import EpochEnd, Speed
@@ -152,9 +151,7 @@ class CurveStudy:
     @property
     def refresh_images(self) -> int:
         """Images passed forward for the batch-norm statistics of one point on a path."""
-        layers = (m for m in unwrap(self.model).modules() if isinstance(m, _BatchNorm))
-        estimated = any(layer.track_running_stats for layer in layers)
-        return len(self.data.measured.split) if estimated else 0
+        return len(self.data.measured.split) if estimated_layers(self.model) else 0
 
     @property
     def point_images(self) -> int:
@@ -172,7 +169,7 @@ class CurveStudy:
     def _load(self) -> Curve:
         curve = Curve.load(self._file)
         device = self.ends[0].device
-        curve = Curve(curve.family, curve.points.to(device), curve.layout)
+        curve = Curve(curve.family, curve.points.to(device), curve.layout, curve.buffers)
         if not all(torch.equal(curve.points[i], self.ends[i]) for i in (0, -1)):
             raise UserError(
                 f"{self._file} connects other networks; give another --out, or replace it with "

@@ -14,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fge.curves.buffers import Ends, check_buffers
 from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
+from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
 from fge.files import write_bytes
 from fge.networks import Layout, check_distinct, decode_weights, split_header
@@ -26,19 +28,27 @@ _COLUMNS = 1 << 20
 """Columns per block of the Gram matrix, so that float64 copies stay small."""
 
 
-class Curve:
+class Curve(Networks):
     """A curve through weight space: a family and its points.
 
     Args:
         family: coefficients as functions of t.
         points: (B, P), the first and last are the ends; not copied, so do not change them later.
         layout: names and shapes of the parameters, for state dicts.
+        buffers: of the networks at the two ends, by name; not copied. They need a layout.
 
     Raises:
-        UserError: the points do not fit the family or the layout.
+        UserError: the points do not fit the family or the layout, or the ends differ in the names
+            or shapes of their buffers.
     """
 
-    def __init__(self, family: Family, points: Tensor, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        points: Tensor,
+        layout: Layout | None = None,
+        buffers: Ends | None = None,
+    ) -> None:
         if points.ndim != 2 or len(points) != family.num_points:
             raise UserError(
                 f"the points of this curve must have shape ({family.num_points}, P), "
@@ -50,9 +60,14 @@ class Curve:
             raise UserError(
                 f"the layout has {layout.numel} parameters, the points have {points.shape[1]}"
             )
+        if buffers is not None:
+            if layout is None:
+                raise UserError("buffers need the names of the parameters too; give a layout")
+            check_buffers(buffers)
         self.family = family
         self.points = points.detach()
         self.layout = layout
+        self.buffers = buffers
 
     def __repr__(self) -> str:
         """Return the family, the number of points and parameters, and the length."""
@@ -127,25 +142,21 @@ class Curve:
         """Return |sum_i a_i w_i| for coefficients a (B,) that sum to 0."""
         return math.sqrt(max(float(coefficients @ self._gram @ coefficients), 0.0))
 
-    def state_dict(self, t: float) -> dict[str, Tensor]:
-        """Return the parameters at t by name, contiguous, each with its own memory.
-
-        Raises:
-            UserError: the curve has no layout, or t is outside [0, 1].
-        """
-        return _named(self.layout, self.at(t))
+    def ends_at(self, t: float) -> tuple[Ends | None, float]:
+        """Return the buffers of the ends, if known, and t."""
+        return self.buffers, float(t)
 
     def save(self, path: str | Path) -> None:
         """Write the curve to a ``.safetensors`` file, atomically.
 
-        Each parameter is a tensor (B, ...) under its name, with its values at the B points;
-        without a layout there is one tensor ``points`` (B, P). The metadata hold the family and
-        the order of the parameters.
+        Each parameter is a tensor (B, ...) under its name, with its values at the B points, and
+        each buffer one (2, ...) with its values at the ends; without a layout there is one tensor
+        ``points`` (B, P). The metadata hold the family and the order of the parameters.
 
         Raises:
             OSError: the file could not be written; an existing file is unchanged.
         """
-        write_points(Path(path), self.family, self.points, self.layout)
+        write_points(Path(path), self.family, self.points, self.layout, self.buffers)
 
     @classmethod
     def load(cls, path: str | Path) -> Curve:
@@ -169,10 +180,15 @@ def elevate(curve: Curve) -> Curve:
     middle = [
         combination([i / count, 1 - i / count], points[i - 1 : i + 1]) for i in range(1, count)
     ]
-    return Curve(Bezier(count + 1), torch.stack([points[0], *middle, points[-1]]), curve.layout)
+    return Curve(
+        Bezier(count + 1),
+        torch.stack([points[0], *middle, points[-1]]),
+        curve.layout,
+        curve.buffers,
+    )
 
 
-class Chain:
+class Chain(Networks):
     """Curves joined end to end through several networks; each gets an equal part of t in [0, 1].
 
     A t between two curves belongs to the second. The interface is that of :class:`Curve`.
@@ -272,9 +288,10 @@ class Chain:
             before += float(parts[-1])
         return lengths
 
-    def state_dict(self, t: float) -> dict[str, Tensor]:
-        """Return the parameters at t by name; see :meth:`Curve.state_dict`."""
-        return _named(self.layout, self.at(t))
+    def ends_at(self, t: float) -> tuple[Ends | None, float]:
+        """Return the buffers of the ends of the curve on which t lies, and the t on it."""
+        piece, part = locate(t, len(self.curves))
+        return self.curves[piece].buffers, part
 
 
 def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
@@ -325,8 +342,10 @@ def combination(coefficients: Sequence[float], points: Tensor) -> Tensor:
     return total
 
 
-def write_points(path: Path, family: Family, points: Tensor, layout: Layout | None) -> None:
-    """Write family, points and layout to a ``.safetensors`` file; see :meth:`Curve.save`."""
+def write_points(
+    path: Path, family: Family, points: Tensor, layout: Layout | None, buffers: Ends | None = None
+) -> None:
+    """Write a curve to a ``.safetensors`` file; see :meth:`Curve.save`."""
     points = points.cpu()
     metadata = {"kind": _KIND, "family": family.name, "num_points": str(family.num_points)}
     tensors = {_POINTS: points.contiguous()}
@@ -336,6 +355,10 @@ def write_points(path: Path, family: Family, points: Tensor, layout: Layout | No
         shapes = [(len(points), *shape) for shape in layout.shapes]
         parts = [part.reshape(s).contiguous() for part, s in zip(columns, shapes, strict=True)]
         tensors = dict(zip(layout.names, parts, strict=True))
+    if buffers is not None:
+        first, second = buffers
+        metadata["buffers"] = json.dumps(list(first))
+        tensors |= {name: torch.stack([v, second[name]]).cpu() for name, v in first.items()}
     write_bytes(path, _with_sorted_metadata(save(tensors, metadata=metadata)))
 
 
@@ -351,7 +374,7 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + rest
 
 
-def read_points(path: Path) -> tuple[Family, Tensor, Layout | None]:
+def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]:
     """Return what :func:`write_points` wrote, bitwise, on the CPU."""
     if not path.is_file():
         raise UserError(f"no curve file {path}")
@@ -368,25 +391,21 @@ def read_points(path: Path) -> tuple[Family, Tensor, Layout | None]:
 
 def _decode(
     tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> tuple[Family, Tensor, Layout | None]:
-    """Return family, points and layout; damaged data raise one of several errors."""
+) -> tuple[Family, Tensor, Layout | None, Ends | None]:
+    """Return family, points, layout and buffers; damaged data raise one of several errors."""
     family = make_family(metadata["family"], int(metadata["num_points"]))
     rows = family.num_points
     if "layout" not in metadata:
         points = tensors[_POINTS]
         if len(points) != rows:
             raise ValueError(f"the metadata name {rows} points, there are {len(points)}")
-        return family, points, None
+        return family, points, None, None
     names = tuple(json.loads(metadata["layout"]))
-    if sorted(names) != sorted(tensors):
+    others = json.loads(metadata.get("buffers", "[]"))
+    if sorted([*names, *others]) != sorted(tensors):
         raise KeyError("the tensors are not those of the layout")
     parts = [tensors[name] for name in names]
     layout = Layout(names, tuple(tuple(part.shape[1:]) for part in parts))
     columns = [part.reshape(rows, size) for part, size in zip(parts, layout.sizes, strict=True)]
-    return family, torch.cat(columns, dim=1), layout
-
-
-def _named(layout: Layout | None, vector: Tensor) -> dict[str, Tensor]:
-    if layout is None:
-        raise UserError("a state dict needs names; give the curve a layout: Layout.of(model)")
-    return {name: part.clone() for name, part in layout.split(vector).items()}
+    first, second = ({name: tensors[name][end] for name in others} for end in (0, 1))
+    return family, torch.cat(columns, dim=1), layout, (first, second) if others else None

@@ -14,18 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import metrics
+from fge.curves.buffers import Buffers, write_buffers
+from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least, unknown
 from fge.networks import (
     REFRESH_IMAGES,
     ForwardFn,
     HostRows,
     LossFn,
+    TargetFn,
     call_model,
     check_reiterable,
     count_examples,
     nothing_yielded,
     preserved,
     refresh_batch_norm,
+    targets_of,
     to_device,
     write_parameters,
 )
@@ -54,6 +58,7 @@ def evaluate_curve(
     loss_fn: LossFn = F.cross_entropy,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     speed: Speed | None = None,
     on_point: Callable[[float, Probabilities], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -61,8 +66,10 @@ def evaluate_curve(
 ) -> list[Record]:
     """Measure the networks w(t) on a curve, each with batch-norm statistics estimated at its t.
 
-    The default of 61 points is that of the reference implementation of arXiv 1802.10026. Give
-    training data without augmentation. The model is unchanged afterwards.
+    Other buffers are those of the network at an end of the curve, if it has them. In between,
+    running statistics of instance norm are estimated too; others are linear in t, with a warning
+    if they differ. The default of 61 points is that of the reference implementation of arXiv
+    1802.10026. Give training data without augmentation. The model is unchanged afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
@@ -72,11 +79,12 @@ def evaluate_curve(
         num_points: number of evenly spaced values of t, 0 and 1 included.
         ts: values of t to use instead.
         refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
-        num_images: at most this many of them; None for all, 0 to keep the model's statistics.
+        num_images: at most this many of them; None for all, 0 to keep the model's buffers.
         loss_fn: of outputs and targets, averaged over the batch.
         weight_decay: adds weight_decay / 2 * |w(t)|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
         on_point: called with t and the probabilities (N, C) by split (``""`` if ``batches`` is not
             a mapping).
@@ -102,19 +110,31 @@ def evaluate_curve(
         loss_fn=loss_fn,
         weight_decay=weight_decay,
         forward_fn=forward_fn,
+        target_fn=target_fn,
         speed=speed,
     )
+    if isinstance(curve, Networks) and num_images != 0:
+        curve.warn_of_interpolated(model, (t for t in grid if t not in known))
     with preserved(model):
         for position in _along(curve, grid):
             t = position["t"]
             if t not in known:
-                scores, probabilities = evaluate(curve.at(t))
+                scores, probabilities = _measured(evaluate, curve, t)
                 known[t] = {**position, **scores}
                 if on_point:
                     on_point(t, probabilities)
                 if on_record:
                     on_record(known[t])
     return [known[t] for t in grid]
+
+
+def _measured(
+    evaluate: WeightsEvaluator, curve: AnyCurve, t: float
+) -> tuple[Record, Probabilities]:
+    """Measure the network at t, with its own buffers if the curve has them."""
+    if isinstance(curve, Networks):
+        return evaluate(curve.at(t), curve.buffers_at(t), own=curve.knows(t))
+    return evaluate(curve.at(t))
 
 
 def _grid(num_points: int, ts: Sequence[float] | None) -> list[float]:
@@ -217,6 +237,7 @@ class WeightsEvaluator:
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
 
     Raises:
@@ -233,6 +254,7 @@ class WeightsEvaluator:
         loss_fn: LossFn = F.cross_entropy,
         weight_decay: float = 0.0,
         forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
         speed: Speed | None = None,
     ) -> None:
         self.model = model
@@ -246,10 +268,16 @@ class WeightsEvaluator:
         self.loss_fn = loss_fn
         self.weight_decay = weight_decay
         self.forward_fn = forward_fn or call_model
+        self.target_fn = target_fn
         self.speed = speed or Speed()
 
-    def __call__(self, vector: Tensor) -> tuple[Record, Probabilities]:
+    def __call__(
+        self, vector: Tensor, buffers: Buffers | None = None, *, own: bool = False
+    ) -> tuple[Record, Probabilities]:
         """Return the record and the probabilities at weights (P,), canonical.
+
+        They get ``buffers`` by name, or keep the model's. With ``own`` these are of the same
+        network, and only batch-norm statistics are estimated, not those of instance norm.
 
         The record has ``loss`` and, for classification (logits (N, C)), ``error`` (percent) and
         ``nll`` (nats per example), NaN if the probabilities are not finite; a split's name and
@@ -263,8 +291,13 @@ class WeightsEvaluator:
             self.model.to(memory_format=torch.channels_last)
         write_parameters(self.model, vector)
         if self.num_images != 0:
+            write_buffers(self.model, buffers or {})
             refresh_batch_norm(
-                self.model, self.refresh, num_images=self.num_images, forward_fn=self.forward_fn
+                self.model,
+                self.refresh,
+                num_images=self.num_images,
+                forward_fn=self.forward_fn,
+                instance_norm=not own,
             )
         penalty = self.weight_decay / 2 * float(vector.double().square().sum())
         record: Record = {}
@@ -286,7 +319,8 @@ class WeightsEvaluator:
         """Return a split's mean loss and, for classification, probabilities and targets."""
         device = next(self.model.parameters()).device
         dtype = self.speed.autocast_dtype
-        losses, sizes = [], []
+        losses: list[Tensor] = []
+        sizes: list[int] = []
         probs, labels = HostRows(), HostRows()
         of_classes = True
         for batch in batches:
@@ -295,7 +329,7 @@ class WeightsEvaluator:
                 outputs = self.forward_fn(self.model, moved)
             if dtype is not None:
                 outputs = outputs.float()
-            targets = moved[1] if isinstance(moved, list) and len(moved) > 1 else moved
+            targets = targets_of(moved, self.loss_fn, self.target_fn)
             losses.append(self.loss_fn(outputs, targets).double())
             sizes.append(count_examples(moved))
             of_classes = of_classes and _of_classes(outputs, targets)
@@ -305,9 +339,12 @@ class WeightsEvaluator:
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
         loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if not of_classes:
+        if not (of_classes and sum(sizes)):
             return loss, None, torch.empty(0)
-        return loss, probs.all(), labels.all()
+        classes, targets = probs.all(), labels.all()
+        # A loss may have targets of its own, such as a class to leave out.
+        known = int(targets.min()) >= 0 and int(targets.max()) < classes.shape[1]
+        return (loss, classes, targets) if known else (loss, None, torch.empty(0))
 
 
 def _of_classes(outputs: Tensor, targets: Any) -> bool:
@@ -315,5 +352,6 @@ def _of_classes(outputs: Tensor, targets: Any) -> bool:
         isinstance(targets, Tensor)
         and not targets.is_floating_point()
         and outputs.ndim == 2
+        and outputs.shape[1] > 1
         and targets.shape == outputs.shape[:1]
     )

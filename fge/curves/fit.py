@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fge.curves.buffers import end_buffers
 from fge.curves.curve import Curve, straight_points
 from fge.curves.families import Family, make_family
 from fge.curves.objectives import Draw, Objective, Shape, make_objective, stratified_uniform
@@ -24,11 +26,13 @@ from fge.networks import (
     ForwardFn,
     Layout,
     LossFn,
+    TargetFn,
     Weights,
     check_distinct,
     check_reiterable,
     count_examples,
     flatten,
+    named_parameters,
     nothing_yielded,
     preserved,
     read_state,
@@ -67,6 +71,7 @@ def fit_curve(
     weight_decay: float = 5e-4,
     loss_fn: LossFn = F.cross_entropy,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     seed: int = 0,
     schedule: MakeSchedule | None = None,
     speed: Speed | None = None,
@@ -97,6 +102,7 @@ def fit_curve(
         loss_fn: of outputs and targets, averaged over the batch.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         seed: of the draws of t and of random numbers in the model (dropout).
         schedule: ``schedule(optimizer, steps_per_epoch)``; by default :class:`EndpointLR` over
             ``epochs``.
@@ -108,12 +114,13 @@ def fit_curve(
             CPU the result is bitwise that of an uninterrupted fit. It is not removed at the end.
 
     Returns:
-        The curve, with the model's layout; first and last points are the ends, bitwise.
+        The curve, with the model's layout and the buffers of the ends; first and last points are
+        the ends, bitwise.
 
     Raises:
         UserError: there are fewer than 3 points, the weights do not fit the model, are not finite
-            or are equal, the family or objective is unknown, batches or options are invalid, or
-            the checkpoint is of another fit.
+            or are equal, the family or objective is unknown, batches or options are invalid, no
+            parameter requires a gradient, or the checkpoint is of another fit.
         DivergenceError: the loss or the bends are not finite.
     """
     numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -124,12 +131,16 @@ def fit_curve(
     shape = make_family(family, num_points) if initial is None else initial.family
     options: dict[str, Any] = {"objective": make_objective(objective), "seed": seed, **numbers}
     options |= {"speed": speed, "loss_fn": loss_fn, "forward_fn": forward_fn}
+    options["target_fn"] = target_fn
     points = _first_points(model, start, end, shape, initial)
+    if not any(parameter.requires_grad for parameter in named_parameters(model).values()):
+        raise UserError("no parameter of the model requires a gradient; set requires_grad")
+    buffers = end_buffers(model, start, end)  # before the fit changes those of the model
     with preserved(model), _own_randomness(points.device):
         learner = CurveLearner(model, shape, points, **options)
         rates = (schedule or partial(_endpoint, epochs=epochs))(learner.optimizer, len(sized))
         _run(learner, rates, sized, epochs, checkpoint, on_epoch)
-        return Curve(shape, learner.release_points(), Layout.of(model))
+        return Curve(shape, learner.release_points(), Layout.of(model), buffers)
 
 
 class CurveLearner(Learner):
@@ -138,7 +149,8 @@ class CurveLearner(Learner):
     A step draws t, writes w(t) into the model's flat parameters, runs one ordinary backward pass
     and turns the flat gradient g into that of each bend: c_j(t) * (g + weight_decay * w(t)) plus
     the objective's term (arXiv 1802.10026, section 3.2; here in closed form). The ends are fixed,
-    and so are parameters that do not require gradients. The model's parameters become views of one
+    and so are parameters that do not require gradients. With batch norm a batch of a single image
+    among larger ones moves nothing. The model's parameters become views of one
     vector; the learner takes ``points`` (B, P, canonical, dtype and device of the model) over,
     changes them and keeps them in the model's memory order.
     """
@@ -157,6 +169,7 @@ class CurveLearner(Learner):
         speed: Speed | None = None,
         loss_fn: LossFn = F.cross_entropy,
         forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
     ) -> None:
         if speed is not None and speed.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -177,22 +190,45 @@ class CurveLearner(Learner):
         ]
         fused = points.device.type in ("cpu", "cuda")
         optimizer = torch.optim.SGD(self.bends, lr=lr, momentum=momentum, fused=fused)
-        super().__init__(model, optimizer, speed, loss_fn=loss_fn, forward_fn=forward_fn)
+        calls: dict[str, Any] = {"forward_fn": forward_fn, "target_fn": target_fn}
+        super().__init__(model, optimizer, speed, loss_fn=loss_fn, **calls)
+        self._normalises = any(isinstance(module, _BatchNorm) for module in model.modules())
 
     def step(self, *batch: Any) -> Tensor:
-        """Move the bends by one batch; return the loss at w(t) before the step, without decay."""
+        """Move the bends by one batch; return the loss at w(t) before the step, without decay.
+
+        Raises:
+            UserError: as :meth:`Learner.step`, or batch norm cannot normalise a single image.
+        """
+        if self.batch_size is None:  # the batch size that the model is compiled for
+            self.batch_size = count_examples(batch)
+        if self._leaves_out(batch):
+            return torch.zeros((), device=self.device)
         u = stratified_uniform(self.seed, self.steps, self.objective.strata)
         gram = quick_gram(self.points) if self.objective.uses_gram else None
         draw = self.objective.draw(u, Shape(self.family, gram))
         self.move_to(draw.t)
-        if self.batch_size is None:  # the batch size that the model is compiled for
-            self.batch_size = count_examples(batch)
-        loss = self._backward(to_device(batch[0] if len(batch) == 1 else batch, self.device))
+        try:
+            loss = self._backward(to_device(batch[0] if len(batch) == 1 else batch, self.device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "batch norm cannot normalise a batch of a single image; give larger batches"
+            ) from error
         self._set_gradients(draw, loss)
         self._update()
         self.flat.zero_grad()
         self.steps += 1
         return loss
+
+    def joint_images(self, batch: Any) -> int:
+        """Return the images of a batch that moved the bends."""
+        return 0 if self._leaves_out(batch) else count_examples(batch)
+
+    def _leaves_out(self, batch: Any) -> bool:
+        """Return whether a batch is a single image among larger ones, which batch norm refuses."""
+        return self._normalises and self.batch_size != 1 and count_examples(batch) == 1
 
     @torch.no_grad()
     def move_to(self, t: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge import metrics
@@ -18,13 +19,16 @@ from fge.networks import (
     ForwardFn,
     RunningAverage,
     RunningMean,
+    TargetFn,
     canonical_state,
     check_reiterable,
     copy_module,
     load_weights,
+    parts_of,
     predict_logits,
     refresh_batch_norm,
     reordered,
+    targets_of,
 )
 from fge.observer import listed
 
@@ -130,6 +134,7 @@ def fold(
     refresh: Iterable[Any],
     num_images: int | None = REFRESH_IMAGES,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
 ) -> Fold:
     """Fold members into one network by greedily averaging weights while validation NLL allows it.
 
@@ -157,6 +162,7 @@ def fold(
         num_images: how many images estimate the statistics; None uses all.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets (N,)`` where they are not the second of two parts.
 
     Raises:
         UserError: no members, tensors that do not fit the model, a model that cannot be copied or
@@ -167,7 +173,8 @@ def fold(
         check_reiterable(batches)
     if len(members) == 0:
         raise UserError("folding needs at least one member, got none")
-    bench = _Bench(copy_module(model), validation, refresh, num_images, forward_fn)
+    copy = copy_module(model)
+    bench = _Bench(copy, validation, refresh, num_images, forward_fn, target_fn)
     figures, mean = [], RunningMean()
     for position in range(len(members)):
         load_weights(bench.model, canonical_state(members[position]), f"member {position}")
@@ -225,12 +232,14 @@ class _Bench:
         refresh: Iterable[Any],
         num_images: int | None,
         forward_fn: ForwardFn | None,
+        target_fn: TargetFn | None,
     ) -> None:
         self.model = model
         self.validation = validation
         self.refresh = refresh
         self.num_images = num_images
         self.forward_fn = forward_fn
+        self.target_fn = target_fn
         self.targets: Tensor | None = None
 
     def measure(self, state: dict[str, Tensor]) -> Candidate:
@@ -255,7 +264,7 @@ class _Bench:
                     "logits (0, z) of two classes"
                 )
             probs.append(logits.double().softmax(dim=1).cpu())
-            labels.append(_targets(batch).cpu())
+            labels.append(self._targets_of(batch).cpu())
         self._check_order(torch.cat(labels))
         return torch.cat(probs)
 
@@ -269,8 +278,12 @@ class _Bench:
             raise reordered("validation batches")
         self.targets = targets
 
-
-def _targets(batch: Any) -> Tensor:
-    if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        return batch[1]
-    raise UserError("validation batches must yield (inputs, targets, ...): targets are missing")
+    def _targets_of(self, batch: Any) -> Tensor:
+        few = self.target_fn is None and len(parts_of(batch) or ()) < 2
+        targets = None if few else targets_of(batch, F.cross_entropy, self.target_fn)
+        if not isinstance(targets, Tensor):
+            raise UserError(
+                "validation batches must yield (inputs, targets, ...): targets are missing; give "
+                "them, or target_fn"
+            )
+        return targets

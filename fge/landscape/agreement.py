@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
+from fge.networks import map_tensors
 from fge.seeds import generator
 
 Products = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
@@ -22,6 +23,10 @@ _STEPS = {torch.float64: (1e-8, 1e-9), torch.float32: (1e-3, 3e-4)}
 _SYMMETRY = {torch.float64: 1e-5, torch.float32: 0.05}
 _DIFFERENCE = {torch.float64: 1e-3, torch.float32: 0.5}
 """Relative differences that are allowed. In float32 rounding and kinks leave little to compare."""
+_CAUSE = (
+    "a part of the model or loss has a wrong second derivative (a custom autograd function or a "
+    "fused layer) or draws random numbers: replace it"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Agreement:
 
     ``symmetry``: |u·Hv - v·Hu| as a part of |u| |Hv|, for random u and v; ``difference``: of Hu and
     a central difference of gradients, as a part of |Hu|; ``dtype``: in which both were computed;
-    ``agrees``: whether the difference is small, or no more than rounding leaves.
+    ``agrees``: whether the difference is small, or no more than rounding leaves. The numbers are
+    NaN if nothing could be compared, as in half precision.
     """
 
     symmetry: float
@@ -41,6 +47,8 @@ class Agreement:
     def __str__(self) -> str:
         """Say it in a sentence."""
         precision = str(self.dtype).removeprefix("torch.")
+        if math.isnan(self.symmetry):
+            return f"Hessian products could not be checked in {precision}."
         return (
             f"Hessian products are symmetric to {self.symmetry:.0e} and agree with finite "
             f"differences of gradients to {self.difference:.0e} ({precision})."
@@ -71,7 +79,9 @@ def check_products(subject: Differentiable, batch: Any) -> Agreement:
     try:
         with set_aside(subject.model, torch.float64):
             agreement = _measured(subject, in_dtype(batch, torch.float64), torch.float64)
-    except RuntimeError:  # a part of the model computes in a dtype of its own
+    except UserError:
+        raise
+    except Exception:  # a part of the model or loss computes in a dtype of its own
         own = subject.parameters[0].dtype
         if own != torch.float32:
             return Agreement(math.nan, math.nan, own)
@@ -80,14 +90,12 @@ def check_products(subject: Differentiable, batch: Any) -> Agreement:
     if agreement.symmetry > _SYMMETRY[agreement.dtype]:
         raise UserError(
             f"Hessian products are wrong: u·Hv and v·Hu differ by {agreement.symmetry:.2g} of "
-            "|u| |Hv|, but a Hessian is symmetric; a part of the model or loss has a wrong second "
-            "derivative (a custom autograd function or a fused layer): replace it"
+            f"|u| |Hv|, but a Hessian is symmetric; {_CAUSE}"
         )
     if not agreement.agrees:
         raise UserError(
             f"Hessian products are wrong: they differ by {agreement.difference:.2g} of their size "
-            "from a finite difference of gradients; a part of the model or loss has a wrong second "
-            "derivative (a custom autograd function or a fused layer): replace it"
+            f"from a finite difference of gradients; {_CAUSE}"
         )
     return agreement
 
@@ -103,20 +111,38 @@ def _measured(subject: Differentiable, batch: Any, dtype: torch.dtype) -> Agreem
     flat_u, flat_v = _flat(u, parameters), _flat(v, parameters)
     scale = float(flat_u.norm() * torch.maximum(hv.norm(), hu.norm())) or 1.0
     symmetry = abs(float(flat_u @ hv) - float(flat_v @ hu)) / scale
+    difference, agrees = _difference(subject, batch, u, hu)
+    if not agrees:
+        # Weights without a gradient may be rounded to integers, as the signs of an orthogonal
+        # parametrization are: the loss jumps along them.
+        gradients = subject.gradients(batch)[0]
+        u = [
+            torch.zeros_like(d) if g is None else torch.where(g.detach() == 0, 0, d)
+            for d, g in zip(u, gradients, strict=True)
+        ]
+        difference, agrees = _difference(subject, batch, u, _flat(products(u), parameters))
+    return Agreement(symmetry, difference, dtype, agrees=agrees)
+
+
+def _difference(
+    subject: Differentiable, batch: Any, u: Sequence[Tensor], hu: Tensor
+) -> tuple[float, bool]:
+    """Return how far Hu is from central differences of gradients, and whether that is little."""
     differences, allowed = [], False
-    for size in _STEPS[dtype]:
+    size_of_hu = float(hu.norm())
+    for size in _STEPS[u[0].dtype]:
         ends = []
         for sign in (1, -1):
-            with moved(parameters, u, sign * size):
-                ends.append(_flat(subject.gradients(batch)[0], parameters))
+            with moved(subject.parameters, u, sign * size):
+                ends.append(_flat(subject.gradients(batch)[0], subject.parameters))
         away = float(((ends[0] - ends[1]) / (2 * size) - hu).norm())
-        differences.append(away / (float(hu.norm()) or 1.0))
+        differences.append(away / (size_of_hu or 1.0))
         # What rounding of the gradients leaves is no disagreement.
-        rounding = 100 * torch.finfo(dtype).eps * float(ends[0].norm()) / size
-        allowed = away <= max(_DIFFERENCE[dtype] * float(hu.norm()), rounding)
+        rounding = 100 * torch.finfo(u[0].dtype).eps * float(ends[0].norm()) / size
+        allowed = away <= max(_DIFFERENCE[u[0].dtype] * size_of_hu, rounding)
         if allowed:
             break
-    return Agreement(symmetry, min(differences), dtype, agrees=allowed)
+    return min(differences), allowed
 
 
 def _direction(
@@ -178,11 +204,7 @@ def set_aside(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def in_dtype(batch: Any, dtype: torch.dtype) -> Any:
-    """Return a copy of nested values whose floating-point tensors are in a dtype."""
-    if isinstance(batch, Tensor):
-        return batch.to(dtype, copy=True) if batch.is_floating_point() else batch.clone()
-    if isinstance(batch, list | tuple):
-        return [in_dtype(part, dtype) for part in batch]
-    if isinstance(batch, dict):
-        return {key: in_dtype(part, dtype) for key, part in batch.items()}
-    return batch
+    """Return a copy of a batch whose floating-point tensors are in a dtype."""
+    return map_tensors(
+        batch, lambda t: t.to(dtype, copy=True) if t.is_floating_point() else t.clone()
+    )

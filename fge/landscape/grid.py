@@ -18,7 +18,7 @@ from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
 from fge.errors import UserError, check_at_least
 from fge.files import append_record, read_npz, read_records, write_npz
 from fge.landscape.plane import Bounds, Plane
-from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, preserved
+from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, TargetFn, preserved
 from fge.seeds import generator
 from fge.train import Speed
 
@@ -39,6 +39,7 @@ def evaluate_plane(
     loss_fn: LossFn = F.cross_entropy,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     speed: Speed | None = None,
     store: str | Path | None = None,
     on_point: Callable[[int, int], None] | None = None,
@@ -62,6 +63,7 @@ def evaluate_plane(
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
         store: a JSON-lines file for the measured points; the points of an interrupted call are
             not measured again, so data and loss must stay the same.
@@ -82,6 +84,7 @@ def evaluate_plane(
         loss_fn=loss_fn,
         weight_decay=weight_decay,
         forward_fn=forward_fn,
+        target_fn=target_fn,
         speed=speed,
     )
     header = {"xs": xs.tolist(), "ys": ys.tolist(), **_described(evaluate, plane)}

@@ -13,20 +13,23 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from fge.errors import UserError, check_at_least
 from fge.landscape.agreement import EXAMPLES, Agreement, Differentiable, Products, check_products
+from fge.landscape.unfused import Unfused, check_gradients_true, refused_part
 from fge.networks import (
     ForwardFn,
     Layout,
     LossFn,
+    TargetFn,
     call_model,
     check_reiterable,
+    count_examples,
     cut,
     named_parameters,
     nothing_yielded,
     reordered,
+    targets_of,
     tensors,
     to_device,
     unwrap,
@@ -54,9 +57,10 @@ class HessianOperator:
 
     The model runs in evaluation mode; modes, gradients and buffers are restored after each
     product. Parameters and data must not change between products. Compilation, data-parallel
-    wrappers, autocast, fused attention and fused weight normalisation are bypassed, because they
-    cannot be differentiated twice. Before the first product, products on 8 examples are checked:
-    whether they are symmetric, and agree with a finite difference of gradients.
+    wrappers, autocast and PyTorch's fused operations without a right second derivative (attention,
+    weight normalisation, recurrent layers of cuDNN) are bypassed. Before the first product,
+    products on 8 examples are checked: whether they are symmetric, and agree with a finite
+    difference of gradients.
 
     Args:
         model: any module.
@@ -68,6 +72,7 @@ class HessianOperator:
             parameters too, instead of its running statistics.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples per chunk; batches of tensors of equal length are cut
             evenly.
         graph_memory: bytes of graphs to keep; 0 keeps none.
@@ -84,7 +89,8 @@ class HessianOperator:
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter
-            requires a gradient, or they are of several dtypes or devices.
+            requires a gradient, they are of several dtypes or devices, or a layer is known to
+            scale its gradient.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class HessianOperator:
         weight_decay: float = 0.0,
         batch_statistics: bool = False,
         forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
         chunk: int = CHUNK,
         graph_memory: int = GRAPH_MEMORY,
     ) -> None:
@@ -105,11 +112,13 @@ class HessianOperator:
         if not trainable:
             raise UserError("no parameter of the model requires a gradient; set requires_grad")
         self.model = unwrap(model)
+        check_gradients_true(self.model)
         self.loss_fn = loss_fn
         self.batches = batches
         self.weight_decay = weight_decay
         self.batch_statistics = batch_statistics
         self.forward_fn = forward_fn or call_model
+        self.target_fn = target_fn
         self.chunk = chunk
         self.parameters = list(trainable.values())
         self.layout = Layout(tuple(trainable), tuple(tuple(p.shape) for p in self.parameters))
@@ -216,22 +225,33 @@ class HessianOperator:
 
     def _differentiate(self, piece: Any, count: int) -> GradientGraph:
         batch = to_device(piece, self.device)
+        if self.batch_statistics and count_examples(batch) == 1 and _batch_norms(self.model):
+            raise UserError(
+                "a single example has no batch statistics; give batches of two or more, without a "
+                "rest of one, or batch_statistics=False"
+            )
         with measuring(self.model, self.device, batch_statistics=self.batch_statistics):
             outputs = self.forward_fn(self.model, batch)
-            targeted = isinstance(batch, list) and len(batch) > 1
-            loss = self.loss_fn(outputs, batch[1] if targeted else batch)
+            loss = self.loss_fn(outputs, targets_of(batch, self.loss_fn, self.target_fn))
             return GradientGraph.of(loss, self.parameters, count)
 
     def _checked(self, piece: Any) -> Agreement:
-        """Check products on the first examples."""
-        few = next(cut(to_device(piece, self.device), EXAMPLES))[0]
+        """Check products on the first examples, or on a piece that cannot be cut."""
+        whole = to_device(piece, self.device)
+        few = next(cut(whole, EXAMPLES))[0]
 
         def gradients(batch: Any) -> tuple[Sequence[Tensor | None], Products]:
             graph = self._differentiate(batch, 1)
             graph.check()
             return graph.gradients, partial(graph.product, keep=True)
 
-        return check_products(Differentiable(self.model, self.parameters, gradients), few)
+        subject = Differentiable(self.model, self.parameters, gradients)
+        try:
+            return check_products(subject, few)
+        except UserError:
+            raise
+        except Exception:  # model or loss may know the size of their batch
+            return check_products(subject, whole)
 
     def _check_order(self, batch: Any) -> None:
         first = next(tensors(batch), None)
@@ -363,10 +383,9 @@ def measuring(
 ) -> Iterator[None]:
     """Make a model's computations twice differentiable during a ``with`` block.
 
-    All modules are in evaluation mode, without autocast and without fused kernels of attention and
-    weight normalisation, of which the latter has wrong second derivatives. With
-    ``batch_statistics`` the batch-norm layers use the statistics of the batch and do not change
-    their running ones.
+    All modules are in evaluation mode, without autocast and without fused operations that have no
+    right second derivative. With ``batch_statistics`` the batch-norm layers use the statistics of
+    the batch and do not change their running ones.
     """
     modes = [(module, module.training) for module in model.modules()]
     layers = _batch_norms(model) if batch_statistics else []
@@ -381,7 +400,7 @@ def measuring(
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False) if autocast else nullcontext(),
             sdpa_kernel(SDPBackend.MATH),
-            _UnfusedWeightNorm(),
+            Unfused(),
         ):
             yield
     finally:
@@ -389,27 +408,6 @@ def measuring(
             module.training = training
         for layer, tracked in zip(layers, tracking, strict=True):
             layer.track_running_stats = tracked
-
-
-class _UnfusedWeightNorm(TorchFunctionMode):
-    """Computes weight normalisation (arXiv 1602.07868) by operations that are differentiable twice.
-
-    The double backward of the fused ``torch._weight_norm`` is wrong.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace the fused function; ``w = g v / |v|``, with norms over all dimensions but one."""
-        compute = self._normalised if func is torch._weight_norm else func
-        return compute(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _normalised(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-        others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
-        norm = torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
-        weight: Tensor = v * (g / norm)
-        return weight
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -425,4 +423,4 @@ def _refusals() -> Iterator[None]:
         reason = str(error).split("\n")[0]
         if not any(part in reason for part in ("not implemented", "twice", "double backward")):
             raise
-        raise UserError(_NOT_TWICE + reason) from None
+        raise UserError(_NOT_TWICE + refused_part(reason)) from None

@@ -61,8 +61,8 @@ class SharpnessProbe:
             ``event`` ("sharpness"), ``stage``, ``epoch``, ``lr``, ``snapshot``, ``eigenvalue``
             (nats per squared weight), ``residual`` (an eigenvalue lies within it), ``converged``
             (the residual is at most 1 % of the eigenvalue), ``examples``, ``products``
-            (Hessian-vector products) and ``gradients`` (an estimate of their cost, in gradients
-            over the examples).
+            (Hessian-vector products), ``gradients`` (an estimate of their cost, in gradients over
+            the examples) and ``agreement`` (how the products were checked, a sentence).
 
         Raises:
             DivergenceError: the weights are not finite.
@@ -94,6 +94,7 @@ class SharpnessProbe:
                 self.batches,
                 seed=self.seed,
                 forward_fn=learner.forward_fn,
+                target_fn=learner.target_fn,
             )
         return {
             "event": "sharpness",
@@ -107,6 +108,7 @@ class SharpnessProbe:
             "examples": len(self.batches.split),
             "products": top.hessian_products,
             "gradients": round(top.gradient_cost, 4),
+            "agreement": str(top.agreement),
         }
 
 

@@ -14,7 +14,7 @@ from fge.errors import UserError, check_at_least
 from fge.landscape.agreement import Agreement
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
 from fge.landscape.lanczos import BandLanczos, largest_eigenpairs
-from fge.networks import ForwardFn, LossFn
+from fge.networks import ForwardFn, LossFn, TargetFn
 from fge.seeds import generator
 
 _LEANING = 10.0
@@ -62,6 +62,7 @@ def top_eigenvalues(
     weight_decay: float = 0.0,
     batch_statistics: bool = False,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     chunk: int = CHUNK,
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
@@ -86,6 +87,7 @@ def top_eigenvalues(
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the start vectors.
@@ -103,6 +105,7 @@ def top_eigenvalues(
         weight_decay=weight_decay,
         batch_statistics=batch_statistics,
         forward_fn=forward_fn,
+        target_fn=target_fn,
         chunk=chunk,
         graph_memory=graph_memory,
     )
@@ -156,6 +159,7 @@ def trace(
     weight_decay: float = 0.0,
     batch_statistics: bool = False,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     chunk: int = CHUNK,
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
@@ -174,6 +178,7 @@ def trace(
         weight_decay: adds weight_decay * P to the trace, without variance.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
         forward_fn: ``forward_fn(model, batch) -> outputs``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
@@ -188,6 +193,7 @@ def trace(
         weight_decay=weight_decay,
         batch_statistics=batch_statistics,
         forward_fn=forward_fn,
+        target_fn=target_fn,
         chunk=chunk,
         graph_memory=graph_memory,
     )
@@ -259,6 +265,7 @@ def spectral_density(
     weight_decay: float = 0.0,
     batch_statistics: bool = False,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     chunk: int = CHUNK,
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
@@ -283,6 +290,7 @@ def spectral_density(
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
         forward_fn: ``forward_fn(model, batch) -> outputs``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
@@ -298,6 +306,7 @@ def spectral_density(
         weight_decay=weight_decay,
         batch_statistics=batch_statistics,
         forward_fn=forward_fn,
+        target_fn=target_fn,
         chunk=chunk,
         graph_memory=graph_memory,
     )

@@ -6,17 +6,12 @@ from fge.networks.apply import (
     HostRows,
     LossFn,
     RunningMean,
+    TargetFn,
     call_model,
     check_logits,
-    check_reiterable,
-    count_examples,
-    cut,
-    nothing_yielded,
     predict_logits,
     predict_proba,
-    reordered,
-    tensors,
-    to_device,
+    targets_of,
 )
 from fge.networks.average import (
     ExponentialAverage,
@@ -25,7 +20,18 @@ from fge.networks.average import (
     UniformAverage,
     average_weights,
 )
-from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.batches import (
+    check_reiterable,
+    count_examples,
+    cut,
+    map_tensors,
+    nothing_yielded,
+    parts_of,
+    reordered,
+    tensors,
+    to_device,
+)
+from fge.networks.batchnorm import estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.copying import check_copyable, copy_module
 from fge.networks.flat import (
@@ -41,6 +47,8 @@ from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
     ENSEMBLE,
     Weights,
+    buffers_of,
+    buffers_within,
     canonical_state,
     decode_state,
     decode_weights,
@@ -73,9 +81,12 @@ __all__ = [
     "RunningMean",
     "StepAverage",
     "TailAverage",
+    "TargetFn",
     "UniformAverage",
     "Weights",
     "average_weights",
+    "buffers_of",
+    "buffers_within",
     "build_model",
     "call_model",
     "canonical_state",
@@ -90,6 +101,7 @@ __all__ = [
     "decode_state",
     "decode_weights",
     "encode_weights",
+    "estimated_layers",
     "first_not_finite",
     "fitting",
     "flatten",
@@ -98,8 +110,10 @@ __all__ = [
     "import_named",
     "is_sharded",
     "load_weights",
+    "map_tensors",
     "named_parameters",
     "nothing_yielded",
+    "parts_of",
     "predict_logits",
     "predict_proba",
     "preserved",
@@ -112,6 +126,7 @@ __all__ = [
     "split_header",
     "state_bytes",
     "state_of",
+    "targets_of",
     "tensors",
     "to_device",
     "unflatten",

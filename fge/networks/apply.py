@@ -1,26 +1,64 @@
-"""Applying a network to batches: calls, predictions, and the tensors in a nested batch."""
+"""Applying a network to batches: calls, targets and predictions."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge.errors import UserError
+from fge.networks.batches import nothing_yielded, parts_of, to_device
 
 LossFn = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)`` -> the mean loss ()."""
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 """``forward_fn(model, batch)`` -> outputs, for models that are not called as ``model(x)``."""
+TargetFn = Callable[[Any], Any]
+"""``target_fn(batch)`` -> targets, where they are not the second of two parts."""
 
 
 def call_model(model: nn.Module, batch: Any) -> Tensor:
     """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``."""
-    outputs: Tensor = model(batch[0] if isinstance(batch, list | tuple) else batch)
+    parts = parts_of(batch)
+    outputs: Tensor = model(batch if parts is None else parts[0])
     return outputs
+
+
+def targets_of(batch: Any, loss_fn: LossFn, target_fn: TargetFn | None = None) -> Any:
+    """Return the targets of a batch, or the batch itself for a loss that does without.
+
+    Raises:
+        UserError: they are not the second of two parts, and there is no ``target_fn``.
+    """
+    if target_fn is not None:
+        return target_fn(batch)
+    parts = parts_of(batch)
+    if parts is not None and len(parts) == 2:
+        return parts[1]
+    if parts is not None and len(parts) > 2:
+        raise UserError(
+            f"batches of {len(parts)} parts do not say which is the target; give "
+            f"target_fn=lambda batch: batch[{len(parts) - 1}], or the right one"
+        )
+    if _needs_targets(loss_fn, batch):
+        raise UserError(
+            f"batches must yield (inputs, targets, ...), got a {type(batch).__name__}; give "
+            'targets, target_fn=lambda batch: batch["labels"] or the like, or a loss_fn that does '
+            "without"
+        )
+    return batch
+
+
+def _needs_targets(loss_fn: LossFn, batch: Any) -> bool:
+    """Return whether a loss cannot take the batch itself as targets."""
+    if loss_fn is F.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss):
+        return True
+    kind = loss_fn if hasattr(loss_fn, "__name__") else type(loss_fn)
+    of_torch = str(getattr(kind, "__module__", "")).startswith("torch.")
+    return of_torch and not isinstance(batch, Tensor)
 
 
 def predict_logits(
@@ -133,102 +171,6 @@ class RunningMean:
         """The mean so far."""
         assert self._mean is not None, "no value yet"
         return self._mean
-
-
-def check_reiterable(batches: Iterable[Any]) -> None:
-    """Check that ``batches`` can be iterated more than once.
-
-    Raises:
-        UserError: it is an iterator, which a first pass uses up.
-    """
-    if isinstance(batches, Iterator):
-        raise UserError(
-            f"batches must be iterable more than once, got a {type(batches).__name__}; "
-            "give a list, a DataLoader or the like"
-        )
-
-
-def nothing_yielded(name: str = "batches") -> UserError:
-    """Return the error for batches of which there are none, or none on a second pass."""
-    return UserError(f"{name} yielded nothing; give data that can be iterated more than once")
-
-
-def reordered(name: str = "batches") -> UserError:
-    """Return the error for batches that differ from pass to pass."""
-    return UserError(
-        f"{name} come in a different order on each pass; turn off shuffling and augmentation"
-    )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch (nested in lists, tuples and dicts) to ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, list | tuple):
-        return [to_device(part, device) for part in batch]
-    if isinstance(batch, dict):
-        return {key: to_device(part, device) for key, part in batch.items()}
-    return batch
-
-
-def count_examples(batch: Any) -> int:
-    """Return the length of the first tensor in a batch.
-
-    >>> import torch
-    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
-    (5, 2)
-
-    Raises:
-        UserError: there is no tensor in it.
-    """
-    for tensor in tensors(batch):
-        return len(tensor)
-    raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
-
-
-def tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a batch, nested in lists, tuples and mappings, in order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, list | tuple | Mapping):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors(part)
-
-
-def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
-    """Yield pieces of at most ``chunk`` examples, as equal in size as possible, and their sizes.
-
-    An empty batch has no pieces. A batch whose tensors (nested in lists, tuples and dicts) differ
-    in length is not cut. Tuples become lists.
-
-    >>> import torch
-    >>> [size for _, size in cut([torch.zeros(10, 3), torch.zeros(10)], 4)]
-    [3, 3, 4]
-
-    Raises:
-        UserError: there is no tensor in the batch, or its tensors have no first dimension.
-    """
-    parts = list(tensors(batch))
-    if any(tensor.ndim == 0 for tensor in parts):
-        raise UserError("a batch must hold tensors of shape (n, ...), got one of shape ()")
-    count = count_examples(batch)
-    pieces = -(-count // chunk)
-    if count and (pieces == 1 or any(len(tensor) != count for tensor in parts)):
-        yield batch, count
-        return
-    starts = [count * piece // pieces for piece in range(pieces)]
-    for start, stop in itertools.pairwise([*starts, count]):
-        yield _rows(batch, start, stop), stop - start
-
-
-def _rows(batch: Any, start: int, stop: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[start:stop]
-    if isinstance(batch, list | tuple):
-        return [_rows(part, start, stop) for part in batch]
-    if isinstance(batch, dict):
-        return {key: _rows(part, start, stop) for key, part in batch.items()}
-    return batch
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,4 +1,4 @@
-"""Estimating the batch-norm statistics of new weights from data."""
+"""Estimating the running statistics of new weights from data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from fge.config import REFRESH_IMAGES
 from fge.errors import UserError
-from fge.networks.apply import (
-    ForwardFn,
-    call_model,
+from fge.networks.apply import ForwardFn, call_model
+from fge.networks.batches import (
     check_reiterable,
+    count_examples,
     nothing_yielded,
+    parts_of,
+    rows,
     tensors,
     to_device,
 )
@@ -32,14 +34,16 @@ def refresh_batch_norm(
     *,
     num_images: int | None = REFRESH_IMAGES,
     forward_fn: ForwardFn | None = None,
+    instance_norm: bool = True,
     all_ranks: bool = False,
 ) -> int:
     """Estimate the running statistics of the batch-norm layers again, at the current weights.
 
     They become the averages of the batch means and of the unbiased batch variances, each batch
     weighted by its number of images (arXiv 1802.10026 evaluates each point of a curve this way).
-    About 5,000 images give a network's error to 0.1 points. Batch-norm layers run in training
-    mode, everything else in evaluation mode, without gradients and without autocast. Modes and
+    About 5,000 images give a network's error to 0.1 points. Instance-norm layers with running
+    statistics get the averages of those of the images. These layers run in training mode,
+    everything else in evaluation mode, without gradients and without autocast. Modes and
     momenta are restored, and after an exception the statistics too. If a forward pass calls a
     layer several times, later calls have more weight.
 
@@ -49,6 +53,7 @@ def refresh_batch_norm(
         num_images: stop after this many; None uses all. The batch that reaches the number is cut
             if it is ``x`` or ``(x, y, ...)`` of tensors, and used completely otherwise.
         forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.
+        instance_norm: whether instance-norm layers get new statistics too, or keep theirs.
         all_ranks: all processes of ``torch.distributed``'s default group call this together, each
             with its own images; every process gets the statistics of all images. ``num_images``
             counts over all processes, in equal parts. A process may have no images. A model under
@@ -56,8 +61,7 @@ def refresh_batch_norm(
             gathers weights from all.
 
     Returns:
-        The number of images used, over all processes: 0 for a model without running batch-norm
-        statistics.
+        The number of images used, over all processes: 0 for a model without such statistics.
 
     Raises:
         UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
@@ -70,7 +74,7 @@ def refresh_batch_norm(
         raise UserError(f"num_images must be >= {least}, or None for all, got {num_images}")
     wanted = None if num_images is None else ranks.part(num_images)
     target = unwrap(model)
-    layers = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = estimated_layers(target, instance_norm=instance_norm)
     if not layers:
         return 0
     device = next(itertools.chain(target.parameters(), target.buffers())).device
@@ -92,7 +96,14 @@ def refresh_batch_norm(
         raise nothing_yielded()
 
 
-def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
+def estimated_layers(model: nn.Module, *, instance_norm: bool = True) -> list[_NormBase]:
+    """Return the layers whose running statistics can be estimated from data."""
+    kinds = _NormBase if instance_norm else _BatchNorm
+    layers = [m for m in unwrap(model).modules() if isinstance(m, kinds)]
+    return [layer for layer in layers if layer.track_running_stats]
+
+
+def _pool(layers: list[_NormBase], seen: int, ranks: Ranks) -> int:
     """Average the statistics over the processes, weighted by their images; return all images."""
     if ranks.size == 1:
         return seen
@@ -108,7 +119,7 @@ def _pool(layers: list[_BatchNorm], seen: int, ranks: Ranks) -> int:
 
 
 @contextmanager
-def _estimating(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+def _estimating(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
     """Reset the layers and let them collect statistics; restore everything else at the end."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
@@ -133,12 +144,12 @@ def _estimating(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def _reset(layer: _BatchNorm) -> None:
+def _reset(layer: _NormBase) -> None:
     if not isinstance(layer.running_mean, UninitializedBuffer):
         layer.reset_running_stats()
 
 
-def _statistics(layer: _BatchNorm) -> dict[str, Tensor]:
+def _statistics(layer: _NormBase) -> dict[str, Tensor]:
     """Return copies of a layer's statistics; a lazy layer that has not run yet has none."""
     if isinstance(layer.running_mean, UninitializedBuffer):
         return {}
@@ -176,19 +187,18 @@ def _cut(batch: Any, count: int) -> Any:
     """Return the first ``count`` images of a batch of tensors; other batches unchanged."""
     if isinstance(batch, Tensor):
         return batch[:count] if batch.ndim else batch
-    parts = batch if isinstance(batch, list | tuple) else []
+    parts = parts_of(batch) or []
     if not all(isinstance(part, Tensor) and part.ndim for part in parts):
         return batch
     if len({len(part) for part in parts}) != 1:
         return batch
-    return [part[:count] for part in parts]
+    return rows(batch, 0, count, len(parts[0]))
 
 
 def _count(batch: Any) -> int:
-    """Return the length of the first tensor in a batch."""
-    for tensor in tensors(batch):
-        if tensor.ndim:
-            return len(tensor)
+    """Return the number of images of a batch."""
+    if any(tensor.ndim for tensor in tensors(batch)):
+        return count_examples(batch)
     raise UserError(
         f"cannot count the images of a batch that is a {type(batch).__name__} without tensors; "
         "give tensors, or lists, tuples or dicts of tensors"

@@ -112,6 +112,29 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
     return {name: state[name] for name in expected}
 
 
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers in a model's state, by name."""
+    module = unwrap(model)
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | None:
+    """Return copies of the buffers in weights of a model, on its device; None if some are missing.
+
+    Raises:
+        UserError: one is of another shape than the model's.
+    """
+    own = buffers_of(model)
+    state = under_names(state_of(weights), unwrap(model).state_dict())
+    if not own.keys() <= state.keys():
+        return None
+    for name, buffer in own.items():
+        if state[name].shape != buffer.shape:
+            raise misshapen("the weights", name, state[name], buffer)
+    return {name: state[name].detach().to(buffer, copy=True) for name, buffer in own.items()}
+
+
 def missing_tensor(source: object, name: str, others: Iterable[str] = ()) -> UserError:
     """Return the error for weights without a tensor of the model, which have others instead."""
     first = next(iter(others), None)
@@ -149,13 +172,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restore parameters, gradients, buffers and modes at the end of a ``with`` block.
 
     The block works on copies of the parameters, so the originals stay untouched, strides
-    included; buffers are copied back. The block must not replace parameters or buffers.
+    included; buffers are copied back, those too that the block assigns anew, as a forward pass
+    may. The block must not replace parameters.
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
     """
     target = unwrap(model)
     parameters = [(p, p.data, p.grad) for p in target.parameters()]
+    homes = [(module, dict(module._buffers)) for module in target.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in target.buffers()]
     modes = [(module, module.training) for module in model.modules()]
     for parameter, data, _ in parameters:
@@ -167,6 +192,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for parameter, data, gradient in parameters:
             parameter.data = data
             parameter.grad = gradient
+        for module, held in homes:
+            module._buffers.clear()
+            module._buffers.update(held)
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)

@@ -19,11 +19,13 @@ from fge.networks import (
     ForwardFn,
     LossFn,
     StepAverage,
+    TargetFn,
     UniformAverage,
     call_model,
     count_examples,
     predict_proba,
     refresh_batch_norm,
+    targets_of,
     unwrap,
 )
 from fge.parallel import Ranks, other_buffers
@@ -63,6 +65,7 @@ class Learner:
         loss_fn: of outputs (logits (N, C)) and targets, averaged over the batch.
         forward_fn: ``forward_fn(model, batch) -> outputs`` where the model is not called as
             ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         ranks: the processes that train the model together, each with its share of every batch.
     """
 
@@ -75,6 +78,7 @@ class Learner:
         batch_size: int | None = None,
         loss_fn: LossFn = F.cross_entropy,
         forward_fn: ForwardFn | None = None,
+        target_fn: TargetFn | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
@@ -84,6 +88,7 @@ class Learner:
         self.batch_size = batch_size
         self.loss_fn = loss_fn
         self.forward_fn = forward_fn or call_model
+        self.target_fn = target_fn
         if self.speed.channels_last:
             model.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
@@ -102,11 +107,12 @@ class Learner:
         Of several processes, each gives its share of the batch, and gets the joint mean loss.
 
         Args:
-            batch: ``inputs, targets, ...``; a batch that is one object (a dict, say) is given to
-                ``forward_fn`` and as the targets to ``loss_fn``.
+            batch: ``inputs, targets``; a batch that is one object (a dict, say) is given to
+                ``forward_fn`` and, without a ``target_fn``, as the targets to ``loss_fn``.
 
         Raises:
-            UserError: there are no targets for the cross-entropy.
+            UserError: there are no targets, several parts may be the targets, or the loss does not
+                depend on a trainable parameter.
         """
         whole = batch[0] if len(batch) == 1 else batch
         if self._joint is None:
@@ -148,10 +154,15 @@ class Learner:
         """Return the loss of a batch with its graph."""
         with self._autocast():
             outputs = self._forward(batch, self.batch_size)
-            return self.loss_fn(outputs, self._targets(batch))
+            return self.loss_fn(outputs, targets_of(batch, self.loss_fn, self.target_fn))
 
     def _differentiate(self, loss: Tensor) -> None:
         """Run the backward pass of a loss, scaled if there is a scaler."""
+        if not loss.requires_grad:
+            raise UserError(
+                "the loss does not depend on a parameter that requires a gradient; set "
+                "requires_grad, and do not detach the outputs"
+            )
         scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
         scaled.backward()  # type: ignore[no-untyped-call]
 
@@ -164,16 +175,6 @@ class Learner:
             else:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _targets(self, batch: Any) -> Any:
-        if isinstance(batch, list | tuple) and len(batch) > 1:
-            return batch[1]
-        if self.loss_fn is F.cross_entropy:
-            raise UserError(
-                f"batches must yield (inputs, targets, ...), got a {type(batch).__name__}; give "
-                "targets, or a loss_fn that does without"
-            )
-        return batch
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
         """Return class probabilities (N, C) float64 on the CPU, in evaluation mode.

@@ -80,7 +80,8 @@ def train(
         losses = _Losses(epoch * len(batches))
         for number, batch in enumerate(batches, start=1):
             rate = float(schedule.get_last_lr()[0])
-            parts = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch,)
+            # Named tuples, say, stay whole: forward_fn may want their names.
+            parts = batch if type(batch) in (list, tuple) and len(batch) > 1 else (batch,)
             losses.add(learner.step(*parts), rate, learner.joint_images(batch))
             schedule.step()
             tail = schedule.tail_step(average) if average else None

@@ -556,6 +556,7 @@ def test_forward_fn_and_loss_fn_make_sense_of_any_batch() -> None:
         [(inputs, targets, torch.ones(3))] * 3,
         epochs=2,
         forward_fn=lambda model, batch: model(batch[0]) * batch[2],
+        target_fn=lambda batch: batch[1],
     )
     assert torch.equal(other.points, plain.points)
     assert torch.equal(three.points, plain.points)

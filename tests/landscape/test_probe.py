@@ -154,7 +154,7 @@ def test_a_snapshot_within_an_epoch_does_not_stand_for_its_end() -> None:
 
 def test_records_hold_what_they_cost(finished: StagedTraining) -> None:
     for record in measured(finished):
-        assert set(record) == {*FACTS, "examples", "products", "gradients"}
+        assert set(record) == {*FACTS, "examples", "products", "gradients", "agreement"}
         assert record["examples"] == 10
         assert record["gradients"] == pytest.approx(1.3 + 2.6 * record["products"], abs=1e-3)
 

@@ -1,0 +1,211 @@
+"""The tensors in a batch, whatever containers hold them: moving, counting, cutting."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fge.errors import UserError
+
+
+def check_reiterable(batches: Iterable[Any]) -> None:
+    """Check that ``batches`` can be iterated more than once.
+
+    Raises:
+        UserError: it is an iterator, which a first pass uses up.
+    """
+    if isinstance(batches, Iterator):
+        raise UserError(
+            f"batches must be iterable more than once, got a {type(batches).__name__}; "
+            "give a list, a DataLoader or the like"
+        )
+
+
+def nothing_yielded(name: str = "batches") -> UserError:
+    """Return the error for batches of which there are none, or none on a second pass."""
+    return UserError(f"{name} yielded nothing; give data that can be iterated more than once")
+
+
+def reordered(name: str = "batches") -> UserError:
+    """Return the error for batches that differ from pass to pass."""
+    return UserError(
+        f"{name} come in a different order on each pass; turn off shuffling and augmentation"
+    )
+
+
+def parts_of(batch: Any) -> Sequence[Any] | None:
+    """Return a batch as its parts ``(x, y, ...)``, or None if it is one object."""
+    if isinstance(batch, str | bytes | PackedSequence) or not isinstance(batch, Sequence):
+        return None
+    return batch
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors of a batch to a device.
+
+    A batch is nested in whatever containers PyTorch's collate makes: sequences, named tuples,
+    mappings, dataclasses. Objects with a ``to`` of their own move themselves, as copies. Tuples
+    become lists; the other containers keep their types.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if _moves_itself(batch):
+        own = copy.copy(batch)
+        moved = own.to(device)
+        return own if moved is None else moved
+    held = _held_by(batch)
+    if held is None:
+        return batch
+    return _rebuilt(batch, {key: to_device(part, device) for key, part in held.items()})
+
+
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a batch with its tensors changed; tuples become lists."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    held = _held_by(batch)
+    if held is None:
+        return batch
+    return _rebuilt(batch, {key: map_tensors(part, change) for key, part in held.items()})
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch, however nested, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+        return
+    for part in (_held_by(batch) or {}).values():
+        yield from tensors(part)
+
+
+def count_examples(batch: Any) -> int:
+    """Return the length of the first tensor in a batch that has one.
+
+    >>> import torch
+    >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
+    (5, 2)
+
+    Raises:
+        UserError: there is no such tensor.
+    """
+    first = _first_of(batch)
+    if first is None:
+        raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
+    return first
+
+
+def _first_of(batch: Any) -> int | None:
+    """Return the number of examples of the first part that has any."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    if isinstance(batch, PackedSequence):  # its data are the steps of all sequences
+        return int(batch.batch_sizes[0])
+    counts = (_first_of(part) for part in (_held_by(batch) or {}).values())
+    return next((count for count in counts if count is not None), None)
+
+
+def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
+    """Yield pieces of at most ``chunk`` examples, as equal in size as possible, and their sizes.
+
+    An empty batch has no pieces. A batch is not cut if its tensors differ in length, or if a part
+    of it is an object of another class than a container's. Tuples become lists.
+
+    >>> import torch
+    >>> [size for _, size in cut([torch.zeros(10, 3), torch.zeros(10)], 4)]
+    [3, 3, 4]
+
+    Raises:
+        UserError: there is no tensor in the batch, or its tensors have no first dimension.
+    """
+    parts = list(tensors(batch))
+    if any(tensor.ndim == 0 for tensor in parts):
+        raise UserError("a batch must hold tensors of shape (n, ...), got one of shape ()")
+    count = count_examples(batch)
+    pieces = -(-count // chunk)
+    whole = pieces == 1 or any(len(tensor) != count for tensor in parts) or _is_opaque(batch)
+    if count and whole:
+        yield batch, count
+        return
+    starts = [count * piece // pieces for piece in range(pieces)]
+    for start, stop in itertools.pairwise([*starts, count]):
+        yield rows(batch, start, stop, count), stop - start
+
+
+def rows(batch: Any, start: int, stop: int, count: int) -> Any:
+    """Return some examples of a batch of ``count``, whose tensors all have this length."""
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    held = _held_by(batch)
+    if held is None:
+        return batch
+    # Of texts, say, collate makes a list with one entry per example.
+    listing = isinstance(batch, Sequence) and not hasattr(batch, "_fields")
+    if listing and len(held) == count and next(tensors(batch), None) is None:
+        return list(batch[start:stop])
+    return _rebuilt(batch, {key: rows(part, start, stop, count) for key, part in held.items()})
+
+
+def _moves_itself(batch: Any) -> bool:
+    """Return whether an object has a method ``to``; a key of that name is none."""
+    return callable(getattr(type(batch), "to", None)) and not isinstance(batch, nn.Module)
+
+
+def _held_by(batch: Any) -> dict[Any, Any] | None:
+    """Return what a container holds, by position or name; None for what is no container."""
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes | range):
+        return dict(enumerate(batch))
+    if is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in fields(batch)]
+        return {name: getattr(batch, name) for name in names if hasattr(batch, name)}
+    if isinstance(batch, Mapping):
+        return dict(batch.items())
+    if _moves_itself(batch) and hasattr(batch, "__dict__"):
+        return dict(vars(batch))
+    return None
+
+
+def _is_opaque(batch: Any) -> bool:
+    """Return whether a part is an object whose attributes may depend on its number of examples."""
+    if isinstance(batch, Tensor) or (held := _held_by(batch)) is None:
+        return False
+    known = isinstance(batch, Sequence | Mapping) or is_dataclass(batch)
+    if isinstance(batch, PackedSequence) or not known:
+        return True
+    return any(_is_opaque(part) for part in held.values())
+
+
+def _rebuilt(batch: Any, held: dict[Any, Any]) -> Any:
+    """Return a container like a batch that holds something else."""
+    if isinstance(batch, Sequence):
+        return type(batch)(*held.values()) if hasattr(batch, "_fields") else list(held.values())
+    if type(batch) is dict:
+        return held
+    if isinstance(batch, Mapping) and not is_dataclass(batch):
+        return _mapping_like(batch, held)
+    new = copy.copy(batch)
+    for name, value in held.items():
+        try:
+            setattr(new, name, value)
+        except FrozenInstanceError:
+            object.__setattr__(new, name, value)
+    return new
+
+
+def _mapping_like(batch: Mapping[Any, Any], held: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return a mapping of the type of another one, if such a one can be made."""
+    with suppress(Exception):  # a class may refuse anything
+        new: Any = copy.copy(batch)
+        for key, value in held.items():
+            new[key] = value
+        return new  # type: ignore[no-any-return]
+    with suppress(Exception):
+        return type(batch)(held)  # type: ignore[call-arg]
+    return held
