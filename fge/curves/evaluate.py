@@ -339,7 +339,7 @@ class WeightsEvaluator:
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
         loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if not (of_classes and sum(sizes)):
+        if not (of_classes and any(sizes)):
             return loss, None, torch.empty(0)
         classes, targets = probs.all(), labels.all()
         # A loss may have targets of its own, such as a class to leave out.

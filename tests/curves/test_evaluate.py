@@ -323,3 +323,25 @@ def test_what_cannot_be_summed_up_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         summarise_curve(records, key)
+
+
+def test_one_logit_has_a_loss_of_its_own_and_no_error() -> None:
+    model = nn.Linear(3, 1).double()
+    points = torch.stack([flatten(model, model) + k for k in range(3)])
+    x, y = torch.randn(8, 3, dtype=DOUBLE), torch.arange(8) % 2
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.double())
+
+    (record,) = evaluate_curve(model, Curve(Bezier(3), points), [(x, y)], ts=[0.0], loss_fn=loss_fn)
+    assert set(record) == {"t", "distance", "arc", "loss"}
+    assert record["loss"] == pytest.approx(loss_fn(model(x), y).item())
+
+
+def test_a_loss_may_leave_targets_out() -> None:
+    model, curve = network(0), make_curve()
+    x, y = TEST[0]
+    odd = torch.where(y == 0, -100, y)
+    (record,) = evaluate_curve(model, curve, [(x, odd)], ts=[0.5])
+    assert "error" not in record
+    assert math.isfinite(record["loss"])

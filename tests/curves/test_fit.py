@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fge.curves import Curve, Objective, fit_curve, gram_matrix, make_family, stratified_uniform
+from fge.curves import (
+    Curve,
+    Objective,
+    evaluate_curve,
+    fit_curve,
+    gram_matrix,
+    make_family,
+    stratified_uniform,
+)
 from fge.curves.fit import CurveLearner, quick_gram
 from fge.curves.objectives import OBJECTIVES, Draw, Shape, make_objective
 from fge.errors import DivergenceError, UserError
@@ -703,3 +712,77 @@ def test_bends_that_the_last_step_ruined_are_not_returned(tmp_path: Path) -> Non
             checkpoint=tmp_path / "fit",
         )
     assert not (tmp_path / "fit").exists()
+
+
+def batch_normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def test_with_batch_norm_a_last_batch_of_one_image_is_left_out() -> None:
+    start, end, ends = build(batch_normed, 1), build(batch_normed, 2), list[EpochEnd]()
+    batches = [data(8), data(8, 2)]
+    plain = fit_curve(build(batch_normed), start, end, batches, epochs=3)
+    other = fit_curve(
+        build(batch_normed), start, end, [*batches, data(1)], epochs=3, on_epoch=ends.append
+    )
+    assert torch.equal(other.points, plain.points)
+    assert [epoch.images for epoch in ends] == [16, 16, 16]
+    ends = []
+    fit_curve(
+        build(Residual),
+        build(Residual, 1),
+        build(Residual, 2),
+        [data(8), data(1)],
+        epochs=1,
+        on_epoch=ends.append,
+    )
+    assert ends[0].images == 9
+
+
+def test_batches_of_one_image_alone_are_refused_by_batch_norm() -> None:
+    with pytest.raises(UserError, match=r"^batch norm cannot normalise a batch of a single image"):
+        fit_curve(
+            build(batch_normed), build(batch_normed, 1), build(batch_normed, 2), [data(1)], epochs=1
+        )
+
+
+def test_frozen_networks_are_refused() -> None:
+    model = build(Residual).requires_grad_(False)
+    with pytest.raises(UserError, match=r"^no parameter of the model requires a gradient; set req"):
+        fit_curve(model, build(Residual, 1), build(Residual, 2), [data()], epochs=1)
+
+
+def test_targets_may_be_anywhere_in_a_batch() -> None:
+    start, end = build(Residual, 1), build(Residual, 2)
+    inputs, targets = data()
+    plain = fit_curve(build(Residual), start, end, [(inputs, targets)], epochs=2)
+    for batch, forward, target in (
+        (UserDict(x=inputs, y=targets), lambda m, b: m(b["x"]), lambda b: b["y"]),
+        (Parts(inputs[:, :3], inputs[:, 3:], targets), joined, lambda b: b.y),
+        ((inputs[:, :3], inputs[:, 3:], targets), joined, lambda b: b[2]),
+    ):
+        options: dict[str, Any] = {"forward_fn": forward, "target_fn": target}
+        found = fit_curve(build(Residual), start, end, [batch], epochs=2, **options)
+        assert torch.equal(found.points, plain.points)
+        records = evaluate_curve(start, plain, [batch], ts=[0.5], **options)
+        assert records == evaluate_curve(start, plain, [(inputs, targets)], ts=[0.5])
+        del options["target_fn"]
+        for call in (
+            lambda b, o: fit_curve(build(Residual), start, end, [b], epochs=2, **o),
+            lambda b, o: evaluate_curve(start, plain, [b], ts=[0.5], **o),
+        ):
+            with pytest.raises(UserError, match=r"give target_fn|target_fn=lambda batch"):
+                call(batch, options)
+
+
+class Parts(NamedTuple):
+    left: Tensor
+    right: Tensor
+    y: Tensor
+
+
+def joined(model: nn.Module, batch: Any) -> Tensor:
+    """Apply a model to inputs in two parts; a named tuple keeps its names."""
+    left, right = batch[:2] if isinstance(batch, list) else (batch[0], batch[1])
+    outputs: Tensor = model(torch.cat([left, right], dim=1))
+    return outputs
