@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fge.commands.studied import (
 from fge.config import SharpnessConfig, check_same_images
 from fge.data import EvalBatches
 from fge.errors import UserError
-from fge.landscape import spectral_density, top_eigenvalues, trace
+from fge.landscape import HessianOperator, spectral_density, top_eigenvalues, trace
 from fge.networks import (
     REFRESH_IMAGES,
     Layout,
@@ -39,6 +40,9 @@ from fge.report import (
     thresholds_of,
 )
 
+_KRYLOV = (10, 30)
+"""The usual steps of k products until the top eigenvalues converge; 100 is the limit."""
+
 
 def sharpness(config: SharpnessConfig) -> Path:
     """Measure top eigenvalues, trace and spectral density of networks; return the run folder."""
@@ -52,10 +56,62 @@ def sharpness(config: SharpnessConfig) -> Path:
         raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
     with open_run(config, "sharpness", setup, model, epochs=1) as run:
         with preserved(model):
+            _announce(run, model, studied)
             networks = _measure_sharpness(run, model, studied)
             spectrum = _measure_spectrum(run, model, studied[-1])
         _report_sharpness(run, networks, spectrum)
     return run.folder.path
+
+
+def _announce(
+    run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
+) -> None:
+    """Say how long the measurements that are not in the log will take, from one product."""
+    config, known = run.config, recorded(run, "network")
+    left = [network for network in networks if network.name not in known]
+    spectrum = 0 if recorded(run, "spectrum") else config.spectrum_vectors * config.spectrum_steps
+    if not (left or spectrum):
+        return
+    first = left[0] if left else networks[-1]
+    _set_up(run, model, first)
+    seconds = _seconds_per_product(run, model, first)
+    low, high = (
+        len(left) * (krylov * config.k + config.trace_samples) + spectrum for krylov in _KRYLOV
+    )
+    span = " to ".join(dict.fromkeys(_duration(seconds * count) for count in (low, high)))
+    run.observer.note(
+        f"about {span}: {low} to {high} Hessian products of {seconds:.2g} s; fewer --examples, "
+        "--spectrum-vectors or --spectrum-steps take less"
+    )
+
+
+def _seconds_per_product(
+    run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
+) -> float:
+    """Return the time of a Hessian product, after one that builds the graphs."""
+    options = {name: value for name, value in _hessian_options(run).items() if name != "seed"}
+    try:
+        operator = HessianOperator(model, **options)
+        vector = operator.gradient()
+        float(operator.matvec(vector).sum())
+        start = time.perf_counter()
+        float(operator.matvec(vector).sum())  # a number, so that a GPU has finished
+    except UserError as error:
+        raise UserError(f"{network.name}: {error}") from None
+    return time.perf_counter() - start
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words.
+
+    >>> _duration(0.2), _duration(75), _duration(1500)
+    ('1 s', '75 s', '25 min')
+    """
+    return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _progress(run: Run[SharpnessConfig], what: str) -> Callable[[int, int], None]:
+    return lambda done, most: run.observer.point(what, done, most)
 
 
 def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
@@ -90,8 +146,10 @@ def _measure_sharpness(
             continue
         _set_up(run, model, network)
         try:
-            top = top_eigenvalues(model, k=run.config.k, **options)
-            size = trace(model, num_samples=run.config.trace_samples, **options)
+            told = _progress(run, f"{network.name}: products for the top eigenvalues")
+            top = top_eigenvalues(model, k=run.config.k, on_product=told, **options)
+            told = _progress(run, f"{network.name}: products for the trace")
+            size = trace(model, num_samples=run.config.trace_samples, on_product=told, **options)
         except UserError as error:
             raise UserError(f"{network.name}: {error}") from None
         record = known[network.name] = {
@@ -126,6 +184,7 @@ def _measure_spectrum(
             model,
             num_vectors=run.config.spectrum_vectors,
             num_steps=run.config.spectrum_steps,
+            on_product=_progress(run, f"{network.name}: products for the spectrum"),
             **_hessian_options(run),
         )
         record: dict[str, Any] = {"event": "spectrum", "name": network.name, "sigma": density.sigma}

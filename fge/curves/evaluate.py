@@ -132,8 +132,8 @@ def _measured(
     evaluate: WeightsEvaluator, curve: AnyCurve, t: float
 ) -> tuple[Record, Probabilities]:
     """Measure the network at t, with its own buffers if the curve has them."""
-    if isinstance(curve, Networks):
-        return evaluate(curve.at(t), curve.buffers_at(t), own=curve.knows(t))
+    if isinstance(curve, Networks) and (buffers := curve.buffers_at(t)):
+        return evaluate(curve.at(t), buffers, own=curve.knows(t))
     return evaluate(curve.at(t))
 
 

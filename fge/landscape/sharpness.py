@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fge.errors import UserError, check_at_least
 from fge.landscape.agreement import Agreement
 from fge.landscape.hessian import CHUNK, GRAPH_MEMORY, HessianOperator
-from fge.landscape.lanczos import BandLanczos, largest_eigenpairs
+from fge.landscape.lanczos import BandLanczos, Product, largest_eigenpairs
 from fge.networks import ForwardFn, LossFn, TargetFn
 from fge.seeds import generator
 
+OnProduct = Callable[[int, int], None]
+"""``on_product(done, most)``"""
 _LEANING = 10.0
 """The largest ratio of one eigenvector's part in a start vector to the others'."""
 _MARGIN = 4.0
@@ -67,6 +69,7 @@ def top_eigenvalues(
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
     vectors: bool = False,
+    on_product: OnProduct | None = None,
 ) -> EigenResult:
     """Return the k (algebraically) largest eigenvalues of the Hessian of a mean loss.
 
@@ -92,6 +95,7 @@ def top_eigenvalues(
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the start vectors.
         vectors: whether to return the eigenvectors too.
+        on_product: called after each product with the number so far and the most there may be.
 
     Raises:
         UserError: k, ``tolerance`` or another option is out of range; or as
@@ -111,7 +115,7 @@ def top_eigenvalues(
     )
     _check(operator, k, tolerance, max_iterations)
     pairs = largest_eigenpairs(
-        operator.matvec,
+        _told(operator, on_product, max_iterations * k),
         start_vectors(operator, k, seed),
         tolerance=tolerance,
         max_products=max_iterations * k,
@@ -163,6 +167,7 @@ def trace(
     chunk: int = CHUNK,
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
+    on_product: OnProduct | None = None,
 ) -> TraceResult:
     """Estimate the trace of the Hessian of a mean loss, with its standard error.
 
@@ -182,6 +187,7 @@ def trace(
         chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
+        on_product: called after each product with the number so far and of all.
 
     Raises:
         UserError: ``num_samples`` is below 2, or as :func:`top_eigenvalues`.
@@ -200,9 +206,10 @@ def trace(
     check_at_least(2, num_samples=num_samples)
     rng = generator(seed, "trace")
     samples = torch.empty(num_samples, dtype=torch.float64)
+    product = _told(operator, on_product, num_samples)
     for index in range(num_samples):
         signs = random_signs(operator, rng)
-        samples[index] = torch.dot(signs.double(), operator.matvec(signs).double())
+        samples[index] = torch.dot(signs.double(), product(signs).double())
     return TraceResult(
         value=float(samples.mean()),
         standard_error=float(samples.std()) / math.sqrt(num_samples),
@@ -269,6 +276,7 @@ def spectral_density(
     chunk: int = CHUNK,
     graph_memory: int = GRAPH_MEMORY,
     seed: int = 0,
+    on_product: OnProduct | None = None,
 ) -> SpectralDensity:
     """Estimate how the eigenvalues of the Hessian of a mean loss are distributed.
 
@@ -294,6 +302,7 @@ def spectral_density(
         chunk: the largest number of examples at a time.
         graph_memory: bytes of autograd graphs to keep for the next product; 0 keeps none.
         seed: of the signs.
+        on_product: called after each product with the number so far and of all.
 
     Raises:
         UserError: an option is out of range, or as :func:`fge.landscape.top_eigenvalues`.
@@ -311,8 +320,9 @@ def spectral_density(
         graph_memory=graph_memory,
     )
     rng = generator(seed, "spectrum")
+    product = _told(operator, on_product, num_vectors * num_steps)
     rules = [
-        _quadrature(operator, random_signs(operator, rng), num_steps) for _ in range(num_vectors)
+        _quadrature(product, random_signs(operator, rng), num_steps) for _ in range(num_vectors)
     ]
     nodes = torch.cat([nodes for nodes, _ in rules])
     weights = torch.cat([weights for _, weights in rules]) / num_vectors
@@ -368,6 +378,19 @@ def start_vectors(operator: HessianOperator, k: int, seed: int) -> Tensor:
     return starts
 
 
+def _told(operator: HessianOperator, on_product: OnProduct | None, most: int) -> Product:
+    """Return the product with the operator, which calls ``on_product`` after each."""
+    if on_product is None:
+        return operator.matvec
+
+    def product(vector: Tensor) -> Tensor:
+        image = operator.matvec(vector)
+        on_product(operator.products, most)
+        return image
+
+    return product
+
+
 def _check(operator: HessianOperator, k: int, tolerance: float, max_iterations: int) -> None:
     if not 1 <= k <= operator.size:
         raise UserError(f"k must be from 1 to the {operator.size} trainable parameters, got {k}")
@@ -395,9 +418,9 @@ def smoothed(nodes: Tensor, weights: Tensor, points: Tensor, sigma: float) -> Te
     return bells @ weights
 
 
-def _quadrature(operator: HessianOperator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _quadrature(product: Product, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the nodes and weights (summing to 1) of Lanczos for one vector."""
-    lanczos = BandLanczos(operator.matvec, start[None], steps + 1)
+    lanczos = BandLanczos(product, start[None], steps + 1)
     while lanczos.processed < steps and lanczos.step():
         pass
     nodes, coordinates, _ = lanczos.ritz()

@@ -38,7 +38,7 @@ class Unfused(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call the replacement of a fused function, or the function."""
-        if func in _RECURRENT:
+        if func in _RECURRENT and args[0].is_cuda:
             with torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **(kwargs or {}))
         return _REPLACED.get(func, func)(*args, **(kwargs or {}))

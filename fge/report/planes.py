@@ -25,6 +25,10 @@ Lines = Mapping[str, Any]
 """Paths (T, 2) in the plane by name: arrays, tensors or lists."""
 _DECAY = 5.0
 """The range of the levels, in factors of e: that of the published figures."""
+_RIM = (
+    "That point is on the rim of the plane, so it is no minimum: the loss may be lower outside; a "
+    "larger --margin shows more."
+)
 _FACES = 56
 """The least number of points along each side of a drawing; each cell has a whole number."""
 _COLOURS = "jet_r"
@@ -208,10 +212,12 @@ def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> lis
     place = np.array([grid.xs[column], grid.ys[row]])
     apart = {n["name"]: _distance(grid, place - np.array([n["x"], n["y"]])) for n in networks}
     near = min(apart, key=lambda name: apart[name])
+    on_rim = row in (0, len(grid.ys) - 1) or column in (0, len(grid.xs) - 1)
     return [
         f"The training loss is lowest at ({place[0]:.3g}, {place[1]:.3g}), at a distance of "
         f"{apart[near]:.3g} from the nearest network, {near} (measured at {len(grid.xs)} x "
         f"{len(grid.ys)} points).",
+        *([_RIM] if on_rim else []),
         f"The training loss lies between {finite.min():.4f} and {loss.max():.4g}, the test error "
         f"between {error.min():.2f} and {error.max():.2f} %.",
     ]

@@ -33,6 +33,7 @@ _ENTRIES = (  # config.json is removed last, so that after an interruption the f
     "folded.safetensors",
     "predictions",
     "plane.npz",
+    "line.npz",
     "cells",
     "runs",
     "logs",

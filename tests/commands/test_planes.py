@@ -492,6 +492,18 @@ def test_each_snapshots_sharpness_is_that_of_its_hessian(
     assert figures == ["sharpness.png", "spectrum.png"]
 
 
+@pytest.mark.usefixtures("drawn")
+def test_sharpness_says_how_long_it_takes_and_how_far_it_is(ended: Path, tmp_path: Path) -> None:
+    result = run(flags("sharpness", look(ended, tmp_path / "sharp", LINEAR, k=1, **QUICK)))
+    lines = result.out.splitlines()
+    (estimate,) = [number for number, line in enumerate(lines) if line.startswith("about ")]
+    assert re.match(r"about 1 s: \d+ to \d+ Hessian products of ", lines[estimate])
+    shown = [n for n, line in enumerate(lines) if "products for the trace" in line]
+    assert shown
+    assert min(shown) > estimate
+    assert "Hessian products are symmetric to " in result.out
+
+
 def test_the_stability_line_is_that_of_the_runs_rate_at_each_snapshot(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

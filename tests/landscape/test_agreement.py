@@ -1,7 +1,9 @@
-"""Hessian products check themselves; those of normalised weights are right."""
+"""Hessian products check themselves; those of fused operations are right or refused by name."""
 
 from __future__ import annotations
 
+import copy
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +45,18 @@ def by_differences(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+class Last(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.layer(x.transpose(0, 1))[0]
+        return states[-1]
+
+
 def networks() -> dict[str, Callable[[], nn.Module]]:
     def linear(norm: Norm, **options: Any) -> Callable[[], nn.Module]:
         def build() -> nn.Module:
@@ -52,7 +66,24 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
 
         return build
 
+    def between(*layers: nn.Module) -> Callable[[], nn.Module]:
+        def build() -> nn.Module:
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Linear(8, 6), *map(copy.deepcopy, layers), nn.Linear(6, 3))
+            return network.double()
+
+        return build
+
     return {
+        "hard-sigmoid": between(nn.Hardsigmoid()),
+        "hard-sigmoid-in-place": between(nn.Hardsigmoid(inplace=True)),
+        "recurrent": between(nn.Unflatten(1, (3, 2)), Last(nn.LSTM(2, 6))),
+        "gated": between(nn.Unflatten(1, (3, 2)), Last(nn.GRU(2, 6))),
+        "attention": between(
+            nn.Unflatten(1, (2, 3)),
+            nn.TransformerEncoderLayer(3, 1, 4, batch_first=True, activation=torch.tanh),
+            nn.Flatten(),
+        ),
         "parametrization": linear(parametrizations.weight_norm),
         "by-columns": linear(parametrizations.weight_norm, dim=1),
         "old-style": linear(torch.nn.utils.weight_norm),
@@ -63,7 +94,7 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
 
 @pytest.mark.parametrize("name", networks())
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
-def test_normalised_weights_have_the_hessian_of_finite_differences(name: str) -> None:
+def test_fused_operations_have_the_hessian_of_finite_differences(name: str) -> None:
     model = networks()[name]().eval()
     (batch,) = data()
     expected = by_differences(model, batch)
@@ -150,3 +181,99 @@ def test_checks_leave_kept_graphs_of_another_measurement_alone() -> None:
     expected = first.matvec(vector)
     fge.HessianOperator(model, F.cross_entropy, data()).matvec(vector)
     assert torch.equal(first.matvec(vector), expected)
+
+
+def of_words(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss_fn", "message"),
+    [
+        (nn.EmbeddingBag(7, 4), F.cross_entropy, r"nn.EmbeddingBag has no second derivative in "),
+        (nn.Embedding(7, 4), F.multi_margin_loss, r"nn.MultiMarginLoss has no second derivative "),
+        (
+            nn.Embedding(7, 4),
+            lambda outputs, _: F.ctc_loss(
+                outputs.log_softmax(1)[:, None], torch.tensor([[1, 2]]), [len(outputs)], [2]
+            ),
+            r"CTC loss has no second derivative in PyTorch; use another loss",
+        ),
+    ],
+)
+def test_operations_without_a_second_derivative_are_named(
+    layer: nn.Module, loss_fn: Any, message: str
+) -> None:
+    model = of_words(layer)
+    words = torch.arange(60).reshape(30, 2) % 7
+    model(words)
+    with pytest.raises(UserError, match=f"^the loss is not twice differentiable here: {message}"):
+        fge.top_eigenvalues(model, loss_fn, [(words, torch.arange(30) % 3)])
+
+
+def test_gradients_scaled_by_frequency_are_refused() -> None:
+    model = of_words(nn.Embedding(7, 4, scale_grad_by_freq=True))
+    model(torch.ones(1, 2, dtype=torch.long))
+    with pytest.raises(UserError, match=r"^the layer '0' scales its gradient by frequency"):
+        fge.HessianOperator(model, F.cross_entropy, data())
+
+
+def test_weights_that_are_signs_of_others_are_no_disagreement() -> None:
+    torch.manual_seed(0)
+    layers = [parametrizations.orthogonal(nn.Linear(8, 6)), nn.Tanh(), nn.Linear(6, 3)]
+    operator = fge.HessianOperator(nn.Sequential(*layers), F.cross_entropy, data(torch.float32))
+    operator.gradient()
+    assert operator.agreement is not None
+    assert operator.agreement.agrees
+    assert operator.agreement.difference < 1e-5
+
+
+def test_a_loss_that_knows_the_size_of_its_batches_is_checked_with_it() -> None:
+    weights = torch.linspace(0, 1, 30, dtype=torch.float64)
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (F.cross_entropy(outputs, targets, reduction="none") * weights).mean()
+
+    model = nn.Linear(8, 3).double()
+    operator = fge.HessianOperator(model, loss_fn, data())
+    operator.matvec(torch.ones(operator.size, dtype=torch.float64))
+    assert operator.agreement is not None
+    assert operator.agreement.difference < 1e-5
+
+
+def test_half_precision_is_said_not_to_be_checked() -> None:
+    class Half(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.bfloat16(), self.weight, self.bias)
+
+    found = fge.trace(Half(8, 3).bfloat16(), F.cross_entropy, data(torch.float32), num_samples=2)
+    assert str(found.agreement) == "Hessian products could not be checked in bfloat16."
+
+
+def test_batch_statistics_of_a_single_example_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    ((x, y),) = data()
+    batches = [(x[:29], y[:29]), (x[29:], y[29:])]
+    fge.trace(model, F.cross_entropy, batches, num_samples=2)
+    with pytest.raises(UserError, match=r"^a single example has no batch statistics; give batches"):
+        fge.trace(model, F.cross_entropy, batches, num_samples=2, batch_statistics=True)
+
+
+@pytest.mark.parametrize("measure", [fge.top_eigenvalues, fge.trace, fge.spectral_density])
+def test_targets_may_be_anywhere_in_a_batch(measure: Any) -> None:
+    model = nn.Linear(8, 3).double()
+    ((x, y),) = data()
+    options: dict[str, Any] = {"chunk": 7, "forward_fn": lambda model, batch: model(batch["x"])}
+    expected = measure(model, F.cross_entropy, [(x, y)], chunk=7)
+    found = measure(
+        model, F.cross_entropy, [UserDict(x=x, y=y)], target_fn=lambda b: b["y"], **options
+    )
+    for name in ("values", "value", "nodes"):
+        first, second = getattr(expected, name, None), getattr(found, name, None)
+        assert first is second is None or torch.equal(
+            torch.as_tensor(first), torch.as_tensor(second)
+        )
+    with pytest.raises(UserError, match=r"give targets, target_fn=lambda batch"):
+        measure(model, F.cross_entropy, [UserDict(x=x, y=y)], **options)
+    with pytest.raises(UserError, match=r"^batches of 3 parts do not say which is the target"):
+        measure(model, F.cross_entropy, [(x, x, y)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.landscape import HessianOperator, top_eigenvalues, trace
+from fge.landscape import HessianOperator, spectral_density, top_eigenvalues, trace
 from fge.landscape.sharpness import EigenResult, start_vectors
 from fge.networks import nothing_yielded
 from fge.seeds import generator
@@ -232,3 +233,17 @@ def test_data_and_losses_are_checked(measure: Any) -> None:
     ):
         with pytest.raises(UserError, match=message):
             measure(mlp(), loss_fn, data)
+
+
+def test_products_are_told_as_they_come() -> None:
+    model, batches = nn.Linear(4, 3), [(torch.randn(8, 4), torch.arange(8) % 3)]
+    for measure, most in (
+        (partial(top_eigenvalues, k=2, max_iterations=7), 14),
+        (partial(trace, num_samples=5), 5),
+        (partial(spectral_density, num_vectors=2, num_steps=3), 6),
+    ):
+        told: list[tuple[int, int]] = []
+        found = measure(
+            model, F.cross_entropy, batches, on_product=lambda *now, told=told: told.append(now)
+        )
+        assert told == [(done, most) for done in range(1, found.hessian_products + 1)]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from fge.errors import UserError
 from fge.landscape import PlaneGrid
-from fge.report import draw, line_chart, plane_chart, save_figure
+from fge.report import draw, line_chart, plane_chart, plane_verdict, save_figure
 from fge.report.planes import contour_levels
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}
@@ -200,3 +200,17 @@ def test_lines_without_the_key_are_refused() -> None:
         line_chart({"curve": records_of(1.0)}, key="los")
     with pytest.raises(UserError, match=r"^unknown key of the records 'tt'"):
         line_chart({"curve": records_of(1.0)}, x="tt")
+
+
+@pytest.mark.parametrize(("low", "on_rim"), [((3, 4), False), ((0, 4), True), ((3, 8), True)])
+def test_a_lowest_point_on_the_rim_is_not_called_a_minimum(
+    low: tuple[int, int], on_rim: bool
+) -> None:
+    grid = grid_of()
+    values = np.ones_like(grid.values["train_loss"])
+    values[low] = 0.5
+    grid.values.update(train_loss=values, test_error=values)
+    network = {"name": "first", "x": 0.0, "y": 0.0}
+    sentences = plane_verdict(grid, [network])
+    assert ("on the rim of the plane, so it is no minimum" in " ".join(sentences)) == on_rim
+    assert len(sentences) == 2 + on_rim

@@ -21,6 +21,8 @@ FILES = (
     "page.json",
     "report.md",
     "report.html",
+    "plane.npz",
+    "line.npz",
 )
 FOLDERS = (
     "snapshots",
