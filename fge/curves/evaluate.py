@@ -74,7 +74,7 @@ def evaluate_curve(
     Args:
         model: the architecture, on the device to use; any module.
         curve: a ``Curve`` or a ``Chain``.
-        batches: re-iterable of ``(x, y, ...)``; or a mapping such as ``{"train": ..., "test":
+        batches: re-iterable of ``(x, y)``; or a mapping such as ``{"train": ..., "test":
             ...}``, then keys of records are ``train_loss``, ``test_error``, ...
         num_points: number of evenly spaced values of t, 0 and 1 included.
         ts: values of t to use instead.
@@ -228,7 +228,7 @@ class WeightsEvaluator:
 
     Args:
         model: any module.
-        batches: re-iterable of ``(x, y, ...)``, or a mapping of such by name.
+        batches: re-iterable of ``(x, y)``, or a mapping of such by name.
         refresh: re-iterable of ``x`` or ``(x, ...)`` for estimating batch-norm statistics; by
             default the first of ``batches``.
         num_images: at most this many of them (the default gives a curve's error to 0.1 points);

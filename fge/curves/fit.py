@@ -91,7 +91,7 @@ def fit_curve(
         model: the architecture, on the device to use; any module.
         start: weights at t = 0.
         end: weights at t = 1.
-        batches: re-iterable of ``(x, y, ...)``; its ``set_epoch(epoch)``, if any, is called.
+        batches: re-iterable of ``(x, y)``; its ``set_epoch(epoch)``, if any, is called.
         family: ``"bezier"`` or ``"polychain"``.
         num_points: points of the curve, both ends included; at least 3.
         objective: ``"uniform"``, ``"arclength"``, ``"minmax"`` or an ``Objective``.

@@ -156,7 +156,7 @@ def fold(
     Args:
         model: the architecture, on the device to use; it is copied, not changed.
         members: a store, state dicts, modules or paths.
-        validation: re-iterable of ``(x, y, ...)`` in one order; neither training nor test data.
+        validation: re-iterable of ``(x, y)`` in one order; neither training nor test data.
         refresh: re-iterable of ``x`` or ``(x, y, ...)`` for estimating batch-norm statistics:
             training data, without augmentation.
         num_images: how many images estimate the statistics; None uses all.

@@ -52,7 +52,7 @@ def evaluate_plane(
     Args:
         model: the architecture, on the device to use; any module.
         plane: through weights of that architecture.
-        batches: re-iterable of ``(x, y, ...)``; or a mapping such as ``{"train": ..., "test":
+        batches: re-iterable of ``(x, y)``; or a mapping such as ``{"train": ..., "test":
             ...}``, then keys are ``train_loss``, ``test_error``, ...
         resolution: points along each axis.
         margin: around the plane's extent, as a fraction of its width and height.

@@ -65,7 +65,7 @@ class HessianOperator:
     Args:
         model: any module.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, or of what ``forward_fn`` and ``loss_fn`` take, in
+        batches: re-iterable of ``(x, y)``, or of what ``forward_fn`` and ``target_fn`` take, in
             the same order on each pass. They are moved to the model's device.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         batch_statistics: batch norm uses the statistics of each chunk, which depend on the

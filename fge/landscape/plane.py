@@ -7,16 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fge.curves import AnyCurve
 from fge.errors import UserError
-from fge.networks import Layout
+from fge.networks import Layout, Weights, flatten
 from fge.observer import counted
 from fge.seeds import generator
 
 Bounds = tuple[float, float, float, float]
 """The lowest x, the highest x, the lowest y and the highest y of a rectangle in a plane."""
+Point = Tensor | Weights
+"""A network as a weight vector (P,), a module, a state dict or a path."""
 _COLUMNS = 1 << 20
 """Columns of a trajectory per block, so that float64 copies stay small."""
 
@@ -62,8 +64,11 @@ class Plane:
         )
 
     @classmethod
-    def through(cls, w0: Tensor, w1: Tensor, w2: Tensor) -> Plane:
-        """Return the plane through three weight vectors (P,), its origin at ``w0``.
+    def through(cls, w0: Point, w1: Point, w2: Point, *, model: nn.Module | None = None) -> Plane:
+        """Return the plane through three networks, its origin at ``w0``.
+
+        They are weight vectors (P,), modules, state dicts (items of a store are such) or paths.
+        ``model`` is their architecture; it is not needed for vectors, or if one is a module.
 
         The first axis is u = (w2 - w0)/|w2 - w0|, the second the normalised Gram-Schmidt remainder
         of w1 - w0, so ``w1`` has y > 0 (arXiv 1802.10026, appendix). Gram-Schmidt is applied twice,
@@ -72,8 +77,10 @@ class Plane:
 
         Raises:
             UserError: two of them are equal or all are on a line, up to the rounding of their
-                dtype, or they are not finite vectors of equal length.
+                dtype, they are not finite vectors of equal length or weights of one architecture,
+                or it is not known.
         """
+        w0, w1, w2 = as_vectors([w0, w1, w2], model)
         vectors = {"w0": w0, "w1": w1, "w2": w2}
         check_vectors(vectors)
         noise = torch.finfo(w0.dtype).eps * max(float(w.double().norm()) for w in vectors.values())
@@ -278,12 +285,13 @@ class Line:
         return f"Line({counted(len(self.start), 'parameter')}, length {length:.4g})"
 
     @classmethod
-    def through(cls, start: Tensor, end: Tensor) -> Line:
-        """Return the line with ``start`` (P,) at t = 0 and ``end`` at t = 1.
+    def through(cls, start: Point, end: Point, *, model: nn.Module | None = None) -> Line:
+        """Return the line with ``start`` at t = 0, ``end`` at t = 1, given as to a plane.
 
         Raises:
-            UserError: they are equal, or not finite vectors of equal length.
+            UserError: they are equal, or as in :meth:`Plane.through`.
         """
+        start, end = as_vectors([start, end], model)
         check_vectors({"start": start, "end": end})
         origin = start.detach().double()
         return cls(start.detach(), end.detach().to(origin) - origin)
@@ -344,6 +352,24 @@ def random_direction(
             "network"
         )
     return direction
+
+
+def as_vectors(weights: Sequence[Point], model: nn.Module | None) -> list[Tensor]:
+    """Return weights as vectors (P,); the first module among them is the architecture of all."""
+    modules = [w for w in weights if isinstance(w, nn.Module)]
+    architecture = model if model is not None or not modules else modules[0]
+    vectors = []
+    for point in weights:
+        if isinstance(point, Tensor):
+            vectors.append(point)
+        elif architecture is None:
+            raise UserError(
+                f"a {type(point).__name__} does not say which tensors are parameters; give "
+                "model=, the architecture"
+            )
+        else:
+            vectors.append(flatten(point, architecture))
+    return vectors
 
 
 def check_vectors(vectors: Mapping[str, Tensor]) -> None:

@@ -81,7 +81,7 @@ def top_eigenvalues(
     Args:
         model: any module; only parameters with ``requires_grad`` count. It is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        batches: re-iterable of ``(x, y)``, in the same order on each pass.
         k: number of eigenvalues, from 1 to P.
         tolerance: stop when |H x - value x| <= tolerance * |value| for each of the k.
         max_iterations: stop after this many steps of k products in any case.
@@ -178,7 +178,7 @@ def trace(
     Args:
         model: any module; it is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        batches: re-iterable of ``(x, y)``, in the same order on each pass.
         num_samples: number of vectors z, at least 2; each costs a product.
         weight_decay: adds weight_decay * P to the trace, without variance.
         batch_statistics: batch norm uses the statistics of each chunk, not its running ones.
@@ -290,7 +290,7 @@ def spectral_density(
     Args:
         model: any module; only parameters with ``requires_grad`` count. It is not changed.
         loss_fn: of outputs and targets, averaged over the batch.
-        batches: re-iterable of ``(x, y, ...)``, in the same order on each pass.
+        batches: re-iterable of ``(x, y)``, in the same order on each pass.
         num_vectors: number of random vectors; the error falls as 1 / sqrt(num_vectors P).
         num_steps: products and nodes per vector; fewer if the Krylov space is exhausted earlier.
         sigma: of the Gaussian, in units of the eigenvalues; by default 1 % of the nodes' range.

@@ -130,6 +130,31 @@ def test_products_on_cuda_are_those_of_the_cpu(accelerator: torch.device) -> Non
     assert_near(decayed, expected + 0.25 * torch.eye(len(expected)), atol=1e-9)
 
 
+class Recurrent(nn.Module):
+    """A network whose recurrent layer cuDNN computes, without second derivatives."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = layer(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.layer(x)[0][:, -1])
+        return outputs
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_have_the_hessian_of_the_cpu(
+    accelerator: torch.device, layer: type[nn.RNNBase]
+) -> None:
+    data = [(draw(6, 5, 4), labels(6))]
+    expected = operator(initialised(Recurrent(layer)), data).dense()
+    hessian = operator(initialised(Recurrent(layer)).to(accelerator), data)
+    assert_near(hessian.dense(), expected, atol=1e-9)
+    assert hessian.agreement is not None
+    assert hessian.agreement.difference < 1e-4
+
+
 def test_batch_statistics_take_part_where_they_are_asked_for(accelerator: torch.device) -> None:
     data = [(draw(9, 1, 5, 5), labels(9))]
     options = {"batch_statistics": True, "chunk": 9}

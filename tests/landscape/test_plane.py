@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 
 from fge.curves import Bezier, Chain, Curve
 from fge.errors import UserError
-from fge.landscape import Plane
+from fge.landscape import Line, Plane
 from fge.landscape import plane as plane_module
 from fge.landscape.plane import random_direction
-from fge.networks import Layout, flatten
+from fge.networks import Layout, encode_weights, flatten
 
 REFERENCE = {
     "w0": [0, 0, 0],
@@ -281,3 +283,23 @@ def test_trajectories_without_two_components_are_refused(path: Tensor, message: 
 def test_a_center_of_another_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"^center has 2 weights, vector 0 has 60"):
         Plane.principal(trajectory(), center=vector(1, 2))
+
+
+def test_planes_and_lines_go_through_networks_however_they_are_given(tmp_path: Path) -> None:
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double())
+    vectors = [flatten(model, model) for model in models]
+    expected, line = Plane.through(*vectors), Line.through(*vectors[:2])
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(encode_weights(models[2].state_dict()))
+    mixed: list[Any] = [models[0], models[1].state_dict(), file]
+    for networks in (models, mixed):
+        assert torch.equal(Plane.through(*networks).axes, expected.axes)
+    states = [model.state_dict() for model in models]
+    assert torch.equal(Plane.through(*states, model=models[0]).axes, expected.axes)
+    assert torch.equal(Line.through(*mixed[:2]).direction, line.direction)
+    message = r"^a dict does not say which tensors are parameters; give model=, the architecture$"
+    with pytest.raises(UserError, match=message):
+        Plane.through(*(dict(state) for state in states))
