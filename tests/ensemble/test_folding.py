@@ -285,3 +285,20 @@ def test_validation_in_another_order_is_refused() -> None:
 
     with pytest.raises(UserError, match=f"^{reordered('validation batches')}$"):
         fold(NETWORK, [NETWORK, NETWORK], Shuffled(), refresh=[TRAIN])
+
+
+def test_validation_targets_may_be_anywhere_in_a_batch() -> None:
+    inputs, targets = VAL
+    expected = fold(NETWORK, [NETWORK], [(inputs, targets)], refresh=[TRAIN])
+    batches = [{"x": inputs, "y": targets}]
+    found = fold(
+        NETWORK,
+        [NETWORK],
+        batches,
+        refresh=[TRAIN],
+        forward_fn=lambda model, batch: model(batch["x"] if isinstance(batch, dict) else batch),
+        target_fn=lambda batch: batch["y"],
+    )
+    assert found.before == expected.before
+    with pytest.raises(UserError, match=r"^batches of 3 parts do not say which is the target"):
+        fold(NETWORK, [NETWORK], [(inputs, inputs, targets)], refresh=[TRAIN])

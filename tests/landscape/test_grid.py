@@ -318,3 +318,17 @@ def test_steps_that_lead_nowhere_are_refused(options: dict[str, Any], message: s
     curve = Curve(Bezier(3), three_networks())
     with pytest.raises(UserError, match=f"^{message}"):
         evaluate_line(network(), curve, SPLITS, **options)
+
+
+def test_targets_may_be_anywhere_in_a_batch() -> None:
+    plane = Plane.through(*three_networks())
+    splits = {n: [{"x": x, "y": y} for x, y in batches] for n, batches in SPLITS.items()}
+    options: dict[str, Any] = {"resolution": 2, "forward_fn": lambda m, batch: m(batch["x"])}
+    found = evaluate_plane(network(), plane, splits, target_fn=lambda b: b["y"], **options)
+    expected = evaluate_plane(network(), plane, SPLITS, resolution=2)
+    for key, values in expected.values.items():
+        assert np.array_equal(found.values[key], values), key
+    with pytest.raises(
+        UserError, match=r"^batches must yield \(inputs, targets, ...\), got a dict"
+    ):
+        evaluate_plane(network(), plane, splits, **options)

@@ -406,3 +406,13 @@ def test_batches_without_countable_images_are_refused(batch: Any) -> None:
 def test_too_few_images_are_refused(num_images: int) -> None:
     with pytest.raises(UserError, match=f"num_images must be >= 2, .* got {num_images}"):
         refresh_batch_norm(layer_of(3), [data(4, 3)], num_images=num_images)
+
+
+def test_instance_norm_gets_the_mean_statistics_of_all_images_or_keeps_its_own() -> None:
+    layer = nn.InstanceNorm1d(2, track_running_stats=True).double()
+    x = data(10, 2, 5)
+    assert refresh_batch_norm(layer, list(x.split(4))) == 10
+    torch.testing.assert_close(layer.running_mean, x.mean((0, 2)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(layer.running_var, x.var(2).mean(0), rtol=1e-12, atol=1e-14)
+    assert refresh_batch_norm(layer, [data(3, 2, 5)], instance_norm=False) == 0
+    torch.testing.assert_close(layer.running_mean, x.mean((0, 2)), rtol=1e-12, atol=1e-14)
