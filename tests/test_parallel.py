@@ -26,6 +26,8 @@ from fge.ensemble import SnapshotStore
 from fge.networks import average_weights, build_model, read_weights, refresh_batch_norm
 from fge.parallel import Ranks
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 NOT_PROMISED = {"timing.jsonl"}
 Results = tuple[dict[str, Any], dict[str, Any]]
 

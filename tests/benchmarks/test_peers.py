@@ -33,6 +33,8 @@ from fge.errors import UserError
 needs_torchensemble = pytest.mark.skipif(
     not peers.has_torchensemble(), reason="torchensemble is not installed"
 )
+
+pytestmark = pytest.mark.slow  # whole trainings
 MACHINE = {
     "hardware": "a processor",
     "device": "cpu",

@@ -28,6 +28,8 @@ from fge.ensemble import PredictionFile
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
+pytestmark = pytest.mark.slow  # comparisons run their jobs in processes
+
 METHODS = ("fge", "swa", "sse")
 JOBS = 6
 """Of two seeds each: FGE with averages, FGE as published with the single network, and sse."""
@@ -329,7 +331,6 @@ def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(
             )
 
 
-@pytest.mark.slow
 def test_more_seeds_run_what_is_new_and_pool_anew(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +371,6 @@ def test_a_method_may_be_added_and_costs_its_own_runs_alone(finished: Path, data
     assert names == {f"single-e2-s{seed}.{member}" for seed in range(2) for member in range(2)}
 
 
-@pytest.mark.slow
 def test_views_are_added_to_finished_runs(data: Path, tmp_path: Path) -> None:
     methods = ("single", "fge")
     out = compare(CompareConfig(**options(data, tmp_path / "out", methods=methods)))

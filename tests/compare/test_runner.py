@@ -21,6 +21,8 @@ from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 SCRIPT = """
 import json, os, pathlib, sys, time
 arguments = sys.argv[1:]
