@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
+import itertools
 import json
-import os
-import tempfile
+import math
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from fge import disk, manifest
 from fge.errors import UserError
 
 if TYPE_CHECKING:  # NumPy is imported only to read arrays: parsing options does not need it
     from numpy.typing import ArrayLike, NDArray
 
-_BLOCK = 4096
+T = TypeVar("T")
+_ATTEMPTS = 5
+"""Reads of a file that another process may be writing, before it is called damaged."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically: temporary file, fsync, rename, fsync of the folder.
 
-    After an OSError (a full disk, for example) ``path`` is unchanged.
+    After an OSError (a full disk, for example) ``path`` is unchanged. In a folder that this process
+    has opened, the manifest records the file.
+
+    Raises:
+        UserError: in such a folder, something that is not of the run is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(path.parent)
+    writer = manifest.writer_of(path)
+    if writer is None:
+        disk.write_whole(path, data)
+        return
+    keeper, name = writer
+    with keeper.replacing(name, data):
+        disk.write_whole(path, data)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file, compared with the manifest of its folder if there is one.
+
+    Raises:
+        UserError: it is not what the manifest says, or not a regular file.
+        OSError: it cannot be read.
+    """
+    for attempt in itertools.count(1):
+        data = disk.read_whole(path)
+        reader = manifest.reader_of(path)
+        fault = reader[0].fault_of(reader[1], data) if reader else None
+        if reader is None or fault is None:
+            return data
+        if attempt == _ATTEMPTS:
+            raise manifest.damaged(fault, reader[0].root)
+        time.sleep(0.01 * attempt)  # a running writer may be ahead of the manifest read here
+    raise AssertionError("unreachable")
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; in a folder that this process has opened, only one of its own.
+
+    Raises:
+        UserError: the file is not one of the run's.
+    """
+    writer = manifest.writer_of(path)
+    if writer is None:
+        path.unlink(missing_ok=True)
+        return
+    keeper, name = writer
+    if name in keeper.files:
+        keeper.remove(name)
+    elif disk.kind_of(path) is not None:
+        raise UserError(f"{path} is not a file of this run, and is in the way; move it away")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,13 +94,50 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def read_json(path: Path, kind: type[T], *, damaged: str = "is damaged") -> T:
+    """Return the value in a JSON file, after checking that it is of a type.
+
+    Args:
+        path: of the file.
+        kind: the type: a ``TypedDict``, whose other keys are kept, or any that msgspec checks.
+        damaged: the words for a file that is of another type, or no JSON.
+
+    Raises:
+        UserError: the file is damaged; the message names the first part that does not fit.
+        OSError: it cannot be read.
+    """
+    return parse_json(read_bytes(path), kind, f"{path} {damaged}")
+
+
+def parse_json(data: bytes, kind: type[T], damaged: str) -> T:
+    """Return the value in JSON bytes; see :func:`read_json`. ``damaged`` begins the error."""
+    import msgspec
+
+    try:
+        value = json.loads(data, parse_float=_finite, parse_constant=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
+        msgspec.convert(value, kind)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(f"{damaged}: {reason}") from None
+    return cast(T, value)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line, replacing an incomplete last line if there is one."""
-    with path.open("ab+") as file:
-        file.truncate(_complete_length(file))
-        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    writer = manifest.writer_of(path)
+    if writer is None or writer[0].is_stream(writer[1]):
+        disk.append_line(path, line)
+    else:
+        writer[0].append(writer[1], line)
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -73,28 +146,15 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def _complete_length(file: BinaryIO) -> int:
-    """Return the length of a file up to the end of its last complete line."""
-    length = file.seek(0, os.SEEK_END)
-    while length > 0:
-        start = max(length - _BLOCK, 0)
-        file.seek(start)
-        newline = file.read(length - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        length = start
-    return 0
-
-
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file without an incomplete last line; [] if no file."""
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
         try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+            records.append(parse_json(line, dict[str, Any], ""))
+        except UserError:
             raise UserError(
                 f"line {number} of {path} is damaged; restore the file from a copy, or start the "
                 "run again with --overwrite"
@@ -107,12 +167,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files of interrupted writes in ``folder`` and below."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return the arrays called ``names``; anything else than a complete file is a UserError."""
     import numpy as np
@@ -120,7 +174,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise UserError(f"no data file {path}")
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = np.load(
+            io.BytesIO(read_bytes(path)) if manifest.reader_of(path) else path, allow_pickle=False
+        )
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path} holds a single array, not the arrays of an .npz")
         with archive:
@@ -147,18 +203,3 @@ def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(buffer, **named)
     write_bytes(path, buffer.getvalue())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from conftest import PLAIN
 from kill_server import run_command
+from promised import promised
 
 from fge.commands import cli
 
-NOT_PROMISED = {"timing.jsonl"}
 TRAIN_IMAGES = 86  # 96 less 10 for validation
 
 
@@ -90,17 +90,8 @@ def methods(folder: Path) -> dict[str, dict[str, Any]]:
     return by_key
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return what a run promises to leave the same."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_PROMISED and path.suffix != ".png"
-    }
-
-
 def assert_same(folder: Path, reference: Path) -> None:
-    ours, theirs = contents(folder), contents(reference)
+    ours, theirs = promised(folder), promised(reference)
     assert sorted(ours) == sorted(theirs)
     for name in theirs:
         assert ours[name] == theirs[name], f"{name} differs"

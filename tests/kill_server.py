@@ -22,7 +22,7 @@ from typing import Any
 
 import fge.commands.curves
 import fge.commands.train
-import fge.files
+import fge.disk
 from fge.config import ConnectConfig, CurveEnsembleConfig, FGEConfig, RunConfig, from_options
 from fge.config.base import saved_fields
 
@@ -53,7 +53,7 @@ def child(job: dict[str, Any], counter: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         sync(handle)
 
-    fge.files.os.fsync = counting_fsync  # type: ignore[attr-defined]
+    fge.disk.os.fsync = counting_fsync  # type: ignore[attr-defined]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     run_command(job.get("command", "fge"), job["options"])
     os.write(counter, str(calls).encode())

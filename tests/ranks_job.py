@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fge
 import fge.commands.train
-import fge.files
+import fge.disk
 from fge.commands import cli
 from fge.data import Normaliser, Split, TrainBatches
 from fge.errors import DivergenceError, UserError
@@ -374,7 +374,7 @@ def count_and_kill(job: dict[str, Any], calls: list[int]) -> None:
             kill(os.getpgrp() if job.get("all") else os.getpid(), job["signal"])
         sync(handle)
 
-    fge.files.os.fsync = counting_fsync  # type: ignore[attr-defined]
+    fge.disk.os.fsync = counting_fsync  # type: ignore[attr-defined]
 
 
 def child(job: dict[str, Any], rank: int, port: int) -> int:

@@ -20,7 +20,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_failing_rename_leaves_the_old_content(
     def fail(*_: object) -> None:
         raise OSError("no rename")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no rename"):
         files.write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -82,7 +82,7 @@ def test_interruption_between_write_and_rename_leaves_the_old_content(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         files.write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -101,8 +101,8 @@ def test_data_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mo
         calls.append("rename")
         rename(source, target)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     files.write_bytes(tmp_path / "file", b"new")
     assert calls == ["fsync", "rename", "fsync"]
 

@@ -18,6 +18,7 @@ import sharded_job  # type: ignore[import-not-found]
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, write_tiny_npz
+from promised import promised
 from torch import Tensor
 
 import fge
@@ -28,7 +29,6 @@ from fge.parallel import Ranks
 
 pytestmark = pytest.mark.slow  # processes of their own
 
-NOT_PROMISED = {"timing.jsonl"}
 Results = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -355,14 +355,6 @@ def arguments(tiny: Path, out: Path, *more: str, command: str = "fge") -> list[s
     return [*words.split(), *more]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_PROMISED and path.suffix != ".png"
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(group: Group, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
@@ -397,7 +389,7 @@ def test_killed_and_interrupted_and_resumed_it_ends_as_if_uninterrupted(
     assert stopped["codes"] == [130, 130], stopped["errors"]
     resumed = group.run(arguments=again)
     assert resumed["codes"] == [0, 0], resumed["errors"]
-    ours, theirs = contents(out), contents(finished)
+    ours, theirs = promised(out), promised(finished)
     assert sorted(ours) == sorted(theirs)
     assert [name for name in theirs if ours[name] != theirs[name]] == []
 

@@ -37,12 +37,16 @@ from fge.compare import (
 from fge.config import CompareConfig, is_factory, read_config, without_views
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
+from fge.locks import is_held
+from fge.manifest import LOCK
 from fge.observer import Observer, Observers
 from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
 from fge.train import find_method
 
 _JOB_THREADS = "job_threads"
 """In ``config.json`` of a comparison: the CPU threads of each of its runs."""
+STREAMS = ("timing.jsonl",)
+"""Files that every process that takes part writes."""
 FILES = ("compare.json", "compare.csv", "compare.md", "timing.csv", "config.json")
 
 
@@ -66,14 +70,15 @@ def compare(config: CompareConfig) -> Path:
         raise UserError("under torchrun, compare takes no --overwrite; remove the folder first")
     exists = config.out is not None and (config.out / "config.json").is_file()
     config = replace(config, resume=exists and not config.overwrite)
-    if rank > 0:
+    if rank > 0 or (config.resume and _is_at_work(config)):
         return _take_part(config)
     check_kept(config, (config.pretrained,))
     config, setup = prepare(config, "compare")
     model = setup.new_model()
     threads = _job_threads(config)
     facts = {_JOB_THREADS: threads}
-    with open_run(config, "compare", setup, model, epochs=config.epochs, facts=facts) as run:
+    frame: dict[str, Any] = {"epochs": config.epochs, "facts": facts, "streams": STREAMS}
+    with open_run(config, "compare", setup, model, **frame) as run:
         plan = Plan(run.config, run.folder.path / "runs")
         cells, diverged = _measure(run, plan, threads)
         if cells:
@@ -84,6 +89,15 @@ def compare(config: CompareConfig) -> Path:
         also = f"; {', '.join(others)} diverged too" if others else ""
         raise DivergenceError(f"{diverged[first]}{also}")
     return run.folder.path
+
+
+def _is_at_work(config: CompareConfig) -> bool:
+    """Return whether another process works on this comparison, which this one then helps."""
+    lock = (config.out or Path()) / LOCK
+    if not (lock.is_file() and is_held(lock)):
+        return False
+    ConsoleObserver().note(f"another process reports {config.out}; this one runs jobs of it")
+    return True
 
 
 def _rank() -> tuple[int, int]:
@@ -129,6 +143,8 @@ def _measure(
     view.cells = plan.measured(load_cells(folder))
     missing = [planned for planned in plan.cells if planned.name not in view.cells]
     jobs = plan.jobs(missing)
+    if run.folder.manifest is not None:
+        run.folder.manifest.note(folders=[f"runs/{job.name}" for job in jobs])
     done: set[str] = set()
 
     def on_done(job: Job) -> None:

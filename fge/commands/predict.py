@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from fge.report import (
     predictions_verdict,
     uncertain_table,
 )
-from fge.runs import RunFolder
+from fge.runs import RunFolder, open_pages
 from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
@@ -72,12 +74,13 @@ def predict(config: PredictConfig) -> Path:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
-    with enough_memory(device, "use a smaller --batch-size"):
-        probs = _apply(config, run_config.model, members, facts, images, device)
-    write_predictions(out, files, probs, facts.classes)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
-    _report(config, out, what, files, probs, facts, environment)
+    with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
+        with enough_memory(device, "use a smaller --batch-size"):
+            probs = _apply(config, run_config.model, members, facts, images, device)
+        write_predictions(out, files, probs, facts.classes)
+        _report(config, folder, what, files, probs, facts, environment)
     observer = ConsoleObserver()
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
@@ -85,15 +88,15 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _folder(config: PredictConfig) -> Path:
-    """Return the folder of the predictions, which must not be that of a run."""
-    out = config.out or config.run / f"predict-{config.images.absolute().stem}"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
-    if (out / "config.json").exists():
-        raise UserError(
-            f"--out {out} is the folder of a run, and its page would be lost; give another --out"
-        )
-    return out
+    """Return the folder of the predictions; by default the next free one beside the run's files."""
+    if config.out is not None:
+        return config.out
+    if config.overwrite:
+        raise UserError("--overwrite needs --out, the folder of the predictions")
+    images = config.images.absolute()
+    name = f"predict-{images.stem if images.is_file() else images.name}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (config.run / name for name in names) if not path.exists())
 
 
 def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
@@ -160,7 +163,7 @@ def _apply(
 
 def _report(
     config: PredictConfig,
-    out: Path,
+    folder: RunFolder,
     what: str,
     names: Sequence[str],
     probs: Tensor,
@@ -168,7 +171,7 @@ def _report(
     environment: dict[str, Any],
 ) -> None:
     values = probs.cpu().numpy().astype(np.float64)
-    report = ReportBuilder(RunFolder(out), figure_format=config.figure_format, files=_FILES)
+    report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
     caption = "How many images have which largest probability"
     report.chart("confidence.png", confidence_chart(values), caption)
     report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))

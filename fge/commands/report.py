@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 from fge.config import ReportConfig, read_report
 from fge.errors import UserError
 from fge.report import COLUMNS, UNITS, ConsoleObserver, Page, Plot, Section, Table, write_pages
-from fge.runs import open_run_folder
+from fge.runs import RunFolder, is_run, open_pages, open_run_folder
 
-_PAGES = ("report.html", "report.md")
 _IMAGES = ("sha256", "train", "val", "test")
 """Keys that show whether runs used the same images, OOD images aside."""
 _COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
@@ -27,8 +27,9 @@ def report(config: ReportConfig) -> Path:
         names = _names(config.runs)
         sections = [replace(s, name=name) for s, name in zip(sections, names, strict=True)]
         page = joined_page(sections)
-    out = _folder(config)
-    write_pages(out, page, sections)
+    with closing(_folder(config)) as folder:
+        out = folder.path
+        write_pages(out, page, sections)
     ConsoleObserver().note(f"report: {out / 'report.html'}")
     return out
 
@@ -75,26 +76,18 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
-def _folder(config: ReportConfig) -> Path:
-    """Return the folder of the page; make it if it does not exist."""
-    if config.out is None:
-        if len(config.runs) == 1:
-            return config.runs[0]
-        return open_run_folder(None, "report", resume=False, overwrite=False).path
-    out = config.out
-    if out.resolve() in [run.resolve() for run in config.runs[:1]] and len(config.runs) == 1:
-        return out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
-    if (out / "config.json").exists():
-        raise UserError(
-            f"--out {out} is the folder of a run, and its page would be lost; give another --out"
-        )
-    present = [name for name in _PAGES if (out / name).exists()]
-    if present and not config.overwrite:
-        raise UserError(f"{out} already holds {present[0]}; replace it with --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def _folder(config: ReportConfig) -> RunFolder:
+    """Return the folder of the page, opened to write; it is that of a single run by default."""
+    out, alone = config.out, len(config.runs) == 1
+    if out is None and not alone:
+        return open_run_folder(None, "report", resume=False, overwrite=False)
+    if alone and (out is None or out.resolve() == config.runs[0].resolve()):
+        run = config.runs[0]
+        if not is_run(run):  # the results of a run, without the rest of it
+            return RunFolder(run)
+        return open_run_folder(run, "report", resume=True, overwrite=False)
+    assert out is not None
+    return open_pages(out, "report", overwrite=config.overwrite)
 
 
 def joined_page(sections: Sequence[Section]) -> Page:

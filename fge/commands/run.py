@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -43,7 +44,7 @@ from fge.report import (
     environment_facts,
     run_facts,
 )
-from fge.runs import RunFolder, SharedFolder, open_run_folder
+from fge.runs import STREAMS, RunFolder, SharedFolder, open_run_folder
 
 _LESS_MEMORY = (
     "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (they "
@@ -178,6 +179,7 @@ def open_run(
     *,
     epochs: int,
     facts: Mapping[str, Any] | None = None,
+    streams: Iterable[str] = (),
 ) -> Iterator[Run[C]]:
     """Open the run folder, choose measured options, run the ``with`` block and finish the run.
 
@@ -190,15 +192,16 @@ def open_run(
         model: moved to the run's device.
         epochs: of training with one model, to decide whether compiling pays.
         facts: for ``config.json``, in addition to the options.
+        streams: patterns of files in the folder that other processes write too.
 
     Raises:
         UserError: the disk or the memory is full; the message says how to continue.
         KeyboardInterrupt: after saying how to resume.
     """
     ranks = default_ranks()
-    folder = _open_folder(config, command, ranks)
+    folder = _open_folder(config, command, ranks, (*STREAMS, *streams))
     started = time.perf_counter()
-    with _observed(config, folder, ranks) as observer:
+    with contextlib.closing(folder), _observed(config, folder, ranks) as observer:
         observer.note(f"run folder: {folder.path}")
         try:
             with enough_memory(config.device, _LESS_MEMORY):
@@ -246,6 +249,9 @@ def open_part(
     folder = open_run_folder(out, command, resume=begun, overwrite=False)
     started = time.perf_counter()
     with ExitStack() as stack:
+        stack.callback(folder.close)
+        if run.folder.manifest is not None:
+            run.folder.manifest.note(folders=[name])
         observer = run.observer
         if _wants_tensorboard(config):
             observer = Observers(observer, stack.enter_context(TensorBoardObserver(out)))
@@ -253,17 +259,29 @@ def open_part(
         report = ReportBuilder(folder, figure_format=config.figure_format)
         draft = Run(command, config, setup, folder, observer, {}, run.ranks, report)
         yield _begin(draft, model, 0, {})
-    seconds = time.perf_counter() - started
-    folder.timing({"event": "end", "seconds": round(seconds, 2)})
+        seconds = time.perf_counter() - started
+        folder.timing({"event": "end", "seconds": round(seconds, 2)})
 
 
-def _open_folder(config: CommandConfig, command: str, ranks: Ranks) -> RunFolder:
+def _open_folder(
+    config: CommandConfig, command: str, ranks: Ranks, streams: Iterable[str]
+) -> RunFolder:
     """Open the run folder of the options in the first process, and send its path to the others."""
-    options = {"resume": config.resume, "overwrite": config.overwrite}
+
+    def opened() -> RunFolder:
+        options = {"resume": config.resume, "overwrite": config.overwrite}
+        return open_run_folder(config.out, command, **options, streams=streams)
+
     if ranks.size == 1:
-        return open_run_folder(config.out, command, **options)
-    path = ranks.first(lambda: open_run_folder(config.out, command, **options).path)
-    return SharedFolder(path, ranks)
+        return opened()
+    found: list[RunFolder] = []
+
+    def shared() -> Path:
+        found.append(opened())
+        return found[0].path
+
+    path = ranks.first(shared)
+    return SharedFolder(found[0] if found else None, path, ranks)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fge import metrics
 from fge.errors import UserError
-from fge.files import read_npz, sha256, write_bytes, write_json
+from fge.files import read_bytes, read_npz, remove, sha256, write_bytes, write_json
 from fge.metrics import (
     adaptive_ece,
     aurc,
@@ -101,7 +101,7 @@ class Cell:
 
     def save(self, folder: Path) -> None:
         """Write NAME.npz, then NAME.json with its SHA-256; the cell exists once both do."""
-        (folder / f"{self.name}.json").unlink(missing_ok=True)
+        remove(folder / f"{self.name}.json")
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         np.savez_compressed(buffer, **arrays)
@@ -196,7 +196,7 @@ def _load(path: Path) -> Cell:
         version, digest = record.pop("schema_version"), record.pop("sha256")
         if version != SCHEMA_VERSION:
             raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}")
-        if not archive.is_file() or sha256(archive.read_bytes()) != digest:
+        if not archive.is_file() or sha256(read_bytes(archive)) != digest:
             raise UserError(f"{archive} is not the one {path.name} belongs to; delete both")
         record["cost"] = Cost(**record["cost"])
         record["parts"] = tuple(record.get("parts", ()))

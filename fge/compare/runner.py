@@ -7,7 +7,6 @@ comparison left running.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,12 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fge.compare.plan import Job
 from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
+from fge.locks import Lock, is_held
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
@@ -32,7 +32,7 @@ _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 class _Running:
     job: Job
     process: subprocess.Popen[bytes]
-    lock: IO[str]
+    lock: Lock
     started: float
     overlapped: bool = False
 
@@ -115,14 +115,11 @@ class Runner:
         return job.name not in self._running and all(self.is_done(other) for other in job.needs)
 
     def _start(self, job: Job) -> None:
-        lock = (self.folder / "locks" / job.name).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process is running it
-            lock.close()
+        lock = Lock(self.folder / "locks" / job.name)
+        if not lock.take(f"the job {job.name}"):  # another process is running it
             return
         if self.is_done(job):  # another process has just finished it
-            lock.close()
+            lock.release()
             return
         # A job is not a rank of torchrun. It can import whatever this process can import.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
@@ -163,7 +160,7 @@ class Runner:
             if code is None:
                 continue
             del self._running[name]
-            running.lock.close()
+            running.lock.release()
             if code == DIVERGED:
                 self.diverged[name] = f"run {name} failed: {self._reason(name, code)}"
                 continue
@@ -184,7 +181,7 @@ class Runner:
     def _mark_overlaps(self) -> None:
         """Mark running jobs if other jobs run too, here or in another process that holds a lock."""
         locks = (self.folder / "locks").iterdir()
-        others = (_is_held(path) for path in locks if path.name not in self._running)
+        others = (is_held(path) for path in locks if path.name not in self._running)
         if len(self._running) > 1 or (self._running and any(others)):
             for running in self._running.values():
                 running.overlapped = True
@@ -212,7 +209,7 @@ class Runner:
                 running.process.wait(_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 running.process.kill()
-            running.lock.close()
+            running.lock.release()
         self._running.clear()
 
 
@@ -236,12 +233,3 @@ def _changes(file: Path, command: str, config: RunConfig) -> list[str]:
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
     return words
-
-
-def _is_held(path: Path) -> bool:
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

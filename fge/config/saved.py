@@ -131,6 +131,17 @@ def keep_settled(saved: C, asked: C) -> C:
     return replace(saved, **changed)
 
 
+def is_config_file(path: Path) -> bool:
+    """Return whether a file is a ``config.json`` that :func:`write_config` wrote, by its parts."""
+    if not path.is_file():
+        return False
+    try:
+        content = _read_content(path)
+    except (UserError, OSError):
+        return False
+    return isinstance(content.get("command"), str) and isinstance(content.get("options"), dict)
+
+
 def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
     """Return the command of a run, its options and its whole ``config.json``.
 

@@ -245,7 +245,9 @@ class PredictConfig(DeviceOptions, FigureOptions):
     """Images per batch."""
     out: Path | None = field(default=None, metadata={"group": "output"})
     """Folder of predictions.csv, predictions.npz and report.html. By default
-    RUN/predict-IMAGES."""
+    RUN/predict-IMAGES, or the next free RUN/predict-IMAGES-2, ..."""
+    overwrite: bool = field(default=False, metadata={"group": "output"})
+    """Replace the predictions in --out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from fge.curves.buffers import Ends, check_buffers
 from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
-from fge.files import write_bytes
+from fge.files import read_bytes, write_bytes
 from fge.networks import Layout, check_distinct, decode_weights, split_header
 from fge.observer import counted
 
@@ -378,7 +378,7 @@ def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]
     """Return what :func:`write_points` wrote, bitwise, on the CPU."""
     if not path.is_file():
         raise UserError(f"no curve file {path}")
-    tensors = decode_weights(path.read_bytes(), path)
+    tensors = decode_weights(read_bytes(path), path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("kind") != _KIND:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fge.ensemble.outputs import Output, Outputs
 from fge.errors import UserError
-from fge.files import write_bytes
+from fge.files import read_bytes, write_bytes
 from fge.networks import ENSEMBLE, canonical_state, decode_weights, encode_weights, read_metadata
 
 SCHEMA_VERSION = 1
@@ -73,7 +73,7 @@ def read_ensemble(
     """
     if not path.is_file():
         raise UserError(f"no ensemble file {path}")
-    data = path.read_bytes()
+    data = read_bytes(path)
     tensors = decode_weights(data, path)
     metadata = read_metadata(data)
     if ENSEMBLE not in metadata:

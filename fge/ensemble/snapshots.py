@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.files import sha256, write_bytes, write_json
+from fge.files import read_bytes, read_json, remove, sha256, write_bytes, write_json
 from fge.networks import Weights, canonical_state, decode_weights, encode_weights
 from fge.observer import counted
 
 SCHEMA_VERSION = 1
+
+
+class _Entry(TypedDict):
+    file: str
+    sha256: str
+
+
+class _Index(TypedDict):
+    snapshots: list[_Entry]
+
+
+def _file_name(position: int) -> str:
+    return f"{position + 1:04d}.safetensors"
 
 
 class SnapshotStore:
@@ -37,17 +50,21 @@ class SnapshotStore:
 
     def _read_index(self) -> list[dict[str, Any]]:
         file = self.path / "index.json"
-        if not file.exists():
+        if not os.path.lexists(file):
+            if (self.path / _file_name(0)).exists():
+                raise UserError(
+                    f"{self.path} holds snapshots but no index.json; restore it, or give another "
+                    "folder"
+                )
             return []
-        try:
-            index = json.loads(file.read_text(encoding="utf-8"))
-            snapshots: list[dict[str, Any]] = index["snapshots"]
-            if not isinstance(snapshots, list):
-                raise TypeError("'snapshots' is not a list")
-            for entry in snapshots:
-                _ = entry["file"], entry["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is not a snapshot index: {error}") from None
+        index = read_json(file, _Index, damaged="is not a snapshot index")
+        snapshots: list[dict[str, Any]] = [dict(entry) for entry in index["snapshots"]]
+        for position, entry in enumerate(snapshots):
+            if entry["file"] != _file_name(position):
+                raise UserError(
+                    f"{file} is not a snapshot index: it names {entry['file']!r} where "
+                    f"{_file_name(position)} belongs"
+                )
         return snapshots
 
     def _write_index(self, index: list[dict[str, Any]]) -> None:
@@ -72,7 +89,9 @@ class SnapshotStore:
         if taken := {"file", "sha256"} & set(facts):
             raise UserError(f"the index uses {taken.pop()!r} itself; give the fact another name")
         data = encode_weights(canonical_state(model))
-        name = f"{len(self) + 1:04d}.safetensors"
+        if not self._index:  # a missing index then never means an interrupted first snapshot
+            self._write_index([])
+        name = _file_name(len(self))
         write_bytes(self.path / name, data)
         self._write_index([*self._index, {"file": name, "sha256": sha256(data), **facts}])
         return self.path / name
@@ -82,13 +101,16 @@ class SnapshotStore:
         return dict(self._index[position])
 
     def truncate(self, length: int) -> None:
-        """Keep only the first ``length`` snapshots; remove files that the index does not name."""
+        """Keep only the first ``length`` snapshots, and remove the files of the others.
+
+        The file of a snapshot whose writing was interrupted is removed too; other files stay.
+        """
+        dropped = [_file_name(k) for k in range(length, len(self) + 1)]
         if length < len(self):
             self._write_index(self._index[:length])
-        named = {entry["file"] for entry in self._index}
-        for file in self.path.glob("*.safetensors"):
-            if file.stem.isdigit() and len(file.stem) >= 4 and file.name not in named:
-                file.unlink()
+        for name in dropped:
+            if os.path.lexists(self.path / name):
+                remove(self.path / name)
 
     def __repr__(self) -> str:
         """Return the number of snapshots and the folder."""
@@ -113,7 +135,7 @@ class SnapshotStore:
         file = self.path / entry["file"]
         if not file.is_file():
             raise UserError(f"snapshot {file} is missing, but index.json names it")
-        data = file.read_bytes()
+        data = read_bytes(file)
         if sha256(data) != entry["sha256"]:
             raise UserError(
                 f"snapshot {file} does not match its checksum in index.json: "

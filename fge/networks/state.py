@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.files import write_bytes
+from fge.files import read_bytes, write_bytes
 from fge.networks.naming import under_names, weights_within
 from fge.parallel import is_shard
 
@@ -230,7 +230,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     if path.suffix == ".safetensors":
-        data = path.read_bytes()
+        data = read_bytes(path)
         tensors, metadata = decode_weights(data, path), read_metadata(data)
         if ENSEMBLE in metadata:
             raise UserError(
@@ -243,7 +243,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def is_state(path: Path) -> bool:
     """Return whether a ``.safetensors`` file is a training state of :func:`write_state`."""
-    return _SKELETON in read_metadata(path.read_bytes())
+    return _SKELETON in read_metadata(read_bytes(path))
 
 
 def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -296,7 +296,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is incomplete or not a training state.
     """
-    return decode_state(path.read_bytes(), path)
+    return decode_state(read_bytes(path), path)
 
 
 def decode_state(data: bytes, source: object) -> dict[str, Any]:

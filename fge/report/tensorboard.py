@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -113,7 +112,8 @@ class TensorBoardObserver(Observer):
 
         if self._writer is not None:
             self._writer.close()
-        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
+        for events in sorted((self.path / FOLDER).glob("events.out.tfevents.*")):
+            events.unlink()
         self._writer = SummaryWriter(str(self.path / FOLDER))
         self._written = {}
 

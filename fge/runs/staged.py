@@ -37,7 +37,8 @@ from fge.train import (
     train,
 )
 
-_CHECKPOINT = "checkpoint"
+_CHECKPOINTS = ("checkpoint", "checkpoint-2")
+"""The last two are kept, written in turn, so that a damaged one does not end the run."""
 _CHEAP_SECONDS = 0.2
 _MOST_OF_THE_TIME = 0.05
 """On a GPU an epoch may take no longer than writing a checkpoint. There, a checkpoint that takes
@@ -109,6 +110,7 @@ class StagedTraining:
         self.records = 0
         self._clock = self._checkpointed = time.perf_counter()
         self._checkpoint_seconds = 0.0
+        self._written = 0
 
     def run(self) -> bool:
         """Train the rest of the stages.
@@ -119,7 +121,7 @@ class StagedTraining:
         Raises:
             DivergenceError: the loss is not finite.
         """
-        checkpoint = self.folder.read_state(_CHECKPOINT)
+        checkpoint = self._last_checkpoint()
         reached = self._restore(checkpoint) if checkpoint else self._begin()
         for position in itertools.count(reached):
             stage = self._stage(position)
@@ -136,7 +138,7 @@ class StagedTraining:
 
     def is_finished(self) -> bool:
         """Return whether the folder has the end of the last of given stages."""
-        checkpoint, last = self.folder.read_state(_CHECKPOINT), self.stages[-1]
+        checkpoint, last = self._last_checkpoint(), self.stages[-1]
         reached = checkpoint and (checkpoint["stage"], checkpoint["epoch"])
         return bool(reached == (last.name, last.last_epoch))
 
@@ -225,17 +227,35 @@ class StagedTraining:
             store.truncate(0)
         return 0
 
+    def _last_checkpoint(self) -> dict[str, Any] | None:
+        """Return the later of the two checkpoints, or None."""
+        found = [c for c in map(self.folder.read_state, _CHECKPOINTS) if c is not None]
+        return max(found, key=lambda c: int(c.get("number", 0)), default=None)
+
     def _restore(self, checkpoint: dict[str, Any]) -> int:
         """Restore a checkpoint and drop everything after it; return the position of its stage."""
-        self.learner.load_state_dict(checkpoint["learner"])
+        self._written = int(checkpoint.get("number", 0)) + 1
         self.records = checkpoint["records"]
         self.folder.cut_log(self.records)
         for name, store in self.stores.items():
             store.truncate(checkpoint["snapshots"][name])
+        self._predict_missing()
+        self.learner.load_state_dict(checkpoint["learner"])
         if self.planner:
             records = self.learner.ranks.first(self.folder.records)
             self.stages = [self.planner.stage(r) for r in records if r["event"] == "plan"]
         return [stage.name for stage in self.stages].index(checkpoint["stage"])
+
+    def _predict_missing(self) -> None:
+        """Predict the validation images again by snapshots whose predictions are lost."""
+        if self.validation is None or not self.learner.ranks.leads:
+            return
+        assert self.val_predictions is not None
+        for name, store, position in self.members():
+            key = store.facts(position)["sha256"]
+            if self.val_predictions.get(name, key) is None:
+                load_weights(self.learner.model, store[position], store.path)
+                self.val_predictions.add(name, key, self.learner.predict(self.validation))
 
     def _run_stage(self, stage: Stage, resumed: dict[str, Any] | None) -> None:
         schedule = stage.schedule(self.learner.optimizer, len(self.batches))
@@ -335,8 +355,9 @@ class StagedTraining:
     def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         began = time.perf_counter()
         self.folder.write_state(
-            _CHECKPOINT,
+            _CHECKPOINTS[self._written % len(_CHECKPOINTS)],
             {
+                "number": self._written,
                 "stage": stage.name,
                 "epoch": epoch,
                 "learner": self.learner.state_dict(),
@@ -345,6 +366,7 @@ class StagedTraining:
                 "records": self.records,
             },
         )
+        self._written += 1
         self._checkpointed = time.perf_counter()
         self._checkpoint_seconds = self._checkpointed - began
 

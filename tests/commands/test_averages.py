@@ -17,13 +17,13 @@ import torch
 from conftest import write_tiny_npz
 from curve_runs import (
     assert_same,
-    contents,
     done,
     job,
     methods,
     report,
     run_command,
 )
+from promised import promised
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -174,7 +174,7 @@ def test_images_of_another_kind_are_predicted_by_the_averages_too_later(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
-    before = contents(folder)
+    before = promised(folder)
     run_command("fge", {**averaged_job(data, folder), "resume": True, "ood": ["noise"]})
     _, keys, _ = stored(folder, "ood-noise")
     assert keys == stored(folder, "test")[1]
@@ -188,20 +188,20 @@ def test_images_of_another_kind_are_predicted_by_the_averages_too_later(
 def test_a_finished_run_is_not_averaged_again(
     finished: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = contents(finished)
+    before = promised(finished)
     for name in ("average_weights", "fold_greedily", "refresh_batch_norm"):
         monkeypatch.setattr(averages_module, name, None)
     monkeypatch.setattr(Learner, "predict", None)
     run_command("fge", {**averaged_job(data, finished), "resume": True})
-    assert contents(finished) == before
+    assert promised(finished) == before
 
 
 def test_averages_that_were_changed_or_lost_are_made_again(finished: Path, data: Path) -> None:
-    before = contents(finished)
+    before = promised(finished)
     (finished / "swa.safetensors").unlink()
     (finished / "folded.safetensors").write_bytes(b"damaged")
     run_command("fge", {**averaged_job(data, finished), "resume": True})
-    assert contents(finished) == before
+    assert promised(finished) == before
 
 
 # ---------------------------------------------------------------------------- snapshots of any kind
@@ -364,7 +364,7 @@ def test_interrupted_at_any_write_of_averaging_it_ends_as_if_uninterrupted(
     def average(folder: Path) -> None:
         with scene(data, folder, resume=True) as s:
             with monkeypatch.context() as patch:
-                patch.setattr("fge.files.os.fsync", failing)
+                patch.setattr("fge.disk.os.fsync", failing)
                 averages = s.average("sse")
             (folder / "averages.json").write_text(json.dumps(averages.content))
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_arrays, write_tiny_npz
-from curve_runs import contents, curve_job, done, flags, job, report, run
+from curve_runs import curve_job, done, flags, job, report, run
+from promised import promised
 
 from fge.commands.baseline import BaselineRun, beside_baseline, read_baseline
 from fge.data import load_dataset
@@ -176,7 +177,7 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
     baseline: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = done("fge", fge_job(data, tmp_path / "run"))
-    before = contents(folder)
+    before = promised(folder)
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
@@ -186,7 +187,7 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
         argv = ["fge", "--out", str(folder), "--resume", "--baseline", str(baseline)]
         result = run(argv)
     assert (result.code, result.err) == (0, "")
-    after = contents(folder)
+    after = promised(folder)
     changed = {name for name in after if before.get(name) != after[name]}
     assert changed == {"config.json", "report.json", "page.json", "report.md", "report.html"}
     verdict = report(folder)["verdict"]
@@ -201,4 +202,4 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
     assert "## Comparison with the two-network curve ensemble" in page
     assert "curve" not in {line["name"] for line in lines}  # the baseline's are not ours
     assert run(["fge", "--out", str(folder), "--resume"]).code == 0
-    assert contents(folder) == after
+    assert promised(folder) == after

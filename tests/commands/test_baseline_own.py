@@ -10,7 +10,6 @@ import pytest
 from conftest import write_tiny_npz
 from curve_runs import (
     assert_same,
-    contents,
     curve_job,
     done,
     flags,
@@ -20,6 +19,7 @@ from curve_runs import (
     report,
     run,
 )
+from promised import promised
 
 import fge.commands.baseline
 from fge.commands.baseline import baseline_config
@@ -85,7 +85,7 @@ def test_it_is_a_whole_run_of_curve_ensemble_and_leaves_the_run_as_it_is(
     reference: Path, data: Path, tmp_path: Path
 ) -> None:
     apart = same_baseline(data, tmp_path / "apart")
-    ours, theirs = contents(reference / "baseline"), contents(apart)
+    ours, theirs = promised(reference / "baseline"), promised(apart)
     assert sorted(ours) == sorted(theirs)
     # Pages name the folder of the run.
     assert {name for name in ours if ours[name] != theirs[name]} <= {"report.html"}
@@ -117,7 +117,7 @@ def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     options = fge_job(data, tmp_path / "run")
     del options["baseline"]
     folder = done("fge", options)
-    before = contents(folder)
+    before = promised(folder)
     again = ["fge", "--out", str(folder), "--resume"]
     assert run([*again, "--baseline", "auto"]).code == 0
     assert_same(folder, reference)
@@ -125,7 +125,7 @@ def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     assert_same(folder, reference)
     assert run([*again, "--baseline", "None"]).code == 0
     shutil.rmtree(folder / "baseline")
-    after = contents(folder)
+    after = promised(folder)
     assert after == before
 
 

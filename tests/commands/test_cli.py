@@ -27,7 +27,6 @@ from conftest import ROOT, tiny_arrays, write_tiny_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fge import files
 from fge.commands import build, cli, planes, train
 from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
 from fge.data import load_dataset
@@ -1010,7 +1009,7 @@ def full_disk(patch: pytest.MonkeyPatch, after: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
-    patch.setattr(files.os, "fsync", fsync)
+    patch.setattr(os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("after", [1, 12, 27, 40])

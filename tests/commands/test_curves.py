@@ -23,7 +23,6 @@ from conftest import ROOT, TINY_TEST, TINY_TRAIN, tiny_arrays, write_tiny_npz
 from curve_runs import (
     TRAIN_IMAGES,
     assert_same,
-    contents,
     curve_job,
     done,
     flags,
@@ -35,11 +34,11 @@ from curve_runs import (
     report,
     run,
 )
+from promised import promised
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fge.curves.evaluate
-from fge import files
 from fge.commands import cli
 from fge.commands.endpoints import Network
 from fge.config import ConnectConfig, CurveEnsembleConfig
@@ -398,7 +397,7 @@ def test_full_disk_says_how_to_go_on(
         sync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(os, "fsync", fsync)
         result = run(flags("connect", connect_job(data, tmp_path / "run", weights[:2])))
     assert result.code == 2
     command = f"python cli.py connect --out {tmp_path / 'run'} --resume"
@@ -437,7 +436,7 @@ def test_a_curve_between_other_networks_is_named_and_nothing_lost(
         shutil.copy(source, tmp_path / name)
     given = {"first_weights": "a.pt", "second_weights": "b.pt"}
     folder = done("curve-ensemble", curve_job(data, tmp_path / "run", eval_points=2, **given))
-    before = contents(folder)
+    before = promised(folder)
     torch.save(load_file(weights[0]), tmp_path / "b.pt")
     result = run(["curve-ensemble", "--out", "run", "--resume"])
     assert result.code == 2
@@ -445,7 +444,7 @@ def test_a_curve_between_other_networks_is_named_and_nothing_lost(
         "run/curves/a-1--b-2/curve.safetensors connects other networks; give another "
         "--out, or replace it with --overwrite"
     )
-    assert contents(folder) == before
+    assert promised(folder) == before
 
 
 # ---------------------------------------------------------------------------------------- errors

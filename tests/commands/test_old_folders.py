@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import write_tiny_npz
-from curve_runs import contents, done, flags, job, kill_server, run
+from curve_runs import done, flags, job, kill_server, run
+from promised import promised
 
 from fge.compare import Plan
 from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig, read_config
@@ -55,7 +56,7 @@ def test_a_half_finished_run_goes_on_by_the_papers_rule(
     assert "average" not in make_old(old)
     result = run([command, "--out", str(old.parent), "--resume"])
     assert (result.code, result.err) == (0, "")
-    ours, theirs = contents(old.parent), contents(reference)
+    ours, theirs = promised(old.parent), promised(reference)
     assert sorted(ours) == sorted(theirs)
     # Its options now say what was meant, whatever the defaults of today are.
     assert {name for name in ours if ours[name] != theirs[name]} <= {"report.html"}

@@ -14,7 +14,6 @@ from conftest import write_tiny_npz
 from curve_runs import (
     TRAIN_IMAGES,
     assert_same,
-    contents,
     done,
     flags,
     job,
@@ -25,6 +24,7 @@ from curve_runs import (
     report,
     run,
 )
+from promised import promised
 
 from fge.commands.refit import check_refit, fit_plan
 from fge.config import FGEConfig
@@ -117,8 +117,8 @@ def test_the_report_shows_the_pairs(refitted: Path) -> None:
 def test_refitting_does_not_change_the_run_itself(
     refitted: Path, data: Path, tmp_path: Path
 ) -> None:
-    plain = contents(done("fge", refit_job(data, tmp_path / "plain")))
-    ours = contents(refitted)
+    plain = promised(done("fge", refit_job(data, tmp_path / "plain")))
+    ours = promised(refitted)
     for name in plain:
         if not name.startswith(("report", "page", "config", "predictions/test")):
             assert ours[name] == plain[name], name

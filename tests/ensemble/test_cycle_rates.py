@@ -199,7 +199,7 @@ def test_a_snapshot_that_could_not_be_written_is_kept_by_the_next_call(
     run(cut, 11)
     train(cut)
     with monkeypatch.context() as patch:
-        patch.setattr("fge.files.os.fsync", _full)
+        patch.setattr("fge.disk.os.fsync", _full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
                 cut.step()

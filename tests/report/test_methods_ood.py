@@ -13,7 +13,6 @@ import torch
 from conftest import write_tiny_npz
 from curve_runs import (
     assert_same,
-    contents,
     curve_job,
     done,
     flags,
@@ -25,6 +24,7 @@ from curve_runs import (
     run,
 )
 from numpy.typing import NDArray
+from promised import promised
 from torch import nn
 
 from fge.curves import Curve
@@ -260,7 +260,7 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
 def test_ood_images_change_nothing_else(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
     plain: Path = request.getfixturevalue(f"plain_{kind}")
-    ours, theirs = contents(folder), contents(plain)
+    ours, theirs = promised(folder), promised(plain)
     extra = {f"predictions/ood-{name}.npz" for name in ("noise", "other")}
     assert set(ours) - set(theirs) == extra
     for name in theirs:
@@ -357,7 +357,7 @@ def test_a_run_keeps_the_ood_images_that_it_has(refitted: Path, tmp_path: Path) 
 def test_other_images_under_the_same_name_are_refused(data: Path, tmp_path: Path) -> None:
     other = write_other(tmp_path / "other.npz", 0)
     folder = done("fge", fge_job(data, tmp_path / "run", epochs=1, ood=[str(other)]))
-    before = contents(folder)
+    before = promised(folder)
     write_other(other, 1)
     result = run(["fge", "--out", str(folder), "--resume"])
     assert result.code == 2
@@ -365,4 +365,4 @@ def test_other_images_under_the_same_name_are_refused(data: Path, tmp_path: Path
         result.message
         == "cannot resume: the images of --ood other are not those of the run; restore them"
     )
-    assert contents(folder) == before
+    assert promised(folder) == before

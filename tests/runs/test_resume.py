@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from conftest import PLAIN, ROOT
+from promised import promised
 
 from fge.commands.train import fge
 from fge.config import FGEConfig
 
-NOT_PROMISED = {"timing.jsonl"}
 RANDOM_POINTS = 14
 
 
@@ -60,20 +60,12 @@ def options(tiny_npz: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in NOT_PROMISED and path.suffix != ".png"
-    }
-
-
 def resume(arguments: dict[str, Any], out: Path) -> None:
     fge(FGEConfig(**{**arguments, "out": out, "resume": True}))
 
 
 def assert_same(folder: Path, reference: Path) -> None:
-    ours, theirs = contents(folder), contents(reference)
+    ours, theirs = promised(folder), promised(reference)
     assert sorted(ours) == sorted(theirs)
     for name in theirs:
         assert ours[name] == theirs[name], f"{name} differs"
@@ -145,9 +137,9 @@ def test_resuming_a_finished_run_changes_nothing(tiny_npz: Path, tmp_path: Path)
     out = tmp_path / "run"
     arguments = {**options(tiny_npz, out), "out": out}
     fge(FGEConfig(**arguments))
-    before = contents(out)
+    before = promised(out)
     resume(arguments, out)
-    assert contents(out) == before
+    assert promised(out) == before
 
 
 def test_leftovers_of_interrupted_writes_are_removed(tiny_npz: Path, tmp_path: Path) -> None:
