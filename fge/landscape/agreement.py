@@ -116,14 +116,24 @@ def _measured(subject: Differentiable, batch: Any, dtype: torch.dtype) -> Agreem
     difference, agrees = _difference(subject, batch, u, hu)
     if not agrees:
         # Weights without a gradient may be rounded to integers, as the signs of an orthogonal
-        # parametrization are: the loss jumps along them.
+        # parametrization are: the loss jumps along them. Padding acts on the loss, but is constant.
         gradients = subject.gradients(batch)[0]
         u = [
             torch.zeros_like(d) if g is None else torch.where(g.detach() == 0, 0, d)
             for d, g in zip(u, gradients, strict=True)
         ]
+        _hold_padding(subject, u)
         difference, agrees = _difference(subject, batch, u, _flat(products(u), parameters))
     return Agreement(symmetry, difference, dtype, agrees=agrees)
+
+
+def _hold_padding(subject: Differentiable, direction: Sequence[Tensor]) -> None:
+    """Take rows of padding out of a direction: of tied weights they may have a gradient."""
+    for module in subject.model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            for part, parameter in zip(direction, subject.parameters, strict=True):
+                if parameter is module.weight:
+                    part[module.padding_idx] = 0
 
 
 def _difference(

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fge.errors import UserError, check_at_least
 from fge.landscape.agreement import EXAMPLES, Agreement, Differentiable, Products, check_products
-from fge.landscape.unfused import Unfused, check_gradients_true, refused_part
+from fge.landscape.unfused import INTO_OUT, Unfused, check_gradients_true, refused_part
 from fge.networks import (
     ForwardFn,
     Layout,
@@ -42,6 +42,8 @@ GRAPH_COST, PRODUCT_COST = 1.3, 2.6
 """Estimated cost of the gradient's graph and of a product from it, in gradients: medians over the
 runs of ``benchmarks/hessian.py`` (convolutions, CPU), where a product took 2.3 to 2.7 gradients
 from a kept graph and 3.4 to 4.2 with a new graph."""
+_MISSING = ("not implemented", "twice", "double backward", INTO_OUT)
+"""Parts of autograd's errors about second derivatives."""
 _NOT_TWICE = "the loss is not twice differentiable here: "
 
 
@@ -57,10 +59,12 @@ class HessianOperator:
 
     The model runs in evaluation mode; modes, gradients and buffers are restored after each
     product. Parameters and data must not change between products. Compilation, data-parallel
-    wrappers, autocast and PyTorch's fused operations without a right second derivative (attention,
-    weight normalisation, recurrent layers of cuDNN) are bypassed. Before the first product,
-    products on 8 examples are checked: whether they are symmetric, and agree with a finite
-    difference of gradients.
+    wrappers, autocast, sparse gradients and PyTorch's fused operations without a right second
+    derivative (attention, weight normalisation, recurrent layers of cuDNN) are bypassed. An
+    embedding's row of padding is a constant of the loss, since PyTorch gives it no gradient: its
+    rows and columns of the Hessian are 0, unless another layer uses the same weights. Before the
+    first product, products on 8 examples are checked: whether they are symmetric, and agree with a
+    finite difference of gradients.
 
     Args:
         model: any module.
@@ -89,8 +93,8 @@ class HessianOperator:
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter
-            requires a gradient, they are of several dtypes or devices, or a layer is known to
-            scale its gradient.
+            requires a gradient, they are of several dtypes or devices, or an embedding scales its
+            gradient or shortens its weights.
     """
 
     def __init__(
@@ -316,6 +320,11 @@ class GradientGraph:
             raise UserError(f"{_NOT_TWICE}it does not depend on the parameters through autograd")
         with _refusals():
             gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        if any(g is not None and g.layout != torch.strided for g in gradients):
+            raise UserError(
+                f"{_NOT_TWICE}a parameter has a sparse gradient; use sparse=False (of "
+                "torch.gather: sparse_grad=False)"
+            )
         if not any(g is not None and g.requires_grad for g in gradients):
             raise UserError(
                 f"{_NOT_TWICE}its gradient does not depend on the parameters through autograd "
@@ -421,6 +430,6 @@ def _refusals() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
-        if not any(part in reason for part in ("not implemented", "twice", "double backward")):
+        if not any(part in reason for part in _MISSING):
             raise
         raise UserError(_NOT_TWICE + refused_part(reason)) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,13 +27,16 @@ _PARTS = {
 }
 """Operations without a second derivative by the start of their names: what they are of, and what
 to use instead."""
+INTO_OUT = "functions with out="
+"""What PyTorch says of a backward pass that writes into given tensors."""
 
 
 class Unfused(TorchFunctionMode):
     """Replaces fused operations during a ``with`` block.
 
-    The double backward of ``torch._weight_norm`` is wrong, ``hardsigmoid`` has none, and recurrent
-    layers of cuDNN have none and no backward in evaluation mode.
+    The double backward of ``torch._weight_norm`` is wrong, ``hardsigmoid`` and sparse gradients of
+    embeddings have none, and recurrent layers of cuDNN have none and no backward in evaluation
+    mode.
     """
 
     def __torch_function__(
@@ -45,24 +50,44 @@ class Unfused(TorchFunctionMode):
 
 
 def check_gradients_true(model: nn.Module) -> None:
-    """Check that no layer scales its gradient, which is not that of the loss then.
+    """Check that each layer's gradient is that of the loss at the weights as they are.
 
     Raises:
-        UserError: one does; the message names it.
+        UserError: an embedding that is not frozen scales its gradient or shortens its weights; the
+            message names it.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
-            raise UserError(
-                f"the layer {name!r} scales its gradient by frequency, so that there is no "
-                "Hessian; set its scale_grad_by_freq to False"
-            )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            which = f"the layer {name!r}" if name else "the model"
+            _check_embedding(which, module.weight, module.max_norm, module.scale_grad_by_freq)
+
+
+def _check_embedding(which: str, weight: Tensor, max_norm: float | None, scaled: bool) -> None:
+    if not weight.requires_grad:
+        return
+    if scaled:
+        raise UserError(
+            f"{which} scales its gradient by frequency, so that there is no Hessian; set its "
+            "scale_grad_by_freq to False"
+        )
+    if max_norm is not None:
+        raise UserError(
+            f"{which} shortens its weights in the forward pass, so that there is no Hessian; set "
+            "its max_norm to None"
+        )
 
 
 def refused_part(reason: str) -> str:
     """Return an error of PyTorch about a missing derivative, with the part that lacks it."""
+    reason = reason.rstrip(".")
     for name, (part, remedy) in _PARTS.items():
         if f"'{name}" in reason or f"::{name}" in reason:
             return f"{part} has no second derivative in PyTorch; {remedy} ({reason})"
+    if INTO_OUT in reason:
+        return (
+            "a backward pass that writes into out=, as that of nn.CrossMapLRN2d, has no second "
+            f"derivative in PyTorch; write the layer with ordinary operations ({reason})"
+        )
     return reason
 
 
@@ -80,8 +105,27 @@ def _hard_sigmoid(*arguments: Any, **named: Any) -> Tensor:
     return F.relu6(inputs + 3) / 6
 
 
+def _dense(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return an embedding with dense gradients, which have the same values as sparse ones."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def embed(*arguments: Any, **named: Any) -> Tensor:
+        given = signature.bind(*arguments, **named)
+        given.apply_defaults()
+        options = given.arguments
+        facts = (options[name] for name in ("weight", "max_norm", "scale_grad_by_freq"))
+        _check_embedding(f"F.{function.__name__}", *facts)
+        options["sparse"] = False
+        return function(*given.args, **given.kwargs)
+
+    return embed
+
+
 _REPLACED: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _normalised,
     F.hardsigmoid: _hard_sigmoid,
     torch._C._nn.hardsigmoid: _hard_sigmoid,
+    F.embedding: _dense(F.embedding),
+    F.embedding_bag: _dense(F.embedding_bag),
 }

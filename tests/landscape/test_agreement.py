@@ -187,10 +187,15 @@ def of_words(layer: nn.Module) -> nn.Module:
     return nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
 
 
+def words() -> list[tuple[Tensor, Tensor]]:
+    return [(torch.arange(60).reshape(30, 2) % 7, torch.arange(30) % 3)]
+
+
 @pytest.mark.parametrize(
     ("layer", "loss_fn", "message"),
     [
         (nn.EmbeddingBag(7, 4), F.cross_entropy, r"nn.EmbeddingBag has no second derivative in "),
+        (nn.EmbeddingBag(7, 4, sparse=True), F.cross_entropy, r"nn.EmbeddingBag has no second "),
         (nn.Embedding(7, 4), F.multi_margin_loss, r"nn.MultiMarginLoss has no second derivative "),
         (
             nn.Embedding(7, 4),
@@ -199,23 +204,126 @@ def of_words(layer: nn.Module) -> nn.Module:
             ),
             r"CTC loss has no second derivative in PyTorch; use another loss",
         ),
+        (
+            nn.Sequential(nn.Embedding(7, 4), nn.Unflatten(0, (-1, 1)), nn.CrossMapLRN2d(2)),
+            F.cross_entropy,
+            r"a backward pass that writes into out=, as that of nn.CrossMapLRN2d, has no second ",
+        ),
     ],
 )
 def test_operations_without_a_second_derivative_are_named(
     layer: nn.Module, loss_fn: Any, message: str
 ) -> None:
     model = of_words(layer)
-    words = torch.arange(60).reshape(30, 2) % 7
-    model(words)
+    model(words()[0][0])
     with pytest.raises(UserError, match=f"^the loss is not twice differentiable here: {message}"):
-        fge.top_eigenvalues(model, loss_fn, [(words, torch.arange(30) % 3)])
+        fge.top_eigenvalues(model, loss_fn, words())
 
 
-def test_gradients_scaled_by_frequency_are_refused() -> None:
-    model = of_words(nn.Embedding(7, 4, scale_grad_by_freq=True))
-    model(torch.ones(1, 2, dtype=torch.long))
-    with pytest.raises(UserError, match=r"^the layer '0' scales its gradient by frequency"):
-        fge.HessianOperator(model, F.cross_entropy, data())
+class Function(nn.Module):
+    """Rows of its weight, by a function."""
+
+    def __init__(self, rows: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(3 * torch.ones(7, 4))
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x, self.weight)
+
+
+SCALES, SHORTENS = "scales its gradient by frequency", "shortens its weights in the forward pass"
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Embedding(7, 4, scale_grad_by_freq=True), f"the layer '0' {SCALES}"),
+        (nn.EmbeddingBag(7, 4, scale_grad_by_freq=True), f"the layer '0' {SCALES}"),
+        (nn.Embedding(7, 4, max_norm=0.1), f"the layer '0' {SHORTENS}"),
+        (nn.EmbeddingBag(7, 4, max_norm=0.1), f"the layer '0' {SHORTENS}"),
+        (
+            Function(lambda x, w: F.embedding(x, w, None, None, 2.0, True)),
+            f"F.embedding {SCALES}",
+        ),
+        (Function(lambda x, w: F.embedding(x, w, max_norm=0.1)), f"F.embedding {SHORTENS}"),
+        (Function(lambda x, w: F.embedding_bag(x, w, max_norm=0.1)), f"F.embedding_bag {SHORTENS}"),
+    ],
+)
+def test_embeddings_whose_gradient_is_not_that_of_the_loss_are_refused(
+    layer: nn.Module, message: str
+) -> None:
+    model = of_words(layer)
+    model(torch.zeros(1, 2, dtype=torch.long))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=f"^{message}, so that there is no Hessian; set its "):
+        fge.top_eigenvalues(model, F.cross_entropy, words())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_frozen_embeddings_may_do_what_they_like() -> None:
+    torch.manual_seed(0)
+    layer = nn.Embedding(7, 4, max_norm=0.5, scale_grad_by_freq=True).requires_grad_(False)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(8, 3)).double()
+    ((x, y),) = words()
+    fixed = model[:2](x)
+    expected = fge.HessianOperator(model[2], F.cross_entropy, [(fixed, y)]).dense()
+    found = fge.HessianOperator(model, F.cross_entropy, [(x, y)]).dense()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_other_sparse_gradients_are_refused() -> None:
+    table = Function(lambda x, w: torch.gather(w, 0, x[:, :1].expand(-1, 4), sparse_grad=True))
+    with pytest.raises(
+        UserError, match=r"a parameter has a sparse gradient; use sparse=False \(of torch"
+    ):
+        fge.top_eigenvalues(table, F.cross_entropy, words())
+
+
+class Translator(nn.Module):
+    """Embeddings, of which one is of padding; the weights may be those of the last layer too."""
+
+    def __init__(self, *, tied: bool, sparse: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4, padding_idx=1, sparse=sparse)
+        self.layer = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 7, bias=False)
+        if tied:
+            self.last.weight = self.embedding.weight
+        with torch.no_grad():
+            self.embedding.weight.normal_()
+
+    def forward(self, x: Tensor, constant: Tensor | None = None) -> Tensor:
+        if constant is None:
+            rows = self.embedding(x)
+        else:
+            rows = torch.where((x == 1)[..., None], constant, self.embedding.weight[x])
+        outputs: Tensor = self.last(self.layer(rows.tanh().sum(1)).sin())
+        return outputs
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_is_a_constant_of_the_loss(tied: bool, sparse: bool) -> None:
+    """As in PyTorch's gradient, which leaves out how the loss depends on the row of padding."""
+    torch.manual_seed(0)
+    model = Translator(tied=tied, sparse=sparse).double()
+    ((x, y),) = words()
+    constant = model.embedding.weight.detach()[1].clone()
+    start = flatten(model, model).clone()
+    named = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(point: Tensor) -> Tensor:
+        parts = point.split([p.numel() for p in named.values()])
+        weights = {n: v.view_as(named[n]) for n, v in zip(named, parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, weights, (x, constant)), y)
+
+    expected = torch.autograd.functional.hessian(loss, start)
+    operator = fge.HessianOperator(model, F.cross_entropy, [(x, y)])
+    torch.testing.assert_close(operator.dense(), expected, rtol=0, atol=1e-12)
+    assert operator.agreement is not None
+    assert operator.agreement.difference < 1e-5
+    assert bool((expected[4:8] == 0).all()) is not tied
 
 
 def test_weights_that_are_signs_of_others_are_no_disagreement() -> None:
