@@ -162,12 +162,3 @@ def test_record_after_an_incomplete_line_is_not_glued_to_it(tmp_path: Path) -> N
 def test_sha256_of_a_known_text() -> None:
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert files.sha256(b"abc") == expected
-
-
-def test_leftovers_of_interrupted_writes_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    kept = [tmp_path / "file", tmp_path / "sub" / "notes.tmp"]
-    for path in (*kept, tmp_path / ".file.abc.tmp", tmp_path / "sub" / ".file.abc.tmp"):
-        path.write_text("x")
-    files.remove_temporaries(tmp_path)
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

@@ -42,7 +42,7 @@ from fge.report import (
     predictions_verdict,
     uncertain_table,
 )
-from fge.runs import RunFolder, open_pages
+from fge.runs import RunFolder, check_pages, open_pages
 from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
@@ -65,6 +65,7 @@ def predict(config: PredictConfig) -> Path:
     device = torch.device(choose_device(config.device))
     threads = set_threads(config.threads)
     out = _folder(config)
+    check_pages(out, "predict", overwrite=config.overwrite)
     run_config, content = _read_ensemble_run(config.run)
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
@@ -74,11 +75,11 @@ def predict(config: PredictConfig) -> Path:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
+    with enough_memory(device, "use a smaller --batch-size"):
+        probs = _apply(config, run_config.model, members, facts, images, device)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
-        with enough_memory(device, "use a smaller --batch-size"):
-            probs = _apply(config, run_config.model, members, facts, images, device)
         write_predictions(out, files, probs, facts.classes)
         _report(config, folder, what, files, probs, facts, environment)
     observer = ConsoleObserver()

@@ -44,7 +44,7 @@ from fge.report import (
     environment_facts,
     run_facts,
 )
-from fge.runs import STREAMS, RunFolder, SharedFolder, open_run_folder
+from fge.runs import RUNS, STREAMS, RunFolder, SharedFolder, open_run_folder
 
 _LESS_MEMORY = (
     "use a smaller --batch-size or --eval-batch-size, with --overwrite or another --out (they "
@@ -199,7 +199,10 @@ def open_run(
         KeyboardInterrupt: after saying how to resume.
     """
     ranks = default_ranks()
-    folder = _open_folder(config, command, ranks, (*STREAMS, *streams))
+    try:
+        folder = _open_folder(config, command, ranks, (*STREAMS, *streams))
+    except OSError as error:
+        raise _full(error, config.out, "run the command again") from error
     started = time.perf_counter()
     with contextlib.closing(folder), _observed(config, folder, ranks) as observer:
         observer.note(f"run folder: {folder.path}")
@@ -212,12 +215,7 @@ def open_run(
             observer.note(f"interrupted; {_how_to_resume(config, command, folder)}")
             raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"the disk of {folder.path} is full; free some space, then "
-                f"{_how_to_resume(config, command, folder)}"
-            ) from error
+            raise _full(error, folder.path, _how_to_resume(config, command, folder)) from error
         finally:
             leave()
         seconds = time.perf_counter() - started
@@ -324,6 +322,13 @@ def _begin(run: Run[C], model: nn.Module, epochs: int, more: Mapping[str, Any]) 
     config = keep_settled(options, run.config)
     setup = Setup.of(config, dataset)
     return replace(run, config=config, setup=setup, environment=environment)
+
+
+def _full(error: OSError, folder: Path | None, remedy: str) -> Exception:
+    """Return the error of a full disk, or the given one if it is another."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return UserError(f"the disk of {folder or RUNS} is full; free some space, then {remedy}")
 
 
 def _how_to_resume(config: CommandConfig, command: str, folder: RunFolder) -> str:

@@ -105,7 +105,7 @@ class SnapshotStore:
 
         The file of a snapshot whose writing was interrupted is removed too; other files stay.
         """
-        dropped = [_file_name(k) for k in range(length, len(self) + 1)]
+        dropped = [_file_name(k) for k in range(min(length, len(self)), len(self) + 1)]
         if length < len(self):
             self._write_index(self._index[:length])
         for name in dropped:

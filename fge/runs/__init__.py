@@ -2,15 +2,17 @@
 
 from fge.runs.adopting import STREAMS, is_derived
 from fge.runs.folder import RunFolder, SharedFolder
-from fge.runs.opening import is_run, open_pages, open_run_folder
+from fge.runs.opening import RUNS, check_pages, is_run, open_pages, open_run_folder
 from fge.runs.staged import Probe, StagedTraining, member_name
 
 __all__ = [
+    "RUNS",
     "STREAMS",
     "Probe",
     "RunFolder",
     "SharedFolder",
     "StagedTraining",
+    "check_pages",
     "is_derived",
     "is_run",
     "member_name",

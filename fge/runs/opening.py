@@ -78,6 +78,17 @@ def open_pages(out: Path, command: str, *, overwrite: bool) -> RunFolder:
         UserError: ``out`` is a file or the folder of a run, or already holds pages and
             ``overwrite`` is not given.
     """
+    check_pages(out, command, overwrite=overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    return _begin(out, command, ())
+
+
+def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
+    """Check what :func:`open_pages` checks, before anything is made.
+
+    Raises:
+        UserError: as :func:`open_pages`.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     found = Manifest.read(out)
@@ -88,8 +99,6 @@ def open_pages(out: Path, command: str, *, overwrite: bool) -> RunFolder:
     present = next(iter(found.files), None) if found else None
     if present and not overwrite:
         raise UserError(f"{out} already holds {present}; replace it with --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
-    return _begin(out, command, ())
 
 
 def is_run(path: Path) -> bool:
@@ -161,6 +170,7 @@ def manifest_of(out: Path, command: str) -> Manifest:
         manifest = Manifest(out, command)
         if is_config_file(out / "config.json"):
             manifest.adopt(files_of_old_run(out))
+            manifest.streams = list(STREAMS)
     manifest.command = manifest.command or command
     return manifest
 

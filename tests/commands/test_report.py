@@ -73,7 +73,11 @@ def test_a_page_may_go_to_another_folder_and_links_to_the_run(tmp_path: Path) ->
     before = pages(run)
     out = report(ReportConfig((run,), out=tmp_path / "deep" / "page"))
     assert out == tmp_path / "deep" / "page"
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "manifest.json",
+        "report.html",
+        "report.md",
+    ]
     assert '<a href="../../run/report.json">' in (out / "report.html").read_text()
     assert "(../../run/figures/a.png)" in (out / "report.md").read_text()
     assert pages(run) == before
@@ -261,10 +265,17 @@ def test_a_page_replaces_another_only_where_it_is_asked_to(
     out = tmp_path / "out"
     out.mkdir()
     (out / "report.md").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert fails(capsys, one, two, "--out", out, *more) == (
+            f"{out / 'report.md'} is a file that this run did not write, and is in the way; move "
+            "it away"
+        )
+        assert (out / "report.md").read_text() == "mine"
+    (out / "report.md").unlink()
+    assert cli.main(["report", str(one), "--out", str(out)]) == 0
     assert fails(capsys, one, two, "--out", out) == (
-        f"{out} already holds report.md; replace it with --overwrite"
+        f"{out} already holds report.html; replace it with --overwrite"
     )
-    assert (out / "report.md").read_text() == "mine"
     assert cli.main(["report", str(one), str(two), "--out", str(out), "--overwrite"]) == 0
     assert (out / "report.md").read_text().startswith("# 2 runs")
 

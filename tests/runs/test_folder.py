@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from fge.errors import UserError
+from fge.files import write_json, write_text
 from fge.runs import RunFolder, open_run_folder
 
 FILES = (
-    "config.json",
     "log.jsonl",
     "timing.jsonl",
     "report.json",
@@ -23,17 +24,17 @@ FILES = (
     "report.html",
     "plane.npz",
     "line.npz",
+    "snapshots/0001.safetensors",
+    "snapshots/index.json",
+    "single/0001.safetensors",
+    "networks/first/log.jsonl",
+    "networks/first/snapshots/0001.safetensors",
+    "curves/pair/curve.safetensors",
+    "predictions/test.npz",
+    "state/checkpoint.safetensors",
+    "figures/training.png",
 )
-FOLDERS = (
-    "snapshots",
-    "single",
-    "networks",
-    "curves",
-    "predictions",
-    "state",
-    "figures",
-    "tensorboard",
-)
+EVENTS = "tensorboard/events.out.tfevents.1"
 
 
 def new_folder(path: Path) -> RunFolder:
@@ -41,22 +42,32 @@ def new_folder(path: Path) -> RunFolder:
     return RunFolder(path)
 
 
-def make_run(path: Path, *others: str) -> Path:
-    """Leave in ``path`` what a run leaves, and other files."""
-    for name in (*FILES, *others, *(f"{folder}/deep/file" for folder in FOLDERS)):
+def make_run(path: Path, *others: str, old: bool = False) -> Path:
+    """Leave in ``path`` what a run leaves, and other files; an ``old`` run leaves no manifest."""
+    with closing(open_run_folder(path, "fge", resume=False, overwrite=False)):
+        write_json(path / "config.json", {"command": "fge", "options": {}})
+        for name in FILES:
+            write_text(path / name, name)
+    (path / "tensorboard").mkdir()
+    (path / "tensorboard" / "events.out.tfevents.1").write_text("events")
+    for name in others:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(name)
+    if old:
+        (path / "manifest.json").unlink()
     return path
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }
+    """Return the files by name, without the manifest of the folder itself."""
+    files = (p for p in sorted(path.rglob("*")) if p.is_file())
+    return {n: p.read_bytes() for p in files if (n := str(p.relative_to(path))) != "manifest.json"}
 
 
 def reopen(out: Path | None, **how: bool) -> RunFolder:
-    return open_run_folder(out, "fge", **{"resume": False, "overwrite": False, **how})
+    folder = open_run_folder(out, "fge", **{"resume": False, "overwrite": False, **how})
+    folder.close()
+    return folder
 
 
 def test_paths_are_those_of_the_contract(tmp_path: Path) -> None:
@@ -196,7 +207,7 @@ def folder_of_others(out: Path) -> None:
 
 
 def no_config(out: Path) -> None:
-    make_run(out)
+    make_run(out, old=True)
     (out / "config.json").unlink()
 
 
@@ -213,27 +224,24 @@ def test_where_there_is_no_run_there_is_nothing_to_resume(
 
 
 def test_a_run_is_resumed_without_the_leftovers_of_interrupted_writes(tmp_path: Path) -> None:
-    out = make_run(tmp_path / "run", "notes.txt")
+    out = make_run(tmp_path / "run", "notes.txt", ".git/.index.abcdefgh.tmp", ".mine.abcdefgh.tmp")
     before = tree(out)
-    (out / ".report.json.x1.tmp").write_text("half")
-    (out / "snapshots" / ".0001.safetensors.x2.tmp").write_text("half")
+    (out / ".report.json.abcdefgh.tmp").write_text("half")
+    (out / "snapshots" / ".0001.safetensors.12345678.tmp").write_text("half")
     assert reopen(out, resume=True).path == out
     assert tree(out) == before
 
 
 def test_what_the_runs_of_a_comparison_write_is_left_alone(tmp_path: Path) -> None:
     out = make_run(tmp_path / "run")
-    live = out / "runs" / "fge-e4-s0" / "state" / ".fge.safetensors.x1.tmp"
+    live = out / "runs" / "fge-e4-s0" / "state" / ".fge.safetensors.abcdefgh.tmp"
     live.parent.mkdir(parents=True)
     live.write_text("half")
-    (out / "cells").mkdir(exist_ok=True)
-    (out / "cells" / ".fge-b1-s0.npz.x2.tmp").write_text("half")
     reopen(out, resume=True)
     assert live.exists()
-    assert list((out / "cells").glob(".*.tmp")) == []
 
 
-@pytest.mark.parametrize("names", [[], [".config.json.x1.tmp"]])
+@pytest.mark.parametrize("names", [[], [".config.json.abcdefgh.tmp"]])
 def test_a_run_cut_off_at_its_first_file_can_be_resumed(tmp_path: Path, names: list[str]) -> None:
     out = tmp_path / "run"
     new_folder(out)
@@ -243,11 +251,44 @@ def test_a_run_cut_off_at_its_first_file_can_be_resumed(tmp_path: Path, names: l
     assert tree(out) == {}
 
 
-def test_overwriting_removes_what_a_run_leaves_and_nothing_else(tmp_path: Path) -> None:
-    others = ("notes.txt", "predict-mine/predictions.csv", "snapshots-old/0001.safetensors")
-    out = make_run(tmp_path / "run", *others)
+OTHERS = (
+    *("notes.txt", "predict-mine/predictions.csv", "snapshots-old/0001.safetensors"),
+    *("predictions/mine.npz", "figures/mine.svg.png", "runs/notes.txt", "state/notes/mine.txt"),
+    *(".git/.index.abcdefgh.tmp", "tensorboard/mine.txt", "snapshots/0002.safetensors.mine"),
+)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_overwriting_removes_what_a_run_leaves_and_nothing_else(tmp_path: Path, old: bool) -> None:
+    others = [name for name in OTHERS if not (old and name == "figures/mine.svg.png")]
+    out = make_run(tmp_path / "run", *others, old=old)
     assert reopen(out, overwrite=True).path == out
     assert sorted(tree(out)) == sorted(others)
+    assert not (out / "networks").exists()
+
+
+def test_overwriting_a_comparison_removes_its_runs(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run")
+    with closing(open_run_folder(out, "compare", resume=True, overwrite=False)) as folder:
+        assert folder.manifest is not None
+        folder.manifest.note(folders=["runs/fge-s0"])
+    make_run(out / "runs" / "fge-s0", "notes.txt")
+    make_run(out / "runs" / "mine")
+    reopen(out, overwrite=True)
+    kept = {name.split("/")[1] for name in tree(out) if name != "runs/fge-s0/notes.txt"}
+    assert kept == {"mine"}, "a run that the comparison did not start stays"
+    assert (out / "runs" / "fge-s0" / "notes.txt").exists()
+
+
+def test_overwriting_under_a_running_job_is_refused(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run")
+    before = tree(out)
+    with closing(open_run_folder(out, "fge", resume=True, overwrite=False)):
+        for how in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(UserError, match=r"is being written by process \d+ on .*, since"):
+                reopen(out, **how)
+    assert tree(out) == before
+    assert not (out / ".lock").exists()
 
 
 @pytest.mark.parametrize("make", [folder_of_others, no_config])
@@ -275,11 +316,17 @@ def test_an_interrupted_overwrite_can_be_repeated(
 ) -> None:
     out = make_run(tmp_path / "run")
 
-    def interrupt(_: object) -> None:
-        raise KeyboardInterrupt
+    unlink, calls = Path.unlink, 0
+
+    def interrupt(path: Path, missing_ok: bool = False) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", interrupt)
+        patch.setattr(Path, "unlink", interrupt)
         with pytest.raises(KeyboardInterrupt):
             reopen(out, overwrite=True)
     reopen(out, overwrite=True)
@@ -288,16 +335,29 @@ def test_an_interrupted_overwrite_can_be_repeated(
 
 def test_overwriting_removes_the_leftovers_of_interrupted_writes(tmp_path: Path) -> None:
     out = make_run(tmp_path / "run")
-    (out / ".report.json.x1.tmp").write_text("half")
+    (out / ".report.json.abcdefgh.tmp").write_text("half")
     reopen(out, overwrite=True)
     assert tree(out) == {}
 
 
-def test_overwriting_takes_a_link_away_and_not_what_it_points_to(tmp_path: Path) -> None:
+def test_no_file_is_removed_through_a_link(tmp_path: Path) -> None:
     out, elsewhere = make_run(tmp_path / "run"), tmp_path / "elsewhere"
     shutil.move(out / "snapshots", elsewhere)
     (out / "snapshots").symlink_to(elsewhere)
+    shutil.move(out / "log.jsonl", tmp_path / "log")
+    (out / "log.jsonl").symlink_to(tmp_path / "log")
+    kept = tree(elsewhere)
     reopen(out, overwrite=True)
-    assert tree(out) == {}
-    assert not (out / "snapshots").is_symlink()
-    assert list(tree(elsewhere)) == ["deep/file"]
+    assert tree(elsewhere) == kept
+    assert (tmp_path / "log").read_text() == "log.jsonl"
+    assert not (out / "log.jsonl").is_symlink()
+    assert (out / "snapshots").is_symlink(), "a link that is not the run's stays"
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    out, elsewhere = make_run(tmp_path / "run"), tmp_path / "elsewhere"
+    (out / "log.jsonl").rename(elsewhere)
+    (out / "log.jsonl").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"log\.jsonl is a link"):
+        reopen(out, resume=True)
+    assert elsewhere.read_text() == "log.jsonl"

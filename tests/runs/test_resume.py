@@ -146,7 +146,7 @@ def test_leftovers_of_interrupted_writes_are_removed(tiny_npz: Path, tmp_path: P
     out = tmp_path / "run"
     arguments = {**options(tiny_npz, out), "out": out}
     fge(FGEConfig(**arguments))
-    leftover = out / "snapshots" / ".0009.safetensors.abc.tmp"
+    leftover = out / "snapshots" / ".0001.safetensors.abcdefgh.tmp"
     leftover.write_bytes(b"half")
     resume(arguments, out)
     assert not leftover.exists()
