@@ -182,12 +182,12 @@ class Manifest:
         """
         entry, path = self.files[name], self.root / name
         if linked := self.link_in(name):
-            return f"{linked} is a link"
+            return f"{shown(linked)} is a link"
         kind = kind_of(path)
         if kind:
-            return f"{path} is {kind}, not a file"
+            return f"{shown(path)} is {kind}, not a file"
         if kind is None:
-            return None if entry.allows(None) else f"{path} is missing"
+            return None if entry.allows(None) else f"{shown(path)} is missing"
         return self.fault_of(name, read_whole(path))
 
     def fault_of(self, name: str, data: bytes) -> str | None:
@@ -199,7 +199,7 @@ class Manifest:
             data = complete_lines(data)
         if entry.allows(Content.of(data)):
             return None
-        return f"{self.root / name} was damaged or changed after it was written"
+        return f"{shown(self.root / name)} was damaged or changed after it was written"
 
     def missing(self) -> list[str]:
         """Return the names of files that are not there, or are no files, by a glance at each."""
@@ -290,12 +290,12 @@ class Manifest:
             UserError: a link or a file that is not of the run is in the way.
         """
         if linked := self.link_in(name):
-            raise UserError(f"{linked} is a link and would be written through; move it away")
+            raise UserError(f"{shown(linked)} is a link and would be written through; move it away")
         path, entry = self.root / name, self.files.get(name)
         kind = kind_of(path)
         if kind or (kind == "" and entry is None):
             what = kind or "a file that this run did not write"
-            raise UserError(f"{path} is {what}, and is in the way; move it away")
+            raise UserError(f"{shown(path)} is {what}, and is in the way; move it away")
         now = entry.now if entry else None
         if entry is not None and entry.next is not None:  # an earlier write of it failed
             settled = entry.settled(Content.of(read_whole(path)) if kind == "" else None)
@@ -372,11 +372,15 @@ def reader_of(path: Path) -> tuple[Manifest, str] | None:
     return None
 
 
+def shown(path: Path) -> Path:
+    """Return a path as messages show it: relative to the working folder if it is in there."""
+    here = os.getcwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def damaged(fault: str, root: Path) -> UserError:
     """Return the error for a damaged file of a folder."""
-    return UserError(
-        f"{fault}; restore it, or see what can be done with: fge verify {os.path.relpath(root)}"
-    )
+    return UserError(f"{fault}; restore it, or see what can be done with: fge verify {shown(root)}")
 
 
 def _glance(folder: Path) -> Manifest | None:

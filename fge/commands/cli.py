@@ -30,6 +30,7 @@ from fge.config import (
     SharpnessConfig,
     StudyConfig,
     TrainConfig,
+    VerifyConfig,
     check_import,
     options_of_run,
     preset_options,
@@ -60,9 +61,12 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "sharpness": (SharpnessConfig, "fge.commands.sharpness", "sharpness"),
     "predict": (PredictConfig, "fge.commands.predict", "predict"),
     "report": (ReportConfig, "fge.commands.report", "report"),
+    "verify": (VerifyConfig, "fge.commands.verify", "verify"),
     "doctor": (DoctorConfig, "fge.commands.doctor", "doctor"),
 }
 """Options, module and function of each command."""
+_POSITIONAL = (ReportConfig, VerifyConfig)
+"""Commands that take their run folders without a flag."""
 _SWITCHES = ("flip",)
 """Options without a value among those that some commands ignore."""
 
@@ -213,7 +217,7 @@ def _parse(command: str, kind: type[T], arguments: list[str], default: T | None 
     try:
         with contextlib.redirect_stderr(errors):
             extra: dict[str, Any] = {} if default is None else {"default": default}
-            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind is ReportConfig else {}
+            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind in _POSITIONAL else {}
             return cast(T, tyro.cli(kind, prog=command, args=arguments, **extra))
     except SystemExit:
         raise UserError(_one_line(errors.getvalue())) from None

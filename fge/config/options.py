@@ -23,7 +23,18 @@ from fge.config.base import (
 from fge.errors import UserError, check_at_least, check_not_negative
 
 GROUPS = (
-    *("page", "comparison", "networks", "plane", "data", "model", "method", "schedule", "curve"),
+    *(
+        "run",
+        "page",
+        "comparison",
+        "networks",
+        "plane",
+        "data",
+        "model",
+        "method",
+        "schedule",
+        "curve",
+    ),
     *("ensemble", "measurement", "speed", "output"),
 )
 """The groups in the order in which ``--help`` shows them."""

@@ -27,6 +27,8 @@ RUN_KINDS: dict[str, type[CommandConfig]] = {
 _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 """Options that depend on the machine, so they are not taken from a studied run."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
+RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
+"""Commands whose runs can be resumed."""
 KEEP_SNAPSHOTS = ("fge", "train")
 """Commands whose runs keep snapshots; the other runs keep networks and curves."""
 CONFIG_VERSION = 2
@@ -131,15 +133,18 @@ def keep_settled(saved: C, asked: C) -> C:
     return replace(saved, **changed)
 
 
-def is_config_file(path: Path) -> bool:
-    """Return whether a file is a ``config.json`` that :func:`write_config` wrote, by its parts."""
+def command_of(path: Path) -> str | None:
+    """Return the command of a ``config.json`` that :func:`write_config` wrote, else None."""
     if not path.is_file():
-        return False
+        return None
     try:
         content = _read_content(path)
     except (UserError, OSError):
-        return False
-    return isinstance(content.get("command"), str) and isinstance(content.get("options"), dict)
+        return None
+    command = content.get("command")
+    return (
+        command if isinstance(command, str) and isinstance(content.get("options"), dict) else None
+    )
 
 
 def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:

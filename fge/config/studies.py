@@ -252,3 +252,15 @@ class PredictConfig(DeviceOptions, FigureOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class VerifyConfig(Options):
+    """Check that every file of a run is as it was written; repair what follows from the rest."""
+
+    group: ClassVar[str] = "run"
+    run: Path
+    """Run folder."""
+    repair: bool = field(default=False, kw_only=True, metadata=THIS_INVOCATION)
+    """Make damaged pages, figures, predictions and indices again, and go back to an earlier
+    checkpoint."""

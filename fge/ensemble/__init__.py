@@ -14,7 +14,7 @@ from fge.ensemble.folding import (
 )
 from fge.ensemble.predictions import TTA_FILE, MemberPredictions, PredictionFile
 from fge.ensemble.selection import without_harmful
-from fge.ensemble.snapshots import SnapshotStore
+from fge.ensemble.snapshots import SnapshotStore, index_bytes
 
 __all__ = [
     "FGE",
@@ -31,6 +31,7 @@ __all__ = [
     "Trial",
     "fold",
     "fold_greedily",
+    "index_bytes",
     "scores_of",
     "without_harmful",
 ]

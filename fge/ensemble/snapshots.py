@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.files import read_bytes, read_json, remove, sha256, write_bytes, write_json
+from fge.files import json_text, read_bytes, read_json, remove, sha256, write_bytes, write_json
 from fge.networks import Weights, canonical_state, decode_weights, encode_weights
 from fge.observer import counted
 
@@ -28,6 +28,19 @@ class _Index(TypedDict):
 
 def _file_name(position: int) -> str:
     return f"{position + 1:04d}.safetensors"
+
+
+def index_bytes(folder: Path, facts: Iterable[dict[str, Any]]) -> bytes:
+    """Return the content of the index of the snapshots in a folder, which have these facts.
+
+    Raises:
+        OSError: a snapshot cannot be read.
+    """
+    entries = []
+    for position, known in enumerate(facts):
+        name = _file_name(position)
+        entries.append({"file": name, "sha256": sha256(read_bytes(folder / name)), **known})
+    return json_text({"schema_version": SCHEMA_VERSION, "snapshots": entries}).encode()
 
 
 class SnapshotStore:

@@ -3,19 +3,24 @@
 from fge.runs.adopting import STREAMS, is_derived
 from fge.runs.folder import RunFolder, SharedFolder
 from fge.runs.opening import RUNS, check_pages, is_run, open_pages, open_run_folder
+from fge.runs.repair import Fault, Findings, check_run, repair_run
 from fge.runs.staged import Probe, StagedTraining, member_name
 
 __all__ = [
     "RUNS",
     "STREAMS",
+    "Fault",
+    "Findings",
     "Probe",
     "RunFolder",
     "SharedFolder",
     "StagedTraining",
     "check_pages",
+    "check_run",
     "is_derived",
     "is_run",
     "member_name",
     "open_pages",
     "open_run_folder",
+    "repair_run",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fge.ensemble import SnapshotStore
-from fge.files import append_record, read_bytes, read_records, remove, write_records
+from fge.files import append_record, read_bytes, read_records, remove, sha256, write_records
 from fge.locks import Lock
 from fge.manifest import Manifest, end
 from fge.networks import decode_state, read_state, write_state
@@ -50,6 +50,10 @@ class RunFolder:
     def cut_log(self, length: int) -> None:
         """Keep only the first ``length`` records."""
         write_records(self.log_file, self.records()[:length])
+
+    def log_digest(self) -> str:
+        """Return the SHA-256 of the log, which a checkpoint records, to know its part of it."""
+        return sha256(read_bytes(self.log_file)) if self.log_file.exists() else sha256(b"")
 
     def state_path(self, name: str) -> Path:
         """Return the file of a saved training state."""
@@ -110,6 +114,10 @@ class SharedFolder(RunFolder):
         """Keep only the first ``length`` records, in the first process."""
         if self._ranks.leads:
             super().cut_log(length)
+
+    def log_digest(self) -> str:
+        """Return the SHA-256 of the log, in the first process."""
+        return super().log_digest() if self._ranks.leads else ""
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         """Save a training state atomically, in the first process."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fge import manifest as manifests
-from fge.config import is_config_file
+from fge.config import command_of
 from fge.disk import kind_of
 from fge.errors import UserError, no_run
 from fge.locks import Lock
@@ -103,7 +103,7 @@ def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
 
 def is_run(path: Path) -> bool:
     """Return whether a folder holds a run, perhaps interrupted before its first file."""
-    if Manifest.read(path) is not None or is_config_file(path / "config.json"):
+    if Manifest.read(path) is not None or command_of(path / "config.json") is not None:
         return True
     return _is_bare(path)
 
@@ -167,8 +167,9 @@ def manifest_of(out: Path, command: str) -> Manifest:
     """
     manifest = Manifest.read(out)
     if manifest is None:
-        manifest = Manifest(out, command)
-        if is_config_file(out / "config.json"):
+        known = command_of(out / "config.json")
+        manifest = Manifest(out, command or known or "")
+        if known is not None:
             manifest.adopt(files_of_old_run(out))
             manifest.streams = list(STREAMS)
     manifest.command = manifest.command or command
@@ -219,7 +220,7 @@ def _runs_in(out: Path) -> list[str]:
     return [
         path.relative_to(out).as_posix()
         for path in folders
-        if path.is_dir() and not path.is_symlink() and is_config_file(path / "config.json")
+        if path.is_dir() and not path.is_symlink() and command_of(path / "config.json") is not None
     ]
 
 

@@ -37,8 +37,13 @@ from fge.train import (
     train,
 )
 
-_CHECKPOINTS = ("checkpoint", "checkpoint-2")
+CHECKPOINTS = ("checkpoint", "checkpoint-2")
 """The last two are kept, written in turn, so that a damaged one does not end the run."""
+_FACTS = (
+    *("step", "epoch", "lr", "refresh_images", "train_nll", "fitted_images"),
+    *("val_error", "val_nll"),
+)
+"""What the index of a store says of a snapshot."""
 _CHEAP_SECONDS = 0.2
 _MOST_OF_THE_TIME = 0.05
 """On a GPU an epoch may take no longer than writing a checkpoint. There, a checkpoint that takes
@@ -229,7 +234,7 @@ class StagedTraining:
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """Return the later of the two checkpoints, or None."""
-        found = [c for c in map(self.folder.read_state, _CHECKPOINTS) if c is not None]
+        found = [c for c in map(self.folder.read_state, CHECKPOINTS) if c is not None]
         return max(found, key=lambda c: int(c.get("number", 0)), default=None)
 
     def _restore(self, checkpoint: dict[str, Any]) -> int:
@@ -355,7 +360,7 @@ class StagedTraining:
     def _checkpoint(self, stage: Stage, schedule: ClosedFormLR, epoch: int) -> None:
         began = time.perf_counter()
         self.folder.write_state(
-            _CHECKPOINTS[self._written % len(_CHECKPOINTS)],
+            CHECKPOINTS[self._written % len(CHECKPOINTS)],
             {
                 "number": self._written,
                 "stage": stage.name,
@@ -364,6 +369,7 @@ class StagedTraining:
                 "schedule": schedule.state_dict(),
                 "snapshots": {name: len(store) for name, store in self.stores.items()},
                 "records": self.records,
+                "log_sha256": self.folder.log_digest(),
             },
         )
         self._written += 1
@@ -465,6 +471,11 @@ class StagedTraining:
     def _log(self, record: dict[str, Any]) -> None:
         self.folder.log(record)
         self.records += 1
+
+
+def snapshot_facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return, of a snapshot's record in the log, the facts that the index of its store has too."""
+    return {key: value for key, value in record.items() if key in _FACTS}
 
 
 def member_name(stage: str, position: int) -> str:

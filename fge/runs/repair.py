@@ -1,0 +1,279 @@
+"""Checking every file of a run against its manifest, and mending what follows from the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fge import manifest as manifests
+from fge.disk import kind_of, read_whole, write_whole
+from fge.ensemble import index_bytes
+from fge.errors import UserError
+from fge.files import parse_json, read_records
+from fge.manifest import Manifest, shown
+from fge.networks import decode_state
+from fge.runs.adopting import is_derived
+from fge.runs.opening import locked, manifest_of
+from fge.runs.staged import CHECKPOINTS, snapshot_facts
+
+_AGAIN = re.compile(
+    r"curves/[^/]+/[^/]+|state/grid\.jsonl|(plane|line)\.npz|cells/[^/]+|(swa|folded)\.safetensors"
+    r"|predictions/val\.npz|state/average-[^/]+\.safetensors|predictions\.(csv|npz)"
+)
+"""Files, other than pages, figures and predictions, that resuming makes again from the others."""
+_PART = re.compile(r"(?P<part>(networks/[^/]+/|distilled/)?)(?P<name>.*)")
+_CHECKPOINT = re.compile(rf"state/({'|'.join(CHECKPOINTS)})\.safetensors")
+_SNAPSHOT = re.compile(r"(?P<store>[a-z]+)/(?P<number>\d{4,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that is not as it was written.
+
+    ``run``: the folder of its run; ``name``: the file's in there; ``what``: is wrong, in words;
+    ``remedy``: what can be done; ``lost``: whether nothing can, short of a copy.
+    """
+
+    run: Path
+    name: str
+    what: str
+    remedy: str
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found: the number of ``files``, the ``faults``, and ``others``.
+
+    ``others`` are the files in the folder that the run did not write.
+    """
+
+    files: int
+    faults: list[Fault]
+    others: list[Path]
+
+
+def check_run(root: Path) -> Findings:
+    """Compare every file of a run, and of the runs within it, with the manifests.
+
+    Raises:
+        UserError: the folder has no manifest, or a damaged one.
+    """
+    manifest = Manifest.read(root)
+    if manifest is None:
+        raise UserError(
+            f"{root} has no manifest.json: it is no run, or an older one with nothing to compare "
+            "with; --repair takes the files of an older run in as they are"
+        )
+    faults = [
+        Fault(root, name, what, *_remedy(manifest, name))
+        for name in manifest.files
+        if (what := _fault(manifest, name)) is not None
+    ]
+    count, others = len(manifest.files), []
+    inner = [root / name for name in manifest.folders if Manifest.read(root / name)]
+    for run in inner:
+        found = check_run(run)
+        count, faults = count + found.files, [*faults, *found.faults]
+        others += found.others
+    return Findings(count, faults, [*_others(manifest, inner), *others])
+
+
+def repair_run(root: Path) -> Iterator[str]:
+    """Mend what can be mended of a run and of the runs within it; yield what was done, in words.
+
+    Files that resuming makes again are removed. A damaged checkpoint or log goes back to the
+    checkpoint before. A damaged manifest is written again from the files that are there.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    lock = locked(root)
+    try:
+        manifest = yield from _readable_manifest(root)
+        manifest.settle()
+        damaged = [name for name in manifest.files if _fault(manifest, name) is not None]
+        for name in damaged:
+            if name in manifest.files:  # not mended with another
+                yield from _mend(manifest, name)
+        manifest.save()
+    finally:
+        lock.release()
+    for name in manifest.folders:
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            yield from repair_run(root / name)
+
+
+def _fault(manifest: Manifest, name: str) -> str | None:
+    try:
+        if name.endswith("timing.jsonl") and kind_of(manifest.root / name) == "":
+            read_records(manifest.root / name)  # its lines are not compared, but have to be JSON
+        return manifest.fault(name)
+    except UserError as error:
+        return str(error).partition(";")[0]
+    except OSError as error:
+        return f"{shown(manifest.root / name)} cannot be read: {error.strerror}"
+
+
+def _others(manifest: Manifest, inner: list[Path]) -> Iterator[Path]:
+    """Yield the files in the folder that no manifest names, hidden ones and runs aside."""
+    for folder, folders, files in os.walk(manifest.root):
+        path = Path(folder)
+        folders[:] = [
+            f
+            for f in sorted(folders)
+            if not f.startswith(".") and path / f not in inner and not Manifest.read(path / f)
+        ]
+        for file in sorted(files):
+            name = (path / file).relative_to(manifest.root).as_posix()
+            ours = name in manifest.files or name == manifests.NAME or manifest.is_stream(name)
+            if not ours and not file.startswith("."):
+                yield path / file
+
+
+def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
+    """Return what can be done about a damaged file, and whether that is nothing."""
+    if is_derived(name) or _AGAIN.fullmatch(name) or name.endswith("/index.json"):
+        return "--repair makes it again", False
+    if name.endswith("timing.jsonl"):
+        return "--repair drops its damaged lines", False
+    if _fallback(manifest, name) is not None:
+        return "--repair goes back to the checkpoint before", False
+    return "nothing follows it from the rest: restore it from a copy, or run again", True
+
+
+def _readable_manifest(root: Path) -> Generator[str, None, Manifest]:
+    """Return the manifest of a folder; make it again if it is damaged or missing."""
+    try:
+        found = Manifest.read(root)
+    except UserError:
+        (root / manifests.NAME).unlink()
+        found = None
+        yield f"{root / manifests.NAME} was damaged"
+    if found is None:
+        found = manifest_of(root, "")
+        found.save()
+        yield f"{root / manifests.NAME} now has the {len(found.files)} files that are there"
+    return found
+
+
+def _mend(manifest: Manifest, name: str) -> Iterator[str]:
+    path, match = manifest.root / name, _PART.fullmatch(name)
+    part, inner = (match["part"], match["name"]) if match else ("", name)
+    if inner.endswith("/index.json"):
+        yield from _rebuild_index(manifest, part, inner)
+    elif is_derived(inner) or _AGAIN.fullmatch(inner):
+        yield from _drop(manifest, name, "will be made again")
+        if inner.startswith("cells/"):
+            other = path.with_suffix(".npz" if path.suffix == ".json" else ".json")
+            yield from _drop(manifest, other.relative_to(manifest.root).as_posix(), "goes with it")
+    elif inner == "timing.jsonl":
+        yield from _sound_lines(manifest, name)
+    elif (back := _fallback(manifest, name)) is not None:
+        yield from _go_back(manifest, part, back)
+
+
+def _drop(manifest: Manifest, name: str, why: str) -> Iterator[str]:
+    """Remove a file of the run; what stands there and is no file is left."""
+    path, kind = manifest.root / name, kind_of(manifest.root / name)
+    if name not in manifest.files:
+        return
+    if kind and kind != "a link":
+        yield f"{shown(path)} is {kind}: move it away"
+    manifest.remove(name)
+    yield f"{shown(path)} {why}"
+
+
+def _rebuild_index(manifest: Manifest, part: str, inner: str) -> Iterator[str]:
+    """Write the index of a store again from the log and the snapshots, if it is then as it was."""
+    name, store = part + inner, manifest.root / part / inner.partition("/")[0]
+    if kind_of(manifest.root / name) == "a link":
+        (manifest.root / name).unlink()
+    if kind_of(manifest.root / name) or _fault(manifest, f"{part}log.jsonl") is not None:
+        yield f"{shown(manifest.root / name)} cannot be made again: move away what is in its place"
+        return
+    records: dict[str, list[dict[str, Any]]] = {}
+    for line in read_whole(manifest.root / part / "log.jsonl").splitlines():
+        record = parse_json(line, dict[str, Any], "log.jsonl")
+        if record.get("event") == "snapshot":
+            records.setdefault(str(record["stage"]), []).append(record)
+    for of_stage in ([], *records.values()):
+        with contextlib.suppress(OSError, UserError):
+            data = index_bytes(store, [snapshot_facts(record) for record in of_stage])
+            if manifest.fault_of(name, data) is None:
+                write_whole(manifest.root / name, data)
+                yield f"{shown(manifest.root / name)} was written again from the log"
+                return
+    yield f"{shown(manifest.root / name)} does not follow from the log: restore it from a copy"
+
+
+def _sound_lines(manifest: Manifest, name: str) -> Iterator[str]:
+    """Keep the lines of a file of times that are JSON."""
+    path, kept = manifest.root / name, []
+    for line in read_whole(path).splitlines(keepends=True):
+        with contextlib.suppress(UserError):
+            parse_json(line, dict[str, Any], name)
+            kept.append(line)
+    write_whole(path, b"".join(kept))
+    manifest.adopt([name])
+    yield f"{shown(path)} has its {len(kept)} sound lines"
+
+
+def _fallback(manifest: Manifest, name: str) -> dict[str, Any] | None:
+    """Return the latest checkpoint that does not need a damaged file, or None."""
+    match = _PART.fullmatch(name)
+    part, inner = (match["part"], match["name"]) if match else ("", name)
+    snapshot = _SNAPSHOT.fullmatch(inner)
+    if not (_CHECKPOINT.fullmatch(inner) or snapshot or inner == "log.jsonl"):
+        return None
+    found = []
+    for checkpoint in CHECKPOINTS:
+        file = f"{part}state/{checkpoint}.safetensors"
+        if file in manifest.files and file != name and _fault(manifest, file) is None:
+            path = manifest.root / file
+            with contextlib.suppress(UserError, OSError):
+                state = decode_state(read_whole(path), path)
+                if _stands(manifest, part, state, snapshot):
+                    found.append(state)
+    return max(found, key=lambda state: int(state.get("number", 0)), default=None)
+
+
+def _stands(
+    manifest: Manifest,
+    part: str,
+    state: dict[str, Any],
+    snapshot: re.Match[str] | None,
+) -> bool:
+    """Return whether a checkpoint's part of the log is sound, and does without a snapshot."""
+    if snapshot and int(snapshot["number"]) <= max(dict(state["snapshots"]).values(), default=0):
+        return False
+    path = manifest.root / part / "log.jsonl"
+    if kind_of(path) != "":
+        return False
+    lines = read_whole(path).splitlines(keepends=True)[: int(state["records"])]
+    return hashlib.sha256(b"".join(lines)).hexdigest() == state.get("log_sha256")
+
+
+def _go_back(manifest: Manifest, part: str, state: dict[str, Any]) -> Iterator[str]:
+    """Keep a checkpoint, and drop what came after it."""
+    folder = manifest.root / part
+    for checkpoint in CHECKPOINTS:
+        name = f"{part}state/{checkpoint}.safetensors"
+        if name not in manifest.files:
+            continue
+        sound = _fault(manifest, name) is None
+        known = decode_state(read_whole(manifest.root / name), name) if sound else None
+        if known is None or int(known.get("number", 0)) > int(state.get("number", 0)):
+            manifest.remove(name)
+    log = folder / "log.jsonl"
+    lines = read_whole(log).splitlines(keepends=True)[: int(state["records"])]
+    write_whole(log, b"".join(lines))
+    manifest.adopt([f"{part}log.jsonl"])
+    where = f"epoch {state['epoch']} of {state['stage']}"
+    yield f"{shown(folder)} goes on from {where} when it is resumed"

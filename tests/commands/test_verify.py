@@ -1,0 +1,228 @@
+"""``verify``: every damaged file is found; what follows from the rest is repaired bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_arrays
+from fge_runs import config
+from promised import is_promised, promised
+
+from fge.commands import cli
+from fge.commands.train import fge
+from fge.train import Learner
+
+STEPS = 3
+"""Steps an epoch: 96 images less 24 for validation, in batches of 32."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(file, **tiny_arrays())
+    return file
+
+
+@pytest.fixture(scope="module")
+def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ended") / "run"
+    fge(config(data, out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def half(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run interrupted in its fifth epoch; it has two snapshots."""
+    out = tmp_path_factory.mktemp("half") / "run"
+    step, taken = Learner.step, 0
+
+    def stepping(self: Learner, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == 4 * STEPS + 2:
+            raise KeyboardInterrupt
+        return step(self, inputs, targets)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", stepping)
+        with pytest.raises(KeyboardInterrupt):
+            fge(config(data, out))
+    return out
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def linked(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+DAMAGE = [flip, empty, cut, delete, linked]
+
+
+def verify(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = cli.main(["verify", str(folder), *more])
+    return (code, *capsys.readouterr())
+
+
+def test_a_sound_run_is_said_to_be_one(ended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    count = sum(path.is_file() for path in ended.rglob("*")) - 1  # without the manifest
+    assert verify(ended, capsys) == (0, f"{ended}: {count} files as written\n", "")
+
+
+def test_files_of_others_are_named_and_left(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    (run / "notes.txt").write_text("mine")
+    code, out, _ = verify(run, capsys, "--repair")
+    assert code == 0
+    assert "not of the run, and left alone: notes.txt\n" in out
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damaged_file_is_found(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    names = [str(p.relative_to(ended)) for p in ended.rglob("*") if p.is_file()]
+    names = [n for n in names if n not in ("manifest.json", "timing.jsonl")]
+    for number, name in enumerate(names):
+        run = shutil.copytree(ended, tmp_path / str(number) / "run")
+        damage(run / name)
+        code, out, err = verify(run, capsys)
+        assert code == 2, name
+        assert f"{run / name} " in out
+        assert err.startswith(f"error: 1 of {len(names) + 1} files of {run} is not as written")
+
+
+AGAIN = (
+    *("figures/training.png", "report.json", "report.md", "page.json", "predictions/test.npz"),
+    *("predictions/val.npz", "snapshots/index.json", "swa.safetensors", "folded.safetensors"),
+    *("state/average-fold.safetensors", "manifest.json"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_follows_from_the_rest_is_made_again(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    names = [n for n in AGAIN if n != "manifest.json" or damage in (flip, empty, cut)]
+    for name in names:
+        damage(run / name)
+        if damage is linked:
+            (tmp_path / "run" / "elsewhere").unlink(missing_ok=True)
+            (tmp_path / "elsewhere").unlink(missing_ok=True)
+        code, _, err = verify(run, capsys, "--repair")
+        assert (code, err) == (0, ""), name
+        ours, theirs = promised(run), promised(ended)
+        assert [n for n in theirs if ours.get(n) != theirs[n]] in ([], ["manifest.json"]), name
+    assert sorted(ours) == sorted(theirs)
+
+
+@pytest.mark.parametrize("name", ["config.json", "snapshots/0001.safetensors", "log.jsonl"])
+def test_what_is_lost_is_said_and_nothing_else_is_touched(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = shutil.copytree(half, tmp_path / "run")
+    if name == "log.jsonl":
+        data = bytearray((run / name).read_bytes())
+        data[20] ^= 1
+        (run / name).write_bytes(data)
+    else:
+        flip(run / name)
+    before = promised(run)
+    code, out, err = verify(run, capsys, "--repair")
+    assert code == 2
+    assert f"{run / name} was damaged or changed after it was written; nothing follows it" in out
+    assert err.endswith("is not as written\n")
+    assert promised(run) == before
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Return the later checkpoint: the fourth is the second of its file."""
+    return run / "state" / "checkpoint-2.safetensors"
+
+
+def last_lines(run: Path) -> Path:
+    data = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").write_bytes(data[: -len(data.splitlines(keepends=True)[-1])])
+    return run / "log.jsonl"
+
+
+def validation(run: Path) -> Path:
+    return run / "predictions" / "val.npz"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("of", [last_checkpoint, last_lines, validation])
+def test_a_half_finished_run_goes_on_from_what_is_sound_and_ends_the_same(
+    half: Path,
+    ended: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    of: Callable[[Path], Path],
+    damage: Callable[[Path], None],
+) -> None:
+    run = shutil.copytree(half, tmp_path / "run")
+    path = of(run)
+    if of is not last_lines:
+        damage(path)
+    elif damage is not flip:
+        pytest.skip("the log is cut in one way")
+    if damage is linked:
+        (tmp_path / "run" / "elsewhere").unlink()
+    capsys.readouterr()
+    resume = ["fge", "--out", str(run), "--resume"]
+    assert cli.main(resume) == 2
+    assert str(path) in capsys.readouterr().err
+    assert verify(run, capsys, "--repair")[0] == 0
+    fge(config(data, run, resume=True))
+    ours, theirs = promised(run), promised(ended)
+    assert [n for n in theirs if ours.get(n) != theirs[n]] == []
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_a_run_from_before_there_were_manifests_is_taken_in(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    code, _, err = verify(run, capsys)
+    assert code == 2
+    assert "has no manifest.json" in err
+    assert verify(run, capsys, "--repair")[0] == 0
+    assert {n: d for n, d in promised(run).items() if is_promised(n)} == promised(ended)
+
+
+@pytest.mark.parametrize(("argument", "words"), [("none", "no folder "), (".", "is no run, or")])
+def test_where_there_is_no_run_there_is_nothing_to_verify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, words: str
+) -> None:
+    code, _, err = verify(tmp_path / argument, capsys)
+    assert code == 2
+    assert words in err
