@@ -164,8 +164,9 @@ def test_what_is_trained_is_bit_for_bit_what_it_is_without_a_probe(
 ) -> None:
     trained(tmp_path, None)
     theirs, ours = contents(tmp_path), contents(finished.folder.path)
-    checkpoint = "state/checkpoint.safetensors"  # it counts the records
-    assert {n for n in ours if ours[n] != theirs[n]} == {"log.jsonl", checkpoint}
+    # Checkpoints count the records.
+    checkpoints = {f"state/{name}.safetensors" for name in ("checkpoint", "checkpoint-2")}
+    assert {n for n in ours if ours[n] != theirs[n]} == {"log.jsonl", *checkpoints}
     plain = [r for r in finished.folder.records() if r["event"] != "sharpness"]
     assert plain == RunFolder(tmp_path).records()
     one, other = (RunFolder(f).read_state("checkpoint") for f in (tmp_path, finished.folder.path))

@@ -159,9 +159,12 @@ def test_a_run_writes_what_it_logs(tiny_npz: Path, tmp_path: Path) -> None:
     for tag, step, value in logged:
         assert shown[tag, step] == pytest.approx(value, rel=1e-6)  # events hold float32
     assert {"fge/val_error", "fge/ensemble_val_nll", "fge/train_loss", "fge/lr"} <= set(found(run))
-    (run / "tensorboard" / "stale").write_text("of before")
+    stale, mine = (run / "tensorboard" / n for n in ("events.out.tfevents.1", "mine.txt"))
+    stale.write_text("of before")
+    mine.write_text("mine")
     fge(config(tiny_npz, run, resume=True, single=True))
-    assert not (run / "tensorboard" / "stale").exists()
+    assert not stale.exists()
+    assert mine.exists()
     again = {(tag, step) for tag, pairs in found(run).items() for step, _ in pairs}
     assert again == set(shown)
     assert sum(map(len, found(run).values())) == len(logged)
