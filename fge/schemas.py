@@ -114,7 +114,6 @@ class TimedEpoch(TypedDict):
     """The time of an epoch."""
 
     stage: str
-    epoch: Count
     seconds: NotNegative
 
 

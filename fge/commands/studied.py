@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
 from torch import Tensor, nn
 
 from fge.commands.endpoints import read_networks
@@ -31,6 +32,16 @@ from fge.ensemble import SnapshotStore
 from fge.errors import UserError
 from fge.networks import Layout, canonical_state, flatten, load_weights
 from fge.train import Recipe, endpoint_recipe, find_method
+
+
+class _Pair(TypedDict):
+    name: Annotated[str, Meta(pattern=r"^[^/\x00]+$")]
+
+
+class _Report(TypedDict):
+    """The curves in a ``report.json``; their names are those of folders."""
+
+    pairs: Annotated[list[_Pair], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     file = run / "report.json"
     if not file.is_file():
         raise UserError(f"{run} has no report.json yet; finish the {command} run with --resume")
-    content = read_report(file, damaged="names no curve")
-    try:
-        name = str(content["pairs"][0]["name"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{file} names no curve: {type(error).__name__} {error}") from None
+    name = read_report(file, _Report, damaged="names no curve")["pairs"][0]["name"]
     path = run / "curves" / name / "curve.safetensors"
     curve = Curve.load(path)
     if curve.layout != Layout.of(model):
