@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 from torch import Tensor, nn
@@ -30,8 +30,17 @@ from fge.curves import Curve
 from fge.data import EvalBatches, Split
 from fge.ensemble import SnapshotStore
 from fge.errors import UserError
+from fge.files import checked
 from fge.networks import Layout, canonical_state, flatten, load_weights
+from fge.schemas import Count, NotNegative
 from fge.train import Recipe, endpoint_recipe, find_method
+
+
+class _Facts(TypedDict):
+    """What the index of a store says of a snapshot."""
+
+    epoch: NotRequired[Count]
+    lr: NotRequired[NotNegative]
 
 
 class _Pair(TypedDict):
@@ -102,9 +111,9 @@ def snapshot_networks(
             raise UserError(f"{run} has no snapshot {number}; it has {len(store)}")
         state, facts = store[number - 1], store.facts(number - 1)
         load_weights(model, state, store.path / facts["file"])
-        known: dict[str, float] = {
-            key: float(facts[key]) for key in ("epoch", "lr") if key in facts
-        }
+        damaged = f"{store.path / 'index.json'} is damaged: snapshot {number}"
+        told: Mapping[str, Any] = checked(facts, _Facts, damaged)
+        known: dict[str, float] = {k: float(told[k]) for k in ("epoch", "lr") if k in told}
         networks.append(StudiedNetwork(f"snapshot {number}", state, known))
     return _loaded(networks, model)
 
@@ -179,9 +188,15 @@ def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     return {name: run.setup.eval_batches(split) for name, split in splits.items()}
 
 
-def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:
-    """Return the logged records of one event, by the networks' names."""
-    return {r["name"]: r for r in run.folder.records() if r["event"] == event}
+def recorded(run: Run[StudyConfig], event: str, kind: type[Any]) -> dict[str, dict[str, Any]]:
+    """Return the logged records of one event, by the networks' names.
+
+    Raises:
+        UserError: one is not of the ``kind``.
+    """
+    found = [record for record in run.folder.records() if record["event"] == event]
+    damaged = f"{run.folder.log_file} is damaged: the record of"
+    return {r["name"]: checked(r, kind, f"{damaged} {r['name']!r}") for r in found}
 
 
 def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNetwork]:

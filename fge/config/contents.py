@@ -26,7 +26,7 @@ class DataFacts(TypedDict):
 class ConfigFile(TypedDict):
     """The options of a command, and facts about its run."""
 
-    options: dict[str, Any]
+    options: NotRequired[dict[str, Any]]
     schema_version: NotRequired[Positive]
     command: NotRequired[str]
     dataset: NotRequired[DataFacts | None]

@@ -140,7 +140,7 @@ def is_config_file(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return "command" in _read_content(path)
+        return {"command", "options"} <= _read_content(path).keys()
     except (UserError, OSError):
         return False
 
@@ -234,6 +234,8 @@ def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> 
 
     Options that an older file lacks are what runs did then.
     """
+    if "options" not in content:
+        raise UserError(f"{path} is not a config file: it has no options; {RESTORE}")
     options, version = dict(content["options"]), content.get("schema_version", CONFIG_VERSION)
     if version > CONFIG_VERSION:
         raise UserError(

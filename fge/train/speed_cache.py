@@ -186,7 +186,9 @@ class SpeedCache:
             return None
         except (OSError, ValueError) as error:
             if not told:
-                self.note(f"{file} cannot be used ({one_line(str(error))}); speed is measured again")
+                self.note(
+                    f"{file} cannot be used ({one_line(str(error))}); speed is measured again"
+                )
             return None
 
     def _write(self, file: Path, setting: dict[str, Any], choice: Choice) -> str:

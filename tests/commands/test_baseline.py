@@ -128,7 +128,10 @@ def without_member(folder: Path) -> None:
         (lambda f: (f / "report.json").unlink(), "has no report.json; give a finished run"),
         (lambda f: (f / "report.json").write_text("{"), "is not a report of a curve-ensemble run"),
         (lambda f: (f / "report.json").write_text("[]"), "is not a report of a curve-ensemble run"),
-        (lambda f: (f / "report.json").write_text("{}"), "not a report .* required field `command`"),
+        (
+            lambda f: (f / "report.json").write_text("{}"),
+            "not a report .* required field `command`",
+        ),
         (changed("command", "connect"), "has command 'connect'; give a run with 'curve-ensemble'"),
         (changed("model", "vgg16"), "has model 'vgg16'; give a run with 'convnet'"),
         (changed("methods", []), "not a report of a curve-ensemble run: it has no .* 'ends'"),

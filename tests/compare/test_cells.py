@@ -197,7 +197,9 @@ def test_another_cells_arrays_are_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     cell().save(tmp_path)
     (tmp_path / "fge-b1-s0.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"fge-b1-s0\.json is damaged or is not a cell: .*; delete it"):
+    with pytest.raises(
+        UserError, match=r"fge-b1-s0\.json is damaged or is not a cell: .*; delete it"
+    ):
         load_cells(tmp_path)
 
 
