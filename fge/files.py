@@ -213,19 +213,18 @@ def read_records(
     Args:
         path: of the file.
         kinds: the type of every record, or types of records by their ``event``; by default those
-            of the log of a run, ``fge.schemas.LOG``. Other keys and other events are kept.
+            of a file with this name, ``fge.schemas.RECORDS``. Other keys and events are kept.
 
     Raises:
         UserError: a record is damaged or of another type; the message names its line.
     """
     if not path.exists():
         return []
-    if kinds is None:
-        from fge import schemas  # parsing options needs no schema
+    from fge import schemas  # parsing options needs no schema
 
-        kinds = schemas.LOG
+    known = schemas.RECORDS.get(path.name, dict) if kinds is None else kinds
     lines = enumerate(read_bytes(path).split(b"\n")[:-1], start=1)
-    return [_record(line, kinds, f"line {number} of {path} is damaged") for number, line in lines]
+    return [_record(line, known, f"line {number} of {path} is damaged") for number, line in lines]
 
 
 def _record(

@@ -98,7 +98,7 @@ class Point(TypedDict):
     t: float
 
 
-LOG: Mapping[str, type[Any]] = {
+_LOG: Mapping[str, type[Any]] = {
     "epoch": Epoch,
     "snapshot": Snapshot,
     "plan": Plan,
@@ -107,7 +107,6 @@ LOG: Mapping[str, type[Any]] = {
     "spectrum": Named,
     "point": Point,
 }
-"""The records of ``log.jsonl`` and ``fit.jsonl`` by event."""
 
 
 class TimedEpoch(TypedDict):
@@ -129,5 +128,6 @@ class EndedJob(Job):
     overlapped: bool
 
 
-TIMING: Mapping[str, type[Any]] = {"epoch": TimedEpoch, "job begun": Job, "job": EndedJob}
-"""The records of ``timing.jsonl`` by event."""
+_TIMING: Mapping[str, type[Any]] = {"epoch": TimedEpoch, "job begun": Job, "job": EndedJob}
+RECORDS = {"log.jsonl": _LOG, "fit.jsonl": _LOG, "timing.jsonl": _TIMING}
+"""The records of files by name, and then by event: of a run, a fit of a curve, and times."""

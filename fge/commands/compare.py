@@ -42,7 +42,6 @@ from fge.locks import is_held
 from fge.manifest import LOCK
 from fge.observer import Observer, Observers
 from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
-from fge.schemas import TIMING
 from fge.train import find_method
 
 _JOB_THREADS = "job_threads"
@@ -255,7 +254,7 @@ def _markdown(title: str, words: Sequence[str], found: Sequence[Table]) -> str:
 
 def _times(plan: Plan, folder: Path) -> str:
     """Return the seconds of training per cell as CSV; unknown ones are empty."""
-    records = read_records(folder / "timing.jsonl", TIMING)
+    records = read_records(folder / "timing.jsonl")
     jobs = [record for record in records if record["event"] in ("job begun", "job")]
     lines = ["method,budget,seed,seconds"]
     for cell in plan.cells:

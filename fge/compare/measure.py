@@ -17,7 +17,7 @@ from fge.data import Dataset
 from fge.ensemble import TTA_FILE, PredictionFile
 from fge.errors import UserError
 from fge.files import read_records
-from fge.schemas import TIMING, Count, Positive
+from fge.schemas import Count, Positive
 
 _STAGES = {"single": ("start", "single"), "fge": ("start", "fge"), "swa": ("start", "fge")}
 """Stages of an fge run that a line of its report needs."""
@@ -181,7 +181,7 @@ def _seconds(part: Part, runs: Path, jobs: Sequence[dict[str, Any]]) -> float | 
     command, name = part.job.command, without_views(part.line)
     if command == "curve-ensemble" or (command == "fge" and name not in _STAGES):
         return None
-    records = read_records(runs / part.job.name / "timing.jsonl", TIMING)
+    records = read_records(runs / part.job.name / "timing.jsonl")
     epochs = [record for record in records if record["event"] == "epoch"]
     if command == "fge":
         epochs = [record for record in epochs if record["stage"] in _STAGES[name]]
