@@ -10,28 +10,61 @@ OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes of a command."""
 BROKEN_PIPE = 141
 """Exit code when the reader of the output is gone, as of a program ended by SIGPIPE."""
+_HEAD, _TAIL = 1400, 500
+"""The longest beginning and end of a message that are shown."""
+_LONGEST_NAME = 200
+"""Characters of an unknown name that are compared with the known ones."""
 
 
 class UserError(ValueError):
-    """An error that the user can fix; its message is one line with the value and the remedy."""
+    r"""An error that the user can fix; its message is one line with the value and the remedy.
+
+    Values from files may be of any length and hold line ends: see :func:`one_line`.
+
+    >>> str(UserError("no model 'a\nb'"))
+    "no model 'a\\nb'"
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class DivergenceError(RuntimeError):
     """The training loss is not finite any more."""
 
 
+def one_line(text: str) -> str:
+    r"""Return a text as one line of at most 2,000 characters.
+
+    What cannot be printed is escaped. What is longer keeps its beginning and its end.
+
+    >>> print(one_line("a\nb.png"), len(one_line("x" * 10**7)) < 2000)
+    a\nb.png True
+    """
+    shown = _printable(text if len(text) <= _HEAD + _TAIL else _cut(text))
+    return shown if len(shown) <= _HEAD + _TAIL else _cut(shown)
+
+
+def _cut(text: str) -> str:
+    return f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
     """Return a command's exit code and last line for an error."""
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return USER_ERROR, f"{error.strerror or error}{where}"
-    return DIVERGED if isinstance(error, DivergenceError) else USER_ERROR, str(error)
+        return USER_ERROR, one_line(f"{error.strerror or error}{where}")
+    return DIVERGED if isinstance(error, DivergenceError) else USER_ERROR, one_line(str(error))
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name; ``kind`` is what it should name, such as "model"."""
     names = list(known)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:_LONGEST_NAME], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {value!r}; {hint}")
 

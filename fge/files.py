@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
@@ -23,6 +24,14 @@ if TYPE_CHECKING:  # NumPy is imported only to read arrays: parsing options does
 T = TypeVar("T")
 _ATTEMPTS = 5
 """Reads of a file that another process may be writing, before it is called damaged."""
+_DEPTH = 100
+"""Levels of lists and objects in JSON; files of this program have fewer than 50."""
+_DIGITS = 300
+"""Digits of whole numbers in JSON: all are within the range of floats."""
+_LONGEST_REASON = 300
+RESTORE = "restore it from a copy"
+"""What to do about a damaged file of which nothing better is known."""
+_AGAIN = "restore the file from a copy, or start the run again with --overwrite"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -94,40 +103,90 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def read_json(path: Path, kind: type[T], *, damaged: str = "is damaged") -> T:
+def read_json(path: Path, kind: type[T], *, damaged: str = "is damaged", remedy: str = "") -> T:
     """Return the value in a JSON file, after checking that it is of a type.
 
     Args:
         path: of the file.
         kind: the type: a ``TypedDict``, whose other keys are kept, or any that msgspec checks.
         damaged: the words for a file that is of another type, or no JSON.
+        remedy: what to do then; by default to restore the file.
 
     Raises:
         UserError: the file is damaged; the message names the first part that does not fit.
         OSError: it cannot be read.
     """
-    return parse_json(read_bytes(path), kind, f"{path} {damaged}")
+    return parse_json(read_bytes(path), kind, f"{path} {damaged}", remedy)
 
 
-def parse_json(data: bytes, kind: type[T], damaged: str) -> T:
-    """Return the value in JSON bytes; see :func:`read_json`. ``damaged`` begins the error."""
+def parse_json(
+    data: bytes, kind: type[T], damaged: str, remedy: str = "", *, infinite: bool = False
+) -> T:
+    """Return the value in JSON bytes; see :func:`read_json`.
+
+    ``damaged`` begins the error; with ``infinite``, NaN and infinity are numbers too.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        value = _decoder(infinite).decode(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
+        _check_depth(value)
+    except (ValueError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = f"it has more than {_DEPTH} levels" if deep else str(error)
+        raise _damaged(damaged, reason, remedy) from None
+    return checked(value, kind, damaged, remedy)
+
+
+def checked(value: Any, kind: type[T], damaged: str, remedy: str = "") -> T:
+    """Return a value from JSON after checking that it is of a type; see :func:`read_json`.
+
+    Raises:
+        UserError: it is not; the message names the first part that does not fit.
+    """
     import msgspec
 
     try:
-        value = json.loads(data, parse_float=_finite, parse_constant=_finite)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
         msgspec.convert(value, kind)
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-        raise UserError(f"{damaged}: {reason}") from None
+    except msgspec.ValidationError as error:
+        raise _damaged(damaged, str(error), remedy) from None
     return cast(T, value)
+
+
+def _damaged(damaged: str, reason: str, remedy: str) -> UserError:
+    if len(reason) > _LONGEST_REASON:
+        reason = f"{reason[:_LONGEST_REASON]} [...]"
+    return UserError(f"{damaged}: {reason}; {remedy or RESTORE}")
+
+
+@functools.cache
+def _decoder(infinite: bool) -> json.JSONDecoder:
+    constant = float if infinite else _finite
+    return json.JSONDecoder(parse_float=_finite, parse_int=_integer, parse_constant=constant)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _check_depth(value: Any) -> None:
+    """Raise a RecursionError for lists and objects that are nested more deeply than is used."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEPTH + 1):
+        parts = (node.values() if isinstance(node, dict) else node for node in level)
+        if not (level := [p for part in parts for p in part if isinstance(p, dict | list)]):
+            return
+    raise RecursionError
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -146,20 +205,36 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file without an incomplete last line; [] if no file."""
+def read_records(
+    path: Path, kinds: type[Any] | Mapping[str, type[Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file without an incomplete last line; [] if no file.
+
+    Args:
+        path: of the file.
+        kinds: the type of every record, or types of records by their ``event``; by default those
+            of a file with this name, ``fge.schemas.RECORDS``. Other keys and events are kept.
+
+    Raises:
+        UserError: a record is damaged or of another type; the message names its line.
+    """
     if not path.exists():
         return []
-    records = []
-    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
-        try:
-            records.append(parse_json(line, dict[str, Any], ""))
-        except UserError:
-            raise UserError(
-                f"line {number} of {path} is damaged; restore the file from a copy, or start the "
-                "run again with --overwrite"
-            ) from None
-    return records
+    from fge import schemas  # parsing options needs no schema
+
+    known = schemas.RECORDS.get(path.name, dict) if kinds is None else kinds
+    lines = enumerate(read_bytes(path).split(b"\n")[:-1], start=1)
+    return [_record(line, known, f"line {number} of {path} is damaged") for number, line in lines]
+
+
+def _record(
+    line: bytes, kinds: type[Any] | Mapping[str, type[Any]], damaged: str
+) -> dict[str, Any]:
+    if not isinstance(kinds, Mapping):
+        return cast(dict[str, Any], parse_json(line, kinds, damaged, _AGAIN))
+    record = parse_json(line, dict[str, Any], damaged, _AGAIN)
+    event = checked(record.get("event"), str, f"{damaged}: its event", _AGAIN)
+    return checked(record, kinds.get(event, dict), damaged, _AGAIN)
 
 
 def sha256(data: bytes) -> str:

@@ -130,33 +130,33 @@ def test_json_refuses_what_is_not_finite(tmp_path: Path, value: float) -> None:
 def test_records_come_back_in_order(tmp_path: Path) -> None:
     records = [{"step": 1, "loss": 0.1}, {"step": 2, "text": "Größe\nline"}]
     for record in records:
-        files.append_record(tmp_path / "log.jsonl", record)
-    assert files.read_records(tmp_path / "log.jsonl") == records
-    assert (tmp_path / "log.jsonl").read_text().count("\n") == 2
+        files.append_record(tmp_path / "lines.jsonl", record)
+    assert files.read_records(tmp_path / "lines.jsonl") == records
+    assert (tmp_path / "lines.jsonl").read_text().count("\n") == 2
 
 
 def test_no_file_means_no_records(tmp_path: Path) -> None:
-    assert files.read_records(tmp_path / "log.jsonl") == []
+    assert files.read_records(tmp_path / "lines.jsonl") == []
 
 
 @pytest.mark.parametrize("tail", ['{"step": 2', '{"step": 2}', '{"text": "Gr'])
 def test_incomplete_last_line_is_left_out(tmp_path: Path, tail: str) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + tail)
-    assert files.read_records(tmp_path / "log.jsonl") == [{"step": 1}]
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n' + tail)
+    assert files.read_records(tmp_path / "lines.jsonl") == [{"step": 1}]
 
 
 @pytest.mark.parametrize("line", [b"{", b"[1]", b"3", b"\xff", b""])
 def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / "log.jsonl"
+    path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
-    with pytest.raises(UserError, match=rf"^line 2 of {path} is damaged; "):
+    with pytest.raises(UserError, match=rf"^line 2 of {path} is damaged: .+; restore the file"):
         read_records(path)
 
 
 def test_record_after_an_incomplete_line_is_not_glued_to_it(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
-    files.append_record(tmp_path / "log.jsonl", {"step": 3})
-    assert files.read_records(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]
+    (tmp_path / "lines.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    files.append_record(tmp_path / "lines.jsonl", {"step": 3})
+    assert files.read_records(tmp_path / "lines.jsonl") == [{"step": 1}, {"step": 3}]
 
 
 def test_sha256_of_a_known_text() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -22,14 +22,34 @@ from fge.config import (
 from fge.data import Dataset
 from fge.ensemble import PredictionFile
 from fge.errors import DivergenceError, UserError
+from fge.files import RESTORE, checked
 from fge.metrics import paired_difference
 from fge.observer import counted
 from fge.parallel import started_processes
-from fge.report import MethodResult, ReportBuilder, Table, as_methods, table_rows
+from fge.report import (
+    MethodLine,
+    MethodResult,
+    ReportBuilder,
+    Table,
+    as_methods,
+    result_of,
+    table_rows,
+)
 
 _METHODS = ("ends", "curve")
 FOLDER = "baseline"
 """Where a run keeps the baseline that it trains itself."""
+
+
+class _Images(TypedDict):
+    sha256: str
+
+
+class _Report(TypedDict):
+    command: str
+    model: str
+    dataset: _Images
+    methods: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -48,26 +68,24 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     if not file.is_file():
         raise UserError(f"--baseline {path} has no report.json; give a finished run")
     damaged = "is not a report of a curve-ensemble run"
-    content = read_report(file, damaged=damaged)
-    try:
-        expected = {"command": "curve-ensemble", "model": model}
-        for key, value in expected.items():
-            if content[key] != value:
-                raise UserError(
-                    f"--baseline {path} has {key} {content[key]!r}; give a run with {value!r}"
-                )
-        if content["dataset"]["sha256"] != dataset.fingerprint:
-            raise UserError(
-                f"--baseline {path} used other images than --data {dataset.name}; give a run on "
-                "the same images"
-            )
-        methods = {method["name"]: method for method in content["methods"]}
-        ends, curve = (_line(methods[name]) for name in _METHODS)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UserError(f"{file} {damaged}: {what}") from None
+    content = read_report(file, _Report, damaged=damaged)
+    for key, known, value in (
+        ("command", content["command"], "curve-ensemble"),
+        ("model", content["model"], model),
+    ):
+        if known != value:
+            raise UserError(f"--baseline {path} has {key} {known!r}; give a run with {value!r}")
+    lines = checked(content["methods"], list[MethodLine], f"{file} {damaged}")
+    if content["dataset"]["sha256"] != dataset.fingerprint:
+        raise UserError(
+            f"--baseline {path} used other images than --data {dataset.name}; give a run on "
+            "the same images"
+        )
+    methods = {line["name"]: result_of(line) for line in lines}
+    for name in _METHODS:
+        if name not in methods:
+            raise UserError(f"{file} {damaged}: it has no method {name!r}; {RESTORE}")
+    ends, curve = (methods[name] for name in _METHODS)
     predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels)
     for member in (*ends.member_names, *curve.member_names):
         if member not in predictions:
@@ -154,10 +172,6 @@ def baseline_config(config: FGEConfig) -> CurveEnsembleConfig:
         eval_points=CURVE_POINTS,
         ensemble_points=CURVE_POINTS,
     )
-
-
-def _line(method: dict[str, Any]) -> MethodResult:
-    return MethodResult(**{**method, "member_names": tuple(method["member_names"])})
 
 
 def beside_baseline(

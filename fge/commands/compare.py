@@ -35,6 +35,7 @@ from fge.compare import (
     wall_seconds,
 )
 from fge.config import CompareConfig, is_factory, read_config, without_views
+from fge.disk import read_whole
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
 from fge.locks import is_held
@@ -254,7 +255,7 @@ def _markdown(title: str, words: Sequence[str], found: Sequence[Table]) -> str:
 def _times(plan: Plan, folder: Path) -> str:
     """Return the seconds of training per cell as CSV; unknown ones are empty."""
     records = read_records(folder / "timing.jsonl")
-    jobs = [record for record in records if "job" in record]
+    jobs = [record for record in records if record["event"] in ("job begun", "job")]
     lines = ["method,budget,seed,seconds"]
     for cell in plan.cells:
         seconds = wall_seconds(cell, plan.runs, jobs)
@@ -344,7 +345,8 @@ class ComparisonView:
         folder = self.runs / name
         logs = [*folder.glob("log.jsonl"), *folder.glob("networks/*/log.jsonl")]
         logs += folder.glob("curves/*/fit.jsonl")
-        return sum(log.read_text(encoding="utf-8").count('"event": "epoch"') for log in logs)
+        # The run that writes it may be ahead of its manifest: only its data count here.
+        return sum(read_whole(log).count(b'"event": "epoch"') for log in logs)
 
 
 def _console_of(observer: Observer) -> ConsoleObserver | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from fge.commands.studied import (
 from fge.config import KEEP_SNAPSHOTS, PlaneConfig, read_run
 from fge.curves import AnyCurve, Chain, Record
 from fge.errors import UserError
-from fge.files import write_npz
+from fge.files import checked, write_npz
 from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import line_chart, line_table, line_verdict
+from fge.schemas import Figure
 
 SEGMENT = "segment"
 _DATA = "line.npz"
@@ -38,6 +39,24 @@ _SHOWN = {
     "line-train-loss.png": ("train_loss", "Training loss along the line"),
     "line-test-error.png": ("test_error", "Test error along the line"),
 }
+
+
+class _Point(TypedDict):
+    """A point on a line in the log."""
+
+    line: str
+    t: float
+    distance: Figure
+    arc: Figure
+    train_loss: Figure
+    train_error: Figure
+    train_nll: Figure
+    test_loss: Figure
+    test_error: Figure
+    test_nll: Figure
+
+
+_FIGURES = _Point.__annotations__.keys() - {"line"}
 
 
 @dataclass(frozen=True)
@@ -125,11 +144,7 @@ def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> Non
 
 def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: str) -> list[Record]:
     """Return the records along a path; points in the run's log are not measured again."""
-    known = [r for r in run.folder.records() if r["event"] == "point" and r["line"] == name]
-    done: list[Record] = [
-        {key: float(value) for key, value in r.items() if key not in ("event", "line")}
-        for r in known
-    ]
+    done = _logged(run, name)
     count = len(done)
 
     def log(record: Record) -> None:
@@ -153,6 +168,14 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             on_record=log,
             done=done,
         )
+
+
+def _logged(run: Run[PlaneConfig], name: str) -> list[Record]:
+    """Return the records along a path in the run's log."""
+    damaged = f"{run.folder.log_file} is damaged: a point of the line {name!r}"
+    logged = [r for r in run.folder.records() if r["event"] == "point" and r["line"] == name]
+    points: list[dict[str, Any]] = [dict(checked(record, _Point, damaged)) for record in logged]
+    return [{key: float(point[key]) for key in point if key in _FIGURES} for point in points]
 
 
 def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Record]]) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from fge.files import append_record, read_bytes, read_records, remove, sha256, w
 from fge.networks import estimated_layers, unflatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
+from fge.schemas import NotNegative, Percent, Share
 from fge.train import EpochEnd, Speed
 
 _BASELINE_STEP = 3
@@ -90,6 +92,27 @@ class StudyData:
     train: TrainBatches
     measured: EvalBatches
     test: EvalBatches
+
+
+class _PathPoint(TypedDict):
+    """A point on a path, on test data."""
+
+    t: Share
+    distance: NotNegative
+    arc: NotNegative
+    test_loss: float
+    test_error: Percent
+    test_nll: float
+    ensemble_error: Percent
+    ensemble_nll: float
+
+
+class _CurvePoint(_PathPoint):
+    """A point on curve or segment, on training data too."""
+
+    train_loss: float
+    train_error: Percent
+    train_nll: float
 
 
 class CurveStudy:
@@ -250,7 +273,7 @@ class CurveStudy:
     ) -> list[Record]:
         file = self.folder / f"{path}.jsonl"
         kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
-        done = read_records(file)
+        done = read_records(file, _CurvePoint if "train" in batches else _PathPoint)
         finished = itertools.count(len(done) + 1)
         probs: list[Tensor] = []
 

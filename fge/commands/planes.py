@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import plane_chart, plane_table, plane_verdict
+from fge.schemas import NotNegative, Percent
 
 _MOST_LABELS = 8
 _SHOWN = {
@@ -37,6 +38,21 @@ _SHOWN = {
     "plane-test-error.png": ("test_error", False, "Test error on the plane"),
     "plane-surface.png": ("train_loss", True, "Training loss as a surface"),
 }
+
+
+class _Placed(TypedDict):
+    """A network on the plane in the log: its coordinates and scores."""
+
+    name: str
+    x: float
+    y: float
+    off_plane: NotNegative
+    train_loss: float
+    train_error: Percent
+    train_nll: float
+    test_loss: float
+    test_error: Percent
+    test_nll: float
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,7 @@ def _measure_networks(
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
     )
-    known = recorded(run, "network")
+    known = recorded(run, "network", _Placed)
     for network in setup.networks:
         if network.name in known:
             continue
@@ -174,7 +190,7 @@ def _measure_networks(
             **record,
         }
         run.folder.log(known[network.name])
-    return [known[network.name] for network in setup.networks]
+    return [{**known[network.name], **network.facts} for network in setup.networks]
 
 
 def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> PlaneGrid:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
@@ -30,7 +31,7 @@ from fge.data import EvalBatches, Normaliser, Split, list_images, read_images
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import read_npz, write_bytes, write_text
+from fge.files import RESTORE, checked, read_npz, write_bytes, write_text
 from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
@@ -43,18 +44,29 @@ from fge.report import (
     uncertain_table,
 )
 from fge.runs import RunFolder, check_pages, open_pages
+from fge.schemas import Positive
 from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
 
 
+class _Described(TypedDict):
+    """The facts about the training data in a ``config.json``."""
+
+    classes: Annotated[list[str], Meta(min_length=1)]
+    channels: Positive
+    image_size: tuple[Positive, Positive]
+    mean: list[float]
+    std: list[Annotated[float, Meta(gt=0)]]
+
+
 @dataclass(frozen=True)
 class _Facts:
-    """The facts in a ``config.json`` about the training data."""
+    """The facts about the training data."""
 
     classes: tuple[str, ...]
     channels: int
-    image_size: tuple[int, ...]
+    image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -109,21 +121,22 @@ def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
 
 
 def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
-    described = content.get("dataset")
-    if not isinstance(described, dict):
+    given = content.get("dataset")
+    if given is None:
         raise UserError(f"{folder} is not a run folder: its config.json does not describe the data")
-    try:
-        return _Facts(
-            classes=tuple(map(str, described["classes"])),
-            channels=int(described["channels"]),
-            image_size=tuple(map(int, described["image_size"])),
-            mean=tuple(map(float, described["mean"])),
-            std=tuple(map(float, described["std"])),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__} {error}"
-        file = folder / "config.json"
-        raise UserError(f"the description of the data in {file} is damaged: {what}") from None
+    damaged = f"the description of the data in {folder / 'config.json'} is damaged"
+    described = checked(given, _Described, damaged)
+    height, width = described["image_size"]
+    facts = _Facts(
+        classes=tuple(described["classes"]),
+        channels=described["channels"],
+        image_size=(height, width),
+        mean=tuple(described["mean"]),
+        std=tuple(described["std"]),
+    )
+    if not len(facts.mean) == len(facts.std) == facts.channels:
+        raise UserError(f"{damaged}: mean and std are not of {facts.channels} channels; {RESTORE}")
+    return facts
 
 
 def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
@@ -149,12 +162,11 @@ def _apply(
     images: Tensor,
     device: torch.device,
 ) -> Tensor:
-    height, width = facts.image_size
     model = build_model(
         name,
         in_channels=facts.channels,
         num_classes=len(facts.classes),
-        image_size=(height, width),
+        image_size=facts.image_size,
     )
     unlabelled = Split(images.to(device), torch.zeros(len(images), dtype=torch.int64))
     normaliser = Normaliser(facts.mean, facts.std, device)

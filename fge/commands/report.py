@@ -6,17 +6,98 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from fge.config import ReportConfig, read_report
 from fge.errors import UserError
+from fge.files import checked
 from fge.report import COLUMNS, UNITS, ConsoleObserver, Page, Plot, Section, Table, write_pages
 from fge.runs import RunFolder, is_run, open_pages, open_run_folder
+from fge.schemas import Count, NotNegative, Positive
 
 _IMAGES = ("sha256", "train", "val", "test")
 """Keys that show whether runs used the same images, OOD images aside."""
 _COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
 """The columns of single runs, and the budget of a comparison's rows."""
+_WRITE_AGAIN = "run its command with --resume, which writes it again"
+
+
+class _Method(TypedDict):
+    name: str
+    members: NotRequired[float]
+    budget: NotRequired[float]
+    error: NotRequired[float]
+    nll: NotRequired[float]
+    brier: NotRequired[float]
+    ece: NotRequired[float]
+    train_epochs: NotRequired[float]
+    forward_passes: NotRequired[float]
+
+
+class _Images(TypedDict):
+    sha256: NotRequired[str]
+    train: NotRequired[Count]
+    val: NotRequired[Count]
+    test: NotRequired[Count]
+
+
+class _OwnCode(TypedDict):
+    """The options that may name the user's own code."""
+
+    model: NotRequired[str | None]
+    method: NotRequired[str | None]
+    methods: NotRequired[list[str] | None]
+
+
+class _Inputs(TypedDict):
+    """The options of ``predict``, which has no config file."""
+
+    run: str
+    images: str
+
+
+class _Environment(TypedDict):
+    processes: NotRequired[Positive]
+
+
+class _Report(TypedDict):
+    """What a page shows of a ``report.json``."""
+
+    command: str
+    config: _OwnCode
+    environment: _Environment
+    methods: list[_Method]
+    data: NotRequired[str]
+    model: NotRequired[str | None]
+    dataset: NotRequired[_Images | None]
+
+
+class _Table(TypedDict):
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    note: NotRequired[str]
+
+
+class _Layout(TypedDict):
+    height: NotNegative
+
+
+class _Plot(TypedDict):
+    data: list[dict[str, Any]]
+    layout: _Layout
+
+
+class _Page(TypedDict):
+    """A ``page.json``."""
+
+    title: str
+    verdict: str
+    tables: list[_Table]
+    figures: dict[str, str]
+    files: list[str]
+    plots: dict[str, _Plot]
+    figure_format: NotRequired[Literal["png", "svg", "pdf"]]
 
 
 def report(config: ReportConfig) -> Path:
@@ -44,30 +125,40 @@ def read_section(folder: Path) -> Section:
                 f"the run in {folder} is not finished (no {name}); resume it with its command and "
                 "--resume"
             )
-    content, shown = (read_report(folder / name) for name in ("report.json", "page.json"))
-    try:
-        page = Page(
-            title=shown["title"],
-            verdict=shown["verdict"],
-            tables=[Table(**table) for table in shown["tables"]],
-            figures=shown["figures"],
-            files=shown["files"],
-            plots={name: Plot(**plot) for name, plot in shown["plots"].items()},
-            figure_format=str(shown.get("figure_format", "png")),
-        )
-        content["command"], dict(content["config"]), dict(content["environment"])
-        content["methods"] = [dict(method) for method in content["methods"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UserError(f"the report in {folder} is damaged: {what}") from None
+    content = read_report(folder / "report.json", _Report)
+    shown = read_report(folder / "page.json", _Page)
+    if content["command"] == "predict":  # the page shows the command that repeats it
+        checked(content["config"], _Inputs, f"{folder / 'report.json'} is damaged", _WRITE_AGAIN)
+    page = Page(
+        title=shown["title"],
+        verdict=shown["verdict"],
+        tables=[_table(table, folder / "page.json") for table in shown["tables"]],
+        figures=shown["figures"],
+        files=shown["files"],
+        plots={name: Plot(plot["data"], plot["layout"]) for name, plot in shown["plots"].items()},
+        figure_format=shown.get("figure_format", "png"),
+    )
     figures = folder / "figures"
     for name in page.figures:
         # A page.json from elsewhere may name any file, and the page would contain that file.
-        if Path(name).name != name or (figures / name).resolve().parent != figures.resolve():
-            raise UserError(f"the report in {folder} is damaged: {name!r} is not in figures/")
+        strange = Path(name).name != name or "\0" in name
+        if strange or (figures / name).resolve().parent != figures.resolve():
+            raise UserError(
+                f"the report in {folder} is damaged: {name!r} is not in figures/; {_WRITE_AGAIN}"
+            )
         if not (figures / name).is_file():
             raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
-    return Section(folder, page, content)
+    return Section(folder, page, dict(content))
+
+
+def _table(table: _Table, path: Path) -> Table:
+    headings, rows = table["headings"], table["rows"]
+    if any(len(row) != len(headings) for row in rows):
+        raise UserError(
+            f"{path} is damaged: a row of the table {table['title']!r} has no {len(headings)} "
+            f"cells; {_WRITE_AGAIN}"
+        )
+    return Table(table["title"], headings, rows, table.get("note", ""))
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

@@ -125,7 +125,7 @@ def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
             f"cannot resume with {now} processes: the run was started with {before}; "
             "start the same number (with torchrun if more than one)"
         )
-    return keep_settled(saved, config), {"sha256": None, **content.get("dataset", {})}
+    return keep_settled(saved, config), {"sha256": None, **(content.get("dataset") or {})}
 
 
 def _with_data_dir(config: C, ranks: Ranks) -> C:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import nn
 
 from fge.commands.run import Run, check_kept, open_run, prepare
@@ -21,6 +22,7 @@ from fge.commands.studied import (
 from fge.config import SharpnessConfig, check_same_images
 from fge.data import EvalBatches
 from fge.errors import UserError
+from fge.files import RESTORE
 from fge.landscape import HessianOperator, spectral_density, top_eigenvalues, trace
 from fge.networks import (
     REFRESH_IMAGES,
@@ -39,9 +41,34 @@ from fge.report import (
     spectrum_chart,
     thresholds_of,
 )
+from fge.schemas import Count, NotNegative
 
 _KRYLOV = (10, 30)
 """The usual steps of k products until the top eigenvalues converge; 100 is the limit."""
+
+
+class _Sharpness(TypedDict):
+    """The sharpness of a network in the log."""
+
+    name: str
+    eigenvalues: Annotated[list[float], Meta(min_length=1)]
+    residuals: list[NotNegative]
+    converged: bool
+    trace: float
+    trace_standard_error: NotNegative
+    hessian_products: Count
+    gradient_cost: NotNegative
+    agreement: NotRequired[str]
+
+
+class _Spectrum(TypedDict):
+    """The spectrum of a network in the log."""
+
+    name: str
+    grid: Annotated[list[float], Meta(min_length=1)]
+    density: list[float]
+    hessian_products: Count
+    gradient_cost: NotNegative
 
 
 def sharpness(config: SharpnessConfig) -> Path:
@@ -67,9 +94,13 @@ def _announce(
     run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
 ) -> None:
     """Say how long the measurements that are not in the log will take, from one product."""
-    config, known = run.config, recorded(run, "network")
+    config, known = run.config, recorded(run, "network", _Sharpness)
     left = [network for network in networks if network.name not in known]
-    spectrum = 0 if recorded(run, "spectrum") else config.spectrum_vectors * config.spectrum_steps
+    spectrum = (
+        0
+        if recorded(run, "spectrum", _Spectrum)
+        else config.spectrum_vectors * config.spectrum_steps
+    )
     if not (left or spectrum):
         return
     first = left[0] if left else networks[-1]
@@ -140,7 +171,7 @@ def _measure_sharpness(
     run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
 ) -> list[dict[str, Any]]:
     options = _hessian_options(run)
-    known = recorded(run, "network")
+    known = recorded(run, "network", _Sharpness)
     for done, network in enumerate(networks, start=1):
         if network.name in known:
             continue
@@ -171,13 +202,28 @@ def _measure_sharpness(
             f"{network.name}: top eigenvalue {record['eigenvalues'][0]:.4g}, "
             f"trace {size.value:.4g} ± {size.standard_error:.2g}"
         )
-    return [known[network.name] for network in networks]
+    found = [{**known[network.name], **network.facts} for network in networks]
+    for record in found:
+        _check_length(run, record, run.config.k, "eigenvalues", "residuals")
+    return found
+
+
+def _check_length(
+    run: Run[SharpnessConfig], record: dict[str, Any], length: int, *keys: str
+) -> None:
+    """Check that lists of a record have so many numbers."""
+    for key in keys:
+        if len(record[key]) != length:
+            raise UserError(
+                f"{run.folder.log_file} is damaged: the record of {record['name']!r} has "
+                f"{len(record[key])} {key}, not {length}; {RESTORE}"
+            )
 
 
 def _measure_spectrum(
     run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
 ) -> dict[str, Any]:
-    known = recorded(run, "spectrum")
+    known = recorded(run, "spectrum", _Spectrum)
     if network.name not in known:
         _set_up(run, model, network)
         density = spectral_density(
@@ -194,7 +240,9 @@ def _measure_spectrum(
         record["gradient_cost"] = density.gradient_cost
         run.folder.log(record)
         known[network.name] = record
-    return known[network.name]
+    found = known[network.name]
+    _check_length(run, found, len(found["grid"]), "density")
+    return found
 
 
 def _report_sharpness(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from msgspec import Meta
 from torch import Tensor, nn
 
 from fge.commands.endpoints import read_networks
@@ -29,8 +30,27 @@ from fge.curves import Curve
 from fge.data import EvalBatches, Split
 from fge.ensemble import SnapshotStore
 from fge.errors import UserError
+from fge.files import checked
 from fge.networks import Layout, canonical_state, flatten, load_weights
+from fge.schemas import Count, NotNegative
 from fge.train import Recipe, endpoint_recipe, find_method
+
+
+class _Facts(TypedDict):
+    """What the index of a store says of a snapshot."""
+
+    epoch: NotRequired[Count]
+    lr: NotRequired[NotNegative]
+
+
+class _Pair(TypedDict):
+    name: Annotated[str, Meta(pattern=r"^[^/\x00]+$")]
+
+
+class _Report(TypedDict):
+    """The curves in a ``report.json``; their names are those of folders."""
+
+    pairs: Annotated[list[_Pair], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,9 @@ def snapshot_networks(
             raise UserError(f"{run} has no snapshot {number}; it has {len(store)}")
         state, facts = store[number - 1], store.facts(number - 1)
         load_weights(model, state, store.path / facts["file"])
-        known: dict[str, float] = {
-            key: float(facts[key]) for key in ("epoch", "lr") if key in facts
-        }
+        damaged = f"{store.path / 'index.json'} is damaged: snapshot {number}"
+        told: Mapping[str, Any] = checked(facts, _Facts, damaged)
+        known: dict[str, float] = {k: float(told[k]) for k in ("epoch", "lr") if k in told}
         networks.append(StudiedNetwork(f"snapshot {number}", state, known))
     return _loaded(networks, model)
 
@@ -135,11 +155,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     file = run / "report.json"
     if not file.is_file():
         raise UserError(f"{run} has no report.json yet; finish the {command} run with --resume")
-    content = read_report(file, damaged="names no curve")
-    try:
-        name = str(content["pairs"][0]["name"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{file} names no curve: {type(error).__name__} {error}") from None
+    name = read_report(file, _Report, damaged="names no curve")["pairs"][0]["name"]
     path = run / "curves" / name / "curve.safetensors"
     curve = Curve.load(path)
     if curve.layout != Layout.of(model):
@@ -172,9 +188,15 @@ def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     return {name: run.setup.eval_batches(split) for name, split in splits.items()}
 
 
-def recorded(run: Run[StudyConfig], event: str) -> dict[str, dict[str, Any]]:
-    """Return the logged records of one event, by the networks' names."""
-    return {r["name"]: r for r in run.folder.records() if r["event"] == event}
+def recorded(run: Run[StudyConfig], event: str, kind: type[Any]) -> dict[str, dict[str, Any]]:
+    """Return the logged records of one event, by the networks' names.
+
+    Raises:
+        UserError: one is not of the ``kind``.
+    """
+    found = [record for record in run.folder.records() if record["event"] == event]
+    damaged = f"{run.folder.log_file} is damaged: the record of"
+    return {r["name"]: checked(r, kind, f"{damaged} {r['name']!r}") for r in found}
 
 
 def _loaded(networks: list[StudiedNetwork], model: nn.Module) -> list[StudiedNetwork]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -16,7 +15,16 @@ from torch import Tensor
 
 from fge import metrics
 from fge.errors import UserError
-from fge.files import read_bytes, read_npz, remove, sha256, write_bytes, write_json
+from fge.files import (
+    checked,
+    read_bytes,
+    read_json,
+    read_npz,
+    remove,
+    sha256,
+    write_bytes,
+    write_json,
+)
 from fge.metrics import (
     adaptive_ece,
     aurc,
@@ -29,11 +37,47 @@ from fge.metrics import (
     ood_auroc,
 )
 from fge.networks import RunningMean
+from fge.schemas import Count, NotNegative, Positive
 
 Array = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
+_MEASURE = "delete it to measure again"
+_OF_MEMBERS = {"error", "nll", "calibrated_nll"}
+_FIGURES = {*_OF_MEMBERS, "calibrated_log_likelihood", "brier", "ece"}
+"""Figures that every cell has; those of several members also have ``_DIVERSITY``."""
+_DIVERSITY = {"disagreement", "mean_member_error", "mean_member_nll"}
+_NOT_OF_CELL = ("schema_version", "sha256")
 _ARRAYS = ("wrong", "nll", "calibrated_nll", "bin_counts", "bin_confidence", "bin_accuracy")
+
+
+class _Versioned(TypedDict):
+    schema_version: int
+
+
+class _Cost(TypedDict):
+    train_epochs: NotNegative
+    images: Count
+    members: Positive
+    forward_passes: Positive
+    weight_bytes: Count
+    refresh_images: NotRequired[Count]
+    validation_images: NotRequired[Count | None]
+
+
+class _Record(_Versioned):
+    """A cell in its JSON file, without its arrays, whose file has this SHA-256."""
+
+    sha256: str
+    method: str
+    budget: Positive
+    seed: Count
+    cost: _Cost
+    figures: dict[str, float]
+    by_members: list[dict[str, float]]
+    note: NotRequired[str]
+    pooled: NotRequired[Positive]
+    parts: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -190,23 +234,36 @@ def load_cells(folder: Path) -> list[Cell]:
 
 
 def _load(path: Path) -> Cell:
-    archive = path.with_suffix(".npz")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version, digest = record.pop("schema_version"), record.pop("sha256")
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}")
-        if not archive.is_file() or sha256(read_bytes(archive)) != digest:
-            raise UserError(f"{archive} is not the one {path.name} belongs to; delete both")
-        record["cost"] = Cost(**record["cost"])
-        record["parts"] = tuple(record.get("parts", ()))
-        record |= read_npz(archive, _ARRAYS)
-        cell = Cell(**record)
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{path} is damaged or is not a cell; delete it to measure again") from None
+    archive, damaged = path.with_suffix(".npz"), "is damaged or is not a cell"
+    facts = read_json(path, _Versioned, damaged=damaged, remedy=_MEASURE)
+    if facts["schema_version"] != SCHEMA_VERSION:
+        version = facts["schema_version"]
+        raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}; {_MEASURE}")
+    record = checked(facts, _Record, f"{path} {damaged}", _MEASURE)
+    if unknown := record.keys() - _Record.__annotations__:
+        raise UserError(f"{path} {damaged}: nothing is called {min(unknown)!r}; {_MEASURE}")
+    if not archive.is_file() or sha256(read_bytes(archive)) != record["sha256"]:
+        raise UserError(f"{archive} is not the one {path.name} belongs to; delete both")
+    given: dict[str, Any] = {k: v for k, v in record.items() if k not in _NOT_OF_CELL}
+    given |= {"cost": Cost(**record["cost"]), "parts": tuple(record.get("parts", ()))}
+    cell = Cell(**(given | read_npz(archive, _ARRAYS)))
     if cell.name != path.stem:
         raise UserError(f"{path} holds the cell {cell.name}: rename or delete it")
+    _check_figures(cell, f"{path} {damaged}")
     return cell
+
+
+def _check_figures(cell: Cell, damaged: str) -> None:
+    """Check that a loaded cell has the figures and arrays of its ensemble and of its members."""
+    figures = _FIGURES | _DIVERSITY if cell.figures.keys() & _DIVERSITY else _FIGURES
+    for found, needed in ((cell.figures, figures), *((m, _OF_MEMBERS) for m in cell.by_members)):
+        if missing := needed - found.keys():
+            raise UserError(f"{damaged}: it has no figure {min(missing)!r}; {_MEASURE}")
+    if len(cell.by_members) != cell.cost.members:
+        raise UserError(
+            f"{damaged}: it has {cell.cost.members} members and figures of "
+            f"{len(cell.by_members)}; {_MEASURE}"
+        )
 
 
 def _check_count(method: str, what: str, count: int, members: Sequence[Tensor]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+from msgspec import Meta
 from torch import Tensor
 
 from fge.compare.cells import Cell, Cost, make_cell
@@ -16,9 +17,35 @@ from fge.data import Dataset
 from fge.ensemble import TTA_FILE, PredictionFile
 from fge.errors import UserError
 from fge.files import read_records
+from fge.schemas import Count, Positive
 
 _STAGES = {"single": ("start", "single"), "fge": ("start", "fge"), "swa": ("start", "fge")}
 """Stages of an fge run that a line of its report needs."""
+
+
+class _Images(TypedDict):
+    sha256: str
+
+
+class _Method(TypedDict):
+    """What a method of a run has cost, and its members."""
+
+    name: str
+    member_names: Annotated[list[str], Meta(min_length=1)]
+    train_epochs: Count
+    forward_passes: Positive
+    weight_bytes: Count
+    refresh_images: Count
+    validation_images: NotRequired[Count]
+
+
+class _Report(TypedDict):
+    """What a cell takes from the report of a run."""
+
+    dataset: _Images
+    model: str
+    config: dict[str, Any]
+    methods: list[_Method]
 
 
 @dataclass(frozen=True)
@@ -27,7 +54,7 @@ class _Line:
 
     part: Part
     folder: Path
-    method: dict[str, Any]
+    method: _Method
 
     @property
     def members(self) -> Sequence[str]:
@@ -91,7 +118,7 @@ def measure_cell(
 
 def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: int) -> _Line:
     folder = comparison / "runs" / part.job.name
-    content = read_report(folder / "report.json")
+    content = read_report(folder / "report.json", _Report)
     if content["dataset"]["sha256"] != dataset.fingerprint:
         raise UserError(f"{folder} has other images than {dataset.name}; give another --out")
     if content["model"] != part.job.config.model:
@@ -105,6 +132,8 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
             f"{folder} has the method {content['config'].get('method')}, not {method}; remove it"
         )
     lines = [method for method in content["methods"] if method["name"] == part.line]
+    if not lines:
+        raise UserError(f"{folder / 'report.json'} has no method {part.line!r}; remove {folder}")
     # A line that grows with its members is taken as far as the budget goes; what trains for longer
     # at more budgets has a budget of its own.
     limit = part.job.epochs if part.job.command == "train" else budget_epochs
@@ -122,7 +151,7 @@ def _cost(lines: Sequence[_Line], train_images: int) -> Cost:
         forward_passes=sum(line.method["forward_passes"] for line in lines),
         weight_bytes=sum(line.method["weight_bytes"] for line in lines),
         refresh_images=sum(line.method["refresh_images"] for line in lines),
-        validation_images=sum(line.method["validation_images"] for line in lines)
+        validation_images=sum(line.method.get("validation_images", 0) for line in lines)
         if counted
         else None,
     )

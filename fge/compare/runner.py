@@ -15,17 +15,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from fge.compare.plan import Job
 from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
 from fge.errors import DIVERGED, INTERRUPTED, UserError
-from fge.files import append_record
+from fge.files import append_record, read_bytes
 from fge.locks import Lock, is_held
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+class _Method(TypedDict):
+    name: str
+
+
+class _Report(TypedDict):
+    methods: list[_Method]
 
 
 @dataclass
@@ -105,8 +113,8 @@ class Runner:
         report = self.folder / "runs" / job.name / "report.json"
         if job.name in self._running or not report.is_file():
             return False
-        content = read_report(report)
-        return set(job.lines) <= {method["name"] for method in content["methods"]}
+        methods = read_report(report, _Report)["methods"]
+        return set(job.lines) <= {method["name"] for method in methods}
 
     def _is_lost(self, job: Job) -> bool:
         return job.name in self.diverged or any(self._is_lost(other) for other in job.needs)
@@ -196,7 +204,7 @@ class Runner:
     def _reason(self, name: str, code: int) -> str:
         """Return the last line of a job's log, and the path to the log."""
         log = self.folder / "logs" / f"{name}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = read_bytes(log).decode(errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
         return f"{last} (see {log})"
 

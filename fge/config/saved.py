@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from fge.config.options import CommandConfig
 from fge.config.studies import StudyConfig
 from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError, unknown
-from fge.files import write_json
+from fge.files import RESTORE, checked, read_json, write_json
 
 RUN_KINDS: dict[str, type[CommandConfig]] = {
     "fge": FGEConfig,
@@ -39,6 +38,8 @@ _IN_VERSION_1: dict[str, Any] = {"average": 0.0, "first": "G", "second": "G"}
 """What runs did by default when there was no option for it yet, or its default was another."""
 C = TypeVar("C", bound=CommandConfig)
 S = TypeVar("S", bound=StudyConfig)
+T = TypeVar("T")
+_WRITTEN_AGAIN = "restore it from a copy, or resume the run with --resume, which writes it again"
 
 
 def to_options(config: CommandConfig) -> dict[str, Any]:
@@ -62,7 +63,10 @@ def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C
         if name not in saved_fields(kind):
             raise UserError(f"{source}: {unknown('option', name, saved_fields(kind))}")
         values[name] = _typed(hints[name], value, f"{source}: {name}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def write_config(path: Path, command: str, config: CommandConfig, **facts: Any) -> None:
@@ -88,9 +92,9 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     if not path.is_file():
         raise UserError(f"no config file {path}")
     content = _read_content(path)
-    options = _options(content, path, kind)
     if content.get("command", command) != command:
         raise UserError(f"{path} belongs to the command {content['command']!r}, not {command!r}")
+    options = _options(content, path, kind)
     return from_options(kind, options, path), content
 
 
@@ -142,9 +146,8 @@ def command_of(path: Path) -> str | None:
     except (UserError, OSError):
         return None
     command = content.get("command")
-    return (
-        command if isinstance(command, str) and isinstance(content.get("options"), dict) else None
-    )
+    ours = isinstance(command, str) and isinstance(content.get("options"), dict)
+    return command if ours else None
 
 
 def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
@@ -161,8 +164,8 @@ def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
         )
     content = _read_content(file)
     if "command" not in content:
-        raise UserError(f"{file} is not a config file: KeyError 'command'")
-    command = str(content["command"])
+        raise UserError(f"{file} is not a config file: it names no command; {RESTORE}")
+    command: str = content["command"]
     if command not in RUN_KINDS:
         raise UserError(
             f"{folder} is a run of {command!r}; give one of fge, train, curve-ensemble or connect"
@@ -195,8 +198,7 @@ def check_same_images(config: StudyConfig, fingerprint: str) -> None:
     if config.run is None:
         return
     _, options, content = read_run(config.run)
-    facts = content.get("dataset")
-    known = facts.get("sha256") if isinstance(facts, dict) else None
+    known = (content.get("dataset") or {}).get("sha256")
     asked = all(
         as_stored(name, getattr(config, name)) == as_stored(name, getattr(options, name))
         for name in _OF_DATA
@@ -205,32 +207,31 @@ def check_same_images(config: StudyConfig, fingerprint: str) -> None:
         raise UserError(f"the images of {config.data} are not those of the run {config.run}")
 
 
-def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
+def read_report(path: Path, kind: type[T], *, damaged: str = "is damaged") -> T:
     """Return the content of a ``report.json`` or a ``page.json``.
 
     Args:
         path: of the file.
+        kind: a ``TypedDict`` of the keys that are used.
         damaged: the words for a damaged file in the error.
 
     Raises:
         UserError: the file is damaged, or has another schema.
     """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("schema_version", REPORT_VERSION)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} {damaged}: {type(error).__name__} {error}") from None
+    content = read_json(path, dict[str, Any], damaged=damaged, remedy=_WRITTEN_AGAIN)
+    version = content.get("schema_version", REPORT_VERSION)
     if version != REPORT_VERSION:
-        raise UserError(f"{path} has schema_version {version}; this program reads {REPORT_VERSION}")
-    return content
+        raise UserError(
+            f"{path} has schema_version {version!r}; this program reads {REPORT_VERSION}"
+        )
+    return checked(content, kind, f"{path} {damaged}", _WRITTEN_AGAIN)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    """Return the content of a ``config.json``, unchecked."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
+    """Return the content of a ``config.json``; its options are unchecked."""
+    from fge.config.contents import ConfigFile
+
+    return dict(read_json(path, ConfigFile, damaged="is not a config file"))
 
 
 def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> dict[str, Any]:
@@ -238,11 +239,9 @@ def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> 
 
     Options that an older file lacks are what runs did then.
     """
-    try:
-        options = dict(content["options"])
-        version = int(content.get("schema_version", CONFIG_VERSION))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
+    if "options" not in content:
+        raise UserError(f"{path} is not a config file: it has no options; {RESTORE}")
+    options, version = dict(content["options"]), content.get("schema_version", CONFIG_VERSION)
     if version > CONFIG_VERSION:
         raise UserError(
             f"{path} has schema_version {version}; this program reads up to {CONFIG_VERSION}"
@@ -272,6 +271,8 @@ def _typed(hint: Any, value: Any, source: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"{source} must be a list, got {value!r}")
         return tuple(_typed(get_args(hint)[0], part, source) for part in value)
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{source} must not hold a null character, got {value!r}")
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

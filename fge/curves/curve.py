@@ -8,24 +8,33 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fge.curves.buffers import Ends, check_buffers
 from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
-from fge.files import read_bytes, write_bytes
-from fge.networks import Layout, check_distinct, decode_weights, split_header
+from fge.files import RESTORE, checked, parse_json, read_bytes, write_bytes
+from fge.networks import Layout, check_distinct, decode_weights, encode_weights, read_metadata
 from fge.observer import counted
 
 _KIND = "fge-curve"
 _POINTS = "points"
+_ENDS = (0, 1)
 _COLUMNS = 1 << 20
 """Columns per block of the Gram matrix, so that float64 copies stay small."""
+
+
+class _Metadata(TypedDict):
+    """The metadata of a curve's file; ``num_points``, ``layout`` and ``buffers`` are JSON."""
+
+    family: str
+    num_points: str
+    layout: NotRequired[str]
+    buffers: NotRequired[str]
 
 
 class Curve(Networks):
@@ -165,7 +174,11 @@ class Curve(Networks):
         Raises:
             UserError: there is no such file, it is damaged, or it holds no curve.
         """
-        return cls(*read_points(Path(path)))
+        parts = read_points(Path(path))
+        try:
+            return cls(*parts)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def elevate(curve: Curve) -> Curve:
@@ -359,53 +372,51 @@ def write_points(
         first, second = buffers
         metadata["buffers"] = json.dumps(list(first))
         tensors |= {name: torch.stack([v, second[name]]).cpu() for name, v in first.items()}
-    write_bytes(path, _with_sorted_metadata(save(tensors, metadata=metadata)))
-
-
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """Return safetensors bytes with sorted metadata, which ``save`` writes in any order.
-
-    Spaces pad the header to a multiple of 8.
-    """
-    header, rest = split_header(data)
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + rest
+    write_bytes(path, encode_weights(tensors, metadata))
 
 
 def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]:
     """Return what :func:`write_points` wrote, bitwise, on the CPU."""
     if not path.is_file():
         raise UserError(f"no curve file {path}")
-    tensors = decode_weights(read_bytes(path), path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    data = read_bytes(path)
+    tensors, metadata = decode_weights(data, path), read_metadata(data, path)
     if metadata.get("kind") != _KIND:
         raise UserError(f"{path} holds no curve; give a file that Curve.save wrote")
+    damaged = f"{path} is damaged and is not a curve any more"
+    facts = checked(metadata, _Metadata, damaged)
+    count = parse_json(facts["num_points"].encode(), int, damaged)
+    names = parse_json(facts.get("layout", "[]").encode(), list[str], damaged)
+    others = parse_json(facts.get("buffers", "[]").encode(), list[str], damaged)
     try:
-        return _decode(tensors, metadata)
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged and is not a curve any more: {error}") from None
+        family = make_family(facts["family"], count)
+        if "layout" in facts:
+            return _decode(tensors, family, names, others)
+        points = tensors[_POINTS]
+        if points.ndim != 2 or len(points) != count:
+            raise ValueError(f"the metadata name {count} points, not {tuple(points.shape)}")
+        return family, _not_empty(points), None, None
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise UserError(f"{damaged}: {error}; {RESTORE}") from None
 
 
 def _decode(
-    tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> tuple[Family, Tensor, Layout | None, Ends | None]:
+    tensors: dict[str, Tensor], family: Family, names: Sequence[str], others: Sequence[str]
+) -> tuple[Family, Tensor, Layout, Ends | None]:
     """Return family, points, layout and buffers; damaged data raise one of several errors."""
-    family = make_family(metadata["family"], int(metadata["num_points"]))
-    rows = family.num_points
-    if "layout" not in metadata:
-        points = tensors[_POINTS]
-        if len(points) != rows:
-            raise ValueError(f"the metadata name {rows} points, there are {len(points)}")
-        return family, points, None, None
-    names = tuple(json.loads(metadata["layout"]))
-    others = json.loads(metadata.get("buffers", "[]"))
     if sorted([*names, *others]) != sorted(tensors):
-        raise KeyError("the tensors are not those of the layout")
-    parts = [tensors[name] for name in names]
-    layout = Layout(names, tuple(tuple(part.shape[1:]) for part in parts))
+        raise ValueError("the tensors are not those of the layout")
+    parts, rows = [tensors[name] for name in names], family.num_points
+    layout = Layout(tuple(names), tuple(tuple(part.shape[1:]) for part in parts))
     columns = [part.reshape(rows, size) for part, size in zip(parts, layout.sizes, strict=True)]
-    first, second = ({name: tensors[name][end] for name in others} for end in (0, 1))
-    return family, torch.cat(columns, dim=1), layout, (first, second) if others else None
+    if any(len(tensors[name]) != len(_ENDS) for name in others):
+        raise ValueError("a buffer is not that of two ends")
+    first, second = ({name: tensors[name][end] for name in others} for end in _ENDS)
+    points = _not_empty(torch.cat(columns, dim=1))
+    return family, points, layout, (first, second) if others else None
+
+
+def _not_empty(points: Tensor) -> Tensor:
+    if points.numel() == 0:
+        raise ValueError("it has no weights")
+    return points

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from fge.curves.buffers import end_buffers
+from fge.curves.checkpoint import FitCheckpoint, current
 from fge.curves.curve import Curve, straight_points
 from fge.curves.families import Family, make_family
 from fge.curves.objectives import Draw, Objective, Shape, make_objective, stratified_uniform
 from fge.errors import UserError, check_at_least, check_not_negative
-from fge.files import sha256
+from fge.files import RESTORE, checked
 from fge.networks import (
     FlatParameters,
     ForwardFn,
@@ -35,20 +35,22 @@ from fge.networks import (
     named_parameters,
     nothing_yielded,
     preserved,
-    read_state,
     to_device,
     unwrap,
-    write_state,
 )
+from fge.schemas import Count
 from fge.train import (
+    DAMAGED,
     Batches,
     ClosedFormLR,
     EndpointLR,
     EpochEnd,
     Learner,
     MakeSchedule,
+    Memory,
     Speed,
     diverged,
+    restore_memory,
     train,
 )
 
@@ -141,6 +143,15 @@ def fit_curve(
         rates = (schedule or partial(_endpoint, epochs=epochs))(learner.optimizer, len(sized))
         _run(learner, rates, sized, epochs, checkpoint, on_epoch)
         return Curve(shape, learner.release_points(), Layout.of(model), buffers)
+
+
+class _State(Memory):
+    """The state of a fit."""
+
+    bends: list[Tensor]
+    buffers: dict[str, Tensor]
+    objective: dict[str, Any]
+    steps: Count
 
 
 class CurveLearner(Learner):
@@ -297,19 +308,30 @@ class CurveLearner(Learner):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state; the optimizer's options stay the constructor's."""
+        """Restore a saved state; the optimizer's options stay the constructor's.
+
+        Raises:
+            UserError: it is damaged, or of another fit.
+        """
+        saved = checked(state, _State, DAMAGED)
         buffers = dict(unwrap(self.model).named_buffers())
+        own = [bend.shape for bend in self.bends], {n: b.shape for n, b in buffers.items()}
+        theirs = (
+            [b.shape for b in saved["bends"]],
+            {n: b.shape for n, b in saved["buffers"].items()},
+        )
+        if own != theirs:
+            raise UserError(
+                f"{DAMAGED}: its bends or buffers are not those of the model; {RESTORE}"
+            )
         with torch.no_grad():
-            for bend, saved in zip(self.bends, state["bends"], strict=True):
-                bend.copy_(saved)
-            for name, saved in state["buffers"].items():
-                buffers[name].copy_(saved)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.objective.load_state_dict(state["objective"])
-        self.steps = state["steps"]
+            for bend, value in zip(self.bends, saved["bends"], strict=True):
+                bend.copy_(value)
+            for name, value in saved["buffers"].items():
+                buffers[name].copy_(value)
+        restore_memory(self.optimizer, self.scaler, saved)
+        self.objective.load_state_dict(saved["objective"])
+        self.steps = saved["steps"]
 
 
 def quick_gram(points: Tensor) -> Tensor:
@@ -338,7 +360,7 @@ def _run(
 ) -> None:
     """Train the remaining epochs, with a checkpoint after each."""
     facts = {"epochs": epochs, "steps_per_epoch": len(batches)}
-    file = None if checkpoint is None else _Checkpoint(Path(checkpoint), learner, facts)
+    file = None if checkpoint is None else FitCheckpoint(Path(checkpoint), learner, facts)
 
     def end_epoch(end: EpochEnd) -> None:
         if end.images == 0:
@@ -347,7 +369,7 @@ def _run(
             float(torch.linalg.vector_norm(bend.detach(), math.inf)) for bend in learner.bends
         ]
         if not all(map(math.isfinite, largest)):  # isfinite() of the tensors would copy them
-            raise diverged("the bends are not finite", learner.steps - 1, _current(rates)[0])
+            raise diverged("the bends are not finite", learner.steps - 1, current(rates)[0])
         if on_epoch:  # before the checkpoint: after an interruption an epoch may be reported twice
             on_epoch(end)
         if file is not None:
@@ -387,56 +409,6 @@ def _first_points(
     return points
 
 
-class _Checkpoint:
-    """A file with the state of the fit after an epoch, and the options of the fit."""
-
-    def __init__(self, path: Path, learner: CurveLearner, facts: dict[str, Any]) -> None:
-        self.path = path
-        self.learner = learner
-        options = learner.optimizer.param_groups[0]
-        points = [sha256(p.cpu().view(torch.uint8).numpy().tobytes())[:16] for p in learner.points]
-        self.facts = {
-            "family": learner.family.name,
-            "num_points": learner.family.num_points,
-            "objective": learner.objective.options(),
-            "lr": options["initial_lr"],
-            "momentum": options["momentum"],
-            "weight_decay": learner.weight_decay,
-            "seed": learner.seed,
-            "speed": asdict(learner.speed),
-            **facts,
-            "start": points[0],
-            "end": points[-1],
-            "initial": points[1:-1],
-        }
-
-    def write(self, epoch: int, rates: ClosedFormLR) -> None:
-        state = {"fit": self.facts, "epoch": epoch, "rates": _current(rates)}
-        state |= {"learner": self.learner.state_dict(), "schedule": rates.state_dict()}
-        write_state(self.path, state)
-
-    def restore(self, rates: ClosedFormLR) -> int:
-        """Resume from the file if it exists; return the number of finished epochs."""
-        if not self.path.exists():
-            return 0
-        state = read_state(self.path)
-        if "fit" not in state:
-            raise UserError(f"{self.path} is not a checkpoint of a curve fit; give another file")
-        for name, value in self.facts.items():
-            self._compare(name, state["fit"].get(name), value)
-        rates.load_state_dict(state["schedule"])
-        self._compare("the schedule's lr", state["rates"], _current(rates))
-        self.learner.load_state_dict(state["learner"])
-        return int(state["epoch"])
-
-    def _compare(self, name: str, saved: Any, value: Any) -> None:
-        if saved != value:
-            raise UserError(
-                f"{self.path} belongs to another fit: {name} was {saved!r}, is now {value!r}; "
-                "give the same options or another checkpoint file"
-            )
-
-
 class _Sized:
     """Batches with a length; it is counted if they have none."""
 
@@ -458,10 +430,6 @@ class _Sized:
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.batches, "set_epoch"):
             self.batches.set_epoch(epoch)
-
-
-def _current(rates: ClosedFormLR) -> list[float]:
-    return [float(rate) for rate in rates.get_last_lr()]
 
 
 def _own_randomness(device: torch.device) -> Any:

@@ -14,15 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from fge.curves.families import Family
 from fge.errors import UserError, check_at_least, check_positive, unknown
+from fge.files import RESTORE, checked
+from fge.schemas import Count
 from fge.seeds import generator
 
+_DAMAGED = "the saved state of the objective is damaged"
 _CELLS = 256
 _SLOWEST = 1e-3
 """Lower bound of speeds, as a fraction of the mean speed."""
@@ -47,6 +50,16 @@ class Draw:
     t: float
     scale: Tensor
     pull: Tensor | None = None
+
+
+class _SavedMean(TypedDict):
+    mean: float | None
+    count: Count
+
+
+class _SavedMeans(TypedDict):
+    means: list[float | None]
+    waiting: list[tuple[Count, float]]
 
 
 class Objective:
@@ -208,10 +221,11 @@ class ArcLength(Objective):
         return {"mean": None if self._mean is None else float(self._mean), "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved running mean."""
-        mean = state["mean"]
+        """Restore a saved running mean; a damaged state is a UserError."""
+        saved = checked(state, _SavedMean, _DAMAGED)
+        mean = saved["mean"]
         self._mean = None if mean is None else torch.tensor(mean, dtype=torch.float64)
-        self._count = state["count"]
+        self._count = saved["count"]
 
 
 class MinMax(Objective):
@@ -311,10 +325,14 @@ class MinMax(Objective):
         return {"means": list(self._means), "waiting": waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore saved running means."""
-        self._means = list(state["means"])
+        """Restore saved running means; a damaged state is a UserError."""
+        saved = checked(state, _SavedMeans, _DAMAGED)
+        count = len(self._means)
+        if len(saved["means"]) != count or any(index >= count for index, _ in saved["waiting"]):
+            raise UserError(f"{_DAMAGED}: its means are not those of {count} bins; {RESTORE}")
+        self._means = list(saved["means"])
         self._waiting = [
-            (index, torch.tensor(loss, dtype=torch.float64)) for index, loss in state["waiting"]
+            (index, torch.tensor(loss, dtype=torch.float64)) for index, loss in saved["waiting"]
         ]
 
 

@@ -264,7 +264,10 @@ class Ensemble(nn.Module):
                 model, or it was saved with a function as ``output`` and none is given.
         """
         members, options = read_ensemble(Path(path), output)
-        return cls(model, members, forward_fn=forward_fn, **options)
+        try:
+            return cls(model, members, forward_fn=forward_fn, **options)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Put the tensors of all members into a state dict."""

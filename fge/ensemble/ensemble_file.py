@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from fge.ensemble.outputs import Output, Outputs
+from fge.ensemble.outputs import Combine, Output, Outputs
 from fge.errors import UserError
-from fge.files import read_bytes, write_bytes
+from fge.files import parse_json, read_bytes, write_bytes
 from fge.networks import ENSEMBLE, canonical_state, decode_weights, encode_weights, read_metadata
+from fge.schemas import Dimension, Positive
 
 SCHEMA_VERSION = 1
+
+
+class _Facts(TypedDict):
+    """The options of an ensemble in the metadata of its file."""
+
+    schema_version: Positive
+    output: Literal["softmax", "sigmoid", "identity"] | None
+    output_dim: Dimension
+    combine: Combine
 
 
 def member_names(
@@ -34,7 +45,7 @@ def members_of(tensors: Mapping[str, Tensor], source: object) -> list[dict[str, 
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
         position, _, inner = rest.partition(".")
-        if first != "members" or not position.isdecimal():
+        if first != "members" or not re.fullmatch("0|[1-9][0-9]{0,8}", position):
             raise UserError(f"{source} has a tensor {name!r}, which is of no member of an ensemble")
         states.setdefault(int(position), {})[inner] = tensor
     if absent := set(range(len(states))) - states.keys():
@@ -75,13 +86,14 @@ def read_ensemble(
         raise UserError(f"no ensemble file {path}")
     data = read_bytes(path)
     tensors = decode_weights(data, path)
-    metadata = read_metadata(data)
+    metadata = read_metadata(data, path)
     if ENSEMBLE not in metadata:
         raise UserError(
             f"{path} holds no ensemble; if it holds the weights of one network, use "
             "fge.Ensemble(model, [path])"
         )
-    facts = json.loads(metadata[ENSEMBLE])
+    damaged = f"{path} is damaged and is not an ensemble any more"
+    facts = parse_json(metadata[ENSEMBLE].encode(), _Facts, damaged)
     if facts["schema_version"] > SCHEMA_VERSION:
         raise UserError(f"{path} was saved by a later version of fge; install that version")
     kind = facts["output"] if output is None else output

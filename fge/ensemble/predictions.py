@@ -77,7 +77,15 @@ class PredictionFile:
         return member in self._members
 
     def probabilities(self, member: str) -> Tensor:
-        """Return the stored probabilities (N, C) of a member, float64."""
+        """Return the stored probabilities (N, C) of a member, float64.
+
+        Raises:
+            UserError: there are none.
+        """
+        if member not in self:
+            raise UserError(
+                f"{self.path} lacks the predictions of {member}; resume that run with --resume"
+            )
         return torch.from_numpy(self._members[member][1]).double()
 
     def mean(self, members: Iterable[str]) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
 from fge.errors import UserError, check_at_least
-from fge.files import append_record, read_npz, read_records, write_npz
+from fge.files import append_record, checked, read_npz, read_records, write_npz
 from fge.landscape.plane import Bounds, Plane
 from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, TargetFn, preserved
+from fge.schemas import Count, Figure
 from fge.seeds import generator
 from fge.train import Speed
 
 Array = NDArray[np.float64]
+_REMEDY = "give another file, or remove this one to measure again"
 _AXES = ("xs", "ys", "anchors", "gram")
 
 
@@ -242,6 +244,13 @@ class PlaneGrid:
         return cls(values={key: arrays.pop(key) for key in keys}, **arrays)
 
 
+class _Point(TypedDict):
+    """Where a point of a grid is; its other keys are figures."""
+
+    row: Count
+    column: Count
+
+
 class GridStore:
     """The records of a grid's points by row and column, saved in a JSON-lines file.
 
@@ -256,55 +265,55 @@ class GridStore:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _read_lines(path)
+        lines = read_records(path, dict)
         if not lines:
             append_record(path, dict(header))
             return
         for key, value in header.items():
             if not _agree(lines[0].get(key), value):
-                raise UserError(
-                    f"{path} holds another grid, its {key!r} differ; give another file, or remove "
-                    "this one to measure again"
-                )
-        try:
-            for line in lines[1:]:
-                cell = int(line.pop("row")), int(line.pop("column"))
-                self.records[cell] = {key: float(value) for key, value in line.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from None
-        if len({frozenset(record) for record in self.records.values()}) > 1:
-            raise _damaged(path, "its points have different keys")
+                raise UserError(f"{path} holds another grid, its {key!r} differ; {_REMEDY}")
+        damaged = f"{path} is damaged and holds no grid"
+        for line in lines[1:]:
+            row, column = (checked(line, _Point, damaged, _REMEDY)[k] for k in ("row", "column"))
+            figures = {k: v for k, v in line.items() if k not in _Point.__annotations__}
+            figures = checked(figures, dict[str, Figure], damaged, _REMEDY)
+            self._keep((row, column), {key: float(value) for key, value in figures.items()})
+
+    def _keep(self, cell: tuple[int, int], record: Record) -> None:
+        other = next(iter(self.records.values()), record)
+        if record.keys() != other.keys():
+            raise UserError(
+                f"{self.path} is damaged and holds no grid: its points have different keys; "
+                f"{_REMEDY}"
+            )
+        self.records[cell] = record
 
     def add(self, cell: tuple[int, int], record: Record) -> None:
-        """Save the record of a row and column."""
-        self.records[cell] = record
+        """Save the record of a row and column.
+
+        Raises:
+            UserError: it has other keys than those before.
+        """
+        self._keep(cell, record)
         if self.path is not None:
             # JSON has no infinity, which losses far away can reach.
             values = {k: v if math.isfinite(v) else str(v) for k, v in record.items()}
             append_record(self.path, {"row": cell[0], "column": cell[1], **values})
 
     def arrays(self) -> dict[str, Array]:
-        """Return the records of a complete grid as arrays (rows, columns) by key."""
+        """Return the records of a complete grid as arrays (rows, columns) by key.
+
+        Raises:
+            UserError: there are points outside the grid.
+        """
         cells = sorted(self.records)
         rows, columns = np.array(cells[-1]) + 1
+        if len(cells) != rows * columns:
+            raise UserError(f"{self.path} is damaged: it has points outside the grid; {_REMEDY}")
         return {
             key: np.array([self.records[cell][key] for cell in cells]).reshape(rows, columns)
             for key in self.records[cells[0]]
         }
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = read_records(path)
-    except ValueError as error:
-        raise _damaged(path, error) from None
-    if not all(isinstance(line, dict) for line in lines):
-        raise _damaged(path, "a line is not a record")
-    return lines
-
-
-def _damaged(path: Path, reason: object) -> UserError:
-    return UserError(f"{path} is damaged and holds no grid: {reason}; give another file")
 
 
 def _agree(saved: Any, wanted: Any) -> bool:
@@ -315,4 +324,5 @@ def _agree(saved: Any, wanted: Any) -> bool:
     if not all(isinstance(v, int | float) for v in saved):
         return False
     largest = max(map(abs, wanted))
-    return bool(np.allclose(saved, wanted, rtol=0, atol=1e-9 * largest))
+    numbers = [float(v) for v in saved]
+    return bool(np.allclose(numbers, wanted, rtol=0, atol=1e-9 * largest))

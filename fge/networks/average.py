@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from fge.errors import UserError
+from fge.files import checked
 from fge.networks.naming import under_names
 from fge.networks.state import Weights, canonical_state, unwrap
+from fge.schemas import Count
 
 
 class RunningAverage:
@@ -125,6 +127,13 @@ def _towards(mean: Tensor, value: Tensor, count: int) -> Tensor:
     return torch.where(value == mean, mean, mean + (value - mean) / count)
 
 
+class _SavedAverage(TypedDict):
+    """The state of an average."""
+
+    updates: Count
+    averages: dict[str, Tensor]
+
+
 class StepAverage:
     """An average of a model's parameters over training steps, on its device.
 
@@ -225,13 +234,14 @@ class StepAverage:
         """Restore a saved state; options stay the constructor's.
 
         Raises:
-            UserError: the state belongs to a model with other parameters.
+            UserError: the state belongs to a model with other parameters, or is damaged.
         """
-        saved = state_dict["averages"]
+        state = checked(state_dict, _SavedAverage, "the saved average is damaged")
+        saved = state["averages"]
         _check_fit(self.averages, saved, "the saved state")
         for name, average in self.averages.items():
             average.copy_(saved[name])
-        self.updates = int(state_dict["updates"])
+        self.updates = state["updates"]
 
 
 class ExponentialAverage(StepAverage):

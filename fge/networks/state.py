@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -15,15 +15,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.files import read_bytes, write_bytes
+from fge.files import RESTORE, parse_json, read_bytes, sha256, write_bytes
 from fge.networks.naming import under_names, weights_within
 from fge.parallel import is_shard
 
-_SKELETON = "skeleton"
+_SKELETON, _CHECKSUM = "skeleton", "sha256"
 ENSEMBLE = "ensemble"
 """The entry of a file's metadata that says that it holds a whole ensemble."""
 Weights = nn.Module | Mapping[str, Tensor] | str | Path
 """A network's weights: a module, a state dict, or a path to ``.safetensors`` or ``.pt``."""
+
+
+class _Header(TypedDict):
+    __metadata__: NotRequired[dict[str, str] | None]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -203,8 +207,21 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def encode_weights(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a state dict as the bytes of a ``.safetensors`` file."""
-    return save(dict(state), metadata=dict(metadata) if metadata else None)
+    """Return a state dict as the bytes of a ``.safetensors`` file: equal ones, equal bytes."""
+    data = save(dict(state), metadata=dict(metadata) if metadata else None)
+    return _with_sorted_metadata(data) if metadata and len(metadata) > 1 else data
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Return safetensors bytes with sorted metadata, which ``save`` writes in any order.
+
+    Spaces pad the header to a multiple of 8.
+    """
+    header, rest = _split_header(data, "what was written")
+    header["__metadata__"] = dict(sorted((header["__metadata__"] or {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + rest
 
 
 def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
@@ -215,8 +232,11 @@ def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
     """
     try:
         return load(data)
-    except SafetensorError as error:
-        raise UserError(f"{source} is not a complete safetensors file: {error}") from None
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+    except KeyError as error:
+        reason = f"this version of safetensors does not know its type {error}"
+    raise UserError(f"{source} is not a complete safetensors file: {reason}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -231,7 +251,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights file {path}")
     if path.suffix == ".safetensors":
         data = read_bytes(path)
-        tensors, metadata = decode_weights(data, path), read_metadata(data)
+        tensors, metadata = decode_weights(data, path), read_metadata(data, path)
         if ENSEMBLE in metadata:
             raise UserError(
                 f"{path} holds an ensemble and not one network; load it with "
@@ -243,7 +263,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def is_state(path: Path) -> bool:
     """Return whether a ``.safetensors`` file is a training state of :func:`write_state`."""
-    return _SKELETON in read_metadata(read_bytes(path))
+    return _SKELETON in read_metadata(read_bytes(path), path)
 
 
 def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -287,6 +307,7 @@ def write_state(path: Path, value: dict[str, Any]) -> None:
     """Write a nested value of dicts, lists, plain scalars and tensors, atomically."""
     tensors: dict[str, Tensor] = {}
     skeleton = _split(value, "", tensors)
+    skeleton[_CHECKSUM] = _checksum(skeleton, tensors)
     write_bytes(path, save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
 
 
@@ -303,35 +324,51 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
     """Return the state in bytes from :func:`write_state`; ``source`` names them in errors.
 
     Raises:
-        UserError: the bytes are incomplete or not a training state.
+        UserError: the bytes are incomplete, changed, or not a training state.
     """
     tensors = decode_weights(data, source)
-    metadata = read_metadata(data)
+    metadata = read_metadata(data, source)
     if _SKELETON not in metadata:
         raise UserError(f"{source} is not a training state")
+    damaged = f"{source} has a damaged header and is not a training state any more"
+    text = metadata[_SKELETON].encode()
+    skeleton = parse_json(text, dict[str, Any], damaged, infinite=True)
+    # States of earlier versions have no checksum.
+    if skeleton.pop(_CHECKSUM, None) not in (None, _checksum(skeleton, tensors)):
+        raise UserError(f"{damaged}: its checksum is another; {RESTORE}")
     try:
-        joined = _join(json.loads(metadata[_SKELETON]), tensors)
-    except (ValueError, KeyError, TypeError):
-        joined = None
+        joined = _join(skeleton, tensors)
+    except ValueError as error:
+        raise UserError(f"{damaged}: {error}; {RESTORE}") from None
     if not isinstance(joined, dict):
-        raise UserError(f"{source} has a damaged header and is not a training state any more")
+        raise UserError(f"{damaged}: it holds no names; {RESTORE}")
     return joined
 
 
-def read_metadata(data: bytes) -> dict[str, str]:
-    """Return what the header of safetensors bytes says beside the tensors, by name."""
-    metadata: dict[str, str] = split_header(data)[0].get("__metadata__", {})
-    return metadata
+def read_metadata(data: bytes, source: object) -> dict[str, str]:
+    """Return what the header of safetensors bytes says beside the tensors, by name.
+
+    Raises:
+        UserError: there is no such header; ``source`` names the bytes.
+    """
+    return _split_header(data, source)[0].get("__metadata__") or {}
 
 
-def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+def _split_header(data: bytes, source: object) -> tuple[_Header, bytes]:
     """Return the JSON header of safetensors bytes, which follows its 8-byte length, and the rest.
 
-    Its ``__metadata__`` maps names to strings.
+    Raises:
+        UserError: there is no such header; ``source`` names the bytes.
     """
-    length = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
-    return header, data[8 + length :]
+    end = 8 + int.from_bytes(data[:8], "little")
+    damaged = f"{source} is not a complete safetensors file"
+    return parse_json(data[8:end], _Header, damaged), data[end:]
+
+
+def _checksum(skeleton: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what the header of a state says."""
+    kinds = [[name, str(tensors[name].dtype), [*tensors[name].shape]] for name in sorted(tensors)]
+    return sha256(json.dumps([skeleton, kinds]).encode())
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -351,11 +388,20 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"cannot store a {type(value).__name__} at {name!r}")
 
 
-def _join(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    if "tensor" in node:
-        return tensors[node["tensor"]]
-    if "items" in node:
-        return {key: _join(child, tensors) for key, child in node["items"]}
-    if "list" in node:
-        return [_join(child, tensors) for child in node["list"]]
-    return node["value"]
+def _join(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value whose tensors :func:`_split` moved, or raise a ValueError."""
+    match node:
+        case {"tensor": str(name)} if name in tensors:
+            return tensors[name]
+        case {"items": list(pairs)} if all(_is_pair(pair) for pair in pairs):
+            return {key: _join(child, tensors) for key, child in pairs}
+        case {"list": list(parts)}:
+            return [_join(part, tensors) for part in parts]
+        case {"value": (None | bool() | int() | float() | str()) as value}:
+            return value
+    raise ValueError(f"{str(node)[:60]!r} stands for no value")
+
+
+def _is_pair(pair: Any) -> bool:
+    """Return whether this is a key, which is a name or a number, and what it stands for."""
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int | float)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from fge import metrics
 from fge.config import VIEWS_SUFFIX
@@ -16,6 +17,7 @@ from fge.metrics import ood_auroc
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Chart, Panel, Series
 from fge.report.page import Table
+from fge.schemas import Count, Percent, Positive
 
 FEWEST = 10
 """The smallest number of predictions in a bin that is shown: the accuracy of fewer is chance."""
@@ -72,6 +74,32 @@ class MethodResult:
     validation_images: int = 0
     chosen: str | None = None
     ood: dict[str, dict[str, float]] | None = None
+
+
+class MethodLine(TypedDict):
+    """A :class:`MethodResult` in a ``report.json``."""
+
+    name: str
+    members: Positive
+    train_epochs: Count
+    forward_passes: Positive
+    weight_bytes: Count
+    error: Percent
+    nll: float
+    brier: float
+    ece: float
+    member_names: Annotated[list[str], Meta(min_length=1)]
+    refresh_images: NotRequired[Count]
+    validation_images: NotRequired[Count]
+    chosen: NotRequired[str | None]
+    ood: NotRequired[dict[str, dict[str, float]] | None]
+
+
+def result_of(line: MethodLine) -> MethodResult:
+    """Return what :func:`as_methods` wrote."""
+    names = {field.name for field in fields(MethodResult)}
+    known: dict[str, Any] = {name: value for name, value in line.items() if name in names}
+    return MethodResult(**{**known, "member_names": tuple(line["member_names"])})
 
 
 def method_result(

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from fge.files import parse_json
 from fge.report.methods import COLUMNS
+from fge.schemas import NotNegative, Positive
 
 _FILE = "published_baseline.json"
 """Written by ``benchmarks/published_baseline.py``."""
+
+
+class _Figure(TypedDict):
+    mean: float
+    deviation: NotNegative
+
+
+class _Figures(TypedDict):
+    error: _Figure
+    nll: _Figure
+    brier: _Figure
+    ece: _Figure
+
+
+class _Cost(TypedDict):
+    members: Positive
+    train_epochs: NotNegative
+    forward_passes: Positive
+
+
+class _Environment(TypedDict):
+    device: str
+    hardware: NotRequired[str]
+    torch: NotRequired[str]
+
+
+class _Facts(TypedDict):
+    """What the package ships."""
+
+    method: str
+    recipe: str
+    seeds: list[int]
+    figures: _Figures
+    cost: _Cost
+    options: dict[str, Any]
+    images_sha256: str
+    environment: _Environment
 
 
 @dataclass(frozen=True)
@@ -23,7 +61,7 @@ class Published:
     the ``recipe`` of its networks, and the ``environment``, as far as it was recorded.
     """
 
-    facts: Mapping[str, Any]
+    facts: _Facts
 
     @property
     def name(self) -> str:
@@ -33,8 +71,9 @@ class Published:
     @property
     def row(self) -> list[str]:
         """The cells of its row in the method table."""
-        figures = {key: one["mean"] for key, one in self.facts["figures"].items()}
-        values = {**figures, **self.facts["cost"], "name": self.name}
+        figures: Mapping[str, Any] = self.facts["figures"]
+        means = {key: one["mean"] for key, one in figures.items()}
+        values = {**means, **self.facts["cost"], "name": self.name}
         return [form.format(values[key]) for key, _, form in COLUMNS]
 
     @property
@@ -84,7 +123,7 @@ def published_for(options: Mapping[str, Any], fingerprint: str) -> Published | N
     return Published(facts)
 
 
-def _read() -> dict[str, Any]:
+def _read() -> _Facts:
     """Return what the package ships."""
-    text = (resources.files("fge.report") / _FILE).read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    data = (resources.files("fge.report") / _FILE).read_bytes()
+    return parse_json(data, _Facts, f"{_FILE} is damaged", "install fge again")

@@ -34,6 +34,7 @@ from fge.train.recipes import (
     recipe_stages,
     scale_initialisation,
 )
+from fge.train.restoring import DAMAGED, Memory, restore_memory
 from fge.train.schedules import (
     ClosedFormLR,
     CosineRestartsLR,
@@ -47,6 +48,7 @@ from fge.train.speed import Choice, check_speed, choose_speed, is_open, options_
 from fge.train.speed_cache import SpeedCache, speed_setting, typical_steps
 
 __all__ = [
+    "DAMAGED",
     "METHODS",
     "RECIPES",
     "SGLD",
@@ -65,6 +67,7 @@ __all__ = [
     "LinearRestartsLR",
     "LinearTailLR",
     "MakeSchedule",
+    "Memory",
     "Method",
     "Planner",
     "Recipe",
@@ -97,6 +100,7 @@ __all__ = [
     "options_of",
     "recipe",
     "recipe_stages",
+    "restore_memory",
     "scale_initialisation",
     "single_stages",
     "speed_of",

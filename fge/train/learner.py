@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.errors import DivergenceError, UserError
+from fge.files import checked
 from fge.networks import (
     REFRESH_IMAGES,
     ExponentialAverage,
@@ -31,6 +32,7 @@ from fge.networks import (
 from fge.parallel import Ranks, other_buffers
 from fge.train.graphed import GraphedPass
 from fge.train.joint import JointStep
+from fge.train.restoring import DAMAGED, Memory, restore_memory, restore_model
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +54,18 @@ class Speed:
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype of autocast, or None if it is off."""
         return _DTYPES[self.amp]
+
+
+class _State(Memory):
+    """The state of a learner."""
+
+    model: dict[str, Tensor]
+
+
+class _AveragedState(_State):
+    """The state of a learner that keeps an average of its weights."""
+
+    average: dict[str, Any]
 
 
 class Learner:
@@ -237,13 +251,15 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state; the optimizer's options stay the given ones."""
-        unwrap(self.model).load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        """Restore a saved state; the optimizer's options stay the given ones.
+
+        Raises:
+            UserError: it is damaged, or of another model or optimizer.
+        """
+        saved = checked(state, _State, DAMAGED)
+        restore_model(self.model, saved["model"])
+        restore_memory(self.optimizer, self.scaler, saved)
         _lay_out_as_parameters(self.optimizer)
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
 
 
 class AveragingLearner(Learner):
@@ -291,7 +307,7 @@ class AveragingLearner(Learner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state."""
         super().load_state_dict(state)
-        self.average.load_state_dict(state["average"])
+        self.average.load_state_dict(checked(state, _AveragedState, DAMAGED)["average"])
 
 
 class EmaLearner(AveragingLearner):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fge.errors import UserError, check_at_least, check_learning_rates, check_not_negative
+from fge.files import checked
 
 STEP_MARKS = (0.3, 0.6, 0.8)
 """Epochs 60, 120 and 160 of 200 as fractions of the budget (arXiv 1806.06977)."""
@@ -89,6 +91,12 @@ def cosine_factor(step: int, cycle_steps: int) -> float:
     return (1 + math.cos(math.pi * (step % cycle_steps) / cycle_steps)) / 2
 
 
+class _State(TypedDict):
+    """The state of a schedule."""
+
+    last_epoch: Annotated[int, Meta(ge=-1, le=2**53)]
+
+
 class ClosedFormLR(LRScheduler):
     """A schedule that depends only on the step, so its state is the step."""
 
@@ -97,8 +105,13 @@ class ClosedFormLR(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step and set its learning rates."""
-        self.last_epoch = state_dict["last_epoch"]
+        """Restore the step and set its learning rates.
+
+        Raises:
+            UserError: the state holds no step.
+        """
+        state = checked(state_dict, _State, "the saved state of the learning rate is damaged")
+        self.last_epoch = state["last_epoch"]
         self._step_count = self.last_epoch + 1
         self._last_lr = [float(rate) for rate in self.get_lr()]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from fge import __version__
 from fge.config import CacheUse, SpeedOptions
 from fge.devices import hardware_name
-from fge.files import sha256, write_json
+from fge.errors import one_line
+from fge.files import parse_json, read_bytes, sha256, write_json
 from fge.train.speed import Choice, considered, options_of, speed_of
 
 FOLDER_VARIABLE = "FGE_CACHE"
@@ -39,6 +40,16 @@ _CHOICES = {
     "compile": ("on", "off"),
     "cuda_graphs": ("on", "off"),
 }
+
+
+class _Content(TypedDict):
+    """A file of the cache."""
+
+    schema_version: int
+    measured: str
+    choices: dict[str, str]
+    reasons: list[str]
+    setting: dict[str, Any]
 
 
 def cache_folder() -> Path | None:
@@ -169,14 +180,15 @@ class SpeedCache:
     def _read(self, file: Path, setting: dict[str, Any], *, told: bool = False) -> Kept | None:
         """Return what a file holds, or None; say so if it is damaged, unless it is ``told``."""
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(read_bytes(file), _Content, "it is damaged", "it is replaced")
             return _kept(content, json.loads(json.dumps(setting)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             if not told:
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.note(f"{file} cannot be used ({what}); speed is measured again")
+                self.note(
+                    f"{file} cannot be used ({one_line(str(error))}); speed is measured again"
+                )
             return None
 
     def _write(self, file: Path, setting: dict[str, Any], choice: Choice) -> str:
@@ -207,8 +219,10 @@ class SpeedCache:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(file.with_suffix(".lock").open("w"))
-                self._wait(lock.fileno())
+                flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+                lock = os.open(file.with_suffix(".lock"), flags, 0o666)
+                stack.callback(os.close, lock)
+                self._wait(lock)
             yield
 
     def _wait(self, lock: int) -> None:
@@ -231,18 +245,17 @@ def _digest(setting: dict[str, Any]) -> str:
     return sha256(json.dumps(setting, sort_keys=True).encode())
 
 
-def _kept(content: dict[str, Any], setting: dict[str, Any]) -> Kept:
+def _kept(content: _Content, setting: dict[str, Any]) -> Kept:
     """Return the choice in a file.
 
     Raises:
         ValueError: it is of another version or setting, or no choice that the options allow.
-        KeyError, TypeError, AttributeError: it is not such a file.
     """
     if content["schema_version"] != _VERSION:
         raise ValueError(f"schema_version {content['schema_version']}, not {_VERSION}")
     if content["setting"] != setting:
         raise ValueError("it is of another setting")
-    choices = {name: content["choices"][name] for name in _CHOICES}
+    choices: dict[str, Any] = {name: content["choices"].get(name) for name in _CHOICES}
     for name, allowed in _CHOICES.items():
         given = setting["options"][name]
         if choices[name] not in (allowed if given == "auto" else (given,)):
@@ -250,4 +263,4 @@ def _kept(content: dict[str, Any], setting: dict[str, Any]) -> Kept:
     speed = speed_of(SpeedOptions(**choices))
     when = datetime.strptime(content["measured"], _FORMAT).strftime(_FORMAT)
     source = f"measured on {when}; --speed-cache refresh measures again"
-    return Kept(Choice(speed, [str(reason) for reason in content["reasons"]]), source)
+    return Kept(Choice(speed, content["reasons"]), source)

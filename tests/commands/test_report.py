@@ -226,7 +226,7 @@ def test_methods_that_are_none_are_damage(
     del content["methods"]
     content |= {} if methods is None else {"methods": methods}
     (run / "report.json").write_text(json.dumps(content))
-    assert f"the report in {run} is damaged" in fails(capsys, other, run)
+    assert f"{run / 'report.json'} is damaged: " in fails(capsys, other, run)
 
 
 @pytest.mark.parametrize("how", ["absolute", "above", "link"])
@@ -241,7 +241,10 @@ def test_no_file_from_elsewhere_is_put_into_the_page(
     content = json.loads((run / "page.json").read_text())
     (run / "page.json").write_text(json.dumps({**content, "figures": {name: "A figure"}}))
     before = pages(run)
-    assert fails(capsys, run) == (f"the report in {run} is damaged: {name!r} is not in figures/")
+    assert fails(capsys, run) == (
+        f"the report in {run} is damaged: {name!r} is not in figures/; run its command with "
+        "--resume, which writes it again"
+    )
     assert pages(run) == before
 
 

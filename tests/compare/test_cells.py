@@ -197,7 +197,9 @@ def test_another_cells_arrays_are_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     cell().save(tmp_path)
     (tmp_path / "fge-b1-s0.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"fge-b1-s0\.json is damaged or is not a cell; delete it"):
+    with pytest.raises(
+        UserError, match=r"fge-b1-s0\.json is damaged or is not a cell: .*; delete it"
+    ):
         load_cells(tmp_path)
 
 
@@ -206,7 +208,10 @@ def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     [
         ({"schema_version": 2}, "has schema_version 2, not 1"),
         ({"cost": {"train_epochs": 1}}, "is damaged or is not a cell"),
-        ({"colour": "blue"}, "is damaged or is not a cell"),
+        ({"colour": "blue"}, "is damaged or is not a cell: nothing is called 'colour'"),
+        ({"figures": {"error": 1}}, "is damaged or is not a cell: it has no figure 'brier'"),
+        ({"by_members": []}, "is damaged or is not a cell: it has 3 members and figures of 0"),
+        ({"budget": -1}, "is damaged or is not a cell: Expected `int` >= 1"),
         ({"seed": 3}, "holds the cell fge-b1-s3: rename or delete it"),
     ],
 )

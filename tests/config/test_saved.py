@@ -32,8 +32,8 @@ from fge.errors import UserError
 
 rates = st.floats(0, 1e6, allow_nan=False)
 counts = st.none() | st.integers(1, 10**9)
-texts = st.text(max_size=20)
-paths = st.none() | st.text(max_size=20).map(Path)
+texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
+paths = st.none() | texts.map(Path)
 switches = st.sampled_from(["auto", "on", "off"])
 
 

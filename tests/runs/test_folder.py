@@ -83,17 +83,18 @@ def test_paths_are_those_of_the_contract(tmp_path: Path) -> None:
 def test_log_and_timing_are_kept_apart(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.records() == []
-    folder.log({"epoch": 0})
+    folder.log({"event": "a", "epoch": 0})
     folder.timing({"seconds": 1.5})
-    folder.log({"epoch": 1})
-    assert folder.records() == [{"epoch": 0}, {"epoch": 1}]
+    folder.log({"event": "a", "epoch": 1})
+    assert folder.records() == [{"event": "a", "epoch": 0}, {"event": "a", "epoch": 1}]
     assert folder.timing_file.read_text() == '{"seconds": 1.5}\n'
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 9])
 def test_cutting_the_log_leaves_its_head_byte_for_byte(tmp_path: Path, length: int) -> None:
     folder = RunFolder(tmp_path)
-    records: list[dict[str, Any]] = [{"loss": 0.1}, {"text": 'é "\n'}, {"epoch": 3}]
+    facts: list[dict[str, Any]] = [{"loss": 0.1}, {"text": 'é "\n'}, {"epoch": 3}]
+    records = [{"event": "a", **more} for more in facts]
     for record in records:
         folder.log(record)
     lines = folder.log_file.read_bytes().splitlines(keepends=True)
@@ -104,11 +105,11 @@ def test_cutting_the_log_leaves_its_head_byte_for_byte(tmp_path: Path, length: i
 
 def test_cutting_the_log_drops_what_was_being_written(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.log({"epoch": 0})
+    folder.log({"event": "a"})
     with folder.log_file.open("a") as file:
-        file.write('{"epoch": 1')
+        file.write('{"event": "b')
     folder.cut_log(5)
-    assert folder.log_file.read_text() == '{"epoch": 0}\n'
+    assert folder.log_file.read_text() == '{"event": "a"}\n'
 
 
 def test_a_log_that_does_not_exist_can_be_cut(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_what_an_attempt_without_a_checkpoint_left_is_gone(tmp_path: Path) -> No
     reference, _ = run(tmp_path / "reference")
     folder = RunFolder(tmp_path / "again")
     folder.path.mkdir()
-    folder.log({"event": "epoch", "stage": "start", "epoch": 0})
+    folder.log({"event": "epoch", "stage": "start", "epoch": 0, "train_loss": 1.0})
     folder.write_state("left-over", {"epoch": 3})
     training, _ = new_training(folder.path)
     training.stores["fge"].append(nn.Linear(1, 1), step=1, lr=0.1)
