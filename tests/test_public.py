@@ -64,7 +64,8 @@ def test_fge_says_where_it_is_in_its_cycles(tmp_path: Path) -> None:
         optimizer.step()
         cycle.step()
     assert repr(cycle) == (
-        f"FGE(step 3 in cycles of 4 steps, average=0.3, SnapshotStore(1 snapshot in '{tmp_path}'))"
+        "FGE(step 3 in cycles of 4 steps, next snapshot after step 6, average=0.3, "
+        f"SnapshotStore(1 snapshot in '{tmp_path}'))"
     )
 
 

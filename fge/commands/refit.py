@@ -11,7 +11,6 @@ from fge.commands.run import Run
 from fge.config import FGEConfig, curve_rate_of
 from fge.curves import Record, turning_angles
 from fge.ensemble import MemberPredictions, PredictionFile
-from fge.errors import UserError
 from fge.networks import flatten, load_weights, state_bytes
 from fge.report import (
     MethodResult,
@@ -60,19 +59,6 @@ class Refit:
         chart = curve_chart(self.joined("curve"), self.joined("segment"), place="snapshots passed")
         caption = "Loss and error along curves and segments, snapshot to snapshot"
         report.chart("refit.png", chart, caption)
-
-
-def check_refit(config: FGEConfig) -> None:
-    """Raise a UserError if a run with ``refit`` saves only one snapshot."""
-    if config.refit is None:
-        return
-    first_minimum = config.first_cycle_epoch + config.cycle_length // 2
-    if config.last_cycle_epoch == first_minimum:
-        needed = first_minimum + config.cycle_length
-        raise UserError(
-            "--refit connects consecutive snapshots, but this run saves only one; "
-            f"use epochs >= {needed}, shorter cycles or an earlier start_epoch"
-        )
 
 
 def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:

@@ -243,6 +243,8 @@ class FGEConfig(PretrainedConfig):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         if self.plan == "auto":
             self._check_plan()
+        if self.refit is not None:
+            self._check_refit()
         if self.pretrained is not None and self.single:
             raise UserError("--single trains from initial weights, --pretrained from given ones")
         if self.baseline == "auto":
@@ -257,6 +259,15 @@ class FGEConfig(PretrainedConfig):
         if self.refit is not None or self.single:
             option = f"--refit {self.refit}" if self.refit else "--single"
             raise UserError(f"{option} belongs to --plan cycles; leave it out with --plan auto")
+
+    def _check_refit(self) -> None:
+        first_minimum = self.first_cycle_epoch + self.cycle_length // 2
+        if self.last_cycle_epoch == first_minimum:
+            raise UserError(
+                "--refit connects consecutive snapshots, but this run saves only one; use "
+                f"epochs >= {first_minimum + self.cycle_length}, shorter cycles or an earlier "
+                "start_epoch"
+            )
 
     def _check_own_baseline(self) -> None:
         if self.pretrained is not None:

@@ -120,6 +120,9 @@ def test_tables_and_page_show_methods_and_verdict(finished: Path) -> None:
     assert f"\n\n**{first}**\n\n<details>" in text
     assert all(paragraph in text for paragraph in others)
     assert "Methods at 1 B (4 epochs)" in text
+    unused = [(u["method"], u["asked"], u["used"]) for u in content["unused_epochs"]]
+    assert unused == [("fge", 4, 3), ("swa", 4, 3)]
+    assert content["verdict"].count(" uses 3 of 4 epochs: the last minimum") == 2
     rows = list(csv.DictReader((finished / "compare.csv").read_text().splitlines()))
     assert len(rows) == 2 * (1 + len(METHODS)) + 1  # the deep ensemble of both seeds is one value
     page = (finished / "report.html").read_text()
