@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import itertools
@@ -42,6 +41,7 @@ from fge.errors import (
     USER_ERROR,
     DivergenceError,
     UserError,
+    nearest,
     outcome,
     unknown,
 )
@@ -244,8 +244,8 @@ def _one_line(message: str) -> str:
 def _with_nearest(text: str) -> str:
     """Add the nearest choice to a message about an invalid choice."""
     match = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
-    near = match and difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
-    return f"{text} Did you mean {near[0]!r}?" if near else text
+    near = match and nearest(match[1], re.findall(r"'(.*?)'", match[2]))
+    return f"{text} Did you mean {near!r}?" if near else text
 
 
 def _is_rule(line: str) -> bool:

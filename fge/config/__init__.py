@@ -29,7 +29,7 @@ from fge.config.compare import (
 )
 from fge.config.curves import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
 from fge.config.described import OptionHelp, help_of
-from fge.config.invocation import check_import, is_factory, own_code, program
+from fge.config.invocation import LIBRARIES, check_import, is_factory, own_code, program
 from fge.config.options import (
     GROUPS,
     CommandConfig,
@@ -86,6 +86,7 @@ __all__ = [
     "FINAL_FACTOR",
     "GROUPS",
     "KEEP_SNAPSHOTS",
+    "LIBRARIES",
     "METHOD_NAMES",
     "OF_AVERAGED_RUN",
     "OF_PAPER_RUN",

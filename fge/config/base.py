@@ -69,7 +69,7 @@ def curve_rate_of(model: str) -> float:
 
 
 def _is_built_in(model: str) -> bool:
-    return ":" not in model  # torchvision's models and the user's own have a colon
+    return ":" not in model  # models of other libraries and the user's own have a colon
 
 
 def as_stored(name: str, value: Any) -> Any:

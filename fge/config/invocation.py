@@ -12,6 +12,8 @@ from fge.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIM = _PACKAGE.parent / "cli.py"
+LIBRARIES = ("torchvision:", "timm:")
+"""What begins the names of models that are another library's, not the user's own."""
 
 
 def program(launcher: Sequence[str] = ("python",), *, seen_from: Path | None = None) -> list[str]:
@@ -42,7 +44,7 @@ def _in_checkout() -> bool:
 
 def is_factory(model: str) -> bool:
     """Return whether the name is a user's own ``package.module:factory``."""
-    return ":" in model and not model.startswith("torchvision:")
+    return ":" in model and not model.startswith(LIBRARIES)
 
 
 def check_import(name: str, given: str | None, source: object, *, option: str = "model") -> None:

@@ -162,9 +162,9 @@ class ModelOptions(Options):
 
     group: ClassVar[str] = "model"
     model: str = "convnet"
-    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME
-    (a classifier that returns logits, in training too), or your own as
-    package.module:factory."""
+    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME or
+    timm:NAME (a classifier that returns logits, in training too; timm needs the extra timm), or
+    your own as package.module:factory."""
     seed: int = 0
     """Seed of initialisation, shuffling and augmentation."""
 
