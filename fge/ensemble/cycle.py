@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.ensemble.ensemble import Ensemble
-from fge.ensemble.outputs import Combine, Output
+from fge.ensemble.outputs import Combine
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
+    Output,
     UniformAverage,
     Weights,
     check_copyable,

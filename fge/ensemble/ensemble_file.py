@@ -9,10 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fge.ensemble.outputs import Output, Outputs
+from fge.ensemble.outputs import Outputs
 from fge.errors import UserError
 from fge.files import write_bytes
-from fge.networks import ENSEMBLE, canonical_state, decode_weights, encode_weights, read_metadata
+from fge.networks import (
+    ENSEMBLE,
+    Output,
+    canonical_state,
+    decode_weights,
+    encode_weights,
+    read_metadata,
+)
 
 SCHEMA_VERSION = 1
 

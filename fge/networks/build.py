@@ -44,14 +44,19 @@ def build_model(
             ``package.module:factory``. A factory is called with the keywords ``in_channels``,
             ``num_classes`` and ``image_size``, as far as it accepts them.
         in_channels: channels of the images.
-        num_classes: width of the output.
+        num_classes: width of the output, at least 2.
         image_size: height and width in pixels.
 
     Raises:
-        UserError: an unknown name, a library that is not installed, a factory that fails, or a
-            model that cannot be copied, cannot process such images or whose output is not
-            (N, num_classes).
+        UserError: a single class, an unknown name, a library that is not installed, a factory
+            that fails, or a model that cannot be copied, cannot process such images or whose
+            output is not (N, num_classes).
     """
+    if num_classes < 2:
+        raise UserError(
+            f"a classifier needs images of two classes or more, the data have {num_classes}; add "
+            "the images of another class"
+        )
     if name in MODELS:
         model = MODELS[name](in_channels, num_classes, image_size)
     elif is_factory(name):
