@@ -72,8 +72,10 @@ def test_fge_says_where_it_is_in_its_cycles(tmp_path: Path) -> None:
 def test_curves_say_their_family_size_and_length() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
     curve = fge.Curve(fge.PolyChain(3), points)
-    assert repr(curve) == "Curve(polychain, 3 points, 2 parameters, length 7)"
-    assert repr(Chain([curve])) == "Chain(1 curve, 2 parameters, length 7)"
+    assert (
+        repr(curve) == "Curve(polychain, 3 points, 2 parameters, length 7, no buffers of its ends)"
+    )
+    assert repr(Chain([curve])) == "Chain(1 curve, 2 parameters, length 7, no buffers of its ends)"
 
 
 def test_planes_lines_and_grids_are_short() -> None:

@@ -68,7 +68,6 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
     are added to ``predictions``.
     """
     store, model = training.stores["fge"], training.learner.model
-    # Buffers other than batch-norm statistics come from the first snapshot at all points.
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
     inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
@@ -80,7 +79,7 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
             model,
             folder=run.folder.path / "curves",
             name=f"{first + 1:04d}--{first + 2:04d}",
-            ends=(vectors[first], vectors[first + 1]),
+            ends=(store[first], store[first + 1]),
             predictions=predictions,
             observer=run.observer,
         )

@@ -424,12 +424,12 @@ def test_an_interrupted_line_goes_on_and_holds_infinite_losses(
     call = fge.curves.evaluate.WeightsEvaluator.__call__
     calls: list[int] = []
 
-    def watched(self: Any, vector: Tensor) -> Any:
+    def watched(self: Any, vector: Tensor, *args: Any, **options: Any) -> Any:
         if len(calls) == 5 and len(calls) not in calls:
             calls.append(-1)
             raise KeyboardInterrupt
         calls.append(len(calls))
-        record, probabilities = call(self, vector)
+        record, probabilities = call(self, vector, *args, **options)
         if float(vector[0]) == float(curve.at(0.5)[0]):
             record["train_loss"] = float("inf")
         return record, probabilities
