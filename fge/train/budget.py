@@ -31,6 +31,8 @@ _WHY: dict[str, Callable[[Any], str]] = {
 }
 _LEAST = {"epochs": 1, "start_epoch": 0}
 """The lowest value to propose; cycles, branches and networks are at least 2, to be an ensemble."""
+_FARTHEST = 1000
+"""How far from the present value others are tried."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def _near(config: CycleConfig, option: str) -> tuple[Iterator[int], Iterator[int
     given = {"start_epoch": config.first_cycle_epoch, "cycle_epochs": config.cycle_length}
     value = given[option] if option in given else int(getattr(config, option))
     reach = {"epochs": value // 2, "start_epoch": config.cycle_length}.get(option, value)
+    reach = min(reach, _FARTHEST)
     lowest = max(_LEAST.get(option, 2), value - reach)
     return iter(range(value - 1, lowest - 1, -1)), iter(range(value + 1, value + reach + 1))
 

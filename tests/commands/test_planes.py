@@ -683,7 +683,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--weights A B C --snapshots 1 2 3", "--snapshots chooses .* needs --run, without"),
         ("--run RUN --snapshots 1 2", "--snapshots needs three different numbers, got 1 2"),
         ("--run RUN --snapshots 1 2 2", "--snapshots needs three different numbers, got 1 2 2"),
-        ("--run RUN --snapshots 0 1 2", "--snapshots counts from 1, got 0 1 2"),
+        ("--run RUN --snapshots 0 1 2", "snapshots must be >= 1, got 0"),
         ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
         ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
         (
