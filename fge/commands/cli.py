@@ -30,6 +30,7 @@ from fge.config import (
     StudyConfig,
     TrainConfig,
     check_import,
+    end_with_parent,
     options_of_run,
     preset_options,
     read_config,
@@ -70,6 +71,7 @@ _SWITCHES = ("flip",)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    end_with_parent()
     try:
         try:
             return _run(arguments)
