@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
@@ -14,6 +15,10 @@ _HEAD, _TAIL = 1400, 500
 """The longest beginning and end of a message that are shown."""
 _LONGEST_NAME = 200
 """Characters of an unknown name that are compared with the known ones."""
+_CLOSE = 0.75
+"""How alike a name must be to be proposed, from 0 to 1 (``difflib``): one letter wrong in four."""
+_MOST_KNOWN = 30
+"""So many known names are listed."""
 
 
 class UserError(ValueError):
@@ -61,12 +66,58 @@ def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
     return DIVERGED if isinstance(error, DivergenceError) else USER_ERROR, one_line(str(error))
 
 
+def nearest(value: str, known: Iterable[str]) -> str | None:
+    """Return the one of the known names that a misspelt one probably means, or None.
+
+    Capitals, hyphens and underscores make no difference. A word of a name and its letters in
+    another order are close too.
+
+    >>> nearest("ResNet_18", ["resnet18", "resnet152"]), nearest("resnet18", ["preresnet164"])
+    ('resnet18', None)
+    >>> nearest("feg", ["train", "fge"]), nearest("loss", ["error", "train_loss"])
+    ('fge', 'train_loss')
+    """
+    plain = _plain(value)
+    names = {_plain(name): name for name in reversed(list(known))}
+    near = difflib.get_close_matches(plain, names, n=1, cutoff=_CLOSE)
+    if near or not plain:
+        return names[near[0]] if near else None
+    for key, name in reversed(names.items()):
+        words = re.split("[-_]+", name.casefold())
+        if sorted(key) == sorted(plain) or (len(plain) > 2 and value.casefold() in words):
+            return name
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")
+
+
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name; ``kind`` is what it should name, such as "model"."""
     names = list(known)
-    near = difflib.get_close_matches(value[:_LONGEST_NAME], names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return UserError(f"unknown {kind} {value!r}; {hint}")
+    near = nearest(value[:_LONGEST_NAME], names)
+    hint = f"known: {', '.join(names[:_MOST_KNOWN])}{', ...' if len(names) > _MOST_KNOWN else ''}"
+    return UserError(f"unknown {kind} {value!r}; {f'did you mean {near!r}?' if near else hint}")
+
+
+def missing_package(what: str, package: str, error: ImportError, *, extra: str = "") -> UserError:
+    """Return the error for an optional package that cannot be imported, with what installs it.
+
+    Args:
+        what: needs it.
+        package: its name for pip and for ``import``.
+        error: of its import.
+        extra: of this project that has it.
+    """
+    why = "which is not installed"
+    if not isinstance(error, ModuleNotFoundError):
+        reason = str(error).strip().splitlines()
+        why = f"which cannot be imported ({reason[0] if reason else 'ImportError'})"
+    of_project = f", or in the checkout: pip install -e '.[{extra}]'" if extra else ""
+    return UserError(
+        f"{what} needs the package {package}, {why}: pip install {package}{of_project}"
+    )
 
 
 def no_run(path: object) -> UserError:

@@ -64,15 +64,18 @@ def test_fge_says_where_it_is_in_its_cycles(tmp_path: Path) -> None:
         optimizer.step()
         cycle.step()
     assert repr(cycle) == (
-        f"FGE(step 3 in cycles of 4 steps, average=0.3, SnapshotStore(1 snapshot in '{tmp_path}'))"
+        "FGE(step 3 in cycles of 4 steps, next snapshot after step 6, average=0.3, "
+        f"SnapshotStore(1 snapshot in '{tmp_path}'))"
     )
 
 
 def test_curves_say_their_family_size_and_length() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
     curve = fge.Curve(fge.PolyChain(3), points)
-    assert repr(curve) == "Curve(polychain, 3 points, 2 parameters, length 7)"
-    assert repr(Chain([curve])) == "Chain(1 curve, 2 parameters, length 7)"
+    assert (
+        repr(curve) == "Curve(polychain, 3 points, 2 parameters, length 7, no buffers of its ends)"
+    )
+    assert repr(Chain([curve])) == "Chain(1 curve, 2 parameters, length 7, no buffers of its ends)"
 
 
 def test_planes_lines_and_grids_are_short() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import itertools
@@ -32,6 +31,7 @@ from fge.config import (
     TrainConfig,
     VerifyConfig,
     check_import,
+    end_with_parent,
     options_of_run,
     preset_options,
     read_config,
@@ -43,6 +43,7 @@ from fge.errors import (
     USER_ERROR,
     DivergenceError,
     UserError,
+    nearest,
     outcome,
     unknown,
 )
@@ -74,6 +75,7 @@ _SWITCHES = ("flip",)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    end_with_parent()
     try:
         try:
             return _run(arguments)
@@ -248,8 +250,8 @@ def _one_line(message: str) -> str:
 def _with_nearest(text: str) -> str:
     """Add the nearest choice to a message about an invalid choice."""
     match = re.match(r"invalid choice '(.*)' for .* Expected one of \((.*)\)\.$", text)
-    near = match and difflib.get_close_matches(match[1], re.findall(r"'(.*?)'", match[2]), n=1)
-    return f"{text} Did you mean {near[0]!r}?" if near else text
+    near = match and nearest(match[1], re.findall(r"'(.*?)'", match[2]))
+    return f"{text} Did you mean {near!r}?" if near else text
 
 
 def _is_rule(line: str) -> bool:

@@ -34,7 +34,16 @@ from fge.compare import (
     measure_cell,
     wall_seconds,
 )
-from fge.config import CompareConfig, is_factory, read_config, without_views
+from fge.config import (
+    DEEP_ENSEMBLE,
+    FGE,
+    METHOD_NAMES,
+    OF_AVERAGED_RUN,
+    CompareConfig,
+    is_factory,
+    read_config,
+    without_views,
+)
 from fge.disk import read_whole
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
@@ -42,7 +51,7 @@ from fge.locks import is_held
 from fge.manifest import LOCK
 from fge.observer import Observer, Observers
 from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
-from fge.train import find_method
+from fge.train import Unused, find_method, unused_epochs
 
 _JOB_THREADS = "job_threads"
 """In ``config.json`` of a comparison: the CPU threads of each of its runs."""
@@ -81,10 +90,13 @@ def compare(config: CompareConfig) -> Path:
     frame: dict[str, Any] = {"epochs": config.epochs, "facts": facts, "streams": STREAMS}
     with open_run(config, "compare", setup, model, **frame) as run:
         plan = Plan(run.config, run.folder.path / "runs")
+        unused = _unused(run.config)
+        for part in unused:
+            run.observer.note(part.sentence())
         cells, diverged = _measure(run, plan, threads)
         if cells:
             comparison = compare_cells(cells, budget_epochs=run.config.epochs)
-            report_comparison(run, comparison, plan, diverged=list(diverged))
+            report_comparison(run, comparison, plan, diverged=list(diverged), unused=unused)
     if diverged:
         first, *others = diverged
         also = f"; {', '.join(others)} diverged too" if others else ""
@@ -99,6 +111,17 @@ def _is_at_work(config: CompareConfig) -> bool:
         return False
     ConsoleObserver().note(f"another process reports {config.out}; this one runs jobs of it")
     return True
+
+
+def _unused(config: CompareConfig) -> list[Unused]:
+    """Return the methods whose runs use a part of one budget."""
+    found = []
+    for name in dict.fromkeys(map(without_views, config.methods)):
+        method = "split" if name == DEEP_ENSEMBLE and 1 in config.budgets else name
+        method = FGE if name in OF_AVERAGED_RUN else method
+        if method in METHOD_NAMES or is_factory(method):
+            found.append(unused_epochs(config, find_method(method), name=name))
+    return [unused for unused in found if unused is not None]
 
 
 def _rank() -> tuple[int, int]:
@@ -213,16 +236,24 @@ def _take_part(config: CompareConfig) -> Path:
 
 
 def report_comparison(
-    run: Run[CompareConfig], comparison: Comparison, plan: Plan, *, diverged: Sequence[str] = ()
+    run: Run[CompareConfig],
+    comparison: Comparison,
+    plan: Plan,
+    *,
+    diverged: Sequence[str] = (),
+    unused: Sequence[Unused] = (),
 ) -> None:
     """Write ``compare.md``, ``.csv`` and ``.json``, the figures and the report page.
 
     Wall times go into ``timing.csv``, which is not reproducible. The note of the first table names
-    the diverged runs.
+    the diverged runs, and the text the methods that do not use the whole budget.
     """
     folder = run.folder.path
     found, words = comparison_tables(comparison), comparison_verdict(comparison)
+    words = [*words, *(part.sentence() for part in unused)]
     content = as_json(comparison)
+    if unused:
+        content["unused_epochs"] = [part.facts() for part in unused]
     if diverged:
         missing = f"These runs diverged and are not in the tables: {', '.join(diverged)}."
         found[0] = replace(found[0], note=f"{found[0].note} {missing}")

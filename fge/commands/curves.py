@@ -162,15 +162,14 @@ def _recipe(config: CurveEnsembleConfig, name: str) -> Recipe:
 
 def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Network) -> CurveStudy:
     """Return the study of the curve between two networks, in the run's folder ``curves``."""
-    # Buffers other than batch-norm statistics come from the first network at all points.
-    load_weights(model, first.state, first.name)
+    load_weights(model, first.state, first.name)  # baselines have its buffers
     return make_study(
         FitPlan.of(run.config),
         run.setup,
         model,
         folder=run.folder.path / "curves",
         name=f"{first.name}--{second.name}",
-        ends=(first.vector(model), second.vector(model)),
+        ends=(first.state, second.state),
         predictions=run.setup.predictions(run.folder),
         observer=run.observer,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,18 @@ from fge.commands.studied import (
     snapshot_networks,
 )
 from fge.config import KEEP_SNAPSHOTS, PlaneConfig, read_run
-from fge.curves import AnyCurve, Chain, Record
+from fge.curves import (
+    AnyCurve,
+    Chain,
+    Curve,
+    InterpolatedWarning,
+    Record,
+    Statistics,
+    make_family,
+    statistics_of,
+    straight_curve,
+    straight_points,
+)
 from fge.errors import UserError
 from fge.files import checked, write_npz
 from fge.landscape import Line, evaluate_line
@@ -116,7 +128,7 @@ def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Mo
             raise UserError(f"{one} and {other} have the same weights; give networks that differ")
     pieces = len(names) - 1
     each = -(-(config.line_points - 1) // pieces)
-    path = Chain.through(vectors, family="polychain", num_points=2)
+    path = Chain([straight_curve(model, a.state, b.state) for a, b in itertools.pairwise(networks)])
     what = f"{listed(names)}, joined by segments"
     return LineSetup(what, {"segments" if pieces > 1 else SEGMENT: path}, names, each * pieces + 1)
 
@@ -124,9 +136,11 @@ def _chain(config: PlaneConfig, networks: Sequence[StudiedNetwork], model: nn.Mo
 def _along_curve(run: Path, model: nn.Module, num_points: int) -> LineSetup:
     studied = run_curve(run, model)
     family, points = studied.curve.family.name, studied.curve.points
-    segment = Chain.through([points[0], points[-1]], family="polychain", num_points=2)
+    straight = straight_points(points[0], points[-1], 2)
+    curve = studied.curve
+    segment = Curve(make_family("polychain", 2), straight, curve.layout, curve.buffers)
     what = f"the {family} curve {studied.name}, and the segment between its ends"
-    return LineSetup(what, {"curve": studied.curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
+    return LineSetup(what, {"curve": curve, SEGMENT: segment}, ("w(0)", "w(1)"), num_points)
 
 
 def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> None:
@@ -139,7 +153,9 @@ def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> Non
     ts = [record["t"] for record in next(iter(lines.values()))]
     names = {"lines": np.array(list(lines)), "networks": np.array(setup.networks, dtype=np.str_)}
     write_npz(run.folder.path / _DATA, {**names, "t": np.array(ts), **arrays})
-    _report(run, setup, lines)
+    paths = [path for path in setup.paths.values() if isinstance(path, Curve | Chain)]
+    statistics = statistics_of(model, [ends for path in paths for ends in path.all_ends()])
+    _report(run, setup, lines, statistics)
 
 
 def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: str) -> list[Record]:
@@ -155,7 +171,8 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
         run.folder.log({"event": "point", "line": name, **figures})
         run.observer.point(name, count, setup.num_points)
 
-    with preserved(model):
+    ignored: Any = {"action": "ignore", "category": InterpolatedWarning}  # the report says it
+    with preserved(model), warnings.catch_warnings(**ignored):
         return evaluate_line(
             model,
             setup.paths[name],
@@ -178,13 +195,19 @@ def _logged(run: Run[PlaneConfig], name: str) -> list[Record]:
     return [{key: float(point[key]) for key in point if key in _FIGURES} for point in points]
 
 
-def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Record]]) -> None:
+def _report(
+    run: Run[PlaneConfig],
+    setup: LineSetup,
+    lines: Mapping[str, list[Record]],
+    statistics: Statistics,
+) -> None:
     x = "arc" if len(setup.networks) > 2 else "t"
     for name, (key, caption) in _SHOWN.items():
         run.report.chart(name, line_chart(lines, key=key, x=x), caption)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     parts, joined = _parts(setup, lines), bool(setup.networks)
-    run.report.table(line_table(parts, _note(run, setup, images), barriers=joined))
+    note = f"{_note(run, setup, images)} On the line, {statistics}."
+    run.report.table(line_table(parts, note, barriers=joined))
     run.report.say(*line_verdict(parts, setup.what, barriers=joined))
     run.report.files.append(_DATA)
     facts: dict[str, Any] = {
@@ -192,6 +215,7 @@ def _report(run: Run[PlaneConfig], setup: LineSetup, lines: Mapping[str, list[Re
         "networks": list(setup.networks),
         "bounds": setup.bounds,
     }
+    facts |= {"statistics": statistics.facts()}
     facts |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
     run.report.facts(methods=[], line=facts)
     run.finish(f"Line of {run.config.model} on {run.dataset.name}")
@@ -218,7 +242,7 @@ def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) ->
     )
     return (
         f"The line is {setup.what}; {t}. Lengths are distances in weight space. Each of "
-        f"{setup.num_points} points per line has its own batch-norm statistics. They and the "
+        f"{setup.num_points} points per line is measured by itself. Estimated statistics and the "
         f"training loss{f' (with weight decay {decay:g})' if decay else ''} are from "
         f"{images['train']} training images without augmentation; test numbers are over "
         f"{images['test']} images. Data: `{_DATA}`."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -20,6 +21,9 @@ from fge.curves import (
     BASELINES,
     AnyCurve,
     Curve,
+    CurveRecords,
+    Ends,
+    InterpolatedWarning,
     Probabilities,
     Record,
     angle,
@@ -34,7 +38,7 @@ from fge.data import EvalBatches, TrainBatches
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_bytes, read_records, remove, sha256, write_records
-from fge.networks import estimated_layers, unflatten
+from fge.networks import Weights, estimated_layers, flatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
 from fge.schemas import NotNegative, Percent, Share
@@ -125,7 +129,7 @@ class CurveStudy:
         folder: of the study.
         name: of the pair, in predictions and messages.
         model: the architecture, on its device; it is not changed.
-        ends: weights (P,) of the two networks, canonical.
+        ends: the two networks, with their buffers.
         data: batches.
         plan: how to fit and to measure.
         seed: of the fit and the baselines.
@@ -143,7 +147,7 @@ class CurveStudy:
         name: str,
         *,
         model: nn.Module,
-        ends: tuple[Tensor, Tensor],
+        ends: Ends,
         data: StudyData,
         plan: FitPlan,
         seed: int,
@@ -154,7 +158,8 @@ class CurveStudy:
         self.folder = folder
         self.name = name
         self.model = model
-        self.ends = ends
+        self.states: Ends | None = ends  # until the curve is fitted, which holds them
+        self.ends = flatten(ends[0], model), flatten(ends[1], model)
         self.data = data
         self.plan = plan
         self.seed = seed
@@ -184,7 +189,9 @@ class CurveStudy:
     def fit(self) -> Curve:
         """Return the curve; fit it unless it is saved."""
         if not self.fitted:
-            self._fit().save(self._file)
+            assert self.states is not None
+            self._fit(*self.states).save(self._file)
+        self.states = None
         remove(self.folder / "fit.safetensors")
         self._key = sha256(read_bytes(self._file))
         return self._load()
@@ -200,12 +207,12 @@ class CurveStudy:
             )
         return curve
 
-    def _fit(self) -> Curve:
+    def _fit(self, start: Weights, end: Weights) -> Curve:
         self.folder.mkdir(parents=True, exist_ok=True)
         return fit_curve(
             self.model,
-            self._state(0),
-            self._state(1),
+            start,
+            end,
             self.data.train,
             family=self.plan.family,
             num_points=self.plan.num_points,
@@ -220,9 +227,6 @@ class CurveStudy:
             checkpoint=self.folder / "fit.safetensors",
         )
 
-    def _state(self, end: int) -> dict[str, Tensor]:
-        return unflatten(self.ends[end], self.model)
-
     def _end_epoch(self, end: EpochEnd) -> None:
         file = self.folder / "fit.jsonl"
         record = {"event": "epoch", "stage": "curve", "epoch": end.epoch}
@@ -232,10 +236,15 @@ class CurveStudy:
         self.observer.epoch(record, end.epoch + 1, self.plan.epochs)
 
     def segment(self) -> Curve:
-        """Return the segment between the networks as a curve of two points."""
-        return Curve(make_family("polychain", 2), straight_points(*self.ends, 2))
+        """Return the segment between the networks as a curve of two points.
 
-    def measure(self, path: str, curve: AnyCurve, members: Sequence[float] = ()) -> list[Record]:
+        Its ends have the buffers that the ends of the fitted curve have.
+        """
+        curve = self.fit()
+        points = straight_points(*self.ends, 2)
+        return Curve(make_family("polychain", 2), points, curve.layout, curve.buffers)
+
+    def measure(self, path: str, curve: AnyCurve, members: Sequence[float] = ()) -> CurveRecords:
         """Return records along a path, on training and test data; measure only missing points.
 
         In addition to the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent) and
@@ -251,7 +260,7 @@ class CurveStudy:
         batches = {"train": self.data.measured, "test": self.data.test}
         return self._measure(path, curve, sorted({*grid, *members}), members, batches)
 
-    def measure_baselines(self, curve: Curve) -> dict[str, list[Record]]:
+    def measure_baselines(self, curve: Curve) -> dict[str, CurveRecords]:
         """Return the records along the baselines of a curve, by name, on test data only."""
         count = max(2, (self.plan.eval_points - 1) // _BASELINE_STEP + 1)
         ts = [k / (count - 1) for k in range(count)]
@@ -270,7 +279,7 @@ class CurveStudy:
         ts: Sequence[float],
         members: Sequence[float],
         batches: dict[str, EvalBatches],
-    ) -> list[Record]:
+    ) -> CurveRecords:
         file = self.folder / f"{path}.jsonl"
         kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
         done = read_records(file, _CurvePoint if "train" in batches else _PathPoint)
@@ -288,18 +297,20 @@ class CurveStudy:
             append_record(file, record)
             self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
 
-        records = evaluate_curve(
-            self.model,
-            curve,
-            batches,
-            ts=ts,
-            refresh=self.data.measured,
-            num_images=None,
-            speed=self.speed,
-            on_point=on_point,
-            on_record=on_record,
-            done=done,
-        )
+        # The report says which buffers the networks have.
+        with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
+            records = evaluate_curve(
+                self.model,
+                curve,
+                batches,
+                ts=ts,
+                refresh=self.data.measured,
+                num_images=None,
+                speed=self.speed,
+                on_point=on_point,
+                on_record=on_record,
+                done=done,
+            )
         self._predict_ood(path, curve, kept)
         return records
 
@@ -318,7 +329,9 @@ class CurveStudy:
                 self._check_finite(path, {"t": t, name: float(probs.sum())})
                 files[name].add(self.member(path, t), self._key, probs)
 
-        if files and left:
+        if not files or not left:
+            return
+        with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
             evaluate_curve(
                 self.model,
                 curve,
@@ -364,7 +377,7 @@ class Measured:
     """A pair of networks with the records along its paths, ``segment`` and ``curve``."""
 
     pair: PairResult
-    paths: dict[str, list[Record]]
+    paths: Mapping[str, Sequence[Record]]
     study: CurveStudy
 
 
@@ -375,7 +388,7 @@ def make_study(
     *,
     folder: Path,
     name: str,
-    ends: tuple[Tensor, Tensor],
+    ends: Ends,
     predictions: MemberPredictions,
     observer: Observer,
 ) -> CurveStudy:
@@ -387,7 +400,7 @@ def make_study(
         model: the architecture, on the run's device; it is not changed.
         folder: of the curves of the run.
         name: of the pair, and of its folder in ``folder``.
-        ends: weights (P,) of the two, canonical.
+        ends: the two networks, with their buffers.
         predictions: of the members of all studies of the run.
         observer: called after each epoch and point.
     """
@@ -429,6 +442,7 @@ def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
         paths,
         fit_epochs=epochs,
         probe_images=sum(map(len, paths.values())) * study.point_images,
+        statistics=along.statistics,
     )
     return Measured(pair, paths, study)
 

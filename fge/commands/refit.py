@@ -11,7 +11,6 @@ from fge.commands.run import Run
 from fge.config import FGEConfig, curve_rate_of
 from fge.curves import Record, turning_angles
 from fge.ensemble import MemberPredictions, PredictionFile
-from fge.errors import UserError
 from fge.networks import flatten, load_weights, state_bytes
 from fge.report import (
     MethodResult,
@@ -62,19 +61,6 @@ class Refit:
         report.chart("refit.png", chart, caption)
 
 
-def check_refit(config: FGEConfig) -> None:
-    """Raise a UserError if a run with ``refit`` saves only one snapshot."""
-    if config.refit is None:
-        return
-    first_minimum = config.first_cycle_epoch + config.cycle_length // 2
-    if config.last_cycle_epoch == first_minimum:
-        needed = first_minimum + config.cycle_length
-        raise UserError(
-            "--refit connects consecutive snapshots, but this run saves only one; "
-            f"use epochs >= {needed}, shorter cycles or an earlier start_epoch"
-        )
-
-
 def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPredictions) -> Refit:
     """Connect consecutive snapshots by curves, measure them and ensemble points on them.
 
@@ -82,7 +68,6 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
     are added to ``predictions``.
     """
     store, model = training.stores["fge"], training.learner.model
-    # Buffers other than batch-norm statistics come from the first snapshot at all points.
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
     inner = [k / (run.config.refit_points + 1) for k in range(1, run.config.refit_points + 1)]
@@ -94,7 +79,7 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
             model,
             folder=run.folder.path / "curves",
             name=f"{first + 1:04d}--{first + 2:04d}",
-            ends=(vectors[first], vectors[first + 1]),
+            ends=(store[first], store[first + 1]),
             predictions=predictions,
             observer=run.observer,
         )

@@ -82,9 +82,13 @@ class RunCurve:
     def network(
         self, name: str, vector: Tensor, model: nn.Module, **facts: float
     ) -> StudiedNetwork:
-        """Return the network with weights (P,) and the buffers of the start."""
+        """Return the network with weights (P,), at t if it is given.
+
+        Buffers are those of the curve there, or those of the start where it has none.
+        """
         parts = Layout.of(model).split(vector)
-        return StudiedNetwork(name, {**self.state, **parts}, facts, measured=False)
+        own = self.curve.buffers_at(facts["t"]) if "t" in facts else {}
+        return StudiedNetwork(name, {**self.state, **own, **parts}, facts, measured=False)
 
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:

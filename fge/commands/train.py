@@ -13,7 +13,7 @@ from fge.commands.averages import average_snapshots
 from fge.commands.baseline import Beside, check_own_baseline, read_baseline, train_baseline
 from fge.commands.build import initial_model, make_training
 from fge.commands.distill import distill
-from fge.commands.refit import check_refit, refit
+from fge.commands.refit import refit
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
@@ -50,10 +50,12 @@ from fge.train import (
     Planner,
     Recipe,
     Stage,
+    Unused,
     auto_plan,
     endpoint_recipe,
     fge_stages,
     find_method,
+    unused_epochs,
 )
 
 _UNKNOWN_COST = (
@@ -86,6 +88,19 @@ class GivenWeights:
 
 
 @dataclass(frozen=True)
+class UnusedEpochs:
+    """The section of a run that uses a part of its budget."""
+
+    unused: Unused
+    results: Sequence[MethodResult] = ()
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Say which part, and what would use all."""
+        report.facts(unused_epochs=[self.unused.facts()])
+        report.say(self.unused.sentence())
+
+
+@dataclass(frozen=True)
 class Trained:
     """A finished training by a method, its predictions, its lines of the method table, and more."""
 
@@ -101,7 +116,6 @@ def fge(config: FGEConfig) -> Path:
 
     With ``plan`` auto, a planner decides how the budget is spent.
     """
-    check_refit(config)
     check_own_baseline(config)
     folder = config.baseline if isinstance(config.baseline, Path) else None
     check_kept(config, (config.pretrained, folder))
@@ -113,10 +127,12 @@ def fge(config: FGEConfig) -> Path:
     with open_run(config, "fge", setup, model, epochs=_epochs(make_stages(config))) as run:
         recipe = endpoint_recipe(run.config)
         name = method.name if method else "fge"
+        unused = _say_unused(run, method or find_method("fge"))
         trained = _train(run, model, name, recipe, make_stages(run.config), method)
         if trained is None:
             return run.folder.path
-        sections = [*_given(run.config), *_regime(run.config, trained.training, method)]
+        sections = [*_given(run.config), *unused]
+        sections += _regime(run.config, trained.training, method)
         ensembles = trained.results[-1:]
         if run.config.refit:
             refitted = refit(run, trained.training, trained.predictions.plain)
@@ -147,6 +163,7 @@ def train(config: TrainConfig) -> Path:
     model = initial_model(config, setup)
     epochs, facts = _epochs(method.stages(config)), {"combine": method.combine}
     with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
+        unused = _say_unused(run, method)
         trained = _train(
             run,
             model,
@@ -157,7 +174,8 @@ def train(config: TrainConfig) -> Path:
             method.ema_decay(run.config) if method.ema_decay else None,
         )
         if trained is not None:
-            sections = [*_given(run.config), *_regime(run.config, trained.training, method)]
+            sections = [*_given(run.config), *unused]
+            sections += _regime(run.config, trained.training, method)
             _report(run, method.name, trained, sections)
     return run.folder.path
 
@@ -178,6 +196,15 @@ def _regime(
     if config.average_part > 0 and (method is None or method.name == "fge"):
         found = regime_section(training, "fge")
     return [found] if found else []
+
+
+def _say_unused(run: Run[PretrainedConfig], method: Method) -> list[Section]:
+    """Say before the training which part of the budget is not used, if any."""
+    unused = unused_epochs(run.config, method)
+    if unused is None:
+        return []
+    run.observer.note(unused.sentence())
+    return [UnusedEpochs(unused)]
 
 
 def _given(config: PretrainedConfig) -> list[Section]:

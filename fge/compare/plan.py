@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ class Plan:
         self.config = replace(config, methods=plain, tta=None)
         self.runs = runs
         self.averages = config.average_part > 0
+        self._made: dict[tuple[Any, ...], Part] = {}
         places = {
             (method, budget): None
             for budget in config.budgets
@@ -158,8 +159,12 @@ class Plan:
     def jobs(self, cells: list[PlannedCell]) -> list[Job]:
         """Return the jobs that the cells need, each once, those that others need first."""
         found: dict[str, Job] = {}
+        added: set[int] = set()
 
         def add(job: Job) -> None:
+            if id(job) in added:  # as one of another pool
+                return
+            added.add(id(job))
             for needed in job.needs:
                 add(needed)
             known = found.get(job.name)
@@ -220,6 +225,16 @@ class Plan:
         return [seeds[(start + k) % len(seeds)] for k in range(budget)]
 
     def _single(self, budget: int, seed: int) -> Part:
+        return self._once(self._make_single, budget, seed)
+
+    def _once(self, make: Callable[..., Part], *key: Any) -> Part:
+        """Return a part, made once: each run of many seeds is in many pools."""
+        name = (make.__name__, *key)
+        if name not in self._made:
+            self._made[name] = make(*key)
+        return self._made[name]
+
+    def _make_single(self, budget: int, seed: int) -> Part:
         alone = Part(self._train_job(SINGLE, budget * self.config.epochs, seed), SINGLE)
         beside = OF_PAPER_RUN if self.averages else (*OF_PAPER_RUN, *OF_AVERAGED_RUN)
         with_fge = any(method in beside for method in self.config.methods)
@@ -283,6 +298,9 @@ class Plan:
         return {"start_epoch": None, "cycle_epochs": None}
 
     def _trained(self, method: str, epochs: int, seed: int) -> Part:
+        return self._once(self._make_trained, method, epochs, seed)
+
+    def _make_trained(self, method: str, epochs: int, seed: int) -> Part:
         job = self._train_job(method, epochs, seed)
         return Part(job, job.lines[0])
 

@@ -1,12 +1,13 @@
 """Running the jobs of a comparison: several at a time, each once, by any number of processes.
 
 The process that runs a job holds its lock until it ends. So several comparisons can work in one
-folder and divide the jobs: the ranks of ``torchrun``, a second shell, or jobs that an interrupted
-comparison left running.
+folder and divide the jobs: the ranks of ``torchrun``, or a second shell. Jobs end with the
+comparison that started them, however it ends: they read from a pipe that it alone can write to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from fge.compare.plan import Job
-from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
+from fge.config import (
+    PARENT_PIPE,
+    RunConfig,
+    own_code,
+    read_config,
+    read_report,
+    to_options,
+    write_config,
+)
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record, read_bytes
 from fge.locks import Lock, is_held
@@ -78,6 +87,7 @@ class Runner:
         self.command = command
         self.diverged: dict[str, str] = {}
         self._running: dict[str, _Running] = {}
+        self._pipe = (-1, -1)  # the jobs read from it; its end is that of this process
         for name in ("runs", "logs", "locks"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -92,6 +102,7 @@ class Runner:
             KeyboardInterrupt: after the jobs have been stopped; they can be resumed.
         """
         waiting = list(jobs)
+        self._pipe = os.pipe()
         try:
             while waiting or self._running:
                 self._collect()
@@ -131,6 +142,7 @@ class Runner:
             return
         # A job is not a rank of torchrun. It can import whatever this process can import.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
+        environment[PARENT_PIPE] = str(self._pipe[0])
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -139,7 +151,7 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=(lock.fileno(),),
+                pass_fds=(lock.fileno(), self._pipe[0]),
                 start_new_session=True,  # only this process gets Ctrl-C, and it stops the jobs
             )
         append_record(self.folder / "timing.jsonl", {"event": "job begun", "job": job.name})
@@ -209,16 +221,22 @@ class Runner:
         return f"{last} (see {log})"
 
     def _stop(self) -> None:
-        """Interrupt the running jobs; they can be resumed."""
-        for running in self._running.values():
-            running.process.send_signal(signal.SIGINT)
-        for running in self._running.values():
-            try:
-                running.process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
+        """Interrupt the running jobs; they can be resumed. A second Ctrl-C kills them."""
+        try:
+            for running in self._running.values():
+                running.process.send_signal(signal.SIGINT)
+            until = time.monotonic() + _GRACE_SECONDS
+            for running in self._running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.process.wait(max(0.0, until - time.monotonic()))
+        finally:
+            for running in self._running.values():
                 running.process.kill()
-            running.lock.release()
-        self._running.clear()
+                running.process.wait()
+                running.lock.release()
+            self._running.clear()
+            for end in self._pipe:
+                os.close(end)
 
 
 def _changes(file: Path, command: str, config: RunConfig) -> list[str]:

@@ -29,7 +29,15 @@ from fge.config.compare import (
 )
 from fge.config.curves import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
 from fge.config.described import OptionHelp, help_of
-from fge.config.invocation import check_import, is_factory, own_code, program
+from fge.config.invocation import (
+    LIBRARIES,
+    PARENT_PIPE,
+    check_import,
+    end_with_parent,
+    is_factory,
+    own_code,
+    program,
+)
 from fge.config.options import (
     GROUPS,
     CommandConfig,
@@ -89,11 +97,13 @@ __all__ = [
     "FINAL_FACTOR",
     "GROUPS",
     "KEEP_SNAPSHOTS",
+    "LIBRARIES",
     "METHOD_NAMES",
     "OF_AVERAGED_RUN",
     "OF_PAPER_RUN",
     "OOD_NAMES",
     "ORDER",
+    "PARENT_PIPE",
     "POOLS",
     "PRESETS",
     "REFRESH_IMAGES",
@@ -132,6 +142,7 @@ __all__ = [
     "check_used",
     "command_of",
     "curve_rate_of",
+    "end_with_parent",
     "from_options",
     "help_of",
     "is_factory",

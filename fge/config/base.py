@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from fge.errors import UserError, check_at_least
+
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 CacheUse = Literal["on", "off", "refresh"]
@@ -23,10 +25,49 @@ MAY_BE_ADDED = {"may_be_added": True}
 """Marks an option for additional work, which can be given when a finished run is resumed."""
 MAY_BE_DROPPED = {"may_be_dropped": True}
 """Marks an option whose value 0 skips some work when an interrupted run is resumed."""
+BOUNDS = "bounds"
+"""The mark of an option that is a whole number: its smallest and its largest value."""
 VIEWS_SUFFIX = "+tta"
 """Ends the names of lines with test-time augmentation in reports."""
 THIS_INVOCATION = {"affects_result": False, "saved": False}
 """Marks an option of one invocation, which is not saved in config files."""
+
+
+def whole(low: int | None, high: int, **marks: Any) -> dict[str, Any]:
+    """Return the marks of an option that is a whole number from ``low`` to ``high``, or several.
+
+    Without ``low`` the option's own class says what is too small.
+
+    The largest value is far above any use. Beyond it a typing error would fill the memory, or keep
+    the machine busy for years, before anything was said.
+    """
+    return {BOUNDS: (low, high), **marks}
+
+
+IMAGES, BATCH = whole(1, 10**9), whole(1, 10**7)
+EPOCHS, EPOCHS_OR_NONE = whole(1, 10**6), whole(0, 10**6)
+EPOCH = whole(None, 10**6)
+POINTS = whole(2, 10**5)
+SEED = whole(0, 2**128)
+
+
+def check_bounds(options: Any) -> None:
+    """Raise a UserError if an option that is a whole number is out of its bounds.
+
+    Options that are not given are not checked; of several numbers each is.
+    """
+    for option in fields(options):
+        if BOUNDS not in option.metadata:
+            continue
+        low, high = option.metadata[BOUNDS]
+        value = getattr(options, option.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if low is not None:
+                check_at_least(low, **{option.name: number})
+            if number is not None and number > high:
+                raise UserError(
+                    f"{option.name} must be <= {high}, got {number}; give a smaller number"
+                )
 
 
 @dataclass(frozen=True)
@@ -69,7 +110,7 @@ def curve_rate_of(model: str) -> float:
 
 
 def _is_built_in(model: str) -> bool:
-    return ":" not in model  # torchvision's models and the user's own have a colon
+    return ":" not in model  # models of other libraries and the user's own have a colon
 
 
 def as_stored(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, TypeVar
 
-from fge.config.base import HOW_TO_RUN, without_views
+from fge.config.base import HOW_TO_RUN, whole, without_views
 from fge.config.invocation import is_factory
 from fge.config.options import RunConfig
 from fge.config.training import (
@@ -16,7 +16,7 @@ from fge.config.training import (
     MethodConfig,
     PretrainedConfig,
 )
-from fge.errors import UserError, check_at_least, unknown
+from fge.errors import UserError, unknown
 
 SINGLE, DEEP_ENSEMBLE = "single", "deep-ensemble"
 AVERAGED, DEEP_ENSEMBLE_AVERAGED = "average", "deep-ensemble-averaged"
@@ -59,12 +59,12 @@ class CompareConfig(PretrainedConfig, MethodConfig):
     auto, deep-ensemble, deep-ensemble-averaged, curve-ensemble, curve-ensemble-2B (two networks
     with one budget each, and a fit), and your own as package.module:method. single at one budget is
     always measured. With --tta also a method with test-time augmentation, as single+tta."""
-    seeds: int = field(default=5, metadata=HOW_TO_RUN)
+    seeds: int = field(default=5, metadata=whole(None, 100, **HOW_TO_RUN))
     """Number of seeds, from --seed on. Intervals need 2 or more."""
-    budgets: tuple[int, ...] = field(default=(1,), metadata=HOW_TO_RUN)
+    budgets: tuple[int, ...] = field(default=(1,), metadata=whole(1, 100, **HOW_TO_RUN))
     """Budgets in multiples of --epochs. single, average, auto and curve-ensemble train longer;
     deep-ensemble and the other methods pool that many runs."""
-    jobs: int = field(default=1, metadata=HOW_TO_RUN)
+    jobs: int = field(default=1, metadata=whole(1, 1024, **HOW_TO_RUN))
     """Number of runs at a time. They share the CPU threads, and times are not reported. Runs that
     are added to a folder later have as many threads as its first ones."""
     ood: tuple[str, ...] = ("noise", "digits")
@@ -73,11 +73,10 @@ class CompareConfig(PretrainedConfig, MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, jobs=self.jobs)
         if self.seeds < 2:
             raise UserError(f"seeds must be >= 2, because an interval needs 2, got {self.seeds}")
-        if not self.budgets or min(self.budgets) < 1:
-            raise UserError(f"budgets must be whole numbers >= 1, got {list(self.budgets)}")
+        if not self.budgets:
+            raise UserError("budgets must be whole numbers >= 1, got none")
         if max(self.budgets) > self.seeds:
             raise UserError(
                 f"at a budget of {max(self.budgets)} a method pools the runs of as many seeds; "

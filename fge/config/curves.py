@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fge.config.base import REFRESH_IMAGES, curve_rate_of
+from fge.config.base import EPOCHS, POINTS, REFRESH_IMAGES, curve_rate_of, whole
 from fge.config.options import FitConfig, Options, TrainingConfig
-from fge.errors import UserError, check_at_least, check_positive
+from fge.errors import UserError, check_positive
 
 G_DECAY = 5e-4
 """Weight decay of recipe G; that of recipe D must be below it."""
@@ -24,25 +24,17 @@ class PointOptions(Options):
     """Images for measuring networks on a curve, plane or line."""
 
     group: ClassVar[str] = "measurement"
-    eval_images: int = REFRESH_IMAGES
+    eval_images: int = field(default=REFRESH_IMAGES, metadata=whole(0, 10**9))
     """Training images, not augmented, for the batch-norm statistics and the training loss at
     each point. 0 takes all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(0, eval_images=self.eval_images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlongOptions(PointOptions):
     """Where curves and segments are measured."""
 
-    eval_points: int = 61
+    eval_points: int = field(default=61, metadata=POINTS)
     """Number of points to measure on each curve and segment."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(2, eval_points=self.eval_points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +42,11 @@ class CurveConfig(AlongOptions, FitConfig):
     """Options of a fit and of the evaluation along the curve."""
 
     group: ClassVar[str] = "curve"
-    epochs: int = 40
+    epochs: int = field(default=40, metadata=EPOCHS)
     """Epochs of each network of curve-ensemble, or of each fit of connect."""
     family: Family = "bezier"
     """bezier: a Bezier curve; polychain: a polygonal chain."""
-    num_points: int = 3
+    num_points: int = field(default=3, metadata=whole(None, 1000))
     """Number of points that define the curve, with its two ends."""
     objective: Literal["uniform", "arclength", "minmax"] = "uniform"
     """What the fit minimises: the mean loss over t (uniform), the mean loss over the length of
@@ -140,15 +132,10 @@ class CurveEnsembleConfig(CurveConfig, PairOptions, TrainingConfig):
     lr: float | None = None
     """Learning rate of the recipes average and endpoint. By default the one that suits the
     model."""
-    curve_epochs: int | None = None
+    curve_epochs: int | None = field(default=None, metadata=EPOCHS)
     """Epochs of the fit. By default half of --epochs."""
-    ensemble_points: int = 5
+    ensemble_points: int = field(default=5, metadata=whole(2, 1000))
     """Number of members along the curve, evenly spaced in t, with both ends."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, curve_epochs=self.curve_epochs)
-        check_at_least(2, ensemble_points=self.ensemble_points)
 
     @property
     def fit_epochs(self) -> int:

@@ -1,9 +1,13 @@
-"""The command line as the user called it, for messages that repeat a command."""
+"""How the program was started: the command line, for messages that repeat it, and by whom."""
 
 from __future__ import annotations
 
 import os
+import signal
+import stat
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,12 @@ from fge.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIM = _PACKAGE.parent / "cli.py"
+PARENT_PIPE = "FGE_PARENT_PIPE"
+"""In the environment of a process that another one started: the end to read of a pipe that only
+that one can write to."""
+_GRACE_SECONDS = 3
+LIBRARIES = ("torchvision:", "timm:")
+"""What begins the names of models that are another library's, not the user's own."""
 
 
 def program(launcher: Sequence[str] = ("python",), *, seen_from: Path | None = None) -> list[str]:
@@ -40,9 +50,35 @@ def _in_checkout() -> bool:
     return _SHIM.is_file() and (_SHIM.parent / "pyproject.toml").is_file()
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however that ends.
+
+    Then ``PARENT_PIPE`` is at its end. What is left over is as after Ctrl-C, or after a kill if the
+    process takes longer. Nothing happens where no pipe is named.
+    """
+    named = os.environ.pop(PARENT_PIPE, "")
+    try:
+        pipe = int(named)
+        if not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+            return
+    except (ValueError, OSError):  # none is named, or it was inherited by another process
+        return
+
+    def watch() -> None:
+        while os.read(pipe, 1):
+            pass
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(_GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def is_factory(model: str) -> bool:
     """Return whether the name is a user's own ``package.module:factory``."""
-    return ":" in model and not model.startswith("torchvision:")
+    return ":" in model and not model.startswith(LIBRARIES)
 
 
 def check_import(name: str, given: str | None, source: object, *, option: str = "model") -> None:

@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from fge.config.base import (
+    BATCH,
+    EPOCHS,
     HOW_TO_RUN,
+    IMAGES,
     MAY_BE_ADDED,
+    SEED,
     THIS_INVOCATION,
     CacheUse,
     Precision,
     Switch,
+    check_bounds,
     rates_of,
+    whole,
 )
-from fge.errors import UserError, check_at_least, check_not_negative
+from fge.errors import UserError, check_not_negative
 
 GROUPS = (
     *(
@@ -56,6 +62,7 @@ class Options:
         Raises:
             UserError: naming the option, its value and the allowed values.
         """
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +111,16 @@ class DataOptions(Options):
     or a folder with images in train/CLASS/ and test/CLASS/."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
-    train_size: int | None = None
+    train_size: int | None = field(default=None, metadata=IMAGES)
     """Number of training images to use, validation images included, balanced over classes.
     By default all."""
-    test_size: int | None = None
+    test_size: int | None = field(default=None, metadata=IMAGES)
     """Number of test images to use, balanced over classes. By default all."""
     val_fraction: float = 0.1
     """Fraction of the training images that is held out for validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, train_size=self.train_size, test_size=self.test_size)
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
 
@@ -124,15 +130,11 @@ class AugmentationOptions(Options):
     """How training images are varied."""
 
     group: ClassVar[str] = "data"
-    crop_padding: int | None = None
+    crop_padding: int | None = field(default=None, metadata=whole(0, 10**6))
     """Pad training images by this many pixels and crop them at random. By default 2, and for
     images of 32 pixels or more an eighth of the side (the papers' 4); at most the side."""
     flip: bool = True
     """Mirror training images at random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(0, crop_padding=self.crop_padding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ class ViewOptions(AugmentationOptions):
     """How often each test image is predicted."""
 
     group: ClassVar[str] = "measurement"
-    tta: int | None = field(default=None, metadata=MAY_BE_ADDED)
+    tta: int | None = field(default=None, metadata=whole(None, 1000, **MAY_BE_ADDED))
     """Test-time augmentation: also predict this many views of each test image, the image itself
     and random crops and flips as in training, and average them. At least 2."""
 
@@ -173,15 +175,11 @@ class ModelOptions(Options):
 
     group: ClassVar[str] = "model"
     model: str = "convnet"
-    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME
-    (a classifier that returns logits, in training too), or your own as
-    package.module:factory."""
-    seed: int = 0
+    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME or
+    timm:NAME (a classifier that returns logits, in training too; timm needs the extra timm), or
+    your own as package.module:factory."""
+    seed: int = field(default=0, metadata=SEED)
     """Seed of initialisation, shuffling and augmentation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +187,9 @@ class ScheduleOptions(Options):
     """The length of the training, and the options of SGD."""
 
     group: ClassVar[str] = "schedule"
-    epochs: int = 100
+    epochs: int = field(default=100, metadata=EPOCHS)
     """Training budget in epochs."""
-    batch_size: int = 128
+    batch_size: int = field(default=128, metadata=BATCH)
     """Images per training step."""
     momentum: float = 0.9
     """Momentum of SGD."""
@@ -200,7 +198,6 @@ class ScheduleOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         check_not_negative(weight_decay=self.weight_decay, momentum=self.momentum)
         if self.momentum >= 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
@@ -235,12 +232,8 @@ class DeviceOptions(Options):
     group: ClassVar[str] = "speed"
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=whole(1, 1024))
     """CPU threads. By default PyTorch's choice."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, threads=self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +241,8 @@ class EvaluationOptions(DeviceOptions):
     """How to predict images."""
 
     group: ClassVar[str] = "speed"
-    eval_batch_size: int | None = None
+    eval_batch_size: int | None = field(default=None, metadata=BATCH)
     """Images per evaluation batch. By default 250 on a CPU and 2000 on a GPU."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, eval_batch_size=self.eval_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,9 @@ RUN_KINDS: dict[str, type[CommandConfig]] = {
     "connect": ConnectConfig,
 }
 """Commands whose runs other commands can study, with their options."""
-_OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
-"""Options that depend on the machine, so they are not taken from a studied run."""
+_OWN = {"device", "threads", "compile", "amp", "cuda_graphs", "weights"}
+"""Options that are not taken from a studied run: those that depend on the machine, and the files
+that the run connected."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""

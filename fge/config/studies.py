@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from fge.config.base import THIS_INVOCATION, Precision
+from fge.config.base import BATCH, POINTS, SEED, THIS_INVOCATION, Precision, whole
 from fge.config.curves import PointOptions
 from fge.config.options import (
     CommandConfig,
@@ -19,7 +19,7 @@ from fge.config.options import (
     ModelOptions,
     Options,
 )
-from fge.errors import UserError, check_at_least, check_not_negative
+from fge.errors import UserError, check_not_negative
 
 _PLANE_NEEDS = 3
 _NOTHING_TRAINED = "nothing is trained"
@@ -61,7 +61,7 @@ class StudyConfig(LossOptions, CommandConfig):
     run by default."""
     weights: tuple[Path, ...] = ()
     """Weights files (.safetensors, or .pt state dicts) instead of --run."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=SEED)
     """Seed of random directions and vectors."""
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
     """
 
     group: ClassVar[str] = "plane"
-    snapshots: tuple[int, ...] = ()
+    snapshots: tuple[int, ...] = field(default=(), metadata=whole(1, 10**6))
     """Numbers of three snapshots of an fge or train run, from 1. By default its first, middle
     and last; with --line all."""
     random: bool = False
@@ -97,9 +97,9 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
     """Measure lines instead of a plane: from snapshot to snapshot or from file to file, along the
     first curve of a curve-ensemble or connect run and along its segment, or with --random in one
     direction to both sides."""
-    line_points: int = 61
+    line_points: int = field(default=61, metadata=POINTS)
     """Least number of points to measure along each line."""
-    resolution: int = 15
+    resolution: int = field(default=15, metadata=whole(2, 1000))
     """Number of points to measure along each axis of the plane."""
     margin: float = 0.2
     """Margin on each side, as a part of the width or height of the networks, the larger."""
@@ -108,7 +108,6 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(2, resolution=self.resolution, line_points=self.line_points)
         check_not_negative(margin=self.margin)
         if self.random and self.trajectory:
             raise UserError("give --random or --trajectory, not both")
@@ -132,8 +131,6 @@ class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
             raise UserError(f"--snapshots needs two different numbers or more, got {chosen}")
         if not self.line and not different == count == _PLANE_NEEDS:
             raise UserError(f"--snapshots needs three different numbers, got {chosen}")
-        if min(self.snapshots) < 1:
-            raise UserError(f"--snapshots counts from 1, got {chosen}")
 
     def _check_files(self, count: int) -> None:
         if self.random and count != 1:
@@ -167,31 +164,22 @@ class SharpnessConfig(StudyConfig):
         "channels_last": "it has no effect on a Hessian",
         "amp": "a Hessian needs full precision",
     }
-    k: int = 3
+    k: int = field(default=3, metadata=whole(1, 1000))
     """Number of the largest eigenvalues to compute."""
-    examples: int = 1024
+    examples: int = field(default=1024, metadata=whole(0, 10**9))
     """Training images, not augmented, in the loss. 0 takes all."""
-    chunk: int = 256
+    chunk: int = field(default=256, metadata=BATCH)
     """Images at a time in a Hessian product."""
     batch_statistics: bool = False
     """Use the batch-norm statistics of each chunk instead of the running ones."""
-    trace_samples: int = 32
+    trace_samples: int = field(default=32, metadata=POINTS)
     """Number of random vectors for the trace."""
-    spectrum_vectors: int = 4
+    spectrum_vectors: int = field(default=4, metadata=whole(1, 10**4))
     """Number of random vectors for the spectral density of the last network."""
-    spectrum_steps: int = 60
+    spectrum_steps: int = field(default=60, metadata=whole(1, 1000))
     """Lanczos steps from each of these vectors."""
-    curve_points: int = 5
+    curve_points: int = field(default=5, metadata=whole(2, 1000))
     """Number of networks on the curve of a curve-ensemble or connect run, evenly spaced in t."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, k=self.k, chunk=self.chunk)
-        check_at_least(0, examples=self.examples)
-        check_at_least(2, trace_samples=self.trace_samples, curve_points=self.curve_points)
-        check_at_least(
-            1, spectrum_vectors=self.spectrum_vectors, spectrum_steps=self.spectrum_steps
-        )
 
 
 @dataclass(frozen=True)
@@ -241,17 +229,13 @@ class PredictConfig(DeviceOptions, FigureOptions):
     """An image, a folder that is searched for images, or an .npz file with an array 'images'."""
     model: str | None = field(default=None, metadata={"group": "model"})
     """The run's package.module:factory, given again to allow its import."""
-    batch_size: int = field(default=250, metadata={"group": "speed"})
+    batch_size: int = field(default=250, metadata={**BATCH, "group": "speed"})
     """Images per batch."""
     out: Path | None = field(default=None, metadata={"group": "output"})
     """Folder of predictions.csv, predictions.npz and report.html. By default
     RUN/predict-IMAGES, or the next free RUN/predict-IMAGES-2, ..."""
     overwrite: bool = field(default=False, metadata={"group": "output"})
     """Replace the predictions in --out."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from fge.config.base import (
+    EPOCH,
+    EPOCHS,
+    EPOCHS_OR_NONE,
     HOW_TO_RUN,
     MAY_BE_ADDED,
     MAY_BE_DROPPED,
     THIS_INVOCATION,
     Rates,
     rates_of,
+    whole,
 )
 from fge.config.invocation import is_factory
 from fge.config.options import Options, TrainingConfig, ViewOptions
 from fge.errors import (
     UserError,
-    check_at_least,
     check_learning_rates,
     check_not_negative,
     check_positive,
@@ -79,13 +82,9 @@ class ProbeOptions(Options):
     """What to measure while a network trains."""
 
     group: ClassVar[str] = "measurement"
-    sharpness_every: int | None = field(default=None, metadata=MAY_BE_DROPPED)
+    sharpness_every: int | None = field(default=None, metadata={**EPOCHS_OR_NONE, **MAY_BE_DROPPED})
     """Measure the top Hessian eigenvalue of the training loss after every N epochs and at every
     snapshot. 0 stops measuring; it can be given with --resume too."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(0, sharpness_every=self.sharpness_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +92,10 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Options of the cycles of FGE."""
 
     group: ClassVar[str] = "schedule"
-    start_epoch: int | None = None
+    start_epoch: int | None = field(default=None, metadata=EPOCH)
     """First epoch of the cycles, counted from 0. By default at about half of the budget (75 %
     with --average 0), so that the last cycle ends at a minimum of the learning rate."""
-    cycle_epochs: int | None = None
+    cycle_epochs: int | None = field(default=None, metadata=EPOCH)
     """Epochs per cycle, an even number. By default about a fifth of the budget (a tenth with
     --average 0)."""
     max_lr: float | None = None
@@ -113,13 +112,12 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 
-    distill_epochs: int = field(default=0, metadata=MAY_BE_ADDED)
+    distill_epochs: int = field(default=0, metadata={**EPOCHS_OR_NONE, **MAY_BE_ADDED})
     """After training, distil an ensemble into one network in so many epochs, which are added to its
     cost. The best single network on the validation images is folded.safetensors. 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(0, distill_epochs=self.distill_epochs)
         if self.average is not None and not 0 <= self.average <= 1:
             raise UserError(f"average must be in [0, 1], got {self.average}")
         if not 0 <= self.final_factor <= 1:
@@ -228,9 +226,9 @@ class FGEConfig(PretrainedConfig):
     shares the first part of the run, and without it an averaged one too."""
     refit: Literal["bezier", "polychain"] | None = field(default=None, metadata=MAY_BE_ADDED)
     """Connect consecutive snapshots by curves of low loss, and ensemble points on them too."""
-    refit_points: int = field(default=1, metadata=MAY_BE_ADDED)
+    refit_points: int = field(default=1, metadata=whole(1, 1000, **MAY_BE_ADDED))
     """Members to take from each curve between its ends, evenly spaced in t."""
-    refit_epochs: int | None = field(default=None, metadata=MAY_BE_ADDED)
+    refit_epochs: int | None = field(default=None, metadata={**EPOCHS, **MAY_BE_ADDED})
     """Epochs of each fit. By default half a cycle."""
     baseline: Literal["auto"] | Path | None = field(default=None, metadata=HOW_TO_RUN)
     """What to compare with: the folder of a finished curve-ensemble run on the same data and model;
@@ -238,11 +236,12 @@ class FGEConfig(PretrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, refit_points=self.refit_points, refit_epochs=self.refit_epochs)
         if self.refit is None and (self.refit_epochs is not None or self.refit_points != 1):
             raise UserError("--refit-points and --refit-epochs need --refit bezier or polychain")
         if self.plan == "auto":
             self._check_plan()
+        if self.refit is not None:
+            self._check_refit()
         if self.pretrained is not None and self.single:
             raise UserError("--single trains from initial weights, --pretrained from given ones")
         if self.baseline == "auto":
@@ -257,6 +256,15 @@ class FGEConfig(PretrainedConfig):
         if self.refit is not None or self.single:
             option = f"--refit {self.refit}" if self.refit else "--single"
             raise UserError(f"{option} belongs to --plan cycles; leave it out with --plan auto")
+
+    def _check_refit(self) -> None:
+        first_minimum = self.first_cycle_epoch + self.cycle_length // 2
+        if self.last_cycle_epoch == first_minimum:
+            raise UserError(
+                "--refit connects consecutive snapshots, but this run saves only one; use "
+                f"epochs >= {first_minimum + self.cycle_length}, shorter cycles or an earlier "
+                "start_epoch"
+            )
 
     def _check_own_baseline(self) -> None:
         if self.pretrained is not None:
@@ -278,15 +286,15 @@ class MethodConfig(CycleConfig):
     group: ClassVar[str] = "method"
     star_trunk: float = 0.6
     """star: the part of the budget before the branches, at a constant rate."""
-    star_branches: int = 4
+    star_branches: int = field(default=4, metadata=EPOCHS)
     """star: branches from the trunk, which share what is left of the budget."""
-    split: int = 2
+    split: int = field(default=2, metadata=EPOCHS)
     """split, and deep-ensemble in compare: networks that share one budget."""
-    sse_cycles: int = 5
+    sse_cycles: int = field(default=5, metadata=EPOCHS)
     """sse: cosine cycles in the budget (arXiv 1704.00109: 5 in 200 epochs)."""
-    csgld_cycles: int = 4
+    csgld_cycles: int = field(default=4, metadata=EPOCHS)
     """csgld: cycles in the budget (arXiv 1902.03932: 4 in 200 epochs)."""
-    csgld_samples: int = 3
+    csgld_samples: int = field(default=3, metadata=EPOCHS)
     """csgld: snapshots per cycle, one at the end of each of its last epochs
     (arXiv 1902.03932)."""
     csgld_lr: float = 0.5
@@ -301,9 +309,6 @@ class MethodConfig(CycleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, sse_cycles=self.sse_cycles, csgld_cycles=self.csgld_cycles)
-        check_at_least(1, csgld_samples=self.csgld_samples, split=self.split)
-        check_at_least(1, star_branches=self.star_branches)
         if not 0 <= self.star_trunk < 1:
             raise UserError(f"star_trunk must be in [0, 1), got {self.star_trunk}")
         check_positive(csgld_lr=self.csgld_lr)

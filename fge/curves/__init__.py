@@ -1,9 +1,11 @@
 """Curves through weight space: fit, evaluate, baselines, the path through the origin."""
 
 from fge.curves.baselines import BASELINES, make_baseline
-from fge.curves.curve import Chain, Curve, gram_matrix, straight_points
+from fge.curves.buffers import Ends, InterpolatedWarning, Statistics, statistics_of
+from fge.curves.curve import Chain, Curve, gram_matrix, straight_curve, straight_points
 from fge.curves.evaluate import (
     AnyCurve,
+    CurveRecords,
     Probabilities,
     Record,
     WeightsEvaluator,
@@ -23,11 +25,15 @@ __all__ = [
     "Bezier",
     "Chain",
     "Curve",
+    "CurveRecords",
+    "Ends",
+    "InterpolatedWarning",
     "Objective",
     "OriginPath",
     "PolyChain",
     "Probabilities",
     "Record",
+    "Statistics",
     "TrivialPath",
     "WeightsEvaluator",
     "angle",
@@ -38,6 +44,8 @@ __all__ = [
     "gram_matrix",
     "make_baseline",
     "make_family",
+    "statistics_of",
+    "straight_curve",
     "straight_points",
     "stratified_uniform",
     "summarise_curve",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,11 @@ Buffers = Mapping[str, Tensor]
 Ends = tuple[Buffers, Buffers]
 """The buffers of the networks at the ends of a curve."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_MOST_NAMED = 3
+
+
+class InterpolatedWarning(UserWarning):
+    """Buffers between the ends of a curve are linear, because they cannot be estimated."""
 
 
 def end_buffers(model: nn.Module, start: Weights, end: Weights) -> Ends | None:
@@ -67,15 +74,92 @@ def unknown_statistic(ends: Ends) -> str | None:
 
 def interpolated(model: nn.Module, ends: Ends) -> list[str]:
     """Return the names of the buffers that differ at the ends and cannot be estimated from data."""
+    names = _estimated_names(model)
+    first, second = ends
+    return [n for n, v in first.items() if n not in names and not torch.equal(v, second[n])]
+
+
+def _estimated_names(model: nn.Module) -> set[str]:
     layers = {id(layer) for layer in estimated_layers(model)}
-    names = {
+    return {
         f"{path}.{statistic}".lstrip(".")
         for path, module in unwrap(model).named_modules()
         if id(module) in layers
         for statistic in _STATISTICS
     }
-    first, second = ends
-    return [n for n, v in first.items() if n not in names and not torch.equal(v, second[n])]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Where the buffers of the networks measured on a curve come from.
+
+    ``own_ends``: whether the ends have the buffers of their networks, beside the statistics of
+    batch norm, which are estimated there too; ``batch_norm`` and ``instance_norm``: whether there
+    are such statistics to estimate; ``interpolated``: the buffers that differ at the ends and are
+    linear in between; ``models``: buffers that are the model's at every t. Printed, it is a text.
+    """
+
+    own_ends: bool
+    batch_norm: bool = False
+    instance_norm: bool = False
+    interpolated: Sequence[str] = ()
+    models: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        parts = []
+        if self.batch_norm:
+            parts.append("statistics of batch norm are estimated at every t, the ends included")
+        if self.instance_norm:
+            where = "at every t"
+            if self.own_ends:
+                where = "in between, and at the ends they are the networks' own"
+            parts.append(f"statistics of instance norm are estimated {where}")
+        if self.interpolated:
+            parts.append(
+                f"the buffers {_named(self.interpolated)} are the networks' own at the ends, and "
+                "linear in between"
+            )
+        if self.models:
+            parts.append(f"the buffers {_named(self.models)} are the model's at every t")
+        if not parts:
+            return "the networks have no statistics that differ"
+        return "; ".join(parts)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``report.json`` says."""
+        return {**asdict(self), "in_words": str(self)}
+
+
+def statistics_of(
+    model: nn.Module, pieces: Iterable[Ends | None], *, estimated: bool = True
+) -> Statistics:
+    """Return where buffers come from on a curve, or on a chain of several pieces.
+
+    Args:
+        model: the architecture.
+        pieces: the buffers at the ends of each, None if they are not known.
+        estimated: whether statistics are estimated; otherwise all buffers are the model's.
+    """
+    ends = list(pieces)
+    own = buffers_of(model)
+    if not estimated:
+        return Statistics(False, models=list(own))
+    known = [pair for pair in ends if pair is not None]
+    whole = bool(ends) and len(known) == len(ends)
+    others = [name for name in own if name not in _estimated_names(model)]
+    every, batch = (estimated_layers(model, instance_norm=both) for both in (True, False))
+    return Statistics(
+        whole,
+        batch_norm=bool(batch),
+        instance_norm=len(every) > len(batch),
+        interpolated=[n for n in others if any(n in interpolated(model, p) for p in known)],
+        models=[] if whole else others,
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_MOST_NAMED]))
+    return f"{shown}, ..." if len(names) > _MOST_NAMED else shown
 
 
 def write_buffers(model: nn.Module, buffers: Buffers) -> None:

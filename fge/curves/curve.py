@@ -11,14 +11,28 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fge.curves.buffers import Ends, check_buffers
-from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
+from fge.curves.buffers import Ends, check_buffers, end_buffers
+from fge.curves.families import (
+    Bezier,
+    Family,
+    check_num_points,
+    locate,
+    make_family,
+)
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
 from fge.files import RESTORE, checked, parse_json, read_bytes, write_bytes
-from fge.networks import Layout, check_distinct, decode_weights, encode_weights, read_metadata
+from fge.networks import (
+    Layout,
+    Weights,
+    check_distinct,
+    decode_weights,
+    encode_weights,
+    flatten,
+    read_metadata,
+)
 from fge.observer import counted
 
 _KIND = "fge-curve"
@@ -79,11 +93,12 @@ class Curve(Networks):
         self.buffers = buffers
 
     def __repr__(self) -> str:
-        """Return the family, the number of points and parameters, and the length."""
+        """Return family, number of points and parameters, length, and whether ends have buffers."""
         count, parameters = self.points.shape
         return (
             f"Curve({self.family.name}, {counted(count, 'point')}, "
-            f"{counted(parameters, 'parameter')}, length {self.length():.4g})"
+            f"{counted(parameters, 'parameter')}, length {self.length():.4g}, "
+            f"{self._ends_in_words()})"
         )
 
     def at(self, t: float) -> Tensor:
@@ -154,6 +169,10 @@ class Curve(Networks):
     def ends_at(self, t: float) -> tuple[Ends | None, float]:
         """Return the buffers of the ends, if known, and t."""
         return self.buffers, float(t)
+
+    def all_ends(self) -> list[Ends | None]:
+        """Return the buffers of the ends, in a list."""
+        return [self.buffers]
 
     def save(self, path: str | Path) -> None:
         """Write the curve to a ``.safetensors`` file, atomically.
@@ -258,11 +277,12 @@ class Chain(Networks):
         return cls(curves)
 
     def __repr__(self) -> str:
-        """Return the number of curves and parameters, and the length."""
+        """Return the number of curves and parameters, length, and whether ends have buffers."""
         parameters = self.curves[0].points.shape[1]
         return (
             f"Chain({counted(len(self.curves), 'curve')}, "
-            f"{counted(parameters, 'parameter')}, length {self.length():.4g})"
+            f"{counted(parameters, 'parameter')}, length {self.length():.4g}, "
+            f"{self._ends_in_words()})"
         )
 
     @property
@@ -305,6 +325,37 @@ class Chain(Networks):
         """Return the buffers of the ends of the curve on which t lies, and the t on it."""
         piece, part = locate(t, len(self.curves))
         return self.curves[piece].buffers, part
+
+    def all_ends(self) -> list[Ends | None]:
+        """Return the buffers of the ends of each curve."""
+        return [curve.buffers for curve in self.curves]
+
+
+def straight_curve(
+    model: nn.Module,
+    start: Weights,
+    end: Weights,
+    *,
+    family: str = "polychain",
+    num_points: int = 2,
+) -> Curve:
+    """Return the straight curve between two networks, whose ends have their own buffers.
+
+    Args:
+        model: the architecture, on the device of the curve.
+        start: weights at t = 0.
+        end: weights at t = 1.
+        family: of the curve.
+        num_points: of the curve.
+
+    Raises:
+        UserError: the weights do not fit the model, or are equal.
+    """
+    first, last = flatten(start, model), flatten(end, model)
+    check_distinct(first, last)
+    points = straight_points(first, last, num_points)
+    buffers = end_buffers(model, start, end)
+    return Curve(make_family(family, num_points), points, Layout.of(model), buffers)
 
 
 def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge import metrics
-from fge.curves.buffers import Buffers, write_buffers
+from fge.curves.buffers import Buffers, Statistics, statistics_of, write_buffers
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least, unknown
 from fge.networks import (
@@ -33,10 +33,28 @@ from fge.networks import (
     to_device,
     write_parameters,
 )
+from fge.observer import counted
 from fge.train import Speed
 
 Record = dict[str, float]
 Probabilities = dict[str, Tensor]
+
+
+class CurveRecords(list[Record]):
+    """The records along a curve, a list, and which buffers its networks had.
+
+    ``statistics`` says whether the ends had their own, and what was estimated in between.
+    """
+
+    def __init__(self, records: Iterable[Record], statistics: Statistics) -> None:
+        super().__init__(records)
+        self.statistics = statistics
+
+    def __repr__(self) -> str:
+        """Return the number of records, their range, and where their buffers come from."""
+        ts = [record["t"] for record in self]
+        reach = f", t = {ts[0]:g} to {ts[-1]:g}" if ts else ""
+        return f"CurveRecords({counted(len(ts), 'record')}{reach}; {self.statistics})"
 
 
 class AnyCurve(Protocol):
@@ -63,7 +81,7 @@ def evaluate_curve(
     on_point: Callable[[float, Probabilities], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
     done: Iterable[Record] = (),
-) -> list[Record]:
+) -> CurveRecords:
     """Measure the networks w(t) on a curve, each with batch-norm statistics estimated at its t.
 
     Other buffers are those of the network at an end of the curve, if it has them. In between,
@@ -92,9 +110,10 @@ def evaluate_curve(
         done: records of an earlier call; their ts are not measured again.
 
     Returns:
-        Records in the order of t: ``t``; ``distance`` |w(t) - w(0)|; ``arc``, the length from the
-        first t as the sum of chords between the ts; ``loss``; and for classification, that is
-        logits (N, C), ``error`` (percent) and ``nll`` (nats per example).
+        Records in the order of t, a list whose ``statistics`` says which buffers the networks had,
+        at the ends and in between. A record has ``t``; ``distance`` |w(t) - w(0)|; ``arc``, the
+        length from the first t as the sum of chords between the ts; ``loss``; and for
+        classification, that is logits (N, C), ``error`` (percent) and ``nll`` (nats per example).
 
     Raises:
         UserError: a t is outside [0, 1], there are too few points, a split yields nothing or can
@@ -125,7 +144,9 @@ def evaluate_curve(
                     on_point(t, probabilities)
                 if on_record:
                     on_record(known[t])
-    return [known[t] for t in grid]
+    ends = curve.all_ends() if isinstance(curve, Networks) else []
+    found = statistics_of(model, ends, estimated=num_images != 0)
+    return CurveRecords((known[t] for t in grid), found)
 
 
 def _measured(

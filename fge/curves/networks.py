@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fge.curves.buffers import Ends, between, interpolated, unknown_statistic, write_buffers
+from fge.curves.buffers import (
+    Ends,
+    InterpolatedWarning,
+    Statistics,
+    between,
+    interpolated,
+    statistics_of,
+    unknown_statistic,
+    write_buffers,
+)
 from fge.ensemble import Ensemble
 from fge.errors import UserError
 from fge.networks import (
@@ -36,6 +45,20 @@ class Networks(ABC):
     @abstractmethod
     def ends_at(self, t: float) -> tuple[Ends | None, float]:
         """Return the buffers of the ends between which t lies, if known, and where: 0 to 1."""
+
+    @abstractmethod
+    def all_ends(self) -> list[Ends | None]:
+        """Return the buffers of the ends of each piece, None where they are not known."""
+
+    def statistics(self, model: nn.Module) -> Statistics:
+        """Return which buffers the networks have where they are measured; printed, it is a text.
+
+        They are those of :func:`fge.evaluate_curve`. An end in :meth:`module` has all its own.
+
+        Args:
+            model: the architecture.
+        """
+        return statistics_of(model, self.all_ends())
 
     def knows(self, t: float) -> bool:
         """Return whether the network at t is an end whose buffers the curve has."""
@@ -154,6 +177,11 @@ class Networks(ABC):
         members = [self.module(model, t, refresh, **how) for t in ts]
         return Ensemble(model, members, forward_fn=forward_fn, **options)
 
+    def _ends_in_words(self) -> str:
+        """Say for ``repr`` whether the ends come with buffers."""
+        known = [ends is not None for ends in self.all_ends()]
+        return "own buffers at the ends" if all(known) else "no buffers of its ends"
+
     def warn_of_interpolated(self, model: nn.Module, ts: Iterable[float]) -> None:
         """Warn if buffers at some t can neither be known nor estimated."""
         for t in ts:
@@ -164,7 +192,7 @@ class Networks(ABC):
                     f"buffers that differ at the ends ({names[0]!r}"
                     f"{', ...' if len(names) > 1 else ''}) are interpolated in between, because "
                     "they cannot be estimated from data",
-                    UserWarning,
+                    InterpolatedWarning,
                     stacklevel=3,
                 )
                 return

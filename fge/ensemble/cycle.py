@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fge.ensemble.ensemble import Ensemble
-from fge.ensemble.outputs import Combine, Output
+from fge.ensemble.outputs import Combine
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
+    Output,
     UniformAverage,
     Weights,
     check_copyable,
@@ -108,10 +109,14 @@ class FGE:
         self._owns_store = len(self.store) == 0 or not self.writes
 
     def __repr__(self) -> str:
-        """Return the step reached, the length of a cycle and what is kept."""
-        cycle = self.scheduler
+        """Return the step reached, that of the next snapshot, and what is kept.
+
+        Steps after the last snapshot are not in the ensemble.
+        """
+        step, length = self.scheduler.last_epoch, self.scheduler.cycle_steps
+        upcoming = step + ((length // 2 - 1 - step) % length) + 1
         return (
-            f"FGE(step {cycle.last_epoch} in cycles of {cycle.cycle_steps} steps, "
+            f"FGE(step {step} in cycles of {length} steps, next snapshot after step {upcoming}, "
             f"average={self.average:g}, {self.store!r})"
         )
 

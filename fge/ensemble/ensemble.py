@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fge.devices import free_memory
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
-from fge.ensemble.outputs import Combine, Output, Outputs
+from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
     ForwardFn,
     HostRows,
+    Output,
     RunningMean,
     Weights,
     call_model,

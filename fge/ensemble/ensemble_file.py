@@ -10,10 +10,17 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from fge.ensemble.outputs import Combine, Output, Outputs
+from fge.ensemble.outputs import Combine, Outputs
 from fge.errors import UserError
 from fge.files import parse_json, read_bytes, write_bytes
-from fge.networks import ENSEMBLE, canonical_state, decode_weights, encode_weights, read_metadata
+from fge.networks import (
+    ENSEMBLE,
+    Output,
+    canonical_state,
+    decode_weights,
+    encode_weights,
+    read_metadata,
+)
 from fge.schemas import Dimension, Positive
 
 SCHEMA_VERSION = 1

@@ -128,8 +128,8 @@ def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]
         name: of the argument, for the message.
 
     Raises:
-        UserError: the shape is not (N, C) with N, C >= 1, or values are not in [0, 1] (often
-            because they are logits).
+        UserError: the shape is not (N, C) with N, C >= 1, values are not in [0, 1] (often
+            because they are logits), or there is one column and it is not that of all classes.
     """
     p = np.asarray(probs, dtype=np.float64)
     if p.ndim != 2 or p.size == 0:
@@ -139,6 +139,11 @@ def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]
         raise UserError(
             f"{name} must be probabilities in [0, 1], got values from {low:g} to {high:g}; "
             "apply a softmax to logits"
+        )
+    if p.shape[1] == 1 and low < 1 - 1e-6:
+        raise UserError(
+            f"{name} must have a column per class, got {p.shape} with values below 1; of two "
+            "classes, one of which has probability p, give the columns 1 - p and p"
         )
     return p
 

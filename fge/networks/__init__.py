@@ -43,6 +43,7 @@ from fge.networks.flat import (
     unflatten,
     write_parameters,
 )
+from fge.networks.outputs import Output, OutputKind
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
     ENSEMBLE,
@@ -76,6 +77,8 @@ __all__ = [
     "HostRows",
     "Layout",
     "LossFn",
+    "Output",
+    "OutputKind",
     "RunningAverage",
     "RunningMean",
     "StepAverage",

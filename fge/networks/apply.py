@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.networks.batches import nothing_yielded, parts_of, to_device
+from fge.networks.outputs import Output, OutputKind
 
 LossFn = Callable[[Any, Any], Tensor]
 """``loss_fn(outputs, targets)`` -> the mean loss ()."""
@@ -71,6 +72,16 @@ def predict_logits(
     Raises:
         UserError: there is no batch, or an output is not of shape (N, C).
     """
+    return _outputs_of(model, batches, forward_fn, check_logits)
+
+
+def _outputs_of(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward_fn: ForwardFn | None,
+    check: Callable[[Any], Tensor],
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each batch, on the model's device, with the model's checked outputs for it."""
     forward = forward_fn or call_model
     modes = [(module, module.training) for module in model.modules()]
     device = _device_of(model)
@@ -81,8 +92,8 @@ def predict_logits(
             empty = False
             moved = to_device(batch, device)
             with torch.no_grad():  # not inference_mode: a model may store what it computes here
-                logits = check_logits(forward(model, moved))
-            yield moved, logits
+                outputs = check(forward(model, moved))
+            yield moved, outputs
     finally:
         for module, training in modes:
             module.training = training
@@ -91,24 +102,35 @@ def predict_logits(
 
 
 def predict_proba(
-    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward_fn: ForwardFn | None = None,
+    output: Output = "softmax",
+    output_dim: int = 1,
 ) -> Tensor:
-    """Return the class probabilities of one model.
+    """Return the probabilities that one model predicts, as :class:`fge.Ensemble` of one member.
 
     Args:
         model: any module; it is put in evaluation mode and back.
         batches: yields ``x`` or ``(x, y, ...)``.
-        forward_fn: ``forward_fn(model, batch) -> logits (N, C)``.
+        forward_fn: ``forward_fn(model, batch) -> outputs``.
+        output: what the outputs are: ``"softmax"`` or ``"sigmoid"``.
+        output_dim: the dimension of the classes of a softmax.
 
     Returns:
-        probs (N, C) float64 on the CPU, rows sum to 1.
+        probs (N, ...) float64 on the CPU; of a softmax (N, C), rows sum to 1.
 
     Raises:
-        UserError: there is no batch, or an output is not of shape (N, C).
+        UserError: there is no batch, the outputs are not of shape (N, ...), a softmax would be over
+            a single one, or ``output`` is another.
     """
+    kind = OutputKind(output, output_dim)
+    if not kind.probable:
+        raise UserError(f"predict_proba needs output='softmax' or 'sigmoid', got {kind!r}")
     rows = HostRows()
-    for _, logits in predict_logits(model, batches, forward_fn=forward_fn):
-        rows.add(logits.double().softmax(dim=1))
+    for _, outputs in _outputs_of(model, batches, forward_fn, kind.checked):
+        rows.add(kind.predictions(outputs))
     return rows.all()
 
 

@@ -1,4 +1,4 @@
-"""Architectures by name: the built-in ones, ``torchvision:NAME`` and ``package.module:factory``."""
+"""Architectures by name: built-in ones, those of other libraries, ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fge.config import is_factory
-from fge.errors import UserError, unknown
+from fge.errors import UserError, nearest, unknown
 from fge.networks.architectures.convnet import convnet
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
 from fge.networks.copying import copy_module
+from fge.networks.zoo import TIMM, TORCHVISION, from_library, with_prefix
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "convnet": convnet,
@@ -30,7 +31,7 @@ MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "preresnet164": partial(preresnet, depth=164),
     "wrn28-10": partial(wide_resnet, depth=28, factor=10),
 }
-_TORCHVISION = "torchvision:"
+_OTHERS = (f"{TORCHVISION}NAME", f"{TIMM}NAME", "package.module:factory")
 
 
 def build_model(
@@ -39,57 +40,44 @@ def build_model(
     """Build an architecture and try it on two blank images.
 
     Args:
-        name: a key of ``MODELS``, ``torchvision:NAME`` or ``package.module:factory``. A factory
-            is called with the keywords ``in_channels``, ``num_classes`` and ``image_size``, as
-            far as it accepts them.
+        name: a key of ``MODELS``, ``torchvision:NAME``, ``timm:NAME`` or
+            ``package.module:factory``. A factory is called with the keywords ``in_channels``,
+            ``num_classes`` and ``image_size``, as far as it accepts them.
         in_channels: channels of the images.
-        num_classes: width of the output.
+        num_classes: width of the output, at least 2.
         image_size: height and width in pixels.
 
     Raises:
-        UserError: an unknown name, a factory that fails, or a model that cannot be copied, cannot
-            process such images or whose output is not (N, num_classes).
+        UserError: a single class, an unknown name, a library that is not installed, a factory
+            that fails, or a model that cannot be copied, cannot process such images or whose
+            output is not (N, num_classes).
     """
-    if name.startswith(_TORCHVISION):
-        model = _torchvision(name.removeprefix(_TORCHVISION), in_channels, num_classes)
+    if num_classes < 2:
+        raise UserError(
+            f"a classifier needs images of two classes or more, the data have {num_classes}; add "
+            "the images of another class"
+        )
+    if name in MODELS:
+        model = MODELS[name](in_channels, num_classes, image_size)
     elif is_factory(name):
         model = _from_factory(name, in_channels, num_classes, image_size)
-    elif name in MODELS:
-        model = MODELS[name](in_channels, num_classes, image_size)
     else:
-        raise unknown("model", name, [*MODELS, "torchvision:NAME", "package.module:factory"])
+        found = from_library(name, in_channels, num_classes, image_size)
+        if found is None:
+            raise _unknown_model(name)
+        model = found
     _try_out(name, model, in_channels, num_classes, image_size)
     return model
 
 
-def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        raise unknown("torchvision model", name, models.list_models(module=models))
-    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
-    if in_channels != 3:
-        _replace_stem(model, in_channels, name)
-    return model
-
-
-def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
-    """Replace the first convolution, made for 3 channels, by one for ``in_channels``."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            new = nn.Conv2d(
-                in_channels,
-                module.out_channels,
-                module.kernel_size,  # type: ignore[arg-type]
-                module.stride,  # type: ignore[arg-type]
-                module.padding,  # type: ignore[arg-type]
-                module.dilation,  # type: ignore[arg-type]
-                bias=module.bias is not None,
-            )
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
-            return
-    raise UserError(f"torchvision:{name} has no first layer that could take {in_channels} channels")
+def _unknown_model(name: str) -> UserError:
+    """Return the error that names the model most like it: of another library with its prefix."""
+    near = [n for n in (nearest(name, MODELS), with_prefix(name)) if n is not None]
+    alike = {known.rpartition(":")[2]: known for known in near}
+    best = nearest(name, alike)
+    if best is None:
+        return unknown("model", name, [*MODELS, *_OTHERS])
+    return UserError(f"unknown model {name!r}; did you mean {alike[best]!r}?")
 
 
 def _from_factory(
@@ -158,7 +146,20 @@ def import_named(name: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # importing runs the user's code
-        raise UserError(f"{what} {name!r} cannot be imported: {reason(error)}") from error
+        remedy = _remedy(module, attribute, error)
+        raise UserError(f"{what} {name!r} cannot be imported: {reason(error)}{remedy}") from error
+
+
+def _remedy(module: str, attribute: str, error: BaseException) -> str:
+    """Return what to do about a module that is not there, after a semicolon."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    if not f"{module}.".startswith(f"{error.name}."):  # the module exists and imports it
+        return f"; install the package that has it, for example pip install {error.name}"
+    library = nearest(module, [prefix.rstrip(":") for prefix in (TORCHVISION, TIMM)])
+    if library is not None:
+        return f"; did you mean '{library}:{attribute}'?"
+    return "; it is looked for in the working directory and among the installed packages"
 
 
 def reason(error: BaseException) -> str:

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fge.config import CURVE_ENSEMBLE
-from fge.curves import Record, bound, summarise_curve
+from fge.curves import Record, Statistics, bound, summarise_curve
 from fge.report.charts import DASHES, Chart, Panel, Series
 from fge.report.methods import MethodResult, comparison, cost_text
 from fge.report.page import Table
 
 PATH_UNITS = (
-    "Training loss in nats (cross-entropy, images without augmentation, batch-norm statistics "
-    "estimated at each point), test error in percent. The mean is over t, the arc mean over the "
-    "length of the path. The barrier is the largest height of the path above the straight line "
-    "between the values of its ends. The mean over t is an upper bound of the lowest training "
-    "loss; the lowest loss on the path is the other side of that bound."
+    "Training loss in nats (cross-entropy, images without augmentation), test error in percent. "
+    "The mean is over t, the arc mean over the length of the path. The barrier is the largest "
+    "height of the path above the straight line between the values of its ends. The mean over t is "
+    "an upper bound of the lowest training loss; the lowest loss on the path is the other side of "
+    "that bound."
 )
 _PANELS = {"loss": "loss (nats)", "error": "error (%)"}
 _SPLITS = (("test", DASHES[0]), ("train", DASHES[2]))
@@ -42,7 +42,8 @@ class PairResult:
     ``distance`` |w(1) - w(0)| and ``length`` of the curve in weight space, ``angle`` between the
     two weight vectors in degrees; ``summaries`` per path and key, as
     :func:`fge.curves.summarise_curve` gives them; ``bounds`` per path. ``probe_images``
-    were passed forward to measure the paths, batch-norm statistics included.
+    were passed forward to measure the paths, batch-norm statistics included; ``statistics`` says
+    which buffers the networks on them have.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PairResult:
     summaries: dict[str, dict[str, dict[str, float]]]
     bounds: dict[str, dict[str, float]]
     probe_images: int = 0
+    statistics: Statistics | None = None
 
     def barrier(self, path: str, key: str = "test_error") -> float:
         """Return the barrier of a path, in the key's unit."""
@@ -60,7 +62,12 @@ class PairResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as ``report.json`` holds it."""
-        return asdict(self)
+        statistics = {} if self.statistics is None else {"statistics": self.statistics.facts()}
+        return {k: v for k, v in asdict(self).items() if k != "statistics"} | statistics
+
+    def in_words(self) -> str:
+        """Return a sentence on the buffers of the networks on curve and segment."""
+        return f"On curve and segment, {self.statistics}." if self.statistics else ""
 
 
 def pair_result(
@@ -70,6 +77,7 @@ def pair_result(
     *,
     fit_epochs: int,
     probe_images: int = 0,
+    statistics: Statistics | None = None,
 ) -> PairResult:
     """Summarise the records along each path (segment and curve) of a pair.
 
@@ -79,12 +87,14 @@ def pair_result(
         paths: records by path.
         fit_epochs: epochs of the fit.
         probe_images: passed forward to measure the paths.
+        statistics: which buffers the networks on them have.
     """
     keys = ("train_loss", "train_error", "test_loss", "test_error", "test_nll")
     return PairResult(
         name,
         fit_epochs=fit_epochs,
         probe_images=probe_images,
+        statistics=statistics,
         summaries={
             path: {key: summarise_curve(records, key) for key in keys}
             for path, records in paths.items()
@@ -108,8 +118,8 @@ def path_table(pair: PairResult) -> Table:
         )
     note = (
         f"The distance of the networks is {pair.distance:.1f}, the angle between their weights "
-        f"{pair.angle:.1f} degrees. {PATH_UNITS}"
-    )
+        f"{pair.angle:.1f} degrees. {PATH_UNITS} {pair.in_words()}"
+    ).rstrip()
     return Table(f"Between the networks {pair.name}", headings, rows, note)
 
 
@@ -132,7 +142,8 @@ def pairs_table(pairs: Sequence[PairResult], title: str) -> Table:
         "barriers are in nats, on training images without augmentation; error barriers are in "
         "points and largest errors in percent, on the test set."
     )
-    return Table(title, headings, rows, note)
+    words = " ".join(dict.fromkeys(pair.in_words() for pair in pairs))
+    return Table(title, headings, rows, f"{note} {words}".rstrip())
 
 
 def pair_verdict(pair: PairResult, results: Sequence[MethodResult]) -> list[str]:

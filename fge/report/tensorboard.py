@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fge.errors import UserError
+from fge.errors import missing_package
 from fge.files import read_records
 from fge.observer import Observer
 
@@ -37,11 +37,8 @@ def check_tensorboard() -> None:
     """
     try:
         import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--tensorboard needs the package tensorboard, which is not installed: "
-            "pip install tensorboard"
-        ) from None
+    except ImportError as error:
+        raise missing_package("--tensorboard", "tensorboard", error, extra="tensorboard") from None
 
 
 class TensorBoardObserver(Observer):

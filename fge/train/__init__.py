@@ -1,5 +1,6 @@
 """Schedules, recipes, methods, one learner, one loop; it writes no file but kept speed choices."""
 
+from fge.train.budget import Unused, unused_epochs
 from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR, linear_tail
 from fge.train.distillation import TaughtBatches, mean_prediction
 from fge.train.learner import AveragingLearner, EmaLearner, Learner, Speed, TailLearner
@@ -78,6 +79,7 @@ __all__ = [
     "TailLearner",
     "TaughtBatches",
     "TriangularLR",
+    "Unused",
     "auto_plan",
     "average_recipe",
     "average_stages",
@@ -110,4 +112,5 @@ __all__ = [
     "star_stages",
     "train",
     "typical_steps",
+    "unused_epochs",
 ]

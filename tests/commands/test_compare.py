@@ -120,6 +120,9 @@ def test_tables_and_page_show_methods_and_verdict(finished: Path) -> None:
     assert f"\n\n**{first}**\n\n<details>" in text
     assert all(paragraph in text for paragraph in others)
     assert "Methods at 1 B (4 epochs)" in text
+    unused = [(u["method"], u["asked"], u["used"]) for u in content["unused_epochs"]]
+    assert unused == [("fge", 4, 3), ("swa", 4, 3)]
+    assert content["verdict"].count(" uses 3 of 4 epochs: the last minimum") == 2
     rows = list(csv.DictReader((finished / "compare.csv").read_text().splitlines()))
     assert len(rows) == 2 * (1 + len(METHODS)) + 1  # the deep ensemble of both seeds is one value
     page = (finished / "report.html").read_text()
@@ -197,14 +200,60 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(data: Path, tmp_path:
     assert "learning rate" in done.stderr
 
 
-def kill(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Kill a comparison and its jobs, which are processes of their own: those that name ``out``."""
-    process.kill()
-    process.wait()
+def processes_of(out: Path) -> list[int]:
+    """Return a comparison and its jobs, which are processes of their own: those that name it."""
+    found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and os.fsencode(out) in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
+                found.append(int(entry.name))
+    return found
+
+
+def kill(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Kill a comparison and its jobs."""
+    process.kill()
+    process.wait()
+    for job in processes_of(out):
+        with contextlib.suppress(OSError):
+            os.kill(job, signal.SIGKILL)
+
+
+def training(out: Path) -> int:
+    """Return how many jobs have trained an epoch."""
+    return sum(log.stat().st_size > 0 for log in out.glob("runs/*/log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [["SIGKILL"], ["SIGTERM"], ["SIGHUP"], ["SIGINT"], ["SIGINT", "SIGINT"]],
+    ids=" ".join,
+)
+def test_jobs_end_with_the_comparison_however_it_ends(
+    signals: list[str], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command_line(options(data, out, epochs=100_000))
+    with (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path)
+    try:
+        until = time.monotonic() + 120
+        while training(out) < 2 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(processes_of(out)) == 3, (tmp_path / "err").read_text()
+        for name in signals:
+            process.send_signal(getattr(signal, name))
+            time.sleep(0.3)
+        process.wait(30)
+        until = time.monotonic() + 10
+        while (left := processes_of(out)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert left == []
+        assert "Traceback" not in (tmp_path / "err").read_text()
+        if signals[0] == "SIGINT":
+            assert process.returncode == 130
+    finally:
+        kill(process, out)
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ from fge.commands.endpoints import Network
 from fge.config import ConnectConfig, CurveEnsembleConfig
 from fge.curves import BASELINES, Curve
 from fge.data import load_dataset
+from fge.files import read_records
 from fge.networks import build_model, refresh_batch_norm
 
 PAIR = "average-1--average-2"
@@ -667,7 +668,7 @@ def test_own_model_needs_naming_again_to_be_imported(
         assert Path("imported").exists()
 
 
-def test_buffers_along_a_curve_are_those_of_the_first_network(
+def test_buffers_at_the_ends_are_the_networks_own_and_linear_in_between(
     data: Path, tmp_path: Path, factory: str
 ) -> None:
     torch.manual_seed(0)
@@ -679,16 +680,57 @@ def test_buffers_along_a_curve_are_those_of_the_first_network(
         save_file(states[-1], tmp_path / f"{number}.safetensors")
     given = {"first_weights": "1.safetensors", "second_weights": "2.safetensors"}
     options = curve_job(data, tmp_path / "run", model=factory, eval_points=2, **given)
-    probs, _ = member_probabilities(done("curve-ensemble", options))
+    folder = done("curve-ensemble", options)  # without a word on stderr
+    probs, _ = member_probabilities(folder)
     splits = load_dataset(str(data))
     x = ((splits.test.images - splits.mean[0]) / splits.std[0]).flatten(1)
 
-    def expected(gain: float) -> np.ndarray:
-        logits = gain * (x @ states[1]["linear.weight"].T + states[1]["linear.bias"])
-        return logits.double().softmax(1).numpy()
+    def expected(gain: float, weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
+        return (gain * (x @ weight.T + bias)).double().softmax(1).numpy()
 
-    np.testing.assert_allclose(probs["2-2"], expected(3.0), atol=1e-5)
-    np.testing.assert_allclose(probs["1-1--2-2/curve/1.0000"], expected(2.0), atol=1e-5)
+    first, second = ([s["linear.weight"], s["linear.bias"]] for s in states)
+    means = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    for name, wanted in {
+        "2-2": expected(3.0, *second),
+        "1-1--2-2/curve/0.0000": expected(2.0, *first),
+        "1-1--2-2/curve/1.0000": expected(3.0, *second),
+        "1-1--2-2/segment/0.5000": expected(2.5, *means),
+    }.items():
+        np.testing.assert_allclose(probs[name], wanted, atol=1e-5)
+    words = "the buffers 'gain' are the networks' own at the ends, and linear in between"
+    statistics = report(folder)["pairs"][0]["statistics"]
+    assert (statistics["own_ends"], statistics["interpolated"]) == (True, ["gain"])
+    assert statistics["in_words"] == words
+    assert f"On curve and segment, {words}." in (folder / "report.md").read_text()
+
+
+def test_a_line_along_a_curve_has_the_same_ends_as_its_segment(
+    data: Path, tmp_path: Path, factory: str
+) -> None:
+    torch.manual_seed(0)
+    for number, gain in enumerate((2.0, 3.0, 5.0), start=1):
+        state = {f"linear.{n}": p.detach() for n, p in nn.Linear(64, 3).named_parameters()}
+        save_file({**state, "gain": torch.tensor(gain)}, tmp_path / f"{number}.safetensors")
+    files = [f"{number}.safetensors" for number in (1, 2, 3)]
+    options = curve_job(data, tmp_path / "run", epochs=1, model=factory, weights=files[:2])
+    connected = done("connect", options)
+    own = [r["test_loss"] for r in read_records(connected / "curves/1-1--2-2/curve.jsonl")]
+    looks = {"run": {"run": str(connected)}, "files": {"weights": files, "data": str(data)}}
+    for name, what in looks.items():
+        options = {"model": factory, "line": True, "line_points": 3, "out": f"look-{name}", **what}
+        folder = done("plane", options)
+        with np.load(folder / "line.npz") as line:
+            losses = line["test_loss"]
+        assert losses[:, 0] == pytest.approx(own[0], abs=1e-6)
+        middle = 1 if name == "files" else -1  # the second file
+        assert losses[:, middle] == pytest.approx(own[-1], abs=1e-6)
+        assert report(folder)["line"]["statistics"]["interpolated"] == ["gain"]
+
+
+def test_batch_norm_is_said_to_be_estimated_everywhere(ended: Path) -> None:
+    words = "statistics of batch norm are estimated at every t, the ends included"
+    assert report(ended)["pairs"][0]["statistics"]["in_words"] == words
+    assert f"On curve and segment, {words}." in (ended / "report.html").read_text()
 
 
 # ------------------------------------------------------------------------------------------ help

@@ -425,12 +425,12 @@ def test_an_interrupted_line_goes_on_and_holds_infinite_losses(
     call = fge.curves.evaluate.WeightsEvaluator.__call__
     calls: list[int] = []
 
-    def watched(self: Any, vector: Tensor) -> Any:
+    def watched(self: Any, vector: Tensor, *args: Any, **options: Any) -> Any:
         if len(calls) == 5 and len(calls) not in calls:
             calls.append(-1)
             raise KeyboardInterrupt
         calls.append(len(calls))
-        record, probabilities = call(self, vector)
+        record, probabilities = call(self, vector, *args, **options)
         if float(vector[0]) == float(curve.at(0.5)[0]):
             record["train_loss"] = float("inf")
         return record, probabilities
@@ -684,7 +684,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--weights A B C --snapshots 1 2 3", "--snapshots chooses .* needs --run, without"),
         ("--run RUN --snapshots 1 2", "--snapshots needs three different numbers, got 1 2"),
         ("--run RUN --snapshots 1 2 2", "--snapshots needs three different numbers, got 1 2 2"),
-        ("--run RUN --snapshots 0 1 2", "--snapshots counts from 1, got 0 1 2"),
+        ("--run RUN --snapshots 0 1 2", "snapshots must be >= 1, got 0"),
         ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
         ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
         (

@@ -78,9 +78,20 @@ def test_one_snapshot_is_the_method_s_line(method: str, data: Path, tmp_path: Pa
     ],
 )
 def test_each_method_ends_with_its_line_and_its_cost(
-    method: str, members: int, epochs: int, data: Path, tmp_path: Path
+    method: str,
+    members: int,
+    epochs: int,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = train(config(data, tmp_path / "run", method))
+    report = json.loads((run / "report.json").read_text())
+    unused = [(u["method"], u["asked"], u["used"]) for u in report.get("unused_epochs", [])]
+    assert unused == ([] if epochs == 4 else [(method, 4, 3)])
+    said = capsys.readouterr().out.partition("epoch 1/")[0]  # before the training
+    assert (f"{method} uses 3 of 4 epochs" in said) == bool(unused)
+    assert (f"{method} uses 3 of 4 epochs" in report["verdict"]) == bool(unused)
     line = lines_of(run)[method, members]
     assert (line["train_epochs"], line["forward_passes"]) == (epochs, members)
     labels = load_dataset(str(data), val_fraction=0.25).test.labels

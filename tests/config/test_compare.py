@@ -26,8 +26,8 @@ from fge.errors import UserError
     [
         ({"methods": ("fgee",)}, "unknown method 'fgee'; did you mean 'fge'?"),
         ({"seeds": 1}, "seeds must be >= 2, because an interval needs 2, got 1"),
-        ({"budgets": ()}, "budgets must be whole numbers >= 1, got []"),
-        ({"budgets": (0, 1)}, "budgets must be whole numbers >= 1, got [0, 1]"),
+        ({"budgets": ()}, "budgets must be whole numbers >= 1, got none"),
+        ({"budgets": (0, 1)}, "budgets must be >= 1, got 0"),
         ({"budgets": (1, 4), "seeds": 3}, "use --seeds 4 or more, got 3"),
         (
             {"methods": ("curve-ensemble",), "pretrained": Path("w.pt")},

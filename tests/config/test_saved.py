@@ -34,6 +34,8 @@ rates = st.floats(0, 1e6, allow_nan=False)
 counts = st.none() | st.integers(1, 10**9)
 texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
 paths = st.none() | texts.map(Path)
+epoch_counts = st.none() | st.integers(1, 10**6)
+refits = st.sampled_from([None, "bezier", "polychain"])
 switches = st.sampled_from(["auto", "on", "off"])
 
 
@@ -42,6 +44,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
     half = draw(st.integers(1, 20))
     start = draw(st.none() | st.integers(0, 300))
     epochs = draw(st.integers((start or 0) + half, 10**6))
+    several = epochs >= (start or 0) + 3 * half  # snapshots
     low, high = sorted([draw(rates), draw(st.floats(1e-300, 1e6))])
     pretrained = draw(paths) if start in (None, 0) else None
     own: Any = st.just("auto") if pretrained is None and epochs >= 3 else st.none()
@@ -53,7 +56,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         val_fraction=draw(st.floats(0, 1, exclude_max=True)),
         crop_padding=(padding := draw(st.none() | st.integers(0, 100))),
         flip=(flip := draw(st.booleans())),
-        tta=draw(st.none() | st.integers(2, 10**6)) if flip or padding != 0 else None,
+        tta=draw(st.none() | st.integers(2, 1000)) if flip or padding != 0 else None,
         model=draw(texts),
         epochs=epochs,
         batch_size=draw(st.integers(1, 10**6)),
@@ -62,7 +65,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         weight_decay=draw(rates),
         seed=draw(st.integers(0, 2**100)),
         device=draw(texts),
-        threads=draw(counts),
+        threads=draw(st.none() | st.integers(1, 1024)),
         eval_batch_size=draw(st.none() | st.integers(1, 10**6)),
         cuda_graphs=draw(st.sampled_from(["auto", "on", "off"])),
         channels_last=draw(switches),
@@ -71,7 +74,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         figure_format=draw(st.sampled_from(["png", "svg", "pdf"])),
         ood=tuple(draw(st.lists(texts, max_size=3))),
         tensorboard=draw(st.booleans()),
-        sharpness_every=draw(counts),
+        sharpness_every=draw(epoch_counts),
         start_epoch=start,
         cycle_epochs=2 * half,
         max_lr=high,
@@ -82,9 +85,11 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         distill_epochs=draw(st.integers(0, 50)),
         pretrained=pretrained,
         single=draw(st.booleans()) if pretrained is None else False,
-        refit=(refit := draw(st.sampled_from([None, "bezier", "polychain"]))),
+        refit=(
+            refit := draw(st.sampled_from([None, "bezier", "polychain"] if several else [None]))
+        ),
         refit_points=draw(st.integers(1, 50)) if refit else 1,
-        refit_epochs=draw(counts) if refit else None,
+        refit_epochs=draw(epoch_counts) if refit else None,
         baseline=draw(paths | own),
     )
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fge
-from fge.curves import Bezier, Chain, Curve, evaluate_curve, fit_curve
+from fge.curves import Bezier, Chain, Curve, evaluate_curve, fit_curve, straight_curve
 from fge.errors import UserError
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
 
@@ -249,3 +249,56 @@ def test_odd_buffers_are_refused() -> None:
     for other in (two, {}, {"var": torch.zeros(2)}):
         with pytest.raises(UserError, match=r"^the ends of the curve differ in the buffer 'mean'"):
             Curve(Bezier(3), points, layout, (one, other))
+
+
+@pytest.mark.filterwarnings("ignore:buffers that differ")
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (by_batch, "statistics of batch norm are estimated at every t, the ends included"),
+        (
+            by_instance,
+            "statistics of instance norm are estimated in between, and at the ends they are the "
+            "networks' own",
+        ),
+        (centred, "the buffers '0.mean' are the networks' own at the ends, and linear in between"),
+        (plain, "the networks have no statistics that differ"),
+    ],
+)
+def test_a_curve_and_its_records_say_which_statistics_the_networks_have(
+    build: Callable[[], nn.Module], words: str
+) -> None:
+    curve, first, _ = curve_of(build)
+    records = evaluate_curve(first, curve, DATA, num_points=3)
+    assert str(records.statistics) == str(curve.statistics(first)) == words
+    assert repr(records) == f"CurveRecords(3 records, t = 0 to 1; {words})"
+    assert records == list(records)
+    ends = "no buffers of its ends" if build is plain else "own buffers at the ends"
+    assert repr(curve).endswith(f", {ends})")
+    assert repr(Chain([curve])).endswith(f", {ends})")
+
+
+def test_buffers_that_the_curve_does_not_have_are_said_to_be_the_models() -> None:
+    curve, first, _ = curve_of(by_instance)
+    bare = Curve(curve.family, curve.points, curve.layout)
+    records = evaluate_curve(first, bare, DATA, num_points=3)
+    assert str(records.statistics) == "statistics of instance norm are estimated at every t"
+    kept = evaluate_curve(first, curve, DATA, num_points=3, num_images=0)
+    assert str(kept.statistics) == (
+        "the buffers '1.running_mean', '1.running_var', '1.num_batches_tracked' are the model's at "
+        "every t"
+    )
+    curve, first, _ = curve_of(centred)
+    bare = Curve(curve.family, curve.points, curve.layout)
+    records = evaluate_curve(first, bare, DATA, num_points=3)
+    assert str(records.statistics) == "the buffers '0.mean', '0.scale' are the model's at every t"
+    assert records.statistics.facts()["own_ends"] is False
+
+
+def test_a_segment_has_the_buffers_of_its_networks() -> None:
+    first, second = trained(by_instance, 1), trained(by_instance, 2)
+    segment = straight_curve(first, first, second.state_dict())
+    assert torch.equal(segment.at(0.5), (flatten(first, first) + flatten(second, first)) / 2)
+    for t, model in ((0, first), (1, second)):
+        state = segment.state_dict(t)
+        assert all(torch.equal(state[n], tensor) for n, tensor in model.state_dict().items())

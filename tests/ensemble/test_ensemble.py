@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from fge import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.networks import RunningMean, encode_weights, nothing_yielded, predict_proba, reordered
+from fge.networks import (
+    RunningMean,
+    encode_weights,
+    nothing_yielded,
+    predict_logits,
+    predict_proba,
+    reordered,
+)
 
 Array = NDArray[np.float64]
 
@@ -341,7 +348,7 @@ def test_outputs_that_are_no_logits_are_refused(
 ) -> None:
     message = rf"must return logits of shape \(N, C\), got {shape}$"
     with pytest.raises(UserError, match=message):
-        predict_proba(MEMBERS[0], [INPUTS], forward_fn=forward)
+        list(predict_logits(MEMBERS[0], [INPUTS], forward_fn=forward))
 
 
 def test_an_ensemble_of_nobody_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.optim import SGD
 import fge
 from fge import Ensemble
 from fge.errors import UserError
+from fge.networks import predict_proba
 
 Array = NDArray[np.float64]
 INPUTS = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -271,3 +272,33 @@ def test_a_fold_of_one_output_is_refused() -> None:
         forward_fn=lambda m, batch: torch.cat([torch.zeros_like(batch[0]), m(batch[0])], 1),
     )
     assert len(two.members) == 3
+
+
+# -------------------------------------------------------------------------------------- one model
+
+
+@pytest.mark.parametrize("inputs", [INPUTS[:, 0, :1], INPUTS[:, 0, 0]], ids=["(N, 1)", "(N,)"])
+def test_one_model_with_one_output_is_told_the_choices_as_an_ensemble_is(inputs: Tensor) -> None:
+    model, messages = Scaled(2.0), []
+    for predict in (
+        lambda: predict_proba(model, [inputs]),
+        lambda: Ensemble(model, [model]).predict_proba([inputs]),
+    ):
+        with pytest.raises(UserError) as caught:
+            predict()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"the model has one output, of shape {tuple(inputs.shape)}, and")
+    close(predict_proba(model, [inputs], output="sigmoid"), sigmoid(2 * inputs.numpy()))
+
+
+@pytest.mark.parametrize("output", ["identity", torch.exp])
+def test_what_one_model_predicts_must_be_probabilities(output: Any) -> None:
+    with pytest.raises(UserError, match=r"^predict_proba needs output='softmax' or 'sigmoid', got"):
+        predict_proba(Scaled(1.0), [INPUTS], output=output)
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_one_model_may_have_its_classes_in_any_dimension(dim: int) -> None:
+    probs = predict_proba(Scaled(2.0), [INPUTS[:3], INPUTS[3:]], output_dim=dim)
+    close(probs, softmax(2 * INPUTS.numpy(), axis=dim))

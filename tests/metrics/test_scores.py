@@ -193,6 +193,7 @@ def test_fewer_than_one_bin_is_refused(metric: Callable[..., object]) -> None:
         ([0.5, 0.5], r"probs must be \(N, C\) with N >= 1, got \(2,\)"),
         (np.zeros((0, 3)), r"N >= 1, got \(0, 3\)"),
         (np.zeros((2, 0)), r"N >= 1, got \(2, 0\)"),
+        ([[0.3], [1.0]], r"a column per class, got \(2, 1\) .* give the columns 1 - p and p"),
     ],
 )
 def test_values_that_are_no_probabilities_are_refused(probs: object, message: str) -> None:

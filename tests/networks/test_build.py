@@ -230,6 +230,12 @@ def test_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> N
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("name", ["convnet", "torchvision:resnet18"])
+def test_a_single_class_makes_no_classifier(name: str) -> None:
+    with pytest.raises(UserError, match=r"needs images of two classes or more, the data have 1;"):
+        build_model(name, in_channels=1, num_classes=1, image_size=(28, 28))
+
+
 def test_unknown_name_far_from_all_is_answered_with_all() -> None:
     with pytest.raises(UserError) as caught:
         build_model("zzz", in_channels=1, num_classes=10, image_size=(28, 28))

@@ -62,3 +62,29 @@ def test_the_working_directory_is_added_once(folder: Path) -> None:
     (folder / "imports_twice.py").write_text("x, y = 1, 2\n")
     assert [import_named(f"imports_twice:{name}", "thing") for name in "xy"] == [1, 2]
     assert sys.path.count(str(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("torchvison:resnet18", "; did you mean 'torchvision:resnet18'?"),
+        ("tim:resnet10t", "; did you mean 'timm:resnet10t'?"),
+        (
+            "not_there:x",
+            "No module named 'not_there'; it is looked for in the working directory and among the "
+            "installed packages",
+        ),
+        (
+            "imports_missing:x",
+            "No module named 'not_there_either'; install the package that has it, for example pip "
+            "install not_there_either",
+        ),
+    ],
+)
+def test_a_module_that_is_missing_is_named_with_what_to_do(
+    folder: Path, name: str, remedy: str
+) -> None:
+    (folder / "imports_missing.py").write_text("import not_there_either\n")
+    with pytest.raises(UserError) as caught:
+        build(name)
+    assert str(caught.value).endswith(remedy)

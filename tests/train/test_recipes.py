@@ -139,7 +139,7 @@ def test_an_option_of_another_recipe_is_refused(name: str, option: str) -> None:
     ("name", "options", "message"),
     [
         ("H", {}, "unknown recipe 'H'; known: G, A, B, C, D, E, F"),
-        ("g", {}, "unknown recipe 'g'; known: G, A"),
+        ("g", {}, "unknown recipe 'g'; did you mean 'G'"),
         ("A", {"large_batch_lr": 0.0}, "large_batch_lr must be finite and above 0, got 0.0"),
         ("B", {"adam_lr": -1.0}, "adam_lr must be finite and above 0, got -1.0"),
         ("B", {"adam_lr": math.inf}, "adam_lr must be finite and above 0, got inf"),

@@ -1,0 +1,102 @@
+"""Architectures of other libraries by name: ``torchvision:NAME`` and ``timm:NAME``."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from torch import nn
+
+from fge.config import LIBRARIES
+from fge.errors import UserError, missing_package, nearest, unknown
+
+TORCHVISION, TIMM = LIBRARIES
+
+
+def from_library(
+    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]
+) -> nn.Module | None:
+    """Return the model of a name with the prefix of a library, untrained; None for other names.
+
+    Raises:
+        UserError: the library is not installed, has no such classifier, or cannot build it so.
+    """
+    if name.startswith(TORCHVISION):
+        return _torchvision(name.removeprefix(TORCHVISION), in_channels, num_classes)
+    if name.startswith(TIMM):
+        return _timm(name.removeprefix(TIMM), in_channels, num_classes, image_size)
+    return None
+
+
+def with_prefix(name: str) -> str | None:
+    """Return what was meant by a library's name without its prefix, or None.
+
+    >>> with_prefix("ResNet18")
+    'torchvision:resnet18'
+    """
+    known = _torchvision_names()
+    if name not in known and importlib.util.find_spec("timm") is not None:
+        import timm
+
+        if timm.is_model(name):
+            return f"{TIMM}{name}"
+    near = nearest(name, known)
+    return None if near is None else f"{TORCHVISION}{near}"
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)
+    return names
+
+
+def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
+    from torchvision import models
+
+    if name not in _torchvision_names():
+        raise unknown("torchvision model", name, _torchvision_names())
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        _replace_stem(model, in_channels, name)
+    return model
+
+
+def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
+    """Replace the first convolution, made for 3 channels, by one for ``in_channels``."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            new = nn.Conv2d(
+                in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                module.dilation,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+            return
+    raise UserError(f"torchvision:{name} has no first layer that could take {in_channels} channels")
+
+
+def _timm(name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_package(f"--model {TIMM}{name}", "timm", error, extra="timm") from None
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models())
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:  # such as of a vision transformer
+        options["img_size"] = image_size
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except Exception as error:  # constructors differ, and some have limits of their own
+        raise UserError(
+            f"timm:{name} cannot be built for images of {in_channels} x {image_size[0]} x "
+            f"{image_size[1]}: {type(error).__name__}: {str(error).strip()}".split("\n")[0]
+        ) from error
+    return model

@@ -1,0 +1,127 @@
+"""Models of torchvision and timm: found by name, named with their prefix, built for the data."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fge.errors import UserError, missing_package, nearest
+from fge.networks import build_model
+
+
+def build(name: str, channels: int = 1, classes: int = 5, side: int = 32) -> Any:
+    size = (side, side)
+    return build_model(name, in_channels=channels, num_classes=classes, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("resnet18", "torchvision:resnet18"),
+        ("ResNet18", "torchvision:resnet18"),
+        ("resnet_50", "torchvision:resnet50"),
+        ("efficientnet-b0", "torchvision:efficientnet_b0"),
+        ("vgg16_bn", "vgg16-bn"),
+        ("vgg16b", "vgg16-bn"),
+        ("WRN-28-10", "wrn28-10"),
+        ("preresnet-164", "preresnet164"),
+    ],
+)
+def test_a_name_without_its_prefix_is_answered_with_it(name: str, meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(name)
+    assert str(caught.value) == f"unknown model {name!r}; did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize("name", ["transformer", "x", "mymodel", "net"])
+def test_what_resembles_nothing_is_answered_with_what_there_is(name: str) -> None:
+    with pytest.raises(UserError, match=f"^unknown model '{name}'; known: convnet, vgg16, .*") as e:
+        build(name)
+    assert str(e.value).endswith("torchvision:NAME, timm:NAME, package.module:factory")
+
+
+def test_only_close_names_are_proposed_whatever_their_capitals() -> None:
+    assert nearest("resnet18", ["preresnet164"]) is None
+    assert nearest("CIFAR-10", ["cifar100", "cifar10"]) == "cifar10"
+    assert nearest("--max_LR", ["--min-lr", "--max-lr"]) == "--max-lr"
+    assert nearest("same", ["same", "Same"]) == "same"
+    assert nearest("", ["a"]) is None
+
+
+def test_long_lists_of_known_names_are_cut() -> None:
+    with pytest.raises(UserError, match=r", \.\.\.$") as caught:
+        build("torchvision:qqqqqqqqqqq")
+    assert str(caught.value).count(",") == 30
+
+
+# ------------------------------------------------------------------------------------------- timm
+
+
+def test_without_timm_its_install_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    with pytest.raises(UserError) as caught:
+        build("timm:resnet10t")
+    assert str(caught.value) == (
+        "--model timm:resnet10t needs the package timm, which is not installed: pip install timm, "
+        "or in the checkout: pip install -e '.[timm]'"
+    )
+
+
+def test_a_package_that_is_installed_but_broken_is_said_to_be_so() -> None:
+    error = missing_package("--x", "timm", ImportError("undefined symbol\nmore"), extra="")
+    assert str(error) == (
+        "--x needs the package timm, which cannot be imported (undefined symbol): pip install timm"
+    )
+
+
+@pytest.fixture
+def timm() -> ModuleType:
+    return pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_timm_model_has_the_channels_and_classes_of_the_data(
+    timm: ModuleType, channels: int
+) -> None:
+    torch.manual_seed(0)
+    model = build("timm:resnet10t", channels).eval()
+    assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 5)
+    torch.manual_seed(0)  # the same initial weights
+    theirs = timm.create_model("resnet10t", num_classes=5, in_chans=channels)
+    assert model.state_dict().keys() == theirs.state_dict().keys()
+    x = torch.randn(2, channels, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(x), theirs.eval()(x))
+
+
+def test_a_timm_model_of_one_image_size_gets_that_of_the_data(timm: ModuleType) -> None:
+    assert timm.is_model("vit_tiny_patch16_224")
+    model = build("timm:vit_tiny_patch16_224", side=48)
+    assert model.patch_embed.img_size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet10tt", "unknown timm model 'resnet10tt'; did you mean 'resnet10t'?"),
+        ("timm:hf-hub:someone/model", "unknown timm model 'hf-hub:someone/model'; known: "),
+        ("resnet10t", "unknown model 'resnet10t'; did you mean 'timm:resnet10t'?"),
+    ],
+)
+@pytest.mark.usefixtures("timm")
+def test_timm_names_are_checked(name: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(name)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.usefixtures("timm")
+def test_a_timm_model_that_cannot_be_built_so_is_one_line() -> None:
+    with pytest.raises(
+        UserError, match=r"^timm:nest_tiny cannot be built for images of 1 x 8 x 8: Asser"
+    ) as e:
+        build("timm:nest_tiny", side=8)
+    assert "\n" not in str(e.value)
