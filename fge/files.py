@@ -1,25 +1,104 @@
-"""Files that are written completely or not at all: text, JSON, arrays, append-only records."""
+"""Files that are written completely or not at all, and read only if they are regular files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
+import stat
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any
 
 from fge.errors import UserError
-
-if TYPE_CHECKING:  # NumPy is imported only to read arrays: parsing options does not need it
-    from numpy.typing import ArrayLike, NDArray
+from fge.memory import check_fits
 
 _BLOCK = 4096
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: Path, kind: str = "file") -> None:
+    """Check that a path is a regular file: opening a named pipe or a device could take for ever.
+
+    Args:
+        path: of the file, or a link to it.
+        kind: what it should be, for the error, such as "data file".
+
+    Raises:
+        UserError: there is no such file, or the path is something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nothing and no {kind}") from None
+        raise UserError(f"no {kind} {path}") from None
+    if not stat.S_ISREG(mode):
+        what = _KINDS.get(stat.S_IFMT(mode), "something special")
+        raise UserError(f"{path} is {what} and no {kind}")
+
+
+def read_bytes(path: Path, kind: str = "file") -> bytes:
+    """Return the content of a regular file that fits into the memory.
+
+    Raises:
+        UserError: as :func:`check_file`, or the file does not fit.
+    """
+    check_file(path, kind)
+    check_fits(path.stat().st_size, f"{path} needs", f"it is larger than a {kind} should be")
+    return path.read_bytes()
+
+
+def read_text(path: Path, kind: str = "file") -> str:
+    """Return the UTF-8 text in a regular file.
+
+    Raises:
+        UserError: as :func:`read_bytes`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return read_bytes(path, kind).decode("utf-8")
+
+
+def read_json(path: Path, kind: str = "file") -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        UserError: as :func:`read_bytes`.
+        ValueError: it is not JSON.
+    """
+    text = read_text(path, kind)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def open_regular(path: Path, mode: str) -> IO[Any]:
+    """Open a file to write to it, unless there is something else than a regular file.
+
+    Raises:
+        UserError: as :func:`check_file`.
+    """
+    if path.exists():
+        check_file(path)
+    return path.open(mode)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes for the bytes of a file name that are no UTF-8.
+
+    >>> printable(os.fsdecode(b"caf\xe9.png"))
+    'caf\\xe9.png'
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -44,8 +123,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8, atomically; names of files keep bytes that are no UTF-8."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, which no file name gives
+        data = text.encode("utf-8", "backslashreplace")
+    write_bytes(path, data)
 
 
 def json_text(value: Any) -> str:
@@ -60,7 +143,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line, replacing an incomplete last line if there is one."""
-    with path.open("ab+") as file:
+    with open_regular(path, "ab+") as file:
         file.truncate(_complete_length(file))
         file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         file.flush()
@@ -73,7 +156,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def _complete_length(file: BinaryIO) -> int:
+def _complete_length(file: IO[bytes]) -> int:
     """Return the length of a file up to the end of its last complete line."""
     length = file.seek(0, os.SEEK_END)
     while length > 0:
@@ -91,10 +174,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
         try:
             records.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UserError(
                 f"line {number} of {path} is damaged; restore the file from a copy, or start the "
                 "run again with --overwrite"
@@ -111,42 +194,6 @@ def remove_temporaries(folder: Path) -> None:
     """Remove the temporary files of interrupted writes in ``folder`` and below."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the arrays called ``names``; anything else than a complete file is a UserError."""
-    import numpy as np
-
-    if not path.is_file():
-        raise UserError(f"no data file {path}")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} holds a single array, not the arrays of an .npz")
-        with archive:
-            missing = [name for name in names if name not in archive.files]
-            if missing:
-                raise UserError(f"{path} has no array {missing[0]!r}; it needs {', '.join(names)}")
-            return {name: archive[name] for name in names}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """Return the error for a data file whose content makes no sense."""
-    return UserError(f"{path} cannot be read; it may be truncated or damaged: {error}")
-
-
-def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Write arrays by name to an ``.npz`` file, atomically."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(buffer, **named)
-    write_bytes(path, buffer.getvalue())
 
 
 def _umask() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-GROUND = ("errors", "files", "seeds", "devices", "observer", "parallel")
+GROUND = ("errors", "memory", "files", "arrays", "seeds", "devices", "observer", "parallel")
 PACKAGES = (
     *("metrics", "config", "data", "networks", "train", "ensemble", "curves", "landscape"),
     *("checks", "runs", "report", "compare", "commands"),

@@ -28,7 +28,7 @@ from fge.ensemble import (
     scores_of,
 )
 from fge.errors import DivergenceError
-from fge.files import sha256, write_bytes
+from fge.files import read_bytes, sha256, write_bytes
 from fge.networks import (
     average_weights,
     canonical_state,
@@ -230,7 +230,7 @@ class _Averaging:
         record, path = self.folder.read_state(f"average-{method}"), self._path(method)
         if record is None or record["snapshots"] != self.keys or not path.exists():
             return None
-        return record if record["sha256"] == sha256(path.read_bytes()) else None
+        return record if record["sha256"] == sha256(read_bytes(path)) else None
 
     def _keep(self, method: str, network: Candidate, facts: dict[str, Any]) -> dict[str, Any]:
         """Save an average, its validation prediction and then its record; return the record."""
@@ -262,13 +262,13 @@ class _Averaging:
         return self.learner.predict(batches)
 
     def _key(self, method: str) -> str:
-        return sha256(self._path(method).read_bytes())
+        return sha256(read_bytes(self._path(method)))
 
     def _path(self, method: str) -> Path:
         return self.folder.path / FILES[method]
 
     def _read(self, method: str) -> dict[str, Tensor]:
-        return decode_weights(self._path(method).read_bytes(), self._path(method))
+        return decode_weights(read_bytes(self._path(method)), self._path(method))
 
 
 def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Scores:

@@ -36,7 +36,7 @@ from fge.compare import (
 )
 from fge.config import CompareConfig, is_factory, read_config, without_views
 from fge.errors import DivergenceError, UserError
-from fge.files import read_records, write_json, write_text
+from fge.files import read_records, read_text, write_json, write_text
 from fge.observer import Observer, Observers
 from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
 from fge.train import find_method
@@ -64,7 +64,7 @@ def compare(config: CompareConfig) -> Path:
         raise UserError("under torchrun, compare needs --out, a folder that all ranks use")
     if ranks > 1 and config.overwrite:
         raise UserError("under torchrun, compare takes no --overwrite; remove the folder first")
-    exists = config.out is not None and (config.out / "config.json").is_file()
+    exists = config.out is not None and (config.out / "config.json").exists()
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0:
         return _take_part(config)
@@ -328,7 +328,7 @@ class ComparisonView:
         folder = self.runs / name
         logs = [*folder.glob("log.jsonl"), *folder.glob("networks/*/log.jsonl")]
         logs += folder.glob("curves/*/fit.jsonl")
-        return sum(log.read_text(encoding="utf-8").count('"event": "epoch"') for log in logs)
+        return sum(read_text(log).count('"event": "epoch"') for log in logs)
 
 
 def _console_of(observer: Observer) -> ConsoleObserver | None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fge.arrays import write_npz
 from fge.commands.run import Run
 from fge.commands.studied import (
     StudiedNetwork,
@@ -26,7 +27,6 @@ from fge.commands.studied import (
 from fge.config import KEEP_SNAPSHOTS, PlaneConfig, read_run
 from fge.curves import AnyCurve, Chain, Record
 from fge.errors import UserError
-from fge.files import write_npz
 from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed

@@ -32,7 +32,7 @@ from fge.curves import (
 from fge.data import EvalBatches, TrainBatches
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
-from fge.files import append_record, read_records, sha256, write_records
+from fge.files import append_record, read_bytes, read_records, sha256, write_records
 from fge.networks import estimated_layers, unflatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
@@ -163,7 +163,7 @@ class CurveStudy:
         if not self.fitted:
             self._fit().save(self._file)
         (self.folder / "fit.safetensors").unlink(missing_ok=True)
-        self._key = sha256(self._file.read_bytes())
+        self._key = sha256(read_bytes(self._file))
         return self._load()
 
     def _load(self) -> Curve:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -24,11 +25,11 @@ from fge.config import (
     is_factory,
     read_run,
 )
-from fge.data import EvalBatches, Normaliser, Split, list_images, read_images
+from fge.data import EvalBatches, Normaliser, Skipped, Split, list_images, read_images
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import read_npz, write_bytes, write_text
+from fge.files import check_file, printable, write_bytes, write_text
 from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
@@ -43,6 +44,7 @@ from fge.report import (
 from fge.runs import RunFolder
 from fge.train import find_method
 
+_IN_PARTS = "predict them in several parts"
 _FILES = ("predictions.csv", "predictions.npz")
 
 
@@ -66,7 +68,8 @@ def predict(config: PredictConfig) -> Path:
     run_config, content = _read_ensemble_run(config.run)
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
-    files, images = read_inputs(config.images, facts.channels, facts.image_size)
+    skipped = Skipped()
+    files, images = read_inputs(config.images, facts.channels, facts.image_size, skipped)
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
@@ -77,8 +80,11 @@ def predict(config: PredictConfig) -> Path:
     write_predictions(out, files, probs, facts.classes)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
-    _report(config, out, what, files, probs, facts, environment)
+    names = [printable(file) for file in files]
+    _report(config, out, what, names, probs, facts, environment)
     observer = ConsoleObserver()
+    if passed_over := skipped.note(config.images):
+        observer.note(passed_over)
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
@@ -182,7 +188,9 @@ def _report(
     report.write(f"Predictions of {config.images.absolute().name}", content)
 
 
-def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple[list[str], Tensor]:
+def read_inputs(
+    path: Path, channels: int, image_size: tuple[int, ...], skipped: Skipped | None = None
+) -> tuple[list[str], Tensor]:
     """Return a name for each image to predict, and images (N, C, H, W) uint8.
 
     ``path`` is an image, a folder (with subfolders), or an ``.npz`` with ``images`` (N, H, W[, C])
@@ -191,12 +199,13 @@ def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple
     if path.suffix == ".npz":
         names, array = _from_npz(path)
     else:
-        files = list_images(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            check_file(path, "image file or folder")
+        files = list_images(path, skipped) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path} holds no images; give another folder")
-        if not files[0].is_file():
-            raise UserError(f"there is no image file or folder {path}")
-        names, array = [str(file) for file in files], read_images(files, channels=channels)
+        names = [str(file) for file in files]
+        array = read_images(files, channels=channels, remedy=_IN_PARTS)
     height, width = image_size
     if array.shape[1:] != (height, width, channels):
         raise UserError(
@@ -207,8 +216,8 @@ def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple
 
 
 def _from_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    array = read_npz(path, ["images"])["images"]
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
+    array = read_npz(path, ["images"], remedy=_IN_PARTS)["images"]
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
             f"{path}: images must be uint8 (N, H, W) or (N, H, W, C) with N >= 1, "
             f"got {array.dtype} {array.shape}"

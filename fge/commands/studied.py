@@ -133,7 +133,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     """
     command, options, _ = read_run(run)
     file = run / "report.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{run} has no report.json yet; finish the {command} run with --resume")
     content = read_report(file, damaged="names no curve")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
+from fge.arrays import read_npz
 from fge.errors import UserError
-from fge.files import read_npz, sha256, write_bytes, write_json
+from fge.files import read_bytes, read_json, sha256, write_bytes, write_json
 from fge.metrics import (
     adaptive_ece,
     aurc,
@@ -192,17 +192,19 @@ def load_cells(folder: Path) -> list[Cell]:
 def _load(path: Path) -> Cell:
     archive = path.with_suffix(".npz")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         version, digest = record.pop("schema_version"), record.pop("sha256")
         if version != SCHEMA_VERSION:
             raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}")
-        if not archive.is_file() or sha256(archive.read_bytes()) != digest:
+        if not archive.exists() or sha256(read_bytes(archive)) != digest:
             raise UserError(f"{archive} is not the one {path.name} belongs to; delete both")
         record["cost"] = Cost(**record["cost"])
         record["parts"] = tuple(record.get("parts", ()))
         record |= read_npz(archive, _ARRAYS)
         cell = Cell(**record)
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} is damaged or is not a cell; delete it to measure again") from None
     if cell.name != path.stem:
         raise UserError(f"{path} holds the cell {cell.name}: rename or delete it")

@@ -21,7 +21,7 @@ from typing import IO, Any
 from fge.compare.plan import Job
 from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
 from fge.errors import DIVERGED, INTERRUPTED, UserError
-from fge.files import append_record
+from fge.files import append_record, open_regular, read_bytes
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
@@ -115,7 +115,7 @@ class Runner:
         return job.name not in self._running and all(self.is_done(other) for other in job.needs)
 
     def _start(self, job: Job) -> None:
-        lock = (self.folder / "locks" / job.name).open("w")
+        lock = open_regular(self.folder / "locks" / job.name, "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # another process is running it
@@ -127,7 +127,7 @@ class Runner:
         # A job is not a rank of torchrun. It can import whatever this process can import.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
+        with open_regular(self.folder / "logs" / f"{job.name}.log", "ab") as log:
             process = subprocess.Popen(
                 [*self.command, *self._arguments(job)],
                 stdin=subprocess.DEVNULL,
@@ -199,7 +199,7 @@ class Runner:
     def _reason(self, name: str, code: int) -> str:
         """Return the last line of a job's log, and the path to the log."""
         log = self.folder / "logs" / f"{name}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = read_bytes(log).decode(errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
         return f"{last} (see {log})"
 
@@ -239,7 +239,7 @@ def _changes(file: Path, command: str, config: RunConfig) -> list[str]:
 
 
 def _is_held(path: Path) -> bool:
-    with path.open() as lock:
+    with open_regular(path, "r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from fge.config.options import CommandConfig
 from fge.config.studies import StudyConfig
 from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError, unknown
-from fge.files import write_json
+from fge.files import read_json, write_json
 
 RUN_KINDS: dict[str, type[CommandConfig]] = {
     "fge": FGEConfig,
@@ -83,8 +82,6 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
         UserError: there is no such file, it is not JSON, it is of another command or a later
             schema, or its options are invalid.
     """
-    if not path.is_file():
-        raise UserError(f"no config file {path}")
     content = _read_content(path)
     options = _options(content, path, kind)
     if content.get("command", command) != command:
@@ -138,7 +135,7 @@ def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
         UserError: the folder is not a run of a command that keeps networks.
     """
     file = folder / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(
             f"{folder} is not a run folder (no config.json); "
             "give the folder of an fge, train, curve-ensemble or connect run"
@@ -200,8 +197,10 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
         UserError: the file is damaged, or has another schema.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, "report")
         version = content.get("schema_version", REPORT_VERSION)
+    except UserError:
+        raise
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} {damaged}: {type(error).__name__} {error}") from None
     if version != REPORT_VERSION:
@@ -212,7 +211,9 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
 def _read_content(path: Path) -> dict[str, Any]:
     """Return the content of a ``config.json``, unchecked."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path, "config file"))
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
 

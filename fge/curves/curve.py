@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,8 +17,8 @@ from fge.curves.buffers import Ends, check_buffers
 from fge.curves.families import Bezier, Family, check_num_points, locate, make_family
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
-from fge.files import write_bytes
-from fge.networks import Layout, check_distinct, decode_weights, split_header
+from fge.files import read_bytes, write_bytes
+from fge.networks import Layout, check_distinct, decode_weights, read_metadata, split_header
 from fge.observer import counted
 
 _KIND = "fge-curve"
@@ -376,11 +375,8 @@ def _with_sorted_metadata(data: bytes) -> bytes:
 
 def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]:
     """Return what :func:`write_points` wrote, bitwise, on the CPU."""
-    if not path.is_file():
-        raise UserError(f"no curve file {path}")
-    tensors = decode_weights(path.read_bytes(), path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    data = read_bytes(path, "curve file")
+    tensors, metadata = decode_weights(data, path), read_metadata(data, path)
     if metadata.get("kind") != _KIND:
         raise UserError(f"{path} holds no curve; give a file that Curve.save wrote")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from fge.ensemble.outputs import Output, Outputs
 from fge.errors import UserError
-from fge.files import write_bytes
+from fge.files import read_bytes, write_bytes
 from fge.networks import ENSEMBLE, canonical_state, decode_weights, encode_weights, read_metadata
 
 SCHEMA_VERSION = 1
+_OPTIONS = ("output", "output_dim", "combine")
 
 
 def member_names(
@@ -34,7 +36,7 @@ def members_of(tensors: Mapping[str, Tensor], source: object) -> list[dict[str, 
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
         position, _, inner = rest.partition(".")
-        if first != "members" or not position.isdecimal():
+        if first != "members" or not re.fullmatch("[0-9]{1,9}", position):
             raise UserError(f"{source} has a tensor {name!r}, which is of no member of an ensemble")
         states.setdefault(int(position), {})[inner] = tensor
     if absent := set(range(len(states))) - states.keys():
@@ -71,24 +73,29 @@ def read_ensemble(
         UserError: there is no such file, it holds no whole ensemble, or neither it nor the caller
             says what the outputs are.
     """
-    if not path.is_file():
-        raise UserError(f"no ensemble file {path}")
-    data = path.read_bytes()
-    tensors = decode_weights(data, path)
-    metadata = read_metadata(data)
+    data = read_bytes(path, "ensemble file")
+    tensors, metadata = decode_weights(data, path), read_metadata(data, path)
     if ENSEMBLE not in metadata:
         raise UserError(
             f"{path} holds no ensemble; if it holds the weights of one network, use "
             "fge.Ensemble(model, [path])"
         )
-    facts = json.loads(metadata[ENSEMBLE])
-    if facts["schema_version"] > SCHEMA_VERSION:
-        raise UserError(f"{path} was saved by a later version of fge; install that version")
+    facts = _facts(metadata[ENSEMBLE], path)
     kind = facts["output"] if output is None else output
     if kind is None:
         raise UserError(f"{path} was saved with a function as output; give it: load(..., output=f)")
-    return members_of(tensors, path), {
-        "output": kind,
-        "output_dim": facts["output_dim"],
-        "combine": facts["combine"],
-    }
+    return members_of(tensors, path), {**facts, "output": kind}
+
+
+def _facts(text: str, path: Path) -> dict[str, Any]:
+    """Return the options of an ensemble from the JSON in its file."""
+    try:
+        facts = dict(json.loads(text))
+        version = int(facts["schema_version"])
+        options = {name: facts[name] for name in _OPTIONS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UserError(f"{path} is damaged and is not an ensemble any more: {what}") from None
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{path} was saved by a later version of fge; install that version")
+    return options

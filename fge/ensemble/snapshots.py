@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.files import sha256, write_bytes, write_json
+from fge.files import read_bytes, read_json, sha256, write_bytes, write_json
 from fge.networks import Weights, canonical_state, decode_weights, encode_weights
 from fge.observer import counted
 
@@ -40,12 +39,15 @@ class SnapshotStore:
         if not file.exists():
             return []
         try:
-            index = json.loads(file.read_text(encoding="utf-8"))
+            index = read_json(file, "snapshot index")
             snapshots: list[dict[str, Any]] = index["snapshots"]
             if not isinstance(snapshots, list):
                 raise TypeError("'snapshots' is not a list")
             for entry in snapshots:
-                _ = entry["file"], entry["sha256"]
+                if not isinstance(entry["file"], str) or not isinstance(entry["sha256"], str):
+                    raise TypeError("an entry names no file")
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is not a snapshot index: {error}") from None
         return snapshots
@@ -111,9 +113,9 @@ class SnapshotStore:
         """
         entry = self._index[position]
         file = self.path / entry["file"]
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"snapshot {file} is missing, but index.json names it")
-        data = file.read_bytes()
+        data = read_bytes(file, "snapshot")
         if sha256(data) != entry["sha256"]:
             raise UserError(
                 f"snapshot {file} does not match its checksum in index.json: "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fge.config import own_code, program
-from fge.files import json_text, write_text
+from fge.files import json_text, read_bytes, write_text
 from fge.report.palette import variables
 from fge.report.render_interactive import Plot, plotly_script
 from fge.runs import RunFolder
@@ -189,7 +189,7 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
     figures = []
     for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
         plot = section.page.plots.get(name) if script else None
-        picture = (section.folder / "figures" / name).read_bytes()
+        picture = read_bytes(section.folder / "figures" / name, "figure")
         other = Path("figures", name).with_suffix(f".{section.page.figure_format}").as_posix()
         figures.append(
             {

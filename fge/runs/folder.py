@@ -11,6 +11,7 @@ from fge.ensemble import SnapshotStore
 from fge.errors import UserError, no_run
 from fge.files import (
     append_record,
+    read_bytes,
     read_records,
     remove_temporaries,
     write_records,
@@ -136,7 +137,7 @@ class SharedFolder(RunFolder):
         """Return a saved training state, or None; all processes call it together."""
         path = self.state_path(name)
         with self._ranks.together():
-            mine = path.read_bytes() if self._ranks.leads and path.exists() else b""
+            mine = read_bytes(path) if self._ranks.leads and path.exists() else b""
         data = self._ranks.tell(mine)
         return decode_state(data, path) if data else None
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from fge import __version__
 from fge.config import CacheUse, SpeedOptions
 from fge.devices import hardware_name
-from fge.files import sha256, write_json
+from fge.errors import UserError
+from fge.files import open_regular, read_json, sha256, write_json
 from fge.train.speed import Choice, considered, options_of, speed_of
 
 FOLDER_VARIABLE = "FGE_CACHE"
@@ -169,10 +170,10 @@ class SpeedCache:
     def _read(self, file: Path, setting: dict[str, Any], *, told: bool = False) -> Kept | None:
         """Return what a file holds, or None; say so if it is damaged, unless it is ``told``."""
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            if not file.exists():
+                return None
+            content = read_json(file)
             return _kept(content, json.loads(json.dumps(setting)))
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not told:
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -205,9 +206,9 @@ class SpeedCache:
         The lock ends with the process that holds it.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(file.with_suffix(".lock").open("w"))
+                lock = stack.enter_context(open_regular(file.with_suffix(".lock"), "w"))
                 self._wait(lock.fileno())
             yield
 
