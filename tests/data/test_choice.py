@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from fge import memory
-from fge.data import Dataset, Split, load_dataset
+from fge.data import Dataset, Split, load_dataset, read_images
 from fge.data.choice import TEST_FRACTION
-from fge.data.images import read_images
 from fge.data.sources import VAL_NAMES, from_folder, from_npz
 from fge.errors import UserError
 

@@ -85,6 +85,7 @@ def test_an_expanded_tensor_larger_than_any_memory_is_refused(tmp_path: Path) ->
     assert message.startswith(f"the tensors in {path} need 4 PB of memory, but ")
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_complex_numbers_do_not_lose_their_imaginary_part(
@@ -108,6 +109,7 @@ def test_complex_numbers_do_not_lose_their_imaginary_part(
     assert torch.equal(own.weight, read["weight"])
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 def test_complex_weights_that_are_not_finite_are_refused() -> None:
     own = nn.Linear(3, 2, bias=False).to(torch.complex64)
     weight = torch.full(SIZE, complex(0, float("nan")), dtype=torch.complex64)
