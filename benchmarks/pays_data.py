@@ -62,7 +62,7 @@ def make_data(name: str, folder: Path, cifar: Path | None = None) -> Path:
 def _fashion() -> tuple[Part, Part, Part]:
     """Return the bundled training images, all test images, and others to search on."""
     full, mini = load_raw("fashion-mnist", Path("data")), _bundled()
-    test = (full.test.images, full.test.labels)
+    test = (full.parts["test"].images, full.parts["test"].labels)
     return mini, test, _first(_others(), SEARCHED)
 
 
@@ -82,13 +82,13 @@ def _others() -> Part:
 
 
 def _related() -> tuple[Part, Part, Part]:
-    full = load_raw("fashion-mnist", Path("data")).test
+    full = load_raw("fashion-mnist", Path("data")).parts["test"]
     others = _of_classes(_others(), odd=True)
     return others, _of_classes((full.images, full.labels), odd=True), others
 
 
 def _fine() -> tuple[Part, Part, Part]:
-    full = load_raw("fashion-mnist", Path("data")).test
+    full = load_raw("fashion-mnist", Path("data")).parts["test"]
     train = _first(_of_classes(_bundled(), odd=False), _FINE)
     test = _of_classes((full.images, full.labels), odd=False)
     return train, test, _of_classes(_others(), odd=False)
@@ -101,7 +101,7 @@ def _cifar(folder: Path | None) -> tuple[Part, Part, Part]:
     order = balanced_order(full.train.labels, 0)
     mine, others = order[:_TRAINED], order[_TRAINED : _TRAINED + SEARCHED]
     images, labels = full.train.images, full.train.labels
-    test = (full.test.images, full.test.labels)
+    test = (full.parts["test"].images, full.parts["test"].labels)
     return (images[mine], labels[mine]), test, (images[others], labels[others])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from fge.errors import UserError
+from fge.memory import free_host_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,39 +55,27 @@ def hardware_name(device: torch.device) -> str:
 
 @contextmanager
 def enough_memory(device: object, remedy: str) -> Iterator[None]:
-    """Turn PyTorch's out-of-memory errors into a UserError that names the remedy."""
+    """Turn out-of-memory errors of PyTorch and NumPy into a UserError that names the remedy."""
     try:
         yield
-    except RuntimeError as error:
-        # The CPU allocator has no exception class of its own.
-        full = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch's CPU allocator has no exception class of its own.
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        full = full or "DefaultCPUAllocator" in str(error)
         if not full:
             raise
         raise UserError(f"the memory of {device} is full; {remedy}") from error
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that a device has free; on the CPU within the limit of a container.
+    """Return the bytes that a device has free; on the CPU within the limits of this process.
 
     >>> free_memory(torch.device("cpu")) > 0
     True
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = _text("/proc/meminfo").split()
-    if "MemAvailable:" in meminfo:
-        total = int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024
-    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    return min(total, max(0, int(limit) - int(used))) if limit.isdigit() and used else total
-
-
-def _text(path: str) -> str:
-    """Return what a file of the system says, nothing where there is none."""
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
+    return free_host_memory()
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, int]:

@@ -12,9 +12,9 @@ from typing import BinaryIO
 from fge.errors import UserError
 
 _BLOCK = 4096
-_KINDS = {
+KINDS = {
     stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
+    stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -86,7 +86,7 @@ def complete_lines(data: bytes) -> bytes:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return what stands at ``path``, such as "a pipe"; "" for a regular file, None for nothing.
+    """Return what stands at ``path``, such as "a folder"; "" for a regular file, None for nothing.
 
     Links are not followed.
     """
@@ -96,7 +96,7 @@ def kind_of(path: Path) -> str | None:
         return None
     if stat.S_ISLNK(mode):
         return "a link"
-    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return "" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def _opened(path: Path, flags: int) -> int:
@@ -110,7 +110,7 @@ def _opened(path: Path, flags: int) -> int:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise UserError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise UserError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
     return handle
 
 

@@ -58,11 +58,14 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def outcome(error: UserError | DivergenceError | OSError) -> tuple[int, str]:
+def outcome(error: UserError | DivergenceError | OSError | MemoryError) -> tuple[int, str]:
     """Return a command's exit code and last line for an error."""
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return USER_ERROR, one_line(f"{error.strerror or error}{where}")
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return USER_ERROR, one_line(f"the memory of this computer is full{said}; use fewer images")
     return DIVERGED if isinstance(error, DivergenceError) else USER_ERROR, one_line(str(error))
 
 

@@ -1,25 +1,22 @@
-"""Files that are written completely or not at all: text, JSON, arrays, append-only records."""
+"""Files that are written completely or not at all, and read only if they are regular files."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
+import os
+import stat
 import time
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fge import disk, manifest
 from fge.errors import UserError
-
-if TYPE_CHECKING:  # NumPy is imported only to read arrays: parsing options does not need it
-    from numpy.typing import ArrayLike, NDArray
+from fge.memory import check_fits
 
 T = TypeVar("T")
 _ATTEMPTS = 5
@@ -32,6 +29,36 @@ _LONGEST_REASON = 300
 RESTORE = "restore it from a copy"
 """What to do about a damaged file of which nothing better is known."""
 _AGAIN = "restore the file from a copy, or start the run again with --overwrite"
+
+
+def check_file(path: Path, kind: str = "file") -> None:
+    """Check that a path is a regular file: opening a named pipe or a device could take for ever.
+
+    Args:
+        path: of the file, or a link to it.
+        kind: what it should be, for the error, such as "data file".
+
+    Raises:
+        UserError: there is no such file, or the path is something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nothing and no {kind}") from None
+        raise UserError(f"no {kind} {path}") from None
+    if not stat.S_ISREG(mode):
+        what = disk.KINDS.get(stat.S_IFMT(mode), "something special")
+        raise UserError(f"{path} is {what} and no {kind}")
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes for the bytes of a file name that are no UTF-8.
+
+    >>> printable(os.fsdecode(b"caf\xe9.png"))
+    'caf\\xe9.png'
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -52,13 +79,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         disk.write_whole(path, data)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, kind: str | None = None) -> bytes:
     """Return the content of a file, compared with the manifest of its folder if there is one.
 
+    Args:
+        path: of the file.
+        kind: what it should be, such as "weights file"; then a missing file is a UserError too.
+
     Raises:
-        UserError: it is not what the manifest says, or not a regular file.
+        UserError: it is not what the manifest says, not a regular file, or larger than the memory.
         OSError: it cannot be read.
     """
+    if kind is not None:
+        check_file(path, kind)
+        check_fits(path.stat().st_size, f"{path} needs", f"it is larger than a {kind} should be")
     for attempt in itertools.count(1):
         data = disk.read_whole(path)
         reader = manifest.reader_of(path)
@@ -69,6 +103,16 @@ def read_bytes(path: Path) -> bytes:
             raise manifest.damaged(fault, reader[0].root)
         time.sleep(0.01 * attempt)  # a running writer may be ahead of the manifest read here
     raise AssertionError("unreachable")
+
+
+def check_written(path: Path) -> None:
+    """Compare a file with the manifest of its folder if there is one that knows it.
+
+    Raises:
+        UserError: it is not what the manifest says.
+    """
+    if manifest.reader_of(path) is not None:
+        read_bytes(path)
 
 
 def remove(path: Path) -> None:
@@ -89,8 +133,12 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8, atomically; names of files keep bytes that are no UTF-8."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, which no file name gives
+        data = text.encode("utf-8", "backslashreplace")
+    write_bytes(path, data)
 
 
 def json_text(value: Any) -> str:
@@ -240,41 +288,3 @@ def _record(
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
-
-
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the arrays called ``names``; anything else than a complete file is a UserError."""
-    import numpy as np
-
-    if not path.is_file():
-        raise UserError(f"no data file {path}")
-    try:
-        archive = np.load(
-            io.BytesIO(read_bytes(path)) if manifest.reader_of(path) else path, allow_pickle=False
-        )
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} holds a single array, not the arrays of an .npz")
-        with archive:
-            missing = [name for name in names if name not in archive.files]
-            if missing:
-                raise UserError(f"{path} has no array {missing[0]!r}; it needs {', '.join(names)}")
-            return {name: archive[name] for name in names}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """Return the error for a data file whose content makes no sense."""
-    return UserError(f"{path} cannot be read; it may be truncated or damaged: {error}")
-
-
-def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Write arrays by name to an ``.npz`` file, atomically."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(buffer, **named)
-    write_bytes(path, buffer.getvalue())

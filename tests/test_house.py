@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 GROUND = (
-    *("errors", "disk", "locks", "manifest", "files", "schemas"),
+    *("errors", "disk", "locks", "memory", "manifest", "files", "arrays", "schemas"),
     *("seeds", "devices", "observer", "parallel"),
 )
 PACKAGES = (

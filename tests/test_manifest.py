@@ -179,7 +179,7 @@ def test_what_is_not_of_the_run_is_not_replaced(run: Path, tmp_path: Path) -> No
         ("mine", "mine is a file that this run did not write, and is in the way"),
         ("link", "link is a link"),
         ("folder/a", "folder is a link"),
-        ("pipe", "pipe is a pipe, and is in the way"),
+        ("pipe", "pipe is a named pipe, and is in the way"),
     ):
         with pytest.raises(UserError, match=words):
             write_bytes(run / name, b"new")
@@ -230,7 +230,7 @@ def test_a_damaged_manifest_is_named(run: Path, damage: Callable[[bytes], bytes]
 
 def test_pipes_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, words in (("pipe", "a pipe"), (".", "a folder")):
+    for name, words in (("pipe", "a named pipe"), (".", "a folder")):
         with pytest.raises(UserError, match=f"is {words}, not a file"):
             disk.read_whole(tmp_path / name)
     with pytest.raises(FileNotFoundError):

@@ -65,7 +65,7 @@ class BaselineRun:
 def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     """Read a finished curve-ensemble run with the same data and model, and its test predictions."""
     file = path / "report.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"--baseline {path} has no report.json; give a finished run")
     damaged = "is not a report of a curve-ensemble run"
     content = read_report(file, _Report, damaged=damaged)

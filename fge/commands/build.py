@@ -24,6 +24,7 @@ from fge.config import (
 )
 from fge.data import (
     EVAL_BATCH_SIZES,
+    FEWER,
     Crops,
     Dataset,
     EvalBatches,
@@ -35,10 +36,11 @@ from fge.data import (
     load_dataset,
     load_ood,
 )
-from fge.devices import choose_device, set_threads
+from fge.devices import choose_device, free_memory, set_threads
 from fge.ensemble import MemberPredictions
 from fge.errors import UserError
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
+from fge.memory import check_fits
 from fge.networks import build_model, canonical_state, load_weights, read_weights
 from fge.observer import Observer
 from fge.parallel import Ranks
@@ -253,7 +255,7 @@ def load_data(config: CommandConfig) -> Dataset:
 
     Raises:
         UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_ood` raise, or
-            batches or a crop padding larger than the data.
+            batches or a crop padding larger than the data, or than the memory.
     """
     dataset = load_dataset(
         config.data,
@@ -264,6 +266,7 @@ def load_data(config: CommandConfig) -> Dataset:
     )
     if isinstance(config, FitConfig):
         _check_fits(config, dataset)
+    _check_memory(config, dataset)
     names = config.ood if isinstance(config, TrainingConfig) else ()
     ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
     return replace(dataset, ood=ood)
@@ -278,6 +281,21 @@ def _check_fits(config: FitConfig, dataset: Dataset) -> None:
             f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
             "images; lower it"
         )
+
+
+def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
+    """Check that what is made of the images fits: a copy on a GPU, and a padded one for crops."""
+    device, needed, what = choose_device(config.device), 0, "the images need"
+    if device.type != "cpu":
+        splits = (dataset.train, dataset.val, dataset.test)
+        needed = sum(split.images.nbytes for split in splits)
+    if isinstance(config, FitConfig):
+        padding, (height, width) = config.crop_padding, dataset.image_size
+        around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
+        pixels = (height + around) * (width + around)
+        needed += len(dataset.train) * dataset.in_channels * pixels
+        what = "a padded copy of the training images needs" if device.type == "cpu" else what
+    check_fits(needed, f"on {device}, {what}", FEWER, free=free_memory(device))
 
 
 def initial_model(config: PretrainedConfig, setup: Setup) -> nn.Module:

@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     end_with_parent()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be printable there
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _run(arguments)
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # a closed pipe raises its error here, not at interpreter exit
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (UserError, DivergenceError, OSError) as error:
+    except (UserError, DivergenceError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return BROKEN_PIPE
         code, message = outcome(error)
@@ -157,7 +159,7 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     if source is not None and studied is not None:
         raise UserError("give --run or --config, not both")
     resumes = "--resume" in arguments or (kind is CompareConfig and "--overwrite" not in arguments)
-    if resumes and out is not None and (saved := Path(out) / "config.json").is_file():
+    if resumes and out is not None and (saved := Path(out) / "config.json").exists():
         if source is not None and Path(source).resolve() != saved.resolve():
             raise UserError(
                 f"the run in {out} continues with its own options; leave out --config {source}"

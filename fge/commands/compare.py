@@ -78,7 +78,7 @@ def compare(config: CompareConfig) -> Path:
         raise UserError("under torchrun, compare needs --out, a folder that all ranks use")
     if ranks > 1 and config.overwrite:
         raise UserError("under torchrun, compare takes no --overwrite; remove the folder first")
-    exists = config.out is not None and (config.out / "config.json").is_file()
+    exists = config.out is not None and (config.out / "config.json").exists()
     config = replace(config, resume=exists and not config.overwrite)
     if rank > 0 or (config.resume and _is_at_work(config)):
         return _take_part(config)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fge.arrays import write_npz
 from fge.commands.run import Run
 from fge.commands.studied import (
     StudiedNetwork,
@@ -38,7 +39,7 @@ from fge.curves import (
     straight_points,
 )
 from fge.errors import UserError
-from fge.files import checked, write_npz
+from fge.files import checked
 from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed

@@ -16,6 +16,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -27,11 +28,11 @@ from fge.config import (
     is_factory,
     read_run,
 )
-from fge.data import EvalBatches, Normaliser, Split, list_images, read_images
+from fge.data import EvalBatches, Normaliser, Skipped, Split, list_images, read_images
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, checked, read_npz, write_bytes, write_text
+from fge.files import RESTORE, check_file, checked, printable, write_bytes, write_text
 from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
@@ -47,6 +48,7 @@ from fge.runs import RunFolder, check_pages, open_pages
 from fge.schemas import Positive
 from fge.train import find_method
 
+_IN_PARTS = "predict them in several parts"
 _FILES = ("predictions.csv", "predictions.npz")
 
 
@@ -81,7 +83,8 @@ def predict(config: PredictConfig) -> Path:
     run_config, content = _read_ensemble_run(config.run)
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
-    files, images = read_inputs(config.images, facts.channels, facts.image_size)
+    skipped = Skipped()
+    files, images = read_inputs(config.images, facts.channels, facts.image_size, skipped)
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
@@ -91,10 +94,13 @@ def predict(config: PredictConfig) -> Path:
         probs = _apply(config, run_config.model, members, facts, images, device)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
+    names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
         write_predictions(out, files, probs, facts.classes)
-        _report(config, folder, what, files, probs, facts, environment)
+        _report(config, folder, what, names, probs, facts, environment)
     observer = ConsoleObserver()
+    if passed_over := skipped.note(config.images):
+        observer.note(passed_over)
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
@@ -198,7 +204,9 @@ def _report(
     report.write(f"Predictions of {config.images.absolute().name}", content)
 
 
-def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple[list[str], Tensor]:
+def read_inputs(
+    path: Path, channels: int, image_size: tuple[int, ...], skipped: Skipped | None = None
+) -> tuple[list[str], Tensor]:
     """Return a name for each image to predict, and images (N, C, H, W) uint8.
 
     ``path`` is an image, a folder (with subfolders), or an ``.npz`` with ``images`` (N, H, W[, C])
@@ -207,12 +215,13 @@ def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple
     if path.suffix == ".npz":
         names, array = _from_npz(path)
     else:
-        files = list_images(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            check_file(path, "image file or folder")
+        files = list_images(path, skipped) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path} holds no images; give another folder")
-        if not files[0].is_file():
-            raise UserError(f"there is no image file or folder {path}")
-        names, array = [str(file) for file in files], read_images(files, channels=channels)
+        names = [str(file) for file in files]
+        array = read_images(files, channels=channels, remedy=_IN_PARTS)
     height, width = image_size
     if array.shape[1:] != (height, width, channels):
         raise UserError(
@@ -223,8 +232,8 @@ def read_inputs(path: Path, channels: int, image_size: tuple[int, ...]) -> tuple
 
 
 def _from_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    array = read_npz(path, ["images"])["images"]
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
+    array = read_npz(path, ["images"], remedy=_IN_PARTS)["images"]
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
             f"{path}: images must be uint8 (N, H, W) or (N, H, W, C) with N >= 1, "
             f"got {array.dtype} {array.shape}"

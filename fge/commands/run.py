@@ -103,6 +103,8 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
             ranks.check_batch_size(config.batch_size)
         config = _with_data_dir(config, ranks)
         dataset = load_data(config)
+        if ranks.leads:
+            _tell(dataset)
         _check_images(config, dataset, facts)
     images = ranks.first(lambda: dataset.fingerprint)
     with ranks.together():
@@ -112,10 +114,17 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     return config, Setup.of(config, dataset)
 
 
+def _tell(dataset: Dataset) -> None:
+    """Print what a user should know of the data: which images validate, which files are skipped."""
+    observer = ConsoleObserver()
+    for note in dataset.notes:
+        observer.note(note)
+
+
 def _resumed(config: C, command: str, ranks: Ranks) -> tuple[C, dict[str, Any]]:
     """Return the configuration of the run to resume and its facts about the data."""
     file = config.out / "config.json" if config.out else None
-    if not (config.resume and file and file.is_file()):
+    if not (config.resume and file and file.exists()):
         return config, {}
     saved, content = read_config(file, command, type(config))
     check_unchanged(saved, config)
@@ -239,7 +248,7 @@ def open_part(
         model: moved to the run's device.
     """
     out = run.folder.path / name
-    begun = (out / "config.json").is_file()
+    begun = (out / "config.json").exists()
     config = replace(config, out=out, resume=begun, overwrite=False, config=None)
     config, facts = _resumed(config, command, run.ranks)
     _check_images(config, run.dataset, facts)

@@ -157,7 +157,7 @@ def run_curve(run: Path, model: nn.Module) -> RunCurve:
     """
     command, options, _ = read_run(run)
     file = run / "report.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{run} has no report.json yet; finish the {command} run with --resume")
     name = read_report(file, _Report, damaged="names no curve")["pairs"][0]["name"]
     path = run / "curves" / name / "curve.safetensors"

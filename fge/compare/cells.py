@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
+from fge.arrays import read_npz
 from fge.errors import UserError
 from fge.files import (
     checked,
     read_bytes,
     read_json,
-    read_npz,
     remove,
     sha256,
     write_bytes,

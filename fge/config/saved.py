@@ -90,8 +90,6 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
         UserError: there is no such file, it is not JSON, it is of another command or a later
             schema, or its options are invalid.
     """
-    if not path.is_file():
-        raise UserError(f"no config file {path}")
     content = _read_content(path)
     if content.get("command", command) != command:
         raise UserError(f"{path} belongs to the command {content['command']!r}, not {command!r}")
@@ -158,7 +156,7 @@ def read_run(folder: Path) -> tuple[str, CommandConfig, dict[str, Any]]:
         UserError: the folder is not a run of a command that keeps networks.
     """
     file = folder / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise UserError(
             f"{folder} is not a run folder (no config.json); "
             "give the folder of an fge, train, curve-ensemble or connect run"

@@ -428,9 +428,7 @@ def write_points(
 
 def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]:
     """Return what :func:`write_points` wrote, bitwise, on the CPU."""
-    if not path.is_file():
-        raise UserError(f"no curve file {path}")
-    data = read_bytes(path)
+    data = read_bytes(path, "curve file")
     tensors, metadata = decode_weights(data, path), read_metadata(data, path)
     if metadata.get("kind") != _KIND:
         raise UserError(f"{path} holds no curve; give a file that Curve.save wrote")

@@ -9,13 +9,14 @@ from fge.data.batches import (
     ViewBatches,
     default_padding,
 )
+from fge.data.choice import balanced_order
+from fge.data.images import Skipped, list_images, read_images
 from fge.data.ood import load_ood
-from fge.data.sources import DOWNLOADED, download_note, list_images, read_images
+from fge.data.sources import DOWNLOADED, FEWER, download_note
 from fge.data.splits import (
     Dataset,
     OODImages,
     Split,
-    balanced_order,
     load_dataset,
     load_raw,
 )
@@ -23,11 +24,13 @@ from fge.data.splits import (
 __all__ = [
     "DOWNLOADED",
     "EVAL_BATCH_SIZES",
+    "FEWER",
     "Crops",
     "Dataset",
     "EvalBatches",
     "Normaliser",
     "OODImages",
+    "Skipped",
     "Split",
     "TrainBatches",
     "ViewBatches",

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.config import OOD_NAMES
-from fge.data.splits import NAMED, SPLIT_SEED, Dataset, OODImages, Split, load_dataset
+from fge.data.choice import SPLIT_SEED
+from fge.data.splits import NAMED, Dataset, OODImages, Split, load_test_images
 from fge.errors import UserError
-from fge.files import read_npz
 from fge.seeds import generator
 
 NOISE, DIGITS = OOD_NAMES
@@ -108,10 +109,9 @@ def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Ten
     if not (given in NAMED or path.suffix == ".npz" or path.is_dir()):
         raise UserError(f"unknown --ood {given!r}; give {_KINDS}")
     try:
-        other = load_dataset(given, data_dir=data_dir, val_fraction=0)
         # The first images of the test split are balanced, for any number of them.
-        images = other.test.images[:MAX_IMAGES].clone()
-        return other.name, convert_images(images, channels=channels, size=size)
+        name, images = load_test_images(given, data_dir=data_dir, most=MAX_IMAGES)
+        return name, convert_images(images, channels=channels, size=size)
     except UserError as error:
         raise UserError(f"--ood {given}: {error}") from None
 

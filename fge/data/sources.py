@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
-import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,10 +13,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fge.arrays import Archive, unreadable
+from fge.data.images import (
+    HIDDEN,
+    Skipped,
+    channels_of,
+    is_hidden,
+    list_images,
+    read_image,
+    read_images,
+)
 from fge.errors import UserError
-from fge.files import read_npz, unreadable
+from fge.files import check_file, printable
+from fge.memory import check_fits
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package ``dataset-fashion-mnist``."""
@@ -31,7 +42,9 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+VAL_NAMES = ("val", "valid", "validation")
+"""Names of the validation part; one of them is used."""
+FEWER = "take fewer with --train-size and --test-size"
 _IDX_PREFIXES = {"train": "train", "test": "t10k"}
 DOWNLOADED = {
     "fashion-mnist": (31, ("FashionMNIST/raw",)),
@@ -39,38 +52,54 @@ DOWNLOADED = {
     "cifar100": (169, ("cifar-100-python", "cifar-100-python.tar.gz")),
 }
 """By name of a data set: megabytes to download, and the files that are there afterwards."""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
-_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
-_GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
 _CHANNELS = (1, 2, 3, 4)
-_NO_CLASSES = {"__MACOSX"}
-"""Folders that systems leave behind, beside those whose names begin with a dot."""
-_MOST_OF_16_BITS = 65_535
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,  # Pillow raises it for a broken chunk
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-)
+_OUTSIDE = "outside the class folders"
 
 
 @dataclass(frozen=True)
-class RawSplit:
-    """``images`` (N, H, W, C) uint8 and integer ``labels`` (N,)."""
+class Part:
+    """A part of a data set whose images are read when they are asked for.
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    ``labels`` (N,) are integers; ``shape`` is that of all images (N, H, W, C); ``take`` returns the
+    images (n, H, W, C) uint8 of an index (n,); ``origin`` says where they are from: "from test/".
+    """
+
+    labels: NDArray[Any]
+    shape: tuple[int, ...]
+    take: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    origin: str
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """All images (N, H, W, C), read now."""
+        return self.take(np.arange(len(self.labels)))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as read, before the validation split is taken from training."""
+    """A data set as it is found. What has no part of its own is taken from ``train``.
+
+    ``missing`` is the name of the part that would hold test images, ``skipped`` a line about files
+    that were passed over, if any were.
+    """
 
     name: str
     classes: tuple[str, ...]
-    train: RawSplit
-    test: RawSplit
+    train: Part
+    test: Part | None
+    val: Part | None = None
+    missing: str = "test/"
+    skipped: str | None = None
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
 
 
 def download_note(name: str, data_dir: Path) -> str | None:
@@ -94,16 +123,21 @@ def fashion_mnist_mini(data_dir: Path) -> RawData:
     del data_dir
     file = resources.files("fge.data") / "bundled" / "fashion-mnist-mini.npz"
     with resources.as_file(file) as path:
-        raw = from_npz(path)
-    return RawData("fashion-mnist-mini", FASHION_CLASSES, raw.train, raw.test)
+        parts = from_npz(path).parts
+        # The file may be gone later, if the package is in a zip.
+        train, test = (
+            _in_memory(parts[name].images, parts[name].labels, parts[name].origin)
+            for name in ("train", "test")
+        )
+    return RawData("fashion-mnist-mini", FASHION_CLASSES, train, test)
 
 
 def fashion_mnist(data_dir: Path) -> RawData:
     """Return Fashion-MNIST from ``data_dir``, Debian's package or a download."""
     for folder in _idx_folders(data_dir):
         if (folder / _idx_name("train", "images")).exists():
-            splits = [_idx_split(folder, split) for split in ("train", "test")]
-            return RawData("fashion-mnist", FASHION_CLASSES, *splits)
+            train, test = (_idx_part(folder, split) for split in ("train", "test"))
+            return RawData("fashion-mnist", FASHION_CLASSES, train, test)
     names = [_idx_name(s, k) for s in ("train", "test") for k in ("images", "labels")]
     return _from_torchvision("FashionMNIST", "fashion-mnist", data_dir, ", ".join(names))
 
@@ -123,177 +157,172 @@ def cifar100(data_dir: Path) -> RawData:
 
 
 def from_npz(path: Path) -> RawData:
-    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels."""
-    arrays = read_npz(path, _NPZ_KEYS)
-    train, test = (
-        RawSplit(_with_channels(arrays[f"{s}_images"]), arrays[f"{s}_labels"])
-        for s in ("train", "test")
-    )
-    countable = train.labels.size and np.issubdtype(train.labels.dtype, np.integer)
-    classes = int(train.labels.max()) + 1 if countable else 0
-    images = len(train.images) if train.images.ndim else classes
-    if classes > images:  # making so many names could take a long time
+    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels.
+
+    Its arrays are ``train_images`` and ``train_labels``, and perhaps the same for ``test`` and for
+    one of ``VAL_NAMES``.
+    """
+    with Archive(path) as archive:
+        present = [p for p in VAL_NAMES if f"{p}_images" in archive or f"{p}_labels" in archive]
+        val = _only(present, f"{path} has the arrays of {{}}; keep one of them")
+        train = _npz_part(archive, "train")
+        tested = any(f"test_{kind}" in archive for kind in ("images", "labels"))
+        test = _npz_part(archive, "test") if tested else None
+        checked = _npz_part(archive, val) if val else None
+    classes = int(train.labels.max()) + 1 if train.labels.size else 0
+    if classes > len(train):  # making so many names could take a long time
         raise UserError(
             f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
-            f"and there are {images}; number the classes from 0"
+            f"and there are {len(train)}; number the classes from 0"
         )
-    return RawData(path.stem, tuple(str(c) for c in range(classes)), train, test)
+    names = tuple(str(c) for c in range(classes))
+    return RawData(printable(path.stem), names, train, test, checked, missing="test_images")
+
+
+def _npz_part(archive: Archive, part: str) -> Part:
+    """Return a part of an archive after checking what the headers of its arrays say."""
+    keys = [f"{part}_images", f"{part}_labels"]
+    archive.check_names(keys)
+    images, labels = (archive.header(key) for key in keys)
+    shape = (*images.shape, 1) if len(images.shape) == 3 else images.shape
+    check_arrays(part, shape, images.dtype, labels.shape, labels.dtype)
+
+    def take(index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        with Archive(archive.path) as reopened:
+            rows = reopened.rows(keys[0], index)
+        return rows.reshape(len(index), *shape[1:])
+
+    return Part(archive.read(keys[1]), shape, take, f"from {keys[0]}")
 
 
 def from_folder(folder: Path) -> RawData:
-    """Return the images of ``train/CLASS/`` and ``test/CLASS/``, classes in sorted order."""
-    classes = _class_names(folder / "train")
-    if extra := sorted(set(_class_names(folder / "test")) - set(classes)):
-        raise UserError(
-            f"{folder}/test has a class {extra[0]!r}, but {folder}/train does not; add training "
-            "images or remove the class"
-        )
-    listed = [_labelled_files(folder / part, classes) for part in ("train", "test")]
-    channels = channels_of([file for files, _ in listed for file in files])
-    train, test = (
-        RawSplit(read_images(files, channels=channels), np.array(labels, dtype=np.int64))
-        for files, labels in listed
+    """Return the images of ``train/CLASS/``, and of ``test/CLASS/`` and ``val/CLASS/`` if any.
+
+    Classes are in sorted order.
+    """
+    present = [name for name in ("train", *VAL_NAMES, "test") if _is_folder(folder / name)]
+    val = _only([n for n in present if n in VAL_NAMES], f"{folder} has {{}}; keep one of them")
+    skipped = Skipped()
+    classes = _class_names(folder / "train", skipped)
+    listed = {}
+    for part in ("train", *([val] if val else []), *({"test"} & set(present))):
+        listed[part] = _labelled_files(folder / part, classes, skipped)
+    channels = channels_of([file for files, _ in listed.values() for file in files])
+    parts = {
+        part: _folder_part(files, labels, channels, f"from {part}/")
+        for part, (files, labels) in listed.items()
+    }
+    return RawData(
+        printable(Path(os.path.abspath(folder)).name),
+        tuple(printable(name) for name in classes),
+        parts["train"],
+        parts.get("test"),
+        parts.get(val or ""),
+        skipped=skipped.note(folder),
     )
-    return RawData(Path(os.path.abspath(folder)).name, classes, train, test)
+
+
+def _folder_part(files: Sequence[Path], labels: list[int], channels: int, origin: str) -> Part:
+    def take(index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return read_images([files[k] for k in index], channels=channels, remedy=FEWER)
+
+    shape = (len(files), *read_image(files[0], channels).shape)
+    return Part(np.array(labels, dtype=np.int64), shape, take, origin)
+
+
+def _only(names: Sequence[str], error: str) -> str | None:
+    """Return the one name, or None if there is none; more are a UserError."""
+    if len(names) > 1:
+        raise UserError(error.format(" and ".join(names)))
+    return names[0] if names else None
+
+
+def check_arrays(
+    part: str,
+    images: tuple[int, ...],
+    dtype: np.dtype[Any],
+    labels: tuple[int, ...],
+    label_dtype: np.dtype[Any],
+) -> None:
+    """Raise a UserError unless shapes and types are those of images and labels."""
+    if dtype != np.uint8 or len(images) != 4:
+        raise UserError(
+            f"{part}_images must be uint8 (N, H, W) or (N, H, W, C), got {dtype} {images}"
+        )
+    if 0 in images[1:]:
+        raise UserError(f"{part}_images {images} have no pixel; give (N, H, W) or (N, H, W, C)")
+    if images[1] in _CHANNELS and images[3] not in _CHANNELS:
+        raise UserError(
+            f"{part}_images {images} have their channels first; give (N, H, W, C), "
+            "images.transpose(0, 2, 3, 1)"
+        )
+    if labels != images[:1]:
+        raise UserError(f"{part}_labels must be one per image ({images[0]}), got shape {labels}")
+    if label_dtype.kind not in "iu":
+        raise UserError(f"{part}_labels must be integers, got {label_dtype}")
 
 
 def check(raw: RawData) -> None:
-    """Raise a UserError unless shapes, counts and label ranges of both splits are valid."""
-    for part, split in (("train", raw.train), ("test", raw.test)):
-        images, labels = split.images, split.labels
-        if images.dtype != np.uint8 or images.ndim != 4:
+    """Raise a UserError unless the labels of all parts are in range, and images of one size."""
+    for name, part in raw.parts.items():
+        if len(part) == 0:
+            raise UserError(f"the {name} split is empty")
+        low, high = part.labels.min(), part.labels.max()
+        if low < 0 or high >= len(raw.classes):
             raise UserError(
-                f"{part}_images must be uint8 (N, H, W) or (N, H, W, C), "
-                f"got {images.dtype} {images.shape}"
+                f"{name}_labels must be in [0, {len(raw.classes)}), got {low} to {high}"
             )
-        if images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+        if part.shape[1:] != raw.train.shape[1:]:
+            kind = {"val": "validation"}.get(name, name)
             raise UserError(
-                f"{part}_images {images.shape} have their channels first; give (N, H, W, C), "
-                "images.transpose(0, 2, 3, 1)"
+                f"training images are {raw.train.shape[1:]} (H, W, C) "
+                f"and {kind} images {part.shape[1:]}; give images of one size"
             )
-        if labels.shape != (len(images),):
-            raise UserError(
-                f"{part}_labels must be one per image ({len(images)}), got shape {labels.shape}"
-            )
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(f"{part}_labels must be integers, got {labels.dtype}")
-        if len(labels) == 0:
-            raise UserError(f"the {part} split is empty")
-        if labels.min() < 0 or labels.max() >= len(raw.classes):
-            raise UserError(
-                f"{part}_labels must be in [0, {len(raw.classes)}), "
-                f"got {labels.min()} to {labels.max()}"
-            )
-    if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
-        raise UserError(
-            f"training images are {raw.train.images.shape[1:]} (H, W, C) "
-            f"and test images {raw.test.images.shape[1:]}; give images of one size"
-        )
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files in ``folder`` and below, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
-    )
+def _is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; something else of that name is a UserError."""
+    if path.is_dir():
+        return True
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} is not a folder; a data folder has {path.name}/CLASS/")
+    return False
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _NO_CLASSES
-
-
-def channels_of(files: list[Path]) -> int:
-    """Return 1 if all images are grey, else 3.
-
-    Raises:
-        UserError: a file is not a readable image.
-    """
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode not in _GREY_MODES:
-                    return 3
-        except _UNREADABLE as error:
-            raise UserError(f"{file} cannot be read as an image: {error}") from None
-    return 1
-
-
-def read_images(files: list[Path], *, channels: int | None = None) -> NDArray[np.uint8]:
-    """Read images of one size.
-
-    Args:
-        files: at least one file.
-        channels: 1 or 3; by default as :func:`channels_of`.
-
-    Returns:
-        images (N, H, W, C) uint8.
-
-    Raises:
-        UserError: a file is not a readable image, or not of the size of the first.
-    """
-    channels = channels or channels_of(files)
-    first = read_image(files[0], channels)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for position, file in enumerate(files):
-        image = read_image(file, channels)
-        if image.shape != first.shape:
-            raise UserError(
-                f"images differ in size: {files[0]} is {first.shape[1]} x {first.shape[0]}, "
-                f"{file} is {image.shape[1]} x {image.shape[0]}; resize them to one size"
-            )
-        images[position] = image
-    return images
-
-
-def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
-    """Read one image, turned upright as its EXIF data say, as (H, W, C) uint8.
-
-    By default it has as many channels as it needs. Deep images are scaled to 8 bits by the range of
-    their type.
-
-    Raises:
-        UserError: it cannot be read, or its pixels have no range that is known.
-    """
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            grey = opened.mode in _GREY_MODES if channels is None else channels == 1
-            if image.mode in _DEEP_MODES or image.mode == "F":
-                image = _shallow(image, file)
-            array = np.asarray(image.convert("L" if grey else "RGB"))
-    except _UNREADABLE as error:
-        raise UserError(f"{file} cannot be read as an image: {error}") from None
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _shallow(image: Image.Image, file: Path) -> Image.Image:
-    """Return an image of 16 bits in 8; Pillow would clip it instead of scaling it."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > _MOST_OF_16_BITS:
-        kind = "floating-point" if image.mode == "F" else "32-bit"
-        raise UserError(f"{file} has {kind} pixels, whose range is not known; save 8 or 16 bits")
-    return Image.fromarray((values / 257).round().astype(np.uint8))
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path, skipped: Skipped) -> tuple[str, ...]:
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; a data folder needs train/CLASS/ and test/CLASS/")
-    names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not _is_hidden(e.name)))
+        raise UserError(
+            f"no folder {folder}; a data folder needs train/CLASS/, and may have val/CLASS/ and "
+            "test/CLASS/"
+        )
+    names = []
+    for entry in sorted(folder.iterdir()):
+        if is_hidden(entry.name):
+            skipped.add(HIDDEN, entry.name)
+        elif entry.is_dir():
+            names.append(entry.name)
+        else:
+            skipped.add(_OUTSIDE, entry.name)
     if not names:
         raise UserError(f"{folder} holds no class folders; put images into {folder}/CLASS/")
-    return names
+    return tuple(names)
 
 
-def _labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+def _labelled_files(
+    folder: Path, classes: tuple[str, ...], skipped: Skipped
+) -> tuple[list[Path], list[int]]:
     """Return the images of the class folders, and their labels."""
+    if folder.name != "train":
+        extra = sorted(set(_class_names(folder, skipped)) - set(classes))
+        if extra:
+            raise UserError(
+                f"{folder} has a class {extra[0]!r}, but {folder.parent}/train does not; add "
+                "training images or remove the class"
+            )
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = list_images(folder / name) if (folder / name).is_dir() else []
+        images = list_images(folder / name, skipped) if (folder / name).is_dir() else []
         if not images and folder.name == "train":
             raise UserError(f"class folder {folder / name} holds no images; add some or remove it")
         files += images
@@ -303,8 +332,10 @@ def _labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path],
     return files, labels
 
 
-def _with_channels(images: NDArray[Any]) -> NDArray[Any]:
-    return images[..., None] if images.ndim == 3 else images
+def _in_memory(images: NDArray[Any], labels: NDArray[Any], origin: str) -> Part:
+    """Return a part of arrays that are read already; grey images gain a channel."""
+    images = images[..., None] if images.ndim == 3 else images
+    return Part(labels, images.shape, lambda index: images[index], origin)
 
 
 def _idx_folders(data_dir: Path) -> tuple[Path, ...]:
@@ -316,21 +347,30 @@ def _idx_name(split: str, kind: str) -> str:
     return f"{_IDX_PREFIXES[split]}-{kind}-idx{rank}-ubyte.gz"
 
 
-def _idx_split(folder: Path, split: str) -> RawSplit:
+def _idx_part(folder: Path, split: str) -> Part:
     images, labels = (_read_idx(folder / _idx_name(split, k)) for k in ("images", "labels"))
-    return RawSplit(images[..., None], labels.astype(np.int64))
+    check_arrays(split, (*images.shape, 1), images.dtype, labels.shape, labels.dtype)
+    return _in_memory(images, labels.astype(np.int64), f"from the {split} images")
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """Return the array in a gzipped IDX file: magic (.., type, rank), sizes, then bytes."""
-    if not path.exists():
-        raise UserError(f"no data file {path}")
+    """Return the array in a gzipped IDX file: magic (0, 0, type, rank), sizes, then bytes."""
+    check_file(path, "data file")
     try:
-        data = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
-        values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-        return values.reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        with gzip.open(path) as file:
+            magic = file.read(4)
+            sizes = np.frombuffer(file.read(4 * magic[3]), ">i4", count=magic[3])
+            if magic[:3] != b"\0\0\x08" or sizes.min(initial=0) < 0:
+                raise ValueError("it is no IDX file of bytes")
+            shape = sizes.tolist()
+            check_fits(math.prod(shape), f"{path} needs", "free some of it")
+            values = np.frombuffer(file.read(math.prod(shape)), np.uint8)
+            if file.read(1):
+                raise ValueError("it is longer than it says")
+            return values.reshape(shape)
+    except UserError:
+        raise
+    except Exception as error:  # gzip and NumPy raise many types
         raise unreadable(path, error) from None
 
 
@@ -347,11 +387,12 @@ def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawDa
             f"{name} is not in {data_dir} and could not be downloaded; put {files} there, or give "
             f"another folder with --data-dir ({type(error).__name__})"
         ) from None
-    splits = [
-        RawSplit(
-            _with_channels(np.asarray(part.data, dtype=np.uint8)),
+    first, second = (
+        _in_memory(
+            np.asarray(part.data, dtype=np.uint8),
             np.asarray(part.targets, dtype=np.int64),
+            f"from the {split} images",
         )
-        for part in (train, test)
-    ]
-    return RawData(name, tuple(train.classes), *splits)
+        for split, part in (("train", train), ("test", test))
+    )
+    return RawData(name, tuple(train.classes), first, second)

@@ -1,11 +1,13 @@
-"""Data sets as splits of uint8 images in memory; validation images come from training."""
+"""Data sets as splits of uint8 images in memory; what has no images of its own is split off."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,12 @@ from torch import Tensor
 
 from fge.config import DATA_NAMES
 from fge.data import sources
-from fge.data.sources import RawData, RawSplit
+from fge.data.choice import Chosen, choose
+from fge.data.sources import RawData
+from fge.data.statistics import mean_and_std
 from fge.errors import UserError, unknown
-from fge.seeds import derive_seed
-
-SPLIT_SEED = 0
-"""The split does not depend on a run's seed, so that networks with different seeds can be compared
-and ensembled: none has trained on another's validation images."""
+from fge.memory import check_fits
+from fge.observer import counted
 
 NAMED: dict[str, Callable[[Path], RawData]] = {
     "fashion-mnist-mini": sources.fashion_mnist_mini,
@@ -68,7 +69,9 @@ class Dataset:
 
     ``val`` has no images if ``val_fraction`` is 0. ``mean`` and ``std`` are those of the training
     images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over all three
-    splits. ``ood`` holds OOD images by name; see :func:`fge.data.load_ood`.
+    splits. ``ood`` holds OOD images by name; see :func:`fge.data.load_ood`. ``origins`` say where
+    the images of ``val``, and those of ``test`` if it has no part of its own, come from;
+    ``skipped`` tells of files that were passed over, if any were.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
     ood: Mapping[str, OODImages] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    skipped: str | None = None
 
     @property
     def in_channels(self) -> int:
@@ -90,6 +95,17 @@ class Dataset:
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user: which images validate and test, and what was passed over."""
+        named = {"val": ("validation", self.val), "test": ("test", self.test)}
+        lines = []
+        for part, origin in self.origins.items():
+            name, split = named[part]
+            count = f"{counted(len(split), 'image')} " if len(split) else ""
+            lines.append(f"{name}: {count}{origin}")
+        return [*lines, *([self.skipped] if self.skipped else [])]
 
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its splits on ``device``."""
@@ -108,41 +124,54 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by name or from the user's own files.
 
+    Only images that are used are kept in memory, and only if they fit.
+
     Args:
-        name: a key of ``NAMED``, a folder with ``train/CLASS/`` and ``test/CLASS/`` images, or an
-            ``.npz`` file.
+        name: a key of ``NAMED``, a folder with images in ``train/CLASS/``, and perhaps
+            ``val/CLASS/`` and ``test/CLASS/``, or an ``.npz`` file.
         data_dir: folder of a named data set's files; ``data`` by default.
         train_size: number of training images to use, balanced over classes, validation included.
         test_size: number of test images to use, balanced over classes.
-        val_fraction: fraction of the training images that becomes the validation split.
+        val_fraction: fraction of the training images that becomes the validation split if the data
+            have no validation images of their own; 0 for no validation.
 
     Raises:
         UserError: the name is unknown, files are missing or damaged, labels are out of range,
-            images differ in size, a class or split is empty, or a size exceeds the data.
+            images differ in size, a class or split is empty, a size exceeds the data, or the
+            images do not fit into the memory.
     """
     raw = load_raw(name, data_dir or Path("data"))
     sources.check(raw)
-    train = _first(raw.train, "train_size", train_size)
-    test = _first(raw.test, "test_size", test_size)
-    val_count = round(val_fraction * len(train.labels))
-    if val_fraction > 0 and val_count == 0:
-        raise UserError(
-            f"val_fraction {val_fraction} of {len(train.labels)} images gives no validation image; "
-            "raise it, or set it to 0 for no validation"
-        )
-    train, val = _slice(train, val_count, None), _slice(train, 0, val_count)
-    _check_classes(train, raw.classes)
-    pixels = train.images.reshape(-1, train.images.shape[3])
+    chosen = choose(raw, train_size=train_size, test_size=test_size, val_fraction=val_fraction)
+    _check_classes(chosen.train, raw.classes)
+    train, val, test = _read(raw, chosen.train, chosen.val, chosen.test)
+    mean, std = mean_and_std(train.images)
     return Dataset(
         name=raw.name,
         classes=raw.classes,
         train=_split(train),
         val=_split(val),
         test=_split(test),
-        mean=tuple(float(m) for m in pixels.mean(axis=0, dtype=np.float64)),
-        std=tuple(max(float(s), 1.0) for s in pixels.std(axis=0, dtype=np.float64)),
+        mean=mean,
+        std=std,
         fingerprint=_fingerprint(train, val, test),
+        origins={"val": chosen.val.origin} | ({} if raw.test else {"test": chosen.test.origin}),
+        skipped=raw.skipped,
     )
+
+
+def load_test_images(name: str, *, data_dir: Path | None = None, most: int) -> tuple[str, Tensor]:
+    """Return the name of a data set, and at most so many of its test images (M, C, H, W).
+
+    They are the first of :func:`load_dataset`'s; no others are read.
+
+    Raises:
+        UserError: as :func:`load_dataset`.
+    """
+    raw = load_raw(name, data_dir or Path("data"))
+    sources.check(raw)
+    (test,) = _read(raw, choose(raw).test.first(most))
+    return raw.name, _split(test).images
 
 
 def load_raw(name: str, data_dir: Path) -> RawData:
@@ -163,32 +192,31 @@ def load_raw(name: str, data_dir: Path) -> RawData:
     raise unknown("data", name, NAMED)
 
 
-def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return a random order of examples whose every prefix has about the class balance of all."""
-    rng = np.random.default_rng(seed)
-    position = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        ranks = rng.permutation(len(members))
-        position[members] = (ranks + rng.random(len(members))) / len(members)
-    return np.argsort(position, kind="stable")
+@dataclass(frozen=True)
+class _Read:
+    """Images (n, H, W, C) uint8 in memory, and labels (n,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[Any]
 
 
-def _first(split: RawSplit, option: str, size: int | None) -> RawSplit:
-    """Put a split in balanced order and keep its first ``size`` examples."""
-    count = len(split.labels)
-    if size is not None and size > count:
-        raise UserError(f"{option} {size} is more than the {count} available images")
-    order = balanced_order(split.labels, derive_seed(SPLIT_SEED, option))[:size]
-    return RawSplit(split.images[order], split.labels[order])
+def _read(raw: RawData, *splits: Chosen) -> list[_Read]:
+    """Read the images of splits if they fit into the memory; those of one part at once."""
+    count, shape = sum(len(split) for split in splits), raw.train.shape[1:]
+    size = " x ".join(map(str, shape))
+    what = f"{counted(count, 'image')} of {raw.name}, {size} bytes each, need"
+    check_fits(count * math.prod(shape), what, sources.FEWER)
+    read: dict[int, NDArray[np.uint8]] = {}
+    for part in {id(split.part): split.part for split in splits}.values():
+        own = [k for k, split in enumerate(splits) if split.part is part]
+        images = part.take(np.concatenate([splits[k].order for k in own]))
+        ends = np.cumsum([len(splits[k]) for k in own])
+        read |= dict(zip(own, np.split(images, ends[:-1]), strict=True))
+    return [_Read(read[k], split.labels) for k, split in enumerate(splits)]
 
 
-def _slice(split: RawSplit, start: int, stop: int | None) -> RawSplit:
-    return RawSplit(split.images[start:stop], split.labels[start:stop])
-
-
-def _check_classes(train: RawSplit, classes: tuple[str, ...]) -> None:
-    if len(train.labels) == 0:
+def _check_classes(train: Chosen, classes: tuple[str, ...]) -> None:
+    if len(train) == 0:
         raise UserError("no training images are left; lower val_fraction or raise train_size")
     counts = np.bincount(train.labels, minlength=len(classes))
     for name, count in zip(classes, counts, strict=True):
@@ -196,13 +224,13 @@ def _check_classes(train: RawSplit, classes: tuple[str, ...]) -> None:
             raise UserError(f"class {name!r} has no training image; add some or remove the class")
 
 
-def _split(raw: RawSplit) -> Split:
+def _split(read: _Read) -> Split:
     """Return the split as tensors: (N, C, H, W) views of NHWC memory."""
-    images = torch.from_numpy(np.ascontiguousarray(raw.images)).permute(0, 3, 1, 2)
-    return Split(images, torch.from_numpy(raw.labels.astype(np.int64)))
+    images = torch.from_numpy(np.ascontiguousarray(read.images)).permute(0, 3, 1, 2)
+    return Split(images, torch.from_numpy(read.labels.astype(np.int64)))
 
 
-def _fingerprint(*splits: RawSplit) -> str:
+def _fingerprint(*splits: _Read) -> str:
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr(split.images.shape).encode())

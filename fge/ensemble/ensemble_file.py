@@ -24,6 +24,7 @@ from fge.networks import (
 from fge.schemas import Dimension, Positive
 
 SCHEMA_VERSION = 1
+_OPTIONS = ("output", "output_dim", "combine")
 
 
 class _Facts(TypedDict):
@@ -89,11 +90,8 @@ def read_ensemble(
         UserError: there is no such file, it holds no whole ensemble, or neither it nor the caller
             says what the outputs are.
     """
-    if not path.is_file():
-        raise UserError(f"no ensemble file {path}")
-    data = read_bytes(path)
-    tensors = decode_weights(data, path)
-    metadata = read_metadata(data, path)
+    data = read_bytes(path, "ensemble file")
+    tensors, metadata = decode_weights(data, path), read_metadata(data, path)
     if ENSEMBLE not in metadata:
         raise UserError(
             f"{path} holds no ensemble; if it holds the weights of one network, use "
@@ -106,8 +104,18 @@ def read_ensemble(
     kind = facts["output"] if output is None else output
     if kind is None:
         raise UserError(f"{path} was saved with a function as output; give it: load(..., output=f)")
-    return members_of(tensors, path), {
-        "output": kind,
-        "output_dim": facts["output_dim"],
-        "combine": facts["combine"],
-    }
+    return members_of(tensors, path), {**facts, "output": kind}
+
+
+def _facts(text: str, path: Path) -> dict[str, Any]:
+    """Return the options of an ensemble from the JSON in its file."""
+    try:
+        facts = dict(json.loads(text))
+        version = int(facts["schema_version"])
+        options = {name: facts[name] for name in _OPTIONS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UserError(f"{path} is damaged and is not an ensemble any more: {what}") from None
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{path} was saved by a later version of fge; install that version")
+    return options

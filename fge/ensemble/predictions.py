@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.arrays import read_npz
 from fge.data import EvalBatches
 from fge.errors import UserError
-from fge.files import read_npz, write_bytes
+from fge.files import write_bytes
 from fge.networks import RunningMean
 
 _ARRAYS = ("targets", "members", "sha256", "probabilities")

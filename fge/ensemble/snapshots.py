@@ -146,9 +146,9 @@ class SnapshotStore:
         """
         entry = self._index[position]
         file = self.path / entry["file"]
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"snapshot {file} is missing, but index.json names it")
-        data = read_bytes(file)
+        data = read_bytes(file, "snapshot")
         if sha256(data) != entry["sha256"]:
             raise UserError(
                 f"snapshot {file} does not match its checksum in index.json: "

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fge.arrays import read_npz, write_npz
 from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
 from fge.errors import UserError, check_at_least
-from fge.files import append_record, checked, read_npz, read_records, write_npz
+from fge.files import append_record, checked, read_records
 from fge.landscape.plane import Bounds, Plane
 from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, TargetFn, preserved
 from fge.schemas import Count, Figure

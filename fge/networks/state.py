@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.files import RESTORE, parse_json, read_bytes, sha256, write_bytes
+from fge.files import RESTORE, check_file, parse_json, read_bytes, sha256, write_bytes
+from fge.memory import check_fits
 from fge.networks.naming import under_names, weights_within
 from fge.parallel import is_shard
 
@@ -60,20 +62,39 @@ def canonical_state(weights: Weights) -> dict[str, Tensor]:
         UserError: the state holds something other than tensors, or a file cannot be read.
     """
     state = state_of(weights)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"the model's state {name!r} is a {type(value).__name__}; only tensors can be saved"
-            )
-        if is_shard(value):
-            raise UserError(
-                f"the model's state {name!r} is sharded over processes; gather it whole before, "
-                "with get_model_state_dict of torch.distributed.checkpoint.state_dict"
-            )
+    check_plain(state, "the model's state")
     return {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
+
+
+def check_plain(state: Mapping[str, Any], source: object) -> None:
+    """Check that every value is a tensor that has all its numbers here; ``source`` names them.
+
+    Raises:
+        UserError: naming the first that is something else, and the remedy.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{source} {name!r} is a {type(value).__name__}; only tensors can be saved"
+            )
+        if is_shard(value):
+            raise UserError(
+                f"{source} {name!r} is sharded over processes; gather it whole before, "
+                "with get_model_state_dict of torch.distributed.checkpoint.state_dict"
+            )
+        if value.is_meta:
+            raise UserError(f"{source} {name!r} has no values, only a shape (device meta)")
+        if value.is_nested or value.layout is not torch.strided:
+            kind = "nested" if value.is_nested else f"sparse ({value.layout})"
+            raise UserError(f"{source} {name!r} is {kind}; make it dense with .to_dense() first")
+        if value.is_quantized or "bits" in str(value.dtype):
+            raise UserError(
+                f"{source} {name!r} is of type {value.dtype}; make it plain numbers first, with "
+                ".dequantize() if it is quantised"
+            )
 
 
 def state_bytes(model: nn.Module) -> int:
@@ -101,6 +122,7 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
     """
     expected = unwrap(model).state_dict()
     state = under_names(state, expected)
+    check_plain(state, f"{source}: tensor")
     for name, tensor in expected.items():
         if name not in state:
             raise missing_tensor(source, name, [] if state.keys() & expected.keys() else state)
@@ -109,11 +131,22 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
     for name, tensor in state.items():
         if name not in expected:
             raise unknown_tensor(source, name)
+        if tensor.is_complex() and not expected[name].is_complex():
+            raise UserError(
+                f"{source}: tensor {name!r} is complex ({tensor.dtype}), and the model's is not"
+            )
         # A buffer may be infinite by design (an attention mask); it then equals the model's own.
-        odd = tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        odd = not _is_finite(tensor)
         if odd and not torch.equal(tensor, expected[name].to(tensor)):
             raise not_finite(source, name)
     return {name: state[name] for name in expected}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # no isfinite of 8 bits
+        tensor = tensor.float()
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return not inexact or bool(torch.isfinite(tensor).all())
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
@@ -247,10 +280,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, or it holds no state dict, or an ensemble.
     """
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
     if path.suffix == ".safetensors":
-        data = read_bytes(path)
+        data = read_bytes(path, "weights file")
         tensors, metadata = decode_weights(data, path), read_metadata(data, path)
         if ENSEMBLE in metadata:
             raise UserError(
@@ -276,17 +307,25 @@ def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_torch_weights(path: Path) -> dict[str, Tensor]:
+    check_file(path, "weights file")
+    check_fits(path.stat().st_size, f"{path} needs", "give a smaller file")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about kinds of tensors that are refused below
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0] or "it is empty"
         if pickled:
             reason = f"it holds a pickled {pickled[1]}; save model.state_dict() alone"
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
     value = weights_within(value)
     if not isinstance(value, dict) or not all(_names_tensor(*entry) for entry in value.items()):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors){_of(value)}")
+    check_plain(value, f"{path}: tensor")
+    # An expanded tensor is smaller in its file than here.
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in value.values())
+    check_fits(needed, f"the tensors in {path} need", "give a smaller file")
     return canonical_state(value)
 
 

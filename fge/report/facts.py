@@ -14,11 +14,13 @@ from fge.devices import hardware_name
 
 
 def splits_note(facts: dict[str, Any]) -> str:
-    """Return the numbers of test, training and validation images, from :func:`dataset_facts`."""
-    return (
-        f"{facts['test']} test images, {facts['train']} training images, {facts['val']} "
-        "validation images."
-    )
+    """Return how many images test, train and validate, and where from, by :func:`dataset_facts`."""
+    origins = facts.get("origins", {})
+    counts = [
+        f"{facts[part]} {name} images {origins.get(part, '') if facts[part] else ''}".rstrip()
+        for part, name in (("test", "test"), ("train", "training"), ("val", "validation"))
+    ]
+    return f"{', '.join(counts)}."
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "sha256": dataset.fingerprint,
+        **({"origins": dict(dataset.origins)} if dataset.origins else {}),
         **({"ood": ood} if ood else {}),
     }
 

@@ -189,7 +189,7 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
     figures = []
     for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
         plot = section.page.plots.get(name) if script else None
-        picture = read_bytes(section.folder / "figures" / name)
+        picture = read_bytes(section.folder / "figures" / name, "figure")
         other = Path("figures", name).with_suffix(f".{section.page.figure_format}").as_posix()
         figures.append(
             {

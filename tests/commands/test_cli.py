@@ -485,7 +485,7 @@ def test_bad_npz(run: Run, tmp_path: Path, make: Callable[[Path], None], message
 
 def test_images_of_mixed_size_name_the_file(run: Run, tmp_path: Path) -> None:
     mixed_folder(tmp_path / "data")
-    result = run(command("data", "run"))
+    result = run(command("data", "run", "--val-fraction", "0"))
     assert result.code == 2
     assert "odd.png is 8 x 9" in result.message
     assert not (tmp_path / "run").exists()

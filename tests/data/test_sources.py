@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ def make_folder(folder: Path, *, colour: bool = False, count: int = 4) -> Path:
                 image = Image.fromarray(pixel.astype(np.uint8))
                 image.save(folder / part / name / f"{number}.png")
     return folder
+
+
+def labels_as(dtype: str) -> np.ndarray:
+    return (np.arange(96) % 3).astype(dtype)
 
 
 def checked(path: Path) -> sources.RawData:
@@ -123,6 +128,21 @@ def test_labels_of_any_integer_type_are_taken(tmp_path: Path, dtype: str) -> Non
             {"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, int)},
             "the test split is empty",
         ),
+        ({"train_labels": labels_as("M8[D]")}, "train_labels must be integers, got datetime64[D]"),
+        (
+            {"train_labels": labels_as("m8[D]"), "test_labels": labels_as("m8[D]")[:48]},
+            "train_labels must be integers, got timedelta64[D]",
+        ),
+        ({"train_labels": labels_as("c16")}, "train_labels must be integers, got complex128"),
+        ({"train_labels": labels_as("?")}, "train_labels must be integers, got bool"),
+        (
+            {"train_images": np.zeros((96, 8, 8, 0), np.uint8)},
+            "train_images (96, 8, 8, 0) have no pixel; give (N, H, W) or (N, H, W, C)",
+        ),
+        (
+            {"test_images": np.zeros((48, 0, 8), np.uint8)},
+            "test_images (48, 0, 8, 1) have no pixel; give (N, H, W) or (N, H, W, C)",
+        ),
         (
             {"test_images": np.zeros((48, 8, 9), np.uint8)},
             "training images are (8, 8, 1) (H, W, C) and test images (8, 9, 1); "
@@ -185,7 +205,7 @@ def test_npz_with_a_changed_byte_is_named(tmp_path: Path, position: int) -> None
     data[position] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"data\.npz cannot be read"):
-        from_npz(path)
+        load_dataset(str(path))
 
 
 def test_npz_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
@@ -237,7 +257,7 @@ def test_image_of_another_size_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     Image.new("L", (9, 9)).save(folder / "train" / "dog" / "odd.png")
     with pytest.raises(UserError, match=r"images differ in size: .*dog/odd\.png is 9 x 9; resize"):
-        from_folder(folder)
+        load_dataset(str(folder))
 
 
 def test_test_images_of_another_size_are_refused(tmp_path: Path) -> None:
@@ -291,11 +311,14 @@ def test_part_without_class_folders_says_where_images_go(tmp_path: Path) -> None
         from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_missing_part_says_what_a_data_folder_holds(tmp_path: Path, part: str) -> None:
+def test_missing_part_says_what_a_data_folder_holds(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pets")
-    (folder / part).rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"no folder .*/{part}; a data folder needs train/CLASS/"):
+    (folder / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError,
+        match=r"no folder .*/train; a data folder needs train/CLASS/, and may have val/CLASS/ and "
+        r"test/CLASS/$",
+    ):
         from_folder(folder)
 
 
@@ -507,3 +530,34 @@ def test_interruption_of_a_download_is_not_hidden(
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", data_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("no_debian")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\0\0\x08\x03" + (2**31 - 1).to_bytes(4, "big") * 3, "needs 9,903,520,300 EB of memory"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "it is no IDX file of bytes"),
+        (b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", "it is no IDX file of bytes"),
+        (b"\0\0\x08\x03\0\0\0\x02", "cannot be read"),
+        (b"\0\0\x08\x01\0\0\0\x02abc", "it is longer than it says"),
+        (b"\0\0\x08", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_idx_files_that_promise_what_they_do_not_hold(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    write_fashion(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match=reason):
+        fashion_mnist(tmp_path)
+
+
+@pytest.mark.usefixtures("no_debian")
+def test_a_pipe_among_idx_files_is_refused_at_once(tmp_path: Path) -> None:
+    write_fashion(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    os.mkfifo(tmp_path / "t10k-labels-idx1-ubyte.gz")
+    with pytest.raises(UserError, match=r"ubyte\.gz is a named pipe and no data file$"):
+        fashion_mnist(tmp_path)

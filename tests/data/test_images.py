@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fge.data import list_images, read_images
-from fge.data.sources import SUFFIXES, from_folder, read_image
+from fge import memory
+from fge.data import Skipped, list_images, load_dataset, read_images
+from fge.data.images import SUFFIXES, channels_of, read_image
+from fge.data.sources import from_folder
 from fge.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
@@ -161,7 +168,7 @@ def test_image_of_absurd_size_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_image_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"^no image file .*gone\.png$"):
         read_image(tmp_path / "gone.png")
 
 
@@ -176,3 +183,157 @@ def test_images_are_found_below_and_sorted(tmp_path: Path) -> None:
 
 def test_suffixes_are_lower_case_with_a_dot() -> None:
     assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in SUFFIXES)
+
+
+# --------------------------------------------------------------------------- hostile or broken
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """Return a picture whose header promises a size that its few bytes do not have."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "DDS", "TGA", "ICO", "PDF", "SGI"])
+def test_formats_that_nobody_asked_for_are_not_opened(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would start Ghostscript for EPS."""
+    for name in ("run", "Popen", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, pytest.fail)
+    Image.fromarray(RGB).save(tmp_path / "i.png", kind)
+    with pytest.raises(
+        UserError,
+        match=r"i\.png cannot be read as an image: none of the formats PNG, JPEG, BMP, GIF, TIFF, "
+        "WEBP and PPM$",
+    ):
+        read_image(tmp_path / "i.png")
+
+
+def test_a_name_need_not_tell_the_format(tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), 100, np.uint8)
+    for kind in ("JPEG", "MPO", "WEBP", "TIFF", "GIF"):
+        Image.fromarray(flat).save(tmp_path / "i.png", kind)
+        assert np.abs(read_image(tmp_path / "i.png").astype(int) - 100).max() <= 3
+
+
+@pytest.mark.parametrize("side", [9_500, 12_000, 100_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int) -> None:
+    (tmp_path / "i.png").write_bytes(png_of_size(side, side))
+    for read in (read_image, lambda file: channels_of([file])):
+        with pytest.raises(UserError, match=r"i\.png cannot be read .* decompression bomb"):
+            read(tmp_path / "i.png")
+
+
+def test_an_image_larger_than_the_memory_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "i.png", RGB)
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 5 * 7 * 4 - 1)
+    with pytest.raises(
+        UserError, match=r"i\.png, 7 x 5, needs 140 bytes of memory, but 139 bytes are free"
+    ):
+        read_image(path)
+
+
+def test_images_larger_than_the_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [save(tmp_path / f"{n}.png", RGB) for n in range(3)]
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 3 * RGB.nbytes - 1)
+    with pytest.raises(
+        UserError,
+        match=rf"^3 images like {files[0]} need 315 bytes of memory, but 314 bytes are free; take "
+        "fewer images$",
+    ):
+        read_images(files)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkfifo, "is a named pipe and no image file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device and no image file"),
+        (lambda path: path.symlink_to("gone"), "is a link to nothing and no image file"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], None], what: str
+) -> None:
+    make(tmp_path / "i.png")
+    for read in (read_image, lambda _: list_images(tmp_path)):
+        with pytest.raises(UserError, match=what):
+            read(tmp_path / "i.png")
+
+
+@pytest.mark.parametrize("packing", ["raw", "tiff_lzw", "tiff_deflate", "jpeg"])
+def test_a_broken_tiff_gives_one_error_and_no_other_line(
+    tmp_path: Path, packing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    path = tmp_path / "i.tif"
+    Image.fromarray(noise).save(path, compression=packing)
+    whole = path.read_bytes()
+    for cut in range(20, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"i\.tif cannot be read as an image: ") as raised:
+            read_image(path)
+        assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------ passed over
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+    for name in ("a/1.png", ".ipynb_checkpoints/1.png", ".ipynb_checkpoints/2.png", "a/._1.png"):
+        save(tmp_path / f"{name}.png", GREY).rename(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    skipped = Skipped()
+    assert [path.name for path in list_images(tmp_path, skipped)] == ["1.png"]
+    note = skipped.note("photos")
+    assert note is not None
+    assert note.startswith("skipped in photos: ")
+    assert set(note.removeprefix("skipped in photos: ").split(", ")) == {
+        "2 hidden (such as .ipynb_checkpoints)",
+        "1 linked folder (linked)",
+        "1 not an image by its name (notes.txt)",
+    }
+    assert Skipped().note("photos") is None
+
+
+def test_a_run_is_told_what_its_folder_holds_beside_images(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png", ".cache/1.png"):
+            save(tmp_path / part / name, GREY)
+        (tmp_path / part / "README").write_text("x")
+    assert load_dataset(str(tmp_path), val_fraction=0.5).notes == [
+        "validation: 2 images held out of the training images (0.5 of them)",
+        f"skipped in {tmp_path}: 2 hidden (such as .cache), "
+        "2 outside the class folders (such as README)",
+    ]
+
+
+def test_names_that_are_no_utf8_become_printable_classes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    for part in ("train", "test"):
+        save(tmp_path / name / part / name / f"{name}.png", GREY)
+    dataset = load_dataset(str(tmp_path / name), val_fraction=0)
+    assert (dataset.name, dataset.classes) == ("caf\\xe9", ("caf\\xe9",))
+    assert len(dataset.train) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is locked for root")
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
+    save(tmp_path / "locked" / "1.png", GREY)
+    (tmp_path / "locked").chmod(0)
+    with pytest.raises(PermissionError):
+        list_images(tmp_path)
+    (tmp_path / "locked").chmod(0o700)

@@ -1,0 +1,226 @@
+"""Image files: which of a folder are read, and their pixels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fge.errors import UserError
+from fge.files import check_file, printable
+from fge.memory import check_fits
+from fge.observer import counted
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is opened, whatever the name says. Pillow's other formats are left out on purpose: for EPS
+it starts a program, and the decoders of rare ones (DDS, BLP, FTEX) take a broken file badly."""
+_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
+_GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
+_MOST_OF_16_BITS = 65_535
+_LEFT_BEHIND = {"__MACOSX"}
+"""Folders that systems leave behind, beside those whose names begin with a dot."""
+_PIXEL_BYTES = 4
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors are printed
+HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
+FEWER = "take fewer images"
+
+
+class Skipped:
+    """What is passed over in a folder: how many of each kind, and the name of the first."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Count something that is passed over."""
+        count, first = self._found.get(kind, (0, name))
+        self._found[kind] = (count + 1, first)
+
+    def note(self, where: object) -> str | None:
+        """Return a line that tells what was passed over, or None if nothing was.
+
+        >>> skipped = Skipped()
+        >>> skipped.add(HIDDEN, ".ipynb_checkpoints")
+        >>> skipped.note("photos")
+        'skipped in photos: 1 hidden (.ipynb_checkpoints)'
+        """
+        if not self._found:
+            return None
+        parts = [
+            f"{count} {kind} ({'such as ' if count > 1 else ''}{printable(first)})"
+            for kind, (count, first) in self._found.items()
+        ]
+        return f"skipped in {printable(str(where))}: {', '.join(parts)}"
+
+
+def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+    """Return the image files in ``folder`` and below, sorted; hidden ones are left out.
+
+    Args:
+        folder: is walked; links to other folders are not followed.
+        skipped: counts what is left out.
+
+    Raises:
+        UserError: the name of an image belongs to no regular file.
+        OSError: a folder cannot be read.
+    """
+    skipped = skipped or Skipped()
+    found = []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        for name in list(folders):
+            if is_hidden(name):
+                skipped.add(HIDDEN, name)
+                folders.remove(name)
+            elif Path(place, name).is_symlink():
+                skipped.add(LINKED, name)
+        for name in names:
+            path = Path(place, name)
+            if is_hidden(name):
+                skipped.add(HIDDEN, name)
+            elif path.suffix.lower() not in SUFFIXES:
+                skipped.add(OTHER, name)
+            else:
+                check_file(path, "image file")
+                found.append(path)
+    return sorted(found)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's images by its name."""
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def channels_of(files: Sequence[Path]) -> int:
+    """Return 1 if all images are grey, else 3.
+
+    Raises:
+        UserError: a file is not a readable image.
+    """
+    for file in files:
+        with _opened(file) as image:
+            if image.mode not in _GREY_MODES:
+                return 3
+    return 1
+
+
+def read_images(
+    files: Sequence[Path], *, channels: int | None = None, remedy: str = FEWER
+) -> NDArray[np.uint8]:
+    """Read images of one size.
+
+    Args:
+        files: at least one file.
+        channels: 1 or 3; by default as :func:`channels_of`.
+        remedy: what to do if they do not fit into the memory, for the error.
+
+    Returns:
+        images (N, H, W, C) uint8.
+
+    Raises:
+        UserError: a file is not a readable image, or not of the size of the first, or the images
+            do not fit into the memory.
+    """
+    channels = channels or channels_of(files)
+    first = read_image(files[0], channels)
+    needed = len(files) * first.nbytes
+    check_fits(needed, f"{counted(len(files), 'image')} like {files[0]} need", remedy)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for position, file in enumerate(files):
+        image = read_image(file, channels)
+        if image.shape != first.shape:
+            raise UserError(
+                f"images differ in size: {files[0]} is {first.shape[1]} x {first.shape[0]}, "
+                f"{file} is {image.shape[1]} x {image.shape[0]}; resize them to one size"
+            )
+        images[position] = image
+    return images
+
+
+def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
+    """Read one image, turned upright as its EXIF data say, as (H, W, C) uint8.
+
+    By default it has as many channels as it needs. Deep images are scaled to 8 bits by the range of
+    their type.
+
+    Raises:
+        UserError: it cannot be read, or its pixels have no range that is known.
+    """
+    with _opened(file) as opened:
+        check_fits(
+            opened.width * opened.height * _PIXEL_BYTES,
+            f"{file}, {opened.width} x {opened.height}, needs",
+            "make it smaller",
+        )
+        grey = opened.mode in _GREY_MODES if channels is None else channels == 1
+        with _silent() if opened.format == "TIFF" else nullcontext():
+            image = ImageOps.exif_transpose(opened)
+        if image.mode in _DEEP_MODES or image.mode == "F":
+            image = _shallow(image, file)
+        array = np.asarray(image.convert("L" if grey else "RGB"))
+    return array[..., None] if array.ndim == 2 else array
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image; turn every error about it into one for the user, and warnings of bombs."""
+    check_file(file, "image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd entries, of which nothing is used
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        formats = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        raise _no_image(file, f"none of the formats {formats}") from None
+    except Exception as error:  # Pillow's decoders raise many types for a broken file
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise _no_image(file, reason) from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Discard what libtiff itself writes to the process's errors; Pillow raises an error as well.
+
+    It does so from C, where no stream of Python's is asked.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # errors go nowhere
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _no_image(file: Path, reason: str) -> UserError:
+    return UserError(f"{file} cannot be read as an image: {reason}")
+
+
+def _shallow(image: Image.Image, file: Path) -> Image.Image:
+    """Return an image of 16 bits in 8; Pillow would clip it instead of scaling it."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > _MOST_OF_16_BITS:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise UserError(f"{file} has {kind} pixels, whose range is not known; save 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def _raise(error: OSError) -> None:
+    raise error
