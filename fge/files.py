@@ -28,7 +28,8 @@ _DIGITS = 300
 _LONGEST_REASON = 300
 RESTORE = "restore it from a copy"
 """What to do about a damaged file of which nothing better is known."""
-_AGAIN = "restore the file from a copy, or start the run again with --overwrite"
+AGAIN = "restore the file from a copy, or start the run again with --overwrite"
+"""What to do about a damaged file that a run needs and nothing else holds."""
 
 
 def check_file(path: Path, kind: str = "file") -> None:
@@ -279,10 +280,10 @@ def _record(
     line: bytes, kinds: type[Any] | Mapping[str, type[Any]], damaged: str
 ) -> dict[str, Any]:
     if not isinstance(kinds, Mapping):
-        return cast(dict[str, Any], parse_json(line, kinds, damaged, _AGAIN))
-    record = parse_json(line, dict[str, Any], damaged, _AGAIN)
-    event = checked(record.get("event"), str, f"{damaged}: its event", _AGAIN)
-    return checked(record, kinds.get(event, dict), damaged, _AGAIN)
+        return cast(dict[str, Any], parse_json(line, kinds, damaged, AGAIN))
+    record = parse_json(line, dict[str, Any], damaged, AGAIN)
+    event = checked(record.get("event"), str, f"{damaged}: its event", AGAIN)
+    return checked(record, kinds.get(event, dict), damaged, AGAIN)
 
 
 def sha256(data: bytes) -> str:

@@ -11,8 +11,22 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
+
+from fge.disk import read_whole
+from fge.errors import UserError
+from fge.files import parse_json
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class _Holder(TypedDict):
+    """What the file of a held lock says."""
+
+    pid: int
+    host: str
+    command: str
+    since: str
 
 
 class Lock:
@@ -96,13 +110,13 @@ class Lock:
     def holder(self) -> str:
         """Return who holds the lock, in words."""
         try:
-            found = json.loads(self.path.read_bytes()[:4096])
-            return (
-                f"process {found['pid']} on {found['host']} ({found['command']}), since "
-                f"{found['since']}"
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            found = parse_json(read_whole(self.path), _Holder, f"{self.path} is damaged")
+        except (OSError, UserError):
             return "another process"
+        return (
+            f"process {found['pid']} on {found['host']} ({found['command']}), since "
+            f"{found['since']}"
+        )
 
 
 def is_held(path: Path) -> bool:

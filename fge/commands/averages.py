@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from fge.ensemble import (
     fold_greedily,
     scores_of,
 )
-from fge.errors import DivergenceError
-from fge.files import read_bytes, sha256, write_bytes
+from fge.errors import DivergenceError, UserError
+from fge.files import AGAIN, checked, read_bytes, sha256, write_bytes
 from fge.networks import (
     average_weights,
     canonical_state,
@@ -49,10 +49,42 @@ from fge.report import (
     averages_json,
     method_result,
 )
-from fge.runs import StagedTraining, member_name
+from fge.runs import RunFolder, StagedTraining, member_name
+from fge.schemas import Count, Percent
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """The files of the averages in the run folder, by method."""
+
+
+class _Ensemble(TypedDict):
+    """The last snapshot in the log."""
+
+    ensemble_val_error: Percent
+    ensemble_val_nll: float
+
+
+class _Record(TypedDict):
+    """The saved record of an average: the snapshots, its file, and its scores."""
+
+    snapshots: list[str]
+    sha256: str
+    refresh_images: Count
+    error: float
+    nll: float
+
+
+class _Trial(TypedDict):
+    member: Count
+    kept: bool
+    error: float
+    nll: float
+
+
+class _FoldRecord(_Record):
+    """The saved record of a fold."""
+
+    best: Count
+    trials: list[_Trial]
 
 
 @dataclass(frozen=True)
@@ -153,7 +185,7 @@ class _Averaging:
         self.ensemble: Scores | None = None
         if self.val is not None:
             self.members = tuple(Scores(entry["val_error"], entry["val_nll"]) for entry in facts)
-            self.ensemble = _last_ensemble(run.folder.records(), stage)
+            self.ensemble = _last_ensemble(run.folder, stage)
 
     def add(self, distilled: Distilled) -> None:
         """Let the fold choose a distilled network too."""
@@ -166,7 +198,7 @@ class _Averaging:
 
     def swa(self) -> Candidate:
         """Return the average of all snapshots."""
-        record = self._known("swa")
+        record = self._known("swa", _Record)
         if record is None:
             self.observer.note(f"averaging the weights of {len(self.names)} snapshots")
             record = self._keep("swa", self._measure(average_weights(self.store)), {})
@@ -174,7 +206,7 @@ class _Averaging:
 
     def fold(self, ensemble: Scores) -> Fold:
         """Return the snapshots folded into one network; ``ensemble``: their ensemble's scores."""
-        record = self._known("fold")
+        record = self._known("fold", _FoldRecord)
         if record is None:
             self.observer.note("folding the snapshots into one network")
             found = fold_greedily(self.candidates, self.members, ensemble, self._measure)
@@ -182,6 +214,8 @@ class _Averaging:
             tried = [{"member": t.member, "kept": t.kept, **_json(t.figures)} for t in found.trials]
             record = self._keep("fold", network, {"best": found.best, "trials": tried})
         network = self._candidate("fold", record)
+        if max(record["best"], *(t["member"] for t in record["trials"])) >= len(self.names):
+            raise UserError(f"{self.folder.state_path('average-fold')} is damaged; {AGAIN}")
         trials = tuple(Trial(t["member"], _figures(t), t["kept"]) for t in record["trials"])
         images = network.refresh_images
         return Fold(network, record["best"], self.members, ensemble, trials, images)
@@ -225,10 +259,14 @@ class _Averaging:
             return Candidate(state, NOT_FINITE, None, images)
         return Candidate(state, scores_of(probs, torch.from_numpy(self.val.targets)), probs, images)
 
-    def _known(self, method: str) -> dict[str, Any] | None:
+    def _known(self, method: str, kind: type[Any]) -> dict[str, Any] | None:
         """Return the record of an average already made from exactly these snapshots, or None."""
-        record, path = self.folder.read_state(f"average-{method}"), self._path(method)
-        if record is None or record["snapshots"] != self.keys or not path.exists():
+        found, path = self.folder.read_state(f"average-{method}"), self._path(method)
+        if found is None:
+            return None
+        damaged = f"{self.folder.state_path(f'average-{method}')} is damaged"
+        record: dict[str, Any] = checked(found, kind, damaged, AGAIN)
+        if record["snapshots"] != self.keys or not path.exists():
             return None
         return record if record["sha256"] == sha256(read_bytes(path)) else None
 
@@ -271,10 +309,14 @@ class _Averaging:
         return decode_weights(read_bytes(self._path(method)), self._path(method))
 
 
-def _last_ensemble(records: Sequence[dict[str, Any]], stage: str) -> Scores:
+def _last_ensemble(folder: RunFolder, stage: str) -> Scores:
     """Return the logged validation scores of the ensemble of all snapshots of a stage."""
-    last = [r for r in records if r["event"] == "snapshot" and r["stage"] == stage][-1]
-    return Scores(last["ensemble_val_error"], last["ensemble_val_nll"])
+    last: dict[str, Any] = {}
+    for record in folder.records():
+        if record["event"] == "snapshot" and record["stage"] == stage:
+            last = record
+    scores = checked(last, _Ensemble, f"{folder.log_file} is damaged: the last snapshot", AGAIN)
+    return Scores(scores["ensemble_val_error"], scores["ensemble_val_nll"])
 
 
 def _json(figures: Scores) -> dict[str, float]:

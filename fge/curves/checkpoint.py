@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
-import torch
 from torch import Tensor
 
 from fge.errors import UserError
-from fge.files import checked, sha256
+from fge.files import checked
 from fge.networks import read_state, write_state
 from fge.schemas import Count
-from fge.train import ClosedFormLR
-
-if TYPE_CHECKING:
-    from fge.curves.fit import CurveLearner
+from fge.train import ClosedFormLR, Learner
 
 
 class _Saved(TypedDict):
@@ -35,28 +30,13 @@ class FitCheckpoint:
     Args:
         path: of the file.
         learner: of the fit, with its first state.
-        facts: more that identifies the fit, as plain values.
+        facts: what identifies the fit, as plain values.
     """
 
-    def __init__(self, path: Path, learner: CurveLearner, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, learner: Learner, facts: dict[str, Any]) -> None:
         self.path = path
         self.learner = learner
-        options = learner.optimizer.param_groups[0]
-        points = [sha256(p.cpu().view(torch.uint8).numpy().tobytes())[:16] for p in learner.points]
-        self.facts = {
-            "family": learner.family.name,
-            "num_points": learner.family.num_points,
-            "objective": learner.objective.options(),
-            "lr": options["initial_lr"],
-            "momentum": options["momentum"],
-            "weight_decay": learner.weight_decay,
-            "seed": learner.seed,
-            "speed": asdict(learner.speed),
-            **facts,
-            "start": points[0],
-            "end": points[-1],
-            "initial": points[1:-1],
-        }
+        self.facts = facts
 
     def write(self, epoch: int, rates: ClosedFormLR) -> None:
         """Write the state after so many epochs, atomically."""

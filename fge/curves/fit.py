@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fge.curves.curve import Curve, straight_points
 from fge.curves.families import Family, make_family
 from fge.curves.objectives import Draw, Objective, Shape, make_objective, stratified_uniform
 from fge.errors import UserError, check_at_least, check_not_negative
-from fge.files import RESTORE, checked
+from fge.files import RESTORE, checked, sha256
 from fge.networks import (
     FlatParameters,
     ForwardFn,
@@ -293,6 +294,24 @@ class CurveLearner(Learner):
             point.copy_(self.flat.unpack(point))
         return self.points
 
+    def identity(self) -> dict[str, Any]:
+        """Return what distinguishes this fit from others, as plain values."""
+        options = self.optimizer.param_groups[0]
+        points = [sha256(p.cpu().view(torch.uint8).numpy().tobytes())[:16] for p in self.points]
+        return {
+            "family": self.family.name,
+            "num_points": self.family.num_points,
+            "objective": self.objective.options(),
+            "lr": options["initial_lr"],
+            "momentum": options["momentum"],
+            "weight_decay": self.weight_decay,
+            "seed": self.seed,
+            "speed": asdict(self.speed),
+            "start": points[0],
+            "end": points[-1],
+            "initial": points[1:-1],
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Return bends, states of optimizer and objective, the model's buffers, and the step.
 
@@ -359,7 +378,7 @@ def _run(
     on_epoch: Callable[[EpochEnd], None] | None,
 ) -> None:
     """Train the remaining epochs, with a checkpoint after each."""
-    facts = {"epochs": epochs, "steps_per_epoch": len(batches)}
+    facts = learner.identity() | {"epochs": epochs, "steps_per_epoch": len(batches)}
     file = None if checkpoint is None else FitCheckpoint(Path(checkpoint), learner, facts)
 
     def end_epoch(end: EpochEnd) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fge import metrics
+from fge.files import AGAIN, checked
 from fge.metrics import FITS, Regime, find_regime
 from fge.report.builder import ReportBuilder
 from fge.report.methods import MethodResult
@@ -30,6 +31,14 @@ _NEXT = {
     "others": "start fresh networks",
     "stop": "stop, because another network is forecast to gain too little",
 }
+
+
+class _Judged(TypedDict):
+    """A snapshot in the log of a plan."""
+
+    val_tempered_nll: float
+    ensemble_val_tempered_nll: NotRequired[float]
+    train_nll: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,11 @@ def plan_stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         nats per image.
     """
     plans = [record for record in records if record["event"] == "plan"]
-    snapshots = [record for record in records if record["event"] == "snapshot"]
+    snapshots = [
+        checked(record, _Judged, "log.jsonl is damaged", AGAIN)
+        for record in records
+        if record["event"] == "snapshot"
+    ]
     return [
         {
             **{key: plan[key] for key in ("stage", "network", "first_epoch", "epochs")},

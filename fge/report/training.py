@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fge.config import FGE, SINGLE
 from fge.errors import UserError
+from fge.files import AGAIN
 from fge.landscape import stability_threshold
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Chart, Panel, Series, limits_of
@@ -163,11 +164,20 @@ def training_curves(
         rate_epochs=epochs,
         rates=rates,
         epochs=[r["epoch"] for r in snapshots],
-        snapshot_error=[r["val_error"] for r in snapshots if "val_error" in r],
-        ensemble_error=[r["ensemble_val_error"] for r in snapshots if "ensemble_val_error" in r],
-        distances=[r["distance"] for r in snapshots if "distance" in r],
+        snapshot_error=_column(snapshots, "val_error"),
+        ensemble_error=_column(snapshots, "ensemble_val_error"),
+        distances=_column(snapshots[1:], "distance"),
         single=next(((r["epoch"], r["val_error"]) for r in single if "val_error" in r), None),
     )
+
+
+def _column(snapshots: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """Return a figure of snapshots that all have, or none."""
+    values = [record[key] for record in snapshots if key in record]
+    if len(values) not in (0, len(snapshots)):
+        missing = len(snapshots) - len(values)
+        raise UserError(f"log.jsonl is damaged: {missing} snapshots have no {key!r}; {AGAIN}")
+    return values
 
 
 _BESIDE = ("single", "average")

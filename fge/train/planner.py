@@ -14,9 +14,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
-from fge.errors import check_at_least
+from fge.errors import UserError, check_at_least
+from fge.files import AGAIN, checked
+from fge.schemas import Count, NotNegative
 from fge.train.descents import linear_tail
 from fge.train.recipes import Stage
 
@@ -57,6 +59,24 @@ LEAST_GAIN = 0.001
 """Training stops early if another network is forecast to take off less than this (nats)."""
 
 
+_DAMAGED = "log.jsonl is damaged"
+
+
+class _Kept(TypedDict):
+    """What decides whether a snapshot is a member."""
+
+    val_tempered_nll: float
+    val_change_error: NotNegative
+
+
+class _Judged(_Kept):
+    """A snapshot in the log of a plan."""
+
+    train_nll: float
+    val_wrong: Count
+    ensemble_val_tempered_nll: float
+
+
 class Planner(Protocol):
     """Decides the stages of a training one by one, from what the log says of those before."""
 
@@ -94,7 +114,7 @@ class _Point:
     @property
     def ratio(self) -> float:
         """The NLL of training images divided by that of validation images."""
-        return self.train_nll / self.nll if self.nll > 0 else 0.0
+        return _ratio(self.train_nll, self.nll)
 
 
 @dataclass(frozen=True)
@@ -151,8 +171,7 @@ class AutoPlanner:
 
     def decide(self, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Return the record of the next stage, or None at the end; equal logs, equal decisions."""
-        plans = [r for r in records if r["event"] == "plan"]
-        snapshots = [r for r in records if r["event"] == "snapshot"]
+        plans, snapshots = _logged(records)
         if not plans:
             return self._descent(0, max(1, round(self.epochs / FIRST_PART)), {})
         done = plans[-1]["first_epoch"] + plans[-1]["epochs"]
@@ -233,8 +252,8 @@ class AutoPlanner:
         members = [snapshots[k]["val_tempered_nll"] for k in self.kept([*plans, *snapshots])]
         reached = snapshots[-1]["ensemble_val_tempered_nll"]
         mean = sum(members) / networks
-        gained = (1 - reached / mean) / (1 - _left_over(networks))
-        expected = _diversity(snapshots[-1]["train_nll"] / snapshots[-1]["val_tempered_nll"])
+        gained = (1 - reached / mean) / (1 - _left_over(networks)) if mean > 0 else 0.0
+        expected = _diversity(_ratio(snapshots[-1]["train_nll"], snapshots[-1]["val_tempered_nll"]))
         diversity = (expected + max(0.0, gained)) / 2
         gain = diversity * mean * (_left_over(networks) - _left_over(networks + 1))
         left = self.epochs - done
@@ -310,7 +329,7 @@ class AutoPlanner:
         One before it is the member if its validation NLL is lower by two standard errors.
         """
         networks = [r["network"] for r in records if r["event"] == "plan"]
-        snapshots = [r for r in records if r["event"] == "snapshot"]
+        snapshots = [checked(r, _Kept, _DAMAGED) for r in records if r["event"] == "snapshot"]
         members: dict[int, int] = {}
         for position, (network, snapshot) in enumerate(zip(networks, snapshots, strict=False)):
             before = snapshots[members[network]] if network in members else snapshot
@@ -318,6 +337,31 @@ class AutoPlanner:
             if rise <= _ERRORS * snapshot["val_change_error"]:
                 members[network] = position
         return list(members.values())
+
+
+def _logged(
+    records: Sequence[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the plans in a log and their snapshots.
+
+    Raises:
+        UserError: they do not follow from each other.
+    """
+    plans = [r for r in records if r["event"] == "plan"]
+    snapshots = [dict(checked(r, _Judged, _DAMAGED)) for r in records if r["event"] == "snapshot"]
+    network, done = 1, 0
+    for plan in plans:
+        if plan["first_epoch"] != done or plan["network"] not in (network, network + 1):
+            raise UserError(f"{_DAMAGED}: {plan['stage']} does not follow the plan; {AGAIN}")
+        network, done = plan["network"], done + plan["epochs"]
+    if len(plans) != len(snapshots):
+        found = f"{len(plans)} plans and {len(snapshots)} snapshots"
+        raise UserError(f"{_DAMAGED}: it has {found}; {AGAIN}")
+    return plans, snapshots
+
+
+def _ratio(train_nll: float, nll: float) -> float:
+    return train_nll / nll if nll > 0 else 0.0
 
 
 def _left_over(networks: int) -> float:
@@ -358,7 +402,8 @@ def _gain(curve: Sequence[_Point], errors: float) -> float:
         return by_ratio
     before = curve[-2]
     doublings = math.log2(last.epochs / before.epochs)
-    measured = (1 - (last.nll - errors * last.error) / before.nll) / doublings
+    part = (last.nll - errors * last.error) / before.nll if before.nll > 0 else 1.0
+    measured = (1 - part) / doublings
     if errors:
         return max(by_ratio, DECAY * measured)
     return (by_ratio + max(0.0, DECAY * measured)) / 2
