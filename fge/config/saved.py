@@ -25,6 +25,8 @@ RUN_KINDS: dict[str, type[CommandConfig]] = {
 """Commands whose runs other commands can study, with their options."""
 _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 """Options that depend on the machine, so they are not taken from a studied run."""
+_STUDIED = {"weights"}
+"""What is studied: the files that a connect run connects are not those of a command with --run."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 KEEP_SNAPSHOTS = ("fge", "train")
 """Commands whose runs keep snapshots; the other runs keep networks and curves."""
@@ -159,7 +161,8 @@ def options_of_run(kind: type[S], folder: Path) -> S:
         UserError: as :func:`read_run`.
     """
     _, options, _ = read_run(folder)
-    shared = [n for n in saved_fields(kind) if n in saved_fields(options) and n not in _OWN]
+    given = saved_fields(options)
+    shared = [n for n in saved_fields(kind) if n in given and n not in _OWN | _STUDIED]
     return kind(run=folder, **{name: getattr(options, name) for name in shared})
 
 
