@@ -277,3 +277,31 @@ def test_a_pipe_in_a_run_folder_is_refused_at_once(
     assert error.count("\n") == 1
     weights: dict[str, Any] = read_weights(run / "snapshots" / "0001.safetensors")
     assert len(weights) > 0
+
+
+@pytest.mark.slow
+def test_every_command_trains_and_validates_on_the_same_images(
+    odd_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, data = odd_run.parent, odd_run.parent / "without-test"
+    shutil.copytree(odd_run.parent / f"data-{ODD}", data)
+    shutil.rmtree(
+        data / "test"
+    )  # so that the program takes the test images from the training images
+    short = {
+        "fge": ["--epochs", "4", "--start-epoch", "0", "--cycle-epochs", "2"],
+        "train": ["--method", "single", "--epochs", "1"],
+        "curve-ensemble": ["--epochs", "3", "--eval-points", "3"],
+        "compare": ["--epochs", "8", "--methods", "single", "--budgets", "1", "--seeds", "2"],
+    }
+    found = {}
+    for command, options in short.items():
+        out = place / f"same-{command}"
+        words = [command, "--data", str(data), "--out", str(out), *TRAINED, *options]
+        lines = lines_of(capsys, *words)
+        told = "test: 12 images held out of the training images (0.2 of them), as there is no test/"
+        assert {"validation: 36 images from val/", told} <= set(lines)
+        facts = json.loads((out / "config.json").read_text())["dataset"]
+        assert (facts["train"], facts["val"], facts["test"]) == (48, 36, 12)
+        found[command] = facts["sha256"], facts["origins"]["test"], facts["origins"]["val"]
+    assert len(set(found.values())) == 1
