@@ -179,7 +179,8 @@ def parse_json(
         text = data.decode("utf-8-sig")
         value = _decoder(infinite).decode(text)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
+            # No half of a surrogate pair, but bytes of a file name that is no UTF-8.
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
         _check_depth(value)
     except (ValueError, RecursionError) as error:
         deep = isinstance(error, RecursionError)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fge import files
-from fge.errors import UserError
+from fge import files, memory
+from fge.errors import UserError, one_line
 from fge.files import read_records
 
 
@@ -162,3 +163,78 @@ def test_record_after_an_incomplete_line_is_not_glued_to_it(tmp_path: Path) -> N
 def test_sha256_of_a_known_text() -> None:
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert files.sha256(b"abc") == expected
+
+
+# ---------------------------------------------------------------------------- reading, names
+
+
+SPECIAL = {
+    "is a named pipe and no config file": os.mkfifo,
+    "is a device and no config file": lambda path: path.symlink_to("/dev/null"),
+    "is a folder and no config file": Path.mkdir,
+    "is a link to nothing and no config file": lambda path: path.symlink_to("gone"),
+}
+
+
+@pytest.mark.parametrize("message", SPECIAL)
+def test_only_regular_files_are_read(tmp_path: Path, message: str) -> None:
+    path = tmp_path / "file"
+    SPECIAL[message](path)
+    for read in (files.read_bytes, files.check_file):
+        with pytest.raises(UserError, match=f"^{path} {message}$"):
+            read(path, "config file")
+
+
+@pytest.mark.parametrize("name", ["none", "none/file", "a\0b"])
+def test_a_missing_file_is_named_with_its_kind(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(UserError, match=f"^no config file {re.escape(one_line(str(path)))}$"):
+        files.read_bytes(path, "config file")
+
+
+def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"a": 1}')
+    (tmp_path / "link").symlink_to("file")
+    assert files.read_json(tmp_path / "link", dict) == {"a": 1}
+
+
+def test_a_file_larger_than_the_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 5)
+    assert files.read_bytes(tmp_path / "file") == b"12345"
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 4)
+    with pytest.raises(UserError, match="needs 5 bytes of memory, but 4 bytes are free"):
+        files.read_bytes(tmp_path / "file", "file")
+
+
+def test_json_nested_too_deeply_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="it has more than 100 levels"):
+        files.read_json(tmp_path / "file", list)
+
+
+def test_a_pipe_is_not_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    for call in (
+        lambda: files.append_record(tmp_path / "log.jsonl", {}),
+        lambda: read_records(tmp_path / "log.jsonl"),
+    ):
+        with pytest.raises(UserError, match="is a named pipe, not a file"):
+            call()
+
+
+def test_a_name_that_is_no_utf8_keeps_its_bytes_in_a_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    files.write_text(tmp_path / "file", f"{name},ä\n")
+    assert (tmp_path / "file").read_bytes() == b"caf\xe9.png,\xc3\xa4\n"
+    files.write_json(tmp_path / "file.json", [name])
+    assert files.read_json(tmp_path / "file.json", list) == [name]
+    assert files.printable(name) == r"caf\xe9.png"
+    assert files.printable("Größe") == "Größe"
+
+
+def test_half_a_character_is_written_as_an_escape(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file", "a\ud800b")
+    assert (tmp_path / "file").read_bytes() == rb"a\ud800b"

@@ -21,6 +21,7 @@ from fge.commands.pairs import (
 )
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
+from fge.files import printable
 from fge.networks import load_weights, preserved, state_bytes
 from fge.report import (
     PREDICTIONS,
@@ -100,7 +101,9 @@ def connect(config: ConnectConfig) -> Path:
     config, setup = prepare(config, "connect")
     model = setup.new_model()
     pairs = pairs_of(config.weights, closed=config.closed)
-    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
+    files = [
+        (path, f"{i}-{printable(path.stem)}") for i, path in enumerate(config.weights, start=1)
+    ]
     networks = read_networks(files, model, pairs)
     with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
         measured = []
@@ -129,7 +132,11 @@ def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequenc
 def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
     """Return the networks given as files, by position 0 or 1."""
     paths = {0: config.first_weights, 1: config.second_weights}
-    files = {i: (path, f"{path.stem}-{i + 1}") for i, path in paths.items() if path is not None}
+    files = {
+        i: (path, f"{printable(path.stem)}-{i + 1}")
+        for i, path in paths.items()
+        if path is not None
+    }
     pairs = [(0, 1)] if len(files) == 2 else []
     return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
 

@@ -96,7 +96,7 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     ranks = join(command)
     with ranks.together():
         if _wants_tensorboard(config):
-            check_tensorboard()
+            check_tensorboard(config.out)
         config, facts = _resumed(config, command, ranks)
         config = settle_machine(config, ranks)
         if isinstance(config, FitConfig):

@@ -30,7 +30,7 @@ from fge.curves import Curve
 from fge.data import EvalBatches, Split
 from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.files import checked
+from fge.files import checked, printable
 from fge.networks import Layout, canonical_state, flatten, load_weights
 from fge.schemas import Count, NotNegative
 from fge.train import Recipe, endpoint_recipe, find_method
@@ -93,7 +93,9 @@ class RunCurve:
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks in files, named by number and stem; the model gets the first one."""
-    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
+    files = [
+        (path, f"{i}-{printable(path.stem)}") for i, path in enumerate(config.weights, start=1)
+    ]
     return _loaded(
         [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
     )

@@ -108,7 +108,7 @@ class DataOptions(Options):
     group: ClassVar[str] = "data"
     data: str = "fashion-mnist-mini"
     """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
-    or a folder with images in train/CLASS/ and test/CLASS/."""
+    or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
     train_size: int | None = field(default=None, metadata=IMAGES)
@@ -117,7 +117,8 @@ class DataOptions(Options):
     test_size: int | None = field(default=None, metadata=IMAGES)
     """Number of test images to use, balanced over classes. By default all."""
     val_fraction: float = 0.1
-    """Fraction of the training images that is held out for validation."""
+    """Fraction of the training images that is held out for validation, if the data have no
+    validation images of their own (val/, val_images). 0 for no validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

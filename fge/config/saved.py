@@ -23,9 +23,10 @@ RUN_KINDS: dict[str, type[CommandConfig]] = {
     "connect": ConnectConfig,
 }
 """Commands whose runs other commands can study, with their options."""
-_OWN = {"device", "threads", "compile", "amp", "cuda_graphs", "weights"}
-"""Options that are not taken from a studied run: those that depend on the machine, and the files
-that the run connected."""
+_OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
+"""Options that depend on the machine, so they are not taken from a studied run."""
+_STUDIED = {"weights"}
+"""What is studied: the files that a connect run connects are not those of a command with --run."""
 _OF_DATA = ("data", "train_size", "test_size", "val_fraction")
 RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""
@@ -180,7 +181,8 @@ def options_of_run(kind: type[S], folder: Path) -> S:
         UserError: as :func:`read_run`.
     """
     _, options, _ = read_run(folder)
-    shared = [n for n in saved_fields(kind) if n in saved_fields(options) and n not in _OWN]
+    given = saved_fields(options)
+    shared = [n for n in saved_fields(kind) if n in given and n not in _OWN | _STUDIED]
     return kind(run=folder, **{name: getattr(options, name) for name in shared})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -308,7 +309,7 @@ def _model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     check_file(path, "weights file")
-    check_fits(path.stat().st_size, f"{path} needs", "give a smaller file")
+    check_fits(_unpacked_size(path), f"{path} needs", "give a smaller file")
     try:
         with warnings.catch_warnings():  # about kinds of tensors that are refused below
             warnings.simplefilter("ignore")
@@ -327,6 +328,16 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     needed = sum(tensor.numel() * tensor.element_size() for tensor in value.values())
     check_fits(needed, f"the tensors in {path} need", "give a smaller file")
     return canonical_state(value)
+
+
+def _unpacked_size(path: Path) -> int:
+    """Return the bytes that a ``.pt`` file holds: it is a zip, which somebody may have packed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except Exception:  # an older format, or a damaged file, which is told when it is loaded
+        unpacked = 0
+    return max(unpacked, path.stat().st_size)
 
 
 def _names_tensor(name: Any, value: Any) -> bool:

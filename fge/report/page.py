@@ -215,7 +215,7 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
 def _link(out: Path, section: Section, name: str) -> str:
     """Return the link to a file of a run, relative to the folder of the page."""
     where = Path(os.path.relpath(section.folder.resolve(), out.resolve()), name)
-    return quote(where.as_posix())
+    return quote(os.fsencode(where.as_posix()))
 
 
 def repeat_command(content: Mapping[str, Any], folder: Path) -> str:

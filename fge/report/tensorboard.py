@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fge.errors import missing_package
-from fge.files import read_records
+from fge.errors import UserError, missing_package
+from fge.files import printable, read_records
 from fge.observer import Observer
 
 FOLDER = "tensorboard"
@@ -29,12 +29,20 @@ _SCALARS = {
 ones in the others."""
 
 
-def check_tensorboard() -> None:
+def check_tensorboard(out: Path | None = None) -> None:
     """Check that scalars can be written.
 
+    Args:
+        out: the run folder, if its name is given.
+
     Raises:
-        UserError: TensorBoard is not installed.
+        UserError: TensorBoard is not installed, or cannot write there.
     """
+    if out is not None and printable(str(out)) != str(out):
+        raise UserError(
+            f"--tensorboard cannot write to --out {printable(str(out))}, whose name is not UTF-8; "
+            "give another --out"
+        )
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

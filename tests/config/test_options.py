@@ -154,6 +154,16 @@ def test_a_run_that_is_looked_at_gives_data_model_and_what_else_is_shared(
         assert (config.channels_last, config.amp) == ("on", "off")
 
 
+@pytest.mark.parametrize("kind", [PlaneConfig, SharpnessConfig])
+def test_the_files_that_a_run_connects_are_not_studied_again(
+    tmp_path: Path, kind: type[PlaneConfig | SharpnessConfig]
+) -> None:
+    connected = ConnectConfig(weights=(Path("a.pt"), Path("b.pt")), data="cifar10")
+    write_config(tmp_path / "config.json", "connect", connected)
+    config = options_of_run(kind, tmp_path)
+    assert (config.run, config.weights, config.data) == (tmp_path, (), "cifar10")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

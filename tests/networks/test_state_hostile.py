@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,23 @@ def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(
     monkeypatch.setattr(memory, "free_host_memory", lambda: 10**9)
     message = told(lambda: READERS[name][0](tmp_path / name))
     assert message.startswith(f"{tmp_path / name} needs 5 GB of memory, but 1 GB are free; ")
+
+
+def test_a_packed_file_is_measured_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"weight": torch.zeros(1000, 1000)}, tmp_path / "plain.pt")
+    path = tmp_path / "packed.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in plain.infolist():
+            packed.writestr(info.filename, plain.read(info))
+    assert path.stat().st_size < 20_000
+    assert read_weights(path)["weight"].shape == (1000, 1000)
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 1_000_000)
+    assert "needs 4 MB of memory, but 1 MB are free" in told(lambda: read_weights(path))
 
 
 @pytest.mark.parametrize("special", ["pipe", "device"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,12 @@ def test_another_run_in_its_place_has_scalars_of_its_own(tiny_npz: Path, tmp_pat
     assert (run / "tensorboard").is_dir()
     fge(config(tiny_npz, run, overwrite=True, tensorboard=False, epochs=2))
     assert not (run / "tensorboard").exists()
+
+
+def test_a_folder_that_tensorboard_cannot_name_is_refused_before_training(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / os.fsdecode(b"run\xe9")
+    with pytest.raises(UserError, match=r"run\\xe9, whose name is not UTF-8; give another --out$"):
+        fge(config(tiny_npz, out))
+    assert not out.exists()
