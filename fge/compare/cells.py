@@ -192,7 +192,7 @@ def load_cells(folder: Path) -> list[Cell]:
 def _load(path: Path) -> Cell:
     archive = path.with_suffix(".npz")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path))
         version, digest = record.pop("schema_version"), record.pop("sha256")
         if version != SCHEMA_VERSION:
             raise UserError(f"{path} has schema_version {version}, not {SCHEMA_VERSION}")

@@ -15,7 +15,7 @@ from fge.config.options import CommandConfig
 from fge.config.studies import StudyConfig
 from fge.config.training import FGEConfig, TrainConfig
 from fge.errors import UserError, unknown
-from fge.files import write_json
+from fge.files import read_bytes, write_json
 
 RUN_KINDS: dict[str, type[CommandConfig]] = {
     "fge": FGEConfig,
@@ -210,8 +210,9 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, or has another schema.
     """
+    data = read_bytes(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(data)
         version = content.get("schema_version", REPORT_VERSION)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} {damaged}: {type(error).__name__} {error}") from None
@@ -222,8 +223,9 @@ def read_report(path: Path, *, damaged: str = "is damaged") -> dict[str, Any]:
 
 def _read_content(path: Path) -> dict[str, Any]:
     """Return the content of a ``config.json``, unchecked."""
+    data = read_bytes(path)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(data))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a config file: {type(error).__name__} {error}") from None
 
