@@ -39,32 +39,28 @@ from typing import Any
 import endurance_lines as lines
 import torch
 from endurance_damage import (
+    FAULTS,
     STUDIED,
     Counts,
     DamageStudy,
     Finding,
-    _last,
     different,
-    finish,
-    kill_half,
+    last_line,
 )
-from endurance_runs import (
-    BY_NAME,
-    JOBS,
+from endurance_fork import (
     LIMIT_SECONDS,
     Child,
     Done,
-    Job,
-    Workplace,
     children,
-    copy,
+    finish,
+    furnish,
+    kill_half,
     prepare,
-    promised,
     reap,
-    remove,
     run,
     start,
 )
+from endurance_runs import BY_NAME, JOBS, Job, Workplace, copy, promised, remove
 
 from fge.files import write_json, write_text
 from fge.report import environment_facts, markdown_table
@@ -141,11 +137,11 @@ def interrupted(
         _send(child, number, rng)
         done = child.wait()
         if fault := stopped_badly(done, number):
-            found.append(Finding(fault, case, _last(done)))
+            found.append(Finding(fault, case, last_line(done)))
     reap()
     if (fault := done.fault((0,))) is not None:
-        kind = fault if fault in ("hang", "traceback") else "lost"
-        found.append(Finding(kind, case, f"does not go on: {_last(done)}"))
+        kind = fault if fault in FAULTS else "lost"
+        found.append(Finding(kind, case, f"does not go on: {last_line(done)}"))
     else:
         found += [Finding("silent", case, name) for name in different(out, end)[:3]]
     return sent, found, done
@@ -261,10 +257,10 @@ def pair(
     case, found = f"{job.name}, {kind} after {moment:.2f} s", list[Finding]()
     for done in dones:
         if fault := done.fault():
-            kind_of = fault if fault in ("hang", "traceback") else "unclear"
-            found.append(Finding(kind_of, case, _last(done)))
+            kind_of = fault if fault in FAULTS else "unclear"
+            found.append(Finding(kind_of, case, last_line(done)))
     if all(done.code for done in dones) or (kind == "running + report" and dones[0].code):
-        found.append(Finding("lost", case, f"nobody has run it: {_last(dones[0])}"))
+        found.append(Finding("lost", case, f"nobody has run it: {last_line(dones[0])}"))
     elif names := different(out, end):
         found.append(Finding("silent", case, names[0]))
     return found, dones
@@ -308,15 +304,15 @@ def filled(
     reap()
     found = []
     if fault := done.fault():
-        found.append(Finding(fault if fault in KINDS else "unclear", case, _last(done)))
+        found.append(Finding(fault if fault in KINDS else "unclear", case, last_line(done)))
     elif done.code and not any(word in done.err for word in ("No space", "is full")):
-        found.append(Finding("unclear", case, f"not about the disk: {_last(done)}"))
+        found.append(Finding("unclear", case, f"not about the disk: {last_line(done)}"))
     grow(SPACE)
     if done.code:
         again = run(place, job.go_on(place.cwd, out))
         reap()
         if again.code:
-            found.append(Finding("lost", case, f"does not go on: {_last(again)}"))
+            found.append(Finding("lost", case, f"does not go on: {last_line(again)}"))
     found += [Finding("silent", case, name) for name in different(place.cwd / out, end)[:3]]
     return found, done
 
@@ -424,13 +420,17 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
         place = Workplace(Path(folder))
-        place.furnish()
+        furnish(place)
         few = [[job for job in jobs if job.name in names] for names in (PAIRED, FILLED)]
         found = kills(place, asked.kills, asked.seed, until("kills"), jobs)
         content["kills"] = stored(found)
-        found, content["all_cases"] = damage(place, asked.damages, asked.seed, until("damage"), jobs)
+        found, content["all_cases"] = damage(
+            place, asked.damages, asked.seed, until("damage"), jobs
+        )
         content["damage"] = stored(found)
-        content["pairs"] = stored(pairs(place, asked.rounds, asked.seed, until("pairs"), tuple(few[0])))
+        content["pairs"] = stored(
+            pairs(place, asked.rounds, asked.seed, until("pairs"), tuple(few[0]))
+        )
         content["space"] = stored(space(place, until("space"), tuple(few[1])))
         content["lines"] = stored(generated(place, asked.commands, asked.seed, until("lines")))
     content["environment"] = environment_facts(torch.device("cpu"), 1)

@@ -17,27 +17,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from endurance_fork import REMEDY, Done, finish, kill_half, reap, run
 from endurance_runs import (
     JOBS,
-    REMEDY,
-    Done,
     Job,
     Workplace,
-    children,
     copy,
     differences,
     files_of,
     is_promised,
     promised,
-    reap,
     remove,
-    run,
-    start,
 )
 
 from fge.commands import COMMANDS
@@ -48,6 +42,8 @@ FOREIGN_TEXT = b"not of any run"
 TEMPORARY = ".tmp"
 MANIFEST = "manifest.json"
 UNREAD = "unread"
+FAULTS = ("hang", "traceback")
+"""Ends of a command that are wrong whatever it does."""
 Tree = dict[str, bytes | str]
 """What is in a folder, by name: the bytes of files, and words for what is none."""
 
@@ -203,17 +199,24 @@ def plant(folder: Path) -> list[str]:
 def judge(done: Done, damaged: list[str]) -> tuple[str, str] | None:
     """Return kind and words of what is wrong with the end of a command, files aside."""
     fault = done.fault()
-    if fault in ("hang", "traceback"):
-        return fault, _last(done)
+    if fault in FAULTS:
+        return str(fault), last_line(done)
     if fault:
-        return "unclear", f"{fault}: {_last(done)}"
+        return "unclear", f"{fault}: {last_line(done)}"
     named = any(name in done.err or Path(name).name in done.err for name in damaged)
     if done.code and not (named or REMEDY.search(done.err)):
         return "unclear", f"neither file nor remedy: {done.err.strip()}"
     return None
 
 
-def losses(before: Tree, after: Tree, *, failed: bool, finished: bool, damaged: list[str]) -> list[str]:
+def losses(
+    before: Tree,
+    after: Tree,
+    *,
+    failed: bool = False,
+    finished: bool = False,
+    damaged: Sequence[str] = (),
+) -> list[str]:
     """Return what vanished or changed, in words, of a run and of the files of others in it.
 
     Args:
@@ -231,7 +234,7 @@ def losses(before: Tree, after: Tree, *, failed: bool, finished: bool, damaged: 
             words.append(f"{name}, of somebody else, {_became(after, name)}")
         elif foreign or not (failed and finished) or name in damaged or not is_promised(name):
             continue
-        elif name not in after or Path(name).name != "manifest.json" and after[name] != content:
+        elif name not in after or (Path(name).name != "manifest.json" and after[name] != content):
             words.append(f"{name} {_became(after, name)}")
     return words
 
@@ -240,12 +243,13 @@ def _became(after: Tree, name: str) -> str:
     return "changed" if name in after else "vanished"
 
 
-def _last(done: Done) -> str:
+def last_line(done: Done) -> str:
+    """Return the last line that a command wrote, of its errors if there are any."""
     lines = [line for line in (done.err or done.out).strip().splitlines() if line.strip()]
     return lines[-1][:300] if lines else "(nothing)"
 
 
-# ------------------------------------------------------------------------------------------ the study
+# -------------------------------------------------------------------------------------- the study
 
 
 @dataclass
@@ -286,17 +290,22 @@ class DamageStudy:
 
     def cases(self, rng: random.Random) -> Iterator[Case]:
         """Yield all cases, of each job and state in turn."""
-        queues = []
-        for job in self.jobs:
-            for state in (FINISHED, HALF):
-                if kept := self.kept.get((job.name, state)):
-                    queues.append(self._of(job, state, kept.folder, rng))
-            for base in job.reads:
-                queues.append(self._of(job, f"{STUDIED} {base}", self.place.cwd / base, rng))
+        states = [(job, state, kept.folder) for job, state, kept in self._known()]
+        states += [
+            (job, f"{STUDIED} {base}", self.place.cwd / base)
+            for job in self.jobs
+            for base in job.reads
+        ]
+        queues = [self._of(job, state, folder, rng) for job, state, folder in states]
         while queues:
             queues = [queue for queue in queues if queue]
             for queue in queues:
                 yield queue.pop()
+
+    def _known(self) -> list[tuple[Job, str, Kept]]:
+        """Return the kept runs."""
+        jobs = {job.name: job for job in self.jobs}
+        return [(jobs[name], state, kept) for (name, state), kept in self.kept.items()]
 
     @staticmethod
     def _of(job: Job, state: str, folder: Path, rng: random.Random) -> list[Case]:
@@ -326,7 +335,12 @@ class DamageStudy:
             folder, original = out, self.kept[job.name, case.state].folder
             copy(original, out)
         try:
-            return self._examine(case, folder, original)
+            found, done = self._examine(case, folder, original)
+            if not studied and "verify" in COMMANDS:
+                copy(original, out)
+                self._damage(case, out)
+                found += [Finding(*pair) for pair in self._mended(case)]
+            return found, done
         finally:
             reap()
             if studied:
@@ -346,9 +360,7 @@ class DamageStudy:
         if wrong := judge(done, damaged):
             found.append(wrong)
         failed, finished = done.code != 0, studied or case.state == FINISHED
-        lost = losses(
-            before, after, failed=failed or studied, finished=finished, damaged=damaged
-        )
+        lost = losses(before, after, failed=failed or studied, finished=finished, damaged=damaged)
         if files_of(place.outside) != outside:
             lost.append("the file that the link points to changed")
         found += [("lost", words) for words in lost]
@@ -365,9 +377,30 @@ class DamageStudy:
             reap()
             left = different(out, end)
             if again.code or left:
-                what = _last(again) if again.code else f"{left[0]} differs"
-                found.append(("lost", f"after the file was restored: {what}; first: {_last(done)}"))
+                what = last_line(again) if again.code else f"{left[0]} differs"
+                found.append(
+                    ("lost", f"after the file was restored: {what}; first: {last_line(done)}")
+                )
         return [Finding(kind, case.words, detail) for kind, detail in found], done
+
+    def _mended(self, case: Case) -> Iterator[tuple[str, str, str]]:
+        """Let ``verify --repair`` mend a damaged run; yield what is wrong with what follows."""
+        place, out, words = self.place, self.place.cwd / "out", case.words
+        before = tree(out)
+        done = run(place, ["verify", "out", "--repair"])
+        yield from (("lost", words, f"by --repair: {what}") for what in losses(before, tree(out)))
+        if fault := done.fault():
+            yield (fault if fault in FAULTS else "unclear"), words, f"--repair: {last_line(done)}"
+            return
+        again = run(place, case.job.resume("out"))
+        reap()
+        if (fault := again.fault()) in FAULTS:
+            yield str(fault), words, f"after --repair: {last_line(again)}"
+        elif again.code and not done.code:
+            yield "unclear", words, f"--repair finds all well, but then: {last_line(again)}"
+        elif not again.code and not done.code:
+            end = self.kept[case.job.name, FINISHED].end
+            yield from (("silent", words, f"after --repair: {n}") for n in different(out, end)[:3])
 
     def _damage(self, case: Case, folder: Path) -> list[str]:
         """Plant files of others, and damage the file of the case; return the damaged names."""
@@ -413,65 +446,12 @@ def verified(place: Workplace, before: Tree, damaged: list[str]) -> list[tuple[s
     done = run(place, ["verify", "out"])
     found = []
     if done.code is None or done.code not in (0, 2) or "Traceback" in done.out + done.err:
-        found.append(("traceback" if done.code is not None else "hang", f"verify: {_last(done)}"))
+        found.append(
+            ("traceback" if done.code is not None else "hang", f"verify: {last_line(done)}")
+        )
     results = [name for name in damaged if is_promised(name)]
     if done.code == 0 and results:
         found.append(("silent", f"verify finds nothing wrong with {results[0]}"))
     if tree(place.cwd / "out") != before:
         found.append(("lost", "verify changed the run"))
     return found
-
-
-# ------------------------------------------------------------------------------- half-finished runs
-
-
-def finish(place: Workplace, job: Job) -> int:
-    """Run a job to its end; return how many calls of fsync it made."""
-    out = place.clear()
-    if job.in_place:
-        copy(place.cwd / "base-fge", out)
-    count = place.root / "calls"
-    done = run(place, job.start("out"), lambda: _count_calls(count, 0))
-    reap()
-    if done.code:
-        raise RuntimeError(f"{job.name}: {done.err}")
-    return int(count.read_bytes() or 0)
-
-
-def kill_half(place: Workplace, job: Job, calls: int) -> bool:
-    """Kill a job half-way; return whether that could be done.
-
-    A comparison is killed with its jobs, once one of them is done.
-    """
-    out = place.clear()
-    if job.in_place:
-        copy(place.cwd / "base-fge", out)
-    count = place.root / "calls"
-    child = start(place, job.start("out"), lambda: _count_calls(count, 0 if job.command == "compare" else calls // 2))
-    if job.command == "compare":
-        while child.poll(0.01) is None:
-            if list(out.glob("runs/*/report.json")):
-                for pid in (child.pid, *children(child.pid)):
-                    os.kill(pid, signal.SIGKILL)
-                child.poll(10)
-                reap()
-                return True
-        return False
-    return child.wait().code == -signal.SIGKILL
-
-
-def _count_calls(file: Path, last: int) -> None:
-    """Count the calls of fsync in this process, and kill it at the last one, if that is given."""
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    process, sync, calls = os.getpid(), os.fsync, 0
-
-    def counting(descriptor: int) -> None:
-        nonlocal calls
-        if os.getpid() == process:
-            calls += 1
-            os.pwrite(handle, str(calls).encode(), 0)
-            if calls == last:
-                os.kill(process, signal.SIGKILL)
-        sync(descriptor)
-
-    os.fsync = counting  # type: ignore[assignment]

@@ -23,20 +23,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from endurance_damage import Finding, _last
-from endurance_runs import (
-    BY_NAME,
-    MACHINE,
-    PLAIN,
-    Done,
-    Job,
-    Workplace,
-    copy,
-    reap,
-    remove,
-    run,
-    tiny_arrays,
-)
+from endurance_damage import Finding, last_line
+from endurance_fork import Done, reap, run
+from endurance_runs import BY_NAME, MACHINE, PLAIN, Job, Workplace, copy, remove, tiny_arrays
 from PIL import Image
 
 from fge.commands import COMMANDS
@@ -46,7 +35,20 @@ MEMORY = 6 << 30
 TEXTS = ("", " ", "x", "-", "--", "é", "a\nb", "None", "x" * 300)
 INTS = ("-1", "0", "1", "2", "3", "7", "1.5", "1e3", "0x10", "\uff11", *TEXTS[:4])
 BIG = ("2147483648", "99999999999999999999", "-99999999999999999999")
-FLOATS = ("nan", "inf", "-inf", "-1", "0", "-0.0", "0.5", "1", "1e400", "1e-320", "1e30", *TEXTS[:4])
+FLOATS = (
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "-0.0",
+    "0.5",
+    "1",
+    "1e400",
+    "1e-320",
+    "1e30",
+    *TEXTS[:4],
+)
 PATHS = (
     *("tiny.npz", "new.npz", "data.npz", "weights.pt", "weights.safetensors", "photos", "base-fge"),
     *("base-curve", "studied", "base-fge/config.json", "studied/config.json", "nowhere", "pipe"),
@@ -54,19 +56,59 @@ PATHS = (
     *("loop", "/dev/null", "/", ".", "..", "/proc/self/mem", "tiny.npz/x", *TEXTS),
 )
 MODELS = (
-    *("convnet", "preresnet20", "convnte", "", ":", "os:getcwd", "json:dumps", "a:b:c", "nope.mod:f"),
+    *(
+        "convnet",
+        "preresnet20",
+        "convnte",
+        "",
+        ":",
+        "os:getcwd",
+        "json:dumps",
+        "a:b:c",
+        "nope.mod:f",
+    ),
     *("torchvision:x", "torchvision:", "timm:x", "../x:y", "vgg"),
 )
 WORDS: dict[str, tuple[str, ...]] = {
     "model": MODELS,
-    "method": ("single", "average", "fge", "sse", "swa", "csgld", "ema", "split", "os:sep", "", "x"),
+    "method": (
+        "single",
+        "average",
+        "fge",
+        "sse",
+        "swa",
+        "csgld",
+        "ema",
+        "split",
+        "os:sep",
+        "",
+        "x",
+    ),
     "methods": ("single", "average", "fge", "fold", "x", "", "os:sep", "single+tta", "fge+tta"),
     "device": ("cpu", "auto", "cuda", "cuda:9", "cpu:0", "meta", "tpu", "", "mps"),
-    "data": ("data.npz", "photos", "tiny.npz", "pipe", "folder", "base-fge", "nowhere", "", "noise"),
+    "data": (
+        "data.npz",
+        "photos",
+        "tiny.npz",
+        "pipe",
+        "folder",
+        "base-fge",
+        "nowhere",
+        "",
+        "noise",
+    ),
     "ood": ("noise", "digits", "data.npz", "photos", "new.npz", "nowhere", "", "pipe"),
     "compile": ("off", "auto", "x", ""),
 }
-LARGE = ("seed", "batch_size", "eval_batch_size", "train_size", "test_size", "eval_images", "examples")
+LARGE = (
+    "seed",
+    "batch_size",
+    "eval_batch_size",
+    "train_size",
+    "test_size",
+    "eval_images",
+    "examples",
+)
 """Options that may be huge, as they do not make a sound run long."""
 NOT_DRAWN = ("out", "tensorboard", "data_dir", "speed_cache")
 OUTS = (" ", "tiny.npz", "tiny.npz/x", "/dev/null", "/proc/x", "x" * 300, "pipe", "loop", "o\nu")
@@ -97,7 +139,9 @@ class Line:
     @property
     def shown(self) -> str:
         """The line as it could be typed, cut where it is long."""
-        return " ".join(w if w and len(w) < 60 and w.isprintable() else repr(w[:60]) for w in self.words)
+        return " ".join(
+            w if w and len(w) < 60 and w.isprintable() else repr(w[:60]) for w in self.words
+        )
 
 
 # --------------------------------------------------------------------------------------- values
@@ -111,13 +155,14 @@ def value_of(hint: Any, name: str, rng: random.Random) -> str:
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         return value_of(rng.choice(kinds), name, rng)
+    values: tuple[str, ...] = PATHS if hint is Path else TEXTS
     if origin is Literal:
-        return rng.choice((*map(str, get_args(hint)), "x", ""))
-    if hint is int:
-        return rng.choice((*INTS, *(BIG if name in LARGE else ())))
-    if hint is float:
-        return rng.choice(FLOATS)
-    return rng.choice(PATHS if hint is Path else TEXTS)
+        values = (*map(str, get_args(hint)), "x", "")
+    elif hint is int:
+        values = (*INTS, *(BIG if name in LARGE else ()))
+    elif hint is float:
+        values = FLOATS
+    return rng.choice(values)
 
 
 def option(kind: type, rng: random.Random) -> list[str]:
@@ -253,7 +298,9 @@ def write_weights(place: Workplace, rng: random.Random) -> None:
     (place.cwd / "weights.safetensors").write_bytes(bytes_damaged(source.read_bytes(), rng))
     buffer = io.BytesIO()
     state = torch.nn.Linear(2, 2).state_dict()
-    torch.save(rng.choice((state, {"model": state}, [1, 2], torch.nn.Linear(2, 2), "x", {})), buffer)
+    torch.save(
+        rng.choice((state, {"model": state}, [1, 2], torch.nn.Linear(2, 2), "x", {})), buffer
+    )
     data = buffer.getvalue()
     (place.cwd / "weights.pt").write_bytes(bytes_damaged(data, rng) if rng.random() < 0.5 else data)
 
@@ -262,7 +309,9 @@ def write_studied(place: Workplace, rng: random.Random) -> None:
     """Write a run folder as somebody else may have made it: a value of its JSON is odd."""
     folder = place.cwd / "studied"
     copy(place.cwd / "base-fge", folder)
-    name = rng.choice(("config.json", "report.json", "page.json", "snapshots/index.json", "log.jsonl"))
+    name = rng.choice(
+        ("config.json", "report.json", "page.json", "snapshots/index.json", "log.jsonl")
+    )
     if rng.random() < 0.8:
         (folder / "manifest.json").unlink()
     path = folder / name
@@ -278,7 +327,22 @@ def write_studied(place: Workplace, rng: random.Random) -> None:
         if rng.random() < 0.2:
             break
     odd: Sequence[Any] = (
-        *(None, [], {}, "", "x", -1, 0, 10**20, 1.5, True, [[]], "../../x", "/etc/passwd", "\ud800"),
+        *(
+            None,
+            [],
+            {},
+            "",
+            "x",
+            -1,
+            0,
+            10**20,
+            1.5,
+            True,
+            [[]],
+            "../../x",
+            "/etc/passwd",
+            "\ud800",
+        ),
         *(float("nan"), "<script>alert(1)</script>", "os:getcwd"),
     )
     parent[key] = rng.choice(odd)
@@ -297,8 +361,8 @@ def furnish(place: Workplace) -> None:
 
 def state_of(folder: Path, without: str) -> dict[str, tuple[int, ...]]:
     """Return when what is in a folder was last changed, without a folder in it."""
-    found = {}
-    skipped = folder / without if without.strip(". ") else None
+    found: dict[str, tuple[int, ...]] = {}
+    skipped = folder / without if without not in ("", ".", "..") else None
     for parent, names, files in os.walk(folder):
         names[:] = [name for name in names if Path(parent, name) != skipped]
         for name in (*names, *files):
@@ -320,7 +384,7 @@ def judge_line(done: Done, line: Line, before: Any, after: Any) -> list[Finding]
     found = []
     if fault := done.fault((0, 2, 3)):
         kind = fault if fault in ("traceback", "hang") else "unclear"
-        found.append(Finding(kind, case, f"{fault}: {_last(done)}"))
+        found.append(Finding(kind, case, f"{fault}: {last_line(done)}"))
     names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if line.command == "verify":  # its folder is given without --out, and --repair writes there
         names = [name for name in names if name.split("/")[0] != "studied"]
@@ -342,6 +406,6 @@ def examine_line(place: Workplace, number: int, seed: int) -> tuple[list[Finding
     done = run(place, line.words, limited)
     reap()
     found = judge_line(done, line, before, state_of(place.cwd, line.out))
-    if line.out != "out" and line.out.strip(". ") and (place.cwd / line.out[:200]).is_dir():
+    if line.out not in ("out", "loop") and (place.cwd / line.out[:200]).is_dir():
         remove(place.cwd / line.out)
     return found, done

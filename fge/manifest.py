@@ -214,6 +214,10 @@ class Manifest:
         """Return whether a file belongs to the run without being compared."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.streams)
 
+    def is_open(self) -> bool:
+        """Return whether a command writes into the folder, or was interrupted there."""
+        return any(entry.next or entry.removing for entry in self.files.values())
+
     # -------------------------------------------------------------------------- changes
 
     def settle(self) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 
 from fge.compare.plan import Job
 from fge.config import RunConfig, own_code, read_config, read_report, to_options, write_config
+from fge.disk import open_to_append
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record
 from fge.locks import Lock, is_held
+from fge.manifest import Manifest
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
@@ -101,9 +103,12 @@ class Runner:
             self._stop()
 
     def is_done(self, job: Job) -> bool:
-        """Return whether a job's report exists and has the lines that are needed."""
+        """Return whether a job has ended, and its report has the lines that are needed."""
         report = self.folder / "runs" / job.name / "report.json"
         if job.name in self._running or not report.is_file():
+            return False
+        manifest = Manifest.read(report.parent)
+        if manifest is not None and manifest.is_open():  # killed between its report and its end
             return False
         content = read_report(report)
         return set(job.lines) <= {method["name"] for method in content["methods"]}
@@ -124,7 +129,7 @@ class Runner:
         # A job is not a rank of torchrun. It can import whatever this process can import.
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
+        with open_to_append(self.folder / "logs" / f"{job.name}.log") as log:
             process = subprocess.Popen(
                 [*self.command, *self._arguments(job)],
                 stdin=subprocess.DEVNULL,

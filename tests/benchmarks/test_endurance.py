@@ -18,6 +18,7 @@ from conftest import ROOT, tiny_arrays
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import endurance as study  # type: ignore[import-not-found, unused-ignore]
 import endurance_damage as damage  # type: ignore[import-not-found, unused-ignore]
+import endurance_fork as fork  # type: ignore[import-not-found, unused-ignore]
 import endurance_lines as lines  # type: ignore[import-not-found, unused-ignore]
 import endurance_runs as runs  # type: ignore[import-not-found, unused-ignore]
 
@@ -26,7 +27,7 @@ TRACE = "Traceback (most recent call last):\n  ...\nKeyError: 'x'\n"
 
 
 def done(code: int | None, err: str = "", out: str = "") -> Any:
-    return runs.Done(["fge"], code, out, err, 1.0)
+    return fork.Done(["fge"], code, out, err, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,15 @@ def test_the_end_of_a_command_on_damage_is_judged(end: Any, kind: str | None) ->
 
 @pytest.mark.parametrize(
     ("code", "number", "fault"),
-    [(-9, "SIGKILL", None), (0, "SIGKILL", None), (130, "SIGINT", None), (-15, "SIGTERM", None)]
-    + [(1, "SIGINT", "unclear"), (-9, "SIGTERM", "unclear"), (None, "SIGINT", "hang")],
+    [
+        (-9, "SIGKILL", None),
+        (0, "SIGKILL", None),
+        (130, "SIGINT", None),
+        (-15, "SIGTERM", None),
+        (1, "SIGINT", "unclear"),
+        (-9, "SIGTERM", "unclear"),
+        (None, "SIGINT", "hang"),
+    ],
 )
 def test_the_end_of_an_interrupted_command_is_judged(
     code: int | None, number: str, fault: str | None
@@ -138,7 +146,9 @@ def test_a_file_touched_outside_the_folder_is_found(tmp_path: Path) -> None:
 def test_lines_are_the_same_for_a_seed_and_show_every_command() -> None:
     made = [lines.line_of(number, 0)[0] for number in range(300)]
     assert made == [lines.line_of(number, 0)[0] for number in range(300)]
-    assert {line.words[0] for line in made if line.words[0] in lines.COMMANDS} == set(lines.COMMANDS)
+    assert {line.words[0] for line in made if line.words[0] in lines.COMMANDS} == set(
+        lines.COMMANDS
+    )
 
 
 def test_the_rule_of_what_is_the_same_is_that_of_the_tests(tmp_path: Path) -> None:
