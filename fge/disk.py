@@ -56,6 +56,16 @@ def append_line(path: Path, line: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a regular file to append to, for a process that writes there; never through a link.
+
+    Raises:
+        UserError: ``path`` is not a regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    return os.fdopen(_opened(path, flags), "ab")
+
+
 def read_whole(path: Path) -> bytes:
     """Return the content of a regular file; what could block, such as a pipe, is refused.
 

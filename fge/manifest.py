@@ -77,7 +77,7 @@ class Entry:
         A file that holds neither the old nor the new content keeps its entry.
         """
         if not self.allows(content):
-            return Entry(self.now or self.next, by=self.by)
+            return self
         return None if content is None else Entry(content, by=self.by)
 
 
@@ -213,6 +213,10 @@ class Manifest:
     def is_stream(self, name: str) -> bool:
         """Return whether a file belongs to the run without being compared."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.streams)
+
+    def is_open(self) -> bool:
+        """Return whether a command writes into the folder, or was interrupted there."""
+        return any(entry.next or entry.removing for entry in self.files.values())
 
     # -------------------------------------------------------------------------- changes
 

@@ -28,9 +28,11 @@ from fge.config import (
     to_options,
     write_config,
 )
+from fge.disk import open_to_append
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record, read_bytes
 from fge.locks import Lock, is_held
+from fge.manifest import Manifest
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
@@ -120,9 +122,12 @@ class Runner:
             self._stop()
 
     def is_done(self, job: Job) -> bool:
-        """Return whether a job's report exists and has the lines that are needed."""
+        """Return whether a job has ended, and its report has the lines that are needed."""
         report = self.folder / "runs" / job.name / "report.json"
         if job.name in self._running or not report.is_file():
+            return False
+        manifest = Manifest.read(report.parent)
+        if manifest is not None and manifest.is_open():  # killed between its report and its end
             return False
         methods = read_report(report, _Report)["methods"]
         return set(job.lines) <= {method["name"] for method in methods}
@@ -144,7 +149,7 @@ class Runner:
         environment = {k: v for k, v in os.environ.items() if k not in _OF_TORCHRUN}
         environment[PARENT_PIPE] = str(self._pipe[0])
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        with (self.folder / "logs" / f"{job.name}.log").open("ab") as log:
+        with open_to_append(self.folder / "logs" / f"{job.name}.log") as log:
             process = subprocess.Popen(
                 [*self.command, *self._arguments(job)],
                 stdin=subprocess.DEVNULL,

@@ -132,10 +132,10 @@ def _begin(
         if overwrite:
             remove_run(out)
         manifest = manifest_of(out, command)
+        _remove_temporaries(manifest)  # before a write that did not take place is forgotten
         manifest.settle()
         if resume:
             _check(manifest)
-        _remove_temporaries(manifest)
         manifest.note(streams=streams)
         manifest.save()
         manifests.begin(manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import sys
 import threading
@@ -20,6 +21,7 @@ from fge.compare import Job, Runner
 from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.files import read_records
+from fge.manifest import Content, Entry, Manifest
 
 pytestmark = pytest.mark.slow  # processes of their own
 
@@ -103,6 +105,42 @@ def test_a_job_gets_its_options_and_where_to_run(runs: Runs) -> None:
     assert content["command"] == content["arguments"][0] == "train"
     options = content["options"]
     assert (options["epochs"], options["batch_size"], options["threads"]) == (7, 9, 1)
+
+
+@pytest.mark.parametrize("way", ["a link", "a pipe"])
+def test_a_log_is_never_written_through_a_link_or_into_a_pipe(
+    runs: Runs, tmp_path: Path, way: str
+) -> None:
+    log, outside = tmp_path / "logs" / "a.log", tmp_path / "outside"
+    outside.write_text("mine")
+    if way == "a link":
+        log.symlink_to(outside)
+    else:
+        os.mkfifo(log)
+    with pytest.raises(UserError, match=rf"a.log is {way}, not a file; move it away"):
+        runs.runner.run([job("a")])
+    assert outside.read_text() == "mine"
+
+
+def test_a_job_killed_between_its_report_and_its_end_is_run_again(
+    runs: Runs, tmp_path: Path
+) -> None:
+    report = tmp_path / "runs" / "a" / "report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text('{"methods": [{"name": "single"}]}')
+    manifest = Manifest(report.parent, "train")
+    manifest.files["report.json"] = Entry(None, Content.of(report.read_bytes()))
+    manifest.save()
+    assert not runs.runner.is_done(job("a"))
+    manifest.settle()
+    manifest.save()
+    assert runs.runner.is_done(job("a"))
+
+
+def test_a_pipe_among_the_locks_is_not_waited_for(runs: Runs, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "locks" / "mine")
+    runs.runner.run([job("a")])
+    assert runs.done == ["a"]
 
 
 def test_a_job_is_no_rank_and_imports_what_can_be_imported_here(
@@ -331,7 +369,7 @@ def test_code_of_the_users_own_is_given_again(tmp_path: Path, tiny_npz: Path) ->
     assert words[words.index("--method") + 1] == "package.module:mine"
 
 
-@pytest.mark.parametrize("leftovers", [[], [".config.json.x1.tmp"]])
+@pytest.mark.parametrize("leftovers", [[], [".config.json.x1y2z3w4.tmp"]])
 def test_a_job_cut_off_at_its_first_file_is_begun(
     leftovers: list[str], tmp_path: Path, tiny_npz: Path
 ) -> None:
