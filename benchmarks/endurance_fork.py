@@ -29,7 +29,7 @@ from endurance_runs import BASE, Job, Workplace, copy, tiny_arrays, tiny_split
 
 import fge
 import fge.manifest
-from fge.commands.cli import main as run_line
+from fge.commands import cli
 
 LIMIT_SECONDS = 60.0
 """A command that takes longer hangs: none of these takes more than a few seconds."""
@@ -202,7 +202,7 @@ def _called(words: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
     sys.argv = ["fge", *words]
     try:
-        return run_line(list(words))
+        return cli.main(list(words))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

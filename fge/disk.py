@@ -115,12 +115,14 @@ def _opened(path: Path, flags: int) -> int:
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError:
         if kind := kind_of(path):
-            raise UserError(f"{path} is {kind}, not a file; move it away") from None
+            raise UserError(f"{path} is {kind} and no file; move it away") from None
         raise
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise UserError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise UserError(
+            f"{path} is {KINDS.get(stat.S_IFMT(mode), 'something special')} and no file"
+        )
     return handle
 
 

@@ -80,20 +80,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         disk.write_whole(path, data)
 
 
-def read_bytes(path: Path, kind: str | None = None) -> bytes:
+def read_bytes(path: Path, kind: str = "file") -> bytes:
     """Return the content of a file, compared with the manifest of its folder if there is one.
 
     Args:
         path: of the file.
-        kind: what it should be, such as "weights file"; then a missing file is a UserError too.
+        kind: what it should be, for the error, such as "weights file".
 
     Raises:
-        UserError: it is not what the manifest says, not a regular file, or larger than the memory.
+        UserError: it is not what the manifest says, there is no such file, it is not a regular one,
+            or larger than the memory.
         OSError: it cannot be read.
     """
-    if kind is not None:
-        check_file(path, kind)
-        check_fits(path.stat().st_size, f"{path} needs", f"it is larger than a {kind} should be")
+    check_file(path, kind)
+    check_fits(path.stat().st_size, f"{path} needs", f"it is larger than a {kind} should be")
     for attempt in itertools.count(1):
         data = disk.read_whole(path)
         reader = manifest.reader_of(path)
@@ -152,12 +152,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def read_json(path: Path, kind: type[T], *, damaged: str = "is damaged", remedy: str = "") -> T:
+def read_json(
+    path: Path,
+    kind: type[T],
+    *,
+    what: str = "file",
+    damaged: str = "is damaged",
+    remedy: str = "",
+) -> T:
     """Return the value in a JSON file, after checking that it is of a type.
 
     Args:
         path: of the file.
         kind: the type: a ``TypedDict``, whose other keys are kept, or any that msgspec checks.
+        what: the file should be, for the error of a missing one, such as "config file".
         damaged: the words for a file that is of another type, or no JSON.
         remedy: what to do then; by default to restore the file.
 
@@ -165,7 +173,7 @@ def read_json(path: Path, kind: type[T], *, damaged: str = "is damaged", remedy:
         UserError: the file is damaged; the message names the first part that does not fit.
         OSError: it cannot be read.
     """
-    return parse_json(read_bytes(path), kind, f"{path} {damaged}", remedy)
+    return parse_json(read_bytes(path, what), kind, f"{path} {damaged}", remedy)
 
 
 def parse_json(

@@ -221,7 +221,7 @@ def test_a_pipe_is_not_written_to(tmp_path: Path) -> None:
         lambda: files.append_record(tmp_path / "log.jsonl", {}),
         lambda: read_records(tmp_path / "log.jsonl"),
     ):
-        with pytest.raises(UserError, match="is a named pipe, not a file"):
+        with pytest.raises(UserError, match="is a named pipe and no file"):
             call()
 
 

@@ -232,7 +232,7 @@ def _read_content(path: Path) -> dict[str, Any]:
     """Return the content of a ``config.json``; its options are unchecked."""
     from fge.config.contents import ConfigFile
 
-    return dict(read_json(path, ConfigFile, damaged="is not a config file"))
+    return dict(read_json(path, ConfigFile, what="config file", damaged="is not a config file"))
 
 
 def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> dict[str, Any]:

@@ -104,18 +104,8 @@ def read_ensemble(
     kind = facts["output"] if output is None else output
     if kind is None:
         raise UserError(f"{path} was saved with a function as output; give it: load(..., output=f)")
-    return members_of(tensors, path), {**facts, "output": kind}
-
-
-def _facts(text: str, path: Path) -> dict[str, Any]:
-    """Return the options of an ensemble from the JSON in its file."""
-    try:
-        facts = dict(json.loads(text))
-        version = int(facts["schema_version"])
-        options = {name: facts[name] for name in _OPTIONS}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UserError(f"{path} is damaged and is not an ensemble any more: {what}") from None
-    if version > SCHEMA_VERSION:
-        raise UserError(f"{path} was saved by a later version of fge; install that version")
-    return options
+    return members_of(tensors, path), {
+        "output": kind,
+        "output_dim": facts["output_dim"],
+        "combine": facts["combine"],
+    }

@@ -70,7 +70,7 @@ class SnapshotStore:
                     "folder"
                 )
             return []
-        index = read_json(file, _Index, damaged="is not a snapshot index")
+        index = read_json(file, _Index, what="snapshot index", damaged="is not a snapshot index")
         snapshots: list[dict[str, Any]] = [dict(entry) for entry in index["snapshots"]]
         for position, entry in enumerate(snapshots):
             if entry["file"] != _file_name(position):

@@ -179,11 +179,11 @@ class SpeedCache:
 
     def _read(self, file: Path, setting: dict[str, Any], *, told: bool = False) -> Kept | None:
         """Return what a file holds, or None; say so if it is damaged, unless it is ``told``."""
+        if not file.exists():
+            return None
         try:
             content = parse_json(read_bytes(file), _Content, "it is damaged", "it is replaced")
             return _kept(content, json.loads(json.dumps(setting)))
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError) as error:
             if not told:
                 self.note(

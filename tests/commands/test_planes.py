@@ -651,6 +651,7 @@ def test_what_is_wrong_with_the_networks_is_one_line(
     (tmp_path / "empty").mkdir()
     if "DATA2" in more:  # other images under the name that the run has
         shutil.copytree(ended, tmp_path / "other")
+        (tmp_path / "other" / "manifest.json").unlink()
         config = json.loads((ended / "config.json").read_text())
         config["options"]["data"] = str(write_tiny_npz(tmp_path / "new.npz"))
         config["dataset"]["sha256"] = "0" * 64
