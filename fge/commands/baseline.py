@@ -25,7 +25,7 @@ from fge.errors import DivergenceError, UserError
 from fge.metrics import paired_difference
 from fge.observer import counted
 from fge.parallel import started_processes
-from fge.report import MethodResult, ReportBuilder, Table, as_methods, table_rows
+from fge.report import MethodResult, ReportBuilder, Table, as_methods, plain_name, table_rows
 
 _METHODS = ("ends", "curve")
 FOLDER = "baseline"
@@ -170,7 +170,7 @@ def beside_baseline(
     """
     curve = baseline.curve
     headings, rows = table_rows([*ours, baseline.ends, curve])
-    note = f"`ends` and `curve` are from {baseline.path.name}; costs as above."
+    note = f"`ends` and `curve` are from {plain_name(baseline.path.name)}; costs as above."
     table = Table("Comparison with the two-network curve ensemble", headings, rows, note)
     theirs = baseline.predictions.mean(curve.member_names)
     sentences = []

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from fge.commands.endpoints import Network, predict_network, read_networks, train_network
+from fge.commands.endpoints import (
+    Network,
+    named_files,
+    predict_network,
+    read_networks,
+    train_network,
+)
 from fge.commands.pairs import (
     MIDDLE,
     CurveStudy,
@@ -36,6 +42,7 @@ from fge.report import (
     pair_verdict,
     pairs_table,
     path_table,
+    plain_name,
     splits_note,
     strategy_table,
     table_rows,
@@ -100,8 +107,7 @@ def connect(config: ConnectConfig) -> Path:
     config, setup = prepare(config, "connect")
     model = setup.new_model()
     pairs = pairs_of(config.weights, closed=config.closed)
-    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
-    networks = read_networks(files, model, pairs)
+    networks = read_networks(named_files(config.weights), model, pairs)
     with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
         measured = []
         for first, second in pairs:
@@ -129,7 +135,11 @@ def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequenc
 def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
     """Return the networks given as files, by position 0 or 1."""
     paths = {0: config.first_weights, 1: config.second_weights}
-    files = {i: (path, f"{path.stem}-{i + 1}") for i, path in paths.items() if path is not None}
+    files = {
+        i: (path, f"{plain_name(path.stem)}-{i + 1}")
+        for i, path in paths.items()
+        if path is not None
+    }
     pairs = [(0, 1)] if len(files) == 2 else []
     return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fge.commands.endpoints import read_networks
+from fge.commands.endpoints import named_files, read_networks
 from fge.commands.run import Run
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -73,10 +73,8 @@ class RunCurve:
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks in files, named by number and stem; the model gets the first one."""
-    files = [(path, f"{i}-{path.stem}") for i, path in enumerate(config.weights, start=1)]
-    return _loaded(
-        [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
-    )
+    networks = read_networks(named_files(config.weights), model, ())
+    return _loaded([StudiedNetwork(n.name, n.state) for n in networks], model)
 
 
 def snapshot_networks(
