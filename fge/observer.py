@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -57,6 +58,29 @@ class Observers(Observer):
         """Pass it on."""
         for observer in self.observers:
             observer.table(title, headings, rows)
+
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and line feed, those that change the direction of writing, and what
+Python makes of bytes in file names that are no text."""
+
+
+def visible(text: object, *, one_line: bool = False) -> str:
+    r"""Return text whose control characters are written out, so that none reaches a terminal.
+
+    Args:
+        text: of a name or a message.
+        one_line: spaces instead of line ends, and one instead of several.
+
+    >>> print(visible("name\x1b[31m\r\nnext", one_line=True))
+    name\x1b[31m next
+    """
+    found = str(text).replace("\r\n", "\n")
+    if one_line:
+        found = " ".join(found.split())
+    return _UNSEEN.sub(lambda c: c[0].encode("unicode_escape").decode(), found)
 
 
 def silence_output() -> None:

@@ -32,6 +32,7 @@ from fge.report import (
     ReportBuilder,
     Table,
     as_methods,
+    plain_name,
     result_of,
     table_rows,
 )
@@ -184,7 +185,7 @@ def beside_baseline(
     """
     curve = baseline.curve
     headings, rows = table_rows([*ours, baseline.ends, curve])
-    note = f"`ends` and `curve` are from {baseline.path.name}; costs as above."
+    note = f"`ends` and `curve` are from {plain_name(baseline.path.name)}; costs as above."
     table = Table("Comparison with the two-network curve ensemble", headings, rows, note)
     theirs = baseline.predictions.mean(curve.member_names)
     sentences = []

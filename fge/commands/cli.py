@@ -47,7 +47,7 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.observer import silence_output
+from fge.observer import silence_output, visible
 
 T = TypeVar("T")
 C = TypeVar("C", bound=CommandConfig)
@@ -264,5 +264,5 @@ def _fail(message: str, code: int, arguments: list[str]) -> int:
     # In a data-parallel run only the first process prints; in compare each has its own error.
     if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
         with contextlib.suppress(BrokenPipeError):
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {visible(message, one_line=True)}", file=sys.stderr)
     return code

@@ -50,7 +50,14 @@ from fge.files import read_records, write_json, write_text
 from fge.locks import is_held
 from fge.manifest import LOCK
 from fge.observer import Observer, Observers
-from fge.report import ConsoleObserver, Table, markdown_table, markdown_verdict
+from fge.report import (
+    ConsoleObserver,
+    Table,
+    csv_text,
+    markdown_name,
+    markdown_tables,
+    markdown_verdict,
+)
 from fge.train import Unused, find_method, unused_epochs
 
 _JOB_THREADS = "job_threads"
@@ -277,22 +284,20 @@ def report_comparison(
 
 
 def _markdown(title: str, words: Sequence[str], found: Sequence[Table]) -> str:
-    parts = [f"# {title}", *markdown_verdict(words[0], words[1:])]
-    for table in found:
-        parts += [f"## {table.title}", markdown_table(table.headings, table.rows), table.note]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = [f"# {markdown_name(title)}", *markdown_verdict(words[0], words[1:])]
+    return "\n\n".join([*parts, *markdown_tables(found, "##")]) + "\n"
 
 
 def _times(plan: Plan, folder: Path) -> str:
     """Return the seconds of training per cell as CSV; unknown ones are empty."""
     records = read_records(folder / "timing.jsonl")
     jobs = [record for record in records if record["event"] in ("job begun", "job")]
-    lines = ["method,budget,seed,seconds"]
+    lines: list[list[object]] = [["method", "budget", "seed", "seconds"]]
     for cell in plan.cells:
         seconds = wall_seconds(cell, plan.runs, jobs)
         shown = "" if seconds is None else f"{seconds:.1f}"
-        lines.append(f"{cell.method},{cell.budget},{cell.seed},{shown}")
-    return "\n".join(lines) + "\n"
+        lines.append([cell.method, cell.budget, cell.seed, shown])
+    return csv_text(lines)
 
 
 class ComparisonView:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from torch import nn
 
-from fge.commands.endpoints import Network, predict_network, read_networks, train_network
+from fge.commands.endpoints import (
+    Network,
+    named_files,
+    predict_network,
+    read_networks,
+    train_network,
+)
+from fge.commands.fit_plan import FitPlan
 from fge.commands.pairs import (
     MIDDLE,
     CurveStudy,
-    FitPlan,
     Measured,
     ensemble_results,
     make_study,
@@ -21,7 +27,6 @@ from fge.commands.pairs import (
 )
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
-from fge.files import printable
 from fge.networks import load_weights, preserved, state_bytes
 from fge.report import (
     PREDICTIONS,
@@ -37,6 +42,7 @@ from fge.report import (
     pair_verdict,
     pairs_table,
     path_table,
+    plain_name,
     splits_note,
     strategy_table,
     table_rows,
@@ -101,10 +107,7 @@ def connect(config: ConnectConfig) -> Path:
     config, setup = prepare(config, "connect")
     model = setup.new_model()
     pairs = pairs_of(config.weights, closed=config.closed)
-    files = [
-        (path, f"{i}-{printable(path.stem)}") for i, path in enumerate(config.weights, start=1)
-    ]
-    networks = read_networks(files, model, pairs)
+    networks = read_networks(named_files(config.weights), model, pairs)
     with open_run(config, "connect", setup, model, epochs=config.epochs) as run:
         measured = []
         for first, second in pairs:
@@ -133,7 +136,7 @@ def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, 
     """Return the networks given as files, by position 0 or 1."""
     paths = {0: config.first_weights, 1: config.second_weights}
     files = {
-        i: (path, f"{printable(path.stem)}-{i + 1}")
+        i: (path, f"{plain_name(path.stem)}-{i + 1}")
         for i, path in paths.items()
         if path is not None
     }

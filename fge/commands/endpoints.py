@@ -15,6 +15,7 @@ from fge.errors import DivergenceError, UserError
 from fge.files import sha256
 from fge.networks import canonical_state, encode_weights, flatten, load_weights, read_weights
 from fge.observer import Observer
+from fge.report import plain_name
 from fge.runs import RunFolder
 from fge.seeds import derive_seed
 from fge.train import Learner, Recipe, Speed, recipe_stages, scale_initialisation
@@ -87,6 +88,11 @@ def train_network(
         raise DivergenceError(f"network {name}: {error}") from None
     cost = training.snapshot_costs("network")[0]
     return Network(name, store[0], epochs, cost["validation_images"], cost["refresh_images"])
+
+
+def named_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return weights files with names for their networks: their number and stem."""
+    return [(path, f"{i}-{plain_name(path.stem)}") for i, path in enumerate(paths, start=1)]
 
 
 def read_network(path: Path, name: str, model: nn.Module) -> Network:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fge import metrics
 from fge.commands.build import Setup
 from fge.commands.endpoints import Network
-from fge.config import REFRESH_IMAGES, CurveConfig
+from fge.commands.fit_plan import FitPlan, StudyData
 from fge.curves import (
     BASELINES,
     AnyCurve,
@@ -34,7 +34,7 @@ from fge.curves import (
     make_family,
     straight_points,
 )
-from fge.data import EvalBatches, TrainBatches
+from fge.data import EvalBatches
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import append_record, read_bytes, read_records, remove, sha256, write_records
@@ -47,55 +47,6 @@ from fge.train import EpochEnd, Speed
 _BASELINE_STEP = 3
 """Baselines are measured at every third point: each costs a refresh and a test pass."""
 MIDDLE = 0.5
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """How a curve is fitted and measured.
-
-    ``epochs``, ``lr``, ``batch_size``, ``momentum`` and ``weight_decay`` are those of the fit;
-    ``eval_images``: training images to measure each point with, 0 for all.
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int
-    momentum: float
-    weight_decay: float
-    family: str
-    num_points: int = 3
-    objective: str = "uniform"
-    eval_points: int = 61
-    eval_images: int = REFRESH_IMAGES
-
-    @classmethod
-    def of(cls, config: CurveConfig) -> FitPlan:
-        """Return the plan of settled options."""
-        return cls(
-            config.fit_epochs,
-            config.curve_base_lr,
-            config.batch_size,
-            config.momentum,
-            config.weight_decay,
-            config.family,
-            config.num_points,
-            config.objective,
-            config.eval_points,
-            config.eval_images,
-        )
-
-
-@dataclass(frozen=True)
-class StudyData:
-    """Batches of a study.
-
-    ``train``: shuffled and augmented, for the fit; ``measured``: training images without
-    augmentation, for batch-norm statistics and training loss; ``test``: the test set.
-    """
-
-    train: TrainBatches
-    measured: EvalBatches
-    test: EvalBatches
 
 
 class _PathPoint(TypedDict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 from collections.abc import Sequence
@@ -40,7 +39,9 @@ from fge.report import (
     ReportBuilder,
     class_table,
     confidence_chart,
+    csv_text,
     environment_facts,
+    plain_name,
     predictions_verdict,
     uncertain_table,
 )
@@ -194,7 +195,9 @@ def _report(
     caption = "How many images have which largest probability"
     report.chart("confidence.png", confidence_chart(values), caption)
     report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))
-    report.say(*predictions_verdict(values, f"{what} of the run {config.run.resolve().name}"))
+    report.say(
+        *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
+    )
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -247,12 +250,10 @@ def write_predictions(
 ) -> None:
     """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``."""
     labels = probs.argmax(dim=1).numpy()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "class", *(f"p({name})" for name in classes)])
+    rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
-        writer.writerow([name, label, classes[label], *(f"{p:.6f}" for p in row)])
-    write_text(out / "predictions.csv", text.getvalue())
+        rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
+    write_text(out / "predictions.csv", csv_text(rows))
     buffer = io.BytesIO()
     np.savez(
         buffer,

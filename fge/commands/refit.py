@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fge.commands.pairs import FitPlan, Measured, make_study, measure_pair
+from fge.commands.fit_plan import FitPlan
+from fge.commands.pairs import Measured, make_study, measure_pair
 from fge.commands.run import Run
 from fge.config import FGEConfig, curve_rate_of
 from fge.curves import Record, turning_angles

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 from torch import Tensor, nn
 
-from fge.commands.endpoints import read_networks
+from fge.commands.endpoints import named_files, read_networks
 from fge.commands.run import Run
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -30,7 +30,7 @@ from fge.curves import Curve
 from fge.data import EvalBatches, Split
 from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.files import checked, printable
+from fge.files import checked
 from fge.networks import Layout, canonical_state, flatten, load_weights
 from fge.schemas import Count, NotNegative
 from fge.train import Recipe, endpoint_recipe, find_method
@@ -93,12 +93,8 @@ class RunCurve:
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:
     """Return the networks in files, named by number and stem; the model gets the first one."""
-    files = [
-        (path, f"{i}-{printable(path.stem)}") for i, path in enumerate(config.weights, start=1)
-    ]
-    return _loaded(
-        [StudiedNetwork(n.name, n.state) for n in read_networks(files, model, ())], model
-    )
+    networks = read_networks(named_files(config.weights), model, ())
+    return _loaded([StudiedNetwork(n.name, n.state) for n in networks], model)
 
 
 def snapshot_networks(

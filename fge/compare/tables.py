@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +17,7 @@ from fge.compare.comparison import (
 from fge.compare.worth import Scale, Worth
 from fge.config import DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
-from fge.report import Table
+from fge.report import Table, csv_text
 
 SCHEMA_VERSION = 1
 NOTHING = "-"
@@ -382,8 +380,4 @@ def as_csv(comparison: Comparison) -> str:
         )
     columns = list(dict.fromkeys(key for line in facts for key in line))
     columns = [key for key in columns if key not in ("pooled", "note")] + ["pooled", "note"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(facts)
-    return buffer.getvalue()
+    return csv_text([columns, *([line.get(key, "") for key in columns] for line in facts)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -141,6 +142,11 @@ def import_named(name: str, what: str) -> Any:
         UserError: the module cannot be imported or has no such object.
     """
     module, _, attribute = name.partition(":")
+    if not re.fullmatch(r"[\w.:-]*", name):
+        raise UserError(
+            f"{what} {name!r} is no package.module:name: it has other characters than letters, "
+            "digits and . _ -"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -34,6 +34,7 @@ from fge.report.curves import (
     path_table,
     strategy_table,
 )
+from fge.report.escaping import csv_text, markdown_name, plain_name
 from fge.report.facts import (
     dataset_facts,
     environment_facts,
@@ -70,6 +71,7 @@ from fge.report.page import (
     Section,
     Table,
     markdown_table,
+    markdown_tables,
     markdown_verdict,
     write_pages,
     write_report,
@@ -166,6 +168,7 @@ __all__ = [
     "confidence_chart",
     "connection_verdict",
     "cost_text",
+    "csv_text",
     "curve_chart",
     "dataset_facts",
     "draw",
@@ -180,7 +183,9 @@ __all__ = [
     "line_table",
     "line_verdict",
     "lines_chart",
+    "markdown_name",
     "markdown_table",
+    "markdown_tables",
     "markdown_verdict",
     "method_result",
     "methods_chart",
@@ -190,6 +195,7 @@ __all__ = [
     "pair_verdict",
     "pairs_table",
     "path_table",
+    "plain_name",
     "plan_section",
     "plane_chart",
     "plane_table",

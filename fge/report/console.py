@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fge.observer import Observer, silence_output
+from fge.observer import Observer, silence_output, visible
 
 _POINTS_PER_LINE = 10
 _UNLIMITED = 1000
@@ -71,13 +71,14 @@ class ConsoleObserver(Observer):
 
     def epoch(self, record: dict[str, Any], done: int, total: int) -> None:
         """Move the bar, or print a line."""
-        text = f"{record['stage']}: train loss {record['train_loss']:.4f}"
+        text = visible(f"{record['stage']}: train loss {record['train_loss']:.4f}", one_line=True)
         self._advance(text, done, total, "epochs")
         if not self._live:
             self.console.print(f"epoch {done}/{total}  {text}")
 
     def point(self, what: str, done: int, total: int) -> None:
         """Move the bar, or print a line for every tenth point."""
+        what = visible(what, one_line=True)
         self._advance(what, done, total, "points")
         if not self._live and (done == total or done % _POINTS_PER_LINE == 0):
             self.console.print(f"point {done}/{total}  {what}")
@@ -100,19 +101,20 @@ class ConsoleObserver(Observer):
                 f"; ensemble of {members}: {record['ensemble_val_error']:.2f} %, "
                 f"NLL {record['ensemble_val_nll']:.4f}"
             )
-        self.console.print(text)
+        self.console.print(visible(text, one_line=True))
 
     def note(self, text: str) -> None:
         """Print a sentence."""
-        self.console.print(text)
+        self.console.print(visible(text))
 
     def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table, the first column left and the others right aligned."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=visible(title, one_line=True), title_justify="left")
         for position, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")
+            justify: Literal["left", "right"] = "left" if position == 0 else "right"
+            table.add_column(visible(heading, one_line=True), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(visible(cell, one_line=True) for cell in row))
         # A file or pipe has no width; on a terminal, cells that do not fit are folded.
         console = (
             self.console

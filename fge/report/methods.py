@@ -16,6 +16,7 @@ from fge.ensemble import MemberPredictions, PredictionFile
 from fge.metrics import ood_auroc
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Chart, Panel, Series
+from fge.report.escaping import plain_name
 from fge.report.page import Table
 from fge.schemas import Count, Percent, Positive
 
@@ -374,7 +375,9 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
         aurocs = result.ood or {}
         cells = [f"{aurocs[name][score]:.4f}" for name in dataset.ood for score in _SCORES]
         rows.append([result.name, str(result.members), *cells])
-    kinds = [f"{name}, {len(other.split)} images" for name, other in dataset.ood.items()]
+    kinds = [
+        f"{plain_name(name)}, {len(other.split)} images" for name, other in dataset.ood.items()
+    ]
     note = (
         f"OOD images ({'; '.join(kinds)}; in the size and channels of the data) against the "
         f"{len(dataset.test)} test images. AUROC is the probability that the OOD image is the less "

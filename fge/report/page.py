@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,13 @@ from urllib.parse import quote
 
 from fge.config import own_code, program
 from fge.files import json_text, read_bytes, write_text
+from fge.report.escaping import (
+    html_cell,
+    html_text,
+    markdown_cell,
+    markdown_name,
+    markdown_text,
+)
 from fge.report.palette import variables
 from fge.report.render_interactive import Plot, plotly_script
 from fge.runs import RunFolder
@@ -121,40 +127,49 @@ def write_pages(out: Path, page: Page, sections: Sequence[Section]) -> None:
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, the first column left and the others right aligned."""
     rule = [":--"] + ["--:"] * (len(headings) - 1)
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (headings, rule, *rows)]
+    names = [markdown_name(heading) for heading in headings]
+    lines = [names, rule, *([markdown_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def markdown_tables(tables: Iterable[Table], level: str) -> list[str]:
+    """Return tables as parts of Markdown: a heading, the table and its note.
+
+    Args:
+        tables: to show.
+        level: of the headings, such as ``##``.
+    """
+    parts = []
+    for table in tables:
+        parts += [f"{level} {markdown_name(table.title)}"]
+        parts += [markdown_table(table.headings, table.rows)]
+        parts += [markdown_text(table.note)] if table.note else []
+    return parts
+
+
 def _markdown(out: Path, page: Page, sections: Sequence[Section]) -> str:
-    parts = [f"# {page.title}", *markdown_verdict(page.headline, page.details)]
+    parts = [f"# {markdown_name(page.title)}", *markdown_verdict(page.headline, page.details)]
     if len(sections) > 1:
-        parts += _markdown_tables(page.tables, "##")
+        parts += markdown_tables(page.tables, "##")
     for section in sections:
         level = "##"
         if len(sections) > 1:
-            parts.append(f"## {section.name}: {section.page.title}")
+            parts.append(f"## {markdown_name(f'{section.name}: {section.page.title}')}")
             parts += markdown_verdict(section.page.headline, section.page.details)
             level = "###"
-        parts += _markdown_tables(section.page.tables, level)
-        figures = section.page.figures.items()
-        parts += [f"![{text}]({_link(out, section, f'figures/{name}')})" for name, text in figures]
+        parts += markdown_tables(section.page.tables, level)
+        for name, text in section.page.figures.items():
+            parts.append(f"![{markdown_name(text)}]({_link(out, section, f'figures/{name}')})")
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_verdict(headline: str, details: Sequence[str]) -> list[str]:
     """Return a verdict as parts of Markdown: one bold line, and the rest folded."""
-    plain = headline.replace("**", "")
+    first = f"**{markdown_text(headline.replace('**', ''))}**"
     if not details:
-        return [f"**{plain}**"]
-    return [f"**{plain}**", f"<details><summary>{MORE}</summary>", *details, "</details>"]
-
-
-def _markdown_tables(tables: Iterable[Table], level: str) -> list[str]:
-    parts = []
-    for table in tables:
-        parts += [f"{level} {table.title}", markdown_table(table.headings, table.rows)]
-        parts += [table.note] if table.note else []
-    return parts
+        return [first]
+    folded = [markdown_text(paragraph) for paragraph in details]
+    return [first, f"<details><summary>{MORE}</summary>", *folded, "</details>"]
 
 
 def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
@@ -167,12 +182,13 @@ def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"marked": _marked, "shown": _shown, "worded": _worded}
+    environment.filters |= {"shown": _shown, "worded": _worded}
+    environment.filters |= {"marked": _safe(html_text), "cell": _safe(html_cell)}
     wanted = any(section.page.plots for section in sections)
     script = plotly_script() if wanted else None
     runs = [_run(out, section, number, script) for number, section in enumerate(sections, start=1)]
     plots = {figure["id"]: figure["plot"] for run in runs for figure in run["figures"]}
-    return environment.get_template("report.html").render(
+    rendered = environment.get_template("report.html").render(
         page=page,
         more=MORE,
         light=variables(dark=False),
@@ -182,6 +198,8 @@ def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
         plots={name: plot for name, plot in plots.items() if plot},
         script=script,
     )
+    # Names of files may have bytes that are no text.
+    return rendered.encode("utf-8", "backslashreplace").decode()
 
 
 def _run(out: Path, section: Section, number: int, script: str | None) -> dict[str, Any]:
@@ -240,12 +258,11 @@ def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
     return shlex.join([*words, *own_code(options), "--out", "NEW_FOLDER"])
 
 
-def _marked(text: str) -> Markup:
-    """Return text as HTML, with Markdown's code and strong marks converted."""
-    from markupsafe import Markup, escape
+def _safe(render: Callable[[str], str]) -> Callable[[str], Markup]:
+    """Return a filter of the template for what returns HTML."""
+    from markupsafe import Markup
 
-    code = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", code))
+    return lambda text: Markup(render(text))
 
 
 def _worded(table: Table) -> list[bool]:

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 
 from fge.files import write_bytes
+from fge.observer import visible
 from fge.report.charts import DASHES, Bars, Chart, Dash, Panel, PlaneChart, Series, refined
 from fge.report.palette import INK, LINE, light, marker_of
 
@@ -41,7 +42,7 @@ def draw(chart: Chart | PlaneChart) -> Figure:
         for place in chart.marks:
             axes.axvline(place, color=light(LINE), linewidth=0.8, zorder=0)
     bottom = column[-1, 0]
-    bottom.set_xlabel(chart.x)
+    bottom.set_xlabel(_text(chart.x))
     bottom.set_xlim(*chart.x_limits)
     if chart.whole:
         bottom.xaxis.set_major_locator(MultipleLocator(chart.x_step))
@@ -59,11 +60,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def _text(name: str) -> str:
+    """Return text in which matplotlib finds no formula: dollars are dollars."""
+    return visible(name).replace("$", r"\$")
+
+
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.grid(color=light(LINE), linewidth=0.6, alpha=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylabel(panel.label)
+    axes.set_ylabel(_text(panel.label))
     if panel.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if panel.dense else (1,)))
@@ -77,7 +83,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for one in panel.series:
         _draw_series(axes, one, panel)
     if not panel.series and panel.note:
-        axes.text(0.5, 0.5, panel.note, transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, _text(panel.note), transform=axes.transAxes, ha="center")
 
 
 def _draw_bars(axes: Axes, bars: Bars) -> None:
@@ -91,7 +97,7 @@ def _draw_series(axes: Axes, series: Series, panel: Panel) -> None:
         yerr=series.spread,
         elinewidth=1,
         capsize=2.5 if series.spread else 0,
-        label=series.name,
+        label=_text(series.name),
         **_style(series),
     )
     if series.filled:
@@ -112,7 +118,7 @@ def _style(series: Series) -> dict[str, Any]:
 
 
 def _handle(series: Series) -> Line2D:
-    return Line2D([], [], label=series.name, **_style(series))
+    return Line2D([], [], label=_text(series.name), **_style(series))
 
 
 def _draw_plane(chart: PlaneChart) -> Figure:
@@ -124,19 +130,21 @@ def _draw_plane(chart: PlaneChart) -> Figure:
     axes.contour(*surface, levels=chart.levels[1:], colors=_DARK, linewidths=0.5)
     bar = figure.colorbar(filled, ax=axes, ticks=chart.levels, spacing="uniform")
     bar.ax.set_yticklabels(chart.ticks)
-    bar.set_label(chart.label)
+    bar.set_label(_text(chart.label))
     axes.set(xlim=chart.xs[[0, -1]], ylim=chart.ys[[0, -1]])
-    axes.set(xlabel=chart.axes[0], ylabel=chart.axes[1])
+    axes.set(xlabel=_text(chart.axes[0]), ylabel=_text(chart.axes[1]))
     if chart.equal:
         axes.set_aspect("equal")
     for dash, (name, path) in zip(_cycled(chart), chart.paths.items(), strict=True):
-        axes.plot(*path.T, dash, color=_DARK, linewidth=1.8, label=name, path_effects=_halo(4))
+        axes.plot(
+            *path.T, dash, color=_DARK, linewidth=1.8, label=_text(name), path_effects=_halo(4)
+        )
     middle = sum(axes.get_xlim()) / 2
     for name, place in chart.points.items():
         axes.plot(*place, "o", color=_DARK, markeredgecolor=_WHITE, markersize=8, zorder=5)
         side, away = ("left", 7) if place[0] <= middle else ("right", -7)  # not out of the frame
         axes.annotate(
-            name,
+            _text(name),
             place,
             (away, 7),
             textcoords="offset points",
@@ -164,12 +172,12 @@ def _draw_surface(chart: PlaneChart) -> Figure:
     height = chart.on_surface()
     for dash, (name, path) in zip(_cycled(chart), chart.paths.items(), strict=True):
         fine = refined(path)
-        axes.plot(*fine.T, height(fine), dash, color=_DARK, label=name, zorder=5)
+        axes.plot(*fine.T, height(fine), dash, color=_DARK, label=_text(name), zorder=5)
     for name, place in chart.points.items():
         (top,) = height([place])
         if np.isfinite(top):
             axes.plot(*place, top, "o", color=_DARK, zorder=6)
-            axes.text(*place, top, f"  {name}", zorder=7, path_effects=_halo(3))
+            axes.text(*place, top, f"  {_text(name)}", zorder=7, path_effects=_halo(3))
     if chart.paths:
         axes.legend(frameon=False, loc="upper right")
     axes.set(xlabel="x", ylabel="y", zlabel=chart.label)

@@ -7,6 +7,7 @@ it, and ``compare`` compares it with the others.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -267,6 +268,11 @@ def find_method(name: str) -> Method:
     method = import_named(name, "method")
     if not isinstance(method, Method):
         raise UserError(f"{name} must be an fge.methods.Method, got a {type(method).__name__}")
+    if not re.fullmatch(r"\w[\w.+ -]*", method.name):
+        raise UserError(
+            f"{name} has the name {method.name!r}; use letters, digits, spaces and . _ + - alone, "
+            "since it names rows and folders"
+        )
     taken = _OTHER_ROWS if method.combine == "weights" else (*_OTHER_ROWS, "swa")
     if method.name in taken or method.name != without_views(method.name):
         raise UserError(

@@ -246,7 +246,7 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
     images = load_ood(["noise"], splits, data=str(data))["noise"].split.images
     path = ended / "networks" / "average-1" / "network" / "0001.safetensors"
     curve = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
-    model = network({**load_file(path), **curve.state_dict(0.5)})
+    model = network({**load_file(path), **curve.parameters(0.5)})
     inputs = (splits.train.images - splits.mean[0]) / splits.std[0]
     refresh_batch_norm(model, [inputs], num_images=None)
     np.testing.assert_allclose(

@@ -202,7 +202,7 @@ def test_several_runs_have_a_section_each_under_the_joint_tables(tmp_path: Path)
         "# 2 runs\n\n**Compared.**\n\n## All\n\n| run |\n| :-- |\n| one |\n| two |\n\n"
         + "\n\n".join(
             f"## {name}: one run\n\n**It gained.**\n\n### Results\n\n"
-            "| name | error |\n| :-- | --: |\n| fge | **7.50** |\n\n`fge` is 2 ** 3 < 9\n\n"
+            "| name | error |\n| :-- | --: |\n| fge | **7.50** |\n\n`fge` is 2 \\*\\* 3 &lt; 9\n\n"
             f"![The first](../r%20uns/{name}/figures/a.png)\n\n"
             f"![The second](../r%20uns/{name}/figures/b.png)"
             for name in ("one", "two")
