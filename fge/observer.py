@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 
 class Observer:
@@ -83,9 +84,62 @@ def visible(text: object, *, one_line: bool = False) -> str:
     return _UNSEEN.sub(lambda c: c[0].encode("unicode_escape").decode(), found)
 
 
-def silence_output() -> None:
-    """Discard standard output from now on, because nothing reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class LastingOutput:
+    """A standard stream that becomes silent when it cannot be written; the program goes on.
+
+    Attributes:
+        error: of the first write that failed; None before.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    @property
+    def failed(self) -> str:
+        """Why it cannot be written; empty where it can, or where its reader is gone."""
+        quiet = self.error is None or isinstance(self.error, BrokenPipeError)
+        return "" if quiet else str(self.error and self.error.strerror)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it."""
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        if self.error is not None:
+            return
+        try:
+            act()
+        except OSError as error:
+            self.error = error
+            # What is buffered would be written again at the exit of the interpreter.
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_standard_streams() -> None:
+    """Open those of the standard streams that are closed, onto nothing.
+
+    The next file that is opened would take their place, and be written what is meant for them.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, which is this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def listed(words: Iterable[object], conjunction: str = "and") -> str:

@@ -8,12 +8,11 @@ import io
 import itertools
 import os
 import re
-import select
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from fge.commands.help import help_text, overview
 from fge.config import (
@@ -47,7 +46,7 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.observer import silence_output, visible
+from fge.observer import LastingOutput, open_standard_streams, visible
 
 T = TypeVar("T")
 C = TypeVar("C", bound=CommandConfig)
@@ -73,46 +72,78 @@ _SWITCHES = ("flip",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code."""
+    """Run a command; return the exit code.
+
+    If the output cannot be written any more, a run continues without it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_standard_streams()
     end_with_parent()
+<<<<<<< HEAD
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be printable there
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+=======
+    out, err = LastingOutput(sys.stdout), LastingOutput(sys.stderr)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(cast(TextIO, out)))
+        stack.enter_context(contextlib.redirect_stderr(cast(TextIO, err)))
+>>>>>>> edge
         try:
-            return _run(arguments)
+            code = _main(arguments, out)
         finally:
-            sys.stdout.flush()  # a closed pipe raises its error here, not at interpreter exit
+            out.flush()  # here, and not at the exit of the interpreter
+        if out.failed and code != USER_ERROR:
+            _say(f"note: standard output cannot be written: {out.failed}")
+        err.flush()
+    return code
+
+
+def _main(arguments: list[str], out: LastingOutput) -> int:
+    try:
+        return _run(arguments, out)
     except KeyboardInterrupt:
         return INTERRUPTED
+<<<<<<< HEAD
     except (UserError, DivergenceError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return BROKEN_PIPE
+=======
+    except (UserError, DivergenceError, OSError) as error:
+>>>>>>> edge
         code, message = outcome(error)
-        return _fail(message, code, arguments)
+        # In a data-parallel run only the first process prints; in compare each has its own error.
+        if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
+            _say(f"error: {visible(message, one_line=True)}")
+        return code
 
 
-def _nobody_reads() -> bool:
-    """Return whether the reader of the output is gone; then discard further output."""
-    output = select.poll()
-    output.register(sys.stdout, 0)
-    if not output.poll(0):
-        return False
-    silence_output()
-    return True
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
-def _run(arguments: list[str]) -> int:
+def _show(text: str, out: LastingOutput) -> int:
+    """Print a text that is all that was asked for; return the exit code.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    print(text, flush=True)
+    if out.failed:
+        raise UserError(f"standard output cannot be written: {out.failed}")
+    return BROKEN_PIPE if out.error else OK
+
+
+def _run(arguments: list[str], out: LastingOutput) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview({name: kind for name, (kind, *_) in COMMANDS.items()}))
-        return OK if arguments else USER_ERROR
+        code = _show(overview({name: kind for name, (kind, *_) in COMMANDS.items()}), out)
+        return code if arguments else code or USER_ERROR
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     kind, module, function = COMMANDS[command]
     if {"-h", "--help"} & set(rest):
-        print(help_text(command, kind))
-        return OK
+        return _show(help_text(command, kind), out)
     config: Any
     if issubclass(kind, CommandConfig):
         config = _with_config_file(command, kind, _without_unused(command, kind, rest))
@@ -258,11 +289,3 @@ def _with_nearest(text: str) -> str:
 
 def _is_rule(line: str) -> bool:
     return re.fullmatch(r"[─-]*", line) is not None
-
-
-def _fail(message: str, code: int, arguments: list[str]) -> int:
-    # In a data-parallel run only the first process prints; in compare each has its own error.
-    if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
-        with contextlib.suppress(BrokenPipeError):
-            print(f"error: {visible(message, one_line=True)}", file=sys.stderr)
-    return code

@@ -11,26 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fge.observer import Observer, silence_output, visible
+from fge.observer import Observer, visible
 
 _POINTS_PER_LINE = 10
 _UNLIMITED = 1000
-
-
-class _LastingConsole(Console):
-    """A console that becomes silent when nobody reads it any more, so that the run continues."""
-
-    def on_broken_pipe(self) -> None:
-        """Discard all further output."""
-        self.quiet = True
-        silence_output()
 
 
 class ConsoleObserver(Observer):
     """Prints epochs, snapshots, notes and tables; a context manager for the live bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _LastingConsole(
+        self.console = console or Console(
             highlight=False, markup=False, emoji=False, soft_wrap=True
         )
         self._live = self.console.is_terminal
@@ -119,7 +110,7 @@ class ConsoleObserver(Observer):
         console = (
             self.console
             if self._live
-            else _LastingConsole(
+            else Console(
                 file=self.console.file, width=_UNLIMITED, markup=False, emoji=False, highlight=False
             )
         )

@@ -834,6 +834,8 @@ def test_help_that_nobody_reads_ends_as_tools_do(argv: list[str], buffered: str)
 def test_a_run_goes_on_when_nobody_reads_it_any_more(buffered: str) -> None:
     script = (
         "import sys; from fge.report.console import ConsoleObserver\n"
+        "from fge.observer import LastingOutput\n"
+        "sys.stdout = LastingOutput(sys.stdout)\n"
         "with ConsoleObserver() as console:\n"
         "    for _ in range(3): console.note('a line'); console.table('t', ['h'], [['c']])\n"
         "sys.stderr.write('went on')"
