@@ -79,16 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
     end_with_parent()
-<<<<<<< HEAD
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be printable there
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-=======
     out, err = LastingOutput(sys.stdout), LastingOutput(sys.stderr)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(cast(TextIO, out)))
         stack.enter_context(contextlib.redirect_stderr(cast(TextIO, err)))
->>>>>>> edge
         try:
             code = _main(arguments, out)
         finally:
@@ -104,13 +100,7 @@ def _main(arguments: list[str], out: LastingOutput) -> int:
         return _run(arguments, out)
     except KeyboardInterrupt:
         return INTERRUPTED
-<<<<<<< HEAD
     except (UserError, DivergenceError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return BROKEN_PIPE
-=======
-    except (UserError, DivergenceError, OSError) as error:
->>>>>>> edge
         code, message = outcome(error)
         # In a data-parallel run only the first process prints; in compare each has its own error.
         if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
