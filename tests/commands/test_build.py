@@ -108,3 +108,22 @@ def test_a_default_number_of_threads_is_set_as_a_given_one(monkeypatch: pytest.M
     assert settle_machine(RunConfig(device="cpu", **FIXED)).threads == number
     assert settle_machine(RunConfig(device="cpu", threads=number, **FIXED)).threads == number
     assert told == [number, number]
+
+
+def test_a_gpu_must_hold_all_images_and_the_padded_copy(
+    tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FGEConfig(data=str(tiny_npz), device="cuda:0", batch_size=32, crop_padding=1)
+    needed = (96 + 48) * 8 * 8 + 86 * 10 * 10
+    asked: list[torch.device] = []
+
+    def free(device: torch.device) -> int:
+        asked.append(device)
+        return needed - len(asked) + 1
+
+    monkeypatch.setattr(build, "choose_device", torch.device)
+    monkeypatch.setattr(build, "free_memory", free)
+    assert len(load_data(config).test) == 48
+    with pytest.raises(UserError, match=r"^on cuda:0, the images need 17\.8 kB of memory, but "):
+        load_data(config)
+    assert asked == [torch.device("cuda:0")] * 2
