@@ -46,6 +46,7 @@ from fge.errors import (
     outcome,
     unknown,
 )
+from fge.manifest import Manifest, damaged
 from fge.observer import LastingOutput, open_standard_streams, visible
 
 T = TypeVar("T")
@@ -186,6 +187,8 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
                 f"the run in {out} continues with its own options; leave out --config {source}"
             )
         source = str(saved)
+    elif resumes and out is not None:
+        _check_config(Path(out))
     if source is None and studied is None:
         base = None if preset is None else _with_preset(kind(), preset, arguments)
         return _parse(command, kind, arguments, default=base)
@@ -198,6 +201,19 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
     merged = _parse(command, kind, arguments, default=base)
     _check_imports(merged, arguments, source)
     return merged
+
+
+def _check_config(out: Path) -> None:
+    """Check that a run to resume, which has no config file, never had one.
+
+    Raises:
+        UserError: the manifest names it.
+    """
+    manifest = Manifest.read(out) if out.is_dir() else None
+    if manifest is not None and "config.json" in manifest.files:
+        fault = manifest.fault("config.json")
+        if fault is not None:
+            raise damaged(fault, manifest.root)
 
 
 def _with_preset(base: C, preset: str, arguments: list[str]) -> C:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -235,6 +235,7 @@ class CurveStudy:
         kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
         done = read_records(file, _CurvePoint if "train" in batches else _PathPoint)
         finished = itertools.count(len(done) + 1)
+        self._predict_lost(path, curve, kept, done)
         probs: list[Tensor] = []
 
         def on_point(t: float, probabilities: Probabilities) -> None:
@@ -265,6 +266,45 @@ class CurveStudy:
         self._predict_ood(path, curve, kept)
         return records
 
+    def _predict_lost(
+        self, path: str, curve: AnyCurve, kept: Iterable[float], done: Sequence[Record]
+    ) -> None:
+        """Predict the test images again by members that were measured and have no predictions."""
+        test = self.predictions.test
+        known = [record["t"] for record in done]
+        lost = [
+            t
+            for t in sorted(kept)
+            if test.get(self.member(path, t), self._key) is None
+            and any(math.isclose(t, other, abs_tol=1e-9) for other in known)
+        ]
+
+        def on_point(t: float, probabilities: Probabilities) -> None:
+            test.add(self.member(path, t), self._key, probabilities["test"])
+
+        if lost:
+            self._evaluate(curve, {"test": self.data.test}, lost, on_point)
+
+    def _evaluate(
+        self,
+        curve: AnyCurve,
+        batches: Mapping[str, EvalBatches],
+        ts: Sequence[float],
+        on_point: Callable[[float, Probabilities], None],
+    ) -> None:
+        """Evaluate networks on a path, with the statistics that all points on it have."""
+        with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
+            evaluate_curve(
+                self.model,
+                curve,
+                batches,
+                ts=ts,
+                refresh=self.data.measured,
+                num_images=None,
+                speed=self.speed,
+                on_point=on_point,
+            )
+
     def _predict_ood(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
         """Store missing predictions of OOD images by the members on a path.
 
@@ -280,19 +320,8 @@ class CurveStudy:
                 self._check_finite(path, {"t": t, name: float(probs.sum())})
                 files[name].add(self.member(path, t), self._key, probs)
 
-        if not files or not left:
-            return
-        with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
-            evaluate_curve(
-                self.model,
-                curve,
-                self.predictions.ood_batches,
-                ts=left,
-                refresh=self.data.measured,
-                num_images=None,
-                speed=self.speed,
-                on_point=on_point,
-            )
+        if files and left:
+            self._evaluate(curve, self.predictions.ood_batches, left, on_point)
 
     def _check_finite(self, path: str, record: Record) -> None:
         if not all(math.isfinite(value) for value in record.values()):

@@ -37,7 +37,7 @@ def verify(config: VerifyConfig) -> Findings:
         done = list(repair_run(run))
         for line in done:
             observer.note(line)
-        if done and finished:
+        if done and finished and not check_run(run).faults:
             _make_again(run)
     found = check_run(run)
     for fault in found.faults:

@@ -103,7 +103,14 @@ def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
 
 def is_run(path: Path) -> bool:
     """Return whether a folder holds a run, perhaps interrupted before its first file."""
-    if Manifest.read(path) is not None or command_of(path / "config.json") is not None:
+    if Manifest.read(path) is not None:
+        return True
+    if command_of(path / "config.json") is not None:
+        if os.path.lexists(path / manifests.NAME):
+            raise UserError(
+                f"{path / manifests.NAME} is no manifest of this program, and is in the way; move "
+                "it away"
+            )
         return True
     return _is_bare(path)
 

@@ -27,6 +27,7 @@ _AGAIN = re.compile(
     r"|predictions/val\.npz|state/average-[^/]+\.safetensors|predictions\.(csv|npz)"
 )
 """Files, other than pages, figures and predictions, that resuming makes again from the others."""
+_FIT = re.compile(r"curves/[^/]+/(fit\.jsonl|(fit|curve)\.safetensors)")
 _PART = re.compile(r"(?P<part>(networks/[^/]+/|distilled/)?)(?P<name>.*)")
 _CHECKPOINT = re.compile(rf"state/({'|'.join(CHECKPOINTS)})\.safetensors")
 _SNAPSHOT = re.compile(r"(?P<store>[a-z]+)/(?P<number>\d{4,})\.safetensors")
@@ -170,6 +171,9 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
         yield from _rebuild_index(manifest, part, inner)
     elif is_derived(inner) or _AGAIN.fullmatch(inner):
         yield from _drop(manifest, name, "will be made again")
+        if _FIT.fullmatch(inner):  # one follows from the other, and both from the networks
+            for file in ("fit.jsonl", "fit.safetensors", "curve.safetensors"):
+                yield from _drop(manifest, f"{name.rpartition('/')[0]}/{file}", "goes with it")
         if inner.startswith("cells/"):
             other = path.with_suffix(".npz" if path.suffix == ".json" else ".json")
             yield from _drop(manifest, other.relative_to(manifest.root).as_posix(), "goes with it")
@@ -186,6 +190,7 @@ def _drop(manifest: Manifest, name: str, why: str) -> Iterator[str]:
         return
     if kind and kind != "a link":
         yield f"{shown(path)} is {kind}: move it away"
+        return
     manifest.remove(name)
     yield f"{shown(path)} {why}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_arrays
+from curve_runs import curve_job, done
 from fge_runs import config
 from promised import is_promised, promised
 
@@ -226,3 +228,54 @@ def test_where_there_is_no_run_there_is_nothing_to_verify(
     code, _, err = verify(tmp_path / argument, capsys)
     assert code == 2
     assert words in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [delete, linked])
+def test_a_curve_and_its_predictions_are_made_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    ended = done("curve-ensemble", curve_job(data, tmp_path / "whole"))
+    run = shutil.copytree(ended, tmp_path / "copy" / "run")
+    curves = [p.relative_to(run) for p in sorted(run.glob("curves/*/*"))]
+    assert {"curve.safetensors", "curve.jsonl", "fit.jsonl"} <= {path.name for path in curves}
+    for name in (Path("predictions/test.npz"), *curves):
+        damage(run / name)
+        for leftover in (tmp_path / "copy").rglob("elsewhere"):
+            leftover.unlink()
+        assert verify(run, capsys, "--repair")[0] == 0, name
+        ours, theirs = promised(run), promised(ended)
+        changed = [n for n in theirs if ours.get(n) != theirs[n]]
+        # Reports name the folder.
+        assert {n.split(".")[0] for n in changed} <= {"manifest", "config", "report"}, name
+    with np.load(run / "predictions" / "test.npz") as mine:
+        assert len(mine["members"]) > 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_in_the_way_is_said_and_stays(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    path = run / "predictions" / "val.npz"
+    path.unlink()
+    make(path)
+    code, out, err = verify(run, capsys, "--repair")
+    assert code == 2
+    assert f"{path} is a " in out
+    assert ": move it away\n" in out
+    assert err.endswith("is not as written\n")
+    assert err.count("error:") == 1
+
+
+@pytest.mark.parametrize("damage", [delete, linked, flip])
+def test_resuming_without_the_options_names_their_file(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    damage(run / "config.json")
+    if damage is linked:
+        (tmp_path / "elsewhere").unlink()
+    capsys.readouterr()
+    assert cli.main(["fge", "--out", str(run), "--resume"]) == 2
+    assert f"{run / 'config.json'} " in capsys.readouterr().err
