@@ -29,7 +29,7 @@ from endurance_runs import BASE, Job, Workplace, copy, tiny_arrays, tiny_split
 
 import fge
 import fge.manifest
-from fge.commands.cli import main as run_line
+from fge.commands import main as run_line
 
 LIMIT_SECONDS = 60.0
 """A command that takes longer hangs: none of these takes more than a few seconds."""
