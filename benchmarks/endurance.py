@@ -13,9 +13,9 @@ Five parts, on tiny runs of every command that writes a folder:
 - ``pairs``: two commands at a time on one folder. One writes, the other is refused or helps.
 - ``space``: disks from 4 kB up. Each full disk is one line; with more space the run goes on.
 
-``--minutes`` gives each part a share of the time; what is left out is counted. Raw results:
-``benchmarks/results/endurance.json``. The tables of ``docs/results/endurance.md`` are written from
-them.
+``--minutes`` gives each part a share of the time, after the runs that it compares with. Raw
+results: ``benchmarks/results/endurance.json``. The tables of ``docs/results/endurance.md`` are
+written from them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from fge.report import environment_facts, markdown_table
 RESULTS = Path(__file__).parent / "results" / "endurance.json"
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "endurance.md"
 MARK = "<!-- What follows is written by benchmarks/endurance.py. -->"
-SHARES = {"kills": 0.25, "damage": 0.4, "lines": 0.25, "pairs": 0.05, "space": 0.05}
+SHARES = {"kills": 0.2, "damage": 0.35, "lines": 0.2, "pairs": 0.15, "space": 0.1}
 SIGNALS = (*[signal.SIGKILL] * 6, signal.SIGTERM, signal.SIGINT)
 MOST_SIGNALS = 4
 """Interruptions of one run."""
@@ -78,6 +78,8 @@ PAIRED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict")
 FILLED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict", "report")
 PAGE_BYTES, SPACE = 4096, "256m"
 KINDS = ("lost", "silent", "traceback", "hang", "unclear", "touched")
+LIMITS = ("kills", "damages", "commands", "rounds", "minutes")
+SMOKE_MINUTES = 0.7
 SMOKE = ("train", "predict", "report-again")
 Rows = dict[str, Counts]
 
@@ -85,11 +87,11 @@ Rows = dict[str, Counts]
 # -------------------------------------------------------------------------------------------- kills
 
 
-def kills(place: Workplace, count: int, seed: int, until: float, jobs: tuple[Job, ...]) -> Rows:
+def kills(place: Workplace, count: int, seed: int, seconds: float, jobs: tuple[Job, ...]) -> Rows:
     """Interrupt jobs in turn, until so many signals were sent."""
     rows: Rows = {}
     known = {job.name: _end_of(place, job) for job in jobs}
-    sent = 0
+    sent, until = 0, time.perf_counter() + seconds
     for number in range(10 * count):
         job = jobs[number % len(jobs)]
         if sent >= count or time.perf_counter() > until:
@@ -169,10 +171,11 @@ def stopped_badly(done: Done, number: signal.Signals) -> str | None:
 
 
 def damage(
-    place: Workplace, count: int | None, seed: int, until: float, jobs: tuple[Job, ...]
+    place: Workplace, count: int | None, seed: int, seconds: float, jobs: tuple[Job, ...]
 ) -> tuple[Rows, int]:
     """Examine damaged files, of each run in turn; return the rows and the number of all cases."""
     study, rows = DamageStudy(place, jobs), Rows()
+    until = time.perf_counter() + seconds
     for number, case in enumerate(study.cases(random.Random(seed))):
         if time.perf_counter() > until or (count is not None and number >= count):
             break
@@ -182,10 +185,11 @@ def damage(
     return rows, study.total()
 
 
-def generated(place: Workplace, count: int, seed: int, until: float) -> Rows:
+def generated(place: Workplace, count: int, seed: int, seconds: float) -> Rows:
     """Run generated command lines; return a row per command."""
     rows: Rows = {}
     lines.furnish(place)
+    until = time.perf_counter() + seconds
     for number in range(count):
         if time.perf_counter() > until:
             break
@@ -198,7 +202,7 @@ def generated(place: Workplace, count: int, seed: int, until: float) -> Rows:
 # -------------------------------------------------------------------------------------------- pairs
 
 
-def pairs(place: Workplace, rounds: int, seed: int, until: float, jobs: tuple[Job, ...]) -> Rows:
+def pairs(place: Workplace, rounds: int, seed: int, seconds: float, jobs: tuple[Job, ...]) -> Rows:
     """Run two commands at a time on one folder, the second a random moment after the first."""
     rows: Rows = {}
     known = {job.name: _end_of(place, job) for job in jobs}
@@ -207,6 +211,7 @@ def pairs(place: Workplace, rounds: int, seed: int, until: float, jobs: tuple[Jo
         if kill_half(place, job, finish(place, job)):
             halves[job.name] = place.kept / f"{job.name}-pair"
             copy(place.cwd / "out", halves[job.name])
+    until = time.perf_counter() + seconds
     for number in range(rounds):
         rng = random.Random(f"{seed} {number}")
         for job in jobs:
@@ -269,9 +274,9 @@ def pair(
 # -------------------------------------------------------------------------------------------- space
 
 
-def space(place: Workplace, until: float, jobs: tuple[Job, ...]) -> Rows:
+def space(place: Workplace, seconds: float, jobs: tuple[Job, ...]) -> Rows:
     """Run jobs on disks of 4 kB, 8 kB and so on, until they fit; go on with more space."""
-    rows: Rows = {}
+    rows, until = Rows(), time.perf_counter() + seconds
     with mounted(place.cwd / "disk") as grow:
         for job in jobs:
             grow(SPACE)
@@ -385,7 +390,8 @@ def tables(content: dict[str, Any]) -> str:
         parts.append(markdown_table(headings, body))
     environment = content["environment"]
     facts = [
-        ("command", f"`{content['command']}`"),
+        ("command", "`python benchmarks/endurance.py`"),
+        ("limits", limits(content["limits"])),
         ("raw figures", f"`benchmarks/results/{RESULTS.name}`"),
         ("seeds", str(content["seed"])),
         (
@@ -396,6 +402,14 @@ def tables(content: dict[str, Any]) -> str:
     ]
     rows_of = "\n".join(["| | |", "| :-- | :-- |", *(f"| {n} | {fact} |" for n, fact in facts)])
     return "\n\n".join([*parts, rows_of])
+
+
+def limits(asked: dict[str, Any]) -> str:
+    """Return in words how much was asked for."""
+    damages = f"{asked['damages']:,}" if asked["damages"] else "all"
+    words = f"{asked['kills']:,} signals, {damages} damaged files, {asked['commands']:,} lines"
+    minutes = asked["minutes"]
+    return f"{words}; stopped after about {minutes:g} minutes of cases" if minutes else words
 
 
 def _of(row: dict[str, Any]) -> list[str]:
@@ -412,27 +426,27 @@ def write_page(content: dict[str, Any], page: Path = PAGE) -> None:
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Run all parts in a folder of their own, and return the raw results."""
     jobs = tuple(BY_NAME[name] for name in SMOKE) if asked.smoke else JOBS
-    content: dict[str, Any] = {"seed": asked.seed, "command": asked.line}
+    limited = {name: getattr(asked, name) for name in LIMITS}
+    content: dict[str, Any] = {"seed": asked.seed, "limits": limited}
 
-    def until(part: str) -> float:
-        seconds = 60 * asked.minutes * SHARES[part] if asked.minutes else float("inf")
-        return time.perf_counter() + seconds
+    def share(part: str) -> float:
+        return 60 * asked.minutes * SHARES[part] if asked.minutes else float("inf")
 
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
         place = Workplace(Path(folder))
         furnish(place)
         few = [[job for job in jobs if job.name in names] for names in (PAIRED, FILLED)]
-        found = kills(place, asked.kills, asked.seed, until("kills"), jobs)
+        found = kills(place, asked.kills, asked.seed, share("kills"), jobs)
         content["kills"] = stored(found)
         found, content["all_cases"] = damage(
-            place, asked.damages, asked.seed, until("damage"), jobs
+            place, asked.damages, asked.seed, share("damage"), jobs
         )
         content["damage"] = stored(found)
         content["pairs"] = stored(
-            pairs(place, asked.rounds, asked.seed, until("pairs"), tuple(few[0]))
+            pairs(place, asked.rounds, asked.seed, share("pairs"), tuple(few[0]))
         )
-        content["space"] = stored(space(place, until("space"), tuple(few[1])))
-        content["lines"] = stored(generated(place, asked.commands, asked.seed, until("lines")))
+        content["space"] = stored(space(place, share("space"), tuple(few[1])))
+        content["lines"] = stored(generated(place, asked.commands, asked.seed, share("lines")))
     content["environment"] = environment_facts(torch.device("cpu"), 1)
     return content
 
@@ -449,13 +463,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="a few cases of each part")
     asked = parser.parse_args(arguments)
-    asked.line = "python benchmarks/endurance.py"
     if asked.smoke:
         asked.kills, asked.commands, asked.damages, asked.rounds = 6, 12, 24, 1
-    for option in ("kills", "commands", "damages", "minutes", "rounds"):
-        value = getattr(asked, option)
-        if value != parser.get_default(option):
-            asked.line += f" --{option} {value:g}"
+        asked.minutes = asked.minutes or SMOKE_MINUTES
     prepare()
     content = measure(asked)
     write_json(asked.out, content)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 import fge
 from fge.errors import UserError
 from fge.files import write_json, write_text
-from fge.report import environment_facts, markdown_table
+from fge.report import environment_facts
 
 RESULTS = Path(__file__).parent / "results" / "second_derivatives.json"
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "second-derivatives.md"
@@ -273,7 +273,8 @@ def table(rows: list[Row]) -> str:
         for row in rows
     ]
     headings = ("layer", "PyTorch", "products", "from gradients", "from losses")
-    return markdown_table(headings, lines)
+    rule = [":--"] + ["--:"] * (len(headings) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))
 
 
 def shown(difference: float | None) -> str:

@@ -39,13 +39,13 @@ def digest(data: bytes) -> dict[str, object]:
 
 def test_what_is_written_is_recorded(run: Path) -> None:
     write_bytes(run / "deep" / "a.bin", b"one")
-    append_record(run / "fit.jsonl", {"epoch": 0})
-    append_record(run / "fit.jsonl", {"epoch": 1})
+    append_record(run / "points.jsonl", {"epoch": 0})
+    append_record(run / "points.jsonl", {"epoch": 1})
     write_bytes(run / "deep" / "a.bin", b"two")
     end(_manifest(run))
     assert stored(run) == {
         "deep/a.bin": {"now": digest(b"two"), "by": "train"},
-        "fit.jsonl": {"now": digest(b'{"epoch": 0}\n{"epoch": 1}\n'), "by": "train"},
+        "points.jsonl": {"now": digest(b'{"epoch": 0}\n{"epoch": 1}\n'), "by": "train"},
     }
     assert Manifest.read(run) is not None
 
@@ -81,7 +81,7 @@ def test_one_wrong_bit_is_found_when_the_file_is_read(
     run: Path, tmp_path: Path, link: bool
 ) -> None:
     write_bytes(run / "a.bin", b"right")
-    append_record(run / "fit.jsonl", {"epoch": 0})
+    append_record(run / "points.jsonl", {"epoch": 0})
     end(_manifest(run))
     assert read_bytes(run / "a.bin") == b"right"
     (run / "a.bin").write_bytes(b"rigit")
@@ -91,17 +91,17 @@ def test_one_wrong_bit_is_found_when_the_file_is_read(
         folder.symlink_to(run)
     with pytest.raises(UserError, match=r"a\.bin was damaged or changed .* fge verify "):
         read_bytes(folder / "a.bin")
-    (run / "fit.jsonl").write_text('{"epoch": 5}\n')
-    with pytest.raises(UserError, match=r"fit\.jsonl was damaged"):
-        read_records(folder / "fit.jsonl")
+    (run / "points.jsonl").write_text('{"epoch": 5}\n')
+    with pytest.raises(UserError, match=r"points\.jsonl was damaged"):
+        read_records(folder / "points.jsonl")
 
 
 def test_a_line_that_was_being_written_is_no_damage(run: Path) -> None:
-    append_record(run / "fit.jsonl", {"epoch": 0})
-    with (run / "fit.jsonl").open("a") as file:
+    append_record(run / "points.jsonl", {"epoch": 0})
+    with (run / "points.jsonl").open("a") as file:
         file.write('{"epo')
     end(_manifest(run))
-    assert read_records(run / "fit.jsonl") == [{"epoch": 0}]
+    assert read_records(run / "points.jsonl") == [{"epoch": 0}]
 
 
 def test_files_of_others_and_folders_without_a_manifest_are_read_as_they_are(

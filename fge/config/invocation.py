@@ -19,7 +19,7 @@ _SHIM = _PACKAGE.parent / "cli.py"
 PARENT_PIPE = "FGE_PARENT_PIPE"
 """In the environment of a process that another one started: the end to read of a pipe that only
 that one can write to."""
-_GRACE_SECONDS = 3
+_GRACE_SECONDS = 10
 LIBRARIES = ("torchvision:", "timm:")
 """What begins the names of models that are another library's, not the user's own."""
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import fge
 from fge import metrics
 from fge.commands import averages as averages_module
+from fge.commands import cli
 from fge.commands.averages import Averages, average_snapshots
 from fge.commands.build import Setup, load_data, make_training
 from fge.commands.run import Run, open_run, prepare
@@ -200,7 +201,8 @@ def test_averages_that_were_changed_or_lost_are_made_again(finished: Path, data:
     before = promised(finished)
     (finished / "swa.safetensors").unlink()
     (finished / "folded.safetensors").write_bytes(b"damaged")
-    run_command("fge", {**averaged_job(data, finished), "resume": True})
+    assert cli.main(["fge", "--out", str(finished), "--resume"]) == 2
+    assert cli.main(["verify", str(finished), "--repair"]) == 0
     assert promised(finished) == before
 
 
@@ -371,8 +373,9 @@ def test_interrupted_at_any_write_of_averaging_it_ends_as_if_uninterrupted(
     reference = shutil.copytree(tmp_path / "trained", tmp_path / "reference")
     average(reference)
     calls = -1 - left[0]
-    # Two weights, a prediction of each on both splits, two records; each syncs file and folder.
-    assert calls == 2 * (2 + 4 + 2)
+    # Two weights, a prediction of each on both splits, two records; each syncs file and folder,
+    # and the manifest before.
+    assert calls == 2 * 2 * (2 + 4 + 2)
     for point in range(1, calls + 1):
         folder = shutil.copytree(tmp_path / "trained", tmp_path / f"at-{point}")
         left[0] = point

@@ -193,7 +193,8 @@ def test_a_finished_run_can_be_set_beside_a_baseline_later(
     assert (result.code, result.err) == (0, "")
     after = promised(folder)
     changed = {name for name in after if before.get(name) != after[name]}
-    assert changed == {"config.json", "report.json", "page.json", "report.md", "report.html"}
+    pages = {"report.json", "page.json", "report.md", "report.html"}
+    assert changed == {"config.json", "manifest.json", *pages}
     verdict = report(folder)["verdict"]
     lines = report(folder)["methods"]
     ours = [line for line in lines if line["name"] == "fge"][-1]

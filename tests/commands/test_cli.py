@@ -787,7 +787,7 @@ def test_a_damaged_log_is_named(run: Run, finished: Finished, tmp_path: Path) ->
     (out / "manifest.json").unlink()  # as in a run from before there were manifests
     result = run(["fge", "--out", str(out), "--resume"])
     assert result.code == 2
-    assert result.message.startswith(f"line 2 of {out / 'log.jsonl'} is damaged; ")
+    assert result.message.startswith(f"line 2 of {out / 'log.jsonl'} is damaged: ")
 
 
 def test_a_download_is_announced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

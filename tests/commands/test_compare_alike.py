@@ -58,7 +58,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Idle]:
 
 def test_diverged_runs_are_named_in_the_order_of_the_plan(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(
-        observer=Observer(), folder=SimpleNamespace(path=tmp_path), config=CONFIG
+        observer=Observer(), folder=SimpleNamespace(path=tmp_path, manifest=None), config=CONFIG
     )
     plan = Plan(CONFIG, tmp_path / "runs")
     cells, diverged = _measure(run, plan, 1)

@@ -782,6 +782,7 @@ def test_other_data_is_refused_at_resume(ended: Path, tmp_path: Path) -> None:
     other = write_tiny_npz(tmp_path / "tiny.npz", train_images=images)
     content = json.loads((tmp_path / "run" / "config.json").read_text())
     content["options"]["data"] = str(other)
+    (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / "config.json").write_text(json.dumps(content))
     result = run(["curve-ensemble", "--out", "run", "--resume"])
     assert result.code == 2

@@ -67,6 +67,7 @@ def test_a_half_finished_run_goes_on_by_the_papers_rule(
 def test_an_old_run_is_not_resumed_with_averages(data: Path, tmp_path: Path) -> None:
     folder = done("fge", job(data, tmp_path / "old", epochs=2, average=0.0))
     make_old(folder / "config.json")
+    (folder / "manifest.json").unlink()
     result = run(["fge", "--out", str(folder), "--resume", "--average", "0.2"])
     assert result.code == 2
     assert result.message.startswith(
@@ -91,6 +92,7 @@ def test_the_jobs_of_an_old_comparison_are_the_papers(tmp_path: Path) -> None:
 def test_an_old_file_repeats_an_old_run(data: Path, tmp_path: Path) -> None:
     folder = done("fge", job(data, tmp_path / "old", epochs=2, average=0.0))
     make_old(folder / "config.json")
+    (folder / "manifest.json").unlink()
     repeat = {"config": str(folder / "config.json"), "out": str(tmp_path / "again")}
     assert run(flags("fge", repeat)).code == 0
     options = json.loads((tmp_path / "again" / "config.json").read_text())["options"]

@@ -32,7 +32,7 @@ VIEWS, PADDING, SEED = 3, 2, 7
 RUN: dict[str, Any] = {"single": True, "ood": ("noise",), "crop_padding": PADDING, "seed": SEED}
 VIEWED = ("single", "average", "last-snapshot", "fge", "swa", "fold")
 ADDED = {"predictions/test-tta.npz"}
-CHANGED = {"config.json", "report.json", "report.md", "report.html", "page.json"}
+CHANGED = {"config.json", "manifest.json", "report.json", "report.md", "report.html", "page.json"}
 
 
 @pytest.fixture(scope="module")

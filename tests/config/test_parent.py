@@ -47,7 +47,7 @@ def test_the_end_of_the_pipe_is_as_ctrl_c() -> None:
         time.sleep(0.2)
         assert process.poll() is None
         os.close(writes)  # as at the end of this process
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGINT
     assert err.rstrip().endswith("KeyboardInterrupt")
 
@@ -58,7 +58,7 @@ def test_a_process_that_takes_no_ctrl_c_is_killed() -> None:
     with started(reads, "signal.signal(signal.SIGINT, signal.SIG_IGN)") as process:
         os.close(reads)
         os.close(writes)
-        process.communicate(timeout=20)
+        process.communicate(timeout=40)
     assert process.returncode == -signal.SIGKILL
 
 
