@@ -197,7 +197,7 @@ def test_a_finished_run_is_not_averaged_again(
     assert promised(finished) == before
 
 
-def test_averages_that_were_changed_or_lost_are_made_again(finished: Path, data: Path) -> None:
+def test_averages_that_were_changed_or_lost_are_made_again(finished: Path) -> None:
     before = promised(finished)
     (finished / "swa.safetensors").unlink()
     (finished / "folded.safetensors").write_bytes(b"damaged")
