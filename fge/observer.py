@@ -81,7 +81,14 @@ def visible(text: object, *, one_line: bool = False) -> str:
     found = str(text).replace("\r\n", "\n")
     if one_line:
         found = " ".join(found.split())
-    return _UNSEEN.sub(lambda c: c[0].encode("unicode_escape").decode(), found)
+    return _UNSEEN.sub(_escape, found)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()
 
 
 class LastingOutput:

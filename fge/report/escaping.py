@@ -88,7 +88,8 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def _csv_cell(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    text = visible(cell)
+    # The bytes of a file name that are no UTF-8 stay, so that the name can be used.
+    text = re.sub("[^\udc80-\udcff]+", lambda part: visible(part[0]), cell)
     if not text.lstrip().startswith(_FORMULA):
         return text
     try:

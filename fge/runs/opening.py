@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from fge import manifest as manifests
 from fge.config import command_of
 from fge.disk import kind_of
 from fge.errors import UserError, no_run
+from fge.files import read_json
 from fge.locks import Lock
 from fge.manifest import Manifest
 from fge.runs.adopting import STREAMS, files_of_old_run, is_derived
@@ -96,7 +98,8 @@ def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
         raise UserError(
             f"--out {out} is the folder of a run, and its page would be lost; give another --out"
         )
-    present = next(iter(found.files), None) if found else None
+    older = "report.json" if _command_of_pages(out) == command else None
+    present = next(iter(found.files), None) if found else older
     if present and not overwrite:
         raise UserError(f"{out} already holds {present}; replace it with --overwrite")
 
@@ -174,13 +177,23 @@ def manifest_of(out: Path, command: str) -> Manifest:
     """
     manifest = Manifest.read(out)
     if manifest is None:
-        known = command_of(out / "config.json")
+        known = command_of(out / "config.json") or _command_of_pages(out)
         manifest = Manifest(out, command or known or "")
         if known is not None:
             manifest.adopt(files_of_old_run(out))
             manifest.streams = list(STREAMS)
     manifest.command = manifest.command or command
     return manifest
+
+
+def _command_of_pages(out: Path) -> str | None:
+    """Return the command of a folder of predictions that has no manifest, else None."""
+    if kind_of(out / "report.json") != "":
+        return None
+    with contextlib.suppress(UserError, OSError):
+        if read_json(out / "report.json", dict[str, Any]).get("command") == "predict":
+            return "predict"
+    return None
 
 
 def remove_run(out: Path) -> None:

@@ -54,6 +54,7 @@ def test_a_half_finished_run_goes_on_by_the_papers_rule(
         (tmp_path / "old" / "report.json").unlink()
     old = tmp_path / "old" / "config.json"
     assert "average" not in make_old(old)
+    (old.parent / "manifest.json").unlink()
     result = run([command, "--out", str(old.parent), "--resume"])
     assert (result.code, result.err) == (0, "")
     ours, theirs = promised(old.parent), promised(reference)

@@ -105,13 +105,15 @@ def arguments(command: str, data: Path, trained: Path, out: Path) -> list[str]:
         "predict": {"run": str(trained), "images": str(out.parent / "new.npz"), "out": str(out)},
         "doctor": {"data": str(data), "compile": False},
     }
+    if command == "verify":
+        return ["verify", str(trained)]
     if command == "report":
         return ["report", str(trained), "--out", str(out)]
     return flags(command, options[command])
 
 
 def made(command: str, out: Path) -> bool:
-    return command == "doctor" or (out / "report.html").is_file()
+    return command in ("doctor", "verify") or (out / "report.html").is_file()
 
 
 @pytest.mark.slow

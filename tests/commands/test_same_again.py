@@ -29,12 +29,12 @@ COMMANDS = {
 
 
 def promised(folder: Path) -> dict[str, bytes]:
-    """Return the files that do not hold times; pictures and the page hold them, or the folder."""
+    """Return the files that hold no times, nor their checksums; pages and pictures do."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.name not in ("timing.jsonl", "timing.csv", "report.html")
+        and path.name not in ("timing.jsonl", "timing.csv", "report.html", "manifest.json")
         and path.suffix != ".png"
         and path.relative_to(folder).parts[0] not in ("logs", "locks")
     }

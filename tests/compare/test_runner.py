@@ -107,7 +107,7 @@ def test_a_job_gets_its_options_and_where_to_run(runs: Runs) -> None:
     assert (options["epochs"], options["batch_size"], options["threads"]) == (7, 9, 1)
 
 
-@pytest.mark.parametrize("way", ["a link", "a pipe"])
+@pytest.mark.parametrize("way", ["a link", "a named pipe"])
 def test_a_log_is_never_written_through_a_link_or_into_a_pipe(
     runs: Runs, tmp_path: Path, way: str
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_log_is_never_written_through_a_link_or_into_a_pipe(
         log.symlink_to(outside)
     else:
         os.mkfifo(log)
-    with pytest.raises(UserError, match=rf"a.log is {way}, not a file; move it away"):
+    with pytest.raises(UserError, match=rf"a.log is {way} and no file; move it away"):
         runs.runner.run([job("a")])
     assert outside.read_text() == "mine"
 

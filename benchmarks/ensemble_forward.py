@@ -1,0 +1,120 @@
+"""What a forward pass of an ensemble costs, beside as many passes of one network.
+
+    python benchmarks/ensemble_forward.py [--rounds 9] [--threads 1] [--members 1 2 5 10 20]
+
+The default network (28 x 28 images) and a ResNet-18 (32 x 32) predict one image and batches of 256,
+with initial weights: one network as often as there are members, an ensemble whose members are in
+memory, and one that reads its snapshots from disk at each pass. The three take turns; the first
+round is dropped. Ratios are medians over rounds of the ratio within a round: ``passes`` of the
+ensemble's time in memory to that of as many passes of one network, ``disk`` of its time from disk
+to that in memory. Raw seconds are in ``benchmarks/results/ensemble_forward.json``. The aim is
+``passes`` of at most 1.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fge import Ensemble, SnapshotStore
+from fge.files import write_json
+from fge.networks import build_model
+from fge.report import environment_facts
+
+RESULTS = Path(__file__).parent / "results" / "ensemble_forward.json"
+MODELS = {"convnet": (1, 28), "torchvision:resnet18": (3, 32)}
+"""Channels and side of the images."""
+BATCHES = (1, 256)
+
+
+def make_model(name: str, seed: int) -> nn.Module:
+    """Return a network with initial weights, in evaluation mode."""
+    channels, side = MODELS[name]
+    torch.manual_seed(seed)
+    return build_model(name, in_channels=channels, num_classes=10, image_size=(side, side)).eval()
+
+
+def seconds_of(call: Callable[[Tensor], object], inputs: Tensor) -> float:
+    """Return the seconds of one call."""
+    started = time.perf_counter()
+    with torch.no_grad():
+        call(inputs)
+    return time.perf_counter() - started
+
+
+def measure(name: str, size: int, members: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Time a network and two ensembles of it; return the ratios and the seconds of every round."""
+    store = SnapshotStore(folder / f"{name}-{members}")
+    for seed in range(members - len(store)):
+        store.append(make_model(name, seed))
+    model = make_model(name, 0)
+
+    def passes(inputs: Tensor) -> None:
+        for _ in range(members):
+            model(inputs)
+
+    calls: dict[str, Callable[[Tensor], object]] = {
+        "passes": passes,
+        "memory": Ensemble(model, store, in_memory=True),
+        "disk": Ensemble(model, store, in_memory=False),
+    }
+    channels, side = MODELS[name]
+    inputs = torch.randn(size, channels, side, side)
+    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
+    for _ in range(rounds + 1):
+        for kind, call in calls.items():
+            seconds[kind].append(seconds_of(call, inputs))
+    facts = {"model": name, "batch": size, "members": members}
+    return {**facts, **ratios(seconds), "seconds": seconds}
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Return the medians of the ratios within a round, without the first."""
+    rounds = list(zip(*(seconds[kind][1:] for kind in ("passes", "memory", "disk")), strict=True))
+    return {
+        "passes_ratio": statistics.median(memory / passes for passes, memory, _ in rounds),
+        "disk_ratio": statistics.median(disk / memory for _, memory, disk in rounds),
+    }
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Return the ratios as Markdown."""
+    lines = ["| network | batch | members | passes | disk |", "| :-- | --: | --: | --: | --: |"]
+    lines += [
+        f"| {one['model'].removeprefix('torchvision:')} | {one['batch']} | {one['members']} | "
+        f"{one['passes_ratio']:.2f} | {one['disk_ratio']:.2f} |"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        found = [
+            measure(name, size, members, arguments.rounds, Path(folder))
+            for name in MODELS
+            for size in BATCHES
+            for members in arguments.members
+        ]
+    print(table(found))
+    environment = environment_facts(torch.device("cpu"), arguments.threads)
+    write_json(RESULTS, {"environment": environment, "ensembles": found})
+
+
+if __name__ == "__main__":
+    main()
