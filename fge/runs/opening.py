@@ -94,7 +94,7 @@ def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
     found = Manifest.read(out)
-    if (out / "config.json").exists() or (found and found.command != command):
+    if (out / "config.json").exists() or (found and found.files and found.command != command):
         raise UserError(
             f"--out {out} is the folder of a run, and its page would be lost; give another --out"
         )

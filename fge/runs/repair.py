@@ -159,6 +159,11 @@ def _readable_manifest(root: Path) -> Generator[str, None, Manifest]:
         yield f"{root / manifests.NAME} was damaged"
     if found is None:
         found = manifest_of(root, "")
+        if not found.command:
+            raise UserError(
+                f"{shown(root)} has no manifest.json of this program, and no file says what made "
+                "it; run the command again in another folder"
+            )
         found.save()
         yield f"{root / manifests.NAME} now has the {len(found.files)} files that are there"
     return found
