@@ -134,9 +134,9 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically; names of files keep bytes that are no UTF-8."""
+    """Write ``text`` as UTF-8, atomically; what no UTF-8 can hold is escaped."""
     try:
-        data = text.encode("utf-8", "surrogateescape")
+        data = printable(text).encode("utf-8")
     except UnicodeEncodeError:  # half a character, which no file name gives
         data = text.encode("utf-8", "backslashreplace")
     write_bytes(path, data)

@@ -350,6 +350,7 @@ class Interrupted(BaseException):
     """What happens at a write that does not take place."""
 
 
+@pytest.mark.slow
 def test_interrupted_at_any_write_of_averaging_it_ends_as_if_uninterrupted(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

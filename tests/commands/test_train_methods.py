@@ -117,7 +117,13 @@ def test_ema_keeps_another_network_than_single_from_the_same_training(
     assert not any(torch.equal(ours[n], theirs[n]) for n in ours if n.endswith("weight"))
 
 
-@pytest.mark.parametrize("method", ["ema", "csgld", "average", "star", "split", "auto", "sse"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("average", "auto"),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("ema", "csgld", "star", "split", "sse")),
+    ],
+)
 def test_interrupted_and_resumed_it_ends_bitwise_the_same(
     method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

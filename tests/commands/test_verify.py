@@ -82,6 +82,9 @@ def linked(path: Path) -> None:
 
 DAMAGE = [flip, empty, cut, delete, linked]
 
+MOSTLY_SLOW = [flip, *(pytest.param(d, marks=pytest.mark.slow) for d in DAMAGE if d is not flip)]
+"""All damage, one kind of it in a plain ``pytest``."""
+
 
 def verify(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
     capsys.readouterr()
@@ -127,7 +130,7 @@ AGAIN = (
 )
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", MOSTLY_SLOW)
 def test_what_follows_from_the_rest_is_made_again(
     ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
@@ -179,7 +182,7 @@ def validation(run: Path) -> Path:
     return run / "predictions" / "val.npz"
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", MOSTLY_SLOW)
 @pytest.mark.parametrize("of", [last_checkpoint, last_lines, validation])
 def test_a_half_finished_run_goes_on_from_what_is_sound_and_ends_the_same(
     half: Path,
