@@ -33,7 +33,8 @@ class RunningAverage:
         """Include one more state dict, which is not changed.
 
         Raises:
-            UserError: its names or shapes differ from those of the first; the tensor is named.
+            UserError: its names or shapes differ from those of the first, or it is not finite
+                where they are; the tensor is named, and the average stays as it was.
         """
         tensors = dict(under_names(canonical_state(state), self._means))
         if self.count == 0:
@@ -41,8 +42,7 @@ class RunningAverage:
             self._means = {name: _wide(tensor) for name, tensor in tensors.items()}
         else:
             self._check(tensors)
-            for name, mean in self._means.items():
-                self._means[name] = _towards(mean, tensors[name], self.count + 1)
+            self._means = {name: self._with(name, tensors[name]) for name in self._means}
         self.count += 1
 
     def including(self, state: Weights) -> RunningAverage:
@@ -65,6 +65,18 @@ class RunningAverage:
         if self.count == 0:
             raise UserError("an average of weights needs at least one state dict, got none")
         return {n: mean.to(self._dtypes[n], copy=True) for n, mean in self._means.items()}
+
+    def _with(self, name: str, value: Tensor) -> Tensor:
+        """Return the mean of a tensor with one more value; infinite or NaN only where all are."""
+        mean = self._means[name]
+        new = _towards(mean, value, self.count + 1)
+        shared = (mean == value) | (mean.isnan() & value.isnan())
+        if not bool((new.isfinite() | shared).all()):
+            raise UserError(
+                f"member {self.count}: tensor {name!r} has no average with those of the members "
+                "before it, because one of them is not finite; leave that member out"
+            )
+        return new
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         for name, mean in self._means.items():
@@ -101,7 +113,7 @@ def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
         statistics again (:func:`fge.networks.refresh_batch_norm`).
 
     Raises:
-        UserError: no states, or names or shapes that differ.
+        UserError: no states, names or shapes that differ, or a member that is not finite.
     """
     average = RunningAverage()
     for state in states:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.parameter import UninitializedBuffer
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fge.config import REFRESH_IMAGES
 from fge.errors import UserError
@@ -25,7 +25,7 @@ from fge.networks.batches import (
     to_device,
 )
 from fge.networks.state import unwrap
-from fge.parallel import Ranks, default_ranks, running_statistics
+from fge.parallel import Ranks, default_ranks, is_shard, running_statistics
 
 
 def refresh_batch_norm(
@@ -45,7 +45,8 @@ def refresh_batch_norm(
     statistics get the averages of those of the images. These layers run in training mode,
     everything else in evaluation mode, without gradients and without autocast. Modes and
     momenta are restored, and after an exception the statistics too. If a forward pass calls a
-    layer several times, later calls have more weight.
+    layer several times, later calls have more weight; a layer that it never calls (an auxiliary
+    head of training) keeps its statistics.
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
@@ -65,7 +66,8 @@ def refresh_batch_norm(
 
     Raises:
         UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
-            be counted, or ``num_images`` is below 2 per process.
+            be counted, ``num_images`` is below 2 per process, or the forward pass changes
+            parameters or calls none of the layers.
     """
     check_reiterable(batches)
     ranks = default_ranks() if all_ranks else Ranks()
@@ -79,7 +81,13 @@ def refresh_batch_norm(
         return 0
     device = next(itertools.chain(target.parameters(), target.buffers())).device
     forward = forward_fn or call_model
-    with _estimating(target, layers), torch.no_grad(), _full_precision(device):
+    with (
+        _estimating(target, layers) as former,
+        _only_predicting(target),
+        _calls(layers) as called,
+        torch.no_grad(),
+        _full_precision(device),
+    ):
         with ranks.together():
             for single in (False, True):
                 seen = 0
@@ -91,9 +99,10 @@ def refresh_batch_norm(
                 if seen:
                     break
         total = _pool(layers, seen, ranks)
-        if total:
-            return total
-        raise nothing_yielded()
+        if not total:
+            raise nothing_yielded()
+        _keep_uncalled(layers, former, called, ranks)
+        return total
 
 
 def estimated_layers(model: nn.Module, *, instance_norm: bool = True) -> list[_NormBase]:
@@ -118,9 +127,66 @@ def _pool(layers: list[_NormBase], seen: int, ranks: Ranks) -> int:
     return total
 
 
+def _keep_uncalled(
+    layers: list[_NormBase], former: list[dict[str, Tensor]], called: set[int], ranks: Ranks
+) -> None:
+    """Give the layers that no process called the statistics they had."""
+    everywhere = set[int]().union(*ranks.gather(called))
+    if not everywhere:
+        raise UserError(
+            "the forward pass calls none of the model's batch-norm layers, so their statistics "
+            "cannot be estimated; give a forward_fn that calls the model"
+        )
+    for number, layer in enumerate(layers):
+        if number not in everywhere:
+            _restore(layer, former[number])
+
+
 @contextmanager
-def _estimating(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
-    """Reset the layers and let them collect statistics; restore everything else at the end."""
+def _calls(layers: list[_NormBase]) -> Iterator[set[int]]:
+    """Yield a set that collects the positions of the layers that are called."""
+    called: set[int] = set()
+
+    def hook_of(number: int) -> Callable[..., None]:
+        return lambda *_: called.add(number)
+
+    hooks = [layer.register_forward_hook(hook_of(n)) for n, layer in enumerate(layers)]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _only_predicting(model: nn.Module) -> Iterator[None]:
+    """Refuse a block that changes the model's parameters, whose statistics it estimates."""
+    before = _versions(model)
+    yield
+    after = _versions(model)
+    changed = next((name for name in before if after.get(name) != before[name]), None)
+    if changed is not None:
+        raise UserError(
+            f"estimating batch-norm statistics changed the parameter {changed!r}; give a "
+            "forward_fn that only predicts"
+        )
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return what changes when a parameter is replaced or written; shards move on their own."""
+    return {
+        name: (id(parameter), parameter._version)
+        for name, parameter in model.named_parameters()
+        if not (is_shard(parameter) or isinstance(parameter, UninitializedParameter))
+    }
+
+
+@contextmanager
+def _estimating(model: nn.Module, layers: list[_NormBase]) -> Iterator[list[dict[str, Tensor]]]:
+    """Reset the layers and let them collect statistics; restore everything else at the end.
+
+    Yields the statistics that the layers had.
+    """
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     statistics = [_statistics(layer) for layer in layers]
@@ -130,12 +196,10 @@ def _estimating(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
         for layer in layers:
             layer.training = True
             _reset(layer)
-        yield
+        yield statistics
     except BaseException:
         for layer, saved in zip(layers, statistics, strict=True):
-            _reset(layer)
-            for name, tensor in saved.items():
-                getattr(layer, name).copy_(tensor)
+            _restore(layer, saved)
         raise
     finally:
         for module, training in modes:
@@ -147,6 +211,12 @@ def _estimating(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
 def _reset(layer: _NormBase) -> None:
     if not isinstance(layer.running_mean, UninitializedBuffer):
         layer.reset_running_stats()
+
+
+def _restore(layer: _NormBase, saved: dict[str, Tensor]) -> None:
+    _reset(layer)
+    for name, tensor in saved.items():
+        getattr(layer, name).copy_(tensor)
 
 
 def _statistics(layer: _NormBase) -> dict[str, Tensor]:

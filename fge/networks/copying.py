@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError
 from fge.networks.state import unwrap
+from fge.parallel import is_shard
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,9 +27,13 @@ def copy_module(model: nn.Module) -> nn.Module:
     copy holds the values without the graph, and computes them again in its next forward pass.
 
     Raises:
-        UserError: the module holds something else that cannot be copied; the message names it.
+        UserError: the module holds something else that cannot be copied, or its own way of copying
+            gives other weights; the message names it.
     """
-    return _copied(unwrap(model), {})
+    target = unwrap(model)
+    twin = _copied(target, {})
+    _check_same(target, twin)
+    return twin
 
 
 def check_copyable(model: nn.Module) -> None:
@@ -37,6 +44,34 @@ def check_copyable(model: nn.Module) -> None:
     """
     target = unwrap(model)
     _copied(target, {id(t): t for t in itertools.chain(target.parameters(), target.buffers())})
+
+
+def _check_same(model: nn.Module, twin: nn.Module) -> None:
+    """Check that a copy has the parameters and buffers of the model, bit for bit."""
+    theirs = dict(_tensors(twin))
+    for name, tensor in _tensors(model):
+        copied = theirs.get(name)
+        if copied is None or not _same_values(tensor, copied):
+            raise UserError(
+                f"the copy of the model, a {type(model).__name__}, has another {name!r} than the "
+                "model; correct its __deepcopy__ method"
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the model's parameters and buffers with names; shards and lazy ones have no values."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not (is_lazy(tensor) or is_shard(tensor)):
+            yield name, tensor
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype, one.layout) != (other.shape, other.dtype, other.layout):
+        return False
+    if one.is_meta or one.layout is not torch.strided:
+        return True
+    same = one == other.to(one.device)
+    return bool((same | ((one != one) & (other != other))).all())  # NaN differs from itself
 
 
 def _copied(model: M, shared: Mapping[int, Tensor]) -> M:

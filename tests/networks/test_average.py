@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,28 @@ def test_complex_parameters_are_averaged() -> None:
 def test_an_infinite_buffer_that_all_share_stays() -> None:
     mask = torch.tensor([0.0, -torch.inf])
     assert torch.equal(average_weights([{"mask": mask}] * 3)["mask"], mask)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_member_that_diverged_is_named_and_leaves_the_average_as_it_was(
+    odd: float, order: int
+) -> None:
+    first, second = [1.0, odd][::order]
+    average = RunningAverage()
+    average.update({"w": torch.tensor([2.0, first])})
+    before = average.state_dict()["w"]
+    with pytest.raises(UserError, match=r"member 1: tensor 'w' has no average with those"):
+        average.update({"w": torch.tensor([2.0, second])})
+    assert average.count == 1
+    torch.testing.assert_close(average.state_dict()["w"], before, equal_nan=True)
+
+
+def test_what_is_no_number_in_all_members_stays() -> None:
+    states = [{"w": torch.tensor([math.nan, value])} for value in (1.0, 3.0)]
+    torch.testing.assert_close(
+        average_weights(states)["w"], torch.tensor([math.nan, 2.0]), equal_nan=True
+    )
 
 
 def test_the_result_is_contiguous_and_shares_no_memory() -> None:

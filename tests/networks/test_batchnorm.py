@@ -416,3 +416,44 @@ def test_instance_norm_gets_the_mean_statistics_of_all_images_or_keeps_its_own()
     torch.testing.assert_close(layer.running_var, x.var(2).mean(0), rtol=1e-12, atol=1e-14)
     assert refresh_batch_norm(layer, [data(3, 2, 5)], instance_norm=False) == 0
     torch.testing.assert_close(layer.running_mean, x.mean((0, 2)), rtol=1e-12, atol=1e-14)
+
+
+class Auxiliary(nn.Module):
+    """A network whose second head runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.auxiliary = layer_of(), layer_of()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) + (self.auxiliary(x) if self.training else 0)
+
+
+def test_a_layer_that_is_never_called_keeps_its_statistics() -> None:
+    model = Auxiliary()
+    model(data(8, 1))
+    before = {n: t.clone() for n, t in model.auxiliary.state_dict().items()}
+    assert refresh_batch_norm(model, [data(16, 1, seed=1)]) == 16
+    assert all(torch.equal(t, before[n]) for n, t in model.auxiliary.state_dict().items())
+    torch.testing.assert_close(statistics(model.head)[0], data(16, 1, seed=1).mean(0))
+
+
+def test_a_forward_pass_that_calls_no_layer_is_refused() -> None:
+    layer = layer_of()
+    layer(data(8, 1))
+    before = everything(layer)
+    with pytest.raises(UserError, match="calls none of the model's batch-norm layers"):
+        refresh_batch_norm(layer, [data(8, 1)], forward_fn=lambda _, x: x)
+    assert everything(layer) == before
+
+
+def test_a_forward_pass_that_trains_is_refused() -> None:
+    model = cnn()
+
+    def train(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            model[0].weight.mul_(0.5)
+        return model(x)
+
+    with pytest.raises(UserError, match=r"changed the parameter '0.weight'; give a forward_fn"):
+        refresh_batch_norm(model, [data(8, 2, 5, 5)], forward_fn=train)

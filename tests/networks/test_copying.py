@@ -154,6 +154,23 @@ def test_what_cannot_be_copied_is_named_before_the_training(tmp_path: Path) -> N
     assert not (tmp_path / "s").exists()
 
 
+class Fresh(nn.Linear):
+    """Copies itself without its weights, as classes do that call their constructor again."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fresh:
+        return Fresh(self.in_features, self.out_features)
+
+
+def test_a_copy_with_other_weights_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Fresh(2, 2))
+    model[0].bias.data[0] = torch.nan
+    with pytest.raises(
+        UserError, match=r"has another '1.weight' than the model; correct its __dee"
+    ):
+        copy_module(model)
+    assert copy_module(model[0]).bias[0].isnan()
+
+
 def test_a_mean_that_cannot_be_copied_is_not_lost() -> None:
     model = Locked()
     tail = fge.TailAverage(model, first_step=0)
