@@ -14,6 +14,7 @@ from fge.commands.baseline import Beside, check_own_baseline, read_baseline, tra
 from fge.commands.build import initial_model, make_training
 from fge.commands.distill import distill
 from fge.commands.refit import check_refit, refit
+from fge.commands.resumed import check_whole
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
@@ -226,6 +227,7 @@ def _train(
     try:
         if not training.run():
             return None
+        check_whole(training)
         training.predict_members(predictions)
     except DivergenceError as error:
         kept = len(training.stores[stage])

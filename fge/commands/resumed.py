@@ -1,0 +1,84 @@
+"""What a training that is resumed says of its snapshots, in its log and in the indices of stores.
+
+Both say the same. An index is written first, so after an interruption it may know more snapshots
+than the log.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+from fge.errors import UserError
+from fge.files import AGAIN, checked
+from fge.runs import StagedTraining
+from fge.schemas import Count, Loss, NotNegative, Percent
+
+
+class _Facts(TypedDict):
+    """What an index says of a snapshot."""
+
+    step: Count
+    epoch: Count
+    lr: NotNegative
+    refresh_images: NotRequired[Count]
+    fitted_images: NotRequired[Count]
+    train_nll: NotRequired[Loss]
+
+
+class _ValidatedFacts(_Facts):
+    """What it says of one that was validated."""
+
+    val_error: Percent
+    val_nll: Loss
+
+
+_NAMES = tuple(_ValidatedFacts.__annotations__)
+
+
+def check_index(training: StagedTraining) -> None:
+    """Check what the indices say of the snapshots before a training goes on.
+
+    Raises:
+        UserError: naming the first snapshot that is not one of such a training.
+    """
+    kind = _ValidatedFacts if training.validation else _Facts
+    logged = _logged(training)
+    for name, store in training.stores.items():
+        index = f"{store.path / 'index.json'} is damaged: "
+        last = max((member for stage, member in logged if stage == name), default=0)
+        if last > len(store):
+            raise UserError(f"{index}it has no snapshot {last}, which the log has; {AGAIN}")
+        stages = [stage for stage in training.stages if stage.kind == name]
+        for member in range(1, len(store) + 1):
+            facts = store.facts(member - 1)
+            epoch = checked(facts, kind, f"{index}snapshot {member}", AGAIN)["epoch"]
+            record = logged.get((name, member), facts)
+            if other := [key for key in _NAMES if facts.get(key) != record.get(key)]:
+                raise UserError(
+                    f"{index}snapshot {member} has another {other[0]} than in log.jsonl; {AGAIN}"
+                )
+            if stages and not any(s.first_epoch <= epoch <= s.last_epoch for s in stages):
+                raise UserError(f"{index}snapshot {member} is of epoch {epoch}; {AGAIN}")
+
+
+def check_whole(training: StagedTraining) -> None:
+    """Check that the log of a finished training has all its snapshots, and that there are some.
+
+    Raises:
+        UserError: naming the log.
+    """
+    logged = _logged(training)
+    for name, store in training.stores.items():
+        found = sorted(member for stage, member in logged if stage == name)
+        if not found or found != list(range(1, len(store) + 1)):
+            raise UserError(
+                f"{training.folder.log_file} is damaged: it has {len(found)} snapshots of "
+                f"{name!r}, of which there are {len(store)}; {AGAIN}"
+            )
+
+
+def _logged(training: StagedTraining) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the records of snapshots in the log, by stage and number, in the first process."""
+    records = training.folder.records() if training.learner.ranks.leads else []
+    found = [record for record in records if record["event"] == "snapshot"]
+    return {(record["stage"], record["member"]): record for record in found}
