@@ -1,7 +1,7 @@
 """Whatever a JSON file of an old run holds, a command ends well or in one line.
 
-A file of a finished run is changed: a key is dropped, a value becomes one of another type, bytes are
-spliced in, or the end is cut off. Then ``report``, ``predict``, ``--resume`` or a comparison reads
+A file of a finished run is changed: a key is dropped, a value becomes one of another type, bytes
+are spliced in, or the end is cut off. Then ``report``, ``predict``, ``--resume`` or a comparison reads
 it. A run without a manifest is one of before there were manifests: nothing else finds the change.
 """
 
@@ -12,15 +12,15 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from conftest import tiny_split, write_tiny_npz
 from curve_runs import Result, curve_job, done, flags, job, run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from made_cells import cell
 
@@ -30,6 +30,7 @@ from fge.files import write_bytes
 from fge.networks import decode_state, write_state
 from fge.report import builder
 
+T = TypeVar("T")
 OTHERS = [None, True, -1, 1.5, "x", "", [], {}, [1], ["x"], {"x": 1}, [[]], "\0", "\ud800"]
 """Values of every type; a count becomes -1, but no other number: a run may have more epochs."""
 HOSTILE = [
@@ -205,6 +206,14 @@ def ends_well(result: Result, file: Path) -> None:
         assert result.err == ""
 
 
+def outcome(read: Callable[[], T]) -> tuple[T | None, str]:
+    """Return what a reader returns, or None and why not."""
+    try:
+        return read(), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def command(name: str, folder: Path, copy: Path) -> list[str]:
     """Return a command that reads the copied run."""
     run_folder, out = str(copy / "run"), str(copy / "out")
@@ -224,9 +233,7 @@ def command(name: str, folder: Path, copy: Path) -> list[str]:
     return [content["command"], "--out", run_folder, "--resume"]
 
 
-few = settings(
-    max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, *HealthCheck]
-)
+few = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 
 
 # --------------------------------------------------------------------------------------- tests
@@ -271,11 +278,10 @@ def test_changed_cells_are_compared_or_refused(data: st.DataObject) -> None:
         made.save(folder)
         path = folder / f"{made.name}.json"
         path.write_bytes(data.draw(changed_document(path.read_bytes())))
-        try:
-            (found,) = load_cells(folder)
-        except UserError as error:
-            assert str(path) in str(error) or path.stem in str(error)
-            assert "delete" in str(error)
+        found, refusal = outcome(lambda: load_cells(folder)[0])
+        if found is None:
+            assert path.stem in refusal
+            assert "delete" in refusal
         else:
             assert (found.method, found.cost.members, len(found.wrong)) == ("fge", 2, 50)
             assert found.figures["error"] in (10, -1, 1.5)
@@ -300,11 +306,11 @@ def test_a_changed_state_is_what_it_was_or_refused(data: st.DataObject, checked:
             header["__metadata__"]["skeleton"] = json.dumps(skeleton)
             text = json.dumps(header).encode()
             whole = len(text).to_bytes(8, "little") + text + whole[end:]
-        try:
-            found = decode_state(data.draw(changed_tensors(whole)), path)
-        except UserError as error:
-            assert str(error).startswith(str(path))
-            assert len(str(error)) <= LONGEST
+        changed = data.draw(changed_tensors(whole))
+        found, refusal = outcome(lambda: decode_state(changed, path))
+        if found is None:
+            assert refusal.startswith(str(path))
+            assert len(refusal) <= LONGEST
         else:
             assert isinstance(found, dict)
             if checked:
@@ -342,7 +348,7 @@ def test_every_reader_ends_well(
     with no_figures():
         folder = finished(tmp_path_factory.mktemp(name), name)
 
-        @settings(few, max_examples=150)
+        @settings(few, max_examples=150, phases=[Phase.generate])  # to find less takes minutes
         @given(data=st.data())
         def ends(data: st.DataObject) -> None:
             with harmed(data, folder, files) as (copy, file):
