@@ -41,6 +41,7 @@ def check_index(training: StagedTraining) -> None:
     Raises:
         UserError: naming the first snapshot that is not one of such a training.
     """
+    _check_stages(training)
     kind = _ValidatedFacts if training.validation else _Facts
     logged = _logged(training)
     for name, store in training.stores.items():
@@ -61,6 +62,17 @@ def check_index(training: StagedTraining) -> None:
                 raise UserError(f"{index}snapshot {member} is of epoch {epoch}; {AGAIN}")
 
 
+def _check_stages(training: StagedTraining) -> None:
+    """Check that the log is of the stages of the options, which a planner decides from the log."""
+    names = [stage.name for stage in training.stages]
+    for record in [] if training.planner else _records(training, "epoch"):
+        if record["stage"] not in names:
+            raise UserError(
+                f"{training.folder.log_file} has the stage {record['stage']!r}, which is not one "
+                f"of the options in {training.folder.config}; restore both from a copy"
+            )
+
+
 def check_whole(training: StagedTraining) -> None:
     """Check that the log of a finished training has all its snapshots, and that there are some.
 
@@ -78,7 +90,11 @@ def check_whole(training: StagedTraining) -> None:
 
 
 def _logged(training: StagedTraining) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the records of snapshots in the log, by stage and number, in the first process."""
-    records = training.folder.records() if training.learner.ranks.leads else []
-    found = [record for record in records if record["event"] == "snapshot"]
+    """Return the records of snapshots in the log, by stage and number."""
+    found = _records(training, "snapshot")
     return {(record["stage"], record["member"]): record for record in found}
+
+
+def _records(training: StagedTraining, event: str) -> list[dict[str, Any]]:
+    records = training.folder.records() if training.learner.ranks.leads else []
+    return [record for record in records if record["event"] == event]

@@ -145,6 +145,6 @@ class SnapshotStore:
         if sha256(data) != entry["sha256"]:
             raise UserError(
                 f"snapshot {file} does not match its checksum in index.json: "
-                "the file was changed or damaged after it was written"
+                "the file was changed or damaged after it was written; restore it from a copy"
             )
         return decode_weights(data, file)
