@@ -270,6 +270,58 @@ def test_a_changed_run_is_resumed_or_refused(
         ends_well(run(command("resume", fge_run, copy)), file)
 
 
+def drop(file: Path, *place: Any) -> None:
+    """Drop a part of a JSON file."""
+    content = json.loads(file.read_text())
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    del holder[place[-1]]
+    file.write_text(json.dumps(content))
+
+
+def drop_line(file: Path, event: str) -> None:
+    """Drop the first record of an event."""
+    lines = file.read_text().splitlines(keepends=True)
+    lines.remove(next(line for line in lines if f'"event": "{event}"' in line))
+    file.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda run: drop(run / "snapshots/index.json", "snapshots", 0, "refresh_images"),
+            "snapshots/index.json is damaged: snapshot 1 has another refresh_images than in log",
+        ),
+        (
+            lambda run: drop(run / "single/index.json", "snapshots", 0),
+            "single/index.json is damaged: it has no snapshot 1, which the log has; restore",
+        ),
+        (
+            lambda run: drop(run / "single/index.json", "snapshots", 0, "val_nll"),
+            "single/index.json is damaged: snapshot 1: .* missing required field `val_nll`; res",
+        ),
+        (
+            lambda run: drop_line(run / "log.jsonl", "snapshot"),
+            "log.jsonl is damaged: it has 0 snapshots of '.*', of which there are 1; restore",
+        ),
+        (
+            lambda run: drop(run / "config.json", "options", "single"),
+            "log.jsonl has the stage 'single', which is not one of the options in .*config.json",
+        ),
+    ],
+)
+def test_what_is_gone_is_told(
+    fge_run: Path, tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    shutil.copytree(fge_run / "run", tmp_path / "run")
+    harm(tmp_path / "run")
+    result = run(command("resume", fge_run, tmp_path))
+    assert result.code == 2
+    assert re.search(message, result.message), result.message
+
+
 @settings(few, max_examples=60)
 @given(data=st.data())
 def test_changed_cells_are_compared_or_refused(data: st.DataObject) -> None:
