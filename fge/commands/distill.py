@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fge.commands.build import make_training
-from fge.commands.resumed import check_whole
+from fge.commands.resumed import run_whole
 from fge.commands.run import Run
 from fge.config import CycleConfig
 from fge.ensemble import MemberPredictions, Scores, SnapshotStore
@@ -108,8 +108,7 @@ def distill(
     if not student.is_finished():
         _prepare(learner, taught, store, members)
     try:
-        student.run()
-        check_whole(student)
+        run_whole(student)
         weights, entry = student.stores[NAME][0], student.stores[NAME].facts(0)
         load_weights(learner.model, weights, folder.path)
         predictions.predict(_MEMBER, entry["sha256"], student.learner.predict)

@@ -73,12 +73,20 @@ def _check_stages(training: StagedTraining) -> None:
             )
 
 
-def check_whole(training: StagedTraining) -> None:
-    """Check that the log of a finished training has all its snapshots, and that there are some.
+def run_whole(training: StagedTraining) -> bool:
+    """Train the rest of the stages; return whether this process continues after training.
 
     Raises:
-        UserError: naming the log.
+        UserError: the log does not have all snapshots, or there are none; the message names it.
+        DivergenceError: the loss is not finite.
     """
+    continues = training.run()
+    if continues:
+        _check_whole(training)
+    return continues
+
+
+def _check_whole(training: StagedTraining) -> None:
     logged = _logged(training)
     for name, store in training.stores.items():
         found = sorted(member for stage, member in logged if stage == name)
