@@ -126,7 +126,7 @@ def test_a_file_is_named_and_the_remedy_is_given(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "facts.json")
-    with pytest.raises(UserError, match="is a (named )?pipe"):
+    with pytest.raises(UserError, match=r"is a (named )?pipe"):
         read_json(tmp_path / "facts.json", Facts)
 
 
