@@ -240,7 +240,7 @@ def _integer(text: str) -> int:
 def _check_depth(value: Any) -> None:
     """Raise a RecursionError for lists and objects that are nested more deeply than is used."""
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(_DEPTH + 1):
+    for _ in range(_DEPTH):
         parts = (node.values() if isinstance(node, dict) else node for node in level)
         if not (level := [p for part in parts for p in part if isinstance(p, dict | list)]):
             return

@@ -20,8 +20,10 @@ Dimension = Annotated[int, Meta(ge=-64, le=63)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Figure = float | Literal["inf", "-inf", "nan"]
-"""A loss, which may be infinite far away from the networks; JSON has no number for that."""
+Loss = Annotated[float, Meta(ge=-1e-6)]
+"""An NLL or a cross-entropy in nats: rounding may leave a little less than 0."""
+Infinite = Literal["inf", "-inf", "nan"]
+"""A number that JSON does not have, such as a loss far away from the networks."""
 
 
 class Epoch(TypedDict):
@@ -29,7 +31,7 @@ class Epoch(TypedDict):
 
     stage: str
     epoch: Count
-    train_loss: float
+    train_loss: Loss
     next_lr: NotRequired[NotNegative]
 
 
@@ -42,16 +44,16 @@ class Snapshot(TypedDict):
     epoch: Count
     lr: NotNegative
     val_error: NotRequired[Percent]
-    val_nll: NotRequired[float]
+    val_nll: NotRequired[Loss]
     ensemble_val_error: NotRequired[Percent]
-    ensemble_val_nll: NotRequired[float]
+    ensemble_val_nll: NotRequired[Loss]
     distance: NotRequired[NotNegative]
-    train_nll: NotRequired[float]
+    train_nll: NotRequired[Loss]
     val_wrong: NotRequired[Count]
-    val_tempered_nll: NotRequired[float]
+    val_tempered_nll: NotRequired[Loss]
     val_change_error: NotRequired[NotNegative]
     ensemble_members: NotRequired[Positive]
-    ensemble_val_tempered_nll: NotRequired[float]
+    ensemble_val_tempered_nll: NotRequired[Loss]
 
 
 class Plan(TypedDict):
@@ -61,7 +63,7 @@ class Plan(TypedDict):
     network: Positive
     first_epoch: Count
     epochs: Positive
-    nll: NotRequired[float]
+    nll: NotRequired[Loss]
     forecast: NotRequired[float]
     forecast_whole: NotRequired[float]
     forecast_longer: NotRequired[float]

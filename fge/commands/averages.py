@@ -50,7 +50,7 @@ from fge.report import (
     method_result,
 )
 from fge.runs import RunFolder, StagedTraining, member_name
-from fge.schemas import Count, Percent
+from fge.schemas import Count, Loss, Percent
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """The files of the averages in the run folder, by method."""
@@ -60,7 +60,7 @@ class _Ensemble(TypedDict):
     """The last snapshot in the log."""
 
     ensemble_val_error: Percent
-    ensemble_val_nll: float
+    ensemble_val_nll: Loss
 
 
 class _Record(TypedDict):
@@ -70,14 +70,14 @@ class _Record(TypedDict):
     sha256: str
     refresh_images: Count
     error: float
-    nll: float
+    nll: Loss
 
 
 class _Trial(TypedDict):
     member: Count
     kept: bool
     error: float
-    nll: float
+    nll: Loss
 
 
 class _FoldRecord(_Record):

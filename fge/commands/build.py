@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fge.commands.resumed import check_index
 from fge.config import (
     CommandConfig,
     CompareConfig,
@@ -39,14 +40,12 @@ from fge.data import (
 from fge.devices import choose_device, free_memory, set_threads
 from fge.ensemble import MemberPredictions
 from fge.errors import UserError
-from fge.files import AGAIN, checked
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
 from fge.memory import check_fits
 from fge.networks import build_model, canonical_state, load_weights, read_weights
 from fge.observer import Observer
 from fge.parallel import Ranks
 from fge.runs import RunFolder, StagedTraining
-from fge.schemas import Count, NotNegative, Percent
 from fge.seeds import derive_seed
 from fge.train import (
     Choice,
@@ -442,39 +441,5 @@ def make_training(
         initial=lambda draw: start or setup.initial_weights(usual.seed, draw),
         fitted=setup.eval_batches(dataset.train.first(FITTED_IMAGES)) if leads else None,
     )
-    _check_facts(training)
+    check_index(training)
     return training
-
-
-class _Facts(TypedDict):
-    """What the index of a run says of a snapshot."""
-
-    step: Count
-    epoch: Count
-    lr: NotNegative
-    refresh_images: NotRequired[Count]
-    fitted_images: NotRequired[Count]
-    train_nll: NotRequired[float]
-
-
-class _ValidatedFacts(_Facts):
-    """What it says of one that was validated."""
-
-    val_error: Percent
-    val_nll: float
-
-
-def _check_facts(training: StagedTraining) -> None:
-    """Check what the indices of a resumed training say of its snapshots.
-
-    Raises:
-        UserError: naming the first that was not kept by such a training.
-    """
-    kind = _ValidatedFacts if training.validation else _Facts
-    for name, store in training.stores.items():
-        stages = [stage for stage in training.stages if stage.kind == name]
-        for position in range(len(store)):
-            damaged = f"{store.path / 'index.json'} is damaged: snapshot {position + 1}"
-            epoch = checked(store.facts(position), kind, damaged, AGAIN)["epoch"]
-            if stages and not any(s.first_epoch <= epoch <= s.last_epoch for s in stages):
-                raise UserError(f"{damaged} is of epoch {epoch}, in which there is none; {AGAIN}")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fge.commands.build import make_training
+from fge.commands.resumed import run_whole
 from fge.commands.run import Run
 from fge.config import CycleConfig
 from fge.ensemble import MemberPredictions, Scores, SnapshotStore
@@ -107,7 +108,7 @@ def distill(
     if not student.is_finished():
         _prepare(learner, taught, store, members)
     try:
-        student.run()
+        run_whole(student)
         weights, entry = student.stores[NAME][0], student.stores[NAME].facts(0)
         load_weights(learner.model, weights, folder.path)
         predictions.predict(_MEMBER, entry["sha256"], student.learner.predict)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.commands.build import Setup, make_training
+from fge.commands.resumed import run_whole
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import sha256
@@ -83,7 +84,7 @@ def train_network(
     if len(store) == 0:
         observer.note(f"network {name}: {recipe.description}")
     try:
-        training.run()
+        run_whole(training)
     except DivergenceError as error:
         raise DivergenceError(f"network {name}: {error}") from None
     cost = training.snapshot_costs("network")[0]

@@ -44,7 +44,7 @@ from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import line_chart, line_table, line_verdict
-from fge.schemas import Figure
+from fge.schemas import Infinite, Loss, NotNegative, Percent
 
 SEGMENT = "segment"
 _DATA = "line.npz"
@@ -59,14 +59,14 @@ class _Point(TypedDict):
 
     line: str
     t: float
-    distance: Figure
-    arc: Figure
-    train_loss: Figure
-    train_error: Figure
-    train_nll: Figure
-    test_loss: Figure
-    test_error: Figure
-    test_nll: Figure
+    distance: NotNegative | Infinite
+    arc: NotNegative | Infinite
+    train_loss: Loss | Infinite
+    train_error: Percent | Infinite
+    train_nll: Loss | Infinite
+    test_loss: Loss | Infinite
+    test_error: Percent | Infinite
+    test_nll: Loss | Infinite
 
 
 _FIGURES = _Point.__annotations__.keys() - {"line"}

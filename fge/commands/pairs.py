@@ -41,7 +41,7 @@ from fge.files import append_record, read_bytes, read_records, remove, sha256, w
 from fge.networks import Weights, estimated_layers, flatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
-from fge.schemas import NotNegative, Percent, Share
+from fge.schemas import Loss, NotNegative, Percent, Share
 from fge.train import EpochEnd, Speed
 
 _BASELINE_STEP = 3
@@ -55,19 +55,19 @@ class _PathPoint(TypedDict):
     t: Share
     distance: NotNegative
     arc: NotNegative
-    test_loss: float
+    test_loss: Loss
     test_error: Percent
-    test_nll: float
+    test_nll: Loss
     ensemble_error: Percent
-    ensemble_nll: float
+    ensemble_nll: Loss
 
 
 class _CurvePoint(_PathPoint):
     """A point on curve or segment, on training data too."""
 
-    train_loss: float
+    train_loss: Loss
     train_error: Percent
-    train_nll: float
+    train_nll: Loss
 
 
 class CurveStudy:

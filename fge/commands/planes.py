@@ -30,7 +30,7 @@ from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import plane_chart, plane_table, plane_verdict
-from fge.schemas import NotNegative, Percent
+from fge.schemas import Loss, NotNegative, Percent
 
 _MOST_LABELS = 8
 _SHOWN = {
@@ -47,12 +47,12 @@ class _Placed(TypedDict):
     x: float
     y: float
     off_plane: NotNegative
-    train_loss: float
+    train_loss: Loss
     train_error: Percent
-    train_nll: float
-    test_loss: float
+    train_nll: Loss
+    test_loss: Loss
     test_error: Percent
-    test_nll: float
+    test_nll: Loss
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,15 @@ def _apply(
     unlabelled = Split(images.to(device), torch.zeros(len(images), dtype=torch.int64))
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(unlabelled, normaliser, config.batch_size)
-    return Ensemble(model.to(device), members).predict_proba(batches)
+    try:
+        ensemble = Ensemble(model.to(device), members)
+    except UserError as error:
+        file = config.run / "config.json"
+        raise UserError(
+            f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
+            "copy"
+        ) from None
+    return ensemble.predict_proba(batches)
 
 
 def _report(

@@ -13,7 +13,7 @@ from fge.errors import UserError
 from fge.files import checked
 from fge.report import COLUMNS, UNITS, ConsoleObserver, Page, Plot, Section, Table, write_pages
 from fge.runs import RunFolder, is_run, open_pages, open_run_folder
-from fge.schemas import Count, NotNegative, Positive
+from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
 
 _IMAGES = ("sha256", "train", "val", "test")
 """Keys that show whether runs used the same images, OOD images aside."""
@@ -24,14 +24,14 @@ _WRITE_AGAIN = "run its command with --resume, which writes it again"
 
 class _Method(TypedDict):
     name: str
-    members: NotRequired[float]
-    budget: NotRequired[float]
-    error: NotRequired[float]
-    nll: NotRequired[float]
-    brier: NotRequired[float]
-    ece: NotRequired[float]
-    train_epochs: NotRequired[float]
-    forward_passes: NotRequired[float]
+    members: NotRequired[NotNegative]
+    budget: NotRequired[NotNegative]
+    error: NotRequired[Percent]
+    nll: NotRequired[Loss]
+    brier: NotRequired[NotNegative]
+    ece: NotRequired[Share]
+    train_epochs: NotRequired[NotNegative]
+    forward_passes: NotRequired[NotNegative]
 
 
 class _Images(TypedDict):

@@ -14,6 +14,7 @@ from fge.commands.baseline import Beside, check_own_baseline, read_baseline, tra
 from fge.commands.build import initial_model, make_training
 from fge.commands.distill import distill
 from fge.commands.refit import refit
+from fge.commands.resumed import run_whole
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
@@ -251,7 +252,7 @@ def _train(
     predictions = run.setup.predictions(run.folder)
     stage = list(training.stores)[-1] if method else "fge"
     try:
-        if not training.run():
+        if not run_whole(training):
             return None
         training.predict_members(predictions)
     except DivergenceError as error:

@@ -93,7 +93,10 @@ def read_config(path: Path, command: str, kind: type[C]) -> tuple[C, dict[str, A
     """
     content = _read_content(path)
     if content.get("command", command) != command:
-        raise UserError(f"{path} belongs to the command {content['command']!r}, not {command!r}")
+        raise UserError(
+            f"{path} belongs to the command {content['command']!r}, not {command!r}; give a file "
+            "of that command"
+        )
     options = _options(content, path, kind)
     return from_options(kind, options, path), content
 

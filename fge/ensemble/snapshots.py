@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from fge.networks import Weights, canonical_state, decode_weights, encode_weight
 from fge.observer import counted
 
 SCHEMA_VERSION = 1
+_REMEDY = "restore it from a copy, or give another folder"
 
 
 class _Entry(TypedDict):
@@ -23,6 +24,7 @@ class _Entry(TypedDict):
 
 
 class _Index(TypedDict):
+    schema_version: NotRequired[int]
     snapshots: list[_Entry]
 
 
@@ -70,13 +72,19 @@ class SnapshotStore:
                     "folder"
                 )
             return []
-        index = read_json(file, _Index, what="snapshot index", damaged="is not a snapshot index")
+        index = read_json(
+            file, _Index, what="snapshot index", damaged="is not a snapshot index", remedy=_REMEDY
+        )
+        if (version := index.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise UserError(
+                f"{file} has schema_version {version}; this program reads {SCHEMA_VERSION}"
+            )
         snapshots: list[dict[str, Any]] = [dict(entry) for entry in index["snapshots"]]
         for position, entry in enumerate(snapshots):
             if entry["file"] != _file_name(position):
                 raise UserError(
                     f"{file} is not a snapshot index: it names {entry['file']!r} where "
-                    f"{_file_name(position)} belongs"
+                    f"{_file_name(position)} belongs; {_REMEDY}"
                 )
         return snapshots
 
@@ -152,6 +160,6 @@ class SnapshotStore:
         if sha256(data) != entry["sha256"]:
             raise UserError(
                 f"snapshot {file} does not match its checksum in index.json: "
-                "the file was changed or damaged after it was written"
+                "the file was changed or damaged after it was written; restore it from a copy"
             )
         return decode_weights(data, file)

@@ -20,7 +20,7 @@ from fge.errors import UserError, check_at_least
 from fge.files import append_record, checked, read_records
 from fge.landscape.plane import Bounds, Plane
 from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, TargetFn, preserved
-from fge.schemas import Count, Figure
+from fge.schemas import Count, Infinite
 from fge.seeds import generator
 from fge.train import Speed
 
@@ -277,7 +277,7 @@ class GridStore:
         for line in lines[1:]:
             row, column = (checked(line, _Point, damaged, _REMEDY)[k] for k in ("row", "column"))
             figures = {k: v for k, v in line.items() if k not in _Point.__annotations__}
-            figures = checked(figures, dict[str, Figure], damaged, _REMEDY)
+            figures = checked(figures, dict[str, float | Infinite], damaged, _REMEDY)
             self._keep((row, column), {key: float(value) for key, value in figures.items()})
 
     def _keep(self, cell: tuple[int, int], record: Record) -> None:

@@ -270,7 +270,7 @@ def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
         reason = str(error).split("\n")[0]
     except KeyError as error:
         reason = f"this version of safetensors does not know its type {error}"
-    raise UserError(f"{source} is not a complete safetensors file: {reason}") from None
+    raise UserError(f"{source} is not a complete safetensors file: {reason}; {RESTORE}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -379,7 +379,7 @@ def decode_state(data: bytes, source: object) -> dict[str, Any]:
     tensors = decode_weights(data, source)
     metadata = read_metadata(data, source)
     if _SKELETON not in metadata:
-        raise UserError(f"{source} is not a training state")
+        raise UserError(f"{source} is not a training state; {RESTORE}")
     damaged = f"{source} has a damaged header and is not a training state any more"
     text = metadata[_SKELETON].encode()
     skeleton = parse_json(text, dict[str, Any], damaged, infinite=True)

@@ -18,7 +18,7 @@ from fge.report.builder import ReportBuilder
 from fge.report.charts import Chart, Panel, Series
 from fge.report.escaping import plain_name
 from fge.report.page import Table
-from fge.schemas import Count, Percent, Positive
+from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
 
 FEWEST = 10
 """The smallest number of predictions in a bin that is shown: the accuracy of fewer is chance."""
@@ -86,9 +86,9 @@ class MethodLine(TypedDict):
     forward_passes: Positive
     weight_bytes: Count
     error: Percent
-    nll: float
-    brier: float
-    ece: float
+    nll: Loss
+    brier: NotNegative
+    ece: Share
     member_names: Annotated[list[str], Meta(min_length=1)]
     refresh_images: NotRequired[Count]
     validation_images: NotRequired[Count]

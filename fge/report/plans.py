@@ -16,6 +16,7 @@ from fge.report.builder import ReportBuilder
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.runs import StagedTraining, member_name
+from fge.schemas import Loss
 from fge.train import Planner
 
 _NOTHING = "-"
@@ -36,9 +37,9 @@ _NEXT = {
 class _Judged(TypedDict):
     """A snapshot in the log of a plan."""
 
-    val_tempered_nll: float
-    ensemble_val_tempered_nll: NotRequired[float]
-    train_nll: NotRequired[float]
+    val_tempered_nll: Loss
+    ensemble_val_tempered_nll: NotRequired[Loss]
+    train_nll: NotRequired[Loss]
 
 
 @dataclass(frozen=True)

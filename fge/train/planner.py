@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypedDict
 
 from fge.errors import UserError, check_at_least
 from fge.files import AGAIN, checked
-from fge.schemas import Count, NotNegative
+from fge.schemas import Count, Loss, NotNegative
 from fge.train.descents import linear_tail
 from fge.train.recipes import Stage
 
@@ -65,16 +65,16 @@ _DAMAGED = "log.jsonl is damaged"
 class _Kept(TypedDict):
     """What decides whether a snapshot is a member."""
 
-    val_tempered_nll: float
+    val_tempered_nll: Loss
     val_change_error: NotNegative
 
 
 class _Judged(_Kept):
     """A snapshot in the log of a plan."""
 
-    train_nll: float
+    train_nll: Loss
     val_wrong: Count
-    ensemble_val_tempered_nll: float
+    ensemble_val_tempered_nll: Loss
 
 
 class Planner(Protocol):

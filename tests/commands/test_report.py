@@ -229,6 +229,44 @@ def test_methods_that_are_none_are_damage(
     assert f"{run / 'report.json'} is damaged: " in fails(capsys, other, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("page.json", {"title": 3}, "Expected `str`, got `int` - at `$.title`"),
+        ("page.json", {"tables": [{"title": "A"}]}, "required field `headings`"),
+        (
+            "page.json",
+            {"tables": [{"title": "A", "headings": ["x", "y"], "rows": [["1", "2"], ["3"]]}]},
+            "a row of the table 'A' has no 2 cells; run its command with --resume",
+        ),
+        ("page.json", {"plots": {"a.png": {"data": [], "layout": {}}}}, "required field `height`"),
+        ("page.json", {"plots": {"a.png": {"data": [3], "layout": {}}}}, "got `int`"),
+        ("page.json", {"figures": {"a\0.png": "A"}}, "'a\\x00.png' is not in figures/"),
+        ("page.json", {"figure_format": "gif"}, "Invalid enum value 'gif'"),
+        ("report.json", {"environment": {"processes": 0}}, "Expected `int` >= 1"),
+        ("report.json", {"environment": []}, "Expected `object`, got `array`"),
+        ("report.json", {"config": {"model": 3}}, "at `$.config.model`"),
+        ("report.json", {"dataset": {"sha256": []}}, "at `$.dataset.sha256`"),
+        ("report.json", {"methods": [{"name": "x", "error": -1}]}, "Expected `float` >= 0"),
+        ("report.json", {"command": "predict", "config": {}}, "required field `run`"),
+    ],
+)
+def test_what_does_not_fit_in_a_report_is_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    run = make_run(tmp_path / "run")
+    content = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps(content | changes))
+    told = fails(capsys, run)
+    assert message in told, told
+    assert str(run) in told
+    assert "which writes it again" in told
+
+
 @pytest.mark.parametrize("how", ["absolute", "above", "link"])
 def test_no_file_from_elsewhere_is_put_into_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str

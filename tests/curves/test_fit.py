@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from fge.curves import (
 from fge.curves.fit import CurveLearner, quick_gram
 from fge.curves.objectives import OBJECTIVES, Draw, Shape, make_objective
 from fge.errors import DivergenceError, UserError
-from fge.networks import Layout, flatten, nothing_yielded, write_state
+from fge.networks import Layout, flatten, nothing_yielded, read_state, write_state
 from fge.train import EndpointLR, EpochEnd, Speed
 
 DOUBLE = torch.float64
@@ -449,6 +450,50 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
             Shuffled(),
             checkpoint=tmp_path / "state",
         )
+
+
+def damage_of(*path: Any, value: Any = None) -> Callable[[dict[str, Any]], None]:
+    """Return what replaces a part of a state, or drops it without a value."""
+
+    def change(state: Any) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        if value is None:
+            del state[path[-1]]
+        else:
+            state[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(damage_of(key) for key in ("epoch", "rates", "learner", "schedule")),
+        *(damage_of("learner", key) for key in ("bends", "buffers", "optimizer", "steps")),
+        damage_of("epoch", value=-1),
+        damage_of("epoch", value="2"),
+        damage_of("fit", value=[]),
+        damage_of("learner", "bends", 0),
+        damage_of("learner", "bends", 0, value=torch.zeros(3)),
+        damage_of("learner", "buffers", "more", value=torch.zeros(3)),
+        damage_of("learner", "steps", value=1.5),
+        damage_of("learner", "optimizer", 0, value={}),
+        damage_of("schedule", value={"last_epoch": "x"}),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_named(
+    damage: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    file = tmp_path / "fit.safetensors"
+    fit: Any = partial(fit_curve, build(noisy), build(noisy, 1), build(noisy, 2), Shuffled())
+    with pytest.raises(InterruptionError):
+        fit(checkpoint=file, epochs=3, on_epoch=interrupt_after(1))
+    state = read_state(file)
+    damage(state)
+    write_state(file, state)
+    with pytest.raises(UserError, match=f"^{file}.* is damaged: .*; restore it from a copy$"):
+        fit(checkpoint=file, epochs=3)
 
 
 @pytest.mark.parametrize("speed", [Speed(), Speed(channels_last=True)])

@@ -260,6 +260,24 @@ def test_a_restored_objective_goes_on_as_the_saved_one(name: str) -> None:
     assert play(other, 29, 60) == play(one, 29, 60)
 
 
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        *(("arclength", s) for s in ({}, {"mean": 1.0}, {"mean": "x", "count": 1}, [])),
+        ("arclength", {"mean": 1.0, "count": -1}),
+        *(("minmax", s) for s in ({}, {"means": [None] * 21}, {"means": 3, "waiting": []})),
+        ("minmax", {"means": [1.0] * 3, "waiting": []}),
+        ("minmax", {"means": [1.0] * 21, "waiting": [[21, 1.0]]}),
+        ("minmax", {"means": [1.0] * 21, "waiting": [[1, 1.0, 2]]}),
+    ],
+)
+def test_a_damaged_state_is_refused(name: str, state: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"the saved state of the objective is damaged: .*; restore"
+    ):
+        make_objective(name).load_state_dict(state)
+
+
 def test_options_tell_objectives_apart() -> None:
     assert MinMax(bins=9).options() != MinMax().options() == MinMax().options()
     assert ArcLength(memory=9).options() != ArcLength().options()

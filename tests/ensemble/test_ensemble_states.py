@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from fge import Ensemble, SnapshotStore
 from fge.ensemble import ensemble as module
 from fge.errors import UserError
-from fge.networks import canonical_state, decode_weights, encode_weights, read_weights
+from fge.networks import (
+    canonical_state,
+    decode_weights,
+    encode_weights,
+    read_metadata,
+    read_weights,
+)
 
 COUNT = 12  # sorted as text, the names of 12 members are in another order
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
@@ -195,6 +202,38 @@ def test_files_that_hold_no_whole_ensemble_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a complete safetensors file"):
         Ensemble.load(path, make_model())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *("", "{", "[]", "null", "{}", "[" * 10**5, '{"schema_version": 1e400}'),
+        *('{"output": 3}', '{"output": "softplus"}', '{"combine": null}', '{"output_dim": 1.5}'),
+        *('{"output_dim": 99}', '{"schema_version": "1"}', '{"schema_version": true}'),
+    ],
+)
+def test_damaged_options_of_an_ensemble_are_refused(tmp_path: Path, facts: str) -> None:
+    path = tmp_path / "all.safetensors"
+    Ensemble(make_model(99), members(0, 2)).save(path)
+    whole = json.loads(read_metadata(path.read_bytes(), path)["ensemble"])
+    text = facts
+    if '":' in facts and "1e400" not in facts:  # all options but one are right
+        text = json.dumps({**whole, **json.loads(facts)})
+    path.write_bytes(encode_weights(decode_weights(path.read_bytes(), path), {"ensemble": text}))
+    with pytest.raises(UserError, match=r"is damaged and is not an ensemble any more: .*; restore"):
+        Ensemble.load(path, make_model())
+
+
+def test_one_place_of_a_member_has_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "all.safetensors"
+    Ensemble(make_model(99), members(0, 2)).save(path)
+    data = path.read_bytes()
+    metadata = read_metadata(data, path)
+    for name in ("members.00.0.weight", "members.².0.weight", f"members.{'9' * 5000}.0.weight"):
+        tensors = {**decode_weights(data, path), name: torch.zeros(1)}
+        path.write_bytes(encode_weights(tensors, metadata))
+        with pytest.raises(UserError, match="which is of no member of an ensemble"):
+            Ensemble.load(path, make_model())
 
 
 # ------------------------------------------------------------------------------ in memory, on disk

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -330,3 +331,15 @@ def test_other_parameters_are_refused_and_named() -> None:
         average.load_state_dict(state)
     with pytest.raises(UserError, match=r"'bias' is missing, the average has \(3,\)$"):
         average.update(nn.Linear(2, 3, bias=False))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"updates": 1}, {"updates": -1, "averages": {}}, {"updates": 1, "averages": {"w": 3}}, 3],
+)
+def test_a_damaged_state_is_refused(state: Any) -> None:
+    average = ExponentialAverage(nn.Linear(2, 3))
+    with pytest.raises(
+        UserError, match=r"the saved average is damaged: .*; restore it from a copy"
+    ):
+        average.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from fge.errors import UserError
 from fge.networks import (
     canonical_state,
+    decode_state,
     decode_weights,
     encode_weights,
     load_weights,
+    read_metadata,
     read_state,
     read_weights,
     unwrap,
@@ -315,6 +318,112 @@ def test_a_damaged_header_of_a_state_is_the_users_to_hear_of(tmp_path: Path) -> 
         except Exception as error:
             other.append((position, repr(error)))
     assert other == []
+
+
+def with_header(header: bytes | dict[str, Any], rest: bytes = b"", more: int = 0) -> bytes:
+    """Return safetensors bytes with a header, which says that it is longer by ``more``."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) + more).to_bytes(8, "little") + text + rest
+
+
+def entry(dtype: str, shape: list[int], *offsets: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01\x02",
+        with_header({}, more=2**40),
+        with_header({}, more=2**64 - 3),
+        with_header(b'{"\xff": 1}'),
+        with_header(b"[]"),
+        with_header(b"null"),
+        with_header({"__metadata__": {"a": 1}}),
+        with_header({"__metadata__": [1]}),
+        with_header(b'{"__metadata__": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
+        with_header(b'{"__metadata__": {"a": "\\ud800"}}'),
+        with_header({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, bytes(12)),
+        with_header({"a": entry("F32", [2], 4, 12)}, bytes(12)),
+        with_header({"a": entry("F32", [2], 0, 8)}, bytes(12)),
+        with_header({"a": entry("F32", [-2], 0, 8)}, bytes(8)),
+        with_header({"a": entry("F32", [2**40, 2**40], 0, 8)}, bytes(8)),
+        with_header({"a": entry("F32", [0, 2**63 + 5], 0, 0)}),
+        with_header({"a": entry("F4", [4], 0, 2)}, bytes(2)),
+        with_header(b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}', bytes(4)),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(data)
+    for read in (read_weights, read_state):
+        with pytest.raises(UserError, match=r"w\.safetensors is not a complete s") as error:
+            read(path)
+        assert str(error.value).isprintable()
+        assert str(error.value).endswith("; restore it from a copy")
+
+
+def test_metadata_that_are_null_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(with_header({"__metadata__": None, "a": entry("F32", [1], 0, 4)}, bytes(4)))
+    assert read_weights(path)["a"].tolist() == [0.0]
+    assert not is_state(path)
+
+
+def test_equal_weights_and_metadata_are_equal_bytes() -> None:
+    state, metadata = good_state(), {name: name for name in "bcdaefgh"}
+    data = encode_weights(state, metadata)
+    assert all(encode_weights(state, metadata) == data for _ in range(5))
+    assert list(read_metadata(data, "them")) == sorted(metadata)
+    assert plain(decode_weights(data, "them")) == plain(state)
+
+
+def skeleton_of(data: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(read_metadata(data, "state")["skeleton"])
+    return found
+
+
+def with_skeleton(data: bytes, skeleton: Any) -> bytes:
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"]["skeleton"] = json.dumps(skeleton)
+    return with_header(header, data[end:])
+
+
+def test_a_changed_header_of_a_state_does_not_have_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    write_state(path, {"epoch": 3, "x": torch.zeros(6)})
+    data = path.read_bytes()
+    skeleton = skeleton_of(data)
+    skeleton["items"][0][1]["value"] = 4
+    with pytest.raises(UserError, match=r"not a training state any more: its checksum is another;"):
+        decode_state(with_skeleton(data, skeleton), path)
+    del skeleton["sha256"]  # as in files of before there was one
+    assert decode_state(with_skeleton(data, skeleton), path)["epoch"] == 4
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["x"]["shape"] = [3, 2]
+    reshaped = with_header(header, data[end:])
+    with pytest.raises(UserError, match="its checksum is another"):
+        decode_state(reshaped, path)
+
+
+@pytest.mark.parametrize(
+    "skeleton",
+    [
+        *(None, 3, "x", [], {}, {"items": {}}, {"items": [[1]]}, {"items": [[[], {"value": 1}]]}),
+        *({"items": [["a", {"tensor": "none"}]]}, {"items": [["a", {"tensor": ["x"]}]]}),
+        *({"items": [["a", {"value": [1]}]]}, {"items": [["a", {"list": {"0": 1}}]]}),
+        *({"items": [["a", 3]]}, {"list": [{"value": 1}]}, {"value": 1}, {"tensor": "x"}),
+        *({"items": [["a", {"value": 10**4000}]]}, {"items": [[None, {"value": 1}]]}),
+    ],
+)
+def test_a_skeleton_of_nothing_is_refused(tmp_path: Path, skeleton: Any) -> None:
+    path = tmp_path / "s.safetensors"
+    write_state(path, {"x": torch.zeros(2)})
+    with pytest.raises(UserError, match=r"s\.safetensors has a damaged header .*; restore it"):
+        decode_state(with_skeleton(path.read_bytes(), skeleton), path)
 
 
 def test_weights_files_are_read_whatever_wrote_them(tmp_path: Path) -> None:

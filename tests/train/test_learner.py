@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+from fge.errors import UserError
 from fge.networks import predict_proba, read_state, write_state
 from fge.train import Learner, Speed
 
@@ -230,3 +233,76 @@ def test_a_state_from_a_file_goes_on_bitwise_in_channels_last(tmp_path: Path, fu
         resumed.step(*batch)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def without(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Return what drops a part of a nested state."""
+
+    def drop(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return drop
+
+
+def other(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
+    """Return what replaces a part of a nested state."""
+
+    def replace(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value
+
+    return replace
+
+
+DAMAGED = [
+    without("model"),
+    without("optimizer"),
+    without("scaler"),
+    without("model", "0.weight"),
+    without("optimizer", 0, "exp_avg"),
+    other(3, "model"),
+    other(None, "model", "0.weight"),
+    other(torch.zeros(2), "model", "0.weight"),
+    other(torch.zeros(2), "model", "more"),
+    other([], "optimizer"),
+    other({}, "optimizer", 99),
+    other({"exp_avg": torch.zeros(2)}, "optimizer", "a"),
+    other(None, "optimizer", 0),
+    other({}, "optimizer", 0),
+    other(None, "optimizer", 0, "exp_avg"),
+    other(torch.zeros(2), "optimizer", 0, "exp_avg_sq"),
+    other(1, "optimizer", 0, "step"),
+    other("x", "scaler"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_state_is_refused_in_one_line(damage: Callable[[dict[str, Any]], None]) -> None:
+    model = make_model()
+    learner = Learner(model, Adam(model.parameters(), lr=0.1))
+    learner.step(*batch(0))
+    state = copy.deepcopy(learner.state_dict())
+    learner.load_state_dict(copy.deepcopy(state))
+    damage(state)
+    with pytest.raises(
+        UserError, match=r"^the saved training state is damaged: .*; restore it"
+    ) as e:
+        learner.load_state_dict(state)
+    assert str(e.value).isprintable()
+
+
+def test_what_another_optimizer_remembers_is_refused() -> None:
+    model = make_model()
+    learners = [
+        Learner(model, SGD(model.parameters(), lr=0.1, momentum=0.9)),
+        Learner(model, Adam(model.parameters(), lr=0.1)),
+    ]
+    for learner in learners:
+        learner.step(*batch(0))
+    states = [copy.deepcopy(learner.state_dict()) for learner in learners]
+    for learner, state in zip(learners, reversed(states), strict=True):
+        with pytest.raises(UserError, match="its optimizer remembers "):
+            learner.load_state_dict(state)

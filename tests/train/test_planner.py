@@ -159,6 +159,32 @@ def test_a_measured_gain_is_half_of_the_next_forecast() -> None:
     assert plans[2]["forecast_whole"] == pytest.approx(0.242 * (1 - gain), rel=1e-12)
 
 
+def test_a_log_that_does_not_follow_is_refused_in_one_line() -> None:
+    plan, log = planner(), []
+    for outcome in (snapshot(0.3, 0.1), snapshot(0.29, 0.05)):
+        record = plan.decide(log)
+        assert record is not None
+        log += [record, outcome]
+    assert plan.decide(log) is not None
+    harmed = [log[:1] + log[2:], log[1:], log[:2] + log[3:], log[:3]]
+    for key in ("val_tempered_nll", "train_nll", "val_change_error", "val_wrong"):
+        rest = {name: value for name, value in log[1].items() if name != key}
+        harmed.append([log[0], rest, *log[2:]])
+    harmed.append([log[0], {**log[1], "val_wrong": -1}, *log[2:]])
+    harmed.append([log[0], log[1], {**log[2], "network": 7}, log[3]])
+    harmed.append([log[0], log[1], {**log[2], "first_epoch": 3}, log[3]])
+    for records in harmed:
+        with pytest.raises(UserError, match=r"^log\.jsonl is damaged: .*; restore"):
+            plan.decide(records)
+    with pytest.raises(UserError, match=r"^log\.jsonl is damaged: .*`val_change_error`"):
+        plan.kept([{"event": "snapshot", "val_tempered_nll": 0.3}])
+
+
+def test_perfect_predictions_are_no_division_by_zero() -> None:
+    plans = play(planner(), [snapshot(0.0, 0.0), snapshot(0.0, 0.0)])
+    assert plans[0]["network"] == 1
+
+
 def test_equal_logs_give_equal_decisions() -> None:
     outcomes = [snapshot(0.29, 0.1), snapshot(0.28, 0.02, 0.27)]
     assert play(planner(), outcomes) == play(planner(), outcomes)

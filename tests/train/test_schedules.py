@@ -223,6 +223,16 @@ def test_a_saved_state_goes_on_exactly_where_it_was(done: int) -> None:
         advance(resumed_optimizer, resumed, 1)
 
 
+@pytest.mark.parametrize(
+    "state", [{}, {"last_epoch": None}, {"last_epoch": 1.5}, {"last_epoch": -2}, [], 3]
+)
+def test_a_damaged_state_is_refused(state: Any) -> None:
+    schedule = TriangularLR(make_optimizer(1.0), max_lr=0.5, min_lr=0.1, cycle_steps=10)
+    with pytest.raises(UserError, match="the saved state of the learning rate is damaged: "):
+        schedule.load_state_dict(state)
+    assert schedule.last_epoch == 0
+
+
 def test_the_endpoint_schedule_goes_on_from_a_saved_state_with_the_optimizers_own_rate() -> None:
     optimizer = make_optimizer(0.2)
     schedule = EndpointLR(optimizer, epochs=10, steps_per_epoch=3)
