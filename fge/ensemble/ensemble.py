@@ -17,6 +17,7 @@ from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
+    Exchange,
     ForwardFn,
     HostRows,
     Output,
@@ -96,6 +97,7 @@ class Ensemble(nn.Module):
         check_whole(model)
         self.forward_fn = forward_fn
         self.model = copy_module(model).eval()
+        self._exchange = Exchange()
         self.members: SnapshotStore | list[dict[str, Tensor]]
         if isinstance(members, SnapshotStore):
             kept = self._fits(len(members)) if in_memory is None else in_memory
@@ -304,6 +306,7 @@ class Ensemble(nn.Module):
                 f"{len(self)}; make it with as many members, or use Ensemble.save and load"
             )
         fitted = [fitting(self.model, *named) for named in _named(states)]
+        self._exchange = Exchange()
         self.members = self._placed(_cloned(state) for state in fitted)
         for name, tensor in self.members[0].items():  # what PyTorch loads into the working copy
             state_dict[f"{prefix}model.{name}"] = tensor
@@ -311,6 +314,7 @@ class Ensemble(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the working copy; members in memory follow it to its device."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._exchange = Exchange()
         if not isinstance(self.members, SnapshotStore):
             self.members = self._placed(self.members)
         return self
@@ -336,22 +340,25 @@ class Ensemble(nn.Module):
         return copy.copy(store)  # its index is replaced when it grows, and not changed
 
     def _placed(self, states: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Return states in memory: on the model's device where they fit, else where they are."""
+        """Return states in memory: on the model's device where they fit, else where they are.
+
+        Their tensors lie there as those of the model (channels last), which can then borrow them.
+        """
         device, held = self._device(), list(states)
         if device.type != "cpu":
             needed = sum(t.nbytes for s in held for t in s.values() if t.device != device)
             if needed > _PART_OF_MEMORY * free_memory(device):
                 return [dict(state) for state in held]
-        return [{name: tensor.to(device) for name, tensor in s.items()} for s in held]
+        slots = self.model.state_dict()
+        return [
+            {name: _laid_out(tensor.to(device), slots.get(name)) for name, tensor in s.items()}
+            for s in held
+        ]
 
     def _in_turn(self) -> Iterator[None]:
         """Have each member's weights in the working copy, one after the other."""
-        names = self.model.state_dict()
-        for position, state in enumerate(self.members):
-            if state.keys() != names.keys():
-                state = fitting(self.model, state, f"member {position}")
-            self.model.load_state_dict(state)
-            yield
+        kept = not isinstance(self.members, SnapshotStore)
+        return self._exchange.in_turn(self.model, self.members, keep=kept)
 
     def _outputs(self, batch: Any) -> Tensor:
         return self.outputs.checked((self.forward_fn or call_model)(self.model, batch))
@@ -389,6 +396,13 @@ def _named(states: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str
 def _cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of a state: the network it was given with may continue to train."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _laid_out(tensor: Tensor, slot: Tensor | None) -> Tensor:
+    """Return a tensor with the strides of the one whose place it takes."""
+    if slot is None or tensor.shape != slot.shape or tensor.stride() == slot.stride():
+        return tensor
+    return torch.empty_like(slot, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:

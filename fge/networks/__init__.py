@@ -34,6 +34,7 @@ from fge.networks.batches import (
 from fge.networks.batchnorm import estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.copying import check_copyable, copy_module
+from fge.networks.exchange import Exchange
 from fge.networks.flat import (
     FlatParameters,
     Layout,
@@ -71,6 +72,7 @@ from fge.networks.tail import TailAverage, has_running_statistics
 __all__ = [
     "ENSEMBLE",
     "REFRESH_IMAGES",
+    "Exchange",
     "ExponentialAverage",
     "FlatParameters",
     "ForwardFn",
