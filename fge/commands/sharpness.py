@@ -9,8 +9,9 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch.nn.functional as F
 from msgspec import Meta
-from torch import nn
+from torch import Tensor, nn
 
+from fge.commands.effort import KRYLOV, Effort, settled
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.studied import (
     StudiedNetwork,
@@ -42,9 +43,6 @@ from fge.report import (
     thresholds_of,
 )
 from fge.schemas import Count, NotNegative
-
-_KRYLOV = (10, 30)
-"""The usual steps of k products until the top eigenvalues converge; 100 is the limit."""
 
 
 class _Sharpness(TypedDict):
@@ -81,6 +79,9 @@ def sharpness(config: SharpnessConfig) -> Path:
     count = Layout.of(model).numel
     if config.k > count:
         raise UserError(f"k must be from 1 to the {count} parameters, got {config.k}")
+    images = setup.dataset.train
+    image, _ = next(iter(setup.eval_batches(images.first(1))))
+    config = settled(config, model, image, len(studied), len(images))
     with open_run(config, "sharpness", setup, model, epochs=1) as run:
         with preserved(model):
             _announce(run, model, studied)
@@ -94,41 +95,42 @@ def _announce(
     run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
 ) -> None:
     """Say how long the measurements that are not in the log will take, from one product."""
-    config, known = run.config, recorded(run, "network", _Sharpness)
+    known, effort = recorded(run, "network", _Sharpness), Effort.of(run.config)
     left = [network for network in networks if network.name not in known]
-    spectrum = (
-        0
-        if recorded(run, "spectrum", _Spectrum)
-        else config.spectrum_vectors * config.spectrum_steps
-    )
+    spectrum = not recorded(run, "spectrum", _Spectrum)
     if not (left or spectrum):
         return
     first = left[0] if left else networks[-1]
     _set_up(run, model, first)
     seconds = _seconds_per_product(run, model, first)
     low, high = (
-        len(left) * (krylov * config.k + config.trace_samples) + spectrum for krylov in _KRYLOV
+        effort.products(len(left), run.config.k, steps, spectrum=spectrum) for steps in KRYLOV
     )
     span = " to ".join(dict.fromkeys(_duration(seconds * count) for count in (low, high)))
     run.observer.note(
-        f"about {span}: {low} to {high} Hessian products of {seconds:.2g} s; fewer --examples, "
-        "--spectrum-vectors or --spectrum-steps take less"
+        f"about {span}: {low} to {high} Hessian products on {effort.examples or 'all'} images, "
+        f"{seconds:.2g} s each; more --examples, --trace-samples, --spectrum-vectors and "
+        "--spectrum-steps are more exact, and fewer take less"
     )
 
 
 def _seconds_per_product(
     run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
 ) -> float:
-    """Return the time of a Hessian product, after one that builds the graphs."""
+    """Return the least time of three Hessian products, after one that builds the graphs."""
     options = {name: value for name, value in _hessian_options(run).items() if name != "seed"}
     try:
         operator = HessianOperator(model, **options)
         vector = operator.gradient()
         float(operator.matvec(vector).sum())
-        start = time.perf_counter()
-        float(operator.matvec(vector).sum())  # a number, so that a GPU has finished
+        return min(_seconds(lambda: operator.matvec(vector)) for _ in range(3))
     except UserError as error:
         raise UserError(f"{network.name}: {error}") from None
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    float(call().sum())  # a number, so that a GPU has finished
     return time.perf_counter() - start
 
 
@@ -148,7 +150,8 @@ def _progress(run: Run[SharpnessConfig], what: str) -> Callable[[int, int], None
 def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
     config = run.config
     # Batches of another size than the chunks would be cut into smaller ones.
-    batches = EvalBatches(training_part(run, config.examples), run.setup.normaliser, config.chunk)
+    part = training_part(run, Effort.of(config).examples)
+    batches = EvalBatches(part, run.setup.normaliser, config.chunk)
     return {
         "loss_fn": F.cross_entropy,
         "batches": batches,
@@ -170,7 +173,7 @@ def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
 def _measure_sharpness(
     run: Run[SharpnessConfig], model: nn.Module, networks: Sequence[StudiedNetwork]
 ) -> list[dict[str, Any]]:
-    options = _hessian_options(run)
+    options, effort = _hessian_options(run), Effort.of(run.config)
     known = recorded(run, "network", _Sharpness)
     for done, network in enumerate(networks, start=1):
         if network.name in known:
@@ -180,7 +183,7 @@ def _measure_sharpness(
             told = _progress(run, f"{network.name}: products for the top eigenvalues")
             top = top_eigenvalues(model, k=run.config.k, on_product=told, **options)
             told = _progress(run, f"{network.name}: products for the trace")
-            size = trace(model, num_samples=run.config.trace_samples, on_product=told, **options)
+            size = trace(model, num_samples=effort.trace_samples, on_product=told, **options)
         except UserError as error:
             raise UserError(f"{network.name}: {error}") from None
         record = known[network.name] = {
@@ -223,13 +226,13 @@ def _check_length(
 def _measure_spectrum(
     run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
 ) -> dict[str, Any]:
-    known = recorded(run, "spectrum", _Spectrum)
+    known, effort = recorded(run, "spectrum", _Spectrum), Effort.of(run.config)
     if network.name not in known:
         _set_up(run, model, network)
         density = spectral_density(
             model,
-            num_vectors=run.config.spectrum_vectors,
-            num_steps=run.config.spectrum_steps,
+            num_vectors=effort.spectrum_vectors,
+            num_steps=effort.spectrum_steps,
             on_product=_progress(run, f"{network.name}: products for the spectrum"),
             **_hessian_options(run),
         )
@@ -260,7 +263,7 @@ def _report_sharpness(
     )
     chart = spectrum_chart(spectrum["grid"], spectrum["density"])
     run.report.chart("spectrum.png", chart, caption)
-    examples = len(training_part(run, run.config.examples))
+    examples = len(training_part(run, Effort.of(run.config).examples))
     run.report.table(
         sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
     )

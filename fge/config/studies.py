@@ -166,18 +166,20 @@ class SharpnessConfig(StudyConfig):
     }
     k: int = field(default=3, metadata=whole(1, 1000))
     """Number of the largest eigenvalues to compute."""
-    examples: int = field(default=1024, metadata=whole(0, 10**9))
-    """Training images, not augmented, in the loss. 0 takes all."""
+    examples: int | None = field(default=None, metadata=whole(0, 10**9))
+    """Training images, not augmented, in the loss. 0 takes all. By default from 1024 down to 64:
+    this and the three numbers of vectors and steps below so that all takes about a minute on two
+    cores."""
     chunk: int = field(default=256, metadata=BATCH)
     """Images at a time in a Hessian product."""
     batch_statistics: bool = False
     """Use the batch-norm statistics of each chunk instead of the running ones."""
-    trace_samples: int = field(default=32, metadata=POINTS)
-    """Number of random vectors for the trace."""
-    spectrum_vectors: int = field(default=4, metadata=whole(1, 10**4))
-    """Number of random vectors for the spectral density of the last network."""
-    spectrum_steps: int = field(default=60, metadata=whole(1, 1000))
-    """Lanczos steps from each of these vectors."""
+    trace_samples: int | None = field(default=None, metadata=POINTS)
+    """Number of random vectors for the trace. By default 32 to 8."""
+    spectrum_vectors: int | None = field(default=None, metadata=whole(1, 10**4))
+    """Number of random vectors for the spectral density of the last network. By default 4 to 1."""
+    spectrum_steps: int | None = field(default=None, metadata=whole(1, 1000))
+    """Lanczos steps from each of these vectors. By default 60 to 30."""
     curve_points: int = field(default=5, metadata=whole(2, 1000))
     """Number of networks on the curve of a curve-ensemble or connect run, evenly spaced in t."""
 

@@ -92,12 +92,12 @@ class _Slots:
         self.modules = [module for _, module in named]
         self.plain = all(map(_loads_plainly, self.modules))
         self.held, self.children = self._contents()
-        self.kinds = self._kinds()
         slots = dict(_named_tensors(named))
         self.parameter_names = [n for n, t in slots.items() if isinstance(t, nn.Parameter)]
         self.buffer_names = [n for n in slots if n not in set(self.parameter_names)]
         self.parameters = [slots[name] for name in self.parameter_names]
         self.buffers = [slots[name] for name in self.buffer_names]
+        self.kinds = self._kinds()
 
     def are_of(self, model: nn.Module) -> bool:
         """Return whether the model has still these modules and tensors, of these kinds."""
@@ -128,7 +128,7 @@ class _Slots:
         return held, [child for m in self.modules for child in m._modules.values()]
 
     def _kinds(self) -> list[Any]:
-        return [tensor if tensor is None else (tensor.dtype, tensor.device) for tensor in self.held]
+        return [kind for p in self.parameters for kind in (p.dtype, p.device)]
 
 
 def _named_tensors(named: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:

@@ -498,7 +498,7 @@ def test_sharpness_says_how_long_it_takes_and_how_far_it_is(ended: Path, tmp_pat
     result = run(flags("sharpness", look(ended, tmp_path / "sharp", LINEAR, k=1, **QUICK)))
     lines = result.out.splitlines()
     (estimate,) = [number for number, line in enumerate(lines) if line.startswith("about ")]
-    assert re.match(r"about 1 s: \d+ to \d+ Hessian products of ", lines[estimate])
+    assert re.match(r"about 1 s: \d+ to \d+ Hessian products on 1024 images, ", lines[estimate])
     shown = [n for n, line in enumerate(lines) if "products for the trace" in line]
     assert shown
     assert min(shown) > estimate
