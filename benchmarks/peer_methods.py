@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
 
-from fge.commands.build import Setup, make_training
+from fge.commands.build import Setup
+from fge.commands.training import make_training
 from fge.config import MethodConfig
 from fge.data import Dataset, EvalBatches, TrainBatches
 from fge.ensemble import Ensemble

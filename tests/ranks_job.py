@@ -34,7 +34,7 @@ import fge
 import fge.commands.train
 import fge.disk
 from fge.commands import cli
-from fge.data import Normaliser, Split, TrainBatches
+from fge.data import Mixup, Normaliser, Policy, Split, TrainBatches
 from fge.errors import DivergenceError, UserError
 from fge.networks import canonical_state, ranks_of, refresh_batch_norm
 from fge.parallel import Ranks, join
@@ -50,7 +50,7 @@ def split_of(count: int, seed: int = 0) -> Split:
     return Split(images, torch.arange(count) % 3)
 
 
-def batches_of(count: int, batch_size: int, ranks: Ranks) -> TrainBatches:
+def batches_of(count: int, batch_size: int, ranks: Ranks, *, mixed: bool = False) -> TrainBatches:
     return TrainBatches(
         split_of(count),
         Normaliser([128.0], [64.0], torch.device("cpu")),
@@ -59,6 +59,8 @@ def batches_of(count: int, batch_size: int, ranks: Ranks) -> TrainBatches:
         crop_padding=1,
         flip=True,
         ranks=ranks,
+        policy=Policy("trivial", 1) if mixed else None,
+        mixup=Mixup(0.4, 3, seed=3) if mixed else None,
     )
 
 
@@ -86,6 +88,10 @@ def _logits(model: nn.Module, batch: Any) -> Any:
     return model(inputs.double())
 
 
+def _of_doubles(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets.to(outputs))
+
+
 def trained(
     make: Callable[[], nn.Module],
     ranks: Ranks,
@@ -94,14 +100,18 @@ def trained(
     batch_size: int = BATCH,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     compiled: bool = False,
+    part_size: int | None = None,
+    mixed: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Train through the real loop; return the snapshots, the losses and the images of epochs."""
     # Weights that differ between processes become those of the first.
     torch.manual_seed(ranks.rank)
     model = make()
+    if part_size is not None:
+        options |= {"batch_size": part_size // ranks.size, "accumulate": True}
     learner = learner_of(model, ranks, optimizer(model) if optimizer else None, **options)
-    batches = batches_of(images, batch_size, ranks)
+    batches = batches_of(images, batch_size, ranks, mixed=mixed)
     if compiled:
         learner.batch_size = batches.share_size
         learner._compiled = torch.compile(model, backend="aot_eager", dynamic=False)
@@ -347,6 +357,9 @@ def jobs(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return {
         "plain": trained(plain_model, ranks),
         "uneven": trained(plain_model, ranks, images=35),  # a last batch of 3: one share of 3
+        "accumulated": trained(plain_model, ranks, images=35, part_size=4, clip_norm=0.1),
+        "clipped": trained(plain_model, ranks, images=35, clip_norm=0.1),
+        "mixed": trained(plain_model, ranks, images=35, mixed=True, loss_fn=_of_doubles),
         "noisy": trained(plain_model, ranks, optimizer=noisy),
         "normalised": trained(normalised_model, ranks, images=35),
         # The scaler works; autocast leaves float64 alone.

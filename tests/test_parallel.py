@@ -92,7 +92,10 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 # ------------------------------------------------------------------------------- the joint batch
 
 
-@pytest.mark.parametrize("job", ["plain", "uneven", "noisy", "scaled", "compiled", "ema"])
+@pytest.mark.parametrize(
+    "job",
+    ["plain", "uneven", "noisy", "scaled", "compiled", "ema", "accumulated", "clipped", "mixed"],
+)
 def test_two_processes_train_as_one_on_the_joint_batch(
     two: Results, one: dict[str, Any], job: str
 ) -> None:
@@ -116,13 +119,19 @@ def test_scaled_compiled_and_plain_steps_are_the_same_step(two: Results) -> None
     assert max(differences(averaged, last)) > 1e-3
 
 
+def test_a_step_in_parts_is_the_same_step_in_two_processes(two: Results) -> None:
+    ours, theirs = (two[0][job]["snapshots"][1] for job in ("accumulated", "clipped"))
+    assert max(differences(ours, theirs)) < 1e-8
+    assert max(differences(theirs, two[0]["uneven"]["snapshots"][1])) > 1e-3
+
+
 def test_noise_of_the_optimizer_is_there_and_the_same(two: Results, one: dict[str, Any]) -> None:
     noisy, plain = one["noisy"]["snapshots"][0], one["plain"]["snapshots"][0]
     assert max(differences(noisy, plain)) > 1e-2
     assert same(two[0]["noisy"]["snapshots"][1], two[1]["noisy"]["snapshots"][1])
 
 
-@pytest.mark.parametrize("job", ["plain", "uneven", "noisy", "normalised"])
+@pytest.mark.parametrize("job", ["plain", "uneven", "noisy", "normalised", "accumulated"])
 def test_snapshots_are_bitwise_the_same_in_both_processes(two: Results, job: str) -> None:
     for first, second in zip(two[0][job]["snapshots"], two[1][job]["snapshots"], strict=True):
         assert same(first, second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -10,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fge.commands.resumed import check_index
 from fge.config import (
     CommandConfig,
     CompareConfig,
@@ -20,19 +18,25 @@ from fge.config import (
     PretrainedConfig,
     RunConfig,
     SpeedOptions,
+    StudyConfig,
     TrainingConfig,
     is_factory,
+    read_run,
 )
 from fge.data import (
     EVAL_BATCH_SIZES,
     FEWER,
+    POLICIES,
     Crops,
     Dataset,
     EvalBatches,
+    Mixup,
     Normaliser,
+    Policy,
     Split,
     TrainBatches,
     ViewBatches,
+    check_policy,
     default_padding,
     load_dataset,
     load_ood,
@@ -42,27 +46,20 @@ from fge.ensemble import MemberPredictions
 from fge.errors import UserError
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
 from fge.memory import check_fits
-from fge.networks import build_model, canonical_state, load_weights, read_weights
+from fge.networks import build_model, canonical_state, freeze
 from fge.observer import Observer
 from fge.parallel import Ranks
-from fge.runs import RunFolder, StagedTraining
+from fge.runs import RunFolder
 from fge.seeds import derive_seed
 from fge.train import (
     Choice,
-    EmaLearner,
-    Learner,
-    Planner,
     Recipe,
     Speed,
     SpeedCache,
-    Stage,
-    TailLearner,
-    TaughtBatches,
     batch_size,
     check_speed,
     choose_speed,
     is_open,
-    make_optimizer,
     options_of,
     speed_of,
     speed_setting,
@@ -71,8 +68,6 @@ from fge.train import (
 
 _MEASURED_IMAGES = 128
 """Images of the batch on which memory formats are measured where nothing is trained."""
-FITTED_IMAGES = 5000
-"""Training images whose loss a planner is told, to see whether they are memorised."""
 C = TypeVar("C", bound=CommandConfig)
 
 
@@ -80,9 +75,10 @@ C = TypeVar("C", bound=CommandConfig)
 class Setup:
     """What a run works with, made of settled options: data, network, speed and seed.
 
-    ``model``: the name of the architecture; ``crop_padding`` and ``flip``: how training images
-    are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0 for none;
-    ``views``: of each test image, with test-time augmentation.
+    ``model``: the name of the architecture; ``augment``, ``crop_padding`` and ``flip``: how
+    training images are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0
+    for none; ``views``: of each test image, with test-time augmentation; ``freeze``: which
+    parameters are not trained.
     """
 
     dataset: Dataset
@@ -90,26 +86,31 @@ class Setup:
     seed: int
     speed: Speed
     eval_batch_size: int
+    augment: str = "crop-flip"
     crop_padding: int = 0
     flip: bool = False
     sharpness_every: int = 0
     views: int = 1
+    freeze: str | None = None
 
     @classmethod
     def of(cls, config: CommandConfig, dataset: Dataset) -> Setup:
         """Return the setup of settled options; what is still ``auto`` is taken as off."""
+        augmented = config if isinstance(config, FitConfig) else None
         return cls(
             dataset,
             config.model,
             config.seed,
             speed_of(speed_options(config)),
             config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type],
-            crop_padding=(config.crop_padding or 0) if isinstance(config, FitConfig) else 0,
-            flip=isinstance(config, FitConfig) and config.flip,
+            augment=augmented.augment if augmented else "none",
+            crop_padding=(augmented.crop_padding or 0) if augmented else 0,
+            flip=augmented is not None and augmented.flip and augmented.varies,
             sharpness_every=(
                 (config.sharpness_every or 0) if isinstance(config, CycleConfig) else 0
             ),
             views=(config.tta or 1) if isinstance(config, CycleConfig) else 1,
+            freeze=_freeze_of(config),
         )
 
     @property
@@ -131,15 +132,18 @@ class Setup:
         """Build the model with the initial weights that the seed, the run's by default, gives it.
 
         Raises:
-            UserError: a model that does not fit the data.
+            UserError: a model that does not fit the data, or the parameters to freeze.
         """
         torch.manual_seed(derive_seed(self.seed if seed is None else seed, "initialisation"))
-        return build_model(
+        model = build_model(
             self.model,
             in_channels=self.dataset.in_channels,
             num_classes=len(self.dataset.classes),
             image_size=self.dataset.image_size,
         )
+        if self.freeze is not None:
+            freeze(model, self.freeze)
+        return model
 
     def initial_weights(self, seed: int, draw: int) -> dict[str, Tensor]:
         """Return the initial weights that a seed gives the model; those of other draws differ."""
@@ -153,19 +157,24 @@ class Setup:
         augment: bool = True,
         seed: int | None = None,
         ranks: Ranks | None = None,
+        mixup: float = 0.0,
     ) -> TrainBatches:
         """Return shuffled training batches of a size, or a process's share of them.
 
-        They are augmented as the options say, or not at all.
+        They are augmented as the options say, or not at all; with ``mixup`` above 0 also mixed.
         """
+        seed = self.seed if seed is None else seed
+        policy = augment and self.augment in POLICIES
         return TrainBatches(
             self.dataset.train,
             self.normaliser,
             size,
-            seed=self.seed if seed is None else seed,
+            seed=seed,
             crop_padding=self.crop_padding if augment else 0,
             flip=self.flip and augment,
             ranks=ranks,
+            policy=Policy(self.augment, self.dataset.in_channels) if policy else None,
+            mixup=Mixup(mixup, len(self.dataset.classes), seed) if mixup else None,
         )
 
     def train_batches(
@@ -173,7 +182,8 @@ class Setup:
     ) -> TrainBatches:
         """Return the shuffled, augmented training batches of a recipe."""
         size = batch_size(recipe, len(self.dataset.train))
-        return self.shuffled(size, augment=recipe.augment, seed=seed, ranks=ranks)
+        augment, mixup = recipe.augment, recipe.mixup
+        return self.shuffled(size, augment=augment, seed=seed, ranks=ranks, mixup=mixup)
 
     def eval_batches(self, split: Split) -> EvalBatches:
         """Return a split in order, normalised, in evaluation batches."""
@@ -202,6 +212,13 @@ class Setup:
         images = self.dataset.train.first(PROBE_IMAGES)
         part = EvalBatches(images, self.normaliser, CHUNK)
         return SharpnessProbe(part, self.sharpness_every, seed=seed)
+
+
+def _freeze_of(config: CommandConfig) -> str | None:
+    """Return which parameters are not trained: of a study, as in the run."""
+    if isinstance(config, StudyConfig):
+        config = read_run(config.run)[1] if config.run else config
+    return config.freeze if isinstance(config, PretrainedConfig) else None
 
 
 def speed_options(config: CommandConfig) -> SpeedOptions:
@@ -239,9 +256,14 @@ def settle_options(config: C, dataset: Dataset) -> C:
     """Replace options that were not given by the defaults for this model and data."""
     settled = config
     if isinstance(settled, FitConfig) and settled.crop_padding is None:
-        settled = replace(settled, crop_padding=default_padding(dataset.image_size))
+        padding = 0 if settled.augment == "none" else default_padding(dataset.image_size)
+        settled = replace(settled, crop_padding=padding)
+    if isinstance(settled, FitConfig):
+        settled = replace(settled, weight_decay=settled.decay)
     if isinstance(settled, RunConfig):
         settled = replace(settled, lr=settled.base_lr)
+        if settled.accumulate > 1 and settled.cuda_graphs == "auto":
+            settled = replace(settled, cuda_graphs="off")
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
     # The runs of a comparison have cycles of their own: those of averages are not the papers'.
@@ -274,14 +296,16 @@ def load_data(config: CommandConfig) -> Dataset:
 
 
 def _check_fits(config: FitConfig, dataset: Dataset) -> None:
+    check_policy(config.augment, dataset.in_channels)
     side = min(dataset.image_size)
     if config.crop_padding is not None and config.crop_padding > side:
         raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
-    if config.batch_size > len(dataset.train):
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
-            "images; lower it"
-        )
+    accumulate = config.accumulate if isinstance(config, RunConfig) else 1
+    if config.batch_size * accumulate > len(dataset.train):
+        what, remedy = f"batch_size {config.batch_size} is", "lower it"
+        if accumulate > 1:
+            what, remedy = f"{what[:-3]} x accumulate {accumulate} is", "lower one of them"
+        raise UserError(f"{what} larger than the {len(dataset.train)} training images; {remedy}")
 
 
 def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
@@ -297,18 +321,6 @@ def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
         needed += len(dataset.train) * dataset.in_channels * pixels
         what = "a padded copy of the training images needs" if device.type == "cpu" else what
     check_fits(needed, f"on {device}, {what}", FEWER, free=free_memory(device))
-
-
-def initial_model(config: PretrainedConfig, setup: Setup) -> nn.Module:
-    """Build the model with the weights that the seed, or ``pretrained``, gives it.
-
-    Raises:
-        UserError: a model or weights that do not fit the data.
-    """
-    model = setup.new_model()
-    if config.pretrained is not None:
-        load_weights(model, read_weights(config.pretrained), config.pretrained)
-    return model
 
 
 def settle_speed(
@@ -378,68 +390,3 @@ def _measured_batch(
 def _with_speed(config: C, chosen: dict[str, Any]) -> C:
     """Return the options with what was chosen for those that the command has."""
     return replace(config, **{name: v for name, v in chosen.items() if hasattr(config, name)})
-
-
-def make_training(
-    setup: Setup,
-    model: nn.Module,
-    folder: RunFolder,
-    observer: Observer,
-    *,
-    recipe: Recipe,
-    stages: Sequence[Stage] | Planner,
-    seed: int | None = None,
-    ema_decay: float | None = None,
-    given: bool = False,
-    batches: TaughtBatches | None = None,
-    ranks: Ranks | None = None,
-) -> StagedTraining:
-    """Return the training of ``model`` by a recipe through ``stages``.
-
-    With several processes, only the first one validates and measures.
-
-    Args:
-        setup: of the run.
-        model: with its initial weights, on the run's device.
-        folder: where everything is kept.
-        observer: called after each epoch and snapshot.
-        recipe: optimizer, batch size and augmentation.
-        stages: schedules and snapshots, or what decides them.
-        seed: of shuffling and augmentation; the run's by default.
-        ema_decay: snapshots keep the exponential average of the weights with this decay.
-        given: whether the model has given weights, from which fresh starts begin too.
-        batches: of the training split; by default those of the recipe.
-        ranks: the processes that train the model together; this one alone by default.
-    """
-    dataset = setup.dataset
-    usual = batches.batches if batches else setup.train_batches(recipe, seed, ranks=ranks)
-    optimizer = make_optimizer(recipe, model.parameters(), examples=len(dataset.train))
-    make: Callable[..., Learner] = Learner
-    measured = setup.eval_batches(dataset.train)
-    if ema_decay is not None:
-        make = partial(EmaLearner, decay=ema_decay, refresh=measured)
-    elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
-        make = partial(TailLearner, refresh=measured)
-    start = canonical_state(model) if given else None
-    learner = make(
-        model,
-        optimizer,
-        setup.speed,
-        batch_size=usual.share_size,
-        ranks=usual.ranks,
-    )
-    leads = usual.ranks.leads
-    training = StagedTraining(
-        folder,
-        learner,
-        stages,
-        batches=batches or usual,
-        validation=(setup.eval_batches(dataset.val) if leads and len(dataset.val) else None),
-        seed=usual.seed,
-        observer=observer,
-        probe=setup.probe(usual.seed) if leads else None,
-        initial=lambda draw: start or setup.initial_weights(usual.seed, draw),
-        fitted=setup.eval_batches(dataset.train.first(FITTED_IMAGES)) if leads else None,
-    )
-    check_index(training)
-    return training

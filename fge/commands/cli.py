@@ -137,12 +137,23 @@ def _run(arguments: list[str], out: LastingOutput) -> int:
         return _show(help_text(command, kind), out)
     config: Any
     if issubclass(kind, CommandConfig):
-        config = _with_config_file(command, kind, _without_unused(command, kind, rest))
+        named = _with_own_names(kind, rest)
+        config = _with_config_file(command, kind, _without_unused(command, kind, named))
     else:
         config = _parse(command, kind, rest)
     # This imports PyTorch, so it comes after all checks of the options.
     getattr(importlib.import_module(module), function)(config)
     return OK
+
+
+def _with_own_names(kind: type[CommandConfig], arguments: list[str]) -> list[str]:
+    """Return the arguments with the names that options have in this command."""
+    renamed = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = kind.also_called.get(flag.removeprefix("--")) if flag.startswith("--") else None
+        renamed.append(argument if name is None else f"--{name}{equals}{value}")
+    return renamed
 
 
 def _without_unused(command: str, kind: type[CommandConfig], arguments: list[str]) -> list[str]:

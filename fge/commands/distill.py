@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fge.commands.build import make_training
 from fge.commands.resumed import run_whole
 from fge.commands.run import Run
+from fge.commands.training import make_training
 from fge.config import CycleConfig
 from fge.ensemble import MemberPredictions, Scores, SnapshotStore
 from fge.errors import DivergenceError
@@ -101,7 +101,7 @@ def distill(
         learner.model,
         folder,
         run.observer,
-        recipe=replace(recipe, lr=_PART * recipe.lr),
+        recipe=_recipe(recipe),
         stages=[_stage(run.config)],
         batches=taught,
     )
@@ -151,6 +151,13 @@ def _teacher(
         return learner.predict(batches)
 
     return mean_prediction(members, predict)
+
+
+def _recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of the student, whose targets are the teacher's probabilities alone."""
+    return replace(
+        recipe, lr=_PART * recipe.lr, class_weights="none", label_smoothing=0.0, mixup=0.0
+    )
 
 
 def _stage(config: CycleConfig) -> Stage:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fge.commands.build import Setup, make_training
+from fge.commands.build import Setup
 from fge.commands.resumed import run_whole
+from fge.commands.training import make_training
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
 from fge.files import sha256

@@ -35,7 +35,7 @@ class FitPlan:
             config.curve_base_lr,
             config.batch_size,
             config.momentum,
-            config.weight_decay,
+            config.l2_penalty,
             config.family,
             config.num_points,
             config.objective,

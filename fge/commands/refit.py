@@ -123,7 +123,7 @@ def fit_plan(config: FGEConfig) -> FitPlan:
         curve_rate_of(config.model),
         config.batch_size,
         config.momentum,
-        config.weight_decay,
+        config.l2_penalty,
         config.refit or "bezier",
         eval_points=_EVAL_POINTS,
     )

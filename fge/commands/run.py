@@ -164,7 +164,7 @@ def _other_images(source: str) -> UserError:
     )
 
 
-def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
+def check_kept(config: CommandConfig, inputs: Iterable[Path | str | None]) -> None:
     """Check that no input is in the run that ``--overwrite`` would remove.
 
     Raises:
@@ -173,7 +173,7 @@ def check_kept(config: CommandConfig, inputs: Iterable[Path | None]) -> None:
     if not (config.overwrite and config.out):
         return
     for path in inputs:
-        if path is not None and path.resolve().is_relative_to(config.out.resolve()):
+        if isinstance(path, Path) and path.resolve().is_relative_to(config.out.resolve()):
             raise UserError(
                 f"{path} is in {config.out}, which --overwrite removes; copy it elsewhere first"
             )

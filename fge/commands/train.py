@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from torch import nn
-
 from fge.commands.averages import average_snapshots
 from fge.commands.baseline import Beside, check_own_baseline, read_baseline, train_baseline
-from fge.commands.build import initial_model, make_training
 from fge.commands.distill import distill
 from fge.commands.refit import refit
 from fge.commands.resumed import run_whole
 from fge.commands.run import Run, check_kept, open_run, prepare
+from fge.commands.start import Start, starting_model
+from fge.commands.training import make_training
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
 from fge.errors import DivergenceError, UserError
@@ -24,10 +23,12 @@ from fge.observer import counted
 from fge.report import (
     PREDICTIONS,
     UNITS,
+    ClassCounts,
     MethodResult,
     Published,
     ReportBuilder,
     Table,
+    add_classes,
     add_reliability,
     add_training,
     as_methods,
@@ -42,6 +43,7 @@ from fge.report import (
     table_rows,
     verdict,
     views_note,
+    with_balanced_error,
     with_ood,
     with_views,
 )
@@ -121,15 +123,15 @@ def fge(config: FGEConfig) -> Path:
     folder = config.baseline if isinstance(config.baseline, Path) else None
     check_kept(config, (config.pretrained, folder))
     config, setup = prepare(config, "fge")
-    model = initial_model(config, setup)
+    start = starting_model(config, setup, endpoint_recipe(config))
     method = find_method("auto") if config.plan == "auto" else None
     make_stages = auto_plan if method else fge_stages
     baseline = read_baseline(folder, setup.dataset, config.model) if folder else None
-    with open_run(config, "fge", setup, model, epochs=_epochs(make_stages(config))) as run:
+    with open_run(config, "fge", setup, start.model, epochs=_epochs(make_stages(config))) as run:
         recipe = endpoint_recipe(run.config)
         name = method.name if method else "fge"
         unused = _say_unused(run, method or find_method("fge"))
-        trained = _train(run, model, name, recipe, make_stages(run.config), method)
+        trained = _train(run, start, name, recipe, make_stages(run.config), method)
         if trained is None:
             return run.folder.path
         sections = [*_given(run.config), *unused]
@@ -161,13 +163,13 @@ def train(config: TrainConfig) -> Path:
             f"tta {config.tta} needs the augmentation of training, and {method.name} has none; "
             "leave out --tta"
         )
-    model = initial_model(config, setup)
+    start = starting_model(config, setup, method.recipe(config))
     epochs, facts = _epochs(method.stages(config)), {"combine": method.combine}
-    with open_run(config, "train", setup, model, epochs=epochs, facts=facts) as run:
+    with open_run(config, "train", setup, start.model, epochs=epochs, facts=facts) as run:
         unused = _say_unused(run, method)
         trained = _train(
             run,
-            model,
+            start,
             method.name,
             method.recipe(run.config),
             method.stages(run.config),
@@ -220,7 +222,7 @@ def _epochs(stages: Sequence[Stage] | Planner) -> int:
 
 def _train(
     run: Run[PretrainedConfig],
-    model: nn.Module,
+    start: Start,
     name: str,
     recipe: Recipe,
     stages: Sequence[Stage] | Planner,
@@ -231,7 +233,7 @@ def _train(
 
     Args:
         run: the current run.
-        model: with its initial weights.
+        start: the model with its initial weights.
         name: of the method.
         recipe: of its training.
         stages: of its training.
@@ -240,14 +242,14 @@ def _train(
     """
     training = make_training(
         run.setup,
-        model,
+        start.model,
         run.folder,
         run.observer,
         recipe=recipe,
         stages=stages,
         ranks=run.ranks,
         ema_decay=ema_decay,
-        given=run.config.pretrained is not None,
+        given=start.given,
     )
     predictions = run.setup.predictions(run.folder)
     stage = list(training.stores)[-1] if method else "fge"
@@ -315,13 +317,14 @@ def _report(
     sections: list[Section] = [*trained.sections, *more]
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
-    viewed = with_views(lines, trained.predictions)
-    headings, rows = table_rows(viewed)
+    viewed = with_views(with_balanced_error(lines, test), trained.predictions)
+    headings, rows = table_rows(viewed, balanced=ClassCounts.of(run.dataset).imbalanced)
     note = _note(run, lines)
     if published:
         rows, note = [*rows, published.row], f"{note} {published.note}"
     report.table(Table("Results on the test set", headings, rows, note=note))
     report.table(*ood_tables(lines, run.dataset))
+    add_classes(report, lines, test, run.dataset)
     report.facts(methods=as_methods(viewed))
     report.files.append(PREDICTIONS)
     if run.setup.views > 1:

@@ -38,14 +38,13 @@ from fge.config.invocation import (
     own_code,
     program,
 )
+from fge.config.learning import OptimizerName, RunConfig, TrainingConfig
 from fge.config.options import (
     GROUPS,
     CommandConfig,
     FitConfig,
     Options,
-    RunConfig,
     SpeedOptions,
-    TrainingConfig,
 )
 from fge.config.saved import (
     KEEP_SNAPSHOTS,
@@ -121,6 +120,7 @@ __all__ = [
     "FGEConfig",
     "FitConfig",
     "MethodConfig",
+    "OptimizerName",
     "OptionHelp",
     "Options",
     "PlaneConfig",

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 from fge.config.base import HOW_TO_RUN, whole, without_views
 from fge.config.invocation import is_factory
-from fge.config.options import RunConfig
+from fge.config.learning import RunConfig
 from fge.config.training import (
     BASELINE_PARTS,
     METHOD_NAMES,
@@ -104,6 +104,11 @@ class CompareConfig(PretrainedConfig, MethodConfig):
         if method in (CURVE_ENSEMBLE, "curve-ensemble-2B") and self.pretrained is not None:
             raise UserError(
                 f"{method} trains its networks from initial weights, --pretrained gives others; "
+                "leave it out"
+            )
+        if method in (CURVE_ENSEMBLE, "curve-ensemble-2B") and self.freeze is not None:
+            raise UserError(
+                f"{method} trains all parameters of its networks, got freeze {self.freeze!r}; "
                 "leave it out"
             )
         if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):

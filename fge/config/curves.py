@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from fge.config.base import EPOCHS, POINTS, REFRESH_IMAGES, curve_rate_of, whole
-from fge.config.options import FitConfig, Options, TrainingConfig
+from fge.config.learning import ExampleOptions, OptimizerOptions, TrainingConfig
+from fge.config.options import FitConfig, Options
 from fge.errors import UserError, check_positive
 
 G_DECAY = 5e-4
@@ -201,6 +202,13 @@ def check_used(config: CurveEnsembleConfig) -> None:
             f"--lr {given_lr:g} sets the rate of the recipes average and endpoint, which are not "
             "used; G and A to F have their own rates, and --curve-lr sets that of the fit"
         )
+    if not used & {"average", "endpoint"}:
+        for own in (*fields(OptimizerOptions), *fields(ExampleOptions)):
+            if (value := getattr(config, own.name)) != own.default:
+                raise UserError(
+                    f"--{own.name.replace('_', '-')} {value} is for the recipes average and "
+                    "endpoint, which are not used; G and A to F have their own training"
+                )
     for option, recipe in _RECIPE_OF.items():
         if getattr(config, option) is not None and recipe not in used:
             raise UserError(

@@ -23,11 +23,13 @@ from fge.config.base import (
     Precision,
     Switch,
     check_bounds,
-    rates_of,
     whole,
 )
 from fge.errors import UserError, check_not_negative
 
+Augmentation = Literal["none", "crop-flip", "randaugment", "trivial"]
+L2_PENALTY = 5e-4
+"""The usual weight decay of SGD."""
 GROUPS = (
     *(
         "run",
@@ -55,6 +57,8 @@ class Options:
     """Options of other commands that this one accepts and ignores, with the reason."""
     instead: ClassVar[Mapping[str, str]] = {}
     """Options of other commands that this one refuses, with the option that does their work."""
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """Other names of options, with the names that they have here."""
 
     def __post_init__(self) -> None:
         """Check the values, and their combinations.
@@ -131,11 +135,28 @@ class AugmentationOptions(Options):
     """How training images are varied."""
 
     group: ClassVar[str] = "data"
+    augment: Augmentation = "crop-flip"
+    """none; crop-flip: random crops and flips, as --crop-padding and --flip say; randaugment
+    (arXiv 1909.13719) or trivial (arXiv 2103.10158): these and random operations of torchvision
+    after them, per image, for about a millisecond of CPU time each."""
     crop_padding: int | None = field(default=None, metadata=whole(0, 10**6))
     """Pad training images by this many pixels and crop them at random. By default 2, and for
     images of 32 pixels or more an eighth of the side (the papers' 4); at most the side."""
     flip: bool = True
     """Mirror training images at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment == "none" and self.crop_padding:
+            raise UserError(
+                f"--augment none leaves images as they are, got crop_padding {self.crop_padding}; "
+                "leave out one of the two"
+            )
+
+    @property
+    def varies(self) -> bool:
+        """Whether images are cropped or mirrored at random."""
+        return self.augment != "none" and (self.flip or self.crop_padding != 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +174,12 @@ class ViewOptions(AugmentationOptions):
             return
         if self.tta < 2:
             raise UserError(f"tta must be >= 2 views, got {self.tta}; leave it out for one view")
-        if self.crop_padding == 0 and not self.flip:
+        if self.augment == "none":
+            raise UserError(
+                f"tta {self.tta} needs the augmentation of training, got augment none; leave out "
+                "--tta, or use --augment crop-flip"
+            )
+        if not self.varies:
             raise UserError(
                 f"tta {self.tta} needs the augmentation of training, but crop_padding is 0 and "
                 "flip is off; leave out --tta, or use --crop-padding 1 or more, or --flip"
@@ -185,7 +211,7 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions(Options):
-    """The length of the training, and the options of SGD."""
+    """The length of the training, and the options of its optimizer."""
 
     group: ClassVar[str] = "schedule"
     epochs: int = field(default=100, metadata=EPOCHS)
@@ -193,37 +219,26 @@ class ScheduleOptions(Options):
     batch_size: int = field(default=128, metadata=BATCH)
     """Images per training step."""
     momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """L2 penalty of SGD."""
+    """Momentum of SGD, and beta 1 of Adam and AdamW."""
+    weight_decay: float | None = None
+    """L2 penalty of SGD and Adam, 5e-4 by default. Of AdamW, what the weights lose in each step,
+    times the learning rate: 0.05 by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(weight_decay=self.weight_decay, momentum=self.momentum)
+        check_not_negative(weight_decay=self.decay, momentum=self.momentum)
         if self.momentum >= 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
 
-
-@dataclass(frozen=True, kw_only=True)
-class RateOptions(ModelOptions):
-    """The learning rate of conventional training."""
-
-    group: ClassVar[str] = "schedule"
-    lr: float | None = None
-    """Learning rate of the conventional schedule (arXiv 1802.10026): constant for 50 % of the
-    budget, then linear down to 1 % at 90 %. By default 0.2 for convnet, the papers' for their
-    models (0.05 for VGG-16, 0.1 for PreResNet and WRN), and 0.05 for others."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(lr=self.base_lr)
-        if self.base_lr == 0:
-            raise UserError("lr must be above 0, got 0")
+    @property
+    def decay(self) -> float:
+        """The weight decay of the training: ``weight_decay``, or the default."""
+        return L2_PENALTY if self.weight_decay is None else self.weight_decay
 
     @property
-    def base_lr(self) -> float:
-        """The learning rate of the conventional schedule: ``lr``, or the default for the model."""
-        return rates_of(self.model).lr if self.lr is None else self.lr
+    def l2_penalty(self) -> float:
+        """The L2 penalty of what is fitted to the trained networks by SGD."""
+        return self.decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,17 +297,3 @@ class CommandConfig(OutputOptions, EvaluationOptions, ModelOptions, DataOptions)
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(SpeedOptions, ScheduleOptions, AugmentationOptions, CommandConfig):
     """Options of every command that trains networks or curves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(RateOptions, FitConfig):
-    """Options of every command that trains networks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig(OODOptions, RunConfig):
-    """Options of the commands that train networks and test the result."""
-
-    group: ClassVar[str] = "output"
-    tensorboard: bool = field(default=False, metadata=HOW_TO_RUN)
-    """Also write TensorBoard scalars into the run folder (needs the extra tensorboard)."""

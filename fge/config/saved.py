@@ -186,7 +186,10 @@ def options_of_run(kind: type[S], folder: Path) -> S:
     _, options, _ = read_run(folder)
     given = saved_fields(options)
     shared = [n for n in saved_fields(kind) if n in given and n not in _OWN | _STUDIED]
-    return kind(run=folder, **{name: getattr(options, name) for name in shared})
+    found = {name: getattr(options, name) for name in shared}
+    if "weight_decay" in found:
+        found["weight_decay"] = getattr(options, "l2_penalty", found["weight_decay"])
+    return kind(run=folder, **found)
 
 
 def check_same_images(config: StudyConfig, fingerprint: str) -> None:

@@ -54,7 +54,7 @@ class StudyConfig(LossOptions, CommandConfig):
     unused: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("epochs", "lr", "batch_size", "momentum"), _NOTHING_TRAINED),
         **dict.fromkeys(("compile", "cuda_graphs"), _NOTHING_TRAINED),
-        **dict.fromkeys(("crop_padding", "flip"), _NOT_AUGMENTED),
+        **dict.fromkeys(("augment", "crop_padding", "flip"), _NOT_AUGMENTED),
     }
     run: Path | None = None
     """Folder of an fge, train, curve-ensemble or connect run. Data and model are those of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,8 +19,9 @@ from fge.config.base import (
     rates_of,
     whole,
 )
-from fge.config.invocation import is_factory
-from fge.config.options import Options, TrainingConfig, ViewOptions
+from fge.config.invocation import LIBRARIES, is_factory
+from fge.config.learning import TrainingConfig
+from fge.config.options import Options, ViewOptions
 from fge.errors import (
     UserError,
     check_learning_rates,
@@ -73,6 +75,8 @@ def preset_options(name: str, model: str) -> dict[str, float]:
 
 BASELINE_PARTS = 3
 """The least budget of a curve ensemble: an epoch for each network and one for the fit."""
+FINE_TUNING_RATE = 1e-4
+"""The rate at which AdamW and Adam go on from given weights by default."""
 _HIGH = 0.5
 """The highest rate of cycles whose members are averages, as a part of the base rate."""
 
@@ -161,8 +165,8 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
 
         Cycles whose members are averages rise higher and fall less far than the papers'.
         """
-        usual = rates_of(self.model)
-        if self.average_part > 0:
+        usual = rates_of(self.model, self.optimizer)
+        if self.average_part > 0 or self.optimizer != "sgd":
             low = self.final_factor * self.base_lr
             usual = Rates(self.base_lr, max(low, _HIGH * self.base_lr), low)
         high = usual.max_lr if self.max_lr is None else self.max_lr
@@ -193,11 +197,22 @@ class PretrainedConfig(CycleConfig):
     """From which weights a run begins."""
 
     group: ClassVar[str] = "model"
-    pretrained: Path | None = None
-    """Weights file (.safetensors, or a .pt state dict) to start from. The cycles of fge begin at
-    once; what would start from new initial weights starts from these again."""
+    also_called: ClassVar[Mapping[str, str]] = {"weights": "pretrained"}
+    pretrained: Literal["library"] | Path | None = None
+    """Weights to start from, also called --weights: a file (.safetensors, or a .pt state dict), or
+    library for those that come with a timm: or torchvision: model. A head for other classes is left
+    out. The cycles of fge begin at once; what would start from new initial weights starts from
+    these again."""
+    freeze: str | None = None
+    """Do not train the parameters whose names match this regular expression. Batch norm of modules
+    that are frozen whole keeps its statistics."""
 
     def __post_init__(self) -> None:
+        if self.pretrained == "library" and not self.model.startswith(LIBRARIES):
+            raise UserError(
+                f"--pretrained library needs --model timm:NAME or torchvision:NAME, got "
+                f"{self.model}; give a weights file"
+            )
         if self.pretrained is not None and self.start_epoch not in (None, 0):
             raise UserError(
                 f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
@@ -208,6 +223,13 @@ class PretrainedConfig(CycleConfig):
     def first_cycle_epoch(self) -> int:
         """The epoch (0-based) at which the cycles begin."""
         return 0 if self.pretrained is not None else super().first_cycle_epoch
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate of the schedule; by default AdamW and Adam fine-tune at a lower one."""
+        if self.lr is None and self.optimizer != "sgd" and self.pretrained is not None:
+            return FINE_TUNING_RATE
+        return super().base_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +359,11 @@ class MethodConfig(CycleConfig):
         """
         if method not in METHOD_NAMES and not is_factory(method):
             raise unknown("method", method, METHOD_NAMES)
+        if method == "csgld" and self.optimizer != "sgd":
+            raise UserError(
+                f"csgld has an optimizer of its own, SGD with noise, got optimizer "
+                f"{self.optimizer}; leave out --optimizer"
+            )
         needed, what = 1, ""
         if method == "sse":
             needed, what = self.sse_cycles, f"{self.sse_cycles} cycles of 1 epoch"

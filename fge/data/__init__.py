@@ -1,5 +1,6 @@
 """Images in memory, and batches of them."""
 
+from fge.data.augment import POLICIES, Mixup, Policy, check_policy
 from fge.data.batches import (
     EVAL_BATCH_SIZES,
     Crops,
@@ -25,16 +26,20 @@ __all__ = [
     "DOWNLOADED",
     "EVAL_BATCH_SIZES",
     "FEWER",
+    "POLICIES",
     "Crops",
     "Dataset",
     "EvalBatches",
+    "Mixup",
     "Normaliser",
     "OODImages",
+    "Policy",
     "Skipped",
     "Split",
     "TrainBatches",
     "ViewBatches",
     "balanced_order",
+    "check_policy",
     "default_padding",
     "download_note",
     "list_images",

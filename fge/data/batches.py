@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fge.data.augment import Mixup, Policy, image_seeds
 from fge.data.splits import Split
 from fge.parallel import Ranks
 from fge.seeds import generator
@@ -168,6 +169,8 @@ class TrainBatches:
         flip: mirror images left to right with probability 1/2.
         ranks: the processes that share each batch; all together get the same images for any number
             of processes.
+        policy: varies the crops further.
+        mixup: mixes images in pairs; targets are then probabilities (n, classes).
 
     Raises:
         UserError: ``batch_size`` is not divisible by the number of processes.
@@ -183,8 +186,12 @@ class TrainBatches:
         crop_padding: int = 0,
         flip: bool = False,
         ranks: Ranks | None = None,
+        policy: Policy | None = None,
+        mixup: Mixup | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
+        self.policy = policy
+        self.mixup = mixup
         self.ranks.check_batch_size(batch_size)
         self.labels = split.labels
         self.crops = Crops(split.images, crop_padding, flip=flip)
@@ -213,7 +220,26 @@ class TrainBatches:
         order = torch.randperm(count, generator=generator(self.seed, "shuffle", self.epoch))
         order = order.to(device)
         rows, columns = self.crops.draw(generator(self.seed, "augment", self.epoch))
+        seeds = image_seeds(self.seed, self.epoch, count) if self.policy else None
+        parts = self.mixup.parts(self.epoch, count).to(device) if self.mixup else None
+
+        def inputs_of(index: Tensor) -> Tensor:
+            images = self.crops.take(index, rows, columns)
+            if self.policy is not None and seeds is not None:
+                images = self.policy(images, seeds[index.cpu()])
+            return self.normaliser(images)
+
         for batch in range(len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            index = index[self.ranks.share(len(index))]
-            yield self.normaliser(self.crops.take(index, rows, columns)), self.labels[index]
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            share = self.ranks.share(len(whole))
+            index = whole[share]
+            inputs, labels = inputs_of(index), self.labels[index]
+            if self.mixup is None or parts is None:
+                yield inputs, labels
+                continue
+            partners = self.mixup.partners(self.epoch, batch, len(whole)).to(device)[share]
+            part, others = parts[index], whole[partners]
+            # Without other processes the partners are in this share.
+            second = inputs[partners] if self.ranks.size == 1 else inputs_of(others)
+            mixed = torch.lerp(second, inputs, part[:, None, None, None])
+            yield mixed, self.mixup.targets(labels, self.labels[others], part)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.files import json_text, read_bytes, read_json, remove, sha256, write_bytes, write_json
-from fge.networks import Weights, canonical_state, decode_weights, encode_weights
+from fge.networks import Weights, canonical_state, decode_weights, encode_weights, unwrap
 from fge.observer import counted
 
 SCHEMA_VERSION = 1
@@ -120,6 +121,17 @@ class SnapshotStore:
     def facts(self, position: int) -> dict[str, Any]:
         """Return the index entry of a snapshot: ``file``, ``sha256`` and its facts."""
         return dict(self._index[position])
+
+    def distance(self, model: nn.Module) -> float | None:
+        """Return |w - w_last| over a model's parameters, or None before the first snapshot."""
+        if len(self) == 0:
+            return None
+        last = self[len(self) - 1]
+        squares: list[Tensor] = [
+            (parameter.detach().cpu().double() - last[name].double()).square().sum()
+            for name, parameter in unwrap(model).named_parameters()
+        ]
+        return float(torch.stack(squares).sum().sqrt())
 
     def truncate(self, length: int) -> None:
         """Keep only the first ``length`` snapshots, and remove the files of the others.

@@ -10,6 +10,7 @@ from fge.metrics.calibration import (
     scale_temperature,
     tempered_nll_per_example,
 )
+from fge.metrics.classes import balanced_error, class_errors, confusion
 from fge.metrics.detection import RiskCoverage, aurc, auroc, entropy, ood_auroc, risk_coverage
 from fge.metrics.diversity import (
     GainSplit,
@@ -54,6 +55,7 @@ __all__ = [
     "adaptive_ece",
     "aurc",
     "auroc",
+    "balanced_error",
     "brier",
     "calibrated_ece",
     "calibrated_log_likelihood",
@@ -61,6 +63,8 @@ __all__ = [
     "calibrated_summary",
     "check_examples",
     "check_probs",
+    "class_errors",
+    "confusion",
     "deep_ensemble_equivalent",
     "disagreement",
     "disagreement_matrix",

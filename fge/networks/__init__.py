@@ -28,6 +28,7 @@ from fge.networks.batches import (
     nothing_yielded,
     parts_of,
     reordered,
+    rows,
     tensors,
     to_device,
 )
@@ -44,6 +45,8 @@ from fge.networks.flat import (
     unflatten,
     write_parameters,
 )
+from fge.networks.frozen import freeze, keeps_statistics, train_mode
+from fge.networks.head import find_head, fitting_backbone
 from fge.networks.outputs import Output, OutputKind
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
@@ -68,6 +71,7 @@ from fge.networks.state import (
     write_state,
 )
 from fge.networks.tail import TailAverage, has_running_statistics
+from fge.networks.zoo import library_weights
 
 __all__ = [
     "ENSEMBLE",
@@ -106,13 +110,18 @@ __all__ = [
     "decode_weights",
     "encode_weights",
     "estimated_layers",
+    "find_head",
     "first_not_finite",
     "fitting",
+    "fitting_backbone",
     "flatten",
+    "freeze",
     "gather_state",
     "has_running_statistics",
     "import_named",
     "is_sharded",
+    "keeps_statistics",
+    "library_weights",
     "load_weights",
     "map_tensors",
     "named_parameters",
@@ -127,11 +136,13 @@ __all__ = [
     "read_weights",
     "refresh_batch_norm",
     "reordered",
+    "rows",
     "state_bytes",
     "state_of",
     "targets_of",
     "tensors",
     "to_device",
+    "train_mode",
     "unflatten",
     "unwrap",
     "write_parameters",

@@ -24,6 +24,7 @@ from fge.networks.batches import (
     tensors,
     to_device,
 )
+from fge.networks.frozen import keeps_statistics
 from fge.networks.state import unwrap
 from fge.parallel import Ranks, default_ranks, is_shard, running_statistics
 
@@ -106,10 +107,10 @@ def refresh_batch_norm(
 
 
 def estimated_layers(model: nn.Module, *, instance_norm: bool = True) -> list[_NormBase]:
-    """Return the layers whose running statistics can be estimated from data."""
+    """Return the layers whose running statistics are estimated from data: none that is frozen."""
     kinds = _NormBase if instance_norm else _BatchNorm
     layers = [m for m in unwrap(model).modules() if isinstance(m, kinds)]
-    return [layer for layer in layers if layer.track_running_stats]
+    return [m for m in layers if m.track_running_stats and not keeps_statistics(m)]
 
 
 def _pool(layers: list[_NormBase], seen: int, ranks: Ranks) -> int:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from fge.config import is_factory
 from fge.errors import UserError, nearest, unknown
+from fge.networks.accepting import InDtype, check_values, materialise, only_dtype
 from fge.networks.architectures.convnet import convnet
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
 from fge.networks.copying import copy_module
+from fge.networks.state import unwrap
 from fge.networks.zoo import TIMM, TORCHVISION, from_library, with_prefix
 
 MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
@@ -40,6 +42,9 @@ def build_model(
 ) -> nn.Module:
     """Build an architecture and try it on two blank images.
 
+    Lazy layers get their shapes and weights here. A model whose weights are all of another dtype,
+    and that does not take float32 images, is given images of its dtype.
+
     Args:
         name: a key of ``MODELS``, ``torchvision:NAME``, ``timm:NAME`` or
             ``package.module:factory``. A factory is called with the keywords ``in_channels``,
@@ -50,8 +55,8 @@ def build_model(
 
     Raises:
         UserError: a single class, an unknown name, a library that is not installed, a factory
-            that fails, or a model that cannot be copied, cannot process such images or whose
-            output is not (N, num_classes).
+            that fails, or a model that cannot be copied, cannot process such images, is in float16
+            or without values, or whose output is not (N, num_classes).
     """
     if num_classes < 2:
         raise UserError(
@@ -113,11 +118,22 @@ def _try_out(
     """Apply a copy to two blank images in both modes, without using the caller's generator."""
     height, width = image_size
     images = torch.zeros(2, in_channels, height, width)
+    check_values(name, model)
+    try:
+        materialise(model, images)
+        _accept(name, model, images)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "
+            f"{reason(error)}"
+        ) from error
     for training in (False, True):
-        trial = copy_module(model).train(training)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                output = trial(images)
+            output = _applied(model, images, training=training)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "
@@ -129,6 +145,30 @@ def _try_out(
                 f"model {name!r} must return logits of shape (N, {num_classes}) for the "
                 f"{num_classes} classes of the data, got {shape} for N = 2"
             )
+
+
+def _applied(model: nn.Module, images: Tensor, *, training: bool) -> Any:
+    """Apply a copy of a model in a mode, without using the caller's generator."""
+    trial = copy_module(model).train(training)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return trial(images)
+
+
+def _accept(name: str, model: nn.Module, images: Tensor) -> None:
+    """Give a model of another dtype images of its own, if it does not take float32 ones."""
+    dtype = only_dtype(model)
+    if dtype is None:
+        return
+    try:
+        _applied(model, images, training=False)
+    except Exception as error:  # of any kind: what a model raises for a wrong dtype
+        if dtype == torch.float16:
+            raise UserError(
+                f"model {name!r} has float16 weights, in which steps of training vanish or "
+                "overflow; return it in float32, and give --amp fp16"
+            ) from error
+        _applied(model, images.to(dtype), training=False)
+        InDtype(dtype).attach_to(unwrap(model))
 
 
 def import_named(name: str, what: str) -> Any:

@@ -33,6 +33,9 @@ def copy_module(model: nn.Module) -> nn.Module:
     target = unwrap(model)
     twin = _copied(target, {})
     _check_same(target, twin)
+    for parameter in twin.parameters():
+        if not parameter.is_leaf:  # TorchScript clones parameters with their graph
+            parameter.detach_().requires_grad_(True)
     return twin
 
 

@@ -218,7 +218,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     target = unwrap(model)
     parameters = [(p, p.data, p.grad) for p in target.parameters()]
-    homes = [(module, dict(module._buffers)) for module in target.modules()]
+    homes = [
+        (module, dict(module._buffers))
+        for module in target.modules()
+        if isinstance(module._buffers, dict)  # TorchScript does not let its own be replaced
+    ]
     buffers = [(buffer, buffer.clone()) for buffer in target.buffers()]
     modes = [(module, module.training) for module in model.modules()]
     for parameter, data, _ in parameters:

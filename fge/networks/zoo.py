@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fge.config import LIBRARIES
 from fge.errors import UserError, missing_package, nearest, unknown
@@ -26,6 +26,41 @@ def from_library(
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM), in_channels, num_classes, image_size)
     return None
+
+
+def library_weights(
+    name: str, *, in_channels: int, image_size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the pretrained weights of a library's model, by name; the head is for its own classes.
+
+    timm adapts them to other images.
+
+    Raises:
+        UserError: there are none, or they cannot be had: without a network, only those that the
+            library has kept from before.
+    """
+    try:
+        if name.startswith(TORCHVISION):
+            from torchvision import models
+
+            weights = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+        import timm
+
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        if config is None or not config.has_weights:
+            raise UserError(f"timm has no pretrained weights of {name}; give --pretrained FILE")
+        classes = config.num_classes
+        model = _timm(name.removeprefix(TIMM), in_channels, classes, image_size, pretrained=True)
+        return model.state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own errors of files and networks
+        raise UserError(
+            f"the pretrained weights of {name} cannot be had ({type(error).__name__}: "
+            f"{str(error).strip()}".split("\n")[0]
+            + "); without a network give a file of them, --pretrained FILE"
+        ) from error
 
 
 def with_prefix(name: str) -> str | None:
@@ -81,7 +116,14 @@ def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
     raise UserError(f"torchvision:{name} has no first layer that could take {in_channels} channels")
 
 
-def _timm(name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+def _timm(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int],
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -93,8 +135,10 @@ def _timm(name: str, in_channels: int, num_classes: int, image_size: tuple[int, 
     if config is not None and config.fixed_input_size:  # such as of a vision transformer
         options["img_size"] = image_size
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors differ, and some have limits of their own
+        if pretrained:
+            raise
         raise UserError(
             f"timm:{name} cannot be built for images of {in_channels} x {image_size[0]} x "
             f"{image_size[1]}: {type(error).__name__}: {str(error).strip()}".split("\n")[0]

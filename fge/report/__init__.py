@@ -18,6 +18,7 @@ from fge.report.charts import (
     lines_chart,
     methods_chart,
 )
+from fge.report.classes import ClassCounts, add_classes, with_balanced_error
 from fge.report.console import (
     ConsoleObserver,
 )
@@ -138,6 +139,7 @@ __all__ = [
     "UNITS",
     "Bars",
     "Chart",
+    "ClassCounts",
     "ConsoleObserver",
     "MethodLine",
     "MethodResult",
@@ -155,6 +157,7 @@ __all__ = [
     "Swa",
     "Table",
     "TensorBoardObserver",
+    "add_classes",
     "add_reliability",
     "add_training",
     "as_methods",
@@ -219,6 +222,7 @@ __all__ = [
     "uncertain_table",
     "verdict",
     "views_note",
+    "with_balanced_error",
     "with_ood",
     "with_views",
     "write_pages",

@@ -33,6 +33,7 @@ COLUMNS = (
     ("forward_passes", "passes", "{}"),
 )
 """Columns of the method table: key of a result, heading and format of the cells."""
+_BALANCED = ("balanced_error", "balanced", "{:.2f}")
 ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}
 RELIABILITY_CAPTION = (
@@ -58,7 +59,7 @@ class MethodResult:
     ``validation_images`` to validate the snapshots up to the last member, and the averages that
     were tried. ``member_names`` are the names in ``predictions/test.npz`` (with views in
     ``predictions/test-tta.npz``). ``ood`` has the result of :func:`fge.metrics.ood_auroc` for each
-    kind of OOD images.
+    kind of OOD images. ``balanced_error`` is the mean of the errors of the classes, in percent.
     """
 
     name: str
@@ -75,6 +76,7 @@ class MethodResult:
     validation_images: int = 0
     chosen: str | None = None
     ood: dict[str, dict[str, float]] | None = None
+    balanced_error: float | None = None
 
 
 class MethodLine(TypedDict):
@@ -94,6 +96,7 @@ class MethodLine(TypedDict):
     validation_images: NotRequired[Count]
     chosen: NotRequired[str | None]
     ood: NotRequired[dict[str, dict[str, float]] | None]
+    balanced_error: NotRequired[Percent | None]
 
 
 def result_of(line: MethodLine) -> MethodResult:
@@ -285,10 +288,18 @@ def _change(difference: float, name: str, form: str) -> str:
     return f"{form.format(abs(difference))} {word} {name}"
 
 
-def table_rows(results: Sequence[MethodResult]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and the cells of the method table as text."""
-    rows = [[form.format(asdict(r)[key]) for key, _, form in COLUMNS] for r in results]
-    return [heading for _, heading, _ in COLUMNS], rows
+def table_rows(
+    results: Sequence[MethodResult], *, balanced: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of the method table as text.
+
+    Args:
+        results: the lines.
+        balanced: whether their balanced errors are a column too, after the errors.
+    """
+    columns = [*COLUMNS[:3], *([_BALANCED] if balanced else []), *COLUMNS[3:]]
+    rows = [[form.format(asdict(r)[key]) for key, _, form in columns] for r in results]
+    return [heading for _, heading, _ in columns], rows
 
 
 def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
@@ -341,7 +352,11 @@ def with_views(
         found.append(line)
         if line is largest.get(line.name) and all(name in tta for name in line.member_names):
             passes = line.members * (1 + len(predictions.views))
-            changes: dict[str, Any] = metrics.summary(tta.mean(line.member_names), tta.targets)
+            probs = tta.mean(line.member_names)
+            changes: dict[str, Any] = metrics.summary(probs, tta.targets)
+            if line.balanced_error is not None:
+                counts = metrics.confusion(probs, tta.targets)
+                changes["balanced_error"] = metrics.balanced_error(counts)
             changes |= {"name": f"{line.name}{VIEWS_SUFFIX}", "forward_passes": passes, "ood": None}
             found.append(replace(line, **changes))
     return found

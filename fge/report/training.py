@@ -297,10 +297,10 @@ class Dynamics:
 def line_momentum(recipe: Recipe) -> float | None:
     """Return the momentum in the line 2 (1 + momentum) / lr of a recipe; None without such a line.
 
-    The line holds for SGD, with or without noise: the beta 1 of Adam is not a momentum in this
+    The line holds for SGD, with or without noise: the beta 1 of Adam is no momentum in this
     sense, and its steps are rescaled.
     """
-    return None if recipe.optimizer == "adam" else recipe.momentum
+    return None if recipe.optimizer in ("adam", "adamw") else recipe.momentum
 
 
 def no_line_of(optimizer: str) -> str:

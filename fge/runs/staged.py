@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from fge import metrics
@@ -22,7 +21,7 @@ from fge.ensemble import (
     without_harmful,
 )
 from fge.errors import DivergenceError
-from fge.networks import RunningMean, load_weights, unwrap
+from fge.networks import RunningMean, load_weights, train_mode
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
 from fge.train import (
@@ -35,6 +34,7 @@ from fge.train import (
     diverged,
     not_finite_part,
     train,
+    warmed_up,
 )
 
 CHECKPOINTS = ("checkpoint", "checkpoint-2")
@@ -76,6 +76,7 @@ class StagedTraining:
         probe: of the sharpness, where it is measured.
         initial: returns the weights of a fresh start: 0 the run's own, k > 0 the k-th draw.
         fitted: batches of training images without augmentation, whose loss a planner asks for.
+        warmup_epochs: in which the learning rate rises wherever a network starts.
     """
 
     def __init__(
@@ -91,11 +92,15 @@ class StagedTraining:
         probe: Probe | None = None,
         initial: Callable[[int], dict[str, Tensor]] | None = None,
         fitted: EvalBatches | None = None,
+        warmup_epochs: float = 0.0,
     ) -> None:
         self.folder = folder
         self.learner = learner
         self.planner = None if isinstance(stages, Sequence) else stages
-        self.stages = list(stages) if isinstance(stages, Sequence) else []
+        self.warmup_epochs = warmup_epochs
+        self.stages: list[Stage] = []
+        for stage in stages if isinstance(stages, Sequence) else ():
+            self._add(stage)
         self.batches = batches
         self.validation = validation
         self.seed = seed
@@ -157,8 +162,12 @@ class StagedTraining:
             return None
         self._log(record)
         self.observer.note(planner.describe(record))
-        self.stages.append(planner.stage(record))
+        self._add(planner.stage(record))
         return self.stages[-1]
+
+    def _add(self, stage: Stage) -> None:
+        """Append a stage, with what is left of the warm-up."""
+        self.stages.append(warmed_up(stage, self.stages, self.warmup_epochs))
 
     def _start(self, stage: Stage) -> None:
         """Bring the learner to where a stage starts."""
@@ -248,7 +257,10 @@ class StagedTraining:
         self.learner.load_state_dict(checkpoint["learner"])
         if self.planner:
             records = self.learner.ranks.first(self.folder.records)
-            self.stages = [self.planner.stage(r) for r in records if r["event"] == "plan"]
+            self.stages = []
+            for record in records:
+                if record["event"] == "plan":
+                    self._add(self.planner.stage(record))
         return [stage.name for stage in self.stages].index(checkpoint["stage"])
 
     def _predict_missing(self) -> None:
@@ -403,12 +415,12 @@ class StagedTraining:
             fitted = self.learner.predict(self.fitted)
             labels = self.fitted.split.labels.cpu()
             facts |= {"train_nll": metrics.nll(fitted, labels), "fitted_images": len(labels)}
-        self.learner.model.train(training)
+        train_mode(self.learner.model, training=training)
         if probs is not None and self.validation:
             targets = self.validation.split.labels.cpu()
             facts["val_error"] = metrics.error(probs, targets)
             facts["val_nll"] = metrics.nll(probs, targets)
-        distance = _distance(store, self.learner)
+        distance = store.distance(self.learner.model)
         store.append(self.learner.model, **facts)
         position = len(store) - 1
         record = {"event": "snapshot", "stage": stage.kind, "member": position + 1, **facts}
@@ -481,15 +493,3 @@ def snapshot_facts(record: dict[str, Any]) -> dict[str, Any]:
 def member_name(stage: str, position: int) -> str:
     """Return the name of a snapshot in prediction files: ``fge-0001``, ..."""
     return f"{stage}-{position + 1:04d}"
-
-
-def _distance(store: SnapshotStore, learner: Learner) -> float | None:
-    """Return |w - w_last| over the parameters, or None before the first snapshot."""
-    if len(store) == 0:
-        return None
-    last = store[len(store) - 1]
-    squares: list[Tensor] = [
-        (parameter.detach().cpu().double() - last[name].double()).square().sum()
-        for name, parameter in unwrap(learner.model).named_parameters()
-    ]
-    return float(torch.stack(squares).sum().sqrt())

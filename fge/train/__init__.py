@@ -3,8 +3,15 @@
 from fge.train.budget import Unused, unused_epochs
 from fge.train.descents import LinearDecayLR, LinearRestartsLR, LinearTailLR, linear_tail
 from fge.train.distillation import TaughtBatches, mean_prediction
+from fge.train.groups import parameter_groups, say_groups
 from fge.train.learner import AveragingLearner, EmaLearner, Learner, Speed, TailLearner
 from fge.train.loop import Batches, EpochEnd, diverged, not_finite_part, train
+from fge.train.losses import (
+    SmoothedCrossEntropy,
+    WeightedCrossEntropy,
+    balanced_weights,
+    training_loss,
+)
 from fge.train.methods import (
     METHODS,
     Method,
@@ -47,6 +54,7 @@ from fge.train.schedules import (
 from fge.train.sgld import SGLD
 from fge.train.speed import Choice, check_speed, choose_speed, is_open, options_of, speed_of
 from fge.train.speed_cache import SpeedCache, speed_setting, typical_steps
+from fge.train.warm_up import WarmUpLR, warmed_up
 
 __all__ = [
     "DAMAGED",
@@ -72,6 +80,7 @@ __all__ = [
     "Method",
     "Planner",
     "Recipe",
+    "SmoothedCrossEntropy",
     "Speed",
     "SpeedCache",
     "Stage",
@@ -80,9 +89,12 @@ __all__ = [
     "TaughtBatches",
     "TriangularLR",
     "Unused",
+    "WarmUpLR",
+    "WeightedCrossEntropy",
     "auto_plan",
     "average_recipe",
     "average_stages",
+    "balanced_weights",
     "batch_size",
     "check_speed",
     "choose_speed",
@@ -100,9 +112,11 @@ __all__ = [
     "mean_prediction",
     "not_finite_part",
     "options_of",
+    "parameter_groups",
     "recipe",
     "recipe_stages",
     "restore_memory",
+    "say_groups",
     "scale_initialisation",
     "single_stages",
     "speed_of",
@@ -111,6 +125,8 @@ __all__ = [
     "sse_stages",
     "star_stages",
     "train",
+    "training_loss",
     "typical_steps",
     "unused_epochs",
+    "warmed_up",
 ]

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fge.networks import count_examples, unwrap
+from fge.networks import count_examples, rows, unwrap
 from fge.parallel import Ranks, running_statistics
+
+
+def parts_in(count: int, size: int) -> int:
+    """Return the parts of about ``size`` examples into which a batch of ``count`` is cut.
+
+    No part has a single example, which batch norm does not take, unless ``size`` is 1.
+
+    >>> parts_in(32, 8), parts_in(33, 8), parts_in(3, 2), parts_in(3, 1)
+    (4, 5, 1, 3)
+    """
+    parts = max(1, -(-count // size))
+    return parts if size == 1 else min(parts, max(1, count // 2))
 
 
 class JointStep:
@@ -51,6 +63,8 @@ class JointStep:
         batch: Any,
         loss_of: Callable[[Any], Tensor],
         differentiate: Callable[[Tensor], None],
+        *,
+        part_size: int | None = None,
     ) -> Tensor:
         """Leave the joint gradients in the parameters; return the joint mean loss, detached.
 
@@ -58,20 +72,51 @@ class JointStep:
             batch: the share of this process; it may be empty.
             loss_of: ``loss_of(batch)``, the mean loss with its graph.
             differentiate: runs the backward pass of a loss.
+            part_size: images of one pass of a process: gradients of the parts of a larger batch
+                are added up.
 
         Raises:
             UserError: another process is gone.
+        """
+        if part_size is None:
+            mean, self.images = self._pass(batch, loss_of, differentiate)
+            return mean
+        count = count_examples(batch)
+        total = self.ranks.begin_sum(count)()
+        pieces = parts_in(total // self.ranks.size, part_size)
+        loss = None
+        for piece in range(pieces):
+            start, stop = count * piece // pieces, count * (piece + 1) // pieces
+            part = rows(batch, start, stop, count)
+            mean, images = self._pass(part, loss_of, differentiate, joint=total)
+            part_of_loss = mean * (images / total)
+            loss = part_of_loss if loss is None else loss + part_of_loss
+        assert loss is not None
+        self.images = total
+        return loss
+
+    def _pass(
+        self,
+        batch: Any,
+        loss_of: Callable[[Any], Tensor],
+        differentiate: Callable[[Tensor], None],
+        joint: int | None = None,
+    ) -> tuple[Tensor, int]:
+        """Add the gradient of a joint batch, or of a part of one of ``joint`` images.
+
+        Returns:
+            Its mean loss, detached, and its images.
         """
         count = count_examples(batch)
         total = self.ranks.begin_sum(count)
         with self.ranks.exchange():
             loss = self._parallel(loss_of, batch, count)
-            self.images = total()
-            differentiate(loss * (self.ranks.size * count / self.images))
+            images = total()
+            differentiate(loss * (self.ranks.size * count / (joint or images)))
         mean = self._in_common_dtype(loss.detach())
         statistics = running_statistics(self.model.modules())
-        self.ranks.average([*statistics, mean], count, self.images)
-        return mean
+        self.ranks.average([*statistics, mean], count, images)
+        return mean, images
 
     def _in_common_dtype(self, loss: Tensor) -> Tensor:
         """Return a copy of the loss in a dtype that all processes know."""

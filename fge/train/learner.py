@@ -24,6 +24,7 @@ from fge.networks import (
     UniformAverage,
     call_model,
     count_examples,
+    cut,
     predict_proba,
     refresh_batch_norm,
     targets_of,
@@ -31,7 +32,7 @@ from fge.networks import (
 )
 from fge.parallel import Ranks, other_buffers
 from fge.train.graphed import GraphedPass
-from fge.train.joint import JointStep
+from fge.train.joint import JointStep, parts_in
 from fge.train.restoring import DAMAGED, Memory, restore_memory, restore_model
 
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,6 +82,10 @@ class Learner:
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         ranks: the processes that train the model together, each with its share of every batch.
+        accumulate: cut batches of more than ``batch_size`` examples, and add up the gradients of
+            the parts: the step is that of the mean loss of the whole batch, to rounding. In batch
+            norm each part is a batch.
+        clip_norm: the largest norm of the gradient; larger ones are scaled down to it.
     """
 
     def __init__(
@@ -94,12 +99,16 @@ class Learner:
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
         ranks: Ranks | None = None,
+        accumulate: bool = False,
+        clip_norm: float | None = None,
     ) -> None:
         self.model = model
         self.ranks = ranks or Ranks()
         self.optimizer = optimizer
         self.speed = speed or Speed()
         self.batch_size = batch_size
+        self.part_size = batch_size if accumulate else None
+        self.clip_norm = clip_norm
         self.loss_fn = loss_fn
         self.forward_fn = forward_fn or call_model
         self.target_fn = target_fn
@@ -107,9 +116,8 @@ class Learner:
             model.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(model, dynamic=False) if self.speed.compile else None
         self.device = next(model.parameters()).device
-        self._graphed = (
-            GraphedPass(self._compute, model.parameters()) if self.speed.cuda_graphs else None
-        )
+        graphs = self.speed.cuda_graphs and not accumulate  # a replay overwrites the gradients
+        self._graphed = GraphedPass(self._compute, model.parameters()) if graphs else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
         if self.scaler.is_enabled():
             _make_momentum(optimizer)
@@ -130,9 +138,11 @@ class Learner:
         """
         whole = batch[0] if len(batch) == 1 else batch
         if self._joint is None:
-            loss = self._backward(whole)
+            loss = self._accumulated(whole) if self.part_size else self._backward(whole)
         else:
-            loss = self._joint.take(whole, self._loss, self._differentiate)
+            loss = self._joint.take(
+                whole, self._loss, self._differentiate, part_size=self.part_size
+            )
         self._update()
         return loss
 
@@ -158,9 +168,19 @@ class Learner:
         full = count_examples(batch) == self.batch_size
         return self._graphed(batch) if self._graphed and full else self._compute(batch)
 
-    def _compute(self, batch: Any) -> Tensor:
-        """Run the forward and backward pass of a batch."""
+    def _accumulated(self, batch: Any) -> Tensor:
+        """Add the gradient of a batch's mean loss, part by part; return the loss."""
+        assert self.part_size is not None
+        count = count_examples(batch)
+        pieces = parts_in(count, self.part_size)
+        parts = cut(batch, -(-count // pieces))
+        return torch.stack([self._compute(part, size / count) for part, size in parts]).sum()
+
+    def _compute(self, batch: Any, share: float = 1.0) -> Tensor:
+        """Run the forward and backward pass of a share of a batch; return its part of the loss."""
         loss = self._loss(batch)
+        if share != 1:
+            loss = loss * share
         self._differentiate(loss)
         return loss.detach()
 
@@ -182,6 +202,11 @@ class Learner:
 
     def _update(self) -> None:
         """Let the optimizer use the gradients, and drop them."""
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            groups = self.optimizer.param_groups
+            trained = [parameter for group in groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip_norm)
         with self.ranks.common_draws():
             if self.scaler.is_enabled():
                 self.scaler.step(self.optimizer)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.errors import DivergenceError
-from fge.networks import first_not_finite
+from fge.networks import first_not_finite, train_mode
 from fge.train.learner import Learner
 from fge.train.schedules import ClosedFormLR
 
@@ -76,7 +76,7 @@ def train(
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
         learner.ranks.seed(seed, epoch)
-        learner.model.train()
+        train_mode(learner.model)
         losses = _Losses(epoch * len(batches))
         for number, batch in enumerate(batches, start=1):
             rate = float(schedule.get_last_lr()[0])

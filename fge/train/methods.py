@@ -26,6 +26,7 @@ from fge.config import (
 from fge.errors import UserError, unknown
 from fge.networks import import_named
 from fge.train.descents import LinearRestartsLR, linear_tail
+from fge.train.groups import FACTOR
 from fge.train.planner import AutoPlanner, Planner
 from fge.train.recipes import MakeSchedule, Recipe, Stage, endpoint_recipe
 from fge.train.schedules import (
@@ -299,10 +300,11 @@ def _endpoint(
 
 
 def _triangular(config: CycleConfig, optimizer: Optimizer, steps_per_epoch: int) -> ClosedFormLR:
+    factors = [group.get(FACTOR, 1.0) for group in optimizer.param_groups]
     return TriangularLR(
         optimizer,
-        max_lr=config.cycle_lrs.max_lr,
-        min_lr=config.cycle_lrs.min_lr,
+        max_lr=[config.cycle_lrs.max_lr * factor for factor in factors],
+        min_lr=[config.cycle_lrs.min_lr * factor for factor in factors],
         cycle_steps=config.cycle_length * steps_per_epoch,
     )
 

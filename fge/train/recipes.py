@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from fge.config import AVERAGE, FINAL_FACTOR, RunConfig
+from fge.config import AVERAGE, FINAL_FACTOR, OptimizerName, RunConfig
+from fge.data import POLICIES
 from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 from fge.networks import unwrap
 from fge.train.descents import LinearDecayLR
@@ -31,7 +32,7 @@ _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
     "endpoint": EndpointLR,
     "tail": partial(LinearDecayLR, final_factor=FINAL_FACTOR),
 }
-_OPTIMIZERS = ("sgd", "adam", "sgld")
+_OPTIMIZERS = (*get_args(OptimizerName), "sgld")
 ADAM_LR = 1e-3
 """B's learning rate, not given in the source: Adam's default (arXiv 1412.6980, section 2)."""
 LARGE_BATCH_LR = 0.05
@@ -88,15 +89,16 @@ class Recipe:
     """
 
     name: str
-    optimizer: Literal["sgd", "adam", "sgld"]
+    optimizer: Literal[OptimizerName, "sgld"]
     lr: float
     """The first learning rate of the schedule."""
     batch_size: int
-    """Images per step; :func:`batch_size` limits it to the size of the data."""
+    """Images per pass; :func:`batch_size` limits those of a step to the size of the data."""
     momentum: float
-    """SGD's momentum, without dampening; for Adam, beta 1."""
+    """SGD's momentum, without dampening; for Adam and AdamW, beta 1."""
     weight_decay: float
-    """L2 penalty: decay times the weights is added to the gradient, for Adam too (not AdamW)."""
+    """L2 penalty: decay times the weights is added to the gradient, for Adam too. AdamW takes decay
+    times the learning rate off the weights instead."""
     schedule: Literal["step", "linear", "endpoint", "tail"]
     """:class:`StepsLR`, :class:`LinearDecayLR` or :class:`EndpointLR`; ``tail`` falls linearly to a
     tenth of the rate."""
@@ -108,6 +110,22 @@ class Recipe:
     average: float = 0.0
     """The network is the mean of the weights over this last part of the training, in [0, 1], with
     batch-norm statistics of its own; 0: the last weights."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the learning rate rises to that of the schedule, wherever a network starts;
+    see :class:`fge.train.WarmUpLR`."""
+    accumulate: int = 1
+    """Passes per step, whose gradients are added up."""
+    clip_norm: float | None = None
+    """The largest norm of a gradient, over all parameters; larger ones are scaled down to it."""
+    backbone_factor: float = 1.0
+    """Multiplies the rate of all parameters but the head's; see
+    :func:`fge.networks.find_head`."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: every class counts the same in the loss."""
+    label_smoothing: float = 0.0
+    """The part of each target that is spread over all classes, in [0, 1)."""
+    mixup: float = 0.0
+    """The parameter of the Beta distribution of :class:`fge.data.Mixup`; 0 mixes nothing."""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -117,12 +135,16 @@ class Recipe:
         if self.schedule not in _SCHEDULES:
             raise unknown("schedule", self.schedule, _SCHEDULES)
         check_positive(lr=self.lr, init_scale=self.init_scale)
-        check_at_least(1, batch_size=self.batch_size)
+        check_at_least(1, batch_size=self.batch_size, accumulate=self.accumulate)
+        check_positive(clip_norm=self.clip_norm, backbone_factor=self.backbone_factor)
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0 <= self.average <= 1:
             raise UserError(f"average must be in [0, 1], got {self.average}")
-        check_not_negative(weight_decay=self.weight_decay)
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        check_not_negative(weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
+        check_not_negative(mixup=self.mixup)
 
 
 _G = Recipe(
@@ -215,18 +237,26 @@ def _change(option: str, value: float) -> dict[str, Any]:
 def endpoint_recipe(config: RunConfig) -> Recipe:
     """Return this package's conventional training with the values of a run's options.
 
-    SGD at the model's default rate with the endpoint schedule (arXiv 1802.10026); images are
-    augmented unless the options turn off both flips and crops.
+    The optimizer of the options, by default SGD at the model's default rate, with the endpoint
+    schedule (arXiv 1802.10026); images are augmented unless the options turn off both flips and
+    crops.
     """
     return Recipe(
         "endpoint",
-        "sgd",
+        config.optimizer,
         config.base_lr,
         config.batch_size,
         config.momentum,
-        config.weight_decay,
+        config.decay,
         "endpoint",
-        augment=config.flip or config.crop_padding != 0,
+        warmup_epochs=config.warmup_epochs,
+        accumulate=config.accumulate,
+        clip_norm=config.clip_norm,
+        class_weights=config.class_weights,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        backbone_factor=1.0 if config.backbone_lr is None else config.backbone_lr / config.base_lr,
+        augment=config.varies or config.augment in POLICIES,
         description="this package's conventional training",
     )
 
@@ -248,9 +278,18 @@ def average_recipe(config: RunConfig) -> Recipe:
 
 
 def make_optimizer(
-    recipe: Recipe, parameters: Iterable[nn.Parameter], *, examples: int = 1
+    recipe: Recipe,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    examples: int = 1,
 ) -> Optimizer:
-    """Return the recipe's optimizer; the noise of SGLD depends on the number of ``examples``."""
+    """Return the recipe's optimizer; the noise of SGLD depends on the number of ``examples``.
+
+    Args:
+        recipe: of the training.
+        parameters: of the model, perhaps in groups; see :func:`fge.train.parameter_groups`.
+        examples: training images.
+    """
     if recipe.optimizer == "sgld":
         return SGLD(
             parameters,
@@ -259,8 +298,9 @@ def make_optimizer(
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(
+    if recipe.optimizer in ("adam", "adamw"):
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        return kind(
             parameters,
             lr=recipe.lr,
             betas=(recipe.momentum, 0.999),
@@ -319,13 +359,13 @@ def scale_initialisation(model: nn.Module, recipe: Recipe) -> None:
 
 
 def batch_size(recipe: Recipe, train_size: int) -> int:
-    """Return the recipe's batch size, at most ``train_size``.
+    """Return the images of a step of the recipe, at most ``train_size``.
 
     Raises:
         UserError: ``train_size`` is below 1.
     """
     check_at_least(1, train_size=train_size)
-    return min(recipe.batch_size, train_size)
+    return min(recipe.batch_size * recipe.accumulate, train_size)
 
 
 def recipe_stages(recipe: Recipe, epochs: int, *, store: str = "network") -> list[Stage]:

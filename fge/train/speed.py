@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import shutil
 import statistics
@@ -17,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fge.config import SpeedOptions
 from fge.errors import UserError
+from fge.networks import copy_module, train_mode
 from fge.train.graphed import WARM_UP
 from fge.train.learner import Learner, Speed
 
@@ -266,7 +266,9 @@ class _Trial:
 
     def _prepare(self, speed: Speed, first: int) -> tuple[Callable[[], None], float]:
         """Return a training step of a copy of the model, and the last loss of ``first`` steps."""
-        model = _without_dropout(copy.deepcopy(self.model).train())
+        model = copy_module(self.model)
+        train_mode(model)
+        model = _without_dropout(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
             model, optimizer, speed, batch_size=len(self.inputs), loss_fn=F.cross_entropy

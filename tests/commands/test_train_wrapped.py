@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fge import SnapshotStore
 from fge.commands.train import fge
 from fge.networks import build_model
-from fge.runs.staged import _distance
 from fge.train import EmaLearner, Learner
 
 FACTORIES = """
@@ -70,7 +69,7 @@ def test_a_learners_state_and_distances_are_those_of_the_model_itself(
     store.append(plain)
     squares: list[Tensor] = [p.detach().double().square().sum() for p in plain.parameters()]
     expected = float(torch.stack(squares).sum().sqrt())
-    assert _distance(store, learner) == pytest.approx(expected, rel=1e-12)
+    assert store.distance(learner.model) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""Frozen parameters: those whose names match, and the batch norm of the modules that they make."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fge.errors import UserError
+from fge.networks.state import unwrap
+
+_MARK = "_fge_keeps_statistics"
+"""The attribute of layers whose running statistics belong to frozen weights."""
+
+
+def freeze(model: nn.Module, pattern: str) -> str:
+    """Freeze the parameters whose names match a regular expression; return a sentence about them.
+
+    The match may be anywhere in a name. Batch norm of a module whose parameters are all frozen
+    stays in evaluation mode in :func:`train_mode`, and keeps its statistics where others are
+    estimated.
+
+    Args:
+        model: any module; changed in place.
+        pattern: as of ``re.search``, for example ``^(stem|layer[12])``.
+
+    Raises:
+        UserError: the pattern is no regular expression, or matches no parameter or all of them.
+    """
+    try:
+        wanted = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"freeze {pattern!r} is no regular expression: {error}") from None
+    module = unwrap(model)
+    named = dict(module.named_parameters())
+    frozen = {name: p for name, p in named.items() if wanted.search(name)}
+    if not frozen:
+        first, last = next(iter(named), "none"), next(reversed(named), "none")
+        raise UserError(
+            f"freeze {pattern!r} matches none of the {len(named)} parameters; their names go from "
+            f"{first!r} to {last!r}"
+        )
+    if len(frozen) == len(named):
+        raise UserError(
+            f"freeze {pattern!r} matches all of the {len(named)} parameters, so nothing would be "
+            f"trained; leave out the last ones, such as {next(reversed(named))!r}"
+        )
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    _mark(module)
+    count, total = (sum(p.numel() for p in part.values()) for part in (frozen, named))
+    return (
+        f"frozen: {len(frozen)} of {len(named)} parameters, {count:,} of {total:,} numbers, from "
+        f"{next(iter(frozen))} to {next(reversed(frozen))}"
+    )
+
+
+def _mark(module: nn.Module, *, within: bool = False) -> None:
+    """Mark the normalisation layers of frozen modules, or of all modules of a frozen one."""
+    parameters = list(module.parameters())
+    within = within or (bool(parameters) and not any(p.requires_grad for p in parameters))
+    if within and isinstance(module, _NormBase):
+        setattr(module, _MARK, True)
+    for child in module.children():
+        _mark(child, within=within)
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Return whether a layer's running statistics belong to frozen weights."""
+    return getattr(module, _MARK, False) is True
+
+
+def train_mode(model: nn.Module, *, training: bool = True) -> None:
+    """Set a model's mode; the batch norm of frozen modules stays in evaluation mode."""
+    model.train(training)
+    for module in model.modules() if training else ():
+        if keeps_statistics(module):
+            module.training = False

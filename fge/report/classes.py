@@ -1,0 +1,169 @@
+"""Errors by class in a report: which classes a network has learnt, and what it takes them for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fge import metrics
+from fge.data import Dataset
+from fge.ensemble import PredictionFile
+from fge.report.builder import ReportBuilder
+from fge.report.escaping import plain_name
+from fge.report.methods import MethodResult
+from fge.report.page import Table
+
+MOST_CLASSES = 20
+"""So many classes have a row each; of more, those of the largest errors are shown."""
+MOST_CONFUSIONS = 20
+"""The mistakes that are listed instead of a larger matrix."""
+IMBALANCED = 2.0
+"""The ratio of the sizes of classes from which the balanced error is a column of its own."""
+_NOT_SHOWN = ("best-snapshot", "fold")
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Training and test images of each class (C,), with the names of the classes."""
+
+    names: tuple[str, ...]
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> ClassCounts:
+        """Return the counts of a data set."""
+        parts = (dataset.train, dataset.test)
+        classes = len(dataset.classes)
+        train, test = (np.bincount(p.labels.cpu().numpy(), minlength=classes) for p in parts)
+        return cls(tuple(dataset.classes), train, test)
+
+    @property
+    def imbalanced(self) -> bool:
+        """Whether a class has ``IMBALANCED`` times the images of another one, or there are none."""
+        return any(c.max() >= IMBALANCED * max(c.min(), 1) for c in (self.train, self.test))
+
+
+def with_balanced_error(
+    results: Sequence[MethodResult], test: PredictionFile
+) -> list[MethodResult]:
+    """Return the results with the mean of the errors of their classes."""
+    return [
+        replace(result, balanced_error=metrics.balanced_error(_confusion(result, test)))
+        for result in results
+    ]
+
+
+def _confusion(result: MethodResult, test: PredictionFile) -> NDArray[np.int64]:
+    return metrics.confusion(test.mean(result.member_names), test.targets)
+
+
+def add_classes(
+    report: ReportBuilder, results: Sequence[MethodResult], test: PredictionFile, dataset: Dataset
+) -> None:
+    """Add the errors by class of a run's best lines, and the confusion matrix of the last.
+
+    Args:
+        report: gets two tables, a sentence where the classes differ in size, and facts.
+        results: the lines of the run; of each name the last, largest ensemble is shown.
+        test: the test predictions of their members.
+        dataset: of the run.
+    """
+    counts = ClassCounts.of(dataset)
+    shown = list({r.name: r for r in results if r.name not in _NOT_SHOWN}.values())
+    matrices = [_confusion(result, test) for result in shown]
+    main = _main(shown)
+    report.table(class_table(counts, shown, matrices))
+    report.table(confusion_table(counts, shown[main], matrices[main]))
+    if counts.imbalanced:
+        report.say(class_verdict(counts, shown[main], matrices[main]))
+    report.facts(classes=class_facts(counts, shown, matrices))
+
+
+def _main(results: Sequence[MethodResult]) -> int:
+    """Return the position of the line with the most members, the first of equal ones."""
+    return int(np.argmax([result.members for result in results]))
+
+
+def class_facts(
+    counts: ClassCounts,
+    results: Sequence[MethodResult],
+    matrices: Sequence[NDArray[np.int64]],
+) -> dict[str, Any]:
+    """Return the content for ``report.json``: errors in percent, null without test images."""
+    return {
+        "names": list(counts.names),
+        "train": counts.train.tolist(),
+        "test": counts.test.tolist(),
+        "methods": [
+            {
+                "name": result.name,
+                "members": result.members,
+                "balanced_error": metrics.balanced_error(matrix),
+                "errors": [None if np.isnan(e) else float(e) for e in metrics.class_errors(matrix)],
+                "confusion": matrix.tolist(),
+            }
+            for result, matrix in zip(results, matrices, strict=True)
+        ],
+    }
+
+
+def class_table(
+    counts: ClassCounts,
+    results: Sequence[MethodResult],
+    matrices: Sequence[NDArray[np.int64]],
+) -> Table:
+    """Return the table of errors by class; the last row is their mean."""
+    errors = [metrics.class_errors(matrix) for matrix in matrices]
+    order = np.arange(len(counts.names))
+    note = "Error in percent of the test images of a class; balanced is their mean."
+    if len(order) > MOST_CLASSES:
+        worst = np.argsort(-np.nan_to_num(errors[_main(results)]), kind="stable")
+        order = worst[:MOST_CLASSES]
+        note += f" The {MOST_CLASSES} of {len(worst)} classes with the largest errors are shown."
+    rows = [
+        [
+            plain_name(counts.names[k]),
+            str(counts.train[k]),
+            str(counts.test[k]),
+            *("" if np.isnan(column[k]) else f"{column[k]:.2f}" for column in errors),
+        ]
+        for k in order
+    ]
+    means = [f"{metrics.balanced_error(matrix):.2f}" for matrix in matrices]
+    rows.append(["balanced (mean)", str(counts.train.sum()), str(counts.test.sum()), *means])
+    names = [r.name if r.members == 1 else f"{r.name} ({r.members})" for r in results]
+    return Table("Errors by class", ["class", "training", "test", *names], rows, note)
+
+
+def confusion_table(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.int64]) -> Table:
+    """Return the confusion matrix of a line, or of many classes its most frequent mistakes."""
+    of = f"`{result.name}`" + (f", {result.members} members" if result.members > 1 else "")
+    names = [plain_name(name) for name in counts.names]
+    if len(names) <= MOST_CLASSES:
+        rows = [[name, *map(str, row)] for name, row in zip(names, matrix.tolist(), strict=True)]
+        note = f"Test images of {of}: rows are true classes, columns predicted ones."
+        return Table("Confusion matrix", ["true \\ predicted", *names], rows, note)
+    wrong = matrix - np.diag(np.diag(matrix))
+    most = [k for k in np.argsort(-wrong, axis=None, kind="stable") if wrong.flat[k]]
+    pairs = [divmod(int(k), len(names)) for k in most[:MOST_CONFUSIONS]]
+    rows = [[names[true], names[said], str(wrong[true, said])] for true, said in pairs]
+    note = f"Test images of {of}: the most frequent mistakes; report.json has the whole matrix."
+    return Table("Confusions", ["true", "predicted", "images"], rows, note)
+
+
+def class_verdict(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.int64]) -> str:
+    """Say what the error hides where classes differ in size."""
+    errors = metrics.class_errors(matrix)
+    worst = int(np.nanargmax(errors))
+    return (
+        f"The classes have from {counts.train.min()} to {counts.train.max()} training images: the "
+        f"error of `{result.name}` is {result.error:.2f} %, and its balanced error, the mean over "
+        f"the classes, {metrics.balanced_error(matrix):.2f} %. Class "
+        f"{plain_name(counts.names[worst])} has the largest error, {errors[worst]:.2f} % of "
+        f"{counts.test[worst]} test images."
+    )
