@@ -272,11 +272,11 @@ class _Forked:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Return the exit code once it has ended."""
-        until = time.monotonic() + timeout
+        until = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
-            if time.monotonic() > until:
+            if until is not None and timeout is not None and time.monotonic() > until:
                 raise _Subprocess.TimeoutExpired("fge", timeout)
             time.sleep(0.01)
         assert self.returncode is not None

@@ -30,6 +30,7 @@ _AGAIN = re.compile(
 _FIT = re.compile(r"curves/[^/]+/(fit\.jsonl|(fit|curve)\.safetensors)")
 _PART = re.compile(r"(?P<part>(networks/[^/]+/|distilled/)?)(?P<name>.*)")
 _CHECKPOINT = re.compile(rf"state/({'|'.join(CHECKPOINTS)})\.safetensors")
+_TIMES = "timing.jsonl"
 _SNAPSHOT = re.compile(r"(?P<store>[a-z]+)/(?P<number>\d{4,})\.safetensors")
 
 
@@ -74,11 +75,18 @@ def check_run(root: Path) -> Findings:
         )
     faults = [
         Fault(root, name, what, *_remedy(manifest, name))
-        for name in manifest.files
+        for name in _checked(manifest)
         if (what := _fault(manifest, name)) is not None
     ]
     count, others = len(manifest.files), []
-    inner = [root / name for name in manifest.folders if Manifest.read(root / name)]
+    inner = []
+    for folder in manifest.folders:
+        if Manifest.read(root / folder) is not None:
+            inner.append(root / folder)
+        elif kind_of(root / folder / "config.json") == "":
+            name = f"{folder}/{manifests.NAME}"
+            what = f"{shown(root / name)} is {kind_of(root / name) or 'missing'}"
+            faults.append(Fault(root, name, what, "--repair writes it again, unchecked"))
     for run in inner:
         found = check_run(run)
         count, faults = count + found.files, [*faults, *found.faults]
@@ -99,9 +107,9 @@ def repair_run(root: Path) -> Iterator[str]:
     try:
         manifest = yield from _readable_manifest(root)
         manifest.settle()
-        damaged = [name for name in manifest.files if _fault(manifest, name) is not None]
+        damaged = [name for name in _checked(manifest) if _fault(manifest, name) is not None]
         for name in damaged:
-            if name in manifest.files:  # not mended with another
+            if name in _checked(manifest):  # not mended with another
                 yield from _mend(manifest, name)
         manifest.save()
     finally:
@@ -111,11 +119,17 @@ def repair_run(root: Path) -> Iterator[str]:
             yield from repair_run(root / name)
 
 
+def _checked(manifest: Manifest) -> list[str]:
+    """Return the names of the files that are compared, and of times, which have to be readable."""
+    times = kind_of(manifest.root / _TIMES) == "" and _TIMES not in manifest.files
+    return [*manifest.files, *([_TIMES] if times else [])]
+
+
 def _fault(manifest: Manifest, name: str) -> str | None:
     try:
-        if name.endswith("timing.jsonl") and kind_of(manifest.root / name) == "":
+        if name.endswith(_TIMES) and kind_of(manifest.root / name) == "":
             read_records(manifest.root / name)  # its lines are not compared, but have to be JSON
-        return manifest.fault(name)
+        return manifest.fault(name) if name in manifest.files else None
     except UserError as error:
         return str(error).partition(";")[0]
     except OSError as error:
@@ -142,7 +156,7 @@ def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return what can be done about a damaged file, and whether that is nothing."""
     if is_derived(name) or _AGAIN.fullmatch(name) or name.endswith("/index.json"):
         return "--repair makes it again", False
-    if name.endswith("timing.jsonl"):
+    if name.endswith(_TIMES):
         return "--repair drops its damaged lines", False
     if _fallback(manifest, name) is not None:
         return "--repair goes back to the checkpoint before", False
@@ -182,7 +196,7 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
         if inner.startswith("cells/"):
             other = path.with_suffix(".npz" if path.suffix == ".json" else ".json")
             yield from _drop(manifest, other.relative_to(manifest.root).as_posix(), "goes with it")
-    elif inner == "timing.jsonl":
+    elif inner == _TIMES:
         yield from _sound_lines(manifest, name)
     elif (back := _fallback(manifest, name)) is not None:
         yield from _go_back(manifest, part, back)
@@ -231,7 +245,8 @@ def _sound_lines(manifest: Manifest, name: str) -> Iterator[str]:
             parse_json(line, dict[str, Any], name)
             kept.append(line)
     write_whole(path, b"".join(kept))
-    manifest.adopt([name])
+    if name in manifest.files:
+        manifest.adopt([name])
     yield f"{shown(path)} has its {len(kept)} sound lines"
 
 

@@ -36,6 +36,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return SnapshotStore(run / "snapshots")[0]
 
 
+@pytest.mark.slow
 def test_each_option_changes_the_training_and_the_default_names_what_it_does(
     data: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_its_cost_and_its_figures_are_in_the_report(reference: Path) -> None:
     assert 'href="baseline/report.html"' in (reference / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     reference: Path, data: Path, tmp_path: Path
 ) -> None:

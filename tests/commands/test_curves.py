@@ -138,6 +138,7 @@ def test_conventional_networks_keep_the_statistics_of_their_training(
     assert sorted(p.name for p in (folder / "networks").iterdir()) == ["G-2", "endpoint-1"]
 
 
+@pytest.mark.slow
 def test_a_run_begun_before_averages_ends_with_the_recipes_that_it_had(
     data: Path, tmp_path: Path
 ) -> None:
@@ -365,6 +366,7 @@ def test_killed_connect_resumes_bitwise(data: Path, weights: Files, tmp_path: Pa
         assert_same(folder, tmp_path / "reference")
 
 
+@pytest.mark.slow
 def test_interrupted_between_the_fits_log_and_its_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_best_of_all_single_networks_on_validation_is_the_folded_one(
     assert all(bool(torch.isfinite(value).all()) for value in folded.values())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_distilled_later_and_nothing_else_changes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_finished_run_is_distilled_later_and_nothing_else_changes(
     assert lines_of(out) == lines_of(at_once)
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_bitwise_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_the_jobs_of_an_old_comparison_are_the_papers(tmp_path: Path) -> None:
     assert {one.command for one in jobs} == {"fge", "train", "curve-ensemble"}
 
 
+@pytest.mark.slow
 def test_an_old_file_repeats_an_old_run(data: Path, tmp_path: Path) -> None:
     folder = done("fge", job(data, tmp_path / "old", epochs=2, average=0.0))
     make_old(folder / "config.json")

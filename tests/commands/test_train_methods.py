@@ -198,6 +198,7 @@ def branching_stages(config: MethodConfig) -> list[Stage]:
     ]
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_method_of_one_s_own_counts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ def test_a_single_network_at_its_end_is_no_ensemble_to_be_averaged(
     assert not (run / "swa.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_averaged_network_of_swa_predicts_new_images(data: Path, tmp_path: Path) -> None:
     run = train(config(data, tmp_path / "run", "swa"))
     Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "new.png")

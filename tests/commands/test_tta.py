@@ -151,6 +151,7 @@ def test_passes_count_members_and_views_and_nothing_else_costs_more(
         assert other[figure] == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_views_are_added_to_a_finished_run_without_training_it_again(
     plain: Path, viewed: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

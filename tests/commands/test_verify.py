@@ -17,6 +17,8 @@ from promised import is_promised, promised
 
 from fge.commands import cli
 from fge.commands.train import fge
+from fge.manifest import Manifest
+from fge.runs import repair_run
 from fge.train import Learner
 
 STEPS = 3
@@ -282,3 +284,43 @@ def test_resuming_without_the_options_names_their_file(
     capsys.readouterr()
     assert cli.main(["fge", "--out", str(run), "--resume"]) == 2
     assert f"{run / 'config.json'} " in capsys.readouterr().err
+
+
+@pytest.fixture
+def outer(ended: Path, tmp_path: Path) -> Path:
+    """A folder with a run in it, and a file of times that is not compared."""
+    root = tmp_path / "outer"
+    shutil.copytree(ended, root / "runs" / "one")
+    (root / "timing.jsonl").write_text('{"event": "a"}\n{"event": "b"}\n')
+    outer = Manifest(root, "compare")
+    outer.note(folders=["runs/one"], streams=["timing.jsonl"])
+    outer.save()
+    return root
+
+
+@pytest.mark.parametrize("damage", [delete, linked])
+def test_a_run_within_that_lost_its_manifest_is_found_and_gets_one_again(
+    outer: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    code, out, _ = verify(outer, capsys)
+    assert code == 0, out
+    damage(outer / "runs" / "one" / "manifest.json")
+    code, out, _ = verify(outer, capsys)
+    assert code == 2
+    what = "missing" if damage is delete else "a link"
+    assert f"outer/runs/one/manifest.json is {what}; --repair writes it again, unchecked" in out
+    assert list(repair_run(outer))
+    assert verify(outer, capsys)[0] == 0
+    assert not (outer / "runs" / "one" / "manifest.json").is_symlink()
+
+
+def test_damaged_lines_of_times_that_are_not_compared_are_dropped(
+    outer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outer / "timing.jsonl").write_bytes(b'{"event": "\x01"}\n{"event": "b"}\n')
+    code, out, _ = verify(outer, capsys)
+    assert code == 2
+    assert "timing.jsonl is damaged" in out
+    assert list(repair_run(outer))
+    assert (outer / "timing.jsonl").read_bytes() == b'{"event": "b"}\n'
+    assert verify(outer, capsys)[0] == 0

@@ -164,6 +164,7 @@ def test_a_curve_that_stands_still_somewhere_gives_finite_terms() -> None:
             assert 0 <= draw.t <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Uniform(), ArcLength()], ids=["uniform", "arclength"])
 def test_stratified_draws_have_less_noise_than_as_many_independent_ones(
     objective: Objective,

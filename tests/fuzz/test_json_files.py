@@ -241,6 +241,7 @@ few = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 # --------------------------------------------------------------------------------------- tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^report\.json$", r"^page\.json$"])
 @few
 @given(data=st.data())
@@ -251,6 +252,7 @@ def test_a_changed_report_is_shown_or_refused(
         ends_well(run(command("report", fge_run, copy)), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^config\.json$", r"^index\.json$"])
 @few
 @given(data=st.data())
@@ -261,6 +263,7 @@ def test_a_changed_run_predicts_or_is_refused(
         ends_well(run(command("predict", fge_run, copy)), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^config\.json$", r"log\.jsonl$|^index\.json$", "safetensors$"])
 @few
 @given(data=st.data())
