@@ -125,7 +125,7 @@ def best_setting() -> str:
     found = json.loads(RESULTS.read_text())["search"]
     adamw = [name for name in found if name.startswith("adamw")]
     means = {name: np.mean([seed["calibrated_nll"] for seed in found[name]]) for name in adamw}
-    return str(min(adamw, key=lambda name: float(means[name])))
+    return str(min(adamw, key=means.__getitem__))
 
 
 def run(work: Path, seeds: int) -> None:

@@ -14,6 +14,7 @@ from interrupting import interrupted
 from promised import promised
 from torch.optim import AdamW
 
+from fge.commands.build import load_data, settle_options
 from fge.commands.curves import curve_ensemble
 from fge.commands.train import fge, train
 from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
@@ -155,3 +156,13 @@ def test_bad_options_end_with_one_line(
     assert result.code == 2
     assert result.message.startswith(message)
     assert not (tmp_path / "run").exists()
+
+
+def test_accumulated_steps_replay_no_cuda_graphs(data: Path, tmp_path: Path) -> None:
+    config = options(data, tmp_path / "run", "single", cuda_graphs="auto")
+    dataset = load_data(config)
+    assert settle_options(config, dataset).cuda_graphs == "off"
+    plain = options(data, tmp_path / "run", "single", cuda_graphs="auto", accumulate=1)
+    assert settle_options(plain, dataset).cuda_graphs == "auto"
+    settled = settle_options(plain, dataset)
+    assert (settled.lr, settled.weight_decay) == (0.01, 0.05)

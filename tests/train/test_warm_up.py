@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from fge.config import TrainConfig
 from fge.errors import UserError
+from fge.report.training import learning_rates
 from fge.train import (
     ClosedFormLR,
     CyclicalSGLDLR,
@@ -141,3 +142,16 @@ def test_without_a_warm_up_the_stage_is_untouched() -> None:
 def test_bad_lengths_are_named(options: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=f"^{named} must be >= "):
         WarmUpLR(schedules(0.5)["endpoint"], **options)
+
+
+def test_the_chart_of_a_training_shows_the_rates_of_the_warm_up() -> None:
+    config = TrainConfig(epochs=8, method="average", lr=0.2)
+    stages = find_method("average").stages(config)
+    assert isinstance(stages, list)
+    plain = dict(zip(*learning_rates(stages, optimizer_of(0.2)), strict=True))
+    warm = dict(zip(*learning_rates([warmed_up(stages[0], [], 4)], optimizer_of(0.2)), strict=True))
+    assert warm.keys() == plain.keys()
+    per_epoch = round(1 / min(epoch for epoch in plain if epoch > 0))
+    for epoch, rate in warm.items():
+        factor = min(1.0, (epoch * per_epoch + 1) / (4 * per_epoch))
+        assert rate == pytest.approx(plain[epoch] * factor, rel=1e-9)
