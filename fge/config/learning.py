@@ -69,7 +69,7 @@ class RateOptions(OptimizerOptions, ModelOptions):
     """Learning rate of the conventional schedule (arXiv 1802.10026): constant for 50 % of the
     budget, then linear down to 1 % at 90 %. By default 0.2 for convnet, the papers' for their
     models (0.05 for VGG-16, 0.1 for PreResNet and WRN), and 0.05 for others; 1e-3 for AdamW and
-    Adam, and 1e-4 from given weights."""
+    Adam."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,8 +75,6 @@ def preset_options(name: str, model: str) -> dict[str, float]:
 
 BASELINE_PARTS = 3
 """The least budget of a curve ensemble: an epoch for each network and one for the fit."""
-FINE_TUNING_RATE = 1e-4
-"""The rate at which AdamW and Adam go on from given weights by default."""
 _HIGH = 0.5
 """The highest rate of cycles whose members are averages, as a part of the base rate."""
 
@@ -223,13 +221,6 @@ class PretrainedConfig(CycleConfig):
     def first_cycle_epoch(self) -> int:
         """The epoch (0-based) at which the cycles begin."""
         return 0 if self.pretrained is not None else super().first_cycle_epoch
-
-    @property
-    def base_lr(self) -> float:
-        """The learning rate of the schedule; by default AdamW and Adam fine-tune at a lower one."""
-        if self.lr is None and self.optimizer != "sgd" and self.pretrained is not None:
-            return FINE_TUNING_RATE
-        return super().base_lr
 
 
 @dataclass(frozen=True, kw_only=True)

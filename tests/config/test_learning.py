@@ -28,9 +28,6 @@ def test_each_optimizer_has_rates_and_a_decay_of_its_own() -> None:
     assert found == {"sgd": (0.2, 5e-4), "adamw": (1e-3, 0.05), "adam": (1e-3, 5e-4)}
     given = TrainConfig(optimizer="adamw", lr=3e-4, weight_decay=0.0)
     assert (given.base_lr, given.decay) == (3e-4, 0.0)
-    tuned = TrainConfig(optimizer="adamw", pretrained=Path("a.pt"))
-    assert tuned.base_lr == 1e-4
-    assert TrainConfig(pretrained=Path("a.pt")).base_lr == 0.2  # as it was
 
 
 @pytest.mark.parametrize("average", [None, 0.0])
