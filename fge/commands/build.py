@@ -19,29 +19,24 @@ from fge.config import (
     PretrainedConfig,
     RunConfig,
     SpeedOptions,
-    TrainingConfig,
     is_factory,
 )
 from fge.data import (
     EVAL_BATCH_SIZES,
-    FEWER,
-    Crops,
     Dataset,
     EvalBatches,
     Normaliser,
     Split,
     TrainBatches,
     ViewBatches,
+    crops_of,
     default_padding,
-    load_dataset,
-    load_ood,
 )
-from fge.devices import choose_device, free_memory, set_threads
+from fge.devices import choose_device, set_threads
 from fge.ensemble import MemberPredictions
 from fge.errors import UserError
 from fge.files import AGAIN, checked
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
-from fge.memory import check_fits
 from fge.networks import build_model, canonical_state, load_weights, read_weights
 from fge.observer import Observer
 from fge.parallel import Ranks
@@ -82,8 +77,9 @@ class Setup:
     """What a run works with, made of settled options: data, network, speed and seed.
 
     ``model``: the name of the architecture; ``crop_padding`` and ``flip``: how training images
-    are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0 for none;
-    ``views``: of each test image, with test-time augmentation.
+    are varied, if ``resized`` by random resized crops instead of padded ones;
+    ``sharpness_every``: epochs between measurements of the sharpness, 0 for none; ``views``: of
+    each test image, with test-time augmentation.
     """
 
     dataset: Dataset
@@ -93,6 +89,7 @@ class Setup:
     eval_batch_size: int
     crop_padding: int = 0
     flip: bool = False
+    resized: bool = False
     sharpness_every: int = 0
     views: int = 1
 
@@ -107,6 +104,7 @@ class Setup:
             config.eval_batch_size or EVAL_BATCH_SIZES[dataset.train.labels.device.type],
             crop_padding=(config.crop_padding or 0) if isinstance(config, FitConfig) else 0,
             flip=isinstance(config, FitConfig) and config.flip,
+            resized=isinstance(config, FitConfig) and config.resized,
             sharpness_every=(
                 (config.sharpness_every or 0) if isinstance(config, CycleConfig) else 0
             ),
@@ -166,6 +164,7 @@ class Setup:
             seed=self.seed if seed is None else seed,
             crop_padding=self.crop_padding if augment else 0,
             flip=self.flip and augment,
+            resized=self.resized and augment,
             ranks=ranks,
         )
 
@@ -191,7 +190,7 @@ class Setup:
         if self.views == 1:
             return []
         test = self.dataset.test
-        crops = Crops(test.images, self.crop_padding, flip=self.flip)
+        crops = crops_of(test, self.crop_padding, flip=self.flip, resized=self.resized)
         make = partial(ViewBatches, test, self.normaliser, self.eval_batch_size, crops=crops)
         return [make(seed=self.seed, view=view) for view in range(1, self.views)]
 
@@ -238,8 +237,8 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
 
 def settle_options(config: C, dataset: Dataset) -> C:
     """Replace options that were not given by the defaults for this model and data."""
-    settled = config
-    if isinstance(settled, FitConfig) and settled.crop_padding is None:
+    settled = replace(config, stream="on" if dataset.streamed else "off")
+    if isinstance(settled, FitConfig) and settled.crop_padding is None and not settled.resized:
         settled = replace(settled, crop_padding=default_padding(dataset.image_size))
     if isinstance(settled, RunConfig):
         settled = replace(settled, lr=settled.base_lr)
@@ -250,54 +249,6 @@ def settle_options(config: C, dataset: Dataset) -> C:
         rates, length = settled.cycle_lrs, settled.cycle_length
         settled = replace(settled, cycle_epochs=length, max_lr=rates.max_lr, min_lr=rates.min_lr)
     return settled
-
-
-def load_data(config: CommandConfig) -> Dataset:
-    """Load the data that the options name, with the OOD images that they name.
-
-    Raises:
-        UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_ood` raise, or
-            batches or a crop padding larger than the data, or than the memory.
-    """
-    dataset = load_dataset(
-        config.data,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        val_fraction=config.val_fraction,
-    )
-    if isinstance(config, FitConfig):
-        _check_fits(config, dataset)
-    _check_memory(config, dataset)
-    names = config.ood if isinstance(config, TrainingConfig) else ()
-    ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
-    return replace(dataset, ood=ood)
-
-
-def _check_fits(config: FitConfig, dataset: Dataset) -> None:
-    side = min(dataset.image_size)
-    if config.crop_padding is not None and config.crop_padding > side:
-        raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
-    if config.batch_size > len(dataset.train):
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the {len(dataset.train)} training "
-            "images; lower it"
-        )
-
-
-def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
-    """Check that what is made of the images fits: a copy on a GPU, and a padded one for crops."""
-    device, needed, what = choose_device(config.device), 0, "the images need"
-    if device.type != "cpu":
-        splits = (dataset.train, dataset.val, dataset.test)
-        needed = sum(split.images.nbytes for split in splits)
-    if isinstance(config, FitConfig):
-        padding, (height, width) = config.crop_padding, dataset.image_size
-        around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
-        pixels = (height + around) * (width + around)
-        needed += len(dataset.train) * dataset.in_channels * pixels
-        what = "a padded copy of the training images needs" if device.type == "cpu" else what
-    check_fits(needed, f"on {device}, {what}", FEWER, free=free_memory(device))
 
 
 def initial_model(config: PretrainedConfig, setup: Setup) -> nn.Module:
@@ -373,7 +324,7 @@ def _measured_batch(
         batches = setup.shuffled(config.batch_size, ranks=ranks)
         return next(iter(batches)), epochs * len(batches)
     part = dataset.train.first(_MEASURED_IMAGES)
-    return (setup.normaliser(part.images), part.labels), epochs
+    return next(iter(EvalBatches(part, setup.normaliser, _MEASURED_IMAGES))), epochs
 
 
 def _with_speed(config: C, chosen: dict[str, Any]) -> C:

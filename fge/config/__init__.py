@@ -41,6 +41,7 @@ from fge.config.invocation import (
 from fge.config.options import (
     GROUPS,
     CommandConfig,
+    DataOptions,
     FitConfig,
     Options,
     RunConfig,
@@ -117,6 +118,7 @@ __all__ = [
     "CurveConfig",
     "CurveEnsembleConfig",
     "CycleConfig",
+    "DataOptions",
     "DoctorConfig",
     "FGEConfig",
     "FitConfig",

@@ -27,7 +27,10 @@ _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 """Options that depend on the machine, so they are not taken from a studied run."""
 _STUDIED = {"weights"}
 """What is studied: the files that a connect run connects are not those of a command with --run."""
-_OF_DATA = ("data", "train_size", "test_size", "val_fraction")
+_OF_DATA = (
+    *("data", "train_size", "test_size", "val_fraction"),
+    *("image_size", "stream", "skip_unreadable", "labels"),
+)
 RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""
 KEEP_SNAPSHOTS = ("fge", "train")

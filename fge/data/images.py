@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -28,9 +28,22 @@ _MOST_OF_16_BITS = 65_535
 _LEFT_BEHIND = {"__MACOSX"}
 """Folders that systems leave behind, beside those whose names begin with a dot."""
 _PIXEL_BYTES = 4
+_SURELY_FITS = 1 << 24
+"""Bytes of an image that is not compared with the free memory: asking for it takes time."""
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Values of the EXIF orientation that exchange height and width."""
+_SCALES = (8, 4, 2)
+"""By how much a JPEG decoder can shrink an image while it decodes it."""
+_ENOUGH = 1.5
+"""A crop is decoded at a smaller scale if it keeps this many pixels for each that is needed."""
+Box = tuple[int, int, int, int]
+"""A part of an image: top, left, height, width."""
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors are printed
 HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
 FEWER = "take fewer images"
+LEAVE_OUT = "; replace it, or leave it out with --skip-unreadable"
+ONE_SIZE = "resize them to one size, or give --image-size"
 
 
 class Skipped:
@@ -138,7 +151,7 @@ def read_images(
         if image.shape != first.shape:
             raise UserError(
                 f"images differ in size: {files[0]} is {first.shape[1]} x {first.shape[0]}, "
-                f"{file} is {image.shape[1]} x {image.shape[0]}; resize them to one size"
+                f"{file} is {image.shape[1]} x {image.shape[0]}; {ONE_SIZE}"
             )
         images[position] = image
     return images
@@ -154,17 +167,73 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
         UserError: it cannot be read, or its pixels have no range that is known.
     """
     with _opened(file) as opened:
-        check_fits(
-            opened.width * opened.height * _PIXEL_BYTES,
-            f"{file}, {opened.width} x {opened.height}, needs",
-            "make it smaller",
-        )
+        _check_memory(opened, file)
         grey = opened.mode in _GREY_MODES if channels is None else channels == 1
-        with _silent() if opened.format == "TIFF" else nullcontext():
-            image = ImageOps.exif_transpose(opened)
-        if image.mode in _DEEP_MODES or image.mode == "F":
-            image = _shallow(image, file)
-        array = np.asarray(image.convert("L" if grey else "RGB"))
+        return _pixels(_upright(opened), grey, file)
+
+
+def read_part(
+    file: Path, channels: int, choose: Callable[[tuple[int, int]], Box], side: int
+) -> NDArray[np.uint8]:
+    """Read a part of an image, turned upright, as (h, w, C) uint8; see :func:`read_image`.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves more than
+    ``side`` pixels in the part, which is then smaller than the box.
+
+    Args:
+        file: the image.
+        channels: 1 or 3.
+        choose: returns the box for an image of a height and a width.
+        side: to which height and width the part will be resized.
+    """
+    with _opened(file) as opened:
+        _check_memory(opened, file)
+        turned = opened.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+        width, height = opened.size[::-1] if turned else opened.size
+        top, left, high, wide = choose((height, width))
+        if opened.format in ("JPEG", "MPO"):
+            least = min(high, wide)
+            scale = next((s for s in _SCALES if least >= s * _ENOUGH * side), 1)
+            if scale > 1:
+                opened.draft(None, (opened.width // scale, opened.height // scale))
+        image = _upright(opened)
+        columns = _scaled(left, wide, image.width / width, image.width)
+        rows = _scaled(top, high, image.height / height, image.height)
+        part = image.crop((columns[0], rows[0], columns[1], rows[1]))
+        return _pixels(part, channels == 1, file)
+
+
+def _scaled(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
+    """Return begin and end of a scaled interval, in whole pixels and not empty."""
+    begin = min(round(start * scale), most - 1)
+    return begin, min(max(begin + 1, round((start + length) * scale)), most)
+
+
+def _check_memory(opened: Image.Image, file: Path) -> None:
+    needed = opened.width * opened.height * _PIXEL_BYTES
+    if needed > _SURELY_FITS:
+        what = f"{file}, {opened.width} x {opened.height}, needs"
+        check_fits(needed, what, "make it smaller")
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    with _silent() if opened.format == "TIFF" else nullcontext():
+        opened.load()
+        return opened if opened.getexif().get(_ORIENTATION, 1) == 1 else _turned(opened)
+
+
+def _turned(opened: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(opened)
+    assert turned is not None
+    return turned
+
+
+def _pixels(image: Image.Image, grey: bool, file: Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C), in 8 bits."""
+    if image.mode in _DEEP_MODES or image.mode == "F":
+        image = _shallow(image, file)
+    mode = "L" if grey else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[..., None] if array.ndim == 2 else array
 
 
@@ -210,7 +279,7 @@ def _silent() -> Iterator[None]:
 
 
 def _no_image(file: Path, reason: str) -> UserError:
-    return UserError(f"{file} cannot be read as an image: {reason}")
+    return UserError(f"{file} cannot be read as an image: {reason}{LEAVE_OUT}")
 
 
 def _shallow(image: Image.Image, file: Path) -> Image.Image:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fge.data import Dataset, Split, balanced_order, load_dataset, sources
+from fge.data.raw import RawData
 from fge.errors import UserError
 
 DATASETS = ROOT / "fge" / "data" / "bundled"
@@ -293,7 +294,7 @@ def test_named_data_come_from_the_folder_given(
 ) -> None:
     asked: list[Path] = []
 
-    def cifar10(data_dir: Path) -> sources.RawData:
+    def cifar10(data_dir: Path) -> RawData:
         asked.append(data_dir)
         return sources.from_npz(write_tiny_npz(tmp_path / "t.npz"))
 
