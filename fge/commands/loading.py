@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fge.config import CommandConfig, DataOptions, FitConfig, TrainingConfig
+from fge.config import CommandConfig, DataOptions, FitConfig, TrainingConfig, is_loader
 from fge.data import FEWER, Dataset, Reading, default_padding, load_dataset, load_ood
 from fge.devices import choose_device, free_memory
 from fge.errors import UserError
 from fge.memory import check_fits
+from fge.networks import import_named
 
 
 def read_dataset(config: DataOptions) -> Dataset:
     """Load the data that the options name.
 
     Raises:
-        UserError: what :func:`fge.data.load_dataset` raises.
+        UserError: what :func:`fge.data.load_dataset` raises, or the user's own data set cannot be
+            imported.
     """
+    own = import_named(config.data, "data set") if is_loader(config.data) else None
     return load_dataset(
         config.data,
         data_dir=config.data_dir,
@@ -30,6 +33,7 @@ def read_dataset(config: DataOptions) -> Dataset:
             workers=config.workers,
             skip_unreadable=config.skip_unreadable,
             labels=config.labels,
+            own=own,
         ),
     )
 

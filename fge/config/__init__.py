@@ -35,6 +35,7 @@ from fge.config.invocation import (
     check_import,
     end_with_parent,
     is_factory,
+    is_loader,
     own_code,
     program,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "from_options",
     "help_of",
     "is_factory",
+    "is_loader",
     "keep_settled",
     "options_for",
     "options_of_run",

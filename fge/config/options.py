@@ -109,7 +109,7 @@ class DataOptions(Options):
     data: str = "fashion-mnist-mini"
     """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
     or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/, in CLASS/
-    alone, or with a table of --labels."""
+    alone, or with a table of --labels, or your own data sets as package.module:load."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
     train_size: int | None = field(default=None, metadata=IMAGES)
@@ -122,8 +122,8 @@ class DataOptions(Options):
     validation images of their own (val/, val_images). 0 for no validation."""
     image_size: int | None = field(default=None, metadata=whole(1, 4096))
     """Resize images so that their shorter side has this many pixels, and crop the centre. Training
-    images are random resized crops, unless --crop-padding is given. By default images are used as
-    they are, and must have one size."""
+    images are random resized crops, unless padded ones are asked for. By default images are used
+    as they are, and must have one size."""
     normalize: Literal["data", "imagenet"] = "data"
     """Whose mean and standard deviation the channels get: those of the training images, or
     ImageNet's, which pretrained networks expect."""

@@ -228,7 +228,16 @@ def _turned(opened: Image.Image) -> Image.Image:
     return turned
 
 
-def _pixels(image: Image.Image, grey: bool, file: Path) -> NDArray[np.uint8]:
+def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an image in as many channels as it needs: :func:`read_image`.
+
+    Raises:
+        UserError: naming the image, whose pixels have no range that is known.
+    """
+    return _pixels(image, image.mode in _GREY_MODES, name)
+
+
+def _pixels(image: Image.Image, grey: bool, file: object) -> NDArray[np.uint8]:
     """Return the pixels (H, W, C), in 8 bits."""
     if image.mode in _DEEP_MODES or image.mode == "F":
         image = _shallow(image, file)
@@ -282,7 +291,7 @@ def _no_image(file: Path, reason: str) -> UserError:
     return UserError(f"{file} cannot be read as an image: {reason}{LEAVE_OUT}")
 
 
-def _shallow(image: Image.Image, file: Path) -> Image.Image:
+def _shallow(image: Image.Image, file: object) -> Image.Image:
     """Return an image of 16 bits in 8; Pillow would clip it instead of scaling it."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > _MOST_OF_16_BITS:

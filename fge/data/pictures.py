@@ -54,8 +54,17 @@ class Pictures:
         return picture[top : top + height, left : left + width]
 
     def take(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return pictures of one size (n, H, W, C)."""
-        return np.stack([self.read(k) for k in index.tolist()])
+        """Return pictures (n, H, W, C).
+
+        Raises:
+            UserError: they differ in size.
+        """
+        first = self.read(int(index[0]))
+        same = OfOneSize(self, first.shape, self.name(int(index[0])))
+        images = np.empty((len(index), *first.shape), np.uint8)
+        for position, k in enumerate(index.tolist()):
+            images[position] = same.read(k)
+        return images
 
     def name(self, index: int) -> str:
         """Return what an error calls a picture."""

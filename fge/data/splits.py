@@ -18,6 +18,7 @@ from fge.config import DATA_NAMES
 from fge.data import sources
 from fge.data.choice import Chosen, choose
 from fge.data.folders import from_folder
+from fge.data.own import from_own
 from fge.data.pictures import FEWER, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
 from fge.data.split import Photographs, Split, StreamedSplit
@@ -133,7 +134,8 @@ class Reading:
     ``image_size``: images are resized to this side and their centres cropped, in pixels; ``stream``
     is auto, on or off: read images when they are needed (auto: if they do not fit); ``workers``:
     processes that read (None: one a core); ``skip_unreadable``: leave out files that cannot be
-    read; ``labels``: a table of labels of a folder's images.
+    read; ``labels``: a table of labels of a folder's images; ``own``: returns the user's own data
+    sets (:func:`fge.data.own.from_own`).
     """
 
     image_size: int | None = None
@@ -141,6 +143,7 @@ class Reading:
     workers: int | None = 0
     skip_unreadable: bool = False
     labels: Path | None = None
+    own: Callable[[], Any] | None = None
 
     @property
     def processes(self) -> int:
@@ -164,7 +167,8 @@ def load_dataset(
 
     Args:
         name: a key of ``NAMED``, a folder with images in ``train/CLASS/``, and perhaps
-            ``val/CLASS/`` and ``test/CLASS/``, or an ``.npz`` file.
+            ``val/CLASS/`` and ``test/CLASS/`` (or another layout of
+            :func:`fge.data.folders.from_folder`), or an ``.npz`` file.
         data_dir: folder of a named data set's files; ``data`` by default.
         train_size: number of training images to use, balanced over classes, validation included.
         test_size: number of test images to use, balanced over classes.
@@ -234,6 +238,8 @@ def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawDa
 
 def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     path = Path(name)
+    if reading.own is not None:
+        return from_own(name, reading.own, reading.processes)
     if reading.labels is not None and (name in NAMED or not path.is_dir()):
         raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
     if name not in NAMED and path.is_dir():

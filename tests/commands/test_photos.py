@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(photos: Path, out: Path, **more: Any) -> dict[str, Any]:
+def small(photos: Path | str, out: Path, **more: Any) -> dict[str, Any]:
     options = {"epochs": 2, "cycle_epochs": 2, "start_epoch": 0, "batch_size": 16, "image_size": 8}
     return job(photos, out, **{**options, **more})
 
@@ -189,3 +189,73 @@ def test_unreadable_files_and_untested_classes_are_in_the_report(
     page = (tmp_path / "run" / "report.md").read_text()
     assert "Left out because unreadable: 6 files, " in page
     assert "Classes without test images: r." in page
+
+
+# --------------------------------------------------------------------- data sets of one's own
+
+MODULE = """
+import os
+from PIL import Image
+from pathlib import Path
+
+FOLDER = Path(os.environ["PHOTOS"])
+
+
+class Photos:
+    def __init__(self, part):
+        self.files = sorted((FOLDER / part).rglob("*.*"))
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        file = self.files[index]
+        return Image.open(file), "bgr".index(file.parent.name)
+
+
+def load():
+    return {"train": Photos("train"), "test": Photos("test")}
+"""
+
+
+@pytest.fixture
+def own(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_photos.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PHOTOS", str(photos))
+    return "my_photos:load"
+
+
+def test_a_data_set_of_ones_own_trains_and_is_imported_only_if_it_is_named(
+    own: str, photos: Path, tmp_path: Path
+) -> None:
+    options = small(own, tmp_path / "run", workers=0)
+    done("fge", options)
+    assert report(tmp_path / "run")["config"]["data"] == own
+    with np.load(tmp_path / "run" / "predictions" / "test.npz") as ours:
+        assert ours["probabilities"].shape[1:] == (18, 3)
+    again = run(["fge", "--out", str(tmp_path / "run"), "--resume"])
+    assert again.code == 2
+    assert again.message.endswith(
+        "names the data set 'my_photos:load', which is code to import; if you trust it, add "
+        "--data my_photos:load"
+    )
+    assert run(["fge", "--out", str(tmp_path / "run"), "--resume", "--data", own]).code == 0
+    studied = run(["sharpness", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "s")])
+    assert studied.message.endswith("--data my_photos:load")
+    predicted = run(predict(tmp_path / "run", photos / "test", tmp_path / "out"))
+    assert predicted.code == 0  # needs no data
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ("no_such_module_at_all:load", "data set 'no_such_module_at_all:load' cannot be imported"),
+        ("my_photos:lod", "data set 'my_photos:lod' cannot be imported: "),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_a_data_set_that_cannot_be_imported_is_named(tmp_path: Path, data: str, error: str) -> None:
+    result = run(flags("fge", small(data, tmp_path / "run")))
+    assert result.code == 2
+    assert result.message.startswith(error)
