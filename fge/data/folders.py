@@ -14,8 +14,8 @@ from fge.data.images import (
     LEAVE_OUT,
     Skipped,
     channels_of,
+    find_images,
     is_hidden,
-    list_images,
     read_image,
 )
 from fge.data.pictures import FilePaths, FilePictures
@@ -58,7 +58,7 @@ def from_folder(
         for files, *_ in listed.parts.values():
             bad |= find_unreadable(files, workers)
         listed = _without(listed, bad)
-    channels = channels_of([file for files, *_ in listed.parts.values() for file in files])
+    channels = channels_of(file for files, *_ in listed.parts.values() for file in files)
     parts = {name: _part(*found, channels) for name, found in listed.parts.items()}
     return RawData(
         printable(Path(os.path.abspath(folder)).name),
@@ -169,7 +169,7 @@ def _class_names(folder: Path, skipped: Skipped) -> tuple[str, ...]:
 
 def _labelled_files(
     folder: Path, classes: tuple[str, ...], skipped: Skipped, *, complete: bool
-) -> tuple[list[Path], list[int]]:
+) -> tuple[list[str], list[int]]:
     """Return the images of the class folders, ``complete`` if none is empty, and their labels."""
     if not complete:
         extra = sorted(set(_class_names(folder, skipped)) - set(classes))
@@ -178,10 +178,10 @@ def _labelled_files(
                 f"{folder} has a class {extra[0]!r}, but {folder.parent}/train does not; add "
                 "training images or remove the class"
             )
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = list_images(folder / name, skipped) if (folder / name).is_dir() else []
+        images = find_images(folder / name, skipped) if (folder / name).is_dir() else []
         if not images and complete:
             raise UserError(f"class folder {folder / name} holds no images; add some or remove it")
         files += images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -75,7 +75,14 @@ class Skipped:
 
 
 def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
-    """Return the image files in ``folder`` and below, sorted; hidden ones are left out.
+    """Return the image files in ``folder`` and below, sorted; see :func:`find_images`."""
+    return [Path(name) for name in find_images(folder, skipped)]
+
+
+def find_images(folder: Path, skipped: Skipped | None = None) -> list[str]:
+    """Return the paths of the image files in a folder and below, sorted; hidden ones are left out.
+
+    They are text, because making a ``Path`` of each takes longer than finding it.
 
     Args:
         folder: is walked; links to other folders are not followed.
@@ -86,24 +93,24 @@ def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
         OSError: a folder cannot be read.
     """
     skipped = skipped or Skipped()
-    found = []
-    for place, folders, names in os.walk(folder, onerror=_raise):
-        for name in list(folders):
-            if is_hidden(name):
-                skipped.add(HIDDEN, name)
-                folders.remove(name)
-            elif Path(place, name).is_symlink():
-                skipped.add(LINKED, name)
-        for name in names:
-            path = Path(place, name)
-            if is_hidden(name):
-                skipped.add(HIDDEN, name)
-            elif path.suffix.lower() not in SUFFIXES:
-                skipped.add(OTHER, name)
-            else:
-                check_file(path, "image file")
-                found.append(path)
-    return sorted(found)
+    found, waiting = [], [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    skipped.add(HIDDEN, entry.name)
+                elif entry.is_dir():
+                    if entry.is_symlink():
+                        skipped.add(LINKED, entry.name)
+                    else:
+                        waiting.append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+                    skipped.add(OTHER, entry.name)
+                else:
+                    if not entry.is_file(follow_symlinks=False):  # a link, or none
+                        check_file(Path(entry.path), "image file")
+                    found.append(entry.path)
+    return sorted(found, key=lambda path: path.split(os.sep))  # as paths are sorted
 
 
 def is_hidden(name: str) -> bool:
@@ -111,7 +118,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
-def channels_of(files: Sequence[Path]) -> int:
+def channels_of(files: Iterable[Path]) -> int:
     """Return 1 if all images are grey, else 3.
 
     Raises:
@@ -298,7 +305,3 @@ def _shallow(image: Image.Image, file: object) -> Image.Image:
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise UserError(f"{file} has {kind} pixels, whose range is not known; save 8 or 16 bits")
     return Image.fromarray((values / 257).round().astype(np.uint8))
-
-
-def _raise(error: OSError) -> None:
-    raise error

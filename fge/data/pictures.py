@@ -104,7 +104,7 @@ class FilePaths(Sequence[Path]):
     (2, 'photos/dog/2.png', 'photos/cat/1.png')
     """
 
-    def __init__(self, folder: Path, files: Iterable[Path]) -> None:
+    def __init__(self, folder: Path, files: Iterable[Path | str]) -> None:
         start = 0 if folder == Path() else len(os.fsencode(os.path.join(folder, "")))
         names = [os.fsencode(file)[start:] for file in files]
         self.folder = folder
