@@ -21,7 +21,9 @@ are in ``benchmarks/results/streaming.json``. The aim is 1.2 times the images/s.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -49,13 +51,14 @@ CASES = {"large": (512, 224), "small": (96, 64)}
 """The side of the files, and of the crops."""
 CLASSES = 10
 QUALITY = 90
-_TEXTURE = 1536
+_TEXTURE = 1024
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 # ------------------------------------------------------------------------------ the folders
 
 
+@functools.cache
 def texture() -> np.ndarray:
     """Return a colour texture with detail at all scales, as photographs have it."""
     rng = np.random.default_rng(0)
@@ -169,8 +172,6 @@ def proportional_memory(root: int) -> int:
 @contextmanager
 def watched(peak: list[int]) -> Iterator[None]:
     """Put the peak of this process's memory, its children's included, into a list."""
-    import os
-
     done = threading.Event()
 
     def watch() -> None:
