@@ -70,11 +70,10 @@ def read_inputs(
         names, pictures = _from_npz(path)
     else:
         files = _listed(path, skipped)
-        found = find_unreadable(files, workers) if skip_unreadable else {}
-        if len(found) == len(files):
-            raise UserError(f"none of the images can be read: {next(iter(found.values()))}")
-        files = FilePaths(files.folder, [file for file in files if file not in found])
-        bad = {str(file): reason for file, reason in found.items()}
+        bad = find_unreadable(files, workers) if skip_unreadable else {}
+        if len(bad) == len(files):
+            raise UserError(f"none of the images can be read: {next(iter(bad.values()))}")
+        files = files.kept([k for k, file in enumerate(files) if str(file) not in bad])
         names = [str(file) for file in files]
         pictures = FilePictures(files, channels, _IN_PARTS)
     if side is not None:

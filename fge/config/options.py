@@ -109,7 +109,8 @@ class DataOptions(Options):
     data: str = "fashion-mnist-mini"
     """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
     or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/, in CLASS/
-    alone, or with a table of --labels, or your own data sets as package.module:load."""
+    alone, or with a table of --labels; WebDataset's tar shards, a folder or a name as
+    train-{000..009}.tar (needs the extra webdataset); your own data sets as package.module:load."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
     train_size: int | None = field(default=None, metadata=IMAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fge.data.images import (
     is_hidden,
     read_image,
 )
-from fge.data.pictures import FilePaths, FilePictures
+from fge.data.pictures import FilePaths, FilePictures, Sources
 from fge.data.raw import VAL_NAMES, Part, RawData, only
 from fge.data.table import TABLE, Listed, from_table
 from fge.data.workers import loaded
@@ -53,7 +54,13 @@ def from_folder(
     """
     skipped = Skipped()
     listed = _listed(folder, labels, skipped)
-    bad: dict[Path, str] = {}
+    raw = raw_of(os.path.abspath(folder), listed, skip_unreadable=skip_unreadable, workers=workers)
+    return replace(raw, skipped=skipped.note(folder))
+
+
+def raw_of(path: str, listed: Listed, *, skip_unreadable: bool, workers: int) -> RawData:
+    """Return the data set of files that are listed, named after the end of a path."""
+    bad: dict[str, str] = {}
     if skip_unreadable:
         for files, *_ in listed.parts.values():
             bad |= find_unreadable(files, workers)
@@ -61,13 +68,12 @@ def from_folder(
     channels = channels_of(file for files, *_ in listed.parts.values() for file in files)
     parts = {name: _part(*found, channels) for name, found in listed.parts.items()}
     return RawData(
-        printable(Path(os.path.abspath(folder)).name),
+        printable(Path(path).name),
         tuple(printable(name) for name in listed.classes),
         parts["train"],
         parts.get("test"),
         parts.get("val"),
-        skipped=skipped.note(folder),
-        unreadable={printable(str(file)): reason for file, reason in bad.items()},
+        unreadable={printable(file): reason for file, reason in bad.items()},
     )
 
 
@@ -94,7 +100,7 @@ def _of_parts(folder: Path, skipped: Skipped) -> Listed:
     present = [name for name in ("train", *VAL_NAMES, "test") if _is_folder(folder / name)]
     val = only([n for n in present if n in VAL_NAMES], f"{folder} has {{}}; keep one of them")
     classes = _class_names(folder / "train", skipped)
-    parts = {}
+    parts: dict[str, tuple[Sources, NDArray[np.int64], str]] = {}
     for part, name in (("train", "train"), ("val", val), ("test", "test")):
         if name == "train" or name in present:
             place, complete = folder / name, name == "train"
@@ -103,21 +109,21 @@ def _of_parts(folder: Path, skipped: Skipped) -> Listed:
     return Listed(classes, parts)
 
 
-def _part(files: FilePaths, labels: NDArray[np.int64], origin: str, channels: int) -> Part:
+def _part(files: Sources, labels: NDArray[np.int64], origin: str, channels: int) -> Part:
     shape = (len(files), *read_image(files[0], channels).shape)
     return Part(labels, shape, FilePictures(files, channels), origin)
 
 
-def find_unreadable(files: FilePaths, workers: int) -> dict[Path, str]:
+def find_unreadable(files: Sources, workers: int) -> dict[str, str]:
     """Return the files that cannot be read, and why, after reading all of them."""
-    bad: dict[Path, str] = {}
+    bad: dict[str, str] = {}
     pieces = np.array_split(np.arange(len(files)), max(1, -(-len(files) // _AT_ONCE)))
     for found in loaded(pieces, partial(_reasons, files), workers):
-        bad |= {files[k]: reason for k, reason in found.items()}
+        bad |= {str(files[k]): reason for k, reason in found.items()}
     return bad
 
 
-def _reasons(files: FilePaths, index: NDArray[np.int64]) -> dict[int, str]:
+def _reasons(files: Sources, index: NDArray[np.int64]) -> dict[int, str]:
     """Return those of an index of files that cannot be read, and why."""
     bad = {}
     for k in index.tolist():
@@ -128,14 +134,14 @@ def _reasons(files: FilePaths, index: NDArray[np.int64]) -> dict[int, str]:
     return bad
 
 
-def _without(listed: Listed, bad: dict[Path, str]) -> Listed:
+def _without(listed: Listed, bad: dict[str, str]) -> Listed:
     """Return what is listed without some files."""
     parts = {}
     for name, (files, labels, origin) in listed.parts.items():
-        kept = [k for k, file in enumerate(files) if file not in bad]
+        kept = [k for k, file in enumerate(files) if str(file) not in bad]
         if not kept:
             raise UserError(f"no image {origin} can be read; {next(iter(bad.values()))}")
-        parts[name] = (FilePaths(files.folder, [files[k] for k in kept]), labels[kept], origin)
+        parts[name] = (files.kept(kept), labels[kept], origin)
     return Listed(listed.classes, parts)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,37 @@ HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
 FEWER = "take fewer images"
 LEAVE_OUT = "; replace it, or leave it out with --skip-unreadable"
 ONE_SIZE = "resize them to one size, or give --image-size"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within another one, which is not packed there: where it begins, and its size."""
+
+    file: Path
+    name: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def read(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            UserError: the file is gone, or too short.
+        """
+        check_file(self.file, "data file")
+        with self.file.open("rb") as opened:
+            opened.seek(self.start)
+            content = opened.read(self.size)
+        if len(content) < self.size:
+            raise UserError(f"{self.file} is cut off within {self.name}; restore it from a copy")
+        return content
+
+
+Source = Path | Member
+"""Where an image is."""
 
 
 class Skipped:
@@ -118,7 +151,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
-def channels_of(files: Iterable[Path]) -> int:
+def channels_of(files: Iterable[Source]) -> int:
     """Return 1 if all images are grey, else 3.
 
     Raises:
@@ -132,7 +165,7 @@ def channels_of(files: Iterable[Path]) -> int:
 
 
 def read_images(
-    files: Sequence[Path], *, channels: int | None = None, remedy: str = FEWER
+    files: Sequence[Source], *, channels: int | None = None, remedy: str = FEWER
 ) -> NDArray[np.uint8]:
     """Read images of one size.
 
@@ -164,7 +197,7 @@ def read_images(
     return images
 
 
-def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
+def read_image(file: Source, channels: int | None = None) -> NDArray[np.uint8]:
     """Read one image, turned upright as its EXIF data say, as (H, W, C) uint8.
 
     By default it has as many channels as it needs. Deep images are scaled to 8 bits by the range of
@@ -180,7 +213,7 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
 
 
 def read_part(
-    file: Path, channels: int, choose: Callable[[tuple[int, int]], Box], side: int
+    file: Source, channels: int, choose: Callable[[tuple[int, int]], Box], side: int
 ) -> NDArray[np.uint8]:
     """Read a part of an image, turned upright, as (h, w, C) uint8; see :func:`read_image`.
 
@@ -216,7 +249,7 @@ def _scaled(start: int, length: int, scale: float, most: int) -> tuple[int, int]
     return begin, min(max(begin + 1, round((start + length) * scale)), most)
 
 
-def _check_memory(opened: Image.Image, file: Path) -> None:
+def _check_memory(opened: Image.Image, file: Source) -> None:
     needed = opened.width * opened.height * _PIXEL_BYTES
     if needed > _SURELY_FITS:
         what = f"{file}, {opened.width} x {opened.height}, needs"
@@ -254,14 +287,19 @@ def _pixels(image: Image.Image, grey: bool, file: object) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Source) -> Iterator[Image.Image]:
     """Open an image; turn every error about it into one for the user, and warnings of bombs."""
-    check_file(file, "image file")
+    content: Path | io.BytesIO
+    if isinstance(file, Member):
+        content = io.BytesIO(file.read())
+    else:
+        check_file(file, "image file")
+        content = file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd entries, of which nothing is used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(content, formats=FORMATS) as image:
                 yield image
     except UserError:
         raise
@@ -294,7 +332,7 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _no_image(file: Path, reason: str) -> UserError:
+def _no_image(file: Source, reason: str) -> UserError:
     return UserError(f"{file} cannot be read as an image: {reason}{LEAVE_OUT}")
 
 

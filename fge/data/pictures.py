@@ -8,7 +8,7 @@ They work on tensors; on PIL images they differ by rounding, one grey level at m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.data.images import ONE_SIZE, Box, read_image, read_images, read_part
+from fge.data.images import ONE_SIZE, Box, Source, read_image, read_images, read_part
 from fge.data.workers import loaded
 from fge.errors import UserError
 from fge.memory import check_fits
@@ -96,8 +96,54 @@ class ArrayPictures(Pictures):
         return self.images[index]
 
 
-class FilePaths(Sequence[Path]):
-    """Paths below a folder in little memory: hundreds of thousands are held and handed on.
+class Names:
+    """Names in little memory: hundreds of thousands are held and handed on to other processes.
+
+    >>> Names([b"a", b"bc"])[1]
+    b'bc'
+    """
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        given = list(names)
+        self._text = b"".join(given)
+        self._ends = np.cumsum([0, *map(len, given)])
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        """Return a name."""
+        index = range(len(self))[index]
+        return self._text[self._ends[index] : self._ends[index + 1]]
+
+
+class Sources:
+    """Where images are: files, or what is within them."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Source:
+        """Return one of them."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Source]:
+        """Iterate over all."""
+        return (self[k] for k in range(len(self)))
+
+    def kept(self, index: Sequence[int]) -> Sources:
+        """Return those of an index."""
+        raise NotImplementedError
+
+    def identity(self, index: int) -> bytes:
+        """Return the name of one of them, and its size."""
+        raise NotImplementedError
+
+
+class FilePaths(Sources):
+    """Paths of files below a folder.
 
     >>> paths = FilePaths(Path("photos"), [Path("photos/cat/1.png"), Path("photos/dog/2.png")])
     >>> len(paths), str(paths[1]), str(paths[-2])
@@ -106,31 +152,30 @@ class FilePaths(Sequence[Path]):
 
     def __init__(self, folder: Path, files: Iterable[Path | str]) -> None:
         start = 0 if folder == Path() else len(os.fsencode(os.path.join(folder, "")))
-        names = [os.fsencode(file)[start:] for file in files]
         self.folder = folder
-        self._names = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)])
+        self._names = Names(os.fsencode(file)[start:] for file in files)
 
     def __len__(self) -> int:
         """Return the number of paths."""
-        return len(self._ends) - 1
+        return len(self._names)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        """Return a path, or the paths of a slice."""
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        return self.folder / os.fsdecode(self.relative(index))
+    def __getitem__(self, index: int) -> Path:
+        """Return a path."""
+        return self.folder / os.fsdecode(self._names[index])
 
-    def relative(self, index: int) -> bytes:
-        """Return the part of a path below the folder."""
-        index = range(len(self))[index]
-        return self._names[self._ends[index] : self._ends[index + 1]]
+    def kept(self, index: Sequence[int]) -> FilePaths:
+        """Return the paths of an index."""
+        return FilePaths(self.folder, [self[k] for k in index])
+
+    def identity(self, index: int) -> bytes:
+        """Return the name of a file below the folder, and its size."""
+        return self._names[index] + b"\0%d" % self[index].stat().st_size
 
 
 class FilePictures(Pictures):
     """The pictures in image files, all with the same number of channels."""
 
-    def __init__(self, files: FilePaths, channels: int, remedy: str = FEWER) -> None:
+    def __init__(self, files: Sources, channels: int, remedy: str = FEWER) -> None:
         self.files = files
         self.channels = channels
         self.remedy = remedy
@@ -157,8 +202,8 @@ class FilePictures(Pictures):
         return str(self.files[index])
 
     def identity(self, index: int) -> bytes:
-        """Return the name of a file below its folder, and its size."""
-        return self.files.relative(index) + b"\0%d" % self.files[index].stat().st_size
+        """Return the name of a file, and its size."""
+        return self.files.identity(index)
 
 
 class OfOneSize(Pictures):

@@ -17,10 +17,11 @@ from torch import Tensor
 from fge.config import DATA_NAMES
 from fge.data import sources
 from fge.data.choice import Chosen, choose
-from fge.data.folders import from_folder
+from fge.data.folders import from_folder, raw_of
 from fge.data.own import from_own
 from fge.data.pictures import FEWER, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
+from fge.data.shards import SUFFIX, list_shards
 from fge.data.split import Photographs, Split, StreamedSplit
 from fge.data.statistics import mean_and_std
 from fge.data.workers import default_workers
@@ -242,6 +243,10 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
         return from_own(name, reading.own, reading.processes)
     if reading.labels is not None and (name in NAMED or not path.is_dir()):
         raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
+    if name not in NAMED and _in_shards(path):
+        listed = list_shards(name)
+        skip = reading.skip_unreadable
+        return raw_of(name, listed, skip_unreadable=skip, workers=reading.processes)
     if name not in NAMED and path.is_dir():
         return from_folder(
             path,
@@ -254,8 +259,15 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     if path.suffix == ".npz":
         return sources.from_npz(path)
     if "/" in name or path.exists():
-        raise UserError(f"data {name!r} is neither a folder nor an .npz file")
+        raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")
     raise unknown("data", name, NAMED)
+
+
+def _in_shards(path: Path) -> bool:
+    """Return whether data are tar shards: by their name, or in a folder that has no ``train/``."""
+    if not path.is_dir():
+        return path.suffix == SUFFIX
+    return not (path / "train").is_dir() and any(path.glob(f"*{SUFFIX}"))
 
 
 @dataclass(frozen=True)

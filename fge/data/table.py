@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.data.images import Skipped, list_images
-from fge.data.pictures import FilePaths
+from fge.data.pictures import FilePaths, Sources
 from fge.data.raw import VAL_NAMES
 from fge.errors import UserError
 from fge.files import check_file, printable
@@ -29,7 +29,7 @@ class Listed:
     """The files of a folder: ``parts`` by name, with their labels and where they are from."""
 
     classes: tuple[str, ...]
-    parts: dict[str, tuple[FilePaths, NDArray[np.int64], str]]
+    parts: dict[str, tuple[Sources, NDArray[np.int64], str]]
 
 
 def from_table(folder: Path, table: Path, skipped: Skipped) -> Listed:
@@ -60,7 +60,7 @@ def from_table(folder: Path, table: Path, skipped: Skipped) -> Listed:
         raise UserError(f"{table} names no image of the split train; the network needs some")
     classes = tuple(sorted({label for _, label in rows["train"]}))
     number = {label: k for k, label in enumerate(classes)}
-    parts = {}
+    parts: dict[str, tuple[Sources, NDArray[np.int64], str]] = {}
     for part, found in rows.items():
         for path, label in found:
             if label not in number:

@@ -259,3 +259,19 @@ def test_a_data_set_that_cannot_be_imported_is_named(tmp_path: Path, data: str, 
     result = run(flags("fge", small(data, tmp_path / "run")))
     assert result.code == 2
     assert result.message.startswith(error)
+
+
+def test_tar_shards_train_and_can_be_resumed(photos: Path, tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset")
+    for part in ("train", "test"):
+        with wds.TarWriter(str(tmp_path / f"{part}-000.tar")) as writer:
+            for file in sorted((photos / part).rglob("*.*")):
+                key, _, suffix = file.name.partition(".")
+                label = file.parent.name.encode()
+                writer.write({"__key__": key, suffix: file.read_bytes(), "cls": label})
+    folder = done("fge", small(tmp_path, tmp_path / "run", workers=2, stream="on"))
+    facts = report(folder)["dataset"]
+    assert (facts["train"], facts["test"], facts["classes"]) == (54, 18, ["b", "g", "r"])
+    (folder / "report.json").unlink()
+    again = run(["fge", "--out", str(folder), "--resume", "--workers", "0"])
+    assert (again.code, again.err) == (0, "")

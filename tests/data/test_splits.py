@@ -280,7 +280,7 @@ def test_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a folder nor an \.npz file"):
+    with pytest.raises(UserError, match=r"neither a folder, an \.npz file nor a tar shard"):
         load_dataset(str(tmp_path / "nowhere"))
 
 
