@@ -77,4 +77,6 @@ def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
         pixels = (height + around) * (width + around)
         needed += len(dataset.train) * dataset.in_channels * pixels
         what = "a padded copy of the training images needs" if device.type == "cpu" else what
-    check_fits(needed, f"on {device}, {what}", FEWER, free=free_memory(device))
+    remedy = f"{FEWER}, or read them when they are needed with --stream on"
+    remedy = remedy if dataset.streamable else FEWER
+    check_fits(needed, f"on {device}, {what}", remedy, free=free_memory(device))

@@ -255,6 +255,8 @@ def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> 
         options = {**{n: v for n, v in _IN_VERSION_1.items() if n in known}, **options}
     if options.get("compile", "auto") != "auto":
         options.setdefault("cuda_graphs", "off")  # the run is older than the option
+    if options.get("device", "auto") != "auto" and "stream" in saved_fields(kind):
+        options.setdefault("stream", "off")  # the run is older than the option
     return options
 
 

@@ -19,7 +19,7 @@ from fge.data import sources
 from fge.data.choice import Chosen, choose
 from fge.data.folders import from_folder, raw_of
 from fge.data.own import from_own
-from fge.data.pictures import FEWER, OfOneSize, Pictures, Sized
+from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
 from fge.data.shards import SUFFIX, list_shards
 from fge.data.split import Photographs, Split, StreamedSplit
@@ -67,7 +67,7 @@ class Dataset:
     the images of ``val``, and those of ``test`` if it has no part of its own, come from;
     ``skipped`` tells of files that were passed over, if any were; ``unreadable``: files that were
     left out because they cannot be read, and why; ``streamed``: whether images are read when they
-    are needed.
+    are needed, ``streamable``: whether they can be.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Dataset:
     skipped: str | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
+    streamable: bool = False
 
     @property
     def in_channels(self) -> int:
@@ -205,6 +206,7 @@ def load_dataset(
         skipped=raw.skipped,
         unreadable=raw.unreadable,
         streamed=streamed,
+        streamable=_streamable(raw),
     )
 
 
@@ -239,6 +241,8 @@ def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawDa
 
 def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     path = Path(name)
+    if reading.skip_unreadable and (reading.own or name in NAMED or path.suffix == ".npz"):
+        raise UserError(f"--skip-unreadable is for image files, and data {name!r} are none")
     if reading.own is not None:
         return from_own(name, reading.own, reading.processes)
     if reading.labels is not None and (name in NAMED or not path.is_dir()):
@@ -282,7 +286,7 @@ class _Loaded:
 
 def _streams(raw: RawData, splits: Sequence[Chosen], reading: Reading) -> bool:
     """Return whether the images are read when they are needed: as asked, or if they do not fit."""
-    if not _whole(raw.train.pictures).streamable:
+    if not _streamable(raw):
         if reading.stream == "on":
             raise UserError(
                 "--stream on is for images in files of their own; those of this data set are "
@@ -293,6 +297,12 @@ def _streams(raw: RawData, splits: Sequence[Chosen], reading: Reading) -> bool:
         return reading.stream == "on"
     sizes = [math.prod((len(split), *raw.train.shape[1:])) for split in splits]
     return sum(sizes) + int(_PADDED * sizes[0]) > free_host_memory()
+
+
+def _streamable(raw: RawData) -> bool:
+    """Return whether images can be read when they are needed, and are not in memory anyway."""
+    whole = _whole(raw.train.pictures)
+    return whole.streamable and not isinstance(whole, ArrayPictures)
 
 
 def _in_memory(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Loaded:

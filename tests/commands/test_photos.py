@@ -13,7 +13,7 @@ from curve_runs import done, flags, job, killed_and_resumed, report, run
 from PIL import Image
 from promised import promised
 
-from fge.config import FGEConfig, TrainConfig
+from fge.config import FGEConfig, TrainConfig, read_config
 
 SIZES = [(12, 9), (9, 14), (10, 10)]
 
@@ -94,6 +94,25 @@ def test_what_changes_the_images_cannot_change_when_a_run_is_resumed(
     result = run(flags("fge", options))
     assert result.code == 2
     assert result.message.startswith(error)
+
+
+def test_a_run_from_before_there_were_streams_had_its_images_in_memory(
+    finished: Path, tmp_path: Path
+) -> None:
+    content = json.loads((finished / "config.json").read_text())
+    content["options"].pop("stream")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path / "config.json", "fge", FGEConfig)[0].stream == "off"
+
+
+def test_a_padded_copy_that_does_not_fit_can_be_streamed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: 10_000)
+    options = small(photos, tmp_path / "run", crop_padding=1, workers=0)
+    result = run(flags("fge", {**options, "stream": "off"}))
+    assert result.message.endswith(", or read them when they are needed with --stream on")
+    assert run(flags("fge", {**options, "stream": "on"})).code == 0
 
 
 def test_padded_crops_are_taken_if_they_are_asked_for() -> None:

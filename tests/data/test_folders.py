@@ -94,6 +94,14 @@ def test_unreadable_files_are_left_out_counted_and_listed(tmp_path: Path, worker
     ]
 
 
+def test_what_has_no_files_skips_none(tiny_npz: Path) -> None:
+    for data in ("fashion-mnist-mini", str(tiny_npz)):
+        with pytest.raises(UserError, match="--skip-unreadable is for image files, and data"):
+            load_dataset(data, reading=Reading(skip_unreadable=True))
+    with pytest.raises(UserError, match="--skip-unreadable is for image files, and data 'a:b'"):
+        load_dataset("a:b", reading=Reading(skip_unreadable=True, own=list))
+
+
 def test_a_class_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / "train" / "a" / f"{number}.png", number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,8 +244,10 @@ def test_the_fingerprint_of_a_stream_tells_files_labels_and_sizes_apart(photos: 
 
 
 def test_arrays_cannot_be_streamed_but_resized(tiny_npz: Path) -> None:
-    with pytest.raises(UserError, match=r"--stream on is for images in files of their own"):
-        read(tiny_npz, stream="on")
+    for data in (tiny_npz, Path("fashion-mnist-mini")):
+        for size in (None, 12):
+            with pytest.raises(UserError, match=r"--stream on is for images in files of their own"):
+                read(data, stream="on", image_size=size)
     dataset = read(tiny_npz, image_size=12)
     assert dataset.image_size == (12, 12)
     normaliser = Normaliser([0.0], [1.0], CPU)
@@ -264,6 +267,16 @@ def test_an_error_of_a_worker_is_one_line(photos: Path) -> None:
             epoch(batches(dataset, resized=True))
     finally:
         file.write_bytes(content)
+
+
+def test_workers_end_with_the_iteration_that_is_given_up(photos: Path) -> None:
+    dataset = read(photos, image_size=16, stream="on", workers=2)
+    for resized in (False, True):
+        iterator = iter(batches(dataset, resized=resized))
+        assert next(iterator)[0].shape == (7, 3, 16, 16)
+        assert len(multiprocessing.active_children()) == 2
+        del iterator
+        assert multiprocessing.active_children() == []
 
 
 def test_a_worker_that_is_ended_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +311,4 @@ def test_imagenet_normalisation_of_grey_images_is_refused(tiny_npz: Path) -> Non
 @pytest.fixture(autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
     yield
-    import multiprocessing
-
     assert multiprocessing.active_children() == []
