@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +52,9 @@ def loaded(tasks: Sequence[T], read: Callable[[T], R], workers: int) -> Iterator
         generator=torch.Generator(),
     )
     try:
-        for value in loader:
+        with _interrupts_held():
+            values = iter(loader)
+        for value in values:
             if isinstance(value, _Failed):
                 raise UserError(value.message)
             yield value
@@ -60,6 +65,25 @@ def loaded(tasks: Sequence[T], read: Callable[[T], R], workers: int) -> Iterator
             "a worker process that reads images was ended, perhaps for want of (shared) memory; "
             f"use fewer than {workers} --workers, or --workers 0"
         ) from error
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back in the block: Python can lose it while it starts a process.
+
+    The processes that are started in it never stop at Ctrl-C themselves; they end with this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # it gets no signals
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Failed:

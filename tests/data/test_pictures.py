@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -277,6 +279,37 @@ def test_workers_end_with_the_iteration_that_is_given_up(photos: Path) -> None:
         assert len(multiprocessing.active_children()) == 2
         del iterator
         assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_ends_the_reading_and_no_worker_before(photos: Path) -> None:
+    dataset = read(photos, image_size=16, stream="on", workers=2)
+    expected = epoch(batches(dataset, resized=True))
+    own = batches(dataset, resized=True)
+    found = []
+    for batch in own:
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)  # a terminal sends it to all
+        found.append(batch)
+    assert_same(found, expected)
+
+
+def test_ctrl_c_is_not_lost_while_workers_start(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = read(photos, image_size=16, stream="on", workers=2)
+    started = multiprocessing.context.ForkProcess.start
+
+    def start(self: multiprocessing.context.ForkProcess) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        started(self)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        epoch(batches(dataset, resized=True))
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(epoch(batches(dataset, resized=True))) > 0
 
 
 def test_a_worker_that_is_ended_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
