@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fge import metrics
-from fge.commands.build import Setup, load_data, settle_machine, settle_options
+from fge.commands.build import Setup, settle_machine, settle_options
+from fge.commands.loading import load_data
 from fge.config import CurveEnsembleConfig
 from fge.curves import Curve, evaluate_curve, fit_curve
 from fge.data import Dataset, EvalBatches, Split

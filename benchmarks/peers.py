@@ -39,7 +39,8 @@ from peer_methods import CONTENDERS, PassCounter, Task
 from peer_tables import page
 
 from fge import metrics
-from fge.commands.build import Setup, load_data, settle_machine, settle_options
+from fge.commands.build import Setup, settle_machine, settle_options
+from fge.commands.loading import load_data
 from fge.config import MethodConfig
 from fge.data import Dataset
 from fge.errors import UserError, unknown

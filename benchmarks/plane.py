@@ -34,7 +34,8 @@ import torch
 from curve_evaluation import IMAGES, trained
 from torch import nn
 
-from fge.commands.build import Setup, load_data, settle_machine, settle_options
+from fge.commands.build import Setup, settle_machine, settle_options
+from fge.commands.loading import load_data
 from fge.config import CurveEnsembleConfig
 from fge.curves import WeightsEvaluator
 from fge.data import Dataset, EvalBatches, Split

@@ -33,7 +33,8 @@ import torch
 from rank_correlations import correlation, interval
 
 from fge import metrics
-from fge.commands.build import Setup, load_data, settle_options
+from fge.commands.build import Setup, settle_options
+from fge.commands.loading import load_data
 from fge.config import RunConfig
 from fge.data import EvalBatches
 from fge.errors import DivergenceError

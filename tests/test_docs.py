@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ DOCS = ROOT / "docs"
 RUN = [README, DOCS / "index.md", *sorted((DOCS / "guides").glob("*.md"))]
 """Pages whose every ``sh`` and ``python`` block is run."""
 PAGES = [*RUN, DOCS / "methods.md", *sorted((DOCS / "results").glob("*.md"))]
+OWN_DATA = DOCS / "guides" / "own-data.md"
 NOTEBOOK = DOCS / "notebooks" / "own_loop.ipynb"
 START = ["pip install -e . && python cli.py fge", "pip install -e '.[test]' && pytest"]
 """The two commands of the README, which .ci/run runs."""
@@ -89,6 +92,26 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def write_other_layouts(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write the same images as a table of labels, as shards, and as a data set of one's own."""
+    (folder / "album").mkdir()
+    (folder / "shards").mkdir()
+    rows = ["file,label"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=False)):
+        large = Image.fromarray(np.kron(image, np.ones((4, 4), np.uint8)))
+        large.save(folder / "album" / f"{number}.png")
+        rows.append(f"{number}.png,class{label}")
+        content = {"png": (folder / "album" / f"{number}.png").read_bytes(), "cls": b"%d" % label}
+        with tarfile.open(folder / "shards" / f"train-00{number % 2}.tar", "a") as shard:
+            for suffix, data in content.items():
+                info = tarfile.TarInfo(f"{number}.{suffix}")
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+    (folder / "album" / "labels.csv").write_text("\n".join(rows))
+    [own] = [t for kind, t in blocks(OWN_DATA) if kind == "python" and "class Photos" in t]
+    (folder / "my_data.py").write_text(own)
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the folders and files that the commands name, and the runs that they look at."""
@@ -100,6 +123,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = folder / "photos" / part / f"class{label}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.kron(image, np.ones((4, 4), np.uint8))).save(path)
+    write_other_layouts(folder, arrays["train_images"][:48], arrays["train_labels"])
     new = folder / "new-photos"
     new.mkdir()
     Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(new / "black.png")

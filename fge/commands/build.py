@@ -19,15 +19,12 @@ from fge.config import (
     RunConfig,
     SpeedOptions,
     StudyConfig,
-    TrainingConfig,
     is_factory,
     read_run,
 )
 from fge.data import (
     EVAL_BATCH_SIZES,
-    FEWER,
     POLICIES,
-    Crops,
     Dataset,
     EvalBatches,
     Mixup,
@@ -36,16 +33,12 @@ from fge.data import (
     Split,
     TrainBatches,
     ViewBatches,
-    check_policy,
+    crops_of,
     default_padding,
-    load_dataset,
-    load_ood,
 )
-from fge.devices import choose_device, free_memory, set_threads
+from fge.devices import choose_device, set_threads
 from fge.ensemble import MemberPredictions
-from fge.errors import UserError
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
-from fge.memory import check_fits
 from fge.networks import build_model, canonical_state, freeze
 from fge.observer import Observer
 from fge.parallel import Ranks
@@ -76,9 +69,9 @@ class Setup:
     """What a run works with, made of settled options: data, network, speed and seed.
 
     ``model``: the name of the architecture; ``augment``, ``crop_padding`` and ``flip``: how
-    training images are varied; ``sharpness_every``: epochs between measurements of the sharpness, 0
-    for none; ``views``: of each test image, with test-time augmentation; ``freeze``: which
-    parameters are not trained.
+    training images are varied, if ``resized`` by random resized crops instead of padded ones;
+    ``sharpness_every``: epochs between measurements of the sharpness, 0 for none; ``views``: of
+    each test image, with test-time augmentation; ``freeze``: which parameters are not trained.
     """
 
     dataset: Dataset
@@ -89,6 +82,7 @@ class Setup:
     augment: str = "crop-flip"
     crop_padding: int = 0
     flip: bool = False
+    resized: bool = False
     sharpness_every: int = 0
     views: int = 1
     freeze: str | None = None
@@ -106,6 +100,7 @@ class Setup:
             augment=augmented.augment if augmented else "none",
             crop_padding=(augmented.crop_padding or 0) if augmented else 0,
             flip=augmented is not None and augmented.flip and augmented.varies,
+            resized=augmented is not None and augmented.resized and augmented.augment != "none",
             sharpness_every=(
                 (config.sharpness_every or 0) if isinstance(config, CycleConfig) else 0
             ),
@@ -172,6 +167,7 @@ class Setup:
             seed=seed,
             crop_padding=self.crop_padding if augment else 0,
             flip=self.flip and augment,
+            resized=self.resized and augment,
             ranks=ranks,
             policy=Policy(self.augment, self.dataset.in_channels) if policy else None,
             mixup=Mixup(mixup, len(self.dataset.classes), seed) if mixup else None,
@@ -200,7 +196,7 @@ class Setup:
         if self.views == 1:
             return []
         test = self.dataset.test
-        crops = Crops(test.images, self.crop_padding, flip=self.flip)
+        crops = crops_of(test, self.crop_padding, flip=self.flip, resized=self.resized)
         make = partial(ViewBatches, test, self.normaliser, self.eval_batch_size, crops=crops)
         return [make(seed=self.seed, view=view) for view in range(1, self.views)]
 
@@ -254,8 +250,8 @@ def settle_machine(config: C, ranks: Ranks | None = None) -> C:
 
 def settle_options(config: C, dataset: Dataset) -> C:
     """Replace options that were not given by the defaults for this model and data."""
-    settled = config
-    if isinstance(settled, FitConfig) and settled.crop_padding is None:
+    settled = replace(config, stream="on" if dataset.streamed else "off")
+    if isinstance(settled, FitConfig) and settled.crop_padding is None and not settled.resized:
         padding = 0 if settled.augment == "none" else default_padding(dataset.image_size)
         settled = replace(settled, crop_padding=padding)
     if isinstance(settled, FitConfig):
@@ -271,56 +267,6 @@ def settle_options(config: C, dataset: Dataset) -> C:
         rates, length = settled.cycle_lrs, settled.cycle_length
         settled = replace(settled, cycle_epochs=length, max_lr=rates.max_lr, min_lr=rates.min_lr)
     return settled
-
-
-def load_data(config: CommandConfig) -> Dataset:
-    """Load the data that the options name, with the OOD images that they name.
-
-    Raises:
-        UserError: what :func:`fge.data.load_dataset` and :func:`fge.data.load_ood` raise, or
-            batches or a crop padding larger than the data, or than the memory.
-    """
-    dataset = load_dataset(
-        config.data,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        val_fraction=config.val_fraction,
-    )
-    if isinstance(config, FitConfig):
-        _check_fits(config, dataset)
-    _check_memory(config, dataset)
-    names = config.ood if isinstance(config, TrainingConfig) else ()
-    ood = load_ood(names, dataset, data=config.data, data_dir=config.data_dir)
-    return replace(dataset, ood=ood)
-
-
-def _check_fits(config: FitConfig, dataset: Dataset) -> None:
-    check_policy(config.augment, dataset.in_channels)
-    side = min(dataset.image_size)
-    if config.crop_padding is not None and config.crop_padding > side:
-        raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
-    accumulate = config.accumulate if isinstance(config, RunConfig) else 1
-    if config.batch_size * accumulate > len(dataset.train):
-        what, remedy = f"batch_size {config.batch_size} is", "lower it"
-        if accumulate > 1:
-            what, remedy = f"{what[:-3]} x accumulate {accumulate} is", "lower one of them"
-        raise UserError(f"{what} larger than the {len(dataset.train)} training images; {remedy}")
-
-
-def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
-    """Check that what is made of the images fits: a copy on a GPU, and a padded one for crops."""
-    device, needed, what = choose_device(config.device), 0, "the images need"
-    if device.type != "cpu":
-        splits = (dataset.train, dataset.val, dataset.test)
-        needed = sum(split.images.nbytes for split in splits)
-    if isinstance(config, FitConfig):
-        padding, (height, width) = config.crop_padding, dataset.image_size
-        around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
-        pixels = (height + around) * (width + around)
-        needed += len(dataset.train) * dataset.in_channels * pixels
-        what = "a padded copy of the training images needs" if device.type == "cpu" else what
-    check_fits(needed, f"on {device}, {what}", FEWER, free=free_memory(device))
 
 
 def settle_speed(
@@ -384,7 +330,7 @@ def _measured_batch(
         batches = setup.shuffled(config.batch_size, ranks=ranks)
         return next(iter(batches)), epochs * len(batches)
     part = dataset.train.first(_MEASURED_IMAGES)
-    return (setup.normaliser(part.images), part.labels), epochs
+    return next(iter(EvalBatches(part, setup.normaliser, _MEASURED_IMAGES))), epochs
 
 
 def _with_speed(config: C, chosen: dict[str, Any]) -> C:

@@ -236,6 +236,7 @@ def _with_preset(base: C, preset: str, arguments: list[str]) -> C:
 
 def _check_imports(config: CommandConfig, arguments: list[str], source: object) -> None:
     """Refuse the user's own code if only a file names it."""
+    check_import(config.data, _last_value(arguments, "--data"), source, option="data")
     check_import(config.model, _last_value(arguments, "--model"), source)
     if isinstance(config, TrainConfig):
         check_import(config.method, _last_value(arguments, "--method"), source, option="method")

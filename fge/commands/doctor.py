@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from fge.checks import Finding, Findings, check
+from fge.commands.loading import read_dataset
 from fge.config import DoctorConfig
-from fge.data import EvalBatches, Normaliser, load_dataset
+from fge.data import EvalBatches, Normaliser
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.errors import UserError
 from fge.networks import build_model
@@ -28,13 +29,7 @@ def doctor(config: DoctorConfig) -> Findings:
     device = choose_device(config.device)
     set_threads(config.threads)
     observer = ConsoleObserver()
-    dataset = load_dataset(
-        config.data,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        val_fraction=config.val_fraction,
-    )
+    dataset = read_dataset(config)
     torch.manual_seed(derive_seed(config.seed, "initialisation"))
     model = build_model(
         config.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from fge.arrays import read_npz
 from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.inputs import read_inputs
 from fge.config import (
     KEEP_SNAPSHOTS,
     CommandConfig,
@@ -27,11 +27,11 @@ from fge.config import (
     is_factory,
     read_run,
 )
-from fge.data import EvalBatches, Normaliser, Skipped, Split, list_images, read_images
+from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, check_file, checked, printable, write_bytes, write_text
+from fge.files import RESTORE, checked, printable, write_bytes, write_text
 from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
@@ -49,7 +49,6 @@ from fge.runs import RunFolder, check_pages, open_pages
 from fge.schemas import Positive
 from fge.train import find_method
 
-_IN_PARTS = "predict them in several parts"
 _FILES = ("predictions.csv", "predictions.npz")
 
 
@@ -85,23 +84,35 @@ def predict(config: PredictConfig) -> Path:
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     skipped = Skipped()
-    files, images = read_inputs(config.images, facts.channels, facts.image_size, skipped)
+    side = run_config.image_size if config.image_size is None else config.image_size
+    inputs = read_inputs(
+        config.images,
+        facts.channels,
+        facts.image_size,
+        skipped,
+        side=side,
+        skip_unreadable=config.skip_unreadable,
+        workers=default_workers() if config.workers is None else config.workers,
+    )
+    files = inputs.names
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
     with enough_memory(device, "use a smaller --batch-size"):
-        probs = _apply(config, run_config.model, members, facts, images, device)
+        probs = _apply(config, run_config.model, members, facts, inputs.split, device)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
         write_predictions(out, files, probs, facts.classes)
-        _report(config, folder, what, names, probs, facts, environment)
+        _report(config, folder, what, names, probs, facts, environment, inputs.unreadable)
     observer = ConsoleObserver()
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
+    for reason in inputs.unreadable.values():
+        observer.note(f"left out: {reason}")
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
@@ -166,7 +177,7 @@ def _apply(
     name: str,
     members: Sequence[dict[str, Tensor]] | SnapshotStore,
     facts: _Facts,
-    images: Tensor,
+    images: Split,
     device: torch.device,
 ) -> Tensor:
     model = build_model(
@@ -175,9 +186,8 @@ def _apply(
         num_classes=len(facts.classes),
         image_size=facts.image_size,
     )
-    unlabelled = Split(images.to(device), torch.zeros(len(images), dtype=torch.int64))
     normaliser = Normaliser(facts.mean, facts.std, device)
-    batches = EvalBatches(unlabelled, normaliser, config.batch_size)
+    batches = EvalBatches(images.to(device), normaliser, config.batch_size)
     try:
         ensemble = Ensemble(model.to(device), members)
     except UserError as error:
@@ -197,6 +207,7 @@ def _report(
     probs: Tensor,
     facts: _Facts,
     environment: dict[str, Any],
+    unreadable: Mapping[str, str],
 ) -> None:
     values = probs.cpu().numpy().astype(np.float64)
     report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
@@ -211,46 +222,9 @@ def _report(
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
         "environment": environment,
         "methods": [],
+        **({"unreadable": dict(unreadable)} if unreadable else {}),
     }
     report.write(f"Predictions of {config.images.absolute().name}", content)
-
-
-def read_inputs(
-    path: Path, channels: int, image_size: tuple[int, ...], skipped: Skipped | None = None
-) -> tuple[list[str], Tensor]:
-    """Return a name for each image to predict, and images (N, C, H, W) uint8.
-
-    ``path`` is an image, a folder (with subfolders), or an ``.npz`` with ``images`` (N, H, W[, C])
-    uint8. Image files are converted to the network's number of channels, but not resized.
-    """
-    if path.suffix == ".npz":
-        names, array = _from_npz(path)
-    else:
-        if not path.is_dir():
-            check_file(path, "image file or folder")
-        files = list_images(path, skipped) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"{path} holds no images; give another folder")
-        names = [str(file) for file in files]
-        array = read_images(files, channels=channels, remedy=_IN_PARTS)
-    height, width = image_size
-    if array.shape[1:] != (height, width, channels):
-        raise UserError(
-            f"images in {path} are {array.shape[1]} x {array.shape[2]} x {array.shape[3]} "
-            f"(height, width, channels), but the network needs {height} x {width} x {channels}"
-        )
-    return names, torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
-
-
-def _from_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    array = read_npz(path, ["images"], remedy=_IN_PARTS)["images"]
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{path}: images must be uint8 (N, H, W) or (N, H, W, C) with N >= 1, "
-            f"got {array.dtype} {array.shape}"
-        )
-    array = array[..., None] if array.ndim == 3 else array
-    return [str(position) for position in range(len(array))], array
 
 
 def write_predictions(

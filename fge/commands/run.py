@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from fge.commands.build import Setup, load_data, settle_machine, settle_options, settle_speed
+from fge.commands.build import Setup, settle_machine, settle_options, settle_speed
+from fge.commands.loading import load_data
 from fge.config import (
     CommandConfig,
     FitConfig,

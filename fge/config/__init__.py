@@ -35,6 +35,7 @@ from fge.config.invocation import (
     check_import,
     end_with_parent,
     is_factory,
+    is_loader,
     own_code,
     program,
 )
@@ -42,6 +43,7 @@ from fge.config.learning import OptimizerName, RunConfig, TrainingConfig
 from fge.config.options import (
     GROUPS,
     CommandConfig,
+    DataOptions,
     FitConfig,
     Options,
     SpeedOptions,
@@ -116,6 +118,7 @@ __all__ = [
     "CurveConfig",
     "CurveEnsembleConfig",
     "CycleConfig",
+    "DataOptions",
     "DoctorConfig",
     "FGEConfig",
     "FitConfig",
@@ -146,6 +149,7 @@ __all__ = [
     "from_options",
     "help_of",
     "is_factory",
+    "is_loader",
     "keep_settled",
     "options_for",
     "options_of_run",

@@ -133,7 +133,7 @@ def as_stored(name: str, value: Any) -> Any:
 def _is_path(value: str) -> bool:
     if value in (*DATA_NAMES, *OOD_NAMES):
         return False
-    return "/" in value or value.endswith(".npz") or os.path.exists(value)
+    return "/" in value or value.endswith((".npz", ".tar")) or os.path.exists(value)
 
 
 def without_views(method: str) -> str:

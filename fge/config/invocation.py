@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import sys
@@ -20,6 +21,7 @@ PARENT_PIPE = "FGE_PARENT_PIPE"
 """In the environment of a process that another one started: the end to read of a pipe that only
 that one can write to."""
 _GRACE_SECONDS = 10
+_LOADER = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 LIBRARIES = ("torchvision:", "timm:")
 """What begins the names of models that are another library's, not the user's own."""
 
@@ -81,6 +83,15 @@ def is_factory(model: str) -> bool:
     return ":" in model and not model.startswith(LIBRARIES)
 
 
+def is_loader(data: str) -> bool:
+    """Return whether the name of data is a user's own ``package.module:load``.
+
+    >>> is_loader("my_data:load"), is_loader("photos"), is_loader("D:/photos")
+    (True, False, False)
+    """
+    return re.fullmatch(_LOADER, data) is not None and not os.path.exists(data)
+
+
 def check_import(name: str, given: str | None, source: object, *, option: str = "model") -> None:
     """Refuse to import a factory that only a file names, since importing runs code.
 
@@ -88,13 +99,14 @@ def check_import(name: str, given: str | None, source: object, *, option: str = 
         name: of a model or method in the file.
         given: the name on the command line, if any.
         source: the file.
-        option: the option that gives the name: model, method or methods.
+        option: the option that gives the name: data, model, method or methods.
 
     Raises:
         UserError: ``name`` is the user's own code and differs from ``given``.
     """
-    if is_factory(name) and given != name:
-        what = "model factory" if option == "model" else "method"
+    own = is_loader(name) if option == "data" else is_factory(name)
+    if own and given != name:
+        what = {"data": "data set", "model": "model factory"}.get(option, "method")
         raise UserError(
             f"{source} names the {what} {name!r}, which is code to import; if you trust "
             f"it, add --{option} {name}"
@@ -107,7 +119,8 @@ def own_code(options: Mapping[str, Any]) -> list[str]:
     >>> own_code({"model": "convnet", "methods": ["fge", "my_methods:mine"]})
     ['--methods', 'fge', 'my_methods:mine']
     """
-    words = []
+    data = str(options.get("data") or "")
+    words = ["--data", data] if is_loader(data) else []
     for name in ("model", "method", "methods"):
         value = options.get(name) or ()
         given = [value] if isinstance(value, str) else [str(part) for part in value]

@@ -112,7 +112,9 @@ class DataOptions(Options):
     group: ClassVar[str] = "data"
     data: str = "fashion-mnist-mini"
     """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
-    or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/."""
+    or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/, in CLASS/
+    alone, or with a table of --labels; WebDataset's tar shards, a folder or a name as
+    train-{000..009}.tar (needs the extra webdataset); your own data sets as package.module:load."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
     train_size: int | None = field(default=None, metadata=IMAGES)
@@ -123,6 +125,24 @@ class DataOptions(Options):
     val_fraction: float = 0.1
     """Fraction of the training images that is held out for validation, if the data have no
     validation images of their own (val/, val_images). 0 for no validation."""
+    image_size: int | None = field(default=None, metadata=whole(1, 4096))
+    """Resize images so that their shorter side has this many pixels, and crop the centre. Training
+    images are random resized crops, unless padded ones are asked for. By default images are used
+    as they are, and must have one size."""
+    normalize: Literal["data", "imagenet"] = "data"
+    """Whose mean and standard deviation the channels get: those of the training images, or
+    ImageNet's, which pretrained networks expect."""
+    stream: Switch = "auto"
+    """Read images from their files when they are needed, instead of keeping them in memory. auto
+    does so if they do not fit."""
+    workers: int | None = field(default=None, metadata=whole(0, 1024, **HOW_TO_RUN))
+    """Processes that read and decode images. By default one a core, at most 16; 0 for none."""
+    skip_unreadable: bool = False
+    """Read all image files first, and leave out those that cannot be read."""
+    labels: Path | None = None
+    """CSV file with the columns file, label and perhaps split (train, val or test): the images of
+    a folder that are used, by their names in the folder. By default its labels.csv, if the folder
+    has one and no train/."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +161,8 @@ class AugmentationOptions(Options):
     after them, per image, for about a millisecond of CPU time each."""
     crop_padding: int | None = field(default=None, metadata=whole(0, 10**6))
     """Pad training images by this many pixels and crop them at random. By default 2, and for
-    images of 32 pixels or more an eighth of the side (the papers' 4); at most the side."""
+    images of 32 pixels or more an eighth of the side (the papers' 4); at most the side. With
+    --image-size random resized crops are taken by default instead."""
     flip: bool = True
     """Mirror training images at random."""
 
@@ -297,3 +318,8 @@ class CommandConfig(OutputOptions, EvaluationOptions, ModelOptions, DataOptions)
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(SpeedOptions, ScheduleOptions, AugmentationOptions, CommandConfig):
     """Options of every command that trains networks or curves."""
+
+    @property
+    def resized(self) -> bool:
+        """Whether training images are random resized crops, not padded ones."""
+        return self.image_size is not None and self.crop_padding is None

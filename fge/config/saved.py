@@ -27,7 +27,10 @@ _OWN = {"device", "threads", "compile", "amp", "cuda_graphs"}
 """Options that depend on the machine, so they are not taken from a studied run."""
 _STUDIED = {"weights"}
 """What is studied: the files that a connect run connects are not those of a command with --run."""
-_OF_DATA = ("data", "train_size", "test_size", "val_fraction")
+_OF_DATA = (
+    *("data", "train_size", "test_size", "val_fraction"),
+    *("image_size", "stream", "skip_unreadable", "labels"),
+)
 RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""
 KEEP_SNAPSHOTS = ("fge", "train")
@@ -258,6 +261,8 @@ def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> 
         options = {**{n: v for n, v in _IN_VERSION_1.items() if n in known}, **options}
     if options.get("compile", "auto") != "auto":
         options.setdefault("cuda_graphs", "off")  # the run is older than the option
+    if options.get("device", "auto") != "auto" and "stream" in saved_fields(kind):
+        options.setdefault("stream", "off")  # the run is older than the option
     return options
 
 

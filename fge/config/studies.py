@@ -229,6 +229,14 @@ class PredictConfig(DeviceOptions, FigureOptions):
     """Folder of an fge or train run."""
     images: Path
     """An image, a folder that is searched for images, or an .npz file with an array 'images'."""
+    image_size: int | None = field(default=None, metadata=whole(1, 4096))
+    """Resize images so that their shorter side has this many pixels, and crop the centre: the size
+    of the network's images. By default images are resized if the run did so."""
+    workers: int | None = field(default=None, metadata=whole(0, 1024, **THIS_INVOCATION))
+    """Processes that read and decode images that are resized. By default one a core, at most 16;
+    0 for none."""
+    skip_unreadable: bool = False
+    """Read all image files first, and leave out those that cannot be read."""
     model: str | None = field(default=None, metadata={"group": "model"})
     """The run's package.module:factory, given again to allow its import."""
     batch_size: int = field(default=250, metadata={**BATCH, "group": "speed"})

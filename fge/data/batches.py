@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fge.data.augment import Mixup, Policy, image_seeds
-from fge.data.splits import Split
+from fge.data.crops import AnyCrops, crops_of
+from fge.data.split import Split
 from fge.parallel import Ranks
 from fge.seeds import generator
 
@@ -73,45 +74,8 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate once over the split."""
-        for start in range(0, len(self.split), self.batch_size):
-            stop = start + self.batch_size
-            images = self.split.images[start:stop]
-            yield self.normaliser(images), self.split.labels[start:stop]
-
-
-class Crops:
-    """Random crops and flips of images, drawn per image.
-
-    Args:
-        images: (N, C, H, W), on the device on which they are cropped.
-        padding: pixels of black around each image from which a crop of its size is taken.
-        flip: mirror images left to right with probability 1/2.
-    """
-
-    def __init__(self, images: Tensor, padding: int, *, flip: bool) -> None:
-        self.size = (images.shape[2], images.shape[3])
-        self.padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous()
-        self.padding = padding
-        self.flip = flip
-
-    def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return, for each image, the rows (N, H) and columns (N, W) of a crop of it."""
-        (height, width), count, device = self.size, len(self.padded), self.padded.device
-        offsets = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=rng)
-        mirrored = torch.rand(count, generator=rng) < 0.5
-        # Random numbers come from the CPU, so they are the same for every device.
-        offsets, mirrored = offsets.to(device), mirrored.to(device)
-        rows = offsets[:, :1] + torch.arange(height, device=device)
-        columns = offsets[:, 1:] + torch.arange(width, device=device)
-        if self.flip:
-            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        return rows, columns
-
-    def take(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the drawn crops (n, C, H, W) of the images of an index (n,)."""
-        rows, columns = rows[index], columns[index]
-        crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return crops.permute(0, 3, 1, 2)
+        for images, labels in self.split.batches(self.batch_size):
+            yield self.normaliser(images), labels
 
 
 class ViewBatches(EvalBatches):
@@ -134,7 +98,7 @@ class ViewBatches(EvalBatches):
         normaliser: Normaliser,
         batch_size: int,
         *,
-        crops: Crops,
+        crops: AnyCrops,
         seed: int,
         view: int,
     ) -> None:
@@ -145,12 +109,11 @@ class ViewBatches(EvalBatches):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate once over the split."""
-        rows, columns = self.crops.draw(generator(self.seed, "view", self.view))
-        for start in range(0, len(self.split), self.batch_size):
-            stop = min(start + self.batch_size, len(self.split))
-            index = torch.arange(start, stop, device=rows.device)
-            images = self.crops.take(index, rows, columns)
-            yield self.normaliser(images), self.split.labels[start:stop]
+        batches = torch.split(torch.arange(len(self.split)), self.batch_size)
+        crops = self.crops.batches(batches, self.seed, "view", self.view)
+        for index, images in zip(batches, crops, strict=True):
+            labels = self.split.labels[int(index[0]) : int(index[-1]) + 1]
+            yield self.normaliser(images), labels
 
 
 class TrainBatches:
@@ -167,6 +130,7 @@ class TrainBatches:
         seed: of all random numbers.
         crop_padding: random crops are taken from images padded by this many black pixels.
         flip: mirror images left to right with probability 1/2.
+        resized: take random resized crops of the split's whole photographs instead.
         ranks: the processes that share each batch; all together get the same images for any number
             of processes.
         policy: varies the crops further.
@@ -185,6 +149,7 @@ class TrainBatches:
         seed: int,
         crop_padding: int = 0,
         flip: bool = False,
+        resized: bool = False,
         ranks: Ranks | None = None,
         policy: Policy | None = None,
         mixup: Mixup | None = None,
@@ -194,7 +159,7 @@ class TrainBatches:
         self.mixup = mixup
         self.ranks.check_batch_size(batch_size)
         self.labels = split.labels
-        self.crops = Crops(split.images, crop_padding, flip=flip)
+        self.crops = crops_of(split, crop_padding, flip=flip, resized=resized)
         self.normaliser = normaliser
         self.batch_size = batch_size
         self.seed = seed
@@ -218,28 +183,61 @@ class TrainBatches:
         """Iterate over the current epoch; this process's part of a batch may be empty."""
         device, count = self.labels.device, len(self.labels)
         order = torch.randperm(count, generator=generator(self.seed, "shuffle", self.epoch))
-        order = order.to(device)
-        rows, columns = self.crops.draw(generator(self.seed, "augment", self.epoch))
         seeds = image_seeds(self.seed, self.epoch, count) if self.policy else None
         parts = self.mixup.parts(self.epoch, count).to(device) if self.mixup else None
+        steps = list(self._steps(order))
+        crops = self.crops.batches(
+            [index for step in steps for index in step.taken], self.seed, "augment", self.epoch
+        )
 
         def inputs_of(index: Tensor) -> Tensor:
-            images = self.crops.take(index, rows, columns)
+            images = next(crops)
             if self.policy is not None and seeds is not None:
                 images = self.policy(images, seeds[index.cpu()])
             return self.normaliser(images)
 
+        for step in steps:
+            inputs, index = inputs_of(step.index), step.index.to(device)
+            labels = self.labels[index]
+            if self.mixup is None or parts is None or step.others is None:
+                yield inputs, labels
+                continue
+            if step.partners is None:
+                second = inputs_of(step.others)
+            else:
+                second = inputs[step.partners.to(device)]
+            part = parts[index]
+            mixed = torch.lerp(second, inputs, part[:, None, None, None])
+            yield mixed, self.mixup.targets(labels, self.labels[step.others.to(device)], part)
+
+    def _steps(self, order: Tensor) -> Iterator[_Step]:
+        """Yield which images this process has in each batch, and with which they are mixed."""
         for batch in range(len(self)):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             share = self.ranks.share(len(whole))
-            index = whole[share]
-            inputs, labels = inputs_of(index), self.labels[index]
-            if self.mixup is None or parts is None:
-                yield inputs, labels
+            if self.mixup is None:
+                yield _Step(whole[share])
                 continue
-            partners = self.mixup.partners(self.epoch, batch, len(whole)).to(device)[share]
-            part, others = parts[index], whole[partners]
+            partners = self.mixup.partners(self.epoch, batch, len(whole))[share]
             # Without other processes the partners are in this share.
-            second = inputs[partners] if self.ranks.size == 1 else inputs_of(others)
-            mixed = torch.lerp(second, inputs, part[:, None, None, None])
-            yield mixed, self.mixup.targets(labels, self.labels[others], part)
+            within = partners if self.ranks.size == 1 else None
+            yield _Step(whole[share], whole[partners], within)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The images of a step by number: ``others`` are mixed with those of ``index``.
+
+    ``partners``: the places of ``others`` in ``index``, if they are there.
+    """
+
+    index: Tensor
+    others: Tensor | None = None
+    partners: Tensor | None = None
+
+    @property
+    def taken(self) -> list[Tensor]:
+        """The images to take, in this order."""
+        if self.others is None or self.partners is not None:
+            return [self.index]
+        return [self.index, self.others]

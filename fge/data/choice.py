@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.data.sources import Part, RawData
+from fge.data.raw import Part, RawData
 from fge.errors import UserError
 from fge.seeds import derive_seed
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,53 @@ _MOST_OF_16_BITS = 65_535
 _LEFT_BEHIND = {"__MACOSX"}
 """Folders that systems leave behind, beside those whose names begin with a dot."""
 _PIXEL_BYTES = 4
+_SURELY_FITS = 1 << 24
+"""Bytes of an image that is not compared with the free memory: asking for it takes time."""
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Values of the EXIF orientation that exchange height and width."""
+_SCALES = (8, 4, 2)
+"""By how much a JPEG decoder can shrink an image while it decodes it."""
+_ENOUGH = 1.5
+"""A crop is decoded at a smaller scale if it keeps this many pixels for each that is needed."""
+Box = tuple[int, int, int, int]
+"""A part of an image: top, left, height, width."""
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors are printed
 HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
 FEWER = "take fewer images"
+LEAVE_OUT = "; replace it, or leave it out with --skip-unreadable"
+ONE_SIZE = "resize them to one size, or give --image-size"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within another one, which is not packed there: where it begins, and its size."""
+
+    file: Path
+    name: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def read(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            UserError: the file is gone, or too short.
+        """
+        check_file(self.file, "data file")
+        with self.file.open("rb") as opened:
+            opened.seek(self.start)
+            content = opened.read(self.size)
+        if len(content) < self.size:
+            raise UserError(f"{self.file} is cut off within {self.name}; restore it from a copy")
+        return content
+
+
+Source = Path | Member
+"""Where an image is."""
 
 
 class Skipped:
@@ -62,7 +108,14 @@ class Skipped:
 
 
 def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
-    """Return the image files in ``folder`` and below, sorted; hidden ones are left out.
+    """Return the image files in ``folder`` and below, sorted; see :func:`find_images`."""
+    return [Path(name) for name in find_images(folder, skipped)]
+
+
+def find_images(folder: Path, skipped: Skipped | None = None) -> list[str]:
+    """Return the paths of the image files in a folder and below, sorted; hidden ones are left out.
+
+    They are text, because making a ``Path`` of each takes longer than finding it.
 
     Args:
         folder: is walked; links to other folders are not followed.
@@ -73,24 +126,24 @@ def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
         OSError: a folder cannot be read.
     """
     skipped = skipped or Skipped()
-    found = []
-    for place, folders, names in os.walk(folder, onerror=_raise):
-        for name in list(folders):
-            if is_hidden(name):
-                skipped.add(HIDDEN, name)
-                folders.remove(name)
-            elif Path(place, name).is_symlink():
-                skipped.add(LINKED, name)
-        for name in names:
-            path = Path(place, name)
-            if is_hidden(name):
-                skipped.add(HIDDEN, name)
-            elif path.suffix.lower() not in SUFFIXES:
-                skipped.add(OTHER, name)
-            else:
-                check_file(path, "image file")
-                found.append(path)
-    return sorted(found)
+    found, waiting = [], [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    skipped.add(HIDDEN, entry.name)
+                elif entry.is_dir():
+                    if entry.is_symlink():
+                        skipped.add(LINKED, entry.name)
+                    else:
+                        waiting.append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+                    skipped.add(OTHER, entry.name)
+                else:
+                    if not entry.is_file(follow_symlinks=False):  # a link, or none
+                        check_file(Path(entry.path), "image file")
+                    found.append(entry.path)
+    return sorted(found, key=lambda path: path.split(os.sep))  # as paths are sorted
 
 
 def is_hidden(name: str) -> bool:
@@ -98,7 +151,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
-def channels_of(files: Sequence[Path]) -> int:
+def channels_of(files: Iterable[Source]) -> int:
     """Return 1 if all images are grey, else 3.
 
     Raises:
@@ -112,7 +165,7 @@ def channels_of(files: Sequence[Path]) -> int:
 
 
 def read_images(
-    files: Sequence[Path], *, channels: int | None = None, remedy: str = FEWER
+    files: Sequence[Source], *, channels: int | None = None, remedy: str = FEWER
 ) -> NDArray[np.uint8]:
     """Read images of one size.
 
@@ -138,13 +191,13 @@ def read_images(
         if image.shape != first.shape:
             raise UserError(
                 f"images differ in size: {files[0]} is {first.shape[1]} x {first.shape[0]}, "
-                f"{file} is {image.shape[1]} x {image.shape[0]}; resize them to one size"
+                f"{file} is {image.shape[1]} x {image.shape[0]}; {ONE_SIZE}"
             )
         images[position] = image
     return images
 
 
-def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
+def read_image(file: Source, channels: int | None = None) -> NDArray[np.uint8]:
     """Read one image, turned upright as its EXIF data say, as (H, W, C) uint8.
 
     By default it has as many channels as it needs. Deep images are scaled to 8 bits by the range of
@@ -154,29 +207,99 @@ def read_image(file: Path, channels: int | None = None) -> NDArray[np.uint8]:
         UserError: it cannot be read, or its pixels have no range that is known.
     """
     with _opened(file) as opened:
-        check_fits(
-            opened.width * opened.height * _PIXEL_BYTES,
-            f"{file}, {opened.width} x {opened.height}, needs",
-            "make it smaller",
-        )
+        _check_memory(opened, file)
         grey = opened.mode in _GREY_MODES if channels is None else channels == 1
-        with _silent() if opened.format == "TIFF" else nullcontext():
-            image = ImageOps.exif_transpose(opened)
-        if image.mode in _DEEP_MODES or image.mode == "F":
-            image = _shallow(image, file)
-        array = np.asarray(image.convert("L" if grey else "RGB"))
+        return _pixels(_upright(opened), grey, file)
+
+
+def read_part(
+    file: Source, channels: int, choose: Callable[[tuple[int, int]], Box], side: int
+) -> NDArray[np.uint8]:
+    """Read a part of an image, turned upright, as (h, w, C) uint8; see :func:`read_image`.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves more than
+    ``side`` pixels in the part, which is then smaller than the box.
+
+    Args:
+        file: the image.
+        channels: 1 or 3.
+        choose: returns the box for an image of a height and a width.
+        side: to which height and width the part will be resized.
+    """
+    with _opened(file) as opened:
+        _check_memory(opened, file)
+        turned = opened.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+        width, height = opened.size[::-1] if turned else opened.size
+        top, left, high, wide = choose((height, width))
+        if opened.format in ("JPEG", "MPO"):
+            least = min(high, wide)
+            scale = next((s for s in _SCALES if least >= s * _ENOUGH * side), 1)
+            if scale > 1:
+                opened.draft(None, (opened.width // scale, opened.height // scale))
+        image = _upright(opened)
+        columns = _scaled(left, wide, image.width / width, image.width)
+        rows = _scaled(top, high, image.height / height, image.height)
+        part = image.crop((columns[0], rows[0], columns[1], rows[1]))
+        return _pixels(part, channels == 1, file)
+
+
+def _scaled(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
+    """Return begin and end of a scaled interval, in whole pixels and not empty."""
+    begin = min(round(start * scale), most - 1)
+    return begin, min(max(begin + 1, round((start + length) * scale)), most)
+
+
+def _check_memory(opened: Image.Image, file: Source) -> None:
+    needed = opened.width * opened.height * _PIXEL_BYTES
+    if needed > _SURELY_FITS:
+        what = f"{file}, {opened.width} x {opened.height}, needs"
+        check_fits(needed, what, "make it smaller")
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    with _silent() if opened.format == "TIFF" else nullcontext():
+        opened.load()
+        return opened if opened.getexif().get(_ORIENTATION, 1) == 1 else _turned(opened)
+
+
+def _turned(opened: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(opened)
+    assert turned is not None
+    return turned
+
+
+def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an image in as many channels as it needs: :func:`read_image`.
+
+    Raises:
+        UserError: naming the image, whose pixels have no range that is known.
+    """
+    return _pixels(image, image.mode in _GREY_MODES, name)
+
+
+def _pixels(image: Image.Image, grey: bool, file: object) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C), in 8 bits."""
+    if image.mode in _DEEP_MODES or image.mode == "F":
+        image = _shallow(image, file)
+    mode = "L" if grey else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[..., None] if array.ndim == 2 else array
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Source) -> Iterator[Image.Image]:
     """Open an image; turn every error about it into one for the user, and warnings of bombs."""
-    check_file(file, "image file")
+    content: Path | io.BytesIO
+    if isinstance(file, Member):
+        content = io.BytesIO(file.read())
+    else:
+        check_file(file, "image file")
+        content = file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd entries, of which nothing is used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(content, formats=FORMATS) as image:
                 yield image
     except UserError:
         raise
@@ -209,18 +332,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _no_image(file: Path, reason: str) -> UserError:
-    return UserError(f"{file} cannot be read as an image: {reason}")
+def _no_image(file: Source, reason: str) -> UserError:
+    return UserError(f"{file} cannot be read as an image: {reason}{LEAVE_OUT}")
 
 
-def _shallow(image: Image.Image, file: Path) -> Image.Image:
+def _shallow(image: Image.Image, file: object) -> Image.Image:
     """Return an image of 16 bits in 8; Pillow would clip it instead of scaling it."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > _MOST_OF_16_BITS:
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise UserError(f"{file} has {kind} pixels, whose range is not known; save 8 or 16 bits")
     return Image.fromarray((values / 257).round().astype(np.uint8))
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -14,7 +14,8 @@ from torch import Tensor
 from fge.arrays import read_npz
 from fge.config import OOD_NAMES
 from fge.data.choice import SPLIT_SEED
-from fge.data.splits import NAMED, Dataset, OODImages, Split, load_test_images
+from fge.data.split import Split
+from fge.data.splits import NAMED, Dataset, OODImages, Reading, load_test_images
 from fge.errors import UserError
 from fge.seeds import generator
 
@@ -110,7 +111,10 @@ def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Ten
         raise UserError(f"unknown --ood {given!r}; give {_KINDS}")
     try:
         # The first images of the test split are balanced, for any number of them.
-        name, images = load_test_images(given, data_dir=data_dir, most=MAX_IMAGES)
+        # Photographs are cropped as the data set's own; stretching them would be telling.
+        side = min(size) if dataset.train.photographs is not None else None
+        reading = Reading(side, workers=None)
+        name, images = load_test_images(given, data_dir=data_dir, most=MAX_IMAGES, reading=reading)
         return name, convert_images(images, channels=channels, size=size)
     except UserError as error:
         raise UserError(f"--ood {given}: {error}") from None
@@ -128,7 +132,8 @@ def _check_ood(given: str, images: Tensor, dataset: Dataset) -> None:
     ood = list(_as_bytes(images))
     distinct = set(ood)
     splits = (dataset.train, dataset.val, dataset.test)
-    used = {image for split in splits for image in _as_bytes(split.images) if image in distinct}
+    parts = (images for split in splits for images, _ in split.batches(_CHUNK))
+    used = {image for part in parts for image in _as_bytes(part) if image in distinct}
     shared = sum(image in used for image in ood)
     if shared > _SHARED * len(ood):
         raise _not_ood(given, f"{shared} of its {len(ood)} images are the run's own")

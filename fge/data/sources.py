@@ -1,29 +1,18 @@
-"""Where images come from: the bundled subset, torchvision, a folder, an ``.npz`` file."""
+"""Where images come from: the bundled subset, torchvision, an ``.npz`` file."""
 
 from __future__ import annotations
 
 import gzip
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fge.arrays import Archive, unreadable
-from fge.data.images import (
-    HIDDEN,
-    Skipped,
-    channels_of,
-    is_hidden,
-    list_images,
-    read_image,
-    read_images,
-)
+from fge.data.pictures import Pictures
+from fge.data.raw import VAL_NAMES, Part, RawData, check_arrays, in_memory, only
 from fge.errors import UserError
 from fge.files import check_file, printable
 from fge.memory import check_fits
@@ -42,9 +31,6 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-VAL_NAMES = ("val", "valid", "validation")
-"""Names of the validation part; one of them is used."""
-FEWER = "take fewer with --train-size and --test-size"
 _IDX_PREFIXES = {"train": "train", "test": "t10k"}
 DOWNLOADED = {
     "fashion-mnist": (31, ("FashionMNIST/raw",)),
@@ -52,54 +38,6 @@ DOWNLOADED = {
     "cifar100": (169, ("cifar-100-python", "cifar-100-python.tar.gz")),
 }
 """By name of a data set: megabytes to download, and the files that are there afterwards."""
-_CHANNELS = (1, 2, 3, 4)
-_OUTSIDE = "outside the class folders"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a data set whose images are read when they are asked for.
-
-    ``labels`` (N,) are integers; ``shape`` is that of all images (N, H, W, C); ``take`` returns the
-    images (n, H, W, C) uint8 of an index (n,); ``origin`` says where they are from: "from test/".
-    """
-
-    labels: NDArray[Any]
-    shape: tuple[int, ...]
-    take: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-    origin: str
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """All images (N, H, W, C), read now."""
-        return self.take(np.arange(len(self.labels)))
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class RawData:
-    """A data set as it is found. What has no part of its own is taken from ``train``.
-
-    ``missing`` is the name of the part that would hold test images, ``skipped`` a line about files
-    that were passed over, if any were.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Part
-    test: Part | None
-    val: Part | None = None
-    missing: str = "test/"
-    skipped: str | None = None
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """The parts that there are, by name."""
-        named = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: part for name, part in named.items() if part is not None}
 
 
 def download_note(name: str, data_dir: Path) -> str | None:
@@ -126,7 +64,7 @@ def fashion_mnist_mini(data_dir: Path) -> RawData:
         parts = from_npz(path).parts
         # The file may be gone later, if the package is in a zip.
         train, test = (
-            _in_memory(parts[name].images, parts[name].labels, parts[name].origin)
+            in_memory(parts[name].images, parts[name].labels, parts[name].origin)
             for name in ("train", "test")
         )
     return RawData("fashion-mnist-mini", FASHION_CLASSES, train, test)
@@ -164,7 +102,7 @@ def from_npz(path: Path) -> RawData:
     """
     with Archive(path) as archive:
         present = [p for p in VAL_NAMES if f"{p}_images" in archive or f"{p}_labels" in archive]
-        val = _only(present, f"{path} has the arrays of {{}}; keep one of them")
+        val = only(present, f"{path} has the arrays of {{}}; keep one of them")
         train = _npz_part(archive, "train")
         tested = any(f"test_{kind}" in archive for kind in ("images", "labels"))
         test = _npz_part(archive, "test") if tested else None
@@ -187,155 +125,27 @@ def _npz_part(archive: Archive, part: str) -> Part:
     shape = (*images.shape, 1) if len(images.shape) == 3 else images.shape
     check_arrays(part, shape, images.dtype, labels.shape, labels.dtype)
 
-    def take(index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        with Archive(archive.path) as reopened:
-            rows = reopened.rows(keys[0], index)
-        return rows.reshape(len(index), *shape[1:])
-
-    return Part(archive.read(keys[1]), shape, take, f"from {keys[0]}")
+    pictures = _ArchivePictures(archive.path, keys[0], shape)
+    return Part(archive.read(keys[1]), shape, pictures, f"from {keys[0]}")
 
 
-def from_folder(folder: Path) -> RawData:
-    """Return the images of ``train/CLASS/``, and of ``test/CLASS/`` and ``val/CLASS/`` if any.
+class _ArchivePictures(Pictures):
+    """The images (N, H, W, C) of an archive, which are read in bulk: one takes nearly as long."""
 
-    Classes are in sorted order.
-    """
-    present = [name for name in ("train", *VAL_NAMES, "test") if _is_folder(folder / name)]
-    val = _only([n for n in present if n in VAL_NAMES], f"{folder} has {{}}; keep one of them")
-    skipped = Skipped()
-    classes = _class_names(folder / "train", skipped)
-    listed = {}
-    for part in ("train", *([val] if val else []), *({"test"} & set(present))):
-        listed[part] = _labelled_files(folder / part, classes, skipped)
-    channels = channels_of([file for files, _ in listed.values() for file in files])
-    parts = {
-        part: _folder_part(files, labels, channels, f"from {part}/")
-        for part, (files, labels) in listed.items()
-    }
-    return RawData(
-        printable(Path(os.path.abspath(folder)).name),
-        tuple(printable(name) for name in classes),
-        parts["train"],
-        parts.get("test"),
-        parts.get(val or ""),
-        skipped=skipped.note(folder),
-    )
+    streamable = False
 
+    def __init__(self, path: Path, key: str, shape: tuple[int, ...]) -> None:
+        self.path = path
+        self.key = key
+        self.shape = shape
 
-def _folder_part(files: Sequence[Path], labels: list[int], channels: int, origin: str) -> Part:
-    def take(index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return read_images([files[k] for k in index], channels=channels, remedy=FEWER)
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    shape = (len(files), *read_image(files[0], channels).shape)
-    return Part(np.array(labels, dtype=np.int64), shape, take, origin)
-
-
-def _only(names: Sequence[str], error: str) -> str | None:
-    """Return the one name, or None if there is none; more are a UserError."""
-    if len(names) > 1:
-        raise UserError(error.format(" and ".join(names)))
-    return names[0] if names else None
-
-
-def check_arrays(
-    part: str,
-    images: tuple[int, ...],
-    dtype: np.dtype[Any],
-    labels: tuple[int, ...],
-    label_dtype: np.dtype[Any],
-) -> None:
-    """Raise a UserError unless shapes and types are those of images and labels."""
-    if dtype != np.uint8 or len(images) != 4:
-        raise UserError(
-            f"{part}_images must be uint8 (N, H, W) or (N, H, W, C), got {dtype} {images}"
-        )
-    if 0 in images[1:]:
-        raise UserError(f"{part}_images {images} have no pixel; give (N, H, W) or (N, H, W, C)")
-    if images[1] in _CHANNELS and images[3] not in _CHANNELS:
-        raise UserError(
-            f"{part}_images {images} have their channels first; give (N, H, W, C), "
-            "images.transpose(0, 2, 3, 1)"
-        )
-    if labels != images[:1]:
-        raise UserError(f"{part}_labels must be one per image ({images[0]}), got shape {labels}")
-    if label_dtype.kind not in "iu":
-        raise UserError(f"{part}_labels must be integers, got {label_dtype}")
-
-
-def check(raw: RawData) -> None:
-    """Raise a UserError unless the labels of all parts are in range, and images of one size."""
-    for name, part in raw.parts.items():
-        if len(part) == 0:
-            raise UserError(f"the {name} split is empty")
-        low, high = part.labels.min(), part.labels.max()
-        if low < 0 or high >= len(raw.classes):
-            raise UserError(
-                f"{name}_labels must be in [0, {len(raw.classes)}), got {low} to {high}"
-            )
-        if part.shape[1:] != raw.train.shape[1:]:
-            kind = {"val": "validation"}.get(name, name)
-            raise UserError(
-                f"training images are {raw.train.shape[1:]} (H, W, C) "
-                f"and {kind} images {part.shape[1:]}; give images of one size"
-            )
-
-
-def _is_folder(path: Path) -> bool:
-    """Return whether there is such a folder; something else of that name is a UserError."""
-    if path.is_dir():
-        return True
-    if path.exists() or path.is_symlink():
-        raise UserError(f"{path} is not a folder; a data folder has {path.name}/CLASS/")
-    return False
-
-
-def _class_names(folder: Path, skipped: Skipped) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}; a data folder needs train/CLASS/, and may have val/CLASS/ and "
-            "test/CLASS/"
-        )
-    names = []
-    for entry in sorted(folder.iterdir()):
-        if is_hidden(entry.name):
-            skipped.add(HIDDEN, entry.name)
-        elif entry.is_dir():
-            names.append(entry.name)
-        else:
-            skipped.add(_OUTSIDE, entry.name)
-    if not names:
-        raise UserError(f"{folder} holds no class folders; put images into {folder}/CLASS/")
-    return tuple(names)
-
-
-def _labelled_files(
-    folder: Path, classes: tuple[str, ...], skipped: Skipped
-) -> tuple[list[Path], list[int]]:
-    """Return the images of the class folders, and their labels."""
-    if folder.name != "train":
-        extra = sorted(set(_class_names(folder, skipped)) - set(classes))
-        if extra:
-            raise UserError(
-                f"{folder} has a class {extra[0]!r}, but {folder.parent}/train does not; add "
-                "training images or remove the class"
-            )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = list_images(folder / name, skipped) if (folder / name).is_dir() else []
-        if not images and folder.name == "train":
-            raise UserError(f"class folder {folder / name} holds no images; add some or remove it")
-        files += images
-        labels += [label] * len(images)
-    if not files:
-        raise UserError(f"{folder} holds no images; put some into {folder}/CLASS/")
-    return files, labels
-
-
-def _in_memory(images: NDArray[Any], labels: NDArray[Any], origin: str) -> Part:
-    """Return a part of arrays that are read already; grey images gain a channel."""
-    images = images[..., None] if images.ndim == 3 else images
-    return Part(labels, images.shape, lambda index: images[index], origin)
+    def take(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        with Archive(self.path) as reopened:
+            rows = reopened.rows(self.key, index)
+        return rows.reshape(len(index), *self.shape[1:])
 
 
 def _idx_folders(data_dir: Path) -> tuple[Path, ...]:
@@ -350,7 +160,7 @@ def _idx_name(split: str, kind: str) -> str:
 def _idx_part(folder: Path, split: str) -> Part:
     images, labels = (_read_idx(folder / _idx_name(split, k)) for k in ("images", "labels"))
     check_arrays(split, (*images.shape, 1), images.dtype, labels.shape, labels.dtype)
-    return _in_memory(images, labels.astype(np.int64), f"from the {split} images")
+    return in_memory(images, labels.astype(np.int64), f"from the {split} images")
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
@@ -388,7 +198,7 @@ def _from_torchvision(kind: str, name: str, data_dir: Path, files: str) -> RawDa
             f"another folder with --data-dir ({type(error).__name__})"
         ) from None
     first, second = (
-        _in_memory(
+        in_memory(
             np.asarray(part.data, dtype=np.uint8),
             np.asarray(part.targets, dtype=np.int64),
             f"from the {split} images",

@@ -1,10 +1,10 @@
-"""Data sets as splits of uint8 images in memory; what has no images of its own is split off."""
+"""Data sets as splits of uint8 images; what has no images of its own is split off."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ from torch import Tensor
 from fge.config import DATA_NAMES
 from fge.data import sources
 from fge.data.choice import Chosen, choose
-from fge.data.sources import RawData
+from fge.data.folders import from_folder, raw_of
+from fge.data.own import from_own
+from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
+from fge.data.raw import RawData, check, sized
+from fge.data.shards import SUFFIX, list_shards
+from fge.data.split import Photographs, Split, StreamedSplit
 from fge.data.statistics import mean_and_std
+from fge.data.workers import default_workers
 from fge.errors import UserError, unknown
-from fge.memory import check_fits
+from fge.memory import check_fits, free_host_memory
 from fge.observer import counted
 
 NAMED: dict[str, Callable[[Path], RawData]] = {
@@ -30,26 +36,14 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
     "cifar100": sources.cifar100,
 }
 assert tuple(NAMED) == DATA_NAMES
-
-
-@dataclass(frozen=True)
-class Split:
-    """Part of a data set: ``images`` (N, C, H, W) uint8 and ``labels`` (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Split:
-        """Return the split with its tensors on ``device``."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-    def first(self, count: int) -> Split:
-        """Return the first ``count`` images; 0 returns all, and so does a larger number."""
-        return Split(self.images[: count or None], self.labels[: count or None])
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Per channel, of 1 (torchvision's ``ImageClassification`` preset)."""
+_NAMED = 20
+"""Classes that a line names."""
+_SAMPLE = 2000
+"""Training images that give mean and standard deviation of data that are not in memory."""
+_PADDED = 1.6
+"""The largest part of the training images' memory that a padded copy of them takes in addition."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,9 @@ class Dataset:
     images per channel, in grey levels from 0 to 255. ``fingerprint`` is a SHA-256 over all three
     splits. ``ood`` holds OOD images by name; see :func:`fge.data.load_ood`. ``origins`` say where
     the images of ``val``, and those of ``test`` if it has no part of its own, come from;
-    ``skipped`` tells of files that were passed over, if any were.
+    ``skipped`` tells of files that were passed over, if any were; ``unreadable``: files that were
+    left out because they cannot be read, and why; ``streamed``: whether images are read when they
+    are needed, ``streamable``: whether they can be.
     """
 
     name: str
@@ -85,16 +81,25 @@ class Dataset:
     ood: Mapping[str, OODImages] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     skipped: str | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    streamed: bool = False
+    streamable: bool = False
 
     @property
     def in_channels(self) -> int:
         """Channels of the images."""
-        return self.train.images.shape[1]
+        return self.train.shape[1]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""
-        return self.train.images.shape[2], self.train.images.shape[3]
+        return self.train.shape[2], self.train.shape[3]
+
+    @property
+    def untested(self) -> list[str]:
+        """The classes that have no test image."""
+        counts = np.bincount(self.test.labels.cpu().numpy(), minlength=len(self.classes))
+        return [name for name, n in zip(self.classes, counts.tolist(), strict=True) if n == 0]
 
     @property
     def notes(self) -> list[str]:
@@ -105,13 +110,47 @@ class Dataset:
             name, split = named[part]
             count = f"{counted(len(split), 'image')} " if len(split) else ""
             lines.append(f"{name}: {count}{origin}")
-        return [*lines, *([self.skipped] if self.skipped else [])]
+        lines += [self.skipped] if self.skipped else []
+        if self.unreadable:
+            file = next(iter(self.unreadable))
+            lines.append(f"unreadable: {counted(len(self.unreadable), 'file')}, such as {file}")
+        if self.untested:
+            names, rest = self.untested[:_NAMED], len(self.untested) - _NAMED
+            more = f" and {rest} more" if rest > 0 else ""
+            lines.append(f"classes without test images: {', '.join(names)}{more}")
+        if self.streamed:
+            lines.append("images are read from their files when they are needed (--stream)")
+        return lines
 
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its splits on ``device``."""
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
         ood = {n: replace(f, split=f.split.to(device)) for n, f in self.ood.items()}
         return replace(self, train=train, val=val, test=test, ood=ood)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a data set are read.
+
+    ``image_size``: images are resized to this side and their centres cropped, in pixels; ``stream``
+    is auto, on or off: read images when they are needed (auto: if they do not fit); ``workers``:
+    processes that read (None: one a core); ``skip_unreadable``: leave out files that cannot be
+    read; ``labels``: a table of labels of a folder's images; ``own``: returns the user's own data
+    sets (:func:`fge.data.own.from_own`).
+    """
+
+    image_size: int | None = None
+    stream: str = "off"
+    workers: int | None = 0
+    skip_unreadable: bool = False
+    labels: Path | None = None
+    own: Callable[[], Any] | None = None
+
+    @property
+    def processes(self) -> int:
+        """The number of worker processes."""
+        return default_workers() if self.workers is None else self.workers
 
 
 def load_dataset(
@@ -121,6 +160,8 @@ def load_dataset(
     train_size: int | None = None,
     test_size: int | None = None,
     val_fraction: float = 0.1,
+    normalize: str = "data",
+    reading: Reading | None = None,
 ) -> Dataset:
     """Load a data set by name or from the user's own files.
 
@@ -128,39 +169,50 @@ def load_dataset(
 
     Args:
         name: a key of ``NAMED``, a folder with images in ``train/CLASS/``, and perhaps
-            ``val/CLASS/`` and ``test/CLASS/``, or an ``.npz`` file.
+            ``val/CLASS/`` and ``test/CLASS/`` (or another layout of
+            :func:`fge.data.folders.from_folder`), or an ``.npz`` file.
         data_dir: folder of a named data set's files; ``data`` by default.
         train_size: number of training images to use, balanced over classes, validation included.
         test_size: number of test images to use, balanced over classes.
         val_fraction: fraction of the training images that becomes the validation split if the data
             have no validation images of their own; 0 for no validation.
+        normalize: whose mean and standard deviation images get: those of the training images
+            (data) or of ImageNet.
+        reading: how images are read; by default as they are, into memory.
 
     Raises:
         UserError: the name is unknown, files are missing or damaged, labels are out of range,
             images differ in size, a class or split is empty, a size exceeds the data, or the
             images do not fit into the memory.
     """
-    raw = load_raw(name, data_dir or Path("data"))
-    sources.check(raw)
+    reading = reading or Reading()
+    raw = load_raw(name, data_dir or Path("data"), reading)
+    check(raw)
     chosen = choose(raw, train_size=train_size, test_size=test_size, val_fraction=val_fraction)
     _check_classes(chosen.train, raw.classes)
-    train, val, test = _read(raw, chosen.train, chosen.val, chosen.test)
-    mean, std = mean_and_std(train.images)
+    three = (chosen.train, chosen.val, chosen.test)
+    streamed = _streams(raw, three, reading)
+    read = (_streamed if streamed else _in_memory)(raw, three, reading)
     return Dataset(
         name=raw.name,
         classes=raw.classes,
-        train=_split(train),
-        val=_split(val),
-        test=_split(test),
-        mean=mean,
-        std=std,
-        fingerprint=_fingerprint(train, val, test),
+        train=read.splits[0],
+        val=read.splits[1],
+        test=read.splits[2],
+        mean=_imagenet(raw, _IMAGENET_MEAN) if normalize == "imagenet" else read.mean,
+        std=_imagenet(raw, _IMAGENET_STD) if normalize == "imagenet" else read.std,
+        fingerprint=read.fingerprint,
         origins={"val": chosen.val.origin} | ({} if raw.test else {"test": chosen.test.origin}),
         skipped=raw.skipped,
+        unreadable=raw.unreadable,
+        streamed=streamed,
+        streamable=_streamable(raw),
     )
 
 
-def load_test_images(name: str, *, data_dir: Path | None = None, most: int) -> tuple[str, Tensor]:
+def load_test_images(
+    name: str, *, data_dir: Path | None = None, most: int, reading: Reading | None = None
+) -> tuple[str, Tensor]:
     """Return the name of a data set, and at most so many of its test images (M, C, H, W).
 
     They are the first of :func:`load_dataset`'s; no others are read.
@@ -168,28 +220,145 @@ def load_test_images(name: str, *, data_dir: Path | None = None, most: int) -> t
     Raises:
         UserError: as :func:`load_dataset`.
     """
-    raw = load_raw(name, data_dir or Path("data"))
-    sources.check(raw)
+    raw = load_raw(name, data_dir or Path("data"), reading or Reading())
+    check(raw)
     (test,) = _read(raw, choose(raw).test.first(most))
     return raw.name, _split(test).images
 
 
-def load_raw(name: str, data_dir: Path) -> RawData:
-    """Return the images of a named data set, an ``.npz`` file or a folder, as they are.
+def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawData:
+    """Return the images of a named data set, an ``.npz`` file or a folder.
+
+    They are as they are, or the centres of the given size.
 
     Raises:
         UserError: there is no such data.
     """
+    reading = reading or Reading()
+    raw = _found(name, data_dir, reading)
+    return raw if reading.image_size is None else sized(raw, reading.image_size, reading.processes)
+
+
+def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
+    path = Path(name)
+    if reading.skip_unreadable and (reading.own or name in NAMED or path.suffix == ".npz"):
+        raise UserError(f"--skip-unreadable is for image files, and data {name!r} are none")
+    if reading.own is not None:
+        return from_own(name, reading.own, reading.processes)
+    if reading.labels is not None and (name in NAMED or not path.is_dir()):
+        raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
+    if name not in NAMED and _in_shards(path):
+        listed = list_shards(name)
+        skip = reading.skip_unreadable
+        return raw_of(name, listed, skip_unreadable=skip, workers=reading.processes)
+    if name not in NAMED and path.is_dir():
+        return from_folder(
+            path,
+            labels=reading.labels,
+            skip_unreadable=reading.skip_unreadable,
+            workers=reading.processes,
+        )
     if name in NAMED:
         return NAMED[name](data_dir)
-    path = Path(name)
     if path.suffix == ".npz":
         return sources.from_npz(path)
-    if path.is_dir():
-        return sources.from_folder(path)
     if "/" in name or path.exists():
-        raise UserError(f"data {name!r} is neither a folder nor an .npz file")
+        raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")
     raise unknown("data", name, NAMED)
+
+
+def _in_shards(path: Path) -> bool:
+    """Return whether data are tar shards: by their name, or in a folder that has no ``train/``."""
+    if not path.is_dir():
+        return path.suffix == SUFFIX
+    return not (path / "train").is_dir() and any(path.glob(f"*{SUFFIX}"))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The splits, facts about the training images, and a fingerprint of all."""
+
+    splits: tuple[Split, Split, Split]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+
+def _streams(raw: RawData, splits: Sequence[Chosen], reading: Reading) -> bool:
+    """Return whether the images are read when they are needed: as asked, or if they do not fit."""
+    if not _streamable(raw):
+        if reading.stream == "on":
+            raise UserError(
+                "--stream on is for images in files of their own; those of this data set are "
+                "arrays, which are in memory"
+            )
+        return False
+    if reading.stream != "auto":
+        return reading.stream == "on"
+    sizes = [math.prod((len(split), *raw.train.shape[1:])) for split in splits]
+    return sum(sizes) + int(_PADDED * sizes[0]) > free_host_memory()
+
+
+def _streamable(raw: RawData) -> bool:
+    """Return whether images can be read when they are needed, and are not in memory anyway."""
+    whole = _whole(raw.train.pictures)
+    return whole.streamable and not isinstance(whole, ArrayPictures)
+
+
+def _in_memory(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Loaded:
+    found = _read(raw, *chosen)
+    mean, std = mean_and_std(found[0].images)
+    train, val, test = (
+        replace(_split(read), photographs=_photographs(own, reading))
+        for read, own in zip(found, chosen, strict=True)
+    )
+    return _Loaded((train, val, test), mean, std, _fingerprint(*found))
+
+
+def _streamed(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Loaded:
+    """Return splits that are read when they are needed; only a sample of them is read now."""
+    height, width, channels = shape = raw.train.shape[1:]
+    (sample,) = _read(raw, chosen[0].first(_SAMPLE))
+    mean, std = mean_and_std(sample.images)
+    digest = hashlib.sha256(_fingerprint(sample).encode())
+    splits = []
+    for own in chosen:
+        labels = own.labels.astype(np.int64)
+        digest.update(np.ascontiguousarray(labels).data)
+        for k in own.order.tolist():
+            digest.update(own.part.pictures.identity(k) + b"\0")
+        pictures = own.part.pictures
+        if not isinstance(pictures, Sized):
+            pictures = OfOneSize(pictures, shape, pictures.name(0))
+        centres = Photographs(pictures, own.order, (height, width), channels, reading.processes)
+        whole = _photographs(own, reading)
+        size = (len(own), channels, height, width)
+        splits.append(StreamedSplit(centres, size, torch.from_numpy(labels), whole))
+    train, val, test = splits
+    return _Loaded((train, val, test), mean, std, digest.hexdigest())
+
+
+def _photographs(chosen: Chosen, reading: Reading) -> Photographs | None:
+    """Return the whole pictures of which the centres are used, or None if they are used whole."""
+    if reading.image_size is None:
+        return None
+    side, channels = reading.image_size, chosen.part.shape[3]
+    whole = _whole(chosen.part.pictures)
+    return Photographs(whole, chosen.order, (side, side), channels, reading.processes)
+
+
+def _whole(pictures: Pictures) -> Pictures:
+    return pictures.pictures if isinstance(pictures, Sized) else pictures
+
+
+def _imagenet(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return values of ImageNet's three channels in grey levels from 0 to 255."""
+    if raw.train.shape[3] != len(values):
+        raise UserError(
+            f"--normalize imagenet is for images in colour, and these have "
+            f"{counted(raw.train.shape[3], 'channel')}; use --normalize data"
+        )
+    return tuple(255 * value for value in values)
 
 
 @dataclass(frozen=True)
@@ -205,7 +374,7 @@ def _read(raw: RawData, *splits: Chosen) -> list[_Read]:
     count, shape = sum(len(split) for split in splits), raw.train.shape[1:]
     size = " x ".join(map(str, shape))
     what = f"{counted(count, 'image')} of {raw.name}, {size} bytes each, need"
-    check_fits(count * math.prod(shape), what, sources.FEWER)
+    check_fits(count * math.prod(shape), what, FEWER)
     read: dict[int, NDArray[np.uint8]] = {}
     for part in {id(split.part): split.part for split in splits}.values():
         own = [k for k, split in enumerate(splits) if split.part is part]

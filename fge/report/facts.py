@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,11 @@ import torch
 
 from fge.data import Dataset
 from fge.devices import hardware_name
+from fge.observer import counted
+from fge.report.escaping import plain_name
+
+_NAMED = 20
+"""Files or classes that a page names."""
 
 
 def splits_note(facts: dict[str, Any]) -> str:
@@ -20,7 +27,18 @@ def splits_note(facts: dict[str, Any]) -> str:
         f"{facts[part]} {name} images {origins.get(part, '') if facts[part] else ''}".rstrip()
         for part, name in (("test", "test"), ("train", "training"), ("val", "validation"))
     ]
-    return f"{', '.join(counts)}."
+    missing, left_out = (facts.get(key, ()) for key in ("classes_without_test", "unreadable"))
+    more = [f"Classes without test images: {_names(missing)}."] if missing else []
+    if left_out:
+        files = counted(len(left_out), "file")
+        more.append(f"Left out because unreadable: {files}, {_names(left_out)}.")
+    return " ".join([f"{', '.join(counts)}.", *more])
+
+
+def _names(names: Collection[str]) -> str:
+    shown = [plain_name(name) for name in itertools.islice(names, _NAMED)]
+    rest = len(names) - len(shown)
+    return ", ".join([*shown, *([f"and {rest:,} more (see config.json)"] if rest else [])])
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
@@ -38,6 +56,9 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "std": list(dataset.std),
         "sha256": dataset.fingerprint,
         **({"origins": dict(dataset.origins)} if dataset.origins else {}),
+        **({"classes_without_test": dataset.untested} if dataset.untested else {}),
+        **({"unreadable": dict(dataset.unreadable)} if dataset.unreadable else {}),
+        **({"streamed": True} if dataset.streamed else {}),
         **({"ood": ood} if ood else {}),
     }
 

@@ -13,7 +13,8 @@ from curve_runs import run as run_line
 from interrupting import interrupted
 from promised import promised
 
-from fge.commands.build import Setup, load_data, settle_options
+from fge.commands.build import Setup, settle_options
+from fge.commands.loading import load_data
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, TrainConfig
 from fge.ensemble import SnapshotStore

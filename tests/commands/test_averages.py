@@ -32,7 +32,8 @@ from fge import metrics
 from fge.commands import averages as averages_module
 from fge.commands import cli
 from fge.commands.averages import Averages, average_snapshots
-from fge.commands.build import Setup, load_data
+from fge.commands.build import Setup
+from fge.commands.loading import load_data
 from fge.commands.run import Run, open_run, prepare
 from fge.commands.training import make_training
 from fge.config import FGEConfig, RunConfig

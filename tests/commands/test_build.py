@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fge.commands import build
-from fge.commands.build import Setup, load_data, settle_machine, settle_speed
+from fge.commands import build, loading
+from fge.commands.build import Setup, settle_machine, settle_speed
+from fge.commands.loading import load_data
 from fge.config import FGEConfig, RunConfig
 from fge.errors import UserError
 from fge.observer import Observer
@@ -121,8 +122,8 @@ def test_a_gpu_must_hold_all_images_and_the_padded_copy(
         asked.append(device)
         return needed - len(asked) + 1
 
-    monkeypatch.setattr(build, "choose_device", torch.device)
-    monkeypatch.setattr(build, "free_memory", free)
+    monkeypatch.setattr(loading, "choose_device", torch.device)
+    monkeypatch.setattr(loading, "free_memory", free)
     assert len(load_data(config).test) == 48
     with pytest.raises(UserError, match=r"^on cuda:0, the images need 17\.8 kB of memory, but "):
         load_data(config)

@@ -27,7 +27,7 @@ from conftest import ROOT, tiny_arrays, write_tiny_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fge.commands import build, cli, planes, train
+from fge.commands import build, cli, loading, planes, train
 from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
 from fge.data import load_dataset
 from fge.ensemble import SnapshotStore
@@ -909,7 +909,7 @@ def test_run_interrupted_while_measuring_goes_on_with_its_options(
     assert result.code == 130
     argv = advice(result.out)
     monkeypatch.setattr(build, "choose_speed", lambda *_, **__: Choice(Speed(), []))
-    monkeypatch.setattr(build, "load_dataset", only(str(tiny_npz)))
+    monkeypatch.setattr(loading, "load_dataset", only(str(tiny_npz)))
     assert run(argv).code == 0
     saved = options(Path("run"))
     assert (saved["data"], saved["epochs"], saved["start_epoch"]) == (str(tiny_npz), 4, 1)
@@ -1038,7 +1038,7 @@ def test_full_disk_is_one_line_and_the_run_can_be_resumed(
     assert result.code == 2
     assert re.search(r"[Nn]o space left|disk .*is full", result.message)
     assert list(out.rglob("*.tmp")) == []
-    monkeypatch.setattr(build, "load_dataset", only(str(finished.data)))
+    monkeypatch.setattr(loading, "load_dataset", only(str(finished.data)))
     again = result.message.endswith("; free some space, then run the command again")
     assert again == (after == 1)
     assert run(command(finished.data, out) if again else advice(result.message)).code == 0

@@ -138,7 +138,7 @@ def test_the_padded_copy_must_fit_too(
 ) -> None:
     write_tiny_npz(tmp_path / "d.npz")
     copy = 86 * (8 + 2 * 3) ** 2
-    monkeypatch.setattr("fge.commands.build.free_memory", lambda _: copy - 1)
+    monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy - 1)
     message = told(*FGE, "--data", "d.npz", "--crop-padding", "3", "--out", "run")
     assert message == (
         "on cpu, a padded copy of the training images needs 16.9 kB of memory, but 16.9 kB are "

@@ -15,7 +15,10 @@ from promised import promised
 from fge.compare import Plan
 from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig, read_config
 
-NEWER = ("average", "final_factor", "star_trunk", "star_branches", "split", "pretrained")
+NEWER = (
+    *("image_size", "normalize", "stream", "workers", "skip_unreadable", "labels"),
+    *("average", "final_factor", "star_trunk", "star_branches", "split", "pretrained"),
+)
 """Options that there were not (of ``fge`` there was the last one)."""
 
 

@@ -14,8 +14,9 @@ from interrupting import interrupted
 from promised import promised
 from torch.optim import AdamW
 
-from fge.commands.build import load_data, settle_options
+from fge.commands.build import settle_options
 from fge.commands.curves import curve_ensemble
+from fge.commands.loading import load_data
 from fge.commands.train import fge, train
 from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.ensemble import SnapshotStore

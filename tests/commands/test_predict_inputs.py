@@ -12,11 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fge.commands.predict import read_inputs, write_predictions
+from fge.commands import inputs
+from fge.commands.predict import write_predictions
 from fge.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (3, 5, 7)).astype(np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)
+
+
+def read_inputs(*arguments: Any) -> tuple[list[str], torch.Tensor]:
+    found = inputs.read_inputs(*arguments)
+    assert not found.unreadable
+    return found.names, found.split.images
 
 
 def save_images(folder: Path, arrays: np.ndarray) -> Path:

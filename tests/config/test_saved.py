@@ -54,6 +54,12 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         train_size=draw(counts),
         test_size=draw(counts),
         val_fraction=draw(st.floats(0, 1, exclude_max=True)),
+        image_size=draw(st.none() | st.integers(1, 4096)),
+        normalize=draw(st.sampled_from(["data", "imagenet"])),
+        stream=draw(switches),
+        workers=draw(st.none() | st.integers(0, 1024)),
+        skip_unreadable=draw(st.booleans()),
+        labels=draw(paths),
         crop_padding=(padding := draw(st.none() | st.integers(0, 100))),
         flip=(flip := draw(st.booleans())),
         tta=draw(st.none() | st.integers(2, 1000)) if flip or padding != 0 else None,
@@ -111,11 +117,16 @@ def test_any_valid_config_survives_the_file(config: FGEConfig, tmp_path: Path) -
     read, _ = read_config(tmp_path / "config.json", "fge", FGEConfig)
     for name in saved_fields(config):  # paths alone are changed: they are absolute
         assert as_stored(name, getattr(read, name)) == as_stored(name, getattr(config, name))
-    paths = [read.data_dir, read.pretrained, read.baseline]
+    paths = [read.data_dir, read.labels, read.pretrained, read.baseline]
     assert all(path.is_absolute() for path in paths if isinstance(path, Path))
-    assert replace(read, data_dir=None, pretrained=None, baseline=None, data="", ood=()) == replace(
-        config, data_dir=None, pretrained=None, baseline=None, data="", ood=()
-    )
+    without: dict[str, Any] = {
+        "data_dir": None,
+        "labels": None,
+        "pretrained": None,
+        "baseline": None,
+    }
+    without |= {"data": "", "ood": ()}
+    assert replace(read, **without) == replace(config, **without)
     types = {name: type(getattr(read, name)) for name in vars(read)}
     assert types == {name: type(getattr(config, name)) for name in vars(config)}
 

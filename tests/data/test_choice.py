@@ -13,7 +13,9 @@ from PIL import Image
 from fge import memory
 from fge.data import Dataset, Split, load_dataset, read_images
 from fge.data.choice import TEST_FRACTION
-from fge.data.sources import VAL_NAMES, from_folder, from_npz
+from fge.data.folders import from_folder
+from fge.data.raw import VAL_NAMES
+from fge.data.sources import from_npz
 from fge.errors import UserError
 
 CLASSES = ("cat", "dog")
@@ -244,7 +246,7 @@ def test_data_larger_than_the_memory_are_refused_before_they_are_read(
     data = make(kind, tmp_path, train="train", test="test")
     whole = 90 * 5 * 4
     monkeypatch.setattr(memory, "free_host_memory", lambda: whole - 1)
-    monkeypatch.setattr("fge.data.sources.read_images", pytest.fail)
+    monkeypatch.setattr("fge.data.pictures.read_images", pytest.fail)
     monkeypatch.setattr("fge.arrays.Archive.rows", pytest.fail)
     with pytest.raises(
         UserError,
@@ -268,7 +270,7 @@ def test_a_size_that_fits_is_read_and_nothing_else(
         opened.append(len(files))
         return read_images(files, **options)
 
-    monkeypatch.setattr("fge.data.sources.read_images", counting)
+    monkeypatch.setattr("fge.data.pictures.read_images", counting)
     dataset = load_dataset(data, train_size=30, test_size=10)
     assert dataset.fingerprint == expected.fingerprint
     assert opened == ([30, 10] if kind == "folder" else [])

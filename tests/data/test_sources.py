@@ -15,7 +15,9 @@ from conftest import tiny_arrays, tiny_split, write_tiny_npz
 from PIL import Image
 
 from fge.data import download_note, load_dataset, sources
-from fge.data.sources import FASHION_CLASSES, check, fashion_mnist, from_folder, from_npz
+from fge.data.folders import from_folder
+from fge.data.raw import RawData, check
+from fge.data.sources import FASHION_CLASSES, fashion_mnist, from_npz
 from fge.errors import UserError
 
 CLASSES = ("bird", "cat", "dog")
@@ -37,7 +39,7 @@ def labels_as(dtype: str) -> np.ndarray:
     return (np.arange(96) % 3).astype(dtype)
 
 
-def checked(path: Path) -> sources.RawData:
+def checked(path: Path) -> RawData:
     raw = from_npz(path)
     check(raw)
     return raw
@@ -146,7 +148,7 @@ def test_labels_of_any_integer_type_are_taken(tmp_path: Path, dtype: str) -> Non
         (
             {"test_images": np.zeros((48, 8, 9), np.uint8)},
             "training images are (8, 8, 1) (H, W, C) and test images (8, 9, 1); "
-            "give images of one size",
+            "give images of one size, or --image-size",
         ),
     ],
 )
@@ -362,7 +364,7 @@ def no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "no-such-folder")
 
 
-def assert_fashion(raw: sources.RawData, arrays: dict[str, np.ndarray]) -> None:
+def assert_fashion(raw: RawData, arrays: dict[str, np.ndarray]) -> None:
     check(raw)
     assert raw.classes == FASHION_CLASSES
     assert np.array_equal(raw.train.images, arrays["train_images"][..., None])

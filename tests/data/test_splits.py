@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fge.data import Dataset, Split, balanced_order, load_dataset, sources
+from fge.data.raw import RawData
 from fge.errors import UserError
 
 DATASETS = ROOT / "fge" / "data" / "bundled"
@@ -279,7 +280,7 @@ def test_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a folder nor an \.npz file"):
+    with pytest.raises(UserError, match=r"neither a folder, an \.npz file nor a tar shard"):
         load_dataset(str(tmp_path / "nowhere"))
 
 
@@ -293,7 +294,7 @@ def test_named_data_come_from_the_folder_given(
 ) -> None:
     asked: list[Path] = []
 
-    def cifar10(data_dir: Path) -> sources.RawData:
+    def cifar10(data_dir: Path) -> RawData:
         asked.append(data_dir)
         return sources.from_npz(write_tiny_npz(tmp_path / "t.npz"))
 

@@ -278,7 +278,7 @@ def test_a_bar_in_a_cell_makes_no_new_cell() -> None:
 def tiny_dataset() -> Dataset:
     def split(count: int) -> Split:
         images = torch.zeros(count, 3, 5, 7, dtype=torch.uint8)
-        return Split(images, torch.zeros(count, dtype=torch.int64))
+        return Split(images, torch.arange(count) % 2)
 
     return Dataset(
         name="tiny",
@@ -290,6 +290,16 @@ def tiny_dataset() -> Dataset:
         std=(4.0, 5.0, 6.0),
         fingerprint="abc",
     )
+
+
+def test_classes_and_files_that_a_page_names_are_plain_text_and_few() -> None:
+    facts = {**dataset_facts(tiny_dataset()), "classes_without_test": ["**a**"]}
+    facts["unreadable"] = {f"`{number}`": "broken" for number in range(25)}
+    note = splits_note(facts)
+    assert (
+        "Classes without test images: __a__. Left out because unreadable: 25 files, '0', " in note
+    )
+    assert note.endswith(", '19', and 5 more (see config.json).")
 
 
 def test_a_data_set_is_described_by_all_that_predicting_needs() -> None:
