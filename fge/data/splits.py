@@ -121,9 +121,7 @@ class Dataset:
         if self.streamed:
             splits = (self.train, self.val, self.test)
             size = size_text(sum(math.prod(split.shape) for split in splits))
-            lines.append(
-                f"streamed: images are read when they are needed; together they are {size}"
-            )
+            lines.append(f"streamed: images are read when needed; together they are {size}")
         return lines
 
     def to(self, device: torch.device) -> Dataset:
