@@ -44,6 +44,7 @@ from fge.config import (
     read_config,
     without_views,
 )
+from fge.data import default_workers
 from fge.disk import read_whole
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records, write_json, write_text
@@ -137,11 +138,14 @@ def _rank() -> tuple[int, int]:
 
 
 def _machine(config: CompareConfig, threads: int) -> dict[str, Any]:
-    """Return the device and the number of threads of this process's jobs."""
+    """Return the device, threads and workers of this process's jobs, which share the cores."""
     device = config.device
     if torch.device(device).type == "cuda" and _local_processes() > 1:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return {"device": device, "threads": threads}
+    workers = config.workers
+    if workers is None and config.jobs > 1:
+        workers = max(1, default_workers() // config.jobs)
+    return {"device": device, "threads": threads, "workers": workers}
 
 
 def _job_threads(config: CompareConfig) -> int:

@@ -67,6 +67,8 @@ def read_inputs(
         raise UserError(f"image_size must be the side of the network's images, {size}, got {side}")
     bad: dict[str, str] = {}
     if path.suffix == ".npz":
+        if skip_unreadable:
+            raise UserError(f"--skip-unreadable is for image files, and {path} is none")
         names, pictures = _from_npz(path)
     else:
         files = _listed(path, skipped)

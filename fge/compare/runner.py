@@ -62,7 +62,7 @@ class Runner:
     Args:
         folder: of the comparison; it contains ``runs``, ``logs`` and ``locks``.
         workers: number of jobs to run at a time.
-        machine: the device and the number of threads of this process's jobs.
+        machine: the device, threads and workers of this process's jobs.
         on_change: called with the names of the running jobs whenever they may have changed.
         on_done: called with each finished job, whichever process ran it.
         command: the command line that runs a job with the options in ``logs/JOB.json``.

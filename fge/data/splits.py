@@ -26,7 +26,7 @@ from fge.data.split import Photographs, Split, StreamedSplit
 from fge.data.statistics import mean_and_std
 from fge.data.workers import default_workers
 from fge.errors import UserError, unknown
-from fge.memory import check_fits, free_host_memory
+from fge.memory import check_fits, free_host_memory, size_text
 from fge.observer import counted
 
 NAMED: dict[str, Callable[[Path], RawData]] = {
@@ -119,7 +119,9 @@ class Dataset:
             more = f" and {rest} more" if rest > 0 else ""
             lines.append(f"classes without test images: {', '.join(names)}{more}")
         if self.streamed:
-            lines.append("images are read from their files when they are needed (--stream)")
+            splits = (self.train, self.val, self.test)
+            size = size_text(sum(math.prod(split.shape) for split in splits))
+            lines.append(f"streamed: images are read when needed; together they are {size}")
         return lines
 
     def to(self, device: torch.device) -> Dataset:
@@ -241,15 +243,16 @@ def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawDa
 
 def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     path = Path(name)
-    if reading.skip_unreadable and (reading.own or name in NAMED or path.suffix == ".npz"):
+    known = reading.own is not None or name in NAMED
+    shards = not known and _in_shards(path)
+    if reading.skip_unreadable and (known or path.suffix == ".npz"):
         raise UserError(f"--skip-unreadable is for image files, and data {name!r} are none")
+    if reading.labels is not None and (known or shards or not path.is_dir()):
+        raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
     if reading.own is not None:
         return from_own(name, reading.own, reading.processes)
-    if reading.labels is not None and (name in NAMED or not path.is_dir()):
-        raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
-    if name not in NAMED and _in_shards(path):
-        listed = list_shards(name)
-        skip = reading.skip_unreadable
+    if shards:
+        listed, skip = list_shards(name), reading.skip_unreadable
         return raw_of(name, listed, skip_unreadable=skip, workers=reading.processes)
     if name not in NAMED and path.is_dir():
         return from_folder(

@@ -94,7 +94,7 @@ def test_another_rank_waits_until_all_four_are_chosen(
     (runner,) = idle
     assert len(waited) == 1
     assert {getattr(job.config, "cuda_graphs", None) for job in runner.jobs} == {"on"}
-    assert runner.machine == {"device": "cpu", "threads": 3}
+    assert runner.machine == {"device": "cpu", "threads": 3, "workers": None}
 
 
 def test_runs_keep_their_threads_however_many_run_at_a_time(
@@ -113,3 +113,12 @@ def test_a_comparison_begun_before_threads_were_kept_shares_them_out(tmp_path: P
     begun = replace(CONFIG, out=tmp_path, jobs=2, resume=True)
     write_config(tmp_path / "config.json", "compare", begun)
     assert _job_threads(begun) == 2
+
+
+def test_runs_at_the_same_time_share_the_cores_for_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compare_module, "default_workers", lambda: 7)
+    for jobs, given, expected in ((1, None, None), (2, None, 3), (9, None, 1), (2, 5, 5)):
+        config = replace(CONFIG, jobs=jobs, workers=given)
+        assert compare_module._machine(config, 1)["workers"] == expected

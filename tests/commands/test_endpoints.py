@@ -15,7 +15,6 @@ from torch import nn
 
 from fge.commands.build import (
     Setup,
-    load_data,
     settle_machine,
     settle_options,
 )
@@ -26,6 +25,7 @@ from fge.commands.endpoints import (
     read_networks,
     train_network,
 )
+from fge.commands.loading import load_data
 from fge.config import RunConfig
 from fge.errors import DivergenceError, UserError
 from fge.observer import Observer

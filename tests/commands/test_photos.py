@@ -183,6 +183,8 @@ def test_arrays_are_resized_as_well(finished: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", images=images)
     assert run(predict(finished, tmp_path / "new.npz", tmp_path / "out")).code == 0
     assert len(predicted(tmp_path / "out")) == 4
+    skips = predict(finished, tmp_path / "new.npz", tmp_path / "none", "--skip-unreadable")
+    assert run(skips).message.startswith("--skip-unreadable is for image files, and ")
     np.savez(tmp_path / "new.npz", images=images[..., :1])
     result = run(predict(finished, tmp_path / "new.npz", tmp_path / "none"))
     assert result.message.endswith("have 1 channels, but the network needs 3")

@@ -206,3 +206,8 @@ def test_other_tables_are_refused(tmp_path: Path, tiny_npz: Path) -> None:
     for data in ("fashion-mnist-mini", str(tiny_npz)):
         with pytest.raises(UserError, match="--labels is for a folder of images"):
             load_dataset(data, reading=Reading(labels=file))
+    with pytest.raises(UserError, match="--labels is for a folder of images, and data 'a:b'"):
+        load_dataset("a:b", reading=Reading(labels=file, own=list))
+    (tmp_path / "data" / "a.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="--labels is for a folder of images"):
+        load_dataset(str(tmp_path / "data"), reading=Reading(labels=file))

@@ -225,7 +225,8 @@ def test_what_does_not_fit_is_streamed_and_told(
     monkeypatch.setattr("fge.data.splits.free_host_memory", lambda: bytes_of_all)
     dataset = read(photos, image_size=16, stream="auto")
     assert dataset.streamed
-    assert "images are read from their files when they are needed (--stream)" in dataset.notes
+    note = "streamed: images are read when needed; together they are 33.8 kB"
+    assert (bytes_of_all, dataset.notes[-1]) == (33_792, note)
     monkeypatch.setattr("fge.data.splits.free_host_memory", lambda: 3 * bytes_of_all)
     assert not read(photos, image_size=16, stream="auto").streamed
 
