@@ -385,3 +385,36 @@ def test_targets_may_be_anywhere_in_a_batch(measure: Any) -> None:
         measure(model, F.cross_entropy, [UserDict(x=x, y=y)], **options)
     with pytest.raises(UserError, match=r"^batches of 3 parts do not say which is the target"):
         measure(model, F.cross_entropy, [(x, x, y)])
+
+
+class Residual(nn.Module):
+    """A block whose branch begins at zero, so that its last ReLU is at its kink where x is 0."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.scale = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.scale * self.branch(x))
+
+
+def on_a_kink(before: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    block = Residual(nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), before, block, nn.Linear(6, 3)).double()
+
+
+def test_weights_on_a_kink_are_compared_beside_it() -> None:
+    model = on_a_kink(nn.Identity())
+    before = [p.detach().clone() for p in model.parameters()]
+    agreement = fge.top_eigenvalues(model, F.cross_entropy, data()).agreement
+    assert agreement is not None
+    assert agreement.difference < 1e-5
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_wrong_second_derivative_is_found_on_a_kink_too() -> None:
+    model = on_a_kink(Square(skew=False))
+    with pytest.raises(UserError, match="from a finite difference of gradients"):
+        fge.top_eigenvalues(model, F.cross_entropy, data())
