@@ -28,6 +28,8 @@ from fge.config.base import saved_fields
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, END, FIT = 6, 2, 2
 
 
@@ -111,7 +113,6 @@ def test_its_cost_and_its_figures_are_in_the_report(reference: Path) -> None:
     assert 'href="baseline/report.html"' in (reference / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     reference: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +132,6 @@ def test_a_finished_run_gets_a_baseline_later_and_can_do_without_it_again(
     assert sorted(after) == sorted(before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.62, 0.8, 0.97])
 def test_an_interrupted_baseline_is_continued(
     reference: Path, data: Path, tmp_path: Path, part: float

@@ -121,6 +121,7 @@ def test_the_ensemble_s_validation_figures_are_logged(finished: Path) -> None:
     assert last["ensemble_val_error"] == pytest.approx(metrics.error(mean, targets), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_no_choice_and_no_weight_depends_on_the_test_data(tmp_path: Path) -> None:
     from conftest import tiny_arrays, write_tiny_npz
 

@@ -255,6 +255,7 @@ def test_a_fit_finds_the_known_best_bend_of_a_bowl(family: str, share: float) ->
     assert (curve.points[1] - best).norm() < 0.02 * best.norm(), "the last steps' noise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["uniform", "arclength"])
 def test_a_fit_finds_the_bottom_of_the_valley(objective: str) -> None:
     c = 0.8
