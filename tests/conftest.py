@@ -17,14 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before cuBLAS is first used: without it there are no deterministic matrix products on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# A shell's background job ignores Ctrl-C, which tests send to themselves and to what they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import numpy as np
 import pytest
 
 if TYPE_CHECKING:
     import torch
+
+# A shell's background job ignores Ctrl-C, which tests send to themselves and to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 # For `import cli`, `from conftest import ...` and `from cuda_tools import ...`.
