@@ -175,8 +175,10 @@ def watched(peak: list[int]) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.1):
+        while True:
             peak[0] = max(peak[0], proportional_memory(os.getpid()))
+            if done.wait(0.1):
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

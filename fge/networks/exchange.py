@@ -58,7 +58,8 @@ class Exchange:
                 else:
                     _set(slots.parameters, loan.parameters)
                     if slots.buffers:
-                        torch._foreach_copy_(slots.buffers, loan.buffers)
+                        with torch.no_grad():
+                            torch._foreach_copy_(slots.buffers, loan.buffers)
                 yield
         finally:
             _set(slots.parameters, own)
@@ -92,7 +93,7 @@ class _Slots:
         self.modules = [module for _, module in named]
         self.plain = all(map(_loads_plainly, self.modules))
         self.held, self.children = self._contents()
-        slots = dict(_named_tensors(named))
+        slots = dict(_named_tensors(named)) if self.plain else {}
         self.parameter_names = [n for n, t in slots.items() if isinstance(t, nn.Parameter)]
         self.buffer_names = [n for n in slots if n not in set(self.parameter_names)]
         self.parameters = [slots[name] for name in self.parameter_names]
@@ -141,6 +142,8 @@ def _named_tensors(named: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str
 
 def _loads_plainly(module: nn.Module) -> bool:
     """Return whether loading a state does nothing but copy tensors of the same names."""
+    if isinstance(module, torch.jit.ScriptModule):  # its tensors are wrapped anew at each look
+        return False
     kind = type(module)
     loader = kind._load_from_state_dict
     return (
