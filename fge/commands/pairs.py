@@ -249,20 +249,7 @@ class CurveStudy:
             append_record(file, record)
             self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
 
-        # The report says which buffers the networks have.
-        with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
-            records = evaluate_curve(
-                self.model,
-                curve,
-                batches,
-                ts=ts,
-                refresh=self.data.measured,
-                num_images=None,
-                speed=self.speed,
-                on_point=on_point,
-                on_record=on_record,
-                done=done,
-            )
+        records = self._evaluate(curve, batches, ts, on_point, on_record, done)
         self._predict_ood(path, curve, kept)
         return records
 
@@ -291,10 +278,13 @@ class CurveStudy:
         batches: Mapping[str, EvalBatches],
         ts: Sequence[float],
         on_point: Callable[[float, Probabilities], None],
-    ) -> None:
+        on_record: Callable[[Record], None] | None = None,
+        done: Sequence[Record] = (),
+    ) -> CurveRecords:
         """Evaluate networks on a path, with the statistics that all points on it have."""
+        # The report says which buffers the networks have.
         with warnings.catch_warnings(action="ignore", category=InterpolatedWarning):
-            evaluate_curve(
+            return evaluate_curve(
                 self.model,
                 curve,
                 batches,
@@ -303,6 +293,8 @@ class CurveStudy:
                 num_images=None,
                 speed=self.speed,
                 on_point=on_point,
+                on_record=on_record,
+                done=done,
             )
 
     def _predict_ood(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:

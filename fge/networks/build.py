@@ -7,7 +7,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -119,32 +120,32 @@ def _try_out(
     height, width = image_size
     images = torch.zeros(2, in_channels, height, width)
     check_values(name, model)
-    try:
+    with _processing(name, images):
         materialise(model, images)
         _accept(name, model, images)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "
-            f"{reason(error)}"
-        ) from error
     for training in (False, True):
-        try:
+        with _processing(name, images):
             output = _applied(model, images, training=training)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"model {name!r} cannot process images of {in_channels} x {height} x {width}: "
-                f"{reason(error)}"
-            ) from error
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != (2, num_classes):
             raise UserError(
                 f"model {name!r} must return logits of shape (N, {num_classes}) for the "
                 f"{num_classes} classes of the data, got {shape} for N = 2"
             )
+
+
+@contextmanager
+def _processing(name: str, images: Tensor) -> Iterator[None]:
+    """Turn whatever a model raises for images into an error that names both."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        size = " x ".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"model {name!r} cannot process images of {size}: {reason(error)}"
+        ) from error
 
 
 def _applied(model: nn.Module, images: Tensor, *, training: bool) -> Any:
