@@ -1,15 +1,14 @@
-"""Fine-tuning: which optimizer and rates suit it, and what methods gain at equal budgets.
+"""Fine-tuning: which optimizer and rates suit it.
 
     python benchmarks/fine_tuning.py search [--seeds 2]
-    python benchmarks/fine_tuning.py run [--seeds 5]
     python benchmarks/fine_tuning.py table
 
 1,000 images of five classes of Fashion-MNIST, 20 epochs, from weights trained on 25,000 images of
 the five other classes (task F of ``benchmarks/pays.py``, whose data and weights these are); the
 head is new. ``search`` trains ``average`` with each setting of ``SETTINGS`` and judges it on 25,000
-other training images, seeds from 100 on. ``run`` compares methods on the 5,000 test images with the
-best setting of AdamW, seeds from 1000 on; a deep ensemble pools as many whole fine-tunings. One
-thread, float32; about 10 s for each training. Results: ``benchmarks/results/fine_tuning.json``.
+other training images, seeds from 100 on. Task A of ``benchmarks/pays.py`` then compares methods
+with the best setting of AdamW. One thread, float32; about 10 s for each training. Results:
+``benchmarks/results/fine_tuning.json``.
 """
 
 from __future__ import annotations
@@ -46,16 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adamw 1e-3, frozen": {"optimizer": "adamw", "lr": 1e-3, "freeze": r"^[0-9]\."},
 }
 """Each with a warm-up of one epoch."""
-METHODS: dict[str, dict[str, Any]] = {
-    "single": {},
-    "average": {},
-    "fge": {},
-    "star": {"star_branches": 3},
-    "split": {"split": 2},
-    "auto": {},
-}
-LARGEST = 3
-"""Whole fine-tunings in the largest deep ensemble."""
 
 
 def related_weights(work: Path) -> Path:
@@ -72,120 +61,66 @@ def related_weights(work: Path) -> Path:
     return bare
 
 
-def measured(work: Path, name: str, data: str, **options: Any) -> dict[str, Any]:
-    """Train once, and return error, NLLs and the probabilities of the method's last line."""
-    out = work / "runs" / name.replace(" ", "-").replace(",", "")
-    images = make_data(data, work / "data")
+def measured(work: Path, seed: int, setting: str) -> dict[str, float]:
+    """Fine-tune once; return error, NLL and calibrated NLL on the other training images."""
+    out = work / "runs" / f"{setting.replace(' ', '-').replace(',', '')}-{seed}"
     config = TrainConfig(
-        data=str(images),
+        data=str(make_data("fine-search", work / "data")),
         out=out,
+        method="average",
+        seed=seed,
+        val_fraction=0.0,
         epochs=EPOCHS,
         batch_size=BATCH,
         pretrained=related_weights(work),
         warmup_epochs=1.0,
         resume=(out / "config.json").is_file(),
-        **{**PLAIN, **options},
+        **{**PLAIN, **SETTINGS[setting]},
     )
     if not (out / "report.json").is_file():
         train(config)
-    lines = json.loads((out / "report.json").read_text())["methods"]
-    line = [line for line in lines if line["name"] == config.method][-1]
     with np.load(out / "predictions" / "test.npz") as file:
-        names, probs = [str(n) for n in file["members"]], file["probabilities"]
-        targets = file["targets"]
-    mean = np.mean([probs[names.index(n)] for n in line["member_names"]], axis=0, dtype=np.float64)
-    return {**figures(mean, targets), "members": line["members"], "probs": mean, "targets": targets}
-
-
-def figures(probs: Any, targets: Any) -> dict[str, float]:
-    """Return error, NLL and calibrated NLL of probabilities."""
-    tempered = metrics.calibrated_nll_per_example(probs, targets)
+        probs, targets = file["probabilities"][0], file["targets"]
     return {
         "error": metrics.error(probs, targets),
         "nll": metrics.nll(probs, targets),
-        "calibrated_nll": float(np.mean(tempered)),
+        "calibrated_nll": float(np.mean(metrics.calibrated_nll_per_example(probs, targets))),
     }
 
 
 def search(work: Path, seeds: int) -> None:
     """Train with each setting; keep its figures per seed."""
-    for setting, options in SETTINGS.items():
-        found = []
-        for seed in range(100, 100 + seeds):
-            name = f"search-{setting}-{seed}"
-            line = measured(
-                work, name, "fine-search", method="average", seed=seed, val_fraction=0.0, **options
-            )
-            found.append({key: line[key] for key in ("error", "nll", "calibrated_nll")})
-        _keep("search", setting, found)
+    for setting in SETTINGS:
+        _keep(setting, [measured(work, 100 + k, setting) for k in range(seeds)])
 
 
-def best_setting() -> str:
-    """Return the setting of AdamW with the lowest mean calibrated NLL in the search."""
-    found = json.loads(RESULTS.read_text())["search"]
-    adamw = [name for name in found if name.startswith("adamw")]
-    means = {name: np.mean([seed["calibrated_nll"] for seed in found[name]]) for name in adamw}
-    return str(min(adamw, key=means.__getitem__))
-
-
-def run(work: Path, seeds: int) -> None:
-    """Compare the methods with the best setting."""
-    options = SETTINGS[best_setting()]
-    _keep("run", "setting", best_setting())
-    pool: dict[int, dict[str, Any]] = {}
-    for method, own in METHODS.items():
-        found = []
-        for seed in range(1000, 1000 + seeds):
-            line = measured(
-                work, f"run-{method}-{seed}", "fine", method=method, seed=seed, **own, **options
-            )
-            found.append({k: v for k, v in line.items() if k not in ("probs", "targets")})
-            if method == "average":
-                pool[seed] = line
-        _keep("run", method, found)
-    for size in range(2, LARGEST + 1):
-        found = []
-        for first in range(seeds):
-            parts = [pool[1000 + (first + k) % seeds] for k in range(size)]
-            mean = np.mean([part["probs"] for part in parts], axis=0)
-            found.append({**figures(mean, parts[0]["targets"]), "members": size})
-        _keep("run", f"{size} whole fine-tunings", found)
-
-
-def _keep(part: str, name: str, value: Any) -> None:
+def _keep(setting: str, figures: list[dict[str, float]]) -> None:
     content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    content.setdefault(part, {})[name] = value
+    content.setdefault("search", {})[setting] = figures
     content["environment"] = {"torch": torch.__version__, "threads": 1}
     write_json(RESULTS, content)
 
 
 def table() -> None:
     """Print the figures: means over seeds, and standard deviations."""
-    content = json.loads(RESULTS.read_text())
-    for part in ("search", "run"):
-        print(f"\n{part}: error %, calibrated NLL")
-        for name, found in content.get(part, {}).items():
-            if isinstance(found, str):
-                print(f"  setting: {found}")
-                continue
-            errors, nlls = ([seed[key] for seed in found] for key in ("error", "calibrated_nll"))
-            print(
-                f"  {name:28} {len(found)} seeds  {np.mean(errors):6.2f} ± {np.std(errors):.2f}"
-                f"  {np.mean(nlls):.4f} ± {np.std(nlls):.4f}"
-            )
+    print("error %, calibrated NLL")
+    for name, found in json.loads(RESULTS.read_text())["search"].items():
+        errors, nlls = ([seed[key] for seed in found] for key in ("error", "calibrated_nll"))
+        print(
+            f"  {name:28} {len(found)} seeds  {np.mean(errors):6.2f} ± {np.std(errors):.2f}"
+            f"  {np.mean(nlls):.4f} ± {np.std(nlls):.4f}"
+        )
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("search", "run", "table"))
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("part", choices=("search", "table"))
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     arguments = parser.parse_args()
     if arguments.part == "search":
-        search(arguments.work, arguments.seeds or 2)
-    elif arguments.part == "run":
-        run(arguments.work, arguments.seeds or 5)
+        search(arguments.work, arguments.seeds)
     else:
         table()
 

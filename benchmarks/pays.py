@@ -1,6 +1,6 @@
-"""What pays: methods at equal budgets on six tasks, ten fresh seeds each.
+"""What pays: methods at equal budgets on seven tasks, ten fresh seeds each.
 
-    python benchmarks/pays.py run U S L F C [--seeds 10] [--cifar FOLDER] [--work runs/pays]
+    python benchmarks/pays.py run U S L F A C [--seeds 10] [--cifar FOLDER] [--work runs/pays]
     python benchmarks/pays.py run R
     python benchmarks/pays.py table
 
@@ -11,11 +11,12 @@ Tasks:
 - L: U with 300 epochs.
 - F: fine-tuning: 1,000 images of five classes, 40 epochs, from weights trained on 25,000 images of
   the five other classes.
+- A: F with AdamW; its setting was searched by ``benchmarks/fine_tuning.py``.
 - C: 10,000 images of CIFAR-10 (JPEG q75), 100 epochs.
 - R: scikit-learn's digits (1,797 rows of 64 numbers) with an MLP, in a loop of its own.
 
-Tests are all 10,000 test images (F: the 5,000 of its classes), a tenth of the training images
-validates. Settings were searched on other training images with other seeds
+Tests are all 10,000 test images (F and A: the 5,000 of their classes), a tenth of the training
+images validates. Settings were searched on other training images with other seeds
 (``benchmarks/search_pays.py``) and frozen before; test images chose nothing. Each task is a
 ``compare`` in its folder of ``--work``: an interrupted task continues, one run per core, or
 ``--jobs`` of them on the GPU of ``--device cuda``. Finished
@@ -76,6 +77,19 @@ TASKS = {
         ("single", "average", "swa", "fge-paper", "fge", "star", "split", "auto"),
         {"epochs": 40, "split": 4, "lr": 0.05},
     ),
+    "A": Task(
+        "fine",
+        "F with AdamW at 0.003 (warm-up of one epoch), 20 epochs in batches of 50",
+        ("single", "average", "swa", "fge-paper", "fge", "star", "split", "auto"),
+        {
+            "epochs": 20,
+            "batch_size": 50,
+            "split": 4,
+            "optimizer": "adamw",
+            "lr": 0.003,
+            "warmup_epochs": 1.0,
+        },
+    ),
     "C": Task("cifar", "CIFAR-10 (JPEG q75), 10,000 images, 100 epochs", FEW),
 }
 RELATED_EPOCHS = 20
@@ -88,7 +102,7 @@ def options_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"data": str(data), "threads": arguments.jobs, **SPEED}
     options |= {"device": arguments.device, **task.options}
     options["cuda_graphs"] = "off" if arguments.device == "cpu" else "on"
-    if name == "F":
+    if name in ("F", "A"):
         options["pretrained"] = related_weights(work)
     return options
 

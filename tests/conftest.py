@@ -95,6 +95,17 @@ def own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def forked_jobs() -> Iterator[None]:
+    """Fork the jobs of comparisons that run in this process, instead of new interpreters."""
+    import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fge.compare.runner.subprocess", forked.in_place_of_subprocess())
+        patch.setattr("fge.compare.runner.POLL_SECONDS", 0.05)
+        yield
+
+
 # --------------------------------------------------------------------------------- tests of a GPU
 
 

@@ -113,8 +113,9 @@ def write_other_layouts(folder: Path, images: np.ndarray, labels: np.ndarray) ->
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the folders and files that the commands name, and the runs that they look at."""
+    request.getfixturevalue("forked_jobs")
     folder = tmp_path_factory.mktemp("docs")
     arrays = tiny_arrays()
     for part in ("train", "test"):

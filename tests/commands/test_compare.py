@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from conftest import PLAIN, ROOT, write_tiny_npz
@@ -28,7 +29,8 @@ from fge.ensemble import PredictionFile
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
-pytestmark = pytest.mark.slow  # comparisons run their jobs in processes
+# Comparisons run their jobs in processes.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_jobs")]
 
 METHODS = ("fge", "swa", "sse")
 JOBS = 6
@@ -194,6 +196,7 @@ def test_a_run_of_another_model_among_the_runs_is_refused(finished: Path, data: 
 
 @pytest.mark.slow
 def test_a_job_that_fails_is_named_and_the_others_are_kept(data: Path, tmp_path: Path) -> None:
+    """Here, the comparison and its job are new interpreters."""
     values = options(data, tmp_path / "out", methods=("single",), lr=1e30, jobs=1)
     words = command_line({k: v for k, v in values.items() if k != "start_epoch"})
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -204,16 +207,17 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(data: Path, tmp_path:
 
 
 def processes_of(out: Path) -> list[int]:
-    """Return a comparison and its jobs, which are processes of their own: those that name it."""
+    """Return a comparison and its jobs: the processes that have files of it open."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and os.fsencode(out) in (entry / "cmdline").read_bytes():
+            files = (os.readlink(file) for file in (entry / "fd").iterdir())
+            if entry.name.isdigit() and any(file.startswith(f"{out}/") for file in files):
                 found.append(int(entry.name))
     return found
 
 
-def kill(process: subprocess.Popen[bytes], out: Path) -> None:
+def kill(process: forked.Forked, out: Path) -> None:
     """Kill a comparison and its jobs."""
     process.kill()
     process.wait()
@@ -238,7 +242,7 @@ def test_jobs_end_with_the_comparison_however_it_ends(
     out = tmp_path / "out"
     words = command_line(options(data, out, epochs=100_000))
     with (tmp_path / "err").open("w") as err:
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path)
+        process = forked.Forked(words, stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path)
     try:
         until = time.monotonic() + 120
         while training(out) < 2 and process.poll() is None and time.monotonic() < until:
@@ -266,10 +270,11 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(
     out, seed = tmp_path / "out", random.SystemRandom().randrange(2**32)
     print(f"seed of the moment: {seed}")
     words = command_line(options(data, out))
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
-        time.sleep(random.Random(seed).uniform(2, 12))
+    options_of_process = {"cwd": tmp_path, "hash_seed": 1}
+    with forked.Forked(words, stdout=subprocess.DEVNULL, **options_of_process) as process:
+        time.sleep(random.Random(seed).uniform(0.2, 5))
         kill(process, out)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = forked.run(words, **options_of_process)
     assert done.returncode == 0, done.stderr
     ours, theirs = kept(out), kept(finished)
     assert set(ours) == set(theirs)
@@ -284,9 +289,8 @@ def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) ->
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         environment = {**os.environ, **place, "LOCAL_WORLD_SIZE": "2"}
-        ranks.append(
-            subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=tmp_path, env=environment)
-        )
+        options_of_process = {"cwd": tmp_path, "env": environment}
+        ranks.append(forked.Forked(words, stdout=subprocess.DEVNULL, **options_of_process))
     assert [process.wait() for process in ranks] == [0, 0]
     ours, theirs = kept(out), kept(finished)
     assert [name for name in theirs if ours.get(name) != theirs[name]] == []

@@ -282,6 +282,7 @@ def test_a_pipe_in_a_run_folder_is_refused_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_jobs")
 def test_every_command_trains_and_validates_on_the_same_images(
     odd_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
