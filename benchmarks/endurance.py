@@ -1,7 +1,7 @@
 """What interruptions, damage, odd input and full disks do to a run folder.
 
     python benchmarks/endurance.py [--kills 200] [--commands 1000] [--seed 0] [--minutes N]
-        [--out benchmarks/results/endurance.json] [--smoke]
+        [--continue] [--out benchmarks/results/endurance.json] [--smoke]
 
 Five parts, on tiny runs of every command that writes a folder:
 
@@ -13,8 +13,9 @@ Five parts, on tiny runs of every command that writes a folder:
 - ``pairs``: two commands at a time on one folder. One writes, the other is refused or helps.
 - ``space``: disks from 4 kB up. Each full disk is one line; with more space the run goes on.
 
-``--minutes`` gives each part a share of the time, after the runs that it compares with. Raw
-results: ``benchmarks/results/endurance.json``. The tables of ``docs/results/endurance.md`` are
+``--minutes`` gives each part a share of the time, after the runs that it compares with;
+``--continue`` adds cases to those of an earlier sitting with the same seed.
+Raw results: ``benchmarks/results/endurance.json``. The tables of ``docs/results/endurance.md`` are
 written from them.
 """
 
@@ -31,8 +32,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,12 @@ from endurance_fork import (
     run,
     start,
 )
+from endurance_page import KINDS, RESULTS, write_page
 from endurance_runs import BY_NAME, JOBS, Job, Workplace, copy, promised, remove
 
-from fge.files import write_json, write_text
-from fge.report import environment_facts, markdown_table
+from fge.files import write_json
+from fge.report import environment_facts
 
-RESULTS = Path(__file__).parent / "results" / "endurance.json"
-PAGE = Path(__file__).parents[1] / "docs" / "results" / "endurance.md"
-MARK = "<!-- What follows is written by benchmarks/endurance.py. -->"
 SHARES = {"kills": 0.2, "damage": 0.35, "lines": 0.2, "pairs": 0.15, "space": 0.1}
 SIGNALS = (*[signal.SIGKILL] * 6, signal.SIGTERM, signal.SIGINT)
 MOST_SIGNALS = 4
@@ -77,24 +76,38 @@ AGAIN = 0.3
 PAIRED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict")
 FILLED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict", "report")
 PAGE_BYTES, SPACE = 4096, "256m"
-KINDS = ("lost", "silent", "traceback", "hang", "unclear", "touched")
 LIMITS = ("kills", "damages", "commands", "rounds", "minutes")
 SMOKE_MINUTES = 0.7
 SMOKE = ("train", "predict", "report-again")
 Rows = dict[str, Counts]
 
 
+@dataclass
+class Span:
+    """The cases of a part in one sitting, by number: from ``next`` on, for so many seconds."""
+
+    next: int
+    seconds: float
+
+    def numbers(self, end: int) -> Iterator[int]:
+        """Yield numbers below ``end``; a case counts once its loop goes on."""
+        until = time.perf_counter() + self.seconds
+        while self.next < end and time.perf_counter() < until:
+            yield self.next
+            self.next += 1
+
+
 # -------------------------------------------------------------------------------------------- kills
 
 
-def kills(place: Workplace, count: int, seed: int, seconds: float, jobs: tuple[Job, ...]) -> Rows:
+def kills(place: Workplace, count: int, seed: int, span: Span, jobs: tuple[Job, ...]) -> Rows:
     """Interrupt jobs in turn, until so many signals were sent."""
     rows: Rows = {}
-    known = {job.name: _end_of(place, job) for job in jobs}
-    sent, until = 0, time.perf_counter() + seconds
-    for number in range(10 * count):
+    known = {job.name: _end_of(place, job) for job in jobs if count > 0}
+    sent = 0
+    for number in span.numbers(1_000_000):
         job = jobs[number % len(jobs)]
-        if sent >= count or time.perf_counter() > until:
+        if sent >= count:
             break
         rng = random.Random(f"{seed} {number}")
         signals, found, done = interrupted(place, job, rng, *known[job.name])
@@ -171,28 +184,24 @@ def stopped_badly(done: Done, number: signal.Signals) -> str | None:
 
 
 def damage(
-    place: Workplace, count: int | None, seed: int, seconds: float, jobs: tuple[Job, ...]
+    place: Workplace, count: int | None, seed: int, span: Span, jobs: tuple[Job, ...]
 ) -> tuple[Rows, int]:
     """Examine damaged files, of each run in turn; return the rows and the number of all cases."""
     study, rows = DamageStudy(place, jobs), Rows()
-    until = time.perf_counter() + seconds
-    for number, case in enumerate(study.cases(random.Random(seed))):
-        if time.perf_counter() > until or (count is not None and number >= count):
-            break
+    cases = list(study.cases(random.Random(seed)))
+    for number in span.numbers(len(cases) if count is None else min(count, len(cases))):
+        case = cases[number]
         found, done = study.examine(case)
         state = STUDIED if case.state.startswith(STUDIED) else case.state
         rows.setdefault(f"{case.job.name}, {state}", Counts()).add(found, done)
-    return rows, study.total()
+    return rows, len(cases)
 
 
-def generated(place: Workplace, count: int, seed: int, seconds: float) -> Rows:
+def generated(place: Workplace, count: int, seed: int, span: Span) -> Rows:
     """Run generated command lines; return a row per command."""
     rows: Rows = {}
     lines.furnish(place)
-    until = time.perf_counter() + seconds
-    for number in range(count):
-        if time.perf_counter() > until:
-            break
+    for number in span.numbers(count):
         found, done = lines.examine_line(place, number, seed)
         command = lines.line_of(number, seed)[0].command
         rows.setdefault(command, Counts()).add(found, done)
@@ -202,7 +211,7 @@ def generated(place: Workplace, count: int, seed: int, seconds: float) -> Rows:
 # -------------------------------------------------------------------------------------------- pairs
 
 
-def pairs(place: Workplace, rounds: int, seed: int, seconds: float, jobs: tuple[Job, ...]) -> Rows:
+def pairs(place: Workplace, rounds: int, seed: int, span: Span, jobs: tuple[Job, ...]) -> Rows:
     """Run two commands at a time on one folder, the second a random moment after the first."""
     rows: Rows = {}
     known = {job.name: _end_of(place, job) for job in jobs}
@@ -211,19 +220,16 @@ def pairs(place: Workplace, rounds: int, seed: int, seconds: float, jobs: tuple[
         if kill_half(place, job, finish(place, job)):
             halves[job.name] = place.kept / f"{job.name}-pair"
             copy(place.cwd / "out", halves[job.name])
-    until = time.perf_counter() + seconds
-    for number in range(rounds):
+    cases = rounds * [(job, kind) for job in jobs for kind in _kinds(job)]
+    for number in span.numbers(len(cases)):
+        job, kind = cases[number]
         rng = random.Random(f"{seed} {number}")
-        for job in jobs:
-            for kind in _kinds(job):
-                if time.perf_counter() > until:
-                    return rows
-                half = halves.get(job.name) if kind.startswith("resume") else None
-                found, dones = pair(place, job, kind, rng, half, *known[job.name])
-                row = rows.setdefault(f"{job.name}, {kind}", Counts())
-                row.add(found, dones[0])
-                row.same += dones[1].code == 0
-                row.refused += dones[1].code == 2
+        half = halves.get(job.name) if kind.startswith("resume") else None
+        found, dones = pair(place, job, kind, rng, half, *known[job.name])
+        row = rows.setdefault(f"{job.name}, {kind}", Counts())
+        row.add(found, dones[0])
+        row.same += dones[1].code == 0
+        row.refused += dones[1].code == 2
     return rows
 
 
@@ -274,11 +280,12 @@ def pair(
 # -------------------------------------------------------------------------------------------- space
 
 
-def space(place: Workplace, seconds: float, jobs: tuple[Job, ...]) -> Rows:
+def space(place: Workplace, span: Span, jobs: tuple[Job, ...]) -> Rows:
     """Run jobs on disks of 4 kB, 8 kB and so on, until they fit; go on with more space."""
-    rows, until = Rows(), time.perf_counter() + seconds
+    rows, until = Rows(), time.perf_counter() + span.seconds
     with mounted(place.cwd / "disk") as grow:
-        for job in jobs:
+        for number in span.numbers(len(jobs)):
+            job = jobs[number]
             grow(SPACE)
             _, end = _end_of(place, job, "disk/out")
             size = PAGE_BYTES
@@ -361,92 +368,48 @@ def fail_after(size: int) -> None:
 # ------------------------------------------------------------------------------------------ results
 
 
-def stored(rows: Rows) -> list[dict[str, Any]]:
-    """Return rows as JSON values."""
-    return [{"what": what, **asdict(counts)} for what, counts in sorted(rows.items())]
+def stored(rows: Rows, before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return rows as JSON values, added to those of before."""
+    found = {row["what"]: dict(row) for row in before}
+    for what, counts in rows.items():
+        earlier = found.get(what, {"what": what, **asdict(Counts())})
+        found[what] = {"what": what} | {k: earlier[k] + v for k, v in asdict(counts).items()}
+    return [found[what] for what in sorted(found)]
 
 
-_TITLES = {
-    "kills": ("Interruptions", "runs of a command with one signal or more each; cases are signals"),
-    "damage": ("Damaged files", "one damaged file a case"),
-    "lines": ("Generated command lines", "one line a case"),
-    "pairs": ("Two at a time", "one pair a case, with two ends"),
-    "space": ("Full disks", "one size of the disk a case"),
-}
-
-
-def tables(content: dict[str, Any]) -> str:
-    """Return the tables of the page, from the raw results."""
-    parts = []
-    for part, (title, what) in _TITLES.items():
-        rows = content[part]
-        cases = sum(row["cases"] for row in rows)
-        faults = [finding for row in rows for finding in row["findings"]]
-        of = f" of {content['all_cases']:,}" if part == "damage" else ""
-        parts.append(f"## {title}\n\n{cases:,}{of} cases ({what}); {len(faults)} faults.")
-        counted = ("cases", "same", "refused", *(["unread"] if part == "damage" else []))
-        headings = ("command", "cases", "exit 0", *counted[2:], *KINDS)
-        body = [(row["what"], *(f"{row[key]:,}" for key in counted), *_of(row)) for row in rows]
-        parts.append(markdown_table(headings, body))
-    environment = content["environment"]
-    facts = [
-        ("command", "`python benchmarks/endurance.py`"),
-        ("limits", limits(content["limits"])),
-        ("raw figures", f"`benchmarks/results/{RESULTS.name}`"),
-        ("seeds", str(content["seed"])),
-        (
-            "hardware, versions",
-            f"{environment['hardware']}, one thread; Python {environment['python']}, PyTorch "
-            f"{environment['torch']}",
-        ),
-    ]
-    rows_of = "\n".join(["| | |", "| :-- | :-- |", *(f"| {n} | {fact} |" for n, fact in facts)])
-    return "\n\n".join([*parts, rows_of])
-
-
-def limits(asked: dict[str, Any]) -> str:
-    """Return in words how much was asked for."""
-    damages = f"{asked['damages']:,}" if asked["damages"] else "all"
-    words = f"{asked['kills']:,} signals, {damages} damaged files, {asked['commands']:,} lines"
-    minutes = asked["minutes"]
-    return f"{words}; stopped after about {minutes:g} minutes of cases" if minutes else words
-
-
-def _of(row: dict[str, Any]) -> list[str]:
-    kinds = [finding["kind"] for finding in row["findings"]]
-    return [str(kinds.count(kind)) for kind in KINDS]
-
-
-def write_page(content: dict[str, Any], page: Path = PAGE) -> None:
-    """Replace what stands below the mark on the page by the tables."""
-    above, _, _ = page.read_text(encoding="utf-8").partition(MARK)
-    write_text(page, f"{above}{MARK}\n\n{tables(content)}\n")
-
-
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Run all parts in a folder of their own, and return the raw results."""
+def measure(asked: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+    """Run all parts in a folder of their own, and return the raw results, with those of before."""
     jobs = tuple(BY_NAME[name] for name in SMOKE) if asked.smoke else JOBS
     limited = {name: getattr(asked, name) for name in LIMITS}
-    content: dict[str, Any] = {"seed": asked.seed, "limits": limited}
+    content: dict[str, Any] = {
+        "seed": asked.seed,
+        "limits": limited,
+        "sittings": before.get("sittings", 0) + 1,
+    }
 
-    def share(part: str) -> float:
-        return 60 * asked.minutes * SHARES[part] if asked.minutes else float("inf")
+    def span(part: str) -> Span:
+        seconds = 60 * asked.minutes * SHARES[part] if asked.minutes else float("inf")
+        return Span(before.get("next", {}).get(part, 0), seconds)
+
+    spans = {part: span(part) for part in SHARES}
+
+    def add(part: str, rows: Rows) -> None:
+        content[part] = stored(rows, before.get(part, ()))
+        content["next"] = {name: span.next for name, span in spans.items()}
 
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
         place = Workplace(Path(folder))
         furnish(place)
-        few = [[job for job in jobs if job.name in names] for names in (PAIRED, FILLED)]
-        found = kills(place, asked.kills, asked.seed, share("kills"), jobs)
-        content["kills"] = stored(found)
+        few = [tuple(job for job in jobs if job.name in names) for names in (PAIRED, FILLED)]
+        sent = sum(row["cases"] for row in before.get("kills", ()))
+        add("kills", kills(place, asked.kills - sent, asked.seed, spans["kills"], jobs))
         found, content["all_cases"] = damage(
-            place, asked.damages, asked.seed, share("damage"), jobs
+            place, asked.damages, asked.seed, spans["damage"], jobs
         )
-        content["damage"] = stored(found)
-        content["pairs"] = stored(
-            pairs(place, asked.rounds, asked.seed, share("pairs"), tuple(few[0]))
-        )
-        content["space"] = stored(space(place, share("space"), tuple(few[1])))
-        content["lines"] = stored(generated(place, asked.commands, asked.seed, share("lines")))
+        add("damage", found)
+        add("pairs", pairs(place, asked.rounds, asked.seed, spans["pairs"], few[0]))
+        add("space", space(place, spans["space"], few[1]))
+        add("lines", generated(place, asked.commands, asked.seed, spans["lines"]))
     content["environment"] = environment_facts(torch.device("cpu"), 1)
     return content
 
@@ -460,14 +423,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="about so long; by default without limit")
+    parser.add_argument(
+        "--continue", dest="go_on", action="store_true", help="add to the results that --out holds"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="a few cases of each part")
     asked = parser.parse_args(arguments)
     if asked.smoke:
         asked.kills, asked.commands, asked.damages, asked.rounds = 6, 12, 24, 1
         asked.minutes = asked.minutes or SMOKE_MINUTES
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.go_on else {}
+    if before and (before["seed"] != asked.seed or "next" not in before):
+        parser.error(f"{asked.out} has no cases of --seed {asked.seed} to continue")
     prepare()
-    content = measure(asked)
+    content = measure(asked, before)
     write_json(asked.out, content)
     if asked.out.resolve() == RESULTS.resolve() and not asked.smoke:
         write_page(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -316,10 +316,6 @@ class DamageStudy:
         rng.shuffle(cases)
         return cases
 
-    def total(self) -> int:
-        """Return the number of all cases."""
-        return sum(1 for _ in self.cases(random.Random(0)))
-
     def examine(self, case: Case) -> tuple[list[Finding], Done]:
         """Damage a file, run the command, and return its faults and how it ended."""
         studied = case.state.startswith(STUDIED)

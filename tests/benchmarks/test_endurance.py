@@ -20,9 +20,10 @@ import endurance as study  # type: ignore[import-not-found, unused-ignore]
 import endurance_damage as damage  # type: ignore[import-not-found, unused-ignore]
 import endurance_fork as fork  # type: ignore[import-not-found, unused-ignore]
 import endurance_lines as lines  # type: ignore[import-not-found, unused-ignore]
+import endurance_page as page  # type: ignore[import-not-found, unused-ignore]
 import endurance_runs as runs  # type: ignore[import-not-found, unused-ignore]
 
-RAW: dict[str, Any] = json.loads(study.RESULTS.read_text(encoding="utf-8"))
+RAW: dict[str, Any] = json.loads(page.RESULTS.read_text(encoding="utf-8"))
 TRACE = "Traceback (most recent call last):\n  ...\nKeyError: 'x'\n"
 
 
@@ -175,9 +176,24 @@ def test_writes_fail_once_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_page_is_what_the_raw_results_say() -> None:
-    page = study.PAGE.read_text(encoding="utf-8")
-    assert page.partition(study.MARK)[2].strip() == study.tables(RAW)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.partition(page.MARK)[2].strip() == page.tables(RAW)
     assert {row["what"].split(",")[0] for row in RAW["kills"]} == {job.name for job in runs.JOBS}
+
+
+def test_a_later_sitting_adds_to_the_cases_of_before() -> None:
+    span, done = study.Span(3, 60.0), []
+    for number in span.numbers(10):
+        if number == 6:
+            break
+        done.append(number)
+    assert (done, span.next) == ([3, 4, 5], 6)
+    assert list(study.Span(0, 0.0).numbers(5)) == []
+    finding = damage.Finding("lost", "case", "detail")
+    before = study.stored({"a": damage.Counts(2, 1, 1, 0, [finding]), "b": damage.Counts(1, 1)})
+    [a, b, c] = study.stored({"a": damage.Counts(3, 2, 1), "c": damage.Counts(1)}, before)
+    assert (a["cases"], a["same"], a["refused"], len(a["findings"])) == (5, 3, 2, 1)
+    assert (b["cases"], b["same"], c["cases"]) == (1, 1, 1)
 
 
 @pytest.mark.slow
