@@ -106,6 +106,16 @@ def forked_jobs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def fixed_pictures() -> Iterator[None]:
+    """Write fixed bytes for the pictures of reports, for tests of everything else in a run."""
+    import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        forked.write_fixed_pictures(patch.setattr)
+        yield
+
+
 # --------------------------------------------------------------------------------- tests of a GPU
 
 

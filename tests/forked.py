@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +130,15 @@ def run(
     return subprocess.CompletedProcess(words, code, *texts)
 
 
+def write_fixed_pictures(replace: Callable[[Any, str, Any], None]) -> None:
+    """Have reports write fixed bytes for pictures; ``replace`` is called as ``setattr`` is."""
+    import fge.report.builder
+    from fge.files import write_bytes
+
+    replace(fge.report.builder, "draw", lambda chart: chart)
+    replace(fge.report.builder, "save_figure", lambda _, path: write_bytes(path, PICTURE))
+
+
 def in_place_of_subprocess() -> SimpleNamespace:
     """Return what ``fge.compare.runner`` needs of ``subprocess``, with forked children."""
     names = ("DEVNULL", "STDOUT", "TimeoutExpired")
@@ -192,7 +201,7 @@ def serve(path: str) -> None:
 
 
 def _prepare() -> None:
-    """Import what commands import, and write fixed bytes for pictures."""
+    """Import what commands import; pictures are fixed bytes."""
     sys.path.insert(0, str(ROOT))
     for module in pkgutil.walk_packages([str(ROOT / "fge")], "fge."):
         if "integrations" not in module.name and not module.name.endswith("__main__"):
@@ -200,12 +209,8 @@ def _prepare() -> None:
     for name in ("matplotlib.figure", "scipy.optimize", "torchvision"):
         importlib.import_module(name)
     import fge.compare.runner
-    import fge.report.builder
-    from fge.files import write_bytes
 
-    builder: Any = fge.report.builder
-    builder.draw = lambda chart: chart
-    builder.save_figure = lambda _, path: write_bytes(path, PICTURE)
+    write_fixed_pictures(setattr)
     runner: Any = fge.compare.runner
     runner.subprocess = in_place_of_subprocess()
     runner.POLL_SECONDS = 0.05

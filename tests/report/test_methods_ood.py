@@ -36,6 +36,8 @@ from fge.report import MethodResult, ood_tables, with_ood
 from fge.report.methods import OOD_TITLE
 from fge.train import Learner
 
+pytestmark = pytest.mark.usefixtures("fixed_pictures")
+
 PAIR = "average-1--average-2"
 Array = NDArray[np.float64]
 

@@ -19,6 +19,7 @@ from promised import promised
 from fge.commands.train import fge
 from fge.config import FGEConfig
 
+pytestmark = pytest.mark.usefixtures("fixed_pictures")
 RANDOM_POINTS = 14
 
 
