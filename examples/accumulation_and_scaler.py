@@ -8,7 +8,7 @@ import fge
 from fge.data import load_dataset
 from fge.metrics import summary
 
-EPOCHS, START, CYCLE = 12, 5, 2  # snapshots after 6, 8, 10 and 12 epochs
+EPOCHS, START, CYCLE = 8, 3, 2  # snapshots after 4, 6 and 8 epochs
 ACCUMULATE = 2  # batches per step
 device = "cuda" if torch.cuda.is_available() else "cpu"
 half = torch.float16 if device == "cuda" else torch.bfloat16

@@ -8,7 +8,7 @@ import fge
 from fge.data import load_dataset
 from fge.metrics import summary
 
-EPOCHS, START, CYCLE = 12, 5, 2  # snapshots after 6, 8, 10 and 12 epochs
+EPOCHS, START, CYCLE = 8, 3, 2  # snapshots after 4, 6 and 8 epochs
 
 torch.manual_seed(0)
 data = load_dataset("fashion-mnist-mini", train_size=2000, val_fraction=0)

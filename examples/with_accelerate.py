@@ -9,7 +9,7 @@ import fge
 from fge.data import load_dataset
 from fge.metrics import summary
 
-EPOCHS, START, CYCLE = 12, 5, 2  # snapshots after 6, 8, 10 and 12 epochs
+EPOCHS, START, CYCLE = 8, 3, 2  # snapshots after 4, 6 and 8 epochs
 
 accelerator = Accelerator(gradient_accumulation_steps=2)
 torch.manual_seed(0)

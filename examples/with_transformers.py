@@ -8,7 +8,7 @@ from fge.data import load_dataset
 from fge.integrations.transformers import FGECallback
 from fge.metrics import summary
 
-EPOCHS, START, CYCLE = 12, 5, 2  # snapshots after 6, 8, 10 and 12 epochs
+EPOCHS, START, CYCLE = 8, 3, 2  # snapshots after 4, 6 and 8 epochs
 
 
 def sequences(split):
