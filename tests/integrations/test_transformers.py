@@ -188,6 +188,92 @@ def test_snapshots_are_those_of_a_plain_loop(tmp_path: Path, accumulate: int) ->
     assert torch.equal(probabilities, cycle.ensemble().predict_proba(make_loader()))
 
 
+def make_language_model(seed: int) -> Any:
+    """A small GPT-2: embedding and head share a weight, the loss is inside, and in float32."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 16, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}
+    torch.manual_seed(seed)
+    config = GPT2Config(**sizes, initializer_range=0.3, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@pytest.fixture(scope="module")
+def text() -> list[dict[str, Tensor]]:
+    ids = torch.stack([row["input_ids"] for row in tokens()])
+    return [{"input_ids": part, "labels": part} for part in ids.split([32, 16])]
+
+
+def test_a_language_model_has_curves_planes_and_averages(text: list[dict[str, Tensor]]) -> None:
+    from fge.integrations.transformers import logits
+
+    models = [make_language_model(seed).eval() for seed in range(3)]
+    inside: dict[str, Any] = {"forward_fn": loss_of, "loss_fn": lambda loss, _: loss}
+
+    def mean_loss(model: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(len(b["labels"]) * float(loss_of(model, b)) for b in text) / 48
+
+    curve = fge.fit_curve(models[0], models[0], models[1], text, epochs=1, **inside)
+    records = fge.evaluate_curve(models[0], curve, text, num_points=3, **inside)
+    members = [curve.module(models[0], t) for t in (0.0, 0.5, 1.0)]
+    for record, model in zip(records, members, strict=True):
+        assert model.lm_head.weight is model.transformer.wte.weight
+        assert record["loss"] == pytest.approx(mean_loss(model), rel=1e-5)
+    assert torch.equal(members[0].lm_head.weight, models[0].lm_head.weight)
+
+    plane = fge.Plane.through(*models)
+    grid = fge.evaluate_plane(
+        models[0], plane, text, resolution=2, bounds=(0.0, 1e-6, 0.0, 1e-6), **inside
+    )
+    assert grid.values["loss"] == pytest.approx(mean_loss(models[0]), rel=1e-4)
+
+    tail = fge.TailAverage(models[0], first_step=0)
+    mean_of = (models[0].lm_head.weight + models[1].lm_head.weight).detach() / 2
+    tail.step()
+    models[0].load_state_dict(models[1].state_dict())
+    tail.step()
+    averaged = tail.module().lm_head.weight
+    torch.testing.assert_close(averaged, mean_of)
+
+    ensemble = fge.Ensemble(models[1], models[1:], forward_fn=logits, output_dim=-1)
+    expected = sum(model(**text[1]).logits.double().softmax(dim=-1) for model in models[1:]) / 2
+    torch.testing.assert_close(ensemble.predict(text)[32:], expected, rtol=0, atol=1e-6)
+
+
+def test_a_language_model_has_the_hessian_of_double_backward(text: list[dict[str, Tensor]]) -> None:
+    """Of attention by PyTorch's own operations, with the loss inside and outside the model."""
+    from fge.integrations.transformers import logits
+
+    def outside(scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    model = make_language_model(0).eval()
+    parameters = list(model.parameters())
+    rng = torch.Generator().manual_seed(3)
+    vector = torch.randn(sum(p.numel() for p in parameters), generator=rng, dtype=torch.float64)
+    direction = torch.split(vector.float(), [p.numel() for p in parameters])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        loss = sum(len(b["labels"]) * loss_of(model, b) for b in text) / 48
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        dot = sum((g.flatten() * v).sum() for g, v in zip(gradients, direction, strict=True))
+        product = torch.autograd.grad(dot, parameters)
+    expected = torch.cat([part.flatten() for part in product]).double()
+    by_model = fge.HessianOperator(model, lambda loss, _: loss, text, forward_fn=loss_of)
+    labels = {"forward_fn": logits, "target_fn": lambda batch: batch["labels"]}
+    for operator in (by_model, fge.HessianOperator(model, outside, text, **labels)):
+        found = operator.matvec(vector)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert operator.agreement is not None
+        assert operator.agreement.dtype == torch.float64
+        assert operator.agreement.difference < 1e-5
+
+
 def test_what_cannot_work_is_refused_before_the_first_step(
     whole: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -253,6 +339,7 @@ def test_of_two_processes_the_first_writes(tmp_path: Path) -> None:
     multiprocessing.start_processes(one_of_two, (tmp_path, port), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (one["writes"], two["writes"]) == (True, False)
+    assert "already holds 2 snapshots" in one["refusal"] == two["refusal"]
     assert torch.equal(one["predictions"], two["predictions"])
     store = fge.SnapshotStore(tmp_path / "snapshots")
     assert [store.facts(k)["step"] for k in range(len(store))] == [4, 12]
@@ -272,7 +359,12 @@ def one_of_two(rank: int, folder: Path, port: int) -> None:
     trainer = make_trainer(folder, model, callback, **options)
     trainer.train()
     assert isinstance(trainer.model_wrapped, DistributedDataParallel)
+    try:  # the folder is not empty, which the first process alone sees
+        again = make_callback(folder / "snapshots", start_epoch=1, refresh=make_loader())
+        make_trainer(folder, Normed(), again, **options).train()
+    except UserError as error:
+        refusal = str(error)
     predictions = callback.ensemble().predict_proba(make_loader())
-    facts = {"writes": callback.cycle.writes, "predictions": predictions}
+    facts = {"writes": callback.cycle.writes, "predictions": predictions, "refusal": refusal}
     torch.save({**facts, "state": model.state_dict()}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
