@@ -127,6 +127,8 @@ class FGECallback(CycleCallback, Callback):
 def _progress(trainer: Trainer) -> Progress:
     """Return where a training is and how long it goes on."""
     position = _position(trainer)
+    if trainer.fast_dev_run:  # a trial of a few steps, which need not reach a snapshot
+        return position
     try:
         steps = float(trainer.estimated_stepping_batches)
     except MisconfigurationException:  # a schedule of accumulation

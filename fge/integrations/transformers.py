@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fge.errors import UserError, missing_package
 from fge.integrations.callback import CycleCallback, Progress
@@ -105,7 +106,7 @@ class FGECallback(CycleCallback, TrainerCallback):
         start = self._start(progress) or 0
         if not at_rest(scheduler, start, state.max_steps):
             raise UserError(
-                f"the Trainer's schedule, {args.lr_scheduler_type.value!r}, would change rates "
+                f"the Trainer's schedule, {_name(scheduler, args)}, would change rates "
                 'that FGECallback sets: use lr_scheduler_type="constant", or '
                 f'"constant_with_warmup" with a warm-up that ends by step {start}, where the '
                 "cycles begin"
@@ -133,6 +134,13 @@ class FGECallback(CycleCallback, TrainerCallback):
         folder = _checkpoint(args, state)
         if args.should_save and folder.is_dir():
             write_state(folder / STATE_FILE, self._state())
+
+
+def _name(scheduler: Any, args: TrainingArguments) -> str:
+    """Return how the user has named a schedule; one of their own by its class."""
+    if isinstance(scheduler, LambdaLR):
+        return f"lr_scheduler_type={args.lr_scheduler_type.value!r}"
+    return f"a {type(scheduler).__name__}"
 
 
 def _progress(args: TrainingArguments, state: TrainerState, loader: Any) -> Progress:

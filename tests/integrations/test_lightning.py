@@ -200,6 +200,13 @@ def test_a_warm_up_that_is_over_may_stay(tmp_path: Path) -> None:
     assert_same_snapshots(callback.cycle.store, plain_loop(tmp_path / "b", start=START).store)
 
 
+def test_a_trial_of_one_step_need_not_reach_a_snapshot(tmp_path: Path) -> None:
+    callback = make_callback(tmp_path / "s", start_epoch=1)
+    make_trainer(tmp_path, callback, fast_dev_run=True).fit(make_module(), make_loader())
+    with pytest.raises(UserError, match="needs at least one member"):
+        callback.ensemble()
+
+
 def test_what_cannot_work_is_refused_before_the_first_step(tmp_path: Path) -> None:
     def two(self: Any) -> Any:
         return [make_optimizer(self.network[0]), make_optimizer(self.network[3])]

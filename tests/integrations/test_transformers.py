@@ -6,6 +6,7 @@ import doctest
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 import fge
 from fge.errors import UserError
@@ -31,6 +33,13 @@ def tokens() -> list[dict[str, Tensor]]:
     rng = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 16, (48, 6), generator=rng)
     return [{"input_ids": row, "labels": (row == 3).any().long()} for row in ids]
+
+
+class Stream(IterableDataset[dict[str, Tensor]]):
+    """Data without a length."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(tokens())
 
 
 def make_bert() -> Any:
@@ -84,12 +93,11 @@ def make_trainer(folder: Path, model: nn.Module, *callbacks: Any, **options: Any
         **options,
     }
     shuffled = arguments.pop("shuffled", False)
+    data = arguments.pop("train_dataset", None) or tokens()
     optimizers = arguments.pop("optimizers", (None, None))
     kind = Trainer if shuffled else InOrder
     settings = TrainingArguments(str(folder), **arguments)
-    return kind(
-        model, settings, train_dataset=tokens(), callbacks=[*callbacks], optimizers=optimizers
-    )
+    return kind(model, settings, train_dataset=data, callbacks=[*callbacks], optimizers=optimizers)
 
 
 def make_loader() -> DataLoader[Any]:
@@ -286,7 +294,11 @@ def test_what_cannot_work_is_refused_before_the_first_step(
             trainer.train(resume_from_checkpoint=resume)
         assert trainer.state.global_step == (0 if resume is None else 3)
 
-    refused(r"schedule, 'linear', would change .*=\"constant\"", lr_scheduler_type="linear")
+    refused(r"lr_scheduler_type='linear', would change .*=\"constant\"", lr_scheduler_type="linear")
+    optimizer = make_optimizer(nn.Linear(1, 1))
+    own = {"optimizers": (optimizer, CosineAnnealingLR(optimizer, 9))}
+    refused("schedule, a CosineAnnealingLR, would change", **own)
+    refused("length of an epoch is not known", train_dataset=Stream(), max_steps=9, start_epoch=1)
     warm_up = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 7}
     refused("warm-up that ends by step 6, where", **warm_up, start_epoch=1)
     refused("ends after 30 optimizer steps, .* after 34", start_epoch=5)
