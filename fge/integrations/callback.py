@@ -157,12 +157,30 @@ class CycleCallback:
         if saved is not None and saved["begun_at"] is not None:
             cycle.load_state_dict(saved["cycle"])
             self._begun_at = saved["begun_at"]
+            self._catch_up(cycle, progress.step)
             rates.tell(cycle)
             return
         if saved is not None:
             cycle.load_state_dict(_FRESH)  # snapshots in the folder are later than the checkpoint
         rates.restore()  # those of the training, until the cycles begin
         self._advance(progress, stepped=False)
+
+    def _catch_up(self, cycle: FGE, step: int) -> None:
+        """Follow the last step before a checkpoint that was written before the callback saw it.
+
+        Libraries may write one when a training fails, in the middle of what follows a step.
+
+        Raises:
+            UserError: the state is of another step than the checkpoint.
+        """
+        seen = (self._begun_at or 0) + cycle.scheduler.last_epoch
+        if seen == step - 1:
+            cycle.step()
+        elif seen != step:
+            raise UserError(
+                f"the checkpoint is of step {step}, but the state of FGECallback in it of step "
+                f"{seen}: resume from another checkpoint"
+            )
 
     def _advance(self, progress: Progress, *, stepped: bool = True) -> bool:
         """Follow the training to the step that it has reached; say whether a snapshot was kept.

@@ -120,6 +120,35 @@ def test_a_training_that_continues_ends_as_the_whole(tmp_path: Path, stop: int) 
         assert (tmp_path / "parts" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("stop", [4, 5])
+def test_a_checkpoint_from_between_step_and_callback_is_caught_up(
+    tmp_path: Path, stop: int
+) -> None:
+    """It is of a training that failed there; the snapshot of that step is kept all the same."""
+    states = {}
+    for name in ("whole", "parts"):
+        training = Training(9)
+        training.model.weight.data.fill_(1.0)
+        callback = CycleCallback(out=tmp_path / name, **{**OPTIONS, "start_step": 3})
+        training.prepare(callback)
+        training.run(callback, stop - (name == "parts"))
+        states[name] = callback._state()
+    training.model.weight.grad = torch.ones(1, 1)
+    training.optimizer.step()
+    training.step += 1
+    callback = CycleCallback(out=tmp_path / "parts", **{**OPTIONS, "start_step": 3})
+    training.prepare(callback, saved=states["parts"])
+    assert callback._state() == states["whole"]
+    assert training.optimizer.param_groups[0]["lr"] == expected_rates(3, stop + 1)[-1]
+    whole = list((tmp_path / "whole").glob("*"))
+    assert bool(whole) == (stop == 5)
+    for file in whole:
+        assert (tmp_path / "parts" / file.name).read_bytes() == file.read_bytes()
+    training.step += 2
+    with pytest.raises(UserError, match=rf"of step {stop + 2}, but .* of step {stop}: resume from"):
+        training.prepare(callback, saved=states["whole"])
+
+
 def test_what_does_not_fit_is_named_before_the_training(tmp_path: Path) -> None:
     def prepare(steps: int, step: int = 0, **options: Any) -> None:
         training = Training(steps)
