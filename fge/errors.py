@@ -114,7 +114,8 @@ def missing_package(what: str, package: str, error: ImportError, *, extra: str =
         extra: of this project that has it.
     """
     why = "which is not installed"
-    if not isinstance(error, ModuleNotFoundError):
+    itself = (error.name or package).split(".")[0] == package
+    if not (isinstance(error, ModuleNotFoundError) and itself):  # or one that it needs is missing
         reason = str(error).strip().splitlines()
         why = f"which cannot be imported ({reason[0] if reason else 'ImportError'})"
     of_project = f", or in the checkout: pip install -e '.[{extra}]'" if extra else ""

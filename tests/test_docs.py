@@ -30,6 +30,9 @@ RUN = [README, DOCS / "index.md", *sorted((DOCS / "guides").glob("*.md"))]
 """Pages whose every ``sh`` and ``python`` block is run."""
 PAGES = [*RUN, DOCS / "methods.md", *sorted((DOCS / "results").glob("*.md"))]
 OWN_DATA = DOCS / "guides" / "own-data.md"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+INCLUDED = r"(?m)^# (examples/\w+\.py)\n"
+"""A line that the site replaces by a file (docs/scripts/hooks.py): the file is the block."""
 NOTEBOOK = DOCS / "notebooks" / "own_loop.ipynb"
 START = ["pip install -e . && python cli.py fge", "pip install -e '.[test]' && pytest"]
 """The two commands of the README, which .ci/run runs."""
@@ -74,8 +77,11 @@ def build(in_channels, num_classes):
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return language and text of each block of code of a page."""
-    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    """Return language and text of each block of code of a page, with the files it includes."""
+    text = re.sub(
+        INCLUDED, lambda found: (ROOT / found[1]).read_text("utf-8"), page.read_text("utf-8")
+    )
+    return re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -179,16 +185,39 @@ def test_every_block_of_a_page_runs(
 ) -> None:
     """Blocks run in order and in one folder; a later example may use names of an earlier one."""
     names: dict[str, Any] = {"__name__": page.stem}
+    programs = {path.read_text(encoding="utf-8") for path in EXAMPLES}
     for kind, text in blocks(page):
         if kind == "python":
-            exec(compile(text, f"{page.name}: {text[:40]}", "exec"), names)
+            own = {"__name__": "__main__"} if text in programs else names
+            exec(compile(text, f"{page.name}: {text[:40]}", "exec"), own)
         for line in text.splitlines() if kind == "sh" else ():
             if (arguments := arguments_of(line)) is not None:
                 run_command(arguments, capsys)
             else:
                 check_other(line)
+    for example in re.findall(INCLUDED, page.read_text(encoding="utf-8")):
+        check_example(ROOT / example, capsys.readouterr().out)
     if "predict" in {(arguments_of(line) or [""])[0] for line in shell_lines(page)}:
         assert (workplace / "runs/photos/predict-new-photos/predictions.csv").is_file()
+
+
+def check_example(example: Path, printed: str) -> None:
+    """Check that an example has printed sensible figures of one network and of the ensemble."""
+    found = re.findall(r"(last network|ensemble): error ([\d.]+) %, NLL ([\d.]+)\n", printed)
+    figures = {name: (float(error), float(nll)) for name, error, nll in found}
+    assert set(figures) == {"last network", "ensemble"}, example.name
+    (_, alone), (error, together) = figures["last network"], figures["ensemble"]
+    assert error < 40, example.name  # of ten classes
+    assert together < alone, example.name
+
+
+def test_every_example_is_short_and_in_a_page() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in RUN]
+    included = [name for text in texts for name in re.findall(INCLUDED, text)]
+    assert sorted(included) == [path.relative_to(ROOT).as_posix() for path in EXAMPLES]
+    assert len(EXAMPLES) == 5
+    for path in EXAMPLES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path
 
 
 def check_other(line: str) -> None:

@@ -1,8 +1,8 @@
-"""Hooks of the site: the reference pages, made from the code, and formulas as MathML.
+"""Hooks of the site: reference pages made from the code, examples, and formulas as MathML.
 
 The reference has a page for the public names of ``fge``, one for each package of ``fge`` that has
-an ``__all__`` (its face), one for each module of ``MODULES``, and one for the command line. They
-are made when the site is built, so that a new name or face needs no new page.
+an ``__all__`` (its face), one for each module of ``MODULES`` and ``WITHIN``, and one for the
+command line. They are made when the site is built, so that a new name or face needs no new page.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from fge import commands
 
 MODULES = ("methods",)
 """Modules of ``fge`` that users import in addition to its packages."""
+WITHIN = ("integrations.lightning", "integrations.transformers")
+"""Modules of packages with a face of their own, which users import."""
 GROUPS = {
     "In your own loop": ("FGE", "TriangularLR", "EndpointLR", "LinearTailLR"),
     "Snapshots and ensembles": ("SnapshotStore", "Ensemble"),
@@ -99,7 +101,7 @@ def faces() -> list[str]:
         face = module.ispkg and hasattr(importlib.import_module(f"fge.{module.name}"), "__all__")
         if face or module.name in MODULES:
             found.add(module.name)
-    return sorted(found)
+    return sorted({*found, *WITHIN})
 
 
 def public_page() -> str:
@@ -159,6 +161,15 @@ def help_of(command: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
     lines = [line.strip("│╭╮╰╯─").rstrip() for line in text.splitlines()]
     return "\n".join(lines).strip()
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace a line ``# examples/NAME.py`` of a block by the file."""
+
+    def text(found: re.Match[str]) -> str:
+        return (ROOT / found[1]).read_text(encoding="utf-8").rstrip()
+
+    return re.sub(r"(?m)^# (examples/\w+\.py)$", text, markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:

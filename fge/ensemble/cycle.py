@@ -29,6 +29,7 @@ from fge.networks import (
     ranks_of,
     refresh_batch_norm,
 )
+from fge.parallel import Ranks
 from fge.seeds import same_random_state
 from fge.train import TriangularLR
 
@@ -61,6 +62,8 @@ class FGE:
             ``DistributedDataParallel`` or ``fully_shard`` only the first process; the others hold
             the position in the cycle alone, and call :meth:`step` and the state's methods all the
             same. Give True in each where every machine is to have a folder of its own.
+        ranks: the processes that train the model together, where it does not say so itself: by
+            default those of its ``DistributedDataParallel`` or ``fully_shard``.
 
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
@@ -82,6 +85,7 @@ class FGE:
         overwrite: bool = False,
         forward_fn: Callable[[nn.Module, Any], Tensor] | None = None,
         write: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.forward_fn = forward_fn
@@ -93,7 +97,7 @@ class FGE:
             optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
         )
         self.store = SnapshotStore(out)
-        self.ranks = ranks_of(model)
+        self.ranks = ranks_of(model) if ranks is None else ranks
         self.writes = self.ranks.leads if write is None else write
         if refresh is not None:
             check_reiterable(refresh)

@@ -17,15 +17,18 @@ from fge.errors import UserError
 from fge.networks import (
     REFRESH_IMAGES,
     ForwardFn,
+    LossFn,
     RunningAverage,
     RunningMean,
     TargetFn,
     canonical_state,
     check_reiterable,
     copy_module,
+    count_examples,
     load_weights,
     parts_of,
     predict_logits,
+    predict_outputs,
     refresh_batch_norm,
     reordered,
     targets_of,
@@ -34,7 +37,7 @@ from fge.observer import listed
 
 
 class Scores(NamedTuple):
-    """Error (percent) and NLL (nats per example)."""
+    """Error (percent) and NLL (nats per example); of a loss of one's own, NaN and the loss."""
 
     error: float
     nll: float
@@ -119,6 +122,11 @@ class Fold:
             what = f"No average was safe: member {self.best} is returned unchanged"
         else:
             what = f"Members {listed(self.folded)} are folded into one network"
+        if math.isnan(self.after.error):
+            others = f"best member {self.before.nll:.4f}"
+            if not math.isnan(self.ensemble.nll):
+                others += f", ensemble {self.ensemble.nll:.4f}"
+            return f"{what}: validation loss {self.after.nll:.4f} ({others})"
         return (
             f"{what}: validation NLL {self.after.nll:.4f} (best member {self.before.nll:.4f}, "
             f"ensemble {self.ensemble.nll:.4f}), error {self.after.error:.2f} % (best member "
@@ -133,6 +141,7 @@ def fold(
     *,
     refresh: Iterable[Any],
     num_images: int | None = REFRESH_IMAGES,
+    loss_fn: LossFn | None = None,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
 ) -> Fold:
@@ -160,6 +169,10 @@ def fold(
         refresh: re-iterable of ``x`` or ``(x, y, ...)`` for estimating batch-norm statistics:
             training data, without augmentation.
         num_images: how many images estimate the statistics; None uses all.
+        loss_fn: judge by this mean loss of outputs and targets and not by NLL, for regression,
+            tokens and other outputs (N, ...). The ensemble is then that of averaged outputs. If
+            ``forward_fn`` returns the loss of a batch, give ``lambda loss, _: loss``; there is no
+            loss of the ensemble then.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
         target_fn: ``target_fn(batch) -> targets (N,)`` where they are not the second of two parts.
@@ -174,7 +187,8 @@ def fold(
     if len(members) == 0:
         raise UserError("folding needs at least one member, got none")
     copy = copy_module(model)
-    bench = _Bench(copy, validation, refresh, num_images, forward_fn, target_fn)
+    how = copy, validation, refresh, num_images, forward_fn, target_fn
+    bench = _Bench(*how) if loss_fn is None else _LossBench(loss_fn, *how)
     figures, mean = [], RunningMean()
     for position in range(len(members)):
         load_weights(bench.model, canonical_state(members[position]), f"member {position}")
@@ -183,7 +197,7 @@ def fold(
         if not math.isfinite(figures[-1].nll):
             raise UserError(f"member {position} gives predictions that are not finite; drop it")
         mean.update(probs)
-    return fold_greedily(members, figures, bench.figures(mean.value), bench.measure)
+    return fold_greedily(members, figures, bench.joint_figures(mean.value), bench.measure)
 
 
 def fold_greedily(
@@ -273,6 +287,10 @@ class _Bench:
         assert self.targets is not None, "nothing was predicted yet"
         return scores_of(probs, self.targets)
 
+    def joint_figures(self, probs: Tensor) -> Scores:
+        """Return the validation scores of averaged probabilities (N, C)."""
+        return self.figures(probs)
+
     def _check_order(self, targets: Tensor) -> None:
         if self.targets is not None and not torch.equal(self.targets, targets):
             raise reordered("validation batches")
@@ -287,3 +305,51 @@ class _Bench:
                 "them, or target_fn"
             )
         return targets
+
+
+class _LossBench(_Bench):
+    """A working copy of a model that measures weights by a loss of one's own."""
+
+    def __init__(self, loss_fn: LossFn, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.loss_fn = loss_fn
+        self._batches: list[tuple[Any, int, bool]] = []  # targets, examples, whether by example
+        self._rows: list[int] = []
+        self._dtype = torch.float32
+
+    def predict(self) -> Tensor:
+        """Return the model's validation outputs (N, ...), or the loss of each batch."""
+        outputs: list[Tensor] = []
+        self._batches = []
+        for batch, found in predict_outputs(
+            self.model, self.validation, forward_fn=self.forward_fn
+        ):
+            outputs.append(found.reshape(-1) if found.ndim == 0 else found)
+            targets = targets_of(batch, self.loss_fn, self.target_fn)
+            self._batches.append((targets, count_examples(batch), found.ndim > 0))
+        if len({found.shape[1:] for found in outputs}) > 1:
+            raise UserError(
+                "the outputs of validation batches differ in shape, so that they cannot be "
+                "averaged; pad all to one length"
+            )
+        if all(isinstance(targets, Tensor) for targets, _, _ in self._batches):
+            self._check_order(torch.cat([t.reshape(-1).cpu() for t, _, _ in self._batches]))
+        self._rows = [len(found) for found in outputs]
+        self._dtype = outputs[0].dtype
+        return torch.cat(outputs)
+
+    def figures(self, probs: Tensor) -> Scores:
+        """Return the mean loss of outputs (N, ...), each batch weighted by its examples."""
+        total, seen = 0.0, 0
+        pieces = torch.split(probs, self._rows)
+        for piece, (targets, count, whole) in zip(pieces, self._batches, strict=True):
+            loss = self.loss_fn(piece if whole else piece[0], targets)
+            total, seen = total + float(loss) * count, seen + count
+        mean = total / seen
+        return Scores(math.nan, mean if math.isfinite(mean) else math.inf)
+
+    def joint_figures(self, probs: Tensor) -> Scores:
+        """Return the loss of averaged outputs (N, ...); nothing is known of averaged losses."""
+        if not all(whole for _, _, whole in self._batches):
+            return Scores(math.nan, math.nan)
+        return self.figures(probs.to(self._dtype))

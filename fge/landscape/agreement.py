@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fge.errors import UserError
 from fge.networks import map_tensors
@@ -78,19 +79,21 @@ def check_products(subject: Differentiable, batch: Any) -> Agreement:
     Raises:
         UserError: they are not symmetric, or do not agree with a finite difference of gradients.
     """
+    own = subject.parameters[0].dtype
+    agreement = None
     try:
-        with set_aside(subject.model, torch.float64):
+        with set_aside(subject.model, torch.float64), _Widened() as widened:
             agreement = _measured(subject, in_dtype(batch, torch.float64), torch.float64)
     except UserError:
         raise
     except Exception:  # a part of the model or loss computes in a dtype of its own
-        own = subject.parameters[0].dtype
         if own == torch.float64:
             raise
-        if own != torch.float32:
+    if agreement is None or (widened.narrower and not _is_right(agreement)):
+        if own not in (torch.float32, torch.float64):
             return Agreement(math.nan, math.nan, own)
-        with set_aside(subject.model, own):
-            agreement = _measured(subject, batch, own)
+        with set_aside(subject.model, torch.float32):
+            agreement = _measured(subject, in_dtype(batch, torch.float32), torch.float32)
     if agreement.symmetry > _SYMMETRY[agreement.dtype]:
         raise UserError(
             f"Hessian products are wrong: u·Hv and v·Hu differ by {agreement.symmetry:.2g} of "
@@ -102,6 +105,37 @@ def check_products(subject: Differentiable, batch: Any) -> Agreement:
             f"from a finite difference of gradients; {_CAUSE}"
         )
     return agreement
+
+
+class _Widened(TorchFunctionMode):
+    """Computes in float64, during a ``with`` block, where a part asks for float32.
+
+    Losses and norms of language models do so whatever they are given. Their rounding would pass
+    for a wrong second derivative. ``narrower``: whether something that depends on the weights was
+    in fewer digits all the same.
+    """
+
+    narrower = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function with float64 in place of float32, and look at what it returns."""
+        wide = {key: _wide(value) for key, value in (kwargs or {}).items()}
+        if func is Tensor.float:
+            func = Tensor.double
+        result = func(*map(_wide, args), **wide)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.narrower |= result.requires_grad and result.dtype != torch.float64
+        return result
+
+
+def _wide(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def _is_right(agreement: Agreement) -> bool:
+    return agreement.agrees and not agreement.symmetry > _SYMMETRY[agreement.dtype]
 
 
 def _measured(subject: Differentiable, batch: Any, dtype: torch.dtype) -> Agreement:

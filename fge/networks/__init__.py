@@ -10,6 +10,7 @@ from fge.networks.apply import (
     call_model,
     check_logits,
     predict_logits,
+    predict_outputs,
     predict_proba,
     targets_of,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "nothing_yielded",
     "parts_of",
     "predict_logits",
+    "predict_outputs",
     "predict_proba",
     "preserved",
     "ranks_of",

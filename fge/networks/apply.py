@@ -75,6 +75,19 @@ def predict_logits(
     return _outputs_of(model, batches, forward_fn, check_logits)
 
 
+def predict_outputs(
+    model: nn.Module, batches: Iterable[Any], *, forward_fn: ForwardFn | None = None
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield each batch, on the model's device, with what the model returns for it: one tensor.
+
+    The model runs in evaluation mode; its modes are restored at the end.
+
+    Raises:
+        UserError: there is no batch, or an output is no tensor.
+    """
+    return _outputs_of(model, batches, forward_fn, _check_tensor)
+
+
 def _outputs_of(
     model: nn.Module,
     batches: Iterable[Any],
@@ -162,6 +175,15 @@ class HostRows:
         if self._waiting:
             self._parts.append(torch.cat(self._waiting).cpu())
             self._waiting, self._bytes = [], 0
+
+
+def _check_tensor(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise UserError(
+            f"the model must return a tensor, got a {type(outputs).__name__}; give "
+            "forward_fn=lambda model, batch: ... to pick one"
+        )
+    return outputs
 
 
 def check_logits(logits: Any) -> Tensor:

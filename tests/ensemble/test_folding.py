@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,88 @@ def test_validation_targets_may_be_anywhere_in_a_batch() -> None:
     assert found.before == expected.before
     with pytest.raises(UserError, match=r"^batches of 3 parts do not say which is the target"):
         fold(NETWORK, [NETWORK], [(inputs, inputs, targets)], refresh=[TRAIN])
+
+
+# ------------------------------------------------------------------------------ other losses
+
+
+def slopes(*values: float) -> list[dict[str, Tensor]]:
+    return [{"weight": torch.tensor([[value]])} for value in values]
+
+
+LINE = [(torch.tensor([[1.0], [3.0], [2.0]]), torch.tensor([[2.0], [6.0], [4.0]]))]
+LINE += [(torch.tensor([[5.0]]), torch.tensor([[10.0]]))]
+"""Points of y = 2x, whose mean square is 9.75, in batches of 3 and 1."""
+
+
+def line() -> nn.Module:
+    return nn.Linear(1, 1, bias=False)
+
+
+def test_a_regression_folds_by_its_loss() -> None:
+    """The loss of slope s is 9.75 (s - 2)^2."""
+    members = slopes(1.0, 2.8, 7.0)
+    result = fold(line(), members, LINE, refresh=LINE, loss_fn=nn.functional.mse_loss)
+    losses = [9.75 * (slope - 2) ** 2 for slope in (1.0, 2.8, 7.0)]
+    assert [scores.nll for scores in result.members] == pytest.approx(losses)
+    assert all(math.isnan(scores.error) for scores in result.members)
+    assert result.folded == (1, 0)  # 1.9 is better than 2.8, and 3.6 is worse
+    assert result.state["weight"].item() == pytest.approx(1.9)
+    assert result.after.nll == pytest.approx(9.75 * 0.01, rel=1e-4)
+    assert result.ensemble.nll == pytest.approx(9.75 * 1.6**2)
+    assert "two classes" not in str(result)
+    assert re.search(
+        r"folded into one network: validation loss 0\.0975 \(best member 6\.2400, ensemble 24\.9",
+        str(result),
+    )
+
+
+def test_tokens_fold_by_their_loss_as_classes_do() -> None:
+    """Tokens (N, T, C) of which each is an example fold as the examples themselves."""
+    members = [moved(0.3, seed) for seed in range(3)]
+    plain = fold(NETWORK, members, BATCHES, refresh=[TRAIN], num_images=None)
+    tokens = [(x.view(-1, 4, 6), y.view(-1, 4)) for x, y in BATCHES]
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        return model(x.reshape(-1, 6)).view(*x.shape[:-1], CLASSES)
+
+    result = fold(
+        NETWORK,
+        members,
+        tokens,
+        refresh=[TRAIN],
+        num_images=None,
+        loss_fn=lambda outputs, y: nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten()),
+        forward_fn=forward,
+    )
+    assert result.folded == plain.folded
+    assert [s.nll for s in result.members] == pytest.approx([s.nll for s in plain.members])
+    assert result.after.nll == pytest.approx(plain.after.nll)
+
+
+def test_a_loss_inside_the_model_folds_without_one_of_the_ensemble() -> None:
+    result = fold(
+        line(),
+        slopes(1.0, 2.8),
+        LINE,
+        refresh=LINE,
+        forward_fn=lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
+        loss_fn=lambda loss, _: loss,
+    )
+    assert result.after.nll == pytest.approx(9.75 * 0.01, rel=1e-4)
+    assert math.isnan(result.ensemble.nll)
+    assert str(result).endswith("validation loss 0.0975 (best member 6.2400)")
+
+
+def test_losses_that_cannot_be_averaged_are_refused() -> None:
+    def forward(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0]).expand(-1, len(batch[0]))
+
+    options: dict[str, Any] = {"refresh": LINE, "loss_fn": nn.functional.mse_loss}
+    with pytest.raises(UserError, match=r"batches differ in shape, .*; pad all to one length"):
+        fold(line(), slopes(1.0), LINE, forward_fn=forward, **options)
+    with pytest.raises(UserError, match="must return a tensor, got a dict; give forward_fn="):
+        fold(line(), slopes(1.0), LINE, forward_fn=lambda *_: {}, **options)
+    with pytest.raises(UserError, match="member 1 gives predictions that are not finite"):
+        fold(line(), slopes(1.0, 1e38), LINE, **options)  # whose square is infinite

@@ -164,7 +164,7 @@ class Single(nn.Module):
         self.weight = nn.Parameter(torch.ones(3, 8) / 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), self.weight + torch.zeros(3, 8)).tanh()
+        return F.linear(x.float(), self.weight.float() @ torch.eye(8)).tanh()
 
 
 def test_what_cannot_be_computed_in_float64_is_checked_in_its_own_dtype() -> None:
@@ -172,6 +172,36 @@ def test_what_cannot_be_computed_in_float64_is_checked_in_its_own_dtype() -> Non
     operator.gradient()
     assert operator.agreement is not None
     assert operator.agreement.dtype == torch.float32
+
+
+@pytest.mark.parametrize("where", ["loss", "norm"])
+def test_parts_that_round_to_float32_are_no_disagreement(where: str) -> None:
+    """Language models do so in losses and norms; they are checked in float64 all the same."""
+
+    class Rounding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float().tanh().to(x.dtype)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float() if where == "loss" else outputs, targets)
+
+    torch.manual_seed(0)
+    middle = Rounding() if where == "norm" else nn.Tanh()
+    model = nn.Sequential(nn.Linear(8, 6), middle, nn.Linear(6, 3))
+    operator = fge.HessianOperator(model, loss, data(torch.float32))
+    plain = nn.Sequential(model[0], nn.Tanh(), model[2])
+    right = fge.HessianOperator(plain, F.cross_entropy, data(torch.float32)).dense()
+    torch.testing.assert_close(operator.dense(), right, rtol=0, atol=1e-6)
+    assert operator.agreement is not None
+    assert operator.agreement.dtype == torch.float64
+    assert operator.agreement.difference < 1e-6
+
+
+def test_a_wrong_second_derivative_is_found_where_parts_round_to_float32() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), Square(False), nn.Linear(6, 3))
+    with pytest.raises(UserError, match=r"^Hessian products are wrong: .* finite difference"):
+        fge.trace(model, lambda o, t: F.cross_entropy(o.float(), t), data(torch.float32))
 
 
 def test_checks_leave_kept_graphs_of_another_measurement_alone() -> None:

@@ -76,6 +76,10 @@ def test_a_package_that_is_installed_but_broken_is_said_to_be_so() -> None:
     assert str(error) == (
         "--x needs the package timm, which cannot be imported (undefined symbol): pip install timm"
     )
+    missing = ModuleNotFoundError("No module named 'httpx'", name="httpx")
+    assert "cannot be imported (No module named 'httpx')" in str(missing_package("x", "a", missing))
+    inner = ModuleNotFoundError("No module named 'a.b'", name="a.b")
+    assert "a, which is not installed" in str(missing_package("x", "a", inner))
 
 
 @pytest.fixture
