@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -13,10 +12,14 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fge.arrays import write_npz
 from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.coverage import fit_of_run, keys_of
 from fge.commands.inputs import read_inputs
+from fge.commands.measured import Measured
 from fge.config import (
     KEEP_SNAPSHOTS,
     CommandConfig,
@@ -31,7 +34,7 @@ from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, checked, printable, write_bytes, write_text
+from fge.files import RESTORE, checked, printable, read_bytes, sha256, write_text
 from fge.networks import build_model, read_weights
 from fge.parallel import check_command
 from fge.report import (
@@ -99,20 +102,28 @@ def predict(config: PredictConfig) -> Path:
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
-    members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
+    average = config.run / AVERAGE_FILES["swa"]
+    members = [read_weights(average)] if averaged else store
+    keys = [sha256(read_bytes(average))] if averaged else keys_of(store)
+    fit, no_sets = fit_of_run(config.run, keys, len(facts.classes), config.coverage)
     with enough_memory(device, "use a smaller --batch-size"):
-        probs = _apply(config, run_config.model, members, facts, inputs.split, device)
+        figures = _apply(config, run_config.model, members, facts, inputs.split, device)
+    found = Measured.of(figures, len(keys), fit, no_sets)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
-        write_predictions(out, files, probs, facts.classes)
-        _report(config, folder, what, names, probs, facts, environment, inputs.unreadable)
+        write_predictions(out, files, figures["mean"], facts.classes, found)
+        report = _report(config, folder, what, names, found, facts)
+        found.add_to(report, inputs.split, names, facts.classes)
+        _write_page(config, report, environment, inputs.unreadable)
     observer = ConsoleObserver()
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
     for reason in inputs.unreadable.values():
         observer.note(f"left out: {reason}")
+    if no_sets:
+        observer.note(no_sets)
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
@@ -179,7 +190,7 @@ def _apply(
     facts: _Facts,
     images: Split,
     device: torch.device,
-) -> Tensor:
+) -> dict[str, Tensor]:
     model = build_model(
         name,
         in_channels=facts.channels,
@@ -196,7 +207,7 @@ def _apply(
             f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
             "copy"
         ) from None
-    return ensemble.predict_proba(batches)
+    return ensemble.uncertainty(batches, members=config.keep_members)
 
 
 def _report(
@@ -204,19 +215,27 @@ def _report(
     folder: RunFolder,
     what: str,
     names: Sequence[str],
-    probs: Tensor,
+    found: Measured,
     facts: _Facts,
+) -> ReportBuilder:
+    """Begin the page with what is predicted."""
+    report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
+    caption = "How many images have which largest probability"
+    report.chart("confidence.png", confidence_chart(found.probs), caption)
+    classes = facts.classes
+    report.table(class_table(found.probs, classes))
+    report.table(uncertain_table(found.probs, names, classes, found.shown(classes)))
+    whose = f"{what} of the run {plain_name(config.run.resolve().name)}"
+    report.say(*predictions_verdict(found.probs, whose))
+    return report
+
+
+def _write_page(
+    config: PredictConfig,
+    report: ReportBuilder,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
-    values = probs.cpu().numpy().astype(np.float64)
-    report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
-    caption = "How many images have which largest probability"
-    report.chart("confidence.png", confidence_chart(values), caption)
-    report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))
-    report.say(
-        *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
-    )
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -228,20 +247,28 @@ def _report(
 
 
 def write_predictions(
-    out: Path, names: Sequence[str], probs: Tensor, classes: Sequence[str]
+    out: Path,
+    names: Sequence[str],
+    probs: Tensor,
+    classes: Sequence[str],
+    more: Measured | None = None,
 ) -> None:
-    """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``."""
+    """Write probs (N, C), and what else is known of the images, to two files.
+
+    ``predictions.csv`` and ``predictions.npz``; the columns of ``more`` come after all others.
+    """
     labels = probs.argmax(dim=1).numpy()
     rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
         rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
+    if more is not None:
+        rows = [[*row, *cells] for row, cells in zip(rows, more.cells(classes), strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        images=np.array(names),
-        labels=labels,
-        probabilities=probs.numpy(),
-        classes=np.array(classes),
-    )
-    write_bytes(out / "predictions.npz", buffer.getvalue())
+    arrays: dict[str, ArrayLike] = {
+        "images": np.array(names),
+        "labels": labels,
+        "probabilities": probs.numpy(),
+        "classes": np.array(classes),
+        **(more.arrays() if more is not None else {}),
+    }
+    write_npz(out / "predictions.npz", arrays)

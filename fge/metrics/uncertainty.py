@@ -26,9 +26,10 @@ def uncertainty(members: Iterable[ArrayLike]) -> dict[str, Array]:
     """Return the mean prediction and every measure of its uncertainty.
 
     The same as :meth:`fge.Ensemble.uncertainty` of the members, from predictions that were kept.
+    Memory does not grow with S if they are read one after the other.
 
     Args:
-        members: probs (S, N, C), or S arrays (N, C).
+        members: probs (S, N, C), or an iterable of S arrays (N, C).
 
     Returns:
         ``mean`` (N, C), and (N,) each: ``entropy`` of the mean, ``expected_entropy`` and
@@ -41,16 +42,30 @@ def uncertainty(members: Iterable[ArrayLike]) -> dict[str, Array]:
     >>> [round(float(found[name][0]), 4) for name in ("entropy", "mutual_information")]
     [0.6931, 0.6931]
     """
-    arrays = _checked(members)
-    mean = _mean(arrays)
-    total = entropy(mean)
-    expected = np.mean([entropy(p) for p in arrays], axis=0)
+    count, total, expected, votes = 0, np.empty((0, 0)), np.empty(0), np.empty((0, 0), np.int32)
+    for p in (check_probs(p, name=f"member {s}") for s, p in enumerate(members)):
+        if not count:
+            total, expected = np.zeros_like(p), np.zeros(len(p))
+            votes = np.zeros(p.shape, np.int32)
+        if p.shape != total.shape:
+            raise UserError(
+                f"member {count} has shape {p.shape}, but member 0 has {total.shape}; give "
+                "predictions for the same examples"
+            )
+        count += 1
+        total += p
+        expected += entropy(p)
+        votes[np.arange(len(p)), p.argmax(axis=1)] += 1
+    if not count:
+        raise UserError("uncertainty needs at least 1 member, got 0")
+    mean, expected = total / count, expected / count
+    mixed = entropy(mean)
     return {
         "mean": mean,
-        "entropy": total,
+        "entropy": mixed,
         "expected_entropy": expected,
-        "mutual_information": np.maximum(total - expected, 0),  # rounding
-        "disagreement": _disagreement(arrays, mean),
+        "mutual_information": np.maximum(mixed - expected, 0),  # rounding
+        "disagreement": 1 - votes[np.arange(len(mean)), mean.argmax(axis=1)] / count,
     }
 
 
@@ -120,29 +135,3 @@ def member_variance(members: ArrayLike) -> Array:
         raise UserError(f"members must be finite, got {values[~np.isfinite(values)][0]}")
     variance: Array = values.var(axis=0)
     return variance
-
-
-def _checked(members: Iterable[ArrayLike]) -> list[Array]:
-    arrays = [check_probs(p, name=f"member {s}") for s, p in enumerate(members)]
-    if not arrays:
-        raise UserError("uncertainty needs at least 1 member, got 0")
-    for s, p in enumerate(arrays):
-        if p.shape != arrays[0].shape:
-            raise UserError(
-                f"member {s} has shape {p.shape}, but member 0 has {arrays[0].shape}; give "
-                "predictions for the same examples"
-            )
-    return arrays
-
-
-def _mean(arrays: list[Array]) -> Array:
-    mean = np.zeros_like(arrays[0])
-    for p in arrays:
-        mean += p
-    return mean / len(arrays)
-
-
-def _disagreement(arrays: list[Array], mean: Array) -> Array:
-    label = mean.argmax(axis=1)
-    fraction: Array = np.mean([p.argmax(axis=1) != label for p in arrays], axis=0)
-    return fraction
