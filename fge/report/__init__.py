@@ -83,7 +83,6 @@ from fge.report.page import (
 from fge.report.palette import (
     colour_of,
 )
-from fge.report.pictures import SHOWN, captions, least_certain
 from fge.report.planes import (
     line_chart,
     line_table,
@@ -149,7 +148,6 @@ __all__ = [
     "FILES",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",
-    "SHOWN",
     "UNITS",
     "VALIDATION",
     "Bars",
@@ -183,7 +181,6 @@ __all__ = [
     "average_sentences",
     "average_table",
     "averages_json",
-    "captions",
     "check_tensorboard",
     "class_table",
     "colour_of",
@@ -203,7 +200,6 @@ __all__ = [
     "environment_facts",
     "find_dynamics",
     "information_chart",
-    "least_certain",
     "line_chart",
     "line_momentum",
     "line_table",

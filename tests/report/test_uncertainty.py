@@ -20,12 +20,11 @@ from fge.report import (
     ReportBuilder,
     add_gallery,
     add_uncertainty,
-    captions,
     information_chart,
     method_result,
     size_table,
 )
-from fge.report.pictures import MOST_PIXELS, SHOWN, png_of
+from fge.report.pictures import MOST_PIXELS, SHOWN, captions, png_of
 from fge.report.uncertainty import doubt_of, doubt_table, doubt_verdict, rejection_series
 from fge.runs import RunFolder
 
