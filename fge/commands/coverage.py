@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fge.ensemble import PredictionFile, SnapshotStore
+from fge.ensemble import PredictionFile
 from fge.errors import UserError
 from fge.files import AGAIN
 from fge.metrics import Conformal, fit_conformal
 from fge.observer import counted
 from fge.report import COVERAGE, VALIDATION
-
-
-def keys_of(store: SnapshotStore) -> list[str]:
-    """Return the SHA-256 of the weights of each member of a store."""
-    return [store.facts(position)["sha256"] for position in range(len(store))]
 
 
 def fit_of_run(

@@ -35,12 +35,13 @@ ONE_NETWORK = (
 class Measured:
     """Predictions of N images, and how uncertain they are.
 
-    ``probs``: (N, C) float64; ``measures``: columns (N,) by name; ``members``: (S, N, C) float32,
-    if they are kept; ``fit`` and ``sets`` (N, C): conformal sets, or ``no_sets``: why there are
-    none.
+    ``probs``: (N, C) float64; ``split``: the images; ``measures``: columns (N,) by name;
+    ``members``: (S, N, C) float32, if they are kept; ``fit`` and ``sets`` (N, C): conformal sets,
+    or ``no_sets``: why there are none.
     """
 
     probs: Array
+    split: Split
     measures: Mapping[str, Array]
     members: NDArray[np.float32] | None = None
     fit: Conformal | None = None
@@ -49,14 +50,20 @@ class Measured:
 
     @classmethod
     def of(
-        cls, figures: Mapping[str, Tensor], networks: int, fit: Conformal | None, no_sets: str
+        cls,
+        figures: Mapping[str, Tensor],
+        networks: int,
+        split: Split,
+        fit: Conformal | None,
+        no_sets: str,
     ) -> Measured:
         """Return what the uncertainty of some networks comes to; of one, its entropy alone."""
         probs = figures["mean"].numpy()
         names = ("entropy", *(_OF_MEMBERS if networks > 1 else ()))
         members = figures["members"].float().numpy() if "members" in figures else None
         sets = conformal_sets(probs, fit) if fit else None
-        return cls(probs, {n: figures[n].numpy() for n in names}, members, fit, sets, no_sets)
+        measures = {name: figures[name].numpy() for name in names}
+        return cls(probs, split, measures, members, fit, sets, no_sets)
 
     def cells(self, classes: Sequence[str]) -> Iterator[list[str]]:
         """Yield the headings of the columns that ``predictions.csv`` has more, and their rows."""
@@ -101,9 +108,7 @@ class Measured:
             found["conformal"] = {**conformal_facts(self.fit), **means}
         return found
 
-    def add_to(
-        self, report: ReportBuilder, split: Split, names: Sequence[str], classes: Sequence[str]
-    ) -> None:
+    def add_to(self, report: ReportBuilder, names: Sequence[str], classes: Sequence[str]) -> None:
         """Add a table of the sets, a chart of the members' disagreement, and pictures."""
         if self.sets is not None and self.fit is not None:
             report.table(size_table(self.sets, self.fit))
@@ -122,4 +127,4 @@ class Measured:
         report.facts(uncertainty=self.facts())
         figures = {"mean": self.probs, **self.measures}
         note = "Those of the lowest largest probability, as the network sees them; in nats."
-        add_gallery(report, split, figures, classes, note=note, names=names)
+        add_gallery(report, self.split, figures, classes, note=note, names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -12,14 +13,12 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import torch
 from msgspec import Meta
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fge.arrays import write_npz
-from fge.commands.averages import FILES as AVERAGE_FILES
-from fge.commands.coverage import fit_of_run, keys_of
+from fge.commands.coverage import fit_of_run
 from fge.commands.inputs import read_inputs
 from fge.commands.measured import Measured
+from fge.commands.members import members_of_run
 from fge.config import (
     KEEP_SNAPSHOTS,
     CommandConfig,
@@ -34,8 +33,8 @@ from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, checked, printable, read_bytes, sha256, write_text
-from fge.networks import build_model, read_weights
+from fge.files import RESTORE, checked, printable, write_bytes, write_text
+from fge.networks import build_model
 from fge.parallel import check_command
 from fge.report import (
     ConsoleObserver,
@@ -102,21 +101,17 @@ def predict(config: PredictConfig) -> Path:
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
-    average = config.run / AVERAGE_FILES["swa"]
-    members = [read_weights(average)] if averaged else store
-    keys = [sha256(read_bytes(average))] if averaged else keys_of(store)
-    fit, no_sets = fit_of_run(config.run, keys, len(facts.classes), config.coverage)
+    members = members_of_run(config.run, run_config, store, averaged=averaged)
+    fit, no_sets = fit_of_run(config.run, members.keys, len(facts.classes), config.coverage)
     with enough_memory(device, "use a smaller --batch-size"):
-        figures = _apply(config, run_config.model, members, facts, inputs.split, device)
-    found = Measured.of(figures, len(keys), fit, no_sets)
-    what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
+        figures = _apply(config, run_config.model, members.states, facts, inputs.split, device)
+    found = Measured.of(figures, len(members.keys), inputs.split, fit, no_sets)
+    what = members.what
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
         write_predictions(out, files, figures["mean"], facts.classes, found)
-        report = _report(config, folder, what, names, found, facts)
-        found.add_to(report, inputs.split, names, facts.classes)
-        _write_page(config, report, environment, inputs.unreadable)
+        _report(config, folder, what, names, found, facts, environment, inputs.unreadable)
     observer = ConsoleObserver()
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
@@ -217,25 +212,19 @@ def _report(
     names: Sequence[str],
     found: Measured,
     facts: _Facts,
-) -> ReportBuilder:
-    """Begin the page with what is predicted."""
-    report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
-    caption = "How many images have which largest probability"
-    report.chart("confidence.png", confidence_chart(found.probs), caption)
-    classes = facts.classes
-    report.table(class_table(found.probs, classes))
-    report.table(uncertain_table(found.probs, names, classes, found.shown(classes)))
-    whose = f"{what} of the run {plain_name(config.run.resolve().name)}"
-    report.say(*predictions_verdict(found.probs, whose))
-    return report
-
-
-def _write_page(
-    config: PredictConfig,
-    report: ReportBuilder,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
+    values, more = found.probs, found.shown(facts.classes)
+    report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
+    caption = "How many images have which largest probability"
+    report.chart("confidence.png", confidence_chart(values), caption)
+    report.table(class_table(values, facts.classes))
+    report.table(uncertain_table(values, names, facts.classes, more))
+    report.say(
+        *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
+    )
+    found.add_to(report, names, facts.classes)
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -251,24 +240,26 @@ def write_predictions(
     names: Sequence[str],
     probs: Tensor,
     classes: Sequence[str],
-    more: Measured | None = None,
+    found: Measured | None = None,
 ) -> None:
-    """Write probs (N, C), and what else is known of the images, to two files.
+    """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``, and what else was found.
 
-    ``predictions.csv`` and ``predictions.npz``; the columns of ``more`` come after all others.
+    Its columns come after all others.
     """
     labels = probs.argmax(dim=1).numpy()
     rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
         rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
-    if more is not None:
-        rows = [[*row, *cells] for row, cells in zip(rows, more.cells(classes), strict=True)]
+    if found is not None:
+        rows = [[*row, *cells] for row, cells in zip(rows, found.cells(classes), strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
-    arrays: dict[str, ArrayLike] = {
-        "images": np.array(names),
-        "labels": labels,
-        "probabilities": probs.numpy(),
-        "classes": np.array(classes),
-        **(more.arrays() if more is not None else {}),
-    }
-    write_npz(out / "predictions.npz", arrays)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        images=np.array(names),
+        labels=labels,
+        probabilities=probs.numpy(),
+        classes=np.array(classes),
+        **(found.arrays() if found is not None else {}),
+    )
+    write_bytes(out / "predictions.npz", buffer.getvalue())

@@ -317,3 +317,23 @@ def test_without_validation_a_run_has_rejection_and_pictures_only(tmp_path: Path
     probs, _ = kept(out, "test")
     captions = check_pictures(out, probs[0], images_of(data))
     assert not any("mutual" in caption for caption in captions)
+
+
+@pytest.mark.slow
+def test_a_plan_predicts_by_the_members_of_its_report(tmp_path: Path) -> None:
+    """Its store has more snapshots than these: several averages of each network."""
+    data = write_tiny_npz(tmp_path / "tiny.npz")
+    np.savez(tmp_path / "new.npz", images=images_of(data))
+    out = fge(config(data, tmp_path / "run", epochs=8, plan="auto", start_epoch=None))
+    lines = json.loads((out / "report.json").read_text())["methods"]
+    names = next(line["member_names"] for line in lines if line["name"] == "auto")
+    assert len(names) < len(list((out / "snapshots").glob("*.safetensors")))
+    assert cli.main(predicted(out, tmp_path / "new.npz", tmp_path / "new")) == 0
+    with np.load(out / "predictions" / "test.npz") as stored:
+        every = dict(zip(stored["members"].tolist(), stored["probabilities"], strict=True))
+    expected = np.mean([every[name] for name in names], axis=0)
+    np.testing.assert_allclose(arrays(tmp_path / "new")["probabilities"], expected, atol=1e-5)
+    log = (out / "log.jsonl").read_text()
+    (out / "manifest.json").unlink()
+    (out / "log.jsonl").write_text(log.replace('"val_change_error"', '"other"'))
+    assert cli.main(predicted(out, tmp_path / "new.npz", tmp_path / "damaged")) == 2
