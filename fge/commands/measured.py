@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.data import Split
-from fge.metrics import Conformal, conformal_sets
+from fge.ensemble import Ensemble
+from fge.metrics import Conformal, conformal_sets, uncertainty
 from fge.report import (
     ReportBuilder,
     add_gallery,
@@ -29,6 +31,25 @@ ONE_NETWORK = (
     "One network predicted, so its entropy is the only measure: there are no members that could "
     "disagree."
 )
+
+
+def figures_of(
+    ensemble: Ensemble, batches: Iterable[Any], *, keep_members: bool
+) -> dict[str, Tensor]:
+    """Return the mean probabilities (N, C) of an ensemble of classifiers and their uncertainty.
+
+    A function of the outputs may give the probabilities too. Of these the ensemble knows only the
+    variance, so the members are kept and measured.
+    """
+    of_function = ensemble.outputs.name is None
+    found = ensemble.uncertainty(batches, members=keep_members or of_function)
+    if of_function:
+        measures = uncertainty(found["members"].numpy())
+        del measures["mean"]
+        found |= {name: torch.from_numpy(values) for name, values in measures.items()}
+    if not keep_members:
+        found.pop("members", None)
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fge.commands.coverage import fit_of_run
 from fge.commands.inputs import read_inputs
-from fge.commands.measured import Measured
+from fge.commands.measured import Measured, figures_of
 from fge.commands.members import members_of_run
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -202,7 +202,7 @@ def _apply(
             f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
             "copy"
         ) from None
-    return ensemble.uncertainty(batches, members=config.keep_members)
+    return figures_of(ensemble, batches, keep_members=config.keep_members)
 
 
 def _report(

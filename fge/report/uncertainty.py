@@ -86,6 +86,8 @@ def add_uncertainty(
 ) -> None:
     """Add rejection, conformal sets and the least certain test images of a run's best lines.
 
+    Where the targets are no classes, nothing is added.
+
     Args:
         report: gets a table, the chart ``rejection.png``, a sentence, pictures and facts.
         results: the lines of the run; of each name the last, largest ensemble is shown.
@@ -94,6 +96,8 @@ def add_uncertainty(
         split: the test images, of which only the least certain are read.
         classes: names of the classes.
     """
+    if test.targets.ndim != 1 or not np.issubdtype(test.targets.dtype, np.integer):
+        return
     shown = drawn(results)
     doubts = [doubt_of(result, test, val) for result in shown]
     report.table(doubt_table(doubts, len(test.targets)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_TEST, write_tiny_npz
 from fge_runs import config
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ from PIL import Image
 
 from fge import metrics
 from fge.commands import cli
+from fge.commands.measured import figures_of
 from fge.commands.train import fge
 from fge.data import load_dataset
+from fge.ensemble import Ensemble
 from fge.metrics import coverage_range
 
 VALIDATION = 24
@@ -95,6 +98,19 @@ def test_the_columns_of_predict_are_those_of_its_members(run: Path, out: Path) -
     assert heading == ["image", "label", "class", "p(0)", "p(1)", "p(2)", *names, "set"]
     for position, name in enumerate(names, start=6):
         assert [row[position] for row in rows] == [f"{value:.6f}" for value in stored[name]]
+
+
+def test_probabilities_of_a_function_are_measured_as_those_of_a_softmax() -> None:
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(5, 3) for _ in range(4)]
+    batches = list(torch.randn(20, 5).split(8))
+    usual = figures_of(Ensemble(nets[0], nets), batches, keep_members=False)
+    function = Ensemble(nets[0], nets, output=lambda outputs: outputs.softmax(dim=1))
+    for keep in (False, True):
+        found = figures_of(function, batches, keep_members=keep)
+        assert ("members" in found) is keep
+        for name, values in usual.items():
+            torch.testing.assert_close(found[name], values)
 
 
 def test_the_sets_of_predict_are_those_of_the_validation_images(run: Path, out: Path) -> None:

@@ -183,6 +183,14 @@ def test_what_is_no_image_has_no_picture(tmp_path: Path) -> None:
     assert report.page("t").galleries == ()
 
 
+def test_what_has_no_classes_adds_nothing(tmp_path: Path) -> None:
+    test = PredictionFile(tmp_path / "test.npz", torch.zeros(3))
+    report = ReportBuilder(RunFolder(tmp_path))
+    add_uncertainty(report, [], test, None, Split(torch.zeros(3, 5), torch.zeros(3)), CLASSES)
+    assert report.page("t") == ReportBuilder(RunFolder(tmp_path)).page("t")
+    assert report.content == {}
+
+
 def test_the_largest_ensemble_is_the_one_whose_images_are_shown(tmp_path: Path) -> None:
     test = file_of(tmp_path / "test.npz", a=OWN, b=OWN[::-1])
     lines = [
