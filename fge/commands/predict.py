@@ -15,8 +15,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.coverage import fit_of_run
 from fge.commands.inputs import read_inputs
+from fge.commands.measured import Measured, figures_of
+from fge.commands.members import members_of_run
 from fge.config import (
     KEEP_SNAPSHOTS,
     CommandConfig,
@@ -32,7 +34,7 @@ from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
 from fge.files import RESTORE, checked, printable, write_bytes, write_text
-from fge.networks import build_model, read_weights
+from fge.networks import build_model
 from fge.parallel import check_command
 from fge.report import (
     ConsoleObserver,
@@ -99,20 +101,24 @@ def predict(config: PredictConfig) -> Path:
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
-    members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
+    members = members_of_run(config.run, run_config, store, averaged=averaged)
+    fit, no_sets = fit_of_run(config.run, members.keys, len(facts.classes), config.coverage)
     with enough_memory(device, "use a smaller --batch-size"):
-        probs = _apply(config, run_config.model, members, facts, inputs.split, device)
-    what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
+        figures = _apply(config, run_config.model, members.states, facts, inputs.split, device)
+    found = Measured.of(figures, len(members.keys), inputs.split, fit, no_sets)
+    what = members.what
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
-        write_predictions(out, files, probs, facts.classes)
-        _report(config, folder, what, names, probs, facts, environment, inputs.unreadable)
+        write_predictions(out, files, figures["mean"], facts.classes, found)
+        _report(config, folder, what, names, found, facts, environment, inputs.unreadable)
     observer = ConsoleObserver()
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
     for reason in inputs.unreadable.values():
         observer.note(f"left out: {reason}")
+    if no_sets:
+        observer.note(no_sets)
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
@@ -179,7 +185,7 @@ def _apply(
     facts: _Facts,
     images: Split,
     device: torch.device,
-) -> Tensor:
+) -> dict[str, Tensor]:
     model = build_model(
         name,
         in_channels=facts.channels,
@@ -196,7 +202,7 @@ def _apply(
             f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
             "copy"
         ) from None
-    return ensemble.predict_proba(batches)
+    return figures_of(ensemble, batches, keep_members=config.keep_members)
 
 
 def _report(
@@ -204,19 +210,21 @@ def _report(
     folder: RunFolder,
     what: str,
     names: Sequence[str],
-    probs: Tensor,
+    found: Measured,
     facts: _Facts,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
-    values = probs.cpu().numpy().astype(np.float64)
+    values, more = found.probs, found.shown(facts.classes)
     report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
     caption = "How many images have which largest probability"
     report.chart("confidence.png", confidence_chart(values), caption)
-    report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))
+    report.table(class_table(values, facts.classes))
+    report.table(uncertain_table(values, names, facts.classes, more))
     report.say(
         *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
     )
+    found.add_to(report, names, facts.classes)
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -228,13 +236,22 @@ def _report(
 
 
 def write_predictions(
-    out: Path, names: Sequence[str], probs: Tensor, classes: Sequence[str]
+    out: Path,
+    names: Sequence[str],
+    probs: Tensor,
+    classes: Sequence[str],
+    found: Measured | None = None,
 ) -> None:
-    """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``."""
+    """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``, and what else was found.
+
+    Its columns come after all others.
+    """
     labels = probs.argmax(dim=1).numpy()
     rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
         rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
+    if found is not None:
+        rows = [[*row, *cells] for row, cells in zip(rows, found.cells(classes), strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
     buffer = io.BytesIO()
     np.savez(
@@ -243,5 +260,6 @@ def write_predictions(
         labels=labels,
         probabilities=probs.numpy(),
         classes=np.array(classes),
+        **(found.arrays() if found is not None else {}),
     )
     write_bytes(out / "predictions.npz", buffer.getvalue())

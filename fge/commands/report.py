@@ -11,7 +11,18 @@ from typing import Any, Literal, NotRequired, TypedDict
 from fge.config import ReportConfig, read_report
 from fge.errors import UserError
 from fge.files import checked
-from fge.report import COLUMNS, UNITS, ConsoleObserver, Page, Plot, Section, Table, write_pages
+from fge.report import (
+    COLUMNS,
+    UNITS,
+    ConsoleObserver,
+    Gallery,
+    Page,
+    Picture,
+    Plot,
+    Section,
+    Table,
+    write_pages,
+)
 from fge.runs import RunFolder, is_run, open_pages, open_run_folder
 from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
 
@@ -54,6 +65,10 @@ class _Inputs(TypedDict):
 
     run: str
     images: str
+    image_size: NotRequired[int | None]
+    coverage: NotRequired[float | None]
+    skip_unreadable: NotRequired[bool]
+    keep_members: NotRequired[bool]
 
 
 class _Environment(TypedDict):
@@ -88,6 +103,17 @@ class _Plot(TypedDict):
     layout: _Layout
 
 
+class _Picture(TypedDict):
+    file: str
+    caption: str
+
+
+class _Gallery(TypedDict):
+    title: str
+    pictures: list[_Picture]
+    note: NotRequired[str]
+
+
 class _Page(TypedDict):
     """A ``page.json``."""
 
@@ -98,6 +124,7 @@ class _Page(TypedDict):
     files: list[str]
     plots: dict[str, _Plot]
     figure_format: NotRequired[Literal["png", "svg", "pdf"]]
+    galleries: NotRequired[list[_Gallery]]
 
 
 def report(config: ReportConfig) -> Path:
@@ -137,9 +164,11 @@ def read_section(folder: Path) -> Section:
         files=shown["files"],
         plots={name: Plot(plot["data"], plot["layout"]) for name, plot in shown["plots"].items()},
         figure_format=shown.get("figure_format", "png"),
+        galleries=[_gallery(gallery) for gallery in shown.get("galleries", [])],
     )
     figures = folder / "figures"
-    for name in page.figures:
+    pictures = (picture.file for gallery in page.galleries for picture in gallery.pictures)
+    for name in (*page.figures, *pictures):
         # A page.json from elsewhere may name any file, and the page would contain that file.
         strange = Path(name).name != name or "\0" in name
         if strange or (figures / name).resolve().parent != figures.resolve():
@@ -149,6 +178,11 @@ def read_section(folder: Path) -> Section:
         if not (figures / name).is_file():
             raise UserError(f"{folder} lacks figures/{name}; run its command with --resume")
     return Section(folder, page, dict(content))
+
+
+def _gallery(gallery: _Gallery) -> Gallery:
+    pictures = [Picture(picture["file"], picture["caption"]) for picture in gallery["pictures"]]
+    return Gallery(gallery["title"], pictures, gallery.get("note", ""))
 
 
 def _table(table: _Table, path: Path) -> Table:

@@ -31,6 +31,7 @@ from fge.report import (
     add_classes,
     add_reliability,
     add_training,
+    add_uncertainty,
     as_methods,
     dataset_facts,
     ensemble_results,
@@ -338,6 +339,8 @@ def _report(
     if dynamics := find_dynamics(trained.training, trained.recipe):
         dynamics.add_to(report)
     add_reliability(report, lines, test)
+    val, data = trained.training.val_predictions, run.dataset
+    add_uncertainty(report, lines, test, val, data.test, data.classes)
     run.finish(f"{name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}")
 
 

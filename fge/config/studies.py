@@ -239,6 +239,11 @@ class PredictConfig(DeviceOptions, FigureOptions):
     """Read all image files first, and leave out those that cannot be read."""
     model: str | None = field(default=None, metadata={"group": "model"})
     """The run's package.module:factory, given again to allow its import."""
+    coverage: float | None = field(default=None, metadata={"group": "measurement"})
+    """Stated probability that the conformal set of an image holds its class, in (0, 1), with a
+    threshold from the run's validation images. By default 0.9, if the run has enough of them."""
+    keep_members: bool = field(default=False, metadata={"group": "output"})
+    """Keep the probabilities of each member too, in predictions.npz."""
     batch_size: int = field(default=250, metadata={**BATCH, "group": "speed"})
     """Images per batch."""
     out: Path | None = field(default=None, metadata={"group": "output"})
@@ -246,6 +251,13 @@ class PredictConfig(DeviceOptions, FigureOptions):
     RUN/predict-IMAGES, or the next free RUN/predict-IMAGES-2, ..."""
     overwrite: bool = field(default=False, metadata={"group": "output"})
     """Replace the predictions in --out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coverage is not None and not 0 < self.coverage < 1:
+            raise UserError(
+                f"coverage must be above 0 and below 1, got {self.coverage:g}; for 90 % give 0.9"
+            )
 
 
 @dataclass(frozen=True)

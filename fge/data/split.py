@@ -110,6 +110,10 @@ class Split:
             whole and whole.first(count),
         )
 
+    def take(self, index: Tensor) -> Tensor:
+        """Return the images (n, C, H, W) uint8 of an index (n,), on the CPU."""
+        return self.images[index.to(self.images.device)].cpu()
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images (n, C, H, W) uint8 and labels (n,) in order."""
         for start in range(0, len(self), size):
@@ -181,6 +185,11 @@ class StreamedSplit(Split):
         """Yield the images (n, C, H, W) uint8 of each index (n,), on the device."""
         for images in self.centres.read(batches):
             yield images.to(self.labels.device)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return the images (n, C, H, W) uint8 of an index (n,), on the CPU; no others are read."""
+        here = replace(self.centres, workers=0)  # a few images are not worth a process
+        return next(here.read([index.cpu()]))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images (n, C, H, W) uint8 and labels (n,) in order."""

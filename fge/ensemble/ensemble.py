@@ -205,21 +205,27 @@ class Ensemble(nn.Module):
         """
         return torch.stack(list(self._passes(batches, self.outputs.predictions)))
 
-    def uncertainty(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+    def uncertainty(self, batches: Iterable[Any], *, members: bool = False) -> dict[str, Tensor]:
         """Return the mean prediction and how uncertain it is.
 
-        Probabilities: the entropy H(mean p) of the mean, in nats, and its part that the members
-        disagree on, the mutual information H(mean p) - mean H(p) (arXiv 1112.5745, equation 2).
-        Other outputs: the variance over the S members, sum (f_s - mean f)² / S.
+        Probabilities: the entropy H(mean p) of the mean, in nats; its part that the members agree
+        on, the expected entropy mean H(p); its part that they disagree on, the mutual information
+        H(mean p) - mean H(p) (arXiv 1112.5745, equation 2); and the disagreement, the fraction of
+        members whose label is not the mean's. Other outputs: the variance over the S members,
+        sum (f_s - mean f)² / S. The members take one pass, and memory that does not grow with S.
 
         Args:
             batches: as of :meth:`predict`.
+            members: also return each member's prediction.
 
         Returns:
             float64 on the CPU: ``mean`` (N, ...) as of :meth:`predict`; for ``"softmax"``
-            ``entropy`` and ``mutual_information`` without the dimension of the classes: (N,) for
-            (N, C); for ``"sigmoid"`` the same in the shape of the outputs, of each label by
-            itself; otherwise ``variance`` in the shape of the predictions.
+            ``entropy``, ``expected_entropy``, ``mutual_information`` and ``disagreement`` without
+            the dimension of the classes: (N,) for (N, C); for ``"sigmoid"`` the same in the shape
+            of the outputs, of each label by itself (predicted above one half); otherwise
+            ``variance`` in the shape of the predictions. With ``members``, also ``members``
+            (S, N, ...) as of :meth:`predict_members`. :func:`fge.metrics.uncertainty` gives the
+            same for predictions that were kept.
 
         Raises:
             UserError: as :meth:`predict`, or ``combine="logits"``, whose mean is of no mixture.
@@ -229,10 +235,12 @@ class Ensemble(nn.Module):
                 "uncertainty is that of averaged predictions, and this ensemble averages logits; "
                 "use combine='probs'"
             )
-        figures = self.outputs.uncertainty()
+        figures, kept = self.outputs.uncertainty(), []
         for predictions in self._passes(batches, self.outputs.predictions):
             figures.update(predictions)
-        return figures.figures()
+            if members:
+                kept.append(predictions)
+        return {**figures.figures(), **({"members": torch.stack(kept)} if members else {})}
 
     def save(self, path: str | Path) -> None:
         """Write all members to one ``.safetensors`` file, completely or not at all.

@@ -12,6 +12,7 @@ from fge.errors import UserError
 from fge.networks import Output, OutputKind, RunningMean
 
 Combine = Literal["probs", "logits"]
+_HALF = 0.5
 
 
 class Outputs(OutputKind):
@@ -46,9 +47,11 @@ class Outputs(OutputKind):
     def uncertainty(self) -> Uncertainty:
         """Return what collects the members' predictions."""
         if self.kind == "softmax":
-            return Information(lambda probs: torch.special.entr(probs).sum(dim=self.dim))
+            return Information(
+                lambda probs: torch.special.entr(probs).sum(dim=self.dim), Votes(self.dim)
+            )
         if self.kind == "sigmoid":
-            return Information(_binary_entropy)
+            return Information(_binary_entropy, Votes())
         return Variance()
 
 
@@ -64,26 +67,68 @@ class Uncertainty:
         raise NotImplementedError
 
 
-class Information(Uncertainty):
-    """Entropy of the mean, in nats, and its part that members disagree on (mutual information).
+class Votes:
+    """Counts which labels the members predict, in memory that does not grow with their number.
 
-    I = H(mean p) - mean H(p) (Houlsby et al. 2011, arXiv 1112.5745, equation 2).
+    Args:
+        dim: of the classes; without one, each output is a label by itself, which is predicted above
+            one half.
     """
 
-    def __init__(self, entropy: Callable[[Tensor], Tensor]) -> None:
-        self._entropy = entropy
+    def __init__(self, dim: int | None = None) -> None:
+        self._dim = dim
+        self._counts: Tensor | None = None
+        self._members = 0
+
+    def update(self, predictions: Tensor) -> None:
+        """Include one more member's probabilities."""
+        if self._counts is None:
+            self._counts = torch.zeros(predictions.shape, dtype=torch.int32)
+        self._members += 1
+        if self._dim is None:
+            self._counts += predictions > _HALF
+            return
+        label = predictions.argmax(dim=self._dim, keepdim=True)
+        self._counts.scatter_add_(self._dim, label, torch.ones_like(label, dtype=torch.int32))
+
+    def against(self, mean: Tensor) -> Tensor:
+        """Return the fraction of members whose label is another than that of the mean."""
+        assert self._counts is not None
+        if self._dim is None:
+            agreeing = torch.where(mean > _HALF, self._counts, self._members - self._counts)
+        else:
+            label = mean.argmax(dim=self._dim, keepdim=True)
+            agreeing = self._counts.gather(self._dim, label).squeeze(self._dim)
+        return 1 - agreeing.double() / self._members
+
+
+class Information(Uncertainty):
+    """Entropy of the mean, in nats, its parts, and how many members disagree with the mean's label.
+
+    Members disagree on I = H(mean p) - mean H(p), the mutual information (Houlsby et al. 2011,
+    arXiv 1112.5745, equation 2), and agree on the rest.
+    """
+
+    def __init__(self, entropy: Callable[[Tensor], Tensor], votes: Votes) -> None:
+        self._entropy, self._votes = entropy, votes
         self._mean, self._expected = RunningMean(), RunningMean()
 
     def update(self, predictions: Tensor) -> None:
         """Include one more member's probabilities."""
         self._mean.update(predictions)
         self._expected.update(self._entropy(predictions))
+        self._votes.update(predictions)
 
     def figures(self) -> dict[str, Tensor]:
-        """Return ``mean``, ``entropy`` and ``mutual_information``."""
-        total = self._entropy(self._mean.value)
-        information = (total - self._expected.value).clamp(min=0)  # rounding
-        return {"mean": self._mean.value, "entropy": total, "mutual_information": information}
+        """Return ``mean``, ``entropy``, its two parts, and ``disagreement``."""
+        total, expected = self._entropy(self._mean.value), self._expected.value
+        return {
+            "mean": self._mean.value,
+            "entropy": total,
+            "expected_entropy": expected,
+            "mutual_information": (total - expected).clamp(min=0),  # rounding
+            "disagreement": self._votes.against(self._mean.value),
+        }
 
 
 class Variance(Uncertainty):

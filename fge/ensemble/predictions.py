@@ -45,6 +45,23 @@ class PredictionFile:
         if path.exists():
             self._read()
 
+    @classmethod
+    def stored(cls, path: Path) -> PredictionFile:
+        """Return the file of a run whose labels are not at hand.
+
+        Raises:
+            UserError: it cannot be read, or its arrays do not fit together.
+        """
+        targets = read_npz(path, _ARRAYS[:1])["targets"]
+        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+            raise UserError(f"{path} is damaged: its targets are no labels (N,); delete it")
+        return cls(path, torch.from_numpy(targets.astype(np.int64)))
+
+    @property
+    def by_weights(self) -> dict[str, str]:
+        """The name of a member for each SHA-256 of weights that made predictions."""
+        return {key: name for name, (key, _) in self._members.items()}
+
     def _read(self) -> None:
         stored = read_npz(self.path, _ARRAYS)
         names, keys, probs = (stored[name] for name in _ARRAYS[1:])

@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fge.files import write_bytes
 from fge.report.charts import Chart, PlaneChart
-from fge.report.page import FILES, Page, Table, write_report
+from fge.report.page import FILES, Gallery, Page, Picture, Table, write_report
+from fge.report.pictures import png_of
 from fge.report.render_interactive import plot_of
 from fge.report.render_static import draw, save_figure
 from fge.runs import RunFolder
@@ -57,6 +62,23 @@ class ReportBuilder:
             save_figure(figure, path.with_suffix(f".{form}"))
         figures, plots = {**self._page.figures, name: caption}, dict(self._page.plots)
         self._page = replace(self._page, figures=figures, plots={**plots, name: plot_of(chart)})
+
+    def gallery(
+        self, title: str, pictures: Sequence[tuple[str, NDArray[np.uint8], str]], note: str = ""
+    ) -> None:
+        """Show images of the data, as small PNG files in ``figures``.
+
+        Args:
+            title: of the gallery.
+            pictures: of each the name of its file, the image (C, H, W), and what to say of it.
+            note: says why these.
+        """
+        shown = []
+        for name, image, caption in pictures:
+            write_bytes(self.folder.figures / name, png_of(image))
+            shown.append(Picture(name, caption))
+        galleries = [*self._page.galleries, Gallery(title, shown, note)]
+        self._page = replace(self._page, galleries=galleries)
 
     def facts(self, **content: Any) -> None:
         """Add to ``report.json``."""

@@ -435,27 +435,33 @@ def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
     return Chart("confidence", panels, limits=(0.0, 1.0), height=600)
 
 
+def drawn(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Return a run's best lines, which charts show.
+
+    They are the largest ensemble of each name, averaged weights, and the single network, or the
+    last snapshot without one.
+    """
+    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
+    if "single" in largest:
+        largest.pop("last-snapshot", None)
+    return list(largest.values())
+
+
 def reliability_bins(
     results: Sequence[MethodResult], test: PredictionFile
 ) -> list[ReliabilityBins]:
     """Return the bins of a run's best lines, those with at least ``FEWEST`` predictions.
 
-    The lines are the largest ensemble of each name, averaged weights, and the single network, or
-    the last snapshot without one.
-
     Args:
         results: the lines of the run.
         test: the test predictions of their members.
     """
-    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
-    if "single" in largest:
-        largest.pop("last-snapshot", None)
     methods = []
-    for name, result in largest.items():
+    for result in drawn(results):
         bins = metrics.reliability(test.mean(result.member_names), test.targets)
         held = bins.counts >= FEWEST
         columns = (bins.confidence, bins.accuracy, bins.counts)
-        methods.append(ReliabilityBins(name, *(values[held].tolist() for values in columns)))
+        methods.append(ReliabilityBins(result.name, *(v[held].tolist() for v in columns)))
     return methods
 
 

@@ -6,8 +6,9 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 FILES = ("report.json", "config.json", "log.jsonl")
 """Files in every run folder for other programs."""
-PREDICTIONS = "predictions/test.npz"
+PREDICTIONS, VALIDATION = "predictions/test.npz", "predictions/val.npz"
 SCHEMA_VERSION = 1
 MORE = "More on this result"
 """The heading of the text that is folded below the first line of a verdict."""
@@ -52,8 +53,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A small image of the data: its PNG in ``figures``, and a caption that says what it is."""
+
+    file: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images of the data side by side, with a title and a note that says why these."""
+
+    title: str
+    pictures: Sequence[Picture]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
-    """What a report shows: title, verdict, tables, and figures by file name with a caption.
+    """What a report shows: title, verdict, tables, galleries, and figures by name with a caption.
 
     Empty lines separate the paragraphs of the verdict: the first is one line with the main result,
     the others are folded. ``files`` are the files of the run folder that the page links to;
@@ -68,6 +86,7 @@ class Page:
     files: Sequence[str] = (*FILES, PREDICTIONS)
     plots: Mapping[str, Plot] = field(default_factory=dict)
     figure_format: str = "png"
+    galleries: Sequence[Gallery] = ()
 
     @property
     def headline(self) -> str:
@@ -160,7 +179,25 @@ def _markdown(out: Path, page: Page, sections: Sequence[Section]) -> str:
         parts += markdown_tables(section.page.tables, level)
         for name, text in section.page.figures.items():
             parts.append(f"![{markdown_name(text)}]({_link(out, section, f'figures/{name}')})")
+        for gallery in section.page.galleries:
+            parts += _markdown_gallery(gallery, level, partial(_link, out, section))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_gallery(gallery: Gallery, level: str, link: Callable[[str], str]) -> Iterator[str]:
+    """Yield a gallery as parts of Markdown: a heading, the note, and each picture with its caption.
+
+    Args:
+        gallery: to show.
+        level: of the heading.
+        link: returns the link to a file of the run.
+    """
+    yield f"{level} {markdown_name(gallery.title)}"
+    if gallery.note:
+        yield markdown_text(gallery.note)
+    for picture in gallery.pictures:
+        text = markdown_name(picture.caption)
+        yield f"![{text}]({link(f'figures/{picture.file}')}) {text}"
 
 
 def markdown_verdict(headline: str, details: Sequence[str]) -> list[str]:
@@ -207,27 +244,43 @@ def _run(out: Path, section: Section, number: int, script: str | None) -> dict[s
     figures = []
     for position, (name, caption) in enumerate(section.page.figures.items(), start=1):
         plot = section.page.plots.get(name) if script else None
-        picture = read_bytes(section.folder / "figures" / name, "figure")
         other = Path("figures", name).with_suffix(f".{section.page.figure_format}").as_posix()
         figures.append(
             {
                 "id": f"run-{number}-plot-{position}",
                 "caption": caption,
                 "link": _link(out, section, other),
-                "picture": base64.b64encode(picture).decode(),
+                "picture": _encoded(section.folder, name),
                 "plot": plot and {"data": plot.data, "layout": plot.layout},
             }
         )
+    galleries = [
+        {
+            "title": gallery.title,
+            "note": gallery.note,
+            "pictures": [
+                {"caption": picture.caption, "picture": _encoded(section.folder, picture.file)}
+                for picture in gallery.pictures
+            ],
+        }
+        for gallery in section.page.galleries
+    ]
     return {
         "id": f"run-{number}",
         "name": section.name,
         "page": section.page,
         "content": section.content,
         "figures": figures,
+        "galleries": galleries,
         "command": repeat_command(section.content, section.folder),
         "own_code": own_code(section.content["config"]),
         "links": [(name, _link(out, section, name)) for name in section.page.files],
     }
+
+
+def _encoded(folder: Path, name: str) -> str:
+    """Return a picture of a run as the page holds it."""
+    return base64.b64encode(read_bytes(folder / "figures" / name, "figure")).decode()
 
 
 def _link(out: Path, section: Section, name: str) -> str:
@@ -253,9 +306,22 @@ def repeat_command(content: Mapping[str, Any], folder: Path) -> str:
     words = [*program(start, seen_from=folder), content["command"]]
     if content["command"] == "predict":  # it has no config file
         words += ["--run", options["run"], "--images", options["images"]]
+        words += _also_given(options)
     else:
         words += ["--config", "config.json"]
     return shlex.join([*words, *own_code(options), "--out", "NEW_FOLDER"])
+
+
+def _also_given(options: Mapping[str, Any]) -> list[str]:
+    """Return the options of ``predict`` that change what it writes, where they were given."""
+    words: list[str] = []
+    for name in ("image_size", "coverage", "skip_unreadable", "keep_members"):
+        value, flag = options.get(name), f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [flag, str(value)]
+    return words
 
 
 def _safe(render: Callable[[str], str]) -> Callable[[str], Markup]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from fge.config import FGE
 from fge.metrics import entropy
 from fge.report.charts import Bars, Chart, Panel
 from fge.report.page import Table
+from fge.report.pictures import least_certain
 
 UNCERTAIN = 20
 """Images in the table of the least certain ones."""
@@ -55,7 +56,10 @@ def class_table(probs: NDArray[np.float64], classes: Sequence[str]) -> Table:
 
 
 def uncertain_table(
-    probs: NDArray[np.float64], names: Sequence[str], classes: Sequence[str]
+    probs: NDArray[np.float64],
+    names: Sequence[str],
+    classes: Sequence[str],
+    more: Mapping[str, Callable[[int], str]] | None = None,
 ) -> Table:
     """Return the images with the lowest largest probability, the least certain first.
 
@@ -63,17 +67,20 @@ def uncertain_table(
         probs: (N, C), rows sum to 1.
         names: of the N images.
         classes: names of the C classes.
+        more: by heading, the cells of further columns.
     """
     mixed = entropy(probs)
+    columns = dict(more or {})
     rows = []
-    for image in np.argsort(probs.max(axis=1), kind="stable")[:UNCERTAIN]:
+    for image in least_certain(probs, UNCERTAIN):
         first, *others = np.argsort(-probs[image], kind="stable")[:2]
         cells = [names[image], classes[first], f"{probs[image, first]:.3f}"]
         second = [classes[label] for label in others] or ["-"]
         found = [f"{probs[image, label]:.3f}" for label in others] or ["-"]
         rows.append([*cells, *second, *found, f"{mixed[image]:.3f}"])
+        rows[-1] += [cell(int(image)) for cell in columns.values()]
     headings = ["image", "class", "probability", "next class", "its probability", "entropy"]
-    return Table("The least certain images", headings, rows)
+    return Table("The least certain images", [*headings, *columns], rows)
 
 
 def confidence_chart(probs: NDArray[np.float64]) -> Chart:

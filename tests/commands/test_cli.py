@@ -1249,9 +1249,10 @@ def test_predict_agrees_with_each_network_applied_by_hand(
         with torch.inference_mode():
             members.append(model(inputs).double().softmax(dim=1).numpy())
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    assert lines[0] == "image,label,class,p(0),p(1),p(2)"
+    names = "entropy,mutual_information,disagreement"
+    assert lines[0] == f"image,label,class,p(0),p(1),p(2),{names},set"
     assert [line.split(",")[0] for line in lines[1:]] == [f"{n}.png" for n in range(5)]
-    probs = [[float(value) for value in line.split(",")[3:]] for line in lines[1:]]
+    probs = [[float(value) for value in line.split(",")[3:6]] for line in lines[1:]]
     # Six digits in the file, and float32 arithmetic in the networks.
     np.testing.assert_allclose(probs, np.mean(members, axis=0), atol=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import sys
@@ -204,3 +205,24 @@ def test_the_folder_of_a_run_is_kept(
     assert "is a file; give a folder" in fails(
         capsys, predicted(run, trained, "--out", str(run / "file"))
     )
+
+
+def test_one_network_has_its_entropy_and_says_so(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli.main([*predicted(trained, trained), "--out", str(out), "--coverage", "0.75"]) == 0
+    with np.load(out / "predictions.npz") as found:
+        stored = dict(found)
+    assert set(stored) == {
+        *("images", "labels", "probabilities", "classes", "entropy", "sets", "coverage")
+    }
+    probs = stored["probabilities"]
+    np.testing.assert_allclose(stored["entropy"], -(probs * np.log(probs)).sum(axis=1), rtol=1e-9)
+    with np.load(trained / "predictions" / "val.npz") as val:
+        members = dict(zip(val["members"].tolist(), val["probabilities"], strict=True))
+        own = members["swa-0001"].astype(np.float64)[np.arange(len(val["targets"])), val["targets"]]
+    place = math.ceil((len(own) + 1) * 0.75) - 1
+    assert np.array_equal(stored["sets"], 1 - probs <= sorted(1 - own)[place])
+    text = (out / "report.md").read_text()
+    assert "One network predicted, so its entropy is the only measure" in text
+    heading = (out / "predictions.csv").read_text().splitlines()[0]
+    assert heading == "image,label,class,p(0),p(1),p(2),entropy,set"

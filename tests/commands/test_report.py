@@ -242,6 +242,12 @@ def test_methods_that_are_none_are_damage(
         ("page.json", {"plots": {"a.png": {"data": [], "layout": {}}}}, "required field `height`"),
         ("page.json", {"plots": {"a.png": {"data": [3], "layout": {}}}}, "got `int`"),
         ("page.json", {"figures": {"a\0.png": "A"}}, "'a\\x00.png' is not in figures/"),
+        (
+            "page.json",
+            {"galleries": [{"title": "A", "pictures": [{"file": "../x", "caption": "A"}]}]},
+            "'../x' is not in figures/",
+        ),
+        ("page.json", {"galleries": [{"title": "A", "pictures": [3]}]}, "got `int`"),
         ("page.json", {"figure_format": "gif"}, "Invalid enum value 'gif'"),
         ("report.json", {"environment": {"processes": 0}}, "Expected `int` >= 1"),
         ("report.json", {"environment": []}, "Expected `object`, got `array`"),

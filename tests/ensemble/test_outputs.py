@@ -71,6 +71,9 @@ def halves(inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
 BINARY = [INPUTS[:, 0, 0], INPUTS[:, 0, :1], INPUTS[:, 0], INPUTS[:, :, :2]]
 """One logit (N,) and (N, 1), labels (N, K), labels of each pixel (N, K, M)."""
 
+MEASURES = ["mean", "entropy", "expected_entropy", "mutual_information", "disagreement"]
+"""Of probabilities."""
+
 
 @pytest.mark.parametrize("inputs", BINARY, ids=lambda inputs: str(tuple(inputs.shape)))
 def test_sigmoids_of_logits_are_averaged(inputs: Tensor) -> None:
@@ -86,10 +89,12 @@ def test_sigmoids_of_logits_are_averaged(inputs: Tensor) -> None:
     def entropy(p: Array) -> Array:
         return np.asarray(-p * np.log(p) - (1 - p) * np.log(1 - p))
 
-    assert list(figures) == ["mean", "entropy", "mutual_information"]
+    assert list(figures) == MEASURES
     close(figures["mean"], mean)
     close(figures["entropy"], entropy(mean))
+    close(figures["expected_entropy"], entropy(probs).mean(0))
     close(figures["mutual_information"], entropy(mean) - entropy(probs).mean(0))
+    close(figures["disagreement"], ((probs > 0.5) != (mean > 0.5)).mean(0))
 
 
 @pytest.mark.parametrize("inputs", BINARY, ids=lambda inputs: str(tuple(inputs.shape)))
@@ -134,11 +139,16 @@ def test_classes_may_be_in_any_dimension(inputs: Tensor, dim: int) -> None:
     close(classifier.predict(halves(inputs)), mean)
     close(classifier.predict_proba(halves(inputs)), mean)
     close(classifier.predict_members(halves(inputs)), probs)
-    figures = classifier.uncertainty(halves(inputs))
+    figures = classifier.uncertainty(halves(inputs), members=True)
+    assert list(figures) == [*MEASURES, "members"]
+    close(figures["members"], probs)
     total = -(mean * np.log(mean)).sum(dim)
     close(figures["entropy"], total)
     expected = -(probs * np.log(probs)).sum(axis).mean(0)
+    close(figures["expected_entropy"], expected)
     close(figures["mutual_information"], total - expected)
+    label = np.expand_dims(mean.argmax(dim), dim)[None]
+    close(figures["disagreement"], (probs.argmax(axis) != label.squeeze(axis)).mean(0))
 
 
 def test_certain_members_that_disagree_have_all_entropy_as_mutual_information() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, Browser
 from chart_examples import CHARTS, PLANES
-from conftest import write_tiny_npz
+from conftest import TINY_SIDE, write_tiny_npz
 from curve_runs import done, job
 from plot_checks import luminance
 
@@ -115,6 +115,11 @@ PLOTS = """[...document.querySelectorAll(".plot")].map((place) => {
 })"""
 
 
+GALLERY = """[...document.querySelectorAll(".gallery li")].map((item) => {
+  const image = item.querySelector("img"), box = image.getBoundingClientRect();
+  return { alt: image.alt, caption: item.querySelector("p").textContent, x: box.x,
+    natural: image.naturalWidth, width: box.width };
+})"""
 ROW_HEADERS = """Object.fromEntries([...document.querySelectorAll("table")].map((table) =>
   [table.caption.textContent, [...table.querySelectorAll("th[scope=row]")].map((cell) =>
     cell.textContent)]))"""
@@ -155,7 +160,13 @@ def test_pages_that_commands_write_pass_the_same_checks(browser: Browser, tmp_pa
     short = {"epochs": 4, "start_epoch": 0, "cycle_epochs": 2, "sharpness_every": 1}
     page = done("fge", job(data, tmp_path / "fge", **short)) / "report.html"
     words = {"top eigenvalue", "last-snapshot", "confidence", "distance to"}
-    check_page(browser, page, width=PHONE, plots=3, words=words)
+    check_page(browser, page, width=PHONE, plots=4, words=words)
+    shown = browser.evaluate(GALLERY)
+    assert len(shown) == 12
+    for picture in shown:
+        assert picture["alt"] == picture["caption"] != ""
+        assert (picture["natural"], picture["width"]) == (TINY_SIDE, 128)
+    assert len({picture["x"] for picture in shown}) > 1  # side by side on a phone too
     headers = browser.evaluate(ROW_HEADERS)["Sharpness through the training"]
     assert headers == ["1", "2", "3"]
     short = {"epochs": 2, "eval_points": 3, "ensemble_points": 2}

@@ -1,0 +1,279 @@
+"""How far predictions can be trusted: rejection, conformal sets, and the least certain images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fge import metrics
+from fge.config import FGE
+from fge.data import Split
+from fge.ensemble import PredictionFile
+from fge.metrics import Conformal, SetCoverage
+from fge.report.builder import ReportBuilder
+from fge.report.charts import Bars, Chart, Panel, Series, lines_chart
+from fge.report.methods import FEWEST, MethodResult, drawn
+from fge.report.page import Table
+from fge.report.pictures import SHOWN, captions, least_certain
+
+COVERAGE = 0.9
+"""The coverage of conformal sets that is stated, and the part of the images that is answered."""
+REJECTION_CAPTION = (
+    "Rejection: the error of the most certain part of the test images, by their largest "
+    f"probability; parts of fewer than {FEWEST} images are left out"
+)
+TITLE = "Rejection and conformal sets"
+GALLERY = "Pictures of the least certain images"
+_POINTS = 100
+_SIZES = 10
+"""Sizes of sets that have a row each."""
+_BINS = 20
+_IMAGE_SIDES = 4
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What a line of the method table leaves open on the test set.
+
+    ``aurc``: area under the risk-coverage curve, a fraction; ``answered``: error of the most
+    certain ``COVERAGE`` of the images, in percent; ``sets``: its conformal sets, measured, and
+    ``fit`` their threshold, None without validation predictions of its members.
+    """
+
+    name: str
+    members: int
+    aurc: float
+    answered: float
+    fit: Conformal | None = None
+    sets: SetCoverage | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the content for ``report.json``."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "members": self.members,
+            "aurc": self.aurc,
+            "error_answered": self.answered,
+        }
+        if self.fit and self.sets:
+            found["conformal"] = {**conformal_facts(self.fit), **self.sets._asdict()}
+        return found
+
+
+def conformal_facts(fit: Conformal) -> dict[str, Any]:
+    """Return a threshold of conformal sets for ``report.json``; null if it is infinite."""
+    return {
+        "score": fit.score,
+        "stated": fit.coverage,
+        "examples": fit.examples,
+        "threshold": fit.threshold if fit.enough else None,
+    }
+
+
+def add_uncertainty(
+    report: ReportBuilder,
+    results: Sequence[MethodResult],
+    test: PredictionFile,
+    val: PredictionFile | None,
+    split: Split,
+    classes: Sequence[str],
+) -> None:
+    """Add rejection, conformal sets and the least certain test images of a run's best lines.
+
+    Where the targets are no classes, nothing is added.
+
+    Args:
+        report: gets a table, the chart ``rejection.png``, a sentence, pictures and facts.
+        results: the lines of the run; of each name the last, largest ensemble is shown.
+        test: the test predictions of their members.
+        val: the validation predictions, for the thresholds of conformal sets.
+        split: the test images, of which only the least certain are read.
+        classes: names of the classes.
+    """
+    if test.targets.ndim != 1 or not np.issubdtype(test.targets.dtype, np.integer):
+        return
+    shown = drawn(results)
+    doubts = [doubt_of(result, test, val) for result in shown]
+    report.table(doubt_table(doubts, len(test.targets)))
+    curves = [rejection_series(result, test) for result in shown]
+    if any(curve.x for curve in curves):
+        report.chart("rejection.png", rejection_chart(curves), REJECTION_CAPTION)
+    main = int(np.argmax([result.members for result in shown]))
+    report.say(doubt_verdict(doubts[main], len(test.targets)))
+    report.facts(uncertainty={"coverage": COVERAGE, "methods": [d.facts() for d in doubts]})
+    members = shown[main].member_names
+    figures = metrics.uncertainty(test.probabilities(name) for name in members)
+    if len(members) == 1:  # its own mean: there is nothing to disagree on
+        del figures["mutual_information"]
+    whose = f"`{shown[main].name}`" + (f" ({len(members)} members)" if len(members) > 1 else "")
+    note = f"The test images to which {whose} gives the lowest largest probability; in nats."
+    add_gallery(report, split, figures, classes, note=note, targets=test.targets)
+
+
+def add_gallery(
+    report: ReportBuilder,
+    split: Split,
+    figures: dict[str, Array],
+    classes: Sequence[str],
+    *,
+    note: str,
+    targets: NDArray[np.int64] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Show the images of a split that are the least certain, if they are images.
+
+    Args:
+        report: gets at most ``SHOWN`` pictures.
+        split: of the images, of which only these are read.
+        figures: of all images, as :func:`fge.report.captions` takes them.
+        classes: names of the classes.
+        note: says of what they are.
+        targets: the true classes, if they are known.
+        names: of the images, if they have any.
+    """
+    if len(split.shape) != _IMAGE_SIDES:
+        return
+    index = least_certain(figures["mean"], SHOWN)
+    texts = captions(index, figures, classes, targets=targets, names=names)
+    images = split.take(torch.from_numpy(index)).numpy()
+    files = [f"uncertain-{number:02d}.png" for number in range(1, len(index) + 1)]
+    report.gallery(GALLERY, list(zip(files, images, texts, strict=True)), note)
+
+
+def doubt_of(result: MethodResult, test: PredictionFile, val: PredictionFile | None) -> Doubt:
+    """Return what a line leaves open, measured on the test set."""
+    probs, fit, sets = test.mean(result.member_names), None, None
+    curve = metrics.risk_coverage(probs, test.targets)
+    if val is not None and len(val.targets) and all(name in val for name in result.member_names):
+        fit = metrics.fit_conformal(
+            val.mean(result.member_names), val.targets, coverage=COVERAGE, score="lac"
+        )
+        sets = metrics.set_coverage(metrics.conformal_sets(probs, fit), test.targets)
+    answered = max(1, round(COVERAGE * len(test.targets)))
+    risk = 100 * float(curve.risk[answered - 1])
+    return Doubt(result.name, result.members, float(curve.risk.mean()), risk, fit, sets)
+
+
+def doubt_table(doubts: Sequence[Doubt], tests: int) -> Table:
+    """Return the table of rejection and conformal sets.
+
+    Args:
+        doubts: of the lines.
+        tests: number of test images.
+    """
+    percent = f"{100 * COVERAGE:g} %"
+    headings = ["method", "members", "AURC", f"error of the surest {percent}"]
+    fitted = [doubt.fit for doubt in doubts if doubt.fit]
+    if fitted:
+        headings += ["sets: coverage %", "mean size", "empty %"]
+    rows = []
+    for doubt in doubts:
+        row = [doubt.name, str(doubt.members), f"{doubt.aurc:.4f}", f"{doubt.answered:.2f}"]
+        if fitted and doubt.sets:
+            row += [f"{100 * doubt.sets.coverage:.2f}", f"{doubt.sets.size:.3f}"]
+            row += [f"{100 * doubt.sets.empty:.2f}"]
+        rows.append(row + ["-"] * (len(headings) - len(row)))
+    note = (
+        "AURC is the mean error, a fraction, over all parts of the test images that are answered, "
+        "from the surest one to all (arXiv 1805.08206): lower is better. "
+    )
+    return Table(TITLE, headings, rows, note + _sets_note(fitted[0] if fitted else None, tests))
+
+
+def _sets_note(fit: Conformal | None, tests: int) -> str:
+    if fit is None:
+        return "Without validation predictions there are no conformal sets."
+    if not fit.enough:
+        return (
+            f"Conformal sets at {100 * fit.coverage:g} % need {fit.least} validation images, and "
+            f"there are {fit.examples}: every set holds all classes."
+        )
+    low, high = metrics.coverage_range(fit.coverage, fit.examples, tests)
+    return (
+        "A conformal set holds the classes whose probability is above a threshold (arXiv "
+        f"1609.00451). It is to hold the true class of {100 * fit.coverage:g} % of images: the "
+        f"threshold is from the {fit.examples} validation images, the coverage is measured on the "
+        f"{tests} test images. With so many of both, 95 of 100 runs measure {100 * low:.1f} to "
+        f"{100 * high:.1f} %. {REUSED}"
+    )
+
+
+REUSED = (
+    "Where validation also chose something, such as a snapshot or the members, predictions are a "
+    "little better there than on new images, and the coverage is a little lower than stated."
+)
+
+
+def doubt_verdict(doubt: Doubt, tests: int) -> str:
+    """Say what the conformal sets and the rejection of a line come to."""
+    text = (
+        f"Where `{doubt.name}` answers the surest {100 * COVERAGE:g} % of the test images, its "
+        f"error is {doubt.answered:.2f} %."
+    )
+    if doubt.sets is None or doubt.fit is None or not doubt.fit.enough:
+        return text
+    return (
+        f"{text} Its conformal sets, stated to hold the class of {100 * doubt.fit.coverage:g} % of "
+        f"images, hold it for {100 * doubt.sets.coverage:.2f} % of {tests} test images, with "
+        f"{doubt.sets.size:.2f} classes on average."
+    )
+
+
+def rejection_series(result: MethodResult, test: PredictionFile) -> Series:
+    """Return the error of the most certain part of the test images, in percent, against the part.
+
+    It begins with ``FEWEST`` images, since the error of fewer is chance.
+    """
+    curve = metrics.risk_coverage(test.mean(result.member_names), test.targets)
+    count = len(curve.risk)
+    if count < FEWEST:
+        return Series(result.name, [], [])
+    places = np.unique(np.linspace(FEWEST, count, _POINTS).round().astype(int)) - 1
+    return Series(result.name, curve.coverage[places].tolist(), (100 * curve.risk[places]).tolist())
+
+
+def rejection_chart(series: Sequence[Series]) -> Chart:
+    """Return the chart of errors against the part of the images that is answered."""
+    return lines_chart(series, x="fraction of the test images answered", y="error of these, %")
+
+
+def size_table(sets: NDArray[np.bool_], fit: Conformal) -> Table:
+    """Return how many images have conformal sets of which size.
+
+    Args:
+        sets: (N, C), True for the classes in the set.
+        fit: the threshold.
+    """
+    sizes = sets.sum(axis=1)
+    which = {str(size): sizes == size for size in range(min(_SIZES, sizes.max()) + 1)}
+    if sizes.max() > _SIZES:
+        which[f"more than {_SIZES}"] = sizes > _SIZES
+    rows = [[name, str(own.sum()), f"{100 * own.mean():.1f}"] for name, own in which.items()]
+    note = (
+        f"The set of an image holds its class with a stated probability of {100 * fit.coverage:g} "
+        "%: the classes of probability "
+        f"{max(0.0, 1 - float(fit.threshold)):.4f} and more (arXiv 1609.00451), by the run's "
+        f"{fit.examples} validation images. That is so if the images are such as those. A set of "
+        f"several classes leaves the choice open; an empty one says that none is probable enough. "
+        f"{REUSED}"
+    )
+    return Table("Sizes of the conformal sets", ["classes in the set", "images", "%"], rows, note)
+
+
+def information_chart(information: Array) -> Chart:
+    """Return how many images have which mutual information.
+
+    Args:
+        information: (N,), in nats.
+    """
+    most = max(float(information.max()), 1e-3)
+    counts, edges = np.histogram(information, bins=_BINS, range=(0, most))
+    bars = Bars(FGE, edges.tolist(), counts.tolist())
+    panel = Panel("images", bars=bars)
+    return Chart("mutual information, nats", [panel], limits=(0.0, most), height=380)
