@@ -1,61 +1,53 @@
 """Coverage of conformal sets and rejection: what is stated, and what test images measure.
 
-    python benchmarks/uncertainty.py run [--seeds 5] [--epochs 100] [--work runs/uncertainty]
+    python benchmarks/uncertainty.py run S A [--work runs/pays]
     python benchmarks/uncertainty.py table
 
-The default job (Fashion-MNIST, 9,000 training images, crops and flips) by the methods of
-``METHODS`` at one budget. Thresholds for a stated coverage of 90 % are from the 1,000 validation
-images, by each score of ``SCORES``; coverage, mean size of the sets and AURC are measured on all
-5,000 test images. Predictions come from finished runs in ``--work`` (folders ``METHOD-SEED`` of
-``train``), whoever trained them with these options; what is missing is trained, and an interrupted
-training goes on. One thread, float32; about three minutes for each training of 100 epochs. Results:
-``benchmarks/results/uncertainty.json``; other budgets than 100 epochs need ``--results``.
+The runs are those of tasks of ``benchmarks/pays.py``, finished in ``--work``; nothing is trained.
+Thresholds for a stated coverage of 90 % are from the validation images of each run (S: 1,000, A:
+100), by each score of ``SCORES``; coverage, mean size of the sets and AURC are measured on all test
+images (S: 10,000, A: 5,000). Results: ``benchmarks/results/uncertainty.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from fge import metrics
-from fge.commands.train import train
-from fge.config import TrainConfig
 from fge.ensemble import PredictionFile
 from fge.files import write_json
-from fge.report import PREDICTIONS, VALIDATION, environment_facts
+from fge.report import PREDICTIONS, VALIDATION, markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "uncertainty.json"
-EPOCHS = 100
-PLAIN: dict[str, Any] = {"threads": 1, "channels_last": "on", "compile": "off", "amp": "off"}
-METHODS = ("single", "average", "fge", "split")
 SCORES = get_args(metrics.Score)
 COVERAGE = 0.9
-COMMAND = "python benchmarks/uncertainty.py run"
+NAMES = {"fge": ("fge-paper", "fge"), "fge-avg": ("fge", "fge")}
+"""Of runs in whose folder's name the method has another name: that shown, and that of its line."""
 
 
-def finished(work: Path, method: str, seed: int, epochs: int) -> Path:
-    """Return the folder of a finished run, after training what is missing."""
-    out = work / f"{method}-{seed}"
-    options: dict[str, Any] = {**PLAIN, "method": method, "seed": seed, "epochs": epochs}
-    if not (out / "report.json").is_file():
-        train(TrainConfig(out=out, resume=(out / "config.json").is_file(), **options))
-    kept = json.loads((out / "config.json").read_text())["options"]
-    if other := {k: kept[k] for k in ("method", "seed", "epochs") if kept[k] != options[k]}:
-        raise SystemExit(f"{out} is a run with {other}; give another --work")
-    return out
+def method_of(run: Path) -> tuple[str, str, int]:
+    """Return a run's method, the name of its line, and the seed, from the name of its folder.
+
+    >>> method_of(Path("fge-avg-e20-s1003"))
+    ('fge', 'fge', 1003)
+    """
+    found = re.fullmatch(r"(.+)-e\d+-s(\d+)", run.name)
+    assert found is not None, f"{run} is no run of a comparison"
+    shown, line = NAMES.get(found[1], (found[1], found[1]))
+    return shown, line, int(found[2])
 
 
-def measured(out: Path, method: str, seed: int) -> dict[str, Any]:
-    """Return the figures of the last line of a run, from its kept predictions."""
-    report = json.loads((out / "report.json").read_text())
-    line = [line for line in report["methods"] if line["name"] == method][-1]
-    test, val = (PredictionFile.stored(out / name) for name in (PREDICTIONS, VALIDATION))
+def measured(run: Path, name: str, seed: int) -> dict[str, Any]:
+    """Return the figures of the last line of a run with this name, from its kept predictions."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    line = [line for line in report["methods"] if line["name"] == name][-1]
+    test, val = (PredictionFile.stored(run / file) for file in (PREDICTIONS, VALIDATION))
     members = line["member_names"]
     probs, calibration = test.mean(members).numpy(), val.mean(members).numpy()
     found: dict[str, Any] = {
@@ -75,47 +67,39 @@ def measured(out: Path, method: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Measure every method and seed; the results are written after each."""
-    if arguments.epochs != EPOCHS and arguments.results == RESULTS:
-        raise SystemExit(f"{RESULTS} is for {EPOCHS} epochs; give --results FILE for others")
-    content: dict[str, Any] = {
-        "command": COMMAND,
-        "epochs": arguments.epochs,
-        "coverage": COVERAGE,
-        "environment": environment_facts(torch.device("cpu"), PLAIN["threads"]),
-        "methods": {method: [] for method in METHODS},
-    }
-    began = time.perf_counter()
-    for seed in range(arguments.seeds):
-        for method in METHODS:
-            out = finished(arguments.work, method, seed, arguments.epochs)
-            content["methods"][method].append(measured(out, method, seed))
-            content["seconds"] = round(time.perf_counter() - began)
-            write_json(arguments.results, content)
-    table(arguments)
+def run_task(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of each method and seed from the finished runs of a task."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(folder.glob("*-e*-s*")):
+        if (run / "report.json").is_file():
+            method, line, seed = method_of(run)
+            methods.setdefault(method, []).append(measured(run, line, seed))
+    if not methods:
+        raise SystemExit(f"{folder} has no finished runs; start benchmarks/pays.py first")
+    return methods
 
 
-def table(arguments: argparse.Namespace) -> None:
-    """Print the table for the docs: means and standard deviations over seeds."""
-    content = json.loads(arguments.results.read_text())
-    lines = {method: found for method, found in content["methods"].items() if found}
-    stated = f"{100 * content['coverage']:g} %"
-    heads = [f"{score}: coverage %, size" for score in SCORES]
-    print(f"Stated {stated}; {content['epochs']} epochs")
-    print(f"| method | seeds | passes | error % | AURC | {' | '.join(heads)} |")
-    print(f"| :-- | {' | '.join(['--:'] * (4 + len(heads)))} |")
-    for method, found in lines.items():
-        cells = [f"`{method}`", str(len(found)), f"{found[-1]['members']}"]
-        cells.append(spread([seed["error"] for seed in found], 2))
-        cells.append(spread([seed["aurc"] for seed in found], 4))
-        for score in SCORES:
-            covered = spread([100 * seed[score]["coverage"] for seed in found], 2)
-            cells.append(f"{covered}, {np.mean([seed[score]['size'] for seed in found]):.3f}")
-        print(f"| {' | '.join(cells)} |")
-    first = next(iter(lines.values()))[0]
-    low, high = metrics.coverage_range(content["coverage"], first["val"], first["test"])
-    print(f"One run in 20 is outside {100 * low:.1f} to {100 * high:.1f} % by chance alone.")
+def table(content: dict[str, Any]) -> str:
+    """Return the tables for the docs: means and standard deviations over seeds."""
+    parts = [f"Stated coverage: {100 * content['coverage']:g} %."]
+    heads = ("method", "seeds", "passes", "error %", "AURC", *(f"{s}: %, size" for s in SCORES))
+    for task, methods in content["tasks"].items():
+        rows = []
+        for method, found in methods.items():
+            row = [method, str(len(found)), f"{np.mean([f['members'] for f in found]):.3g}"]
+            row += [spread([f["error"] for f in found], 2), spread([f["aurc"] for f in found], 4)]
+            for score in SCORES:
+                covered = spread([100 * f[score]["coverage"] for f in found], 1)
+                row.append(f"{covered}, {np.mean([f[score]['size'] for f in found]):.2f}")
+            rows.append(row)
+        first = next(iter(methods.values()))[0]
+        low, high = metrics.coverage_range(content["coverage"], first["val"], first["test"])
+        parts.append(
+            f"## Task {task}\n\n{first['val']:,} validation images, {first['test']:,} test images: "
+            f"by chance alone, one run in 20 is outside {100 * low:.1f} to {100 * high:.1f} %."
+        )
+        parts.append(markdown_table(heads, rows))
+    return "\n\n".join(parts)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -128,12 +112,14 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("run", "table"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--work", type=Path, default=Path("runs/uncertainty"))
+    parser.add_argument("tasks", nargs="*")
+    parser.add_argument("--work", type=Path, default=Path("runs/pays"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    run(arguments) if arguments.part == "run" else table(arguments)
+    asked = parser.parse_args()
+    if asked.part == "run":
+        tasks = {task: run_task(asked.work / task / "runs") for task in asked.tasks}
+        write_json(asked.results, {"coverage": COVERAGE, "tasks": tasks})
+    print(table(json.loads(asked.results.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

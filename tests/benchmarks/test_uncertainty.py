@@ -1,12 +1,10 @@
-"""The benchmark of coverage measures what reports measure, and keeps to runs of its own options."""
+"""The benchmark of coverage measures what reports measure."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PLAIN, ROOT, write_tiny_npz
@@ -21,24 +19,24 @@ from fge.config import TrainConfig
 pytestmark = pytest.mark.slow  # a whole training
 
 
-def test_its_figures_are_those_of_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, out = str(write_tiny_npz(tmp_path / "tiny.npz")), tmp_path / "average-0"
-    train(TrainConfig(data=data, out=out, method="average", epochs=4, val_fraction=0.25, **PLAIN))
-    assert uncertainty.finished(tmp_path, "average", 0, 4) == out  # and nothing is trained
-    found = uncertainty.measured(out, "average", 0)
+def test_its_figures_are_those_of_the_report(tmp_path: Path) -> None:
+    data, out = str(write_tiny_npz(tmp_path / "tiny.npz")), tmp_path / "average-e4-s3"
+    options = {"epochs": 4, "val_fraction": 0.25, "seed": 3, **PLAIN}
+    train(TrainConfig(data=data, out=out, method="average", **options))
+    tasks = {"T": uncertainty.run_task(tmp_path)}
+    [found] = tasks["T"]["average"]
     [line] = json.loads((out / "report.json").read_text())["uncertainty"]["methods"]
     assert line["name"] == "average"
-    assert found["aurc"] == line["aurc"]
+    assert (found["seed"], found["aurc"]) == (3, line["aurc"])
     assert found["lac"] == {key: line["conformal"][key] for key in found["lac"]}
     assert found["aps"]["empty"] == 0
-    with pytest.raises(SystemExit, match="give another --work"):
-        uncertainty.finished(tmp_path, "average", 0, 100)
-    results = tmp_path / "results.json"
-    methods: dict[str, Any] = {"average": [found, found], "split": []}
-    results.write_text(json.dumps({"epochs": 4, "coverage": 0.9, "methods": methods}))
-    capsys.readouterr()
-    uncertainty.table(argparse.Namespace(results=results))
+    tasks["T"]["average"].append(found)
     covered, size = 100 * found["lac"]["coverage"], found["lac"]["size"]
-    assert f" | {covered:.2f} ± 0.00, {size:.3f} | " in capsys.readouterr().out
+    text = uncertainty.table({"coverage": 0.9, "tasks": tasks})
+    assert f" | {covered:.1f} ± 0.0, {size:.2f} | " in text
+    assert uncertainty.method_of(Path("fge-e20-s1")) == ("fge-paper", "fge", 1)
+
+
+def test_a_task_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has no finished runs"):
+        uncertainty.run_task(tmp_path)
