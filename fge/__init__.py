@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         fit_curve,
         summarise_curve,
     )
-    from fge.ensemble import FGE, Ensemble, Fold, SnapshotStore, fold
+    from fge.ensemble import FGE, Deployed, Ensemble, Fold, Normalise, SnapshotStore, fold
     from fge.landscape import (
         HessianOperator,
         Plane,
@@ -47,6 +47,7 @@ __all__ = [
     "Bezier",
     "Chain",
     "Curve",
+    "Deployed",
     "EndpointLR",
     "Ensemble",
     "ExponentialAverage",
@@ -54,6 +55,7 @@ __all__ = [
     "HessianOperator",
     "LinearTailLR",
     "Method",
+    "Normalise",
     "OriginPath",
     "Plane",
     "PlaneGrid",
