@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fge import methods, metrics
+    from fge import export, methods, metrics
     from fge.checks import check
     from fge.curves import (
         Bezier,
@@ -69,6 +69,7 @@ __all__ = [
     "evaluate_curve",
     "evaluate_line",
     "evaluate_plane",
+    "export",
     "fit_curve",
     "fold",
     "methods",
@@ -81,7 +82,7 @@ __all__ = [
     "trace",
 ]
 
-_MODULES = ("methods", "metrics")
+_MODULES = ("export", "methods", "metrics")
 _FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape", "checks")
 """The packages that these names come from, in the order of their imports."""
 
