@@ -192,8 +192,12 @@ def test_every_block_of_a_page_runs(
 
 
 def check_other(line: str) -> None:
-    """Check a line that is not run here: the first commands, an extra, several processes."""
-    if line in START or shlex.split(line)[:5] == LAUNCH:
+    """Run a script, or check a line that is not run: first commands, extras, processes."""
+    words = shlex.split(line)
+    if line in START or words[:5] == LAUNCH:
+        return
+    if words[0] == "python" and words[1].startswith("runs/"):  # the script beside an export
+        subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
         return
     found = re.fullmatch(r"pip install -e '\.\[([a-z]+)\]'", line)
     assert found is not None, f"{line!r} is no command that these tests know how to run"

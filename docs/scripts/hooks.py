@@ -30,7 +30,7 @@ MODULES = ("methods",)
 """Modules of ``fge`` that users import in addition to its packages."""
 GROUPS = {
     "In your own loop": ("FGE", "TriangularLR", "EndpointLR", "LinearTailLR"),
-    "Snapshots and ensembles": ("SnapshotStore", "Ensemble"),
+    "Snapshots and ensembles": ("SnapshotStore", "Ensemble", "Deployed", "Normalise"),
     "Averages of weights": (
         "fold",
         "Fold",
