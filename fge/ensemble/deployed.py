@@ -159,6 +159,12 @@ def chosen(members: Sequence[int] | None, count: int) -> list[int]:
     return positions
 
 
+def is_exporting() -> bool:
+    """Return whether ``torch.export`` traces; older versions of PyTorch cannot tell."""
+    known = getattr(torch.compiler, "is_exporting", None)
+    return known is not None and bool(known())
+
+
 def _fixed(module: nn.Module) -> nn.Module:
     """Put a module in evaluation mode, and let its parameters need no gradient."""
     for parameter in module.parameters():  # scripted modules have no requires_grad_()

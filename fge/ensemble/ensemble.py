@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.devices import free_memory
-from fge.ensemble.deployed import Deployed, chosen, twins
+from fge.ensemble.deployed import Deployed, chosen, is_exporting, twins
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
 from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
@@ -147,7 +147,7 @@ class Ensemble(nn.Module):
             UserError: the outputs are no tensor (N, ...), or a single one for a softmax; or this is
                 called by ``torch.export``.
         """
-        if torch.compiler.is_exporting():
+        if is_exporting():
             raise UserError(
                 "torch.export cannot follow the exchange of weights in an Ensemble; export "
                 "ensemble.deployable(), which holds a network for each member"

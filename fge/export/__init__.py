@@ -10,6 +10,8 @@ from fge.export.files import (
     check_packages,
     check_size,
     encoded,
+    onnx_reader,
+    program_reader,
     save,
 )
 from fge.export.program import exported_program
@@ -26,5 +28,7 @@ __all__ = [
     "encoded",
     "example_script",
     "exported_program",
+    "onnx_reader",
+    "program_reader",
     "save",
 ]

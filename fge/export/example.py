@@ -61,7 +61,7 @@ def example_script(kind: Format, file: str, script: str, facts: Facts) -> str:
     """
     size = _AS_THEY_ARE if facts.resize is None else _RESIZED
     return _SCRIPT.format(
-        script=ascii(script).strip("'\""),
+        script=ascii(script).replace('"', '\\"'),
         needs=f"{_RUNTIME[kind]}, numpy and pillow",
         runtime=_RUNTIME[kind],
         file=file,

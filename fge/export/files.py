@@ -102,6 +102,8 @@ def encoded(
     check_packages(kind)
     if kind == "onnx":
         check_size(deployed)
+    if strange := {t.device.type for t in (example, *deployed.parameters())} - {"cpu"}:
+        raise UserError(f"an export is made on the CPU, got {min(strange)}; use deployed.cpu()")
     program = exported_program(deployed, example)
     if kind == "pt2":
         data = _program_bytes(program, facts)
@@ -236,6 +238,11 @@ def _compare(predict: Predict, example: Tensor, expected: Tensor, tolerance: flo
             raise UserError(
                 "the exported file predicts numbers that are not finite; nothing was written; "
                 "export in full precision"
+            )
+        if predictions.shape != expected.shape:
+            raise UserError(
+                f"the exported file gives {tuple(predictions.shape)} and the ensemble "
+                f"{tuple(expected.shape)}; nothing was written"
             )
         apart = float((predictions.double() - expected.double()).abs().max())
         if apart > tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,10 +63,8 @@ def test_a_file_predicts_batches_of_any_size_and_holds_its_facts(kind: str, tmp_
     assert path.read_bytes() == data
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_replaced_on_demand_and_is_the_same_each_time(kind: str, tmp_path: Path) -> None:
-    path, written = tmp_path / f"model.{kind}", []
+def test_a_file_is_replaced_on_demand_and_is_the_same_each_time(tmp_path: Path) -> None:
+    path, written = tmp_path / "model.pt2", []
     for overwrite in (False, True):
         export.save(deployed_of(), path, IMAGES, facts=FACTS, overwrite=overwrite)
         written.append(path.read_bytes())
@@ -73,8 +72,7 @@ def test_a_file_is_replaced_on_demand_and_is_the_same_each_time(kind: str, tmp_p
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {
-    "logits": {"combine": "logits"},
-    "sigmoid": {"output": "sigmoid", "width": 1},
+    "sigmoid": {"output": "sigmoid", "combine": "logits", "width": 1},
     "regression": {"output": "identity", "width": 5},
     "function": {"output": lambda z: z.exp() / 2},
 }
@@ -218,6 +216,14 @@ def test_more_members_than_a_file_holds_are_refused(
     files.check_size(deployed)
 
 
+def test_other_devices_and_shapes_are_refused(tmp_path: Path) -> None:
+    deployed = deployed_of()
+    with pytest.raises(UserError, match=r"gives \(4, 3\) and the ensemble \(4, 1\); nothing was w"):
+        export.encoded(deployed, IMAGES, "pt2", expected=torch.zeros(4, 1))
+    with pytest.raises(UserError, match=r"^an export is made on the CPU, got meta; use deployed"):
+        export.save(deployed.to("meta"), tmp_path / "model.pt2", IMAGES)
+
+
 def test_a_file_that_predicts_something_else_is_not_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -242,3 +248,28 @@ def test_numbers_that_overflow_in_half_precision_are_not_written(tmp_path: Path)
     with pytest.raises(UserError, match=r"not finite; nothing was written; export in full prec"):
         export.save(deployed, tmp_path / "model.pt2", torch.randn(4, 2, 8, 8))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_holds_whatever_the_file_is_called() -> None:
+    name = 'a\'b"""c\\d\n.onnx'
+    facts = export.Facts(
+        classes=("a", "b"),
+        channels=1,
+        height=4,
+        width=5,
+        mean=(0.0,),
+        std=(1.0,),
+        resize=None,
+        members=(1,),
+        averaged=False,
+        precision="float32",
+        model="convnet",
+    )
+    for kind in KINDS:
+        text = export.example_script(kind, name, f"{name}_example.py", facts)  # type: ignore[arg-type]
+        tree = ast.parse(text)
+        assert len(text.splitlines()) < 25
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert name in constants
+        assert ast.get_docstring(tree)
+        assert len(tree.body) == (8 if kind == "onnx" else 9), "the name is no code"
