@@ -6,31 +6,25 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.commands.predict import (
-    DataFacts,
-    averaged_weights,
-    combines_weights,
-    data_facts,
-    ensemble_of_run,
-    read_ensemble_run,
-    run_snapshots,
-)
+from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.predict import _combines_weights, _data_facts, _Facts, _read_ensemble_run
 from fge.config import ExportConfig, check_import
 from fge.data import Normaliser
 from fge.devices import enough_memory
 from fge.disk import kind_of
-from fge.ensemble import Ensemble, Normalise
+from fge.ensemble import Ensemble, Normalise, SnapshotStore
 from fge.errors import UserError
 from fge.export import Facts, check_packages, encoded, example_script
 from fge.files import remove, write_bytes, write_text
 from fge.manifest import Manifest
 from fge.memory import size_text
-from fge.networks import build_model
+from fge.networks import build_model, read_weights
 from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
@@ -41,6 +35,7 @@ _PROBES = 8
 """Images of each kind on which a file is compared with the ensemble."""
 _PATCH = 4
 """The side of the patches of smooth images, in pixels."""
+_CLASSIFICATION = "classification"
 _CPU = torch.device("cpu")
 
 
@@ -48,16 +43,20 @@ def export(config: ExportConfig) -> Path:
     """Write the ensemble of a finished run as one file and a script; return the file."""
     check_command("export")
     script = config.target.with_name(f"{config.target.stem}_{config.format}_example.py")
-    run_config, content = read_ensemble_run(config.run)
-    data = data_facts(config.run, content)
+    run_config, content = _read_ensemble_run(config.run)
+    _check_task(config.run, content)
+    data = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     for path in (config.target, script):
         _check_place(path, overwrite=config.overwrite)
     check_packages(config.format)
-    store = run_snapshots(config.run)
-    averaged = combines_weights(config.run, run_config, content) and len(store) > 1
+    store = SnapshotStore(config.run / "snapshots")
+    if len(store) == 0:
+        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     numbers = _numbers(config.members, len(store), averaged=averaged)
-    states = [averaged_weights(config.run)] if averaged else [store[n - 1] for n in numbers]
+    average = config.run / AVERAGE_FILES["swa"]
+    states = [read_weights(average)] if averaged else [store[n - 1] for n in numbers]
     with enough_memory("this computer", "choose fewer --members"):
         ensemble = _ensemble(config.run, run_config.model, data, states)
         facts = Facts(
@@ -85,6 +84,22 @@ def export(config: ExportConfig) -> Path:
     return config.target
 
 
+def _check_task(folder: Path, content: dict[str, Any]) -> None:
+    """Check that a run classifies images: the file's input and output are theirs.
+
+    Raises:
+        UserError: it does something else.
+    """
+    data = content.get("dataset") or {}
+    task = data.get("task", _CLASSIFICATION)
+    if task != _CLASSIFICATION or data.get("table") is not None:
+        what = f"task {task!r}" if task != _CLASSIFICATION else "a table"
+        raise UserError(
+            f"export takes runs that classify images, and {folder} is one of {what}; in Python, "
+            "fge.export.save writes any ensemble"
+        )
+
+
 def _numbers(asked: Sequence[int], count: int, *, averaged: bool) -> list[int]:
     """Return the numbers of the snapshots to export.
 
@@ -101,16 +116,20 @@ def _numbers(asked: Sequence[int], count: int, *, averaged: bool) -> list[int]:
     return list(asked or range(1, count + 1))
 
 
-def _ensemble(
-    folder: Path, name: str, data: DataFacts, states: list[dict[str, Tensor]]
-) -> Ensemble:
+def _ensemble(folder: Path, name: str, data: _Facts, states: list[dict[str, Tensor]]) -> Ensemble:
     model = build_model(
         name,
         in_channels=data.channels,
         num_classes=len(data.classes),
         image_size=data.image_size,
     )
-    return ensemble_of_run(folder, model, states)
+    try:
+        return Ensemble(model, states)
+    except UserError as error:
+        raise UserError(
+            f"the weights of {folder} are not those of {folder / 'config.json'}: {error}; restore "
+            "the run from a copy"
+        ) from None
 
 
 def _precision(ensemble: Ensemble) -> str:
@@ -118,7 +137,7 @@ def _precision(ensemble: Ensemble) -> str:
     return str(next(ensemble.parameters()).dtype).removeprefix("torch.")
 
 
-def _encoded(config: ExportConfig, ensemble: Ensemble, data: DataFacts, facts: Facts) -> bytes:
+def _encoded(config: ExportConfig, ensemble: Ensemble, data: _Facts, facts: Facts) -> bytes:
     """Return the bytes of the file, which predicts what the ensemble predicts."""
     images = _probes(data)
     expected = ensemble.predict_proba([Normaliser(data.mean, data.std, _CPU)(images)])
@@ -135,7 +154,7 @@ def _encoded(config: ExportConfig, ensemble: Ensemble, data: DataFacts, facts: F
     )
 
 
-def _probes(data: DataFacts) -> Tensor:
+def _probes(data: _Facts) -> Tensor:
     """Return images (N, C, H, W) uint8 like the run's: noise and smooth ones of its mean and std.
 
     Some are black, white or of one colour.

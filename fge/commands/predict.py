@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import torch
 from msgspec import Meta
-from torch import Tensor, nn
+from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.commands.inputs import read_inputs
@@ -63,7 +63,7 @@ class _Described(TypedDict):
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class _Facts:
     """The facts about the training data."""
 
     classes: tuple[str, ...]
@@ -80,8 +80,8 @@ def predict(config: PredictConfig) -> Path:
     threads = set_threads(config.threads)
     out = _folder(config)
     check_pages(out, "predict", overwrite=config.overwrite)
-    run_config, content = read_ensemble_run(config.run)
-    facts = data_facts(config.run, content)
+    run_config, content = _read_ensemble_run(config.run)
+    facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     skipped = Skipped()
     side = run_config.image_size if config.image_size is None else config.image_size
@@ -95,9 +95,11 @@ def predict(config: PredictConfig) -> Path:
         workers=default_workers() if config.workers is None else config.workers,
     )
     files = inputs.names
-    store = run_snapshots(config.run)
-    averaged = combines_weights(config.run, run_config, content) and len(store) > 1
-    members = [averaged_weights(config.run)] if averaged else store
+    store = SnapshotStore(config.run / "snapshots")
+    if len(store) == 0:
+        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
+    members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
     with enough_memory(device, "use a smaller --batch-size"):
         probs = _apply(config, run_config.model, members, facts, inputs.split, device)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
@@ -128,7 +130,7 @@ def _folder(config: PredictConfig) -> Path:
     return next(path for path in (config.run / name for name in names) if not path.exists())
 
 
-def read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
+def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
     """Return the options of an fge or train run, and the whole ``config.json``."""
     command, options, content = read_run(folder)
     if command not in KEEP_SNAPSHOTS:
@@ -136,15 +138,14 @@ def read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
     return options, content
 
 
-def data_facts(folder: Path, content: dict[str, Any]) -> DataFacts:
-    """Return what a run's ``config.json`` says of its data."""
+def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
     given = content.get("dataset")
     if given is None:
         raise UserError(f"{folder} is not a run folder: its config.json does not describe the data")
     damaged = f"the description of the data in {folder / 'config.json'} is damaged"
     described = checked(given, _Described, damaged)
     height, width = described["image_size"]
-    facts = DataFacts(
+    facts = _Facts(
         classes=tuple(described["classes"]),
         channels=described["channels"],
         image_size=(height, width),
@@ -156,20 +157,7 @@ def data_facts(folder: Path, content: dict[str, Any]) -> DataFacts:
     return facts
 
 
-def run_snapshots(folder: Path) -> SnapshotStore:
-    """Return the snapshots of a run, of which there is at least one."""
-    store = SnapshotStore(folder / "snapshots")
-    if len(store) == 0:
-        raise UserError(f"{folder} holds no snapshots; finish the run with --resume first")
-    return store
-
-
-def averaged_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the average of the snapshots of a run whose method averages weights."""
-    return read_weights(folder / AVERAGE_FILES["swa"])
-
-
-def combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
+def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
     """Return whether the run's method averages weights, according to its ``config.json``.
 
     The method is not imported for this, because it may be the user's own code.
@@ -188,7 +176,7 @@ def _apply(
     config: PredictConfig,
     name: str,
     members: Sequence[dict[str, Tensor]] | SnapshotStore,
-    facts: DataFacts,
+    facts: _Facts,
     images: Split,
     device: torch.device,
 ) -> Tensor:
@@ -200,20 +188,15 @@ def _apply(
     )
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
-    return ensemble_of_run(config.run, model.to(device), members).predict_proba(batches)
-
-
-def ensemble_of_run(
-    folder: Path, model: nn.Module, members: Sequence[dict[str, Tensor]] | SnapshotStore
-) -> Ensemble:
-    """Return the ensemble of a run's weights, which have to be those of its model."""
     try:
-        return Ensemble(model, members)
+        ensemble = Ensemble(model.to(device), members)
     except UserError as error:
-        file = folder / "config.json"
+        file = config.run / "config.json"
         raise UserError(
-            f"the weights of {folder} are not those of {file}: {error}; restore the run from a copy"
+            f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
+            "copy"
         ) from None
+    return ensemble.predict_proba(batches)
 
 
 def _report(
@@ -222,7 +205,7 @@ def _report(
     what: str,
     names: Sequence[str],
     probs: Tensor,
-    facts: DataFacts,
+    facts: _Facts,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
