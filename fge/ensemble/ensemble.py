@@ -169,14 +169,16 @@ class Ensemble(nn.Module):
 
         Args:
             members: the positions of those that are wanted, from 0; by default all.
-            preprocess: is applied to the inputs first, such as :class:`fge.Normalise`.
+            preprocess: is applied to the inputs first, such as :class:`fge.Normalise`; it is moved
+                to the device of the ensemble.
 
         Raises:
             UserError: a member is unknown or given twice, or none is given.
         """
         positions = chosen(members, len(self))
         copies = list(twins(self.model, [self.members[position] for position in positions]))
-        return Deployed(copies, self.outputs, forward_fn=self.forward_fn, preprocess=preprocess)
+        deployed = Deployed(copies, self.outputs, forward_fn=self.forward_fn, preprocess=preprocess)
+        return deployed.to(self._device())
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
         """Return the mean prediction over a whole data set.

@@ -53,6 +53,8 @@ def exported_program(deployed: Deployed, example: Tensor) -> ExportedProgram:
             program = torch.export.export(
                 deployed, (example[:_EXAMPLES],), dynamic_shapes=({0: batch},)
             )
+    except UserError:
+        raise
     except Exception as error:  # of many kinds, PyTorch's and the model's
         reason = f"{_reason(error)}{_WITHOUT}"
         raise UserError(f"the model, a {name}, cannot be exported: {reason}") from error

@@ -182,6 +182,13 @@ def test_models_that_cannot_be_traced_are_refused_with_the_reason(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_softmax_of_one_output_is_refused_as_by_the_ensemble(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^the model has one output, of shape \(2, 1\), and the so"
+    ):
+        export.save(deployed_of(width=1), tmp_path / "model.pt2", IMAGES)
+
+
 def test_other_names_and_single_examples_are_refused(tmp_path: Path) -> None:
     deployed = deployed_of()
     with pytest.raises(UserError, match=r"^an export is named \.onnx or \.pt2, got '.*model\.pt'$"):
