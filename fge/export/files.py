@@ -104,6 +104,7 @@ def encoded(
         check_size(deployed)
     if strange := {t.device.type for t in (example, *deployed.parameters())} - {"cpu"}:
         raise UserError(f"an export is made on the CPU, got {min(strange)}; use deployed.cpu()")
+    own = _predicted(deployed, example)
     program = exported_program(deployed, example)
     if kind == "pt2":
         data = _program_bytes(program, facts)
@@ -111,10 +112,7 @@ def encoded(
     else:
         data = _onnx_bytes(program, facts, input_name, _output_name(deployed))
         predict = onnx_reader(data)
-    if expected is None:
-        with torch.no_grad():
-            expected = deployed(example)
-    _compare(predict, example, expected, _tolerance(deployed))
+    _compare(predict, example, own if expected is None else expected, _tolerance(deployed))
     return data
 
 
@@ -173,6 +171,24 @@ def onnx_reader(data: bytes) -> Predict:
     return predict
 
 
+def _predicted(deployed: Deployed, example: Tensor) -> Tensor:
+    """Return the predictions for the example, in which an error is easier to understand."""
+    try:
+        with torch.no_grad():
+            return cast(Tensor, deployed(example))
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, the model's
+        shape = tuple(example.shape)
+        raise UserError(
+            f"the model cannot predict the example, {shape} {example.dtype}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
+
+
 def _program_bytes(program: ExportedProgram, facts: str) -> bytes:
     buffer = io.BytesIO()
     with quiet():
@@ -194,9 +210,8 @@ def _onnx_bytes(program: ExportedProgram, facts: str, given: str, returned: str)
             )
         proto = found.model_proto
     except Exception as error:  # of many kinds: an operator that ONNX lacks is one of them
-        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise UserError(
-            f"the model cannot be written as ONNX: {reason}; the format pt2 may do"
+            f"the model cannot be written as ONNX: {_reason(error)}; the format pt2 may do"
         ) from error
     _forget_the_machine(proto.graph)
     proto.metadata_props.add(key=FACTS, value=facts)
@@ -231,8 +246,9 @@ def _compare(predict: Predict, example: Tensor, expected: Tensor, tolerance: flo
     try:
         found = [predict(example), torch.cat([predict(row[None]) for row in example])]
     except Exception as error:  # of many kinds, the runtime's
-        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
-        raise UserError(f"the exported file does not run: {reason}; nothing was written") from error
+        raise UserError(
+            f"the exported file does not run: {_reason(error)}; nothing was written"
+        ) from error
     for predictions in found:
         if not bool(torch.isfinite(predictions).all()):
             raise UserError(

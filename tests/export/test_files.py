@@ -176,17 +176,19 @@ def test_models_that_cannot_be_traced_are_refused_with_the_reason(
     model = build(nn.Flatten(), nn.Linear(8, 3))
     deployed = Ensemble(model, [model]).deployable()
     with pytest.raises(UserError) as caught:
-        export.save(deployed, tmp_path / "model.pt2", torch.randn(3, 2, 2, 2))
+        export.save(deployed, tmp_path / "model.pt2", torch.randn(2, 2, 2, 2))
     assert f"the model, a {message}" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_softmax_of_one_output_is_refused_as_by_the_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^the model has one output, of shape \(2, 1\), and the so"
-    ):
-        export.save(deployed_of(width=1), tmp_path / "model.pt2", IMAGES)
+def test_examples_that_cannot_be_predicted_are_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(UserError, match=r"^the model has one output, of shape \(4, 1\), and the "):
+        export.save(deployed_of(width=1), path, IMAGES)
+    message = r"^the model cannot predict the example, \(4, 1, 8, 8\) torch\.uint8: RuntimeError: "
+    with pytest.raises(UserError, match=message):
+        export.save(ensemble_of().deployable(), path, IMAGES[:, :1])
 
 
 def test_other_names_and_single_examples_are_refused(tmp_path: Path) -> None:
