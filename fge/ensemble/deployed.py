@@ -159,10 +159,12 @@ def chosen(members: Sequence[int] | None, count: int) -> list[int]:
     return positions
 
 
-def is_exporting() -> bool:
-    """Return whether ``torch.export`` traces; older versions of PyTorch cannot tell."""
-    known = getattr(torch.compiler, "is_exporting", None)
-    return known is not None and bool(known())
+def is_traced() -> bool:
+    """Return whether ``torch.export`` or ``torch.jit.trace`` records what is computed."""
+    exporting = getattr(torch.compiler, "is_exporting", None)  # PyTorch 2.5 cannot tell
+    if exporting is not None and exporting():
+        return True
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _fixed(module: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.devices import free_memory
-from fge.ensemble.deployed import Deployed, chosen, is_exporting, twins
+from fge.ensemble.deployed import Deployed, chosen, is_traced, twins
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
 from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
@@ -145,12 +145,12 @@ class Ensemble(nn.Module):
 
         Raises:
             UserError: the outputs are no tensor (N, ...), or a single one for a softmax; or this is
-                called by ``torch.export``.
+                called by ``torch.export`` or ``torch.jit.trace``.
         """
-        if is_exporting():
+        if is_traced():
             raise UserError(
-                "torch.export cannot follow the exchange of weights in an Ensemble; export "
-                "ensemble.deployable(), which holds a network for each member"
+                "torch.export and torch.jit.trace cannot follow the exchange of weights in an "
+                "Ensemble; give them ensemble.deployable(), which holds a network for each member"
             )
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors(batch))
         mean = RunningMean()

@@ -96,9 +96,20 @@ def test_compiled_forms_predict_the_same() -> None:
         torch.testing.assert_close(exchanging(inputs), expected, rtol=0, atol=1e-5)
 
 
-def test_the_ensemble_itself_is_not_exported_and_says_what_is() -> None:
-    with pytest.raises(UserError, match=r"exchange of weights .*; export ensemble\.deployable\(\)"):
-        torch.export.export(ensemble_of(), (torch.randn(2, 2, 8, 8),))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_tracers_would_record_one_member_and_are_refused_by_the_ensemble_itself() -> None:
+    ensemble, inputs = ensemble_of(), torch.randn(2, 2, 8, 8)
+    tracers: list[Callable[[nn.Module], Any]] = [
+        lambda module: torch.export.export(module, (inputs,)).module(),
+        lambda module: torch.jit.trace(module, inputs),
+    ]
+    for trace in tracers:
+        with pytest.raises(
+            UserError, match=r"Ensemble; give them ensemble\.deployable\(\), which "
+        ):
+            trace(ensemble)
+        found = trace(ensemble.deployable())(inputs)
+        torch.testing.assert_close(found, ensemble(inputs), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("form", ["ensemble", "deployable", "exported"])
