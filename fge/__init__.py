@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fge import integrations, methods, metrics
+    from fge import export, integrations, methods, metrics
     from fge.checks import check
     from fge.curves import (
         Bezier,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         fit_curve,
         summarise_curve,
     )
-    from fge.ensemble import FGE, Ensemble, Fold, SnapshotStore, fold
+    from fge.ensemble import FGE, Deployed, Ensemble, Fold, Normalise, SnapshotStore, fold
     from fge.landscape import (
         HessianOperator,
         Plane,
@@ -47,6 +47,7 @@ __all__ = [
     "Bezier",
     "Chain",
     "Curve",
+    "Deployed",
     "EndpointLR",
     "Ensemble",
     "ExponentialAverage",
@@ -54,6 +55,7 @@ __all__ = [
     "HessianOperator",
     "LinearTailLR",
     "Method",
+    "Normalise",
     "OriginPath",
     "Plane",
     "PlaneGrid",
@@ -67,6 +69,7 @@ __all__ = [
     "evaluate_curve",
     "evaluate_line",
     "evaluate_plane",
+    "export",
     "fit_curve",
     "fold",
     "integrations",
@@ -80,7 +83,7 @@ __all__ = [
     "trace",
 ]
 
-_MODULES = ("integrations", "methods", "metrics")
+_MODULES = ("export", "integrations", "methods", "metrics")
 _FACES = ("metrics", "networks", "train", "ensemble", "curves", "landscape", "checks")
 """The packages that these names come from, in the order of their imports."""
 

@@ -49,6 +49,7 @@ SHORT = {
     "plane": f"--resolution 2 --line-points 3 --eval-images 16 {PLAIN}",
     "sharpness": f"--k 1 --examples 16 --trace-samples 2 --spectrum-steps 2 {PLAIN}",
     "predict": "",
+    "export": "",
     "report": "",
     "doctor": "--no-compile",
     "verify": "",
@@ -171,7 +172,7 @@ def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
     capsys.readouterr()
     assert cli.main([*arguments, *shlex.split(short)]) == 0, arguments
-    if command in ("doctor", "verify"):  # they write no page
+    if command in ("doctor", "export", "verify"):  # they write no page
         return
     page = Path(re.findall(r"report: (.*)\n", capsys.readouterr().out)[-1])
     assert page.name == "report.html"
@@ -221,8 +222,12 @@ def test_every_example_is_short_and_in_a_page() -> None:
 
 
 def check_other(line: str) -> None:
-    """Check a line that is not run here: the first commands, an extra, several processes."""
-    if line in START or shlex.split(line)[:5] == LAUNCH:
+    """Run a script, or check a line that is not run: first commands, extras, processes."""
+    words = shlex.split(line)
+    if line in START or words[:5] == LAUNCH:
+        return
+    if words[0] == "python" and words[1].startswith("runs/"):  # the script beside an export
+        subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
         return
     found = re.fullmatch(r"pip install -e '\.\[([a-z]+)\]'", line)
     assert found is not None, f"{line!r} is no command that these tests know how to run"

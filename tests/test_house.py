@@ -17,7 +17,7 @@ GROUND = (
 )
 PACKAGES = (
     *("metrics", "config", "data", "networks", "train", "ensemble", "curves", "landscape"),
-    *("checks", "integrations", "runs", "report", "compare", "commands"),
+    *("export", "checks", "integrations", "runs", "report", "compare", "commands"),
 )
 """Each imports only the ground and what stands before it."""
 ORDER = dict.fromkeys(GROUND, 0) | {name: k for k, name in enumerate(PACKAGES, start=1)}

@@ -32,7 +32,7 @@ WITHIN = ("integrations.lightning", "integrations.transformers")
 """Modules of packages with a face of their own, which users import."""
 GROUPS = {
     "In your own loop": ("FGE", "TriangularLR", "EndpointLR", "LinearTailLR"),
-    "Snapshots and ensembles": ("SnapshotStore", "Ensemble"),
+    "Snapshots and ensembles": ("SnapshotStore", "Ensemble", "Deployed", "Normalise"),
     "Averages of weights": (
         "fold",
         "Fold",

@@ -47,7 +47,7 @@ def members_of_run(
     Raises:
         UserError: a file of the run is damaged.
     """
-    kept, keys = _kept(run, config, store), _keys_of(store)
+    kept, keys = kept_members(run, config, store), _keys_of(store)
     what = counted(len(kept), "snapshot")
     if averaged:
         path = run / AVERAGE_FILES["swa"]
@@ -62,7 +62,7 @@ def _keys_of(store: SnapshotStore) -> list[str]:
     return [store.facts(position)["sha256"] for position in range(len(store))]
 
 
-def _kept(run: Path, config: CommandConfig, store: SnapshotStore) -> list[int]:
+def kept_members(run: Path, config: CommandConfig, store: SnapshotStore) -> list[int]:
     """Return the positions of the members: all, or those of a plan.
 
     A plan keeps several averages of each network and uses one of them, without those networks that

@@ -65,6 +65,7 @@ from fge.config.saved import (
 )
 from fge.config.studies import (
     DoctorConfig,
+    ExportConfig,
     PlaneConfig,
     PredictConfig,
     ReportConfig,
@@ -120,6 +121,7 @@ __all__ = [
     "CycleConfig",
     "DataOptions",
     "DoctorConfig",
+    "ExportConfig",
     "FGEConfig",
     "FitConfig",
     "MethodConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fge.config.base import BATCH, POINTS, SEED, THIS_INVOCATION, Precision, whole
 from fge.config.curves import PointOptions
@@ -258,6 +258,50 @@ class PredictConfig(DeviceOptions, FigureOptions):
             raise UserError(
                 f"coverage must be above 0 and below 1, got {self.coverage:g}; for 90 % give 0.9"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Options):
+    """Write the saved ensemble of an fge or train run as one file for other programs.
+
+    The file takes uint8 images (batch, channels, height, width) of the run's size and gives
+    probabilities (batch, classes). The normalisation, the names of the classes and all members are
+    within it; resizing is not. A short script beside it uses it without this package.
+    """
+
+    group: ClassVar[str] = "ensemble"
+    run: Path
+    """Folder of an fge or train run."""
+    members: tuple[int, ...] = field(default=(), metadata=whole(1, 10**6))
+    """Numbers of the snapshots to export, from 1. By default all."""
+    half: bool = False
+    """Let the networks compute in half precision (float16), for files of half the size.
+    Probabilities may differ by 0.01."""
+    model: str | None = field(default=None, metadata={"group": "model"})
+    """The run's package.module:factory, given again to allow its import."""
+    format: Literal["onnx", "pt2"] = field(default="onnx", metadata={"group": "output"})
+    """onnx (needs the extra onnx), or pt2 for a program that torch.export.load reads."""
+    out: Path | None = field(default=None, metadata={"group": "output"})
+    """File to write, with the ending of the format; a script is written beside it, for NAME.onnx
+    NAME_onnx_example.py. By default RUN/ensemble.onnx or RUN/ensemble.pt2."""
+    overwrite: bool = field(default=False, metadata={"group": "output"})
+    """Replace the files that are there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.members)) != len(self.members):
+            chosen = " ".join(map(str, self.members))
+            raise UserError(f"--members needs different numbers of snapshots, got {chosen}")
+        if self.out is not None and self.out.suffix != f".{self.format}":
+            raise UserError(
+                f"--out {self.out} does not end in .{self.format}; give another name, or --format "
+                f"{'pt2' if self.format == 'onnx' else 'onnx'} for a name that ends in it"
+            )
+
+    @property
+    def target(self) -> Path:
+        """The file to write."""
+        return self.run / f"ensemble.{self.format}" if self.out is None else self.out
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Ensembles from one training run: snapshots, predictions, FGE, fold."""
 
 from fge.ensemble.cycle import FGE
+from fge.ensemble.deployed import Deployed, Normalise
 from fge.ensemble.ensemble import Ensemble, Members
 from fge.ensemble.folding import (
     NOT_FINITE,
@@ -21,10 +22,12 @@ __all__ = [
     "NOT_FINITE",
     "TTA_FILE",
     "Candidate",
+    "Deployed",
     "Ensemble",
     "Fold",
     "MemberPredictions",
     "Members",
+    "Normalise",
     "PredictionFile",
     "Scores",
     "SnapshotStore",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.devices import free_memory
+from fge.ensemble.deployed import Deployed, chosen, is_traced, twins
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
 from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
@@ -46,8 +47,9 @@ class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
     One working copy of the model takes the weights of each member in turn. Members always predict
-    in evaluation mode, even after :meth:`train`, and without gradients. :meth:`state_dict` holds
-    all members, under ``members.0.``, ``members.1.``, ...
+    in evaluation mode, even after :meth:`train`. Their parameters get no gradients; the inputs of
+    :meth:`forward` do. :meth:`state_dict` holds all members, under ``members.0.``,
+    ``members.1.``, ... :meth:`deployable` is the same without the exchange of weights.
 
     >>> import torch
     >>> models = [torch.nn.Linear(1, 1) for _ in range(2)]
@@ -129,27 +131,54 @@ class Ensemble(nn.Module):
         self.model.eval()
         return self
 
-    @torch.no_grad()
     def forward(self, batch: Any) -> Tensor:
-        """Return the mean prediction for one batch, without gradients.
+        """Return the mean prediction for one batch.
 
         Args:
-            batch: inputs ``x``, or whatever ``forward_fn`` takes.
+            batch: inputs ``x``, or whatever ``forward_fn`` takes. If a tensor in it requires a
+                gradient, the prediction can be differentiated with respect to it; the weights of
+                all members are then copied. :meth:`deployable` copies them once for many batches.
 
         Returns:
             predictions (N, ...), for a softmax probabilities (N, C) whose rows sum to 1, in the
             dtype of the model's outputs.
 
         Raises:
-            UserError: the outputs are no tensor (N, ...), or a single one for a softmax.
+            UserError: the outputs are no tensor (N, ...), or a single one for a softmax; or this is
+                called by ``torch.export`` or ``torch.jit.trace``.
         """
+        if is_traced():
+            raise UserError(
+                "torch.export and torch.jit.trace cannot follow the exchange of weights in an "
+                "Ensemble; give them ensemble.deployable(), which holds a network for each member"
+            )
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors(batch))
         mean = RunningMean()
         dtype = torch.float32
-        for _ in self._in_turn():
-            outputs = self._outputs(batch)
-            dtype = outputs.dtype
-            mean.update(self.outputs.averaged(outputs))
-        return self.outputs.finished(mean.value).to(dtype)
+        with torch.set_grad_enabled(differentiable):
+            for member in self._copies() if differentiable else self._in_turn():
+                outputs = self._outputs(batch, member)
+                dtype = outputs.dtype
+                mean.update(self.outputs.averaged(outputs))
+            return self.outputs.finished(mean.value).to(dtype)
+
+    def deployable(
+        self, members: Sequence[int] | None = None, *, preprocess: nn.Module | None = None
+    ) -> Deployed:
+        """Return the same prediction as a module that compiles and exports: a network a member.
+
+        Args:
+            members: the positions of those that are wanted, from 0; by default all.
+            preprocess: is applied to the inputs first, such as :class:`fge.Normalise`; it is moved
+                to the device of the ensemble.
+
+        Raises:
+            UserError: a member is unknown or given twice, or none is given.
+        """
+        positions = chosen(members, len(self))
+        copies = list(twins(self.model, [self.members[position] for position in positions]))
+        deployed = Deployed(copies, self.outputs, forward_fn=self.forward_fn, preprocess=preprocess)
+        return deployed.to(self._device())
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
         """Return the mean prediction over a whole data set.
@@ -363,13 +392,18 @@ class Ensemble(nn.Module):
             for s in held
         ]
 
-    def _in_turn(self) -> Iterator[None]:
-        """Have each member's weights in the working copy, one after the other."""
+    def _in_turn(self) -> Iterator[nn.Module]:
+        """Yield the working copy with each member's weights, one after the other."""
         kept = not isinstance(self.members, SnapshotStore)
-        return self._exchange.in_turn(self.model, self.members, keep=kept)
+        for _ in self._exchange.in_turn(self.model, self.members, keep=kept):
+            yield self.model
 
-    def _outputs(self, batch: Any) -> Tensor:
-        return self.outputs.checked((self.forward_fn or call_model)(self.model, batch))
+    def _copies(self) -> Iterator[nn.Module]:
+        """Yield a network for each member: a graph outlives the exchange of weights."""
+        return twins(self.model, self.members)
+
+    def _outputs(self, batch: Any, member: nn.Module) -> Tensor:
+        return self.outputs.checked((self.forward_fn or call_model)(member, batch))
 
     def _passes(
         self, batches: Iterable[Any], transform: Callable[[Tensor], Tensor]
@@ -377,14 +411,14 @@ class Ensemble(nn.Module):
         """Yield the transformed outputs (N, ...) of each member over a data set, on the CPU."""
         check_reiterable(batches)
         device, first = self._device(), None
-        for _ in self._in_turn():
-            self.model.eval()
+        for member in self._in_turn():
+            member.eval()
             rows: HostRows | None = None
             shape: tuple[int, ...] = ()
             for batch in batches:
                 moved = to_device(batch, device)
                 with torch.no_grad():  # not inference_mode: a model may store what it computes here
-                    outputs = self._outputs(moved)
+                    outputs = self._outputs(moved, member)
                     values = transform(outputs)
                 if rows is None:
                     first, rows, shape = _same_order(first, moved), HostRows(), values.shape[1:]

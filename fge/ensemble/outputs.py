@@ -36,13 +36,13 @@ class Outputs(OutputKind):
     def __repr__(self) -> str:
         return f"{super().__repr__()}, combine={self.combine!r}"
 
-    def averaged(self, outputs: Tensor) -> Tensor:
-        """Return what is averaged over members."""
-        return self.predictions(outputs) if self.combine == "probs" else outputs.double()
+    def averaged(self, outputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return what is averaged over members, in a dtype."""
+        return self.predictions(outputs, dtype) if self.combine == "probs" else outputs.to(dtype)
 
     def finished(self, mean: Tensor) -> Tensor:
-        """Return the prediction from the mean over members."""
-        return mean if self.combine == "probs" else self.predictions(mean)
+        """Return the prediction from the mean over members, in its dtype."""
+        return mean if self.combine == "probs" else self.predictions(mean, mean.dtype)
 
     def uncertainty(self) -> Uncertainty:
         """Return what collects the members' predictions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fge.errors import UserError
@@ -19,7 +20,7 @@ _CHOICES = (
 
 
 class OutputKind:
-    """How the outputs of a network become predictions, in float64.
+    """How the outputs of a network become predictions, by default in float64.
 
     Args:
         kind: ``"softmax"``: logits of exclusive classes; ``"sigmoid"``: logits of independent
@@ -54,13 +55,17 @@ class OutputKind:
         where = f" over dimension {self.dim}" if self.name == "softmax" and self.dim != 1 else ""
         return f"output={kind}{where}"
 
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """Return the predictions of a network from its outputs (N, ...)."""
+    def predictions(self, outputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the predictions of a network from its outputs (N, ...), computed in a dtype.
+
+        A function of the outputs always gets them in float64.
+        """
+        if callable(self.kind):
+            return self.kind(outputs.double()).to(dtype)
+        given = outputs.to(dtype)
         if self.kind == "softmax":
-            return outputs.double().softmax(dim=self.dim)
-        if self.kind == "sigmoid":
-            return outputs.double().sigmoid()
-        return self.kind(outputs.double()) if callable(self.kind) else outputs.double()
+            return given.softmax(dim=self.dim)
+        return given.sigmoid() if self.kind == "sigmoid" else given
 
     def checked(self, outputs: Any) -> Tensor:
         """Return a model's outputs if they are such as the kind needs.

@@ -1,8 +1,8 @@
 """The run folder, and training in stages with checkpoints."""
 
-from fge.runs.adopting import STREAMS, is_derived
+from fge.runs.adopting import STREAMS, is_derived, is_exported
 from fge.runs.folder import RunFolder, SharedFolder
-from fge.runs.opening import RUNS, check_pages, is_run, open_pages, open_run_folder
+from fge.runs.opening import RUNS, check_pages, folder_of, is_run, open_pages, open_run_folder
 from fge.runs.repair import Fault, Findings, check_run, repair_run
 from fge.runs.staged import Probe, StagedTraining, member_name
 
@@ -17,7 +17,9 @@ __all__ = [
     "StagedTraining",
     "check_pages",
     "check_run",
+    "folder_of",
     "is_derived",
+    "is_exported",
     "is_run",
     "member_name",
     "open_pages",

@@ -22,6 +22,7 @@ _REST = (
     r"|cells/[^/]+\.(json|npz)"
 )
 _PART = f"(networks/[^/]+/|distilled/)?({_STAGES}|{_SNAPSHOTS})"
+_EXPORTED = re.compile(r"(.*/)?[^/]+(\.onnx|\.pt2|_(onnx|pt2)_example\.py)")
 _KNOWN = re.compile(f"{_DERIVED.pattern}|{_PART}|{_CURVES}|{_REST}")
 
 
@@ -32,6 +33,15 @@ def is_derived(name: str) -> bool:
     (True, False)
     """
     return _DERIVED.fullmatch(name) is not None
+
+
+def is_exported(name: str) -> bool:
+    """Return whether ``export`` wrote a file of a run.
+
+    >>> is_exported("ensemble.onnx"), is_exported("ensemble_onnx_example.py"), is_exported("swa.pt")
+    (True, True, False)
+    """
+    return _EXPORTED.fullmatch(name) is not None
 
 
 def files_of_old_run(out: Path) -> list[str]:

@@ -17,7 +17,7 @@ from fge.errors import UserError, no_run
 from fge.files import read_json
 from fge.locks import Lock
 from fge.manifest import Manifest
-from fge.runs.adopting import STREAMS, files_of_old_run, is_derived
+from fge.runs.adopting import STREAMS, files_of_old_run, is_derived, is_exported
 from fge.runs.folder import RunFolder
 
 RUNS = Path("runs")
@@ -116,6 +116,19 @@ def is_run(path: Path) -> bool:
             )
         return True
     return _is_bare(path)
+
+
+def folder_of(path: Path) -> Path | None:
+    """Return the nearest folder above a path that holds a run or pages of this program, or None.
+
+    Raises:
+        UserError: its manifest is damaged.
+    """
+    for parent in Path(os.path.abspath(path)).parents:
+        known = parent.is_dir() and command_of(parent / "config.json") is not None
+        if known or (parent.is_dir() and Manifest.read(parent) is not None):
+            return parent
+    return None
 
 
 def _is_bare(path: Path) -> bool:
@@ -257,7 +270,8 @@ def _streams_in(manifest: Manifest) -> list[Path]:
 
 def _check(manifest: Manifest) -> None:
     """Check that what resuming needs is there; its content is compared when it is read."""
-    needed = [name for name in manifest.missing() if not is_derived(name)]
+    missing = manifest.missing()
+    needed = [name for name in missing if not (is_derived(name) or is_exported(name))]
     if needed:
         fault = manifest.fault(needed[0]) or f"{manifest.root / needed[0]} is missing"
         more = f" (and {len(needed) - 1} more)" if len(needed) > 1 else ""

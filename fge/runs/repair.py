@@ -18,7 +18,7 @@ from fge.errors import UserError
 from fge.files import parse_json, read_records
 from fge.manifest import Manifest, shown
 from fge.networks import decode_state
-from fge.runs.adopting import is_derived
+from fge.runs.adopting import is_derived, is_exported
 from fge.runs.opening import locked, manifest_of
 from fge.runs.staged import CHECKPOINTS, snapshot_facts
 
@@ -31,6 +31,7 @@ _FIT = re.compile(r"curves/[^/]+/(fit\.jsonl|(fit|curve)\.safetensors)")
 _PART = re.compile(r"(?P<part>(networks/[^/]+/|distilled/)?)(?P<name>.*)")
 _CHECKPOINT = re.compile(rf"state/({'|'.join(CHECKPOINTS)})\.safetensors")
 _TIMES = "timing.jsonl"
+_EXPORT = "export writes it again"
 _SNAPSHOT = re.compile(r"(?P<store>[a-z]+)/(?P<number>\d{4,})\.safetensors")
 
 
@@ -156,6 +157,8 @@ def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return what can be done about a damaged file, and whether that is nothing."""
     if is_derived(name) or _AGAIN.fullmatch(name) or name.endswith("/index.json"):
         return "--repair makes it again", False
+    if is_exported(name):
+        return f"--repair forgets it, and {_EXPORT}", False
     if name.endswith(_TIMES):
         return "--repair drops its damaged lines", False
     if _fallback(manifest, name) is not None:
@@ -196,6 +199,8 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
         if inner.startswith("cells/"):
             other = path.with_suffix(".npz" if path.suffix == ".json" else ".json")
             yield from _drop(manifest, other.relative_to(manifest.root).as_posix(), "goes with it")
+    elif is_exported(name):
+        yield from _drop(manifest, name, f"is no file of the run any more; {_EXPORT}")
     elif inner == _TIMES:
         yield from _sound_lines(manifest, name)
     elif (back := _fallback(manifest, name)) is not None:

@@ -39,6 +39,7 @@ NEEDED = {
     "plane": ["--weights", "a.pt", "b.pt", "c.pt"],
     "sharpness": ["--weights", "a.pt"],
     "predict": ["--run", "r", "--images", "i"],
+    "export": ["--run", "r"],
 }
 
 

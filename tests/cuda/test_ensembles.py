@@ -352,6 +352,24 @@ def test_members_are_folded_as_on_the_cpu(accelerator: torch.device) -> None:
         assert_near(found.state[name], value, rtol=1e-12, atol=1e-12)
 
 
+def test_the_deployable_form_is_on_the_device_and_has_gradients_there(
+    accelerator: torch.device,
+) -> None:
+    models = [convnet(seed).eval() for seed in range(2)]
+    [(inputs, _)] = image_batches(5)
+    given = inputs.requires_grad_()
+    expected = fge.Ensemble(models[0], models)(given)
+    [slope] = torch.autograd.grad(expected[:, 0].sum(), given)
+    ensemble = fge.Ensemble(models[0].to(accelerator), models)
+    deployed = ensemble.deployable(preprocess=fge.Normalise([0.0] * 3, [1.0] * 3))
+    moved_inputs = given.detach().to(accelerator).requires_grad_()
+    for form in (deployed, ensemble):
+        found = form(moved_inputs)
+        assert found.device.type == accelerator.type
+        assert_near(found, expected, atol=1e-6)
+        assert_near(torch.autograd.grad(found[:, 0].sum(), moved_inputs)[0], slope, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------ noise
 
 

@@ -156,11 +156,6 @@ def test_members_stay_in_evaluation_mode_when_the_ensemble_is_told_to_train() ->
     assert torch.equal(nn.Sequential(ensemble).train()(INPUTS), before)
 
 
-def test_forward_keeps_no_graph() -> None:
-    inputs = INPUTS.clone().requires_grad_()
-    assert not Ensemble(linear(50), MEMBERS)(inputs).requires_grad
-
-
 def test_the_architecture_may_be_given_wrapped() -> None:
     probs = Ensemble(nn.DataParallel(linear(50)), MEMBERS).predict_proba([INPUTS])
     np.testing.assert_allclose(probs, MEAN_OF_PROBS, rtol=0, atol=1e-12)

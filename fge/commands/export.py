@@ -1,0 +1,236 @@
+"""The command ``export``: the ensemble of a run as one file, with a script that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.members import kept_members
+from fge.commands.predict import _combines_weights, _data_facts, _Facts, _read_ensemble_run
+from fge.config import ExportConfig, check_import
+from fge.data import Normaliser
+from fge.devices import enough_memory
+from fge.disk import kind_of
+from fge.ensemble import Ensemble, Normalise, SnapshotStore
+from fge.errors import UserError
+from fge.export import Facts, check_packages, encoded, example_script
+from fge.files import remove, write_bytes, write_text
+from fge.manifest import Manifest
+from fge.memory import size_text
+from fge.networks import build_model, read_weights
+from fge.observer import counted
+from fge.parallel import check_command
+from fge.report import ConsoleObserver
+from fge.runs import folder_of, is_exported, open_run_folder
+from fge.seeds import generator
+
+_PROBES = 8
+"""Images of each kind on which a file is compared with the ensemble."""
+_PATCH = 4
+"""The side of the patches of smooth images, in pixels."""
+_CLASSIFICATION = "classification"
+_CPU = torch.device("cpu")
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the ensemble of a finished run as one file and a script; return the file."""
+    check_command("export")
+    script = config.target.with_name(f"{config.target.stem}_{config.format}_example.py")
+    run_config, content = _read_ensemble_run(config.run)
+    _check_task(config.run, content)
+    data = _data_facts(config.run, content)
+    check_import(run_config.model, config.model, config.run / "config.json")
+    for path in (config.target, script):
+        _check_place(path, overwrite=config.overwrite)
+    check_packages(config.format)
+    store = SnapshotStore(config.run / "snapshots")
+    if len(store) == 0:
+        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
+    own = [position + 1 for position in kept_members(config.run, run_config, store)]
+    numbers = _numbers(config.members, own, len(store), averaged=averaged)
+    average = config.run / AVERAGE_FILES["swa"]
+    states = [read_weights(average)] if averaged else [store[n - 1] for n in numbers]
+    with enough_memory("this computer", "choose fewer --members"):
+        ensemble = _ensemble(config.run, run_config.model, data, states)
+        facts = Facts(
+            classes=data.classes,
+            channels=data.channels,
+            height=data.image_size[0],
+            width=data.image_size[1],
+            mean=data.mean,
+            std=data.std,
+            resize=run_config.image_size,
+            members=tuple(numbers),
+            averaged=averaged,
+            precision="float16" if config.half else _precision(ensemble),
+            model=run_config.model,
+        )
+        file = _encoded(config, ensemble, data, facts)
+    text = example_script(config.format, config.target.name, script.name, facts)
+    with _opened(config.target):
+        _write_both(config.target, file, script, text)
+    what = f"{'the average of ' if averaged else ''}{counted(len(numbers), 'snapshot')}"
+    observer = ConsoleObserver()
+    observer.note(f"{what} of {run_config.model} in {config.target} ({size_text(len(file))})")
+    observer.note(f"it predicts {len(_probes(data))} made-up images as the ensemble does")
+    observer.note(f"use it: python {script} IMAGE ...")
+    return config.target
+
+
+def _check_task(folder: Path, content: dict[str, Any]) -> None:
+    """Check that a run classifies images: the file's input and output are theirs.
+
+    Raises:
+        UserError: it does something else.
+    """
+    data = content.get("dataset") or {}
+    task = data.get("task", _CLASSIFICATION)
+    if task != _CLASSIFICATION or data.get("table") is not None:
+        what = f"task {task!r}" if task != _CLASSIFICATION else "a table"
+        raise UserError(
+            f"export takes runs that classify images, and {folder} is one of {what}; in Python, "
+            "fge.export.save writes any ensemble"
+        )
+
+
+def _numbers(asked: Sequence[int], own: Sequence[int], count: int, *, averaged: bool) -> list[int]:
+    """Return the numbers of the snapshots to export: by default the run's ``own`` members.
+
+    Raises:
+        UserError: one of them is not there, or they are averaged, so that there is no choice.
+    """
+    if averaged and asked:
+        raise UserError(
+            f"the run's method averages the weights of all {count} snapshots into one network; "
+            "leave out --members"
+        )
+    if unknown := [number for number in asked if number > count]:
+        raise UserError(f"no snapshot {unknown[0]}: the run has those from 1 to {count}")
+    return list(asked or own)
+
+
+def _ensemble(folder: Path, name: str, data: _Facts, states: list[dict[str, Tensor]]) -> Ensemble:
+    model = build_model(
+        name,
+        in_channels=data.channels,
+        num_classes=len(data.classes),
+        image_size=data.image_size,
+    )
+    try:
+        return Ensemble(model, states)
+    except UserError as error:
+        raise UserError(
+            f"the weights of {folder} are not those of {folder / 'config.json'}: {error}; restore "
+            "the run from a copy"
+        ) from None
+
+
+def _precision(ensemble: Ensemble) -> str:
+    """Return the name of the dtype in which a network computes."""
+    return str(next(ensemble.parameters()).dtype).removeprefix("torch.")
+
+
+def _encoded(config: ExportConfig, ensemble: Ensemble, data: _Facts, facts: Facts) -> bytes:
+    """Return the bytes of the file, which predicts what the ensemble predicts."""
+    images = _probes(data)
+    expected = ensemble.predict_proba([Normaliser(data.mean, data.std, _CPU)(images)])
+    deployed = ensemble.deployable(preprocess=Normalise(data.mean, data.std))
+    if config.half:
+        deployed.half()
+    return encoded(
+        deployed,
+        images,
+        config.format,
+        facts=facts.text(),
+        input_name="images",
+        expected=expected,
+    )
+
+
+def _probes(data: _Facts) -> Tensor:
+    """Return images (N, C, H, W) uint8 like the run's: noise and smooth ones of its mean and std.
+
+    Some are black, white or of one colour.
+    """
+    height, width = data.image_size
+    rng = generator(0, "probes")
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    noise = torch.randn(_PROBES, data.channels, height, width, generator=rng)
+    coarse = (_PROBES, data.channels, -(-height // _PATCH) + 1, -(-width // _PATCH) + 1)
+    smooth = F.interpolate(torch.randn(coarse, generator=rng), (height, width), mode="bilinear")
+    plain = torch.linspace(-1, 1, _PROBES).view(-1, 1, 1, 1) * 255 / std
+    images = mean + std * torch.cat([noise, smooth, plain.expand_as(noise)])
+    return images.clamp(0, 255).round().to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------ where it goes
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    """Check that a file may be written, before the work is done.
+
+    Raises:
+        UserError: something is in the way, or it is a place of a run's own files.
+    """
+    kind = kind_of(path)
+    if kind:
+        raise UserError(f"{path} is {kind}, and is in the way; give another --out")
+    if kind is not None and not overwrite:
+        raise UserError(f"{path} exists; replace it with --overwrite, or give another --out")
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise UserError(f"{above} is no folder, so {path} cannot be written; give another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {above} is read-only; give another --out")
+    owner = folder_of(path)
+    manifest = None if owner is None else Manifest.read(owner)
+    name = None if manifest is None else manifest.name_of(path)
+    if manifest is None or name is None:
+        return
+    folder = name.rpartition("/")[0]
+    own = {file.rpartition("/")[0] for file in manifest.files if not is_exported(file)} - {""}
+    if any(f"{folder}/".startswith(f"{part}/") for part in own):
+        raise UserError(
+            f"{path.parent} is a folder of the run's own files; give an --out in {owner} itself, "
+            "or elsewhere"
+        )
+    if kind is not None and name not in manifest.files:
+        raise UserError(
+            f"{path} is a file that the run did not write, and is in the way; move it away, or "
+            "give another --out"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Within the folder of a run, have its manifest record what is written."""
+    owner = folder_of(path)
+    if owner is None:
+        yield
+        return
+    folder = open_run_folder(owner, "export", resume=True, overwrite=False)
+    try:
+        yield
+    finally:
+        folder.close()
+
+
+def _write_both(target: Path, data: bytes, script: Path, text: str) -> None:
+    """Write the script and then the file; if that fails, a new script is removed."""
+    new = kind_of(script) is None
+    try:
+        write_text(script, text)
+        write_bytes(target, data)
+    except BaseException:
+        if new:
+            remove(script)
+        raise
