@@ -27,6 +27,7 @@ from fge.commands.train import fge
 from fge.data import load_dataset
 from fge.ensemble import Ensemble
 from fge.metrics import coverage_range
+from fge.observer import counted
 
 VALIDATION = 24
 CLASSES = ["0", "1", "2"]
@@ -336,7 +337,9 @@ def test_without_validation_a_run_has_rejection_and_pictures_only(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_plan_predicts_by_the_members_of_its_report(tmp_path: Path) -> None:
+def test_a_plan_predicts_by_the_members_of_its_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its store has more snapshots than these: several averages of each network."""
     data = write_tiny_npz(tmp_path / "tiny.npz")
     np.savez(tmp_path / "new.npz", images=images_of(data))
@@ -349,6 +352,10 @@ def test_a_plan_predicts_by_the_members_of_its_report(tmp_path: Path) -> None:
         every = dict(zip(stored["members"].tolist(), stored["probabilities"], strict=True))
     expected = np.mean([every[name] for name in names], axis=0)
     np.testing.assert_allclose(arrays(tmp_path / "new")["probabilities"], expected, atol=1e-5)
+    export = ["export", "--run", str(out), "--format", "pt2", "--out", str(tmp_path / "one.pt2")]
+    capsys.readouterr()
+    assert cli.main(export) == 0
+    assert capsys.readouterr().out.startswith(f"{counted(len(names), 'snapshot')} of convnet in ")
     log = (out / "log.jsonl").read_text()
     (out / "manifest.json").unlink()
     (out / "log.jsonl").write_text(log.replace('"val_change_error"', '"other"'))
