@@ -44,6 +44,7 @@ from fge.observer import Observer
 from fge.parallel import Ranks
 from fge.runs import RunFolder
 from fge.seeds import derive_seed
+from fge.tasks import Task, task_of
 from fge.train import (
     Choice,
     Recipe,
@@ -61,6 +62,8 @@ from fge.train import (
 
 _MEASURED_IMAGES = 128
 """Images of the batch on which memory formats are measured where nothing is trained."""
+NOISE_EXAMPLES = 5000
+"""Training examples whose residuals say the noise of a regression without validation data."""
 C = TypeVar("C", bound=CommandConfig)
 
 
@@ -114,6 +117,11 @@ class Setup:
         return self.dataset.train.labels.device
 
     @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return task_of(self.dataset)
+
+    @property
     def normaliser(self) -> Normaliser:
         """The normalisation of the data set's images, in the run's memory format."""
         return Normaliser(
@@ -133,8 +141,9 @@ class Setup:
         model = build_model(
             self.model,
             in_channels=self.dataset.in_channels,
-            num_classes=len(self.dataset.classes),
-            image_size=self.dataset.image_size,
+            num_classes=self.dataset.outputs,
+            image_size=self.dataset.model_size,
+            task=self.dataset.target.task,
         )
         if self.freeze is not None:
             freeze(model, self.freeze)
@@ -189,7 +198,16 @@ class Setup:
         """Return what a run predicts of its test and OOD images, and has predicted before."""
         ood = {name: self.eval_batches(o.split) for name, o in self.dataset.ood.items()}
         test = self.eval_batches(self.dataset.test)
-        return MemberPredictions(folder.predictions, test, ood, self.view_batches())
+        val, train = self.dataset.val, self.dataset.train.first(NOISE_EXAMPLES)
+        return MemberPredictions(
+            folder.predictions,
+            test,
+            ood,
+            self.view_batches(),
+            task=self.task,
+            held_out=self.eval_batches(val) if len(val) else None,
+            fitted=self.eval_batches(train),
+        )
 
     def view_batches(self) -> list[ViewBatches]:
         """Return the further views of the test images, which vary as training images do."""
@@ -308,6 +326,7 @@ def settle_speed(
             steps=typical_steps(steps),
             own_model=own,
             processes=processes,
+            loss_fn=task_of(dataset).loss(device),
         )
         for reason in choice.reasons:
             observer.note(f"  {reason}")

@@ -15,6 +15,7 @@ from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
 from fge.seeds import derive_seed
+from fge.tasks import task_of
 
 _IMAGES, _BATCH = 96, 32
 
@@ -34,8 +35,9 @@ def doctor(config: DoctorConfig) -> Findings:
     model = build_model(
         config.model,
         in_channels=dataset.in_channels,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
+        num_classes=dataset.outputs,
+        image_size=dataset.model_size,
+        task=dataset.target.task,
     )
     images = dataset.train.first(_IMAGES).to(device)
     batches = EvalBatches(images, Normaliser(dataset.mean, dataset.std, device), _BATCH)
@@ -46,6 +48,7 @@ def doctor(config: DoctorConfig) -> Findings:
         found = check(
             model.to(device),
             batches,
+            loss_fn=task_of(dataset).loss(torch.device(device)),
             compilation=config.compile,
             on_finding=lambda finding: observer.note(_row(finding)),
         )

@@ -41,6 +41,7 @@ def read_dataset(config: DataOptions) -> Dataset:
             workers=config.workers,
             skip_unreadable=config.skip_unreadable,
             labels=config.labels,
+            task=config.task,
             own=own,
         ),
     )

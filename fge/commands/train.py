@@ -22,7 +22,6 @@ from fge.networks import state_bytes
 from fge.observer import counted
 from fge.report import (
     PREDICTIONS,
-    UNITS,
     ClassCounts,
     MethodResult,
     Published,
@@ -41,6 +40,7 @@ from fge.report import (
     regime_section,
     splits_note,
     table_rows,
+    units_note,
     verdict,
     views_note,
     with_balanced_error,
@@ -343,7 +343,11 @@ def _report(
 
 def _note(run: Run[CycleConfig], lines: Sequence[MethodResult]) -> str:
     chosen = [line.chosen for line in lines if line.chosen]
-    notes = [splits_note(dataset_facts(run.dataset)), UNITS, views_note(run.setup.views)]
+    notes = [
+        splits_note(dataset_facts(run.dataset)),
+        units_note(run.setup.task, run.dataset),
+        views_note(run.setup.views),
+    ]
     if chosen:
         notes.append(f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL.")
     elif any(line.name == "last-snapshot" for line in lines):

@@ -24,6 +24,7 @@ from fge.data.splits import (
     load_dataset,
     load_raw,
 )
+from fge.data.targets import TargetFacts, outputs_of
 from fge.data.workers import default_workers
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Reading",
     "Skipped",
     "Split",
+    "TargetFacts",
     "TrainBatches",
     "ViewBatches",
     "balanced_order",
@@ -58,6 +60,7 @@ __all__ = [
     "load_dataset",
     "load_ood",
     "load_raw",
+    "outputs_of",
     "read_images",
     "unlabelled",
 ]

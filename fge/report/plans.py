@@ -9,7 +9,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fge import metrics
 from fge.files import AGAIN, checked
 from fge.metrics import FITS, Regime, find_regime
 from fge.report.builder import ReportBuilder
@@ -251,6 +250,6 @@ def _measured(
         probs = stored.get(member_name(kind, position), facts["sha256"]) if stored else None
         if probs is not None and stored is not None:
             targets = stored.targets
-            nll = metrics.tempered_nll_per_example(probs, targets)
+            nll = training.task.tempered(probs, targets)
             found.append(Measured(epoch, nll, facts.get("train_nll")))
     return found

@@ -1,0 +1,108 @@
+"""The reliability diagram of a run: how often its predictions are right, by their confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fge import metrics
+from fge.ensemble import PredictionFile
+from fge.report.builder import ReportBuilder
+from fge.report.charts import Chart, Panel, Series
+from fge.report.methods import MethodResult
+
+FEWEST = 10
+"""The smallest number of predictions in a bin that is shown: the accuracy of fewer is chance."""
+RELIABILITY_CAPTION = (
+    "Reliability on the test set{}: accuracy minus confidence in each of 15 bins. "
+    "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
+    f"bins of fewer than {FEWEST} are left out."
+)
+_NOT_DRAWN = ("best-snapshot", "fold")
+"""Single networks that are similar to others in the diagram."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """The bins of a method: mean ``confidence``, ``accuracy`` and ``counts`` (n,)."""
+
+    name: str
+    confidence: Sequence[float]
+    accuracy: Sequence[float]
+    counts: Sequence[int]
+
+
+def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
+    """Return accuracy less confidence against confidence, and the number of predictions below.
+
+    The chart shows the difference, because the accuracies of calibrated methods would be one line.
+    """
+    gaps, counts = [], []
+    for bins in methods:
+        notes = [
+            f"accuracy {accuracy:.4f}, {count} predictions"
+            for accuracy, count in zip(bins.accuracy, bins.counts, strict=True)
+        ]
+        pairs = zip(bins.confidence, bins.accuracy, strict=True)
+        gap = [accuracy - confidence for confidence, accuracy in pairs]
+        gaps.append(Series(bins.name, bins.confidence, gap, notes=notes, marker=True))
+        counts.append(Series(bins.name, bins.confidence, bins.counts, marker=True))
+    panels = [
+        Panel("accuracy - confidence", gaps, level=0.0, share=2),
+        Panel("predictions", counts, log=True),
+    ]
+    return Chart("confidence", panels, limits=(0.0, 1.0), height=600)
+
+
+def reliability_bins(
+    results: Sequence[MethodResult], test: PredictionFile
+) -> list[ReliabilityBins]:
+    """Return the bins of a run's best lines, those with at least ``FEWEST`` predictions.
+
+    The lines are the largest ensemble of each name, averaged weights, and the single network, or
+    the last snapshot without one.
+
+    Args:
+        results: the lines of the run.
+        test: the test predictions of their members.
+    """
+    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
+    if "single" in largest:
+        largest.pop("last-snapshot", None)
+    methods = []
+    for name, result in largest.items():
+        bins = metrics.reliability(*_said(test, result.member_names))
+        held = bins.counts >= FEWEST
+        columns = (bins.confidence, bins.accuracy, bins.counts)
+        methods.append(ReliabilityBins(name, *(values[held].tolist() for values in columns)))
+    return methods
+
+
+def _said(test: PredictionFile, members: Sequence[str]) -> tuple[Any, Any]:
+    """Return class probabilities and targets: of labels, whether each is there."""
+    probs, targets = test.mean(members).numpy(), test.targets
+    if test.task.of_classes:
+        return probs, targets
+    pairs = np.stack([1 - probs, probs], axis=-1).reshape(-1, 2)
+    return pairs.clip(0, 1), targets.reshape(-1)
+
+
+def add_reliability(
+    report: ReportBuilder, results: Sequence[MethodResult], test: PredictionFile
+) -> None:
+    """Show the reliability diagram, unless every bin has too few predictions.
+
+    Args:
+        report: gets the chart ``reliability.png``.
+        results: the lines of the run.
+        test: the test predictions of their members.
+    """
+    if test.task.uses_noise:
+        return
+    methods = reliability_bins(results, test)
+    if any(bins.confidence for bins in methods):
+        caption = RELIABILITY_CAPTION.format("")
+        report.chart("reliability.png", reliability_chart(methods), caption)
