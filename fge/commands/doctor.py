@@ -6,7 +6,7 @@ import torch
 
 from fge.checks import Finding, Findings, check
 from fge.commands.loading import read_dataset
-from fge.config import DoctorConfig
+from fge.config import DoctorConfig, suited
 from fge.data import EvalBatches, Normaliser
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.errors import UserError
@@ -30,6 +30,7 @@ def doctor(config: DoctorConfig) -> Findings:
     device = choose_device(config.device)
     set_threads(config.threads)
     observer = ConsoleObserver()
+    config = suited(config)
     dataset = read_dataset(config)
     torch.manual_seed(derive_seed(config.seed, "initialisation"))
     model = build_model(

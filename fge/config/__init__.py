@@ -77,6 +77,7 @@ from fge.config.studies import (
     StudyConfig,
     VerifyConfig,
 )
+from fge.config.suiting import suited
 from fge.config.training import (
     AVERAGE,
     FINAL_FACTOR,
@@ -170,6 +171,7 @@ __all__ = [
     "read_config",
     "read_report",
     "read_run",
+    "suited",
     "to_options",
     "without_views",
     "write_config",

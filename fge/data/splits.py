@@ -68,8 +68,9 @@ class Dataset:
     the images of ``val``, and those of ``test`` if it has no part of its own, come from;
     ``skipped`` tells of files that were passed over, if any were; ``unreadable``: files that were
     left out because they cannot be read, and why; ``streamed``: whether images are read when they
-    are needed, ``streamable``: whether they can be; ``target``: the task. ``classes``
-    name the classes, or the labels or numbers that are predicted.
+    are needed, ``streamable``: whether they can be; ``target``: the task; ``table``: what
+    predicting needs of a table. ``classes`` name the classes, or the labels or numbers that are
+    predicted.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Dataset:
     streamed: bool = False
     streamable: bool = False
     target: TargetFacts = MANY
+    table: Mapping[str, Any] | None = None
 
     @property
     def outputs(self) -> int:
@@ -96,7 +98,7 @@ class Dataset:
     @property
     def is_table(self) -> bool:
         """Whether examples are rows of a table (N, F), and no images."""
-        return len(self.train.shape) == 2
+        return self.table is not None
 
     @property
     def example(self) -> str:
@@ -135,7 +137,7 @@ class Dataset:
         lines = []
         for part, origin in self.origins.items():
             name, split = named[part]
-            count = f"{counted(len(split), 'image')} " if len(split) else ""
+            count = f"{counted(len(split), self.example)} " if len(split) else ""
             lines.append(f"{name}: {count}{origin}")
         lines += [self.skipped] if self.skipped else []
         if self.unreadable:
@@ -219,7 +221,7 @@ def load_dataset(
     raw = load_raw(name, data_dir or Path("data"), reading)
     check(raw)
     chosen = choose(raw, train_size=train_size, test_size=test_size, val_fraction=val_fraction)
-    _check_classes(chosen.train, raw)
+    check_classes(chosen.train, raw)
     three = (chosen.train, chosen.val, chosen.test)
     streamed = _streams(raw, three, reading)
     read = (_streamed if streamed else _in_memory)(raw, three, reading)
@@ -422,7 +424,8 @@ def _read(raw: RawData, *splits: Chosen) -> list[_Read]:
     return [_Read(read[k], split.labels) for k, split in enumerate(splits)]
 
 
-def _check_classes(train: Chosen, raw: RawData) -> None:
+def check_classes(train: Chosen, raw: RawData) -> None:
+    """Raise a UserError unless there are training images, of every class if there are any."""
     if len(train) == 0:
         raise UserError("no training images are left; lower val_fraction or raise train_size")
     if raw.task not in OF_CLASSES:

@@ -83,9 +83,9 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 def _target_facts(dataset: Dataset) -> dict[str, Any]:
     """Return the task and what predicting needs of targets; nothing for several classes."""
     facts = dataset.target
-    if facts.task == CLASSIFICATION:
-        return {}
-    found: dict[str, Any] = {"task": facts.task}
+    found: dict[str, Any] = {} if facts.task == CLASSIFICATION else {"task": facts.task}
+    if dataset.table is not None:
+        found["table"] = dict(dataset.table)
     if facts.mean:
         found |= {"target_mean": list(facts.mean), "target_std": list(facts.std)}
     return found
