@@ -37,7 +37,7 @@ from fge.data import (
     default_padding,
 )
 from fge.devices import choose_device, set_threads
-from fge.ensemble import MemberPredictions
+from fge.ensemble import NOISE_EXAMPLES, MemberPredictions
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
 from fge.networks import build_model, canonical_state, freeze
 from fge.observer import Observer
@@ -62,8 +62,6 @@ from fge.train import (
 
 _MEASURED_IMAGES = 128
 """Images of the batch on which memory formats are measured where nothing is trained."""
-NOISE_EXAMPLES = 5000
-"""Training examples whose residuals say the noise of a regression without validation data."""
 C = TypeVar("C", bound=CommandConfig)
 
 

@@ -8,26 +8,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.commands.inputs import read_inputs
+from fge.commands.rows import outputs_tables, outputs_verdict, read_rows, write_outputs
 from fge.config import (
+    CLASSIFICATION,
     KEEP_SNAPSHOTS,
     CommandConfig,
     PredictConfig,
+    TaskName,
     TrainConfig,
     as_stored,
     check_import,
     is_factory,
     read_run,
 )
-from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
+from fge.data import EvalBatches, Normaliser, Skipped, Split, TableFacts, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
@@ -47,6 +51,7 @@ from fge.report import (
 )
 from fge.runs import RunFolder, check_pages, open_pages
 from fge.schemas import Positive
+from fge.tasks import Task, make_task
 from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
@@ -60,6 +65,10 @@ class _Described(TypedDict):
     image_size: tuple[Positive, Positive]
     mean: list[float]
     std: list[Annotated[float, Meta(gt=0)]]
+    task: NotRequired[TaskName]
+    target_mean: NotRequired[list[float]]
+    target_std: NotRequired[list[Annotated[float, Meta(gt=0)]]]
+    table: NotRequired[TableFacts]
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,13 @@ class _Facts:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: Task
+    table: TableFacts | None = None
+
+    @property
+    def example(self) -> str:
+        """What is predicted: an image or a row."""
+        return "image" if self.table is None else "row"
 
 
 def predict(config: PredictConfig) -> Path:
@@ -85,14 +101,19 @@ def predict(config: PredictConfig) -> Path:
     check_import(run_config.model, config.model, config.run / "config.json")
     skipped = Skipped()
     side = run_config.image_size if config.image_size is None else config.image_size
-    inputs = read_inputs(
-        config.images,
-        facts.channels,
-        facts.image_size,
-        skipped,
-        side=side,
-        skip_unreadable=config.skip_unreadable,
-        workers=default_workers() if config.workers is None else config.workers,
+    observer = ConsoleObserver()
+    inputs = (
+        read_rows(config, facts.table, observer)
+        if facts.table
+        else read_inputs(
+            config.images,
+            facts.channels,
+            facts.image_size,
+            skipped,
+            side=side,
+            skip_unreadable=config.skip_unreadable,
+            workers=default_workers() if config.workers is None else config.workers,
+        )
     )
     files = inputs.names
     store = SnapshotStore(config.run / "snapshots")
@@ -101,14 +122,17 @@ def predict(config: PredictConfig) -> Path:
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     members = [read_weights(config.run / AVERAGE_FILES["swa"])] if averaged else store
     with enough_memory(device, "use a smaller --batch-size"):
-        probs = _apply(config, run_config.model, members, facts, inputs.split, device)
+        mean, spread = _apply(config, run_config.model, members, facts, inputs.split, device)
     what = f"{'the average of ' if averaged else ''}{len(store)} snapshots"
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
-        write_predictions(out, files, probs, facts.classes)
-        _report(config, folder, what, names, probs, facts, environment, inputs.unreadable)
-    observer = ConsoleObserver()
+        if spread is None:
+            write_predictions(out, files, mean, facts.classes, facts.example)
+        else:
+            write_outputs(out, facts.example, files, mean.numpy(), spread, facts.task)
+        predicted = mean, spread
+        _report(config, folder, what, names, predicted, facts, environment, inputs.unreadable)
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
     for reason in inputs.unreadable.values():
@@ -151,6 +175,13 @@ def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
         image_size=(height, width),
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        task=make_task(
+            described.get("task", CLASSIFICATION),
+            described["classes"],
+            mean=described.get("target_mean", ()),
+            std=described.get("target_std", ()),
+        ),
+        table=described.get("table"),
     )
     if not len(facts.mean) == len(facts.std) == facts.channels:
         raise UserError(f"{damaged}: mean and std are not of {facts.channels} channels; {RESTORE}")
@@ -179,24 +210,29 @@ def _apply(
     facts: _Facts,
     images: Split,
     device: torch.device,
-) -> Tensor:
+) -> tuple[Tensor, NDArray[np.float64] | None]:
+    """Return the mean prediction, and of labels and numbers their deviation over members."""
     model = build_model(
         name,
         in_channels=facts.channels,
-        num_classes=len(facts.classes),
-        image_size=facts.image_size,
+        num_classes=facts.task.outputs,
+        image_size=None if facts.table else facts.image_size,
+        task=facts.task.name,
     )
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
     try:
-        ensemble = Ensemble(model.to(device), members)
+        ensemble = Ensemble(model.to(device), members, output=facts.task.output)
     except UserError as error:
         file = config.run / "config.json"
         raise UserError(
             f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
             "copy"
         ) from None
-    return ensemble.predict_proba(batches)
+    if facts.task.of_classes:
+        return ensemble.predict(batches), None
+    predictions = ensemble.predict_members(batches)
+    return predictions.mean(dim=0), predictions.numpy().std(axis=0)
 
 
 def _report(
@@ -204,19 +240,23 @@ def _report(
     folder: RunFolder,
     what: str,
     names: Sequence[str],
-    probs: Tensor,
+    predicted: tuple[Tensor, NDArray[np.float64] | None],
     facts: _Facts,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
-    values = probs.cpu().numpy().astype(np.float64)
+    values, spread = predicted[0].cpu().numpy().astype(np.float64), predicted[1]
     report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
-    caption = "How many images have which largest probability"
-    report.chart("confidence.png", confidence_chart(values), caption)
-    report.table(class_table(values, facts.classes), uncertain_table(values, names, facts.classes))
-    report.say(
-        *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
-    )
+    source, example = f"{what} of the run {plain_name(config.run.resolve().name)}", facts.example
+    if spread is not None:
+        report.table(*outputs_tables(names, values, spread, facts.task, example))
+        report.say(*outputs_verdict(values, spread, source, example))
+    else:
+        caption = f"How many {example}s have which largest probability"
+        report.chart("confidence.png", confidence_chart(values, example), caption)
+        report.table(class_table(values, facts.classes, example))
+        report.table(uncertain_table(values, names, facts.classes, example))
+        report.say(*predictions_verdict(values, source, example))
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -228,18 +268,23 @@ def _report(
 
 
 def write_predictions(
-    out: Path, names: Sequence[str], probs: Tensor, classes: Sequence[str]
+    out: Path,
+    names: Sequence[str],
+    probs: Tensor,
+    classes: Sequence[str],
+    example: str = "image",
 ) -> None:
     """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``."""
     labels = probs.argmax(dim=1).numpy()
-    rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
+    rows: list[list[object]] = [[example, "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
         rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
     write_text(out / "predictions.csv", csv_text(rows))
     buffer = io.BytesIO()
+    found: dict[str, Any] = {f"{example}s": np.array(names)}
     np.savez(
         buffer,
-        images=np.array(names),
+        **found,
         labels=labels,
         probabilities=probs.numpy(),
         classes=np.array(classes),

@@ -67,7 +67,7 @@ def make_training(
     groups = parameter_groups(model, recipe)
     optimizer = make_optimizer(recipe, groups, examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
-    measured = setup.eval_batches(dataset.train)
+    measured, leads = setup.eval_batches(dataset.train), usual.ranks.leads
     if ema_decay is not None:
         make = partial(EmaLearner, decay=ema_decay, refresh=measured)
     elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
@@ -80,10 +80,9 @@ def make_training(
         accumulate=recipe.accumulate > 1,
         clip_norm=recipe.clip_norm,
         loss_fn=_loss(recipe, setup, soft=batches is not None),
-        task=setup.task,
         ranks=usual.ranks,
+        task=setup.task,
     )
-    leads = usual.ranks.leads
     training = StagedTraining(
         folder,
         learner,

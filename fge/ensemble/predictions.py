@@ -24,6 +24,8 @@ from fge.tasks import MANY_CLASSES, Task
 
 Array = NDArray[np.float64]
 _ARRAYS = ("targets", "members", "sha256")
+NOISE_EXAMPLES = 5000
+"""Training examples whose residuals say the noise of a regression without validation data."""
 TTA_FILE = "test-tta.npz"
 """The file of predictions with test-time augmentation."""
 

@@ -25,9 +25,9 @@ _NAMED = 20
 
 def splits_note(facts: dict[str, Any]) -> str:
     """Return how many images test, train and validate, and where from, by :func:`dataset_facts`."""
-    origins = facts.get("origins", {})
+    origins, example = facts.get("origins", {}), "row" if "table" in facts else "image"
     counts = [
-        f"{facts[part]} {name} images {origins.get(part, '') if facts[part] else ''}".rstrip()
+        f"{facts[part]} {name} {example}s {origins.get(part, '') if facts[part] else ''}".rstrip()
         for part, name in (("test", "test"), ("train", "training"), ("val", "validation"))
     ]
     missing, left_out = (facts.get(key, ()) for key in ("classes_without_test", "unreadable"))

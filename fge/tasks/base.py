@@ -78,6 +78,12 @@ class Task(ABC):
     """What the log and the console name first, beside the NLL."""
     compared: ClassVar[Measure] = ERROR
     """The mean of one value per example, whose differences have intervals."""
+    more: ClassVar[tuple[Column, ...]] = (BRIER, ECE)
+    """Further columns of a comparison, after the NLLs."""
+    calibration: ClassVar[str] = (
+        "Calibrated numbers are at the optimal temperature (arXiv 2002.06470)."
+    )
+    """A note of a comparison: what the calibrated NLL is."""
     units: ClassVar[str]
     """A note of tables: what the figures are."""
     array: ClassVar[str] = "probabilities"

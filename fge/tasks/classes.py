@@ -27,6 +27,7 @@ class Classification(Task):
 
     name: ClassVar[TaskName] = CLASSIFICATION
     columns: ClassVar[tuple[Column, ...]] = (_ERROR, NLL, BRIER, ECE)
+    more: ClassVar[tuple[Column, ...]] = (BRIER, ECE, ("calibrated_ece", "cal. ECE", "{:.4f}"))
     units: ClassVar[str] = (
         "Error is in percent, NLL in nats per {example}, Brier summed over classes, ECE a fraction "
         "(15 bins)."
@@ -70,9 +71,9 @@ class Classification(Task):
     ) -> PerExample:
         """Return 100 where an example is wrong, and its NLLs."""
         del spread, noise
-        wrong = np.asarray(mean).argmax(axis=1) != np.asarray(targets)
+        probs, y = metrics.check_examples(mean, targets)
         return PerExample(
-            100.0 * wrong,
+            100.0 * (probs.argmax(axis=1) != y),
             metrics.nll_per_example(mean, targets),
             metrics.calibrated_nll_per_example(mean, targets),
         )
@@ -115,6 +116,9 @@ class Binary(Classification):
 
     name: ClassVar[TaskName] = "binary"
     columns: ClassVar[tuple[Column, ...]] = (_ERROR, NLL, BRIER, ECE, *RANKINGS)
+    more: ClassVar[tuple[Column, ...]] = (
+        *(("balanced_error", "balanced %", "{:.2f}"), *Classification.more, *RANKINGS),
+    )
     units: ClassVar[str] = (
         "Error is in percent, NLL in nats per {example}; Brier is (p - y)² of the second class; "
         "ECE is a fraction (15 bins); AUROC and average precision (AP) are those of the "
@@ -148,6 +152,18 @@ class Binary(Classification):
         found["brier"] /= 2
         probs, y = np.asarray(mean)[:, 1:], np.asarray(targets)[:, None]
         return found | metrics.ranking_scores(np.clip(probs, 0, 1), y)
+
+    def extra(
+        self,
+        mean: ArrayLike,
+        targets: ArrayLike,
+        spread: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """Return those of classes, and the mean of the errors of both."""
+        counts = metrics.confusion(mean, targets)
+        found = super().extra(mean, targets, spread, noise)
+        return {**found, "balanced_error": metrics.balanced_error(counts)}
 
 
 def both_classes(outputs: Tensor) -> Tensor:

@@ -30,6 +30,13 @@ class Multilabel(Task):
     )
     measure: ClassVar[Measure] = _ERROR
     compared: ClassVar[Measure] = _ERROR
+    more: ClassVar[tuple[Column, ...]] = (
+        *(("exact_match", "exact match %", "{:.2f}"), BRIER, ECE, *RANKINGS),
+    )
+    calibration: ClassVar[str] = (
+        "The calibrated NLL is at the optimal temperature of the logits of all labels "
+        "(arXiv 2002.06470)."
+    )
     units: ClassVar[str] = (
         "Error per label and exact match (all labels right) are in percent; NLL is in nats per "
         "{example}, summed over its labels; Brier is (p - y)², the mean over labels; ECE is that "

@@ -38,6 +38,15 @@ class Regression(Task):
     )
     measure: ClassVar[Measure] = Measure("rmse", "RMSE", "{:.4g}", "{:.4g}")
     compared: ClassVar[Measure] = Measure("mse", "squared error", "{:.4g}", "{:.4g}")
+    more: ClassVar[tuple[Column, ...]] = (
+        *(("mae", "MAE", "{:.4g}"), ("r2", "R²", "{:.4f}")),
+        ("coverage", "90 % interval", "{:.1f}"),
+    )
+    calibration: ClassVar[str] = (
+        "The calibrated NLL has the noise variance of the other half of the test set, as "
+        "arXiv 2002.06470 has a temperature, and not that of validation data. Compared is the "
+        "squared error, whose mean has the root RMSE."
+    )
     units: ClassVar[str] = (
         "RMSE and MAE are in the units of the targets; NLL, in nats per {example}, is that of a "
         "Gaussian whose variance is the members' variance plus a noise variance; the last figure "
