@@ -318,7 +318,8 @@ def _report(
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
     viewed = with_views(with_balanced_error(lines, test), trained.predictions)
-    headings, rows = table_rows(viewed, balanced=ClassCounts.of(run.dataset).imbalanced)
+    balanced = run.setup.task.name == "binary" or ClassCounts.of(run.dataset).imbalanced
+    headings, rows = table_rows(viewed, balanced=balanced)
     note = _note(run, lines)
     if published:
         rows, note = [*rows, published.row], f"{note} {published.note}"

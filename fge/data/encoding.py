@@ -152,13 +152,7 @@ class Encoder:
         for column in self.columns:
             values = table.columns[column.name]
             if not column.categories and values.dtype == object:
-                wrong = next((k for k, word in enumerate(values) if word is not None), None)
-                if wrong is not None:
-                    raise UserError(
-                        f"{table.path}, {table.row(wrong)}: {printable(column.name)!r} must be a "
-                        f"number, as in training, got {values[wrong]!r}"
-                    )
-                values = np.full(len(values), np.nan)
+                values = _as_numbers(table, column.name, values)
             _check_finite(table, column.name, values)
             parts.append(column.encode(values if rows is None else values[rows]))
         return np.concatenate(parts, axis=1).astype(np.float32)
@@ -186,6 +180,20 @@ class Encoder:
             return None
         shown = [f"{printable(name)} ({why})" for name, why in self.left_out.items()]
         return f"columns left out: {', '.join(shown)}"
+
+
+def _as_numbers(table: Table, name: str, words: NDArray[Any]) -> NDArray[np.float64]:
+    """Return words as the numbers that training had in their column."""
+    numbers = np.full(len(words), np.nan)
+    for k, word in enumerate(words):
+        try:
+            numbers[k] = np.nan if word is None else float(word)
+        except ValueError:
+            raise UserError(
+                f"{table.path}, {table.row(k)}: {printable(name)!r} must be a number, as in "
+                f"training, got {word!r}"
+            ) from None
+    return numbers
 
 
 def _columns(names: Sequence[str]) -> str:

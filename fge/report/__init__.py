@@ -45,6 +45,7 @@ from fge.report.facts import (
 )
 from fge.report.methods import (
     COLUMNS,
+    OTHER_COLUMNS,
     MethodLine,
     MethodResult,
     as_methods,
@@ -139,6 +140,7 @@ __all__ = [
     "ENSEMBLE_LABELS",
     "FEWEST",
     "FILES",
+    "OTHER_COLUMNS",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",
     "UNITS",

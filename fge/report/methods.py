@@ -25,6 +25,12 @@ COLUMNS = (
     *(("train_epochs", "epochs", "{}"), ("forward_passes", "passes", "{}")),
 )
 """Columns of the method table: key of a result, heading and format of the cells."""
+OTHER_COLUMNS = (
+    *(("rmse", "RMSE", "{:.4g}"), ("mae", "MAE", "{:.4g}"), ("r2", "R²", "{:.4f}")),
+    *(("coverage", "90 % interval", "{:.1f}"), ("exact_match", "exact match", "{:.2f}")),
+    *(("auroc", "AUROC", "{:.4f}"), ("average_precision", "AP", "{:.4f}")),
+)
+"""Columns of tasks that are not of several classes, for tables of several runs."""
 _BALANCED = ("balanced_error", "balanced", "{:.2f}")
 ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}

@@ -1,0 +1,276 @@
+"""Every task through the commands: a tiny run, its report, its predictions, and resuming."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from interrupting import interrupted
+from promised import promised
+
+from fge import metrics
+from fge.commands.cli import main
+from fge.commands.predict import predict
+from fge.commands.train import fge, train
+from fge.config import FGEConfig, PredictConfig, TrainConfig
+from fge.errors import UserError
+
+RUN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "threads": 1, "val_fraction": 0.2, "lr": 0.05}
+PLAIN: dict[str, Any] = {"channels_last": "off", "compile": "off", "amp": "off"}
+COUNT = 120
+NAMES = {
+    "regression": ["y", "z"],
+    "multilabel": ["up", "wide"],
+    "binary": ["kind"],
+    "classification": ["size"],
+}
+TARGETS = {task: tuple(names) for task, names in NAMES.items()}
+
+
+def rows() -> dict[str, list[Any]]:
+    """Columns of a table: three of features, one of which has gaps, and targets of each task."""
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, COUNT))
+    colour = draw.choice(["red", "blue"], COUNT)
+    return {
+        "a": a.tolist(),
+        "b": ["" if k % 9 == 0 else x for k, x in enumerate(b)],
+        "colour": colour.tolist(),
+        "y": (100 + 20 * a + draw.normal(size=COUNT)).tolist(),
+        "z": (a - b).tolist(),
+        "up": (a > 0).astype(int).tolist(),
+        "wide": (b > 0.3).astype(int).tolist(),
+        "kind": np.where(a > 0.2, "new", "old").tolist(),
+        "size": np.array(["s", "m", "l"])[np.digitize(a, [-0.5, 0.5])].tolist(),
+    }
+
+
+def write(path: Path, columns: dict[str, list[Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table for each task, in one folder."""
+    folder, columns = tmp_path_factory.mktemp("tables"), rows()
+    for task, names in NAMES.items():
+        kept = {key: columns[key] for key in ("a", "b", "colour", *names)}
+        write(folder / f"{task}.csv", kept)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(table: Path) -> dict[str, Path]:
+    """A run of each task."""
+    found = {}
+    for task, names in NAMES.items():
+        options: dict[str, Any] = {"task": task, "target": tuple(names), **RUN}
+        data = str(table / f"{task}.csv")
+        found[task] = fge(FGEConfig(data=data, out=table / f"run-{task}", **options))
+    return found
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str) -> None:
+    content, text = report_of(runs[task]), (runs[task] / "report.md").read_text()
+    assert content["task"] == f"row {task}"
+    assert content["config"]["model"] == "mlp"
+    line = next(line for line in content["methods"] if line["name"] == "fge")
+    with np.load(runs[task] / "predictions" / "test.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        array = stored["predictions" if task == "regression" else "probabilities"]
+        mean = np.mean([array[names.index(m)].astype(float) for m in line["member_names"]], axis=0)
+    if task == "regression":
+        assert line["rmse"] == pytest.approx(metrics.rmse(mean, targets))
+        assert "error" not in line
+        assert "RMSE" in text
+        assert " error" not in text.replace("standard error", "")
+        assert targets.mean(axis=0)[0] == pytest.approx(100, abs=20)  # in the targets' units
+        assert line["r2"] > 0.3
+    elif task == "multilabel":
+        wrong = np.mean((mean > 0.5) != targets)
+        assert line["error"] == pytest.approx(100 * wrong)
+        assert line["exact_match"] <= 100 - line["error"] + 1e-9
+        assert "error per label" in text
+    else:
+        assert line["error"] == pytest.approx(100 * np.mean(mean.argmax(axis=1) != targets))
+        assert mean.shape[1] == len(content["dataset"]["classes"])
+    if task == "binary":
+        assert line["auroc"] == pytest.approx(
+            metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
+        )
+        assert "balanced" in text
+    assert content["dataset"]["table"]["targets"] == NAMES[task]
+
+
+def test_the_log_of_a_regression_names_its_figure(runs: dict[str, Path]) -> None:
+    records = [json.loads(line) for line in (runs["regression"] / "log.jsonl").open()]
+    kept = [record for record in records if record["event"] == "snapshot"]
+    with np.load(runs["regression"] / "predictions" / "val.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        first = stored["predictions"][names.index("fge-0001")]
+    record = next(r for r in kept if (r["stage"], r["member"]) == ("fge", 1))
+    assert record["val_rmse"] == pytest.approx(metrics.rmse(first, targets), rel=1e-5)
+    assert not any("error" in key for record in kept for key in record)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
+    runs: dict[str, Path], task: str, tmp_path: Path
+) -> None:
+    columns = {key: rows()[key] for key in ("colour", "a", "b")}  # another order, no target
+    new = write(tmp_path / "new.csv", {**columns, "more": ["x"] * COUNT})
+    out = predict(PredictConfig(run=runs[task], images=new, out=tmp_path / "out"))
+    with (
+        np.load(out / "predictions.npz") as found,
+        np.load(runs[task] / "predictions" / "test.npz") as stored,
+    ):
+        key = "predictions" if task == "regression" else "probabilities"
+        names = stored["members"].tolist()
+        own = [stored[key][names.index(f"fge-{k:04d}")] for k in range(1, len(names) + 1)
+               if f"fge-{k:04d}" in names]  # fmt: skip
+        tested = np.mean(np.array(own, dtype=float), axis=0)
+        said = found[key]
+    # Each test row is among all rows.
+    nearest = np.abs(said[None] - tested[:, None]).reshape(len(tested), COUNT, -1).max(-1).min(1)
+    assert nearest.max() < 1e-3 * max(1.0, np.abs(tested).max())
+    with (out / "predictions.csv").open() as file:
+        headings = next(csv.reader(file))
+    expected = {
+        "regression": ["row", "y", "z", "spread of y", "spread of z"],
+        "multilabel": ["row", "p(up)", "p(wide)", "spread of up", "spread of wide"],
+        "binary": ["row", "label", "class", "p(new)", "p(old)"],
+        "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)"],
+    }
+    assert headings == expected[task]
+
+
+def test_a_table_without_a_column_cannot_be_predicted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    few = write(tmp_path / "few.csv", {"a": [1.0], "b": [2.0]})
+    with pytest.raises(UserError, match="lacks the column 'colour' that the network was trained"):
+        predict(PredictConfig(run=runs["binary"], images=few))
+    with pytest.raises(UserError, match=r"trained on a table; give --images a \.csv"):
+        predict(PredictConfig(run=runs["binary"], images=tmp_path))
+    with pytest.raises(UserError, match="--image-size is for images"):
+        predict(PredictConfig(run=runs["binary"], images=few, image_size=8))
+
+
+def images(path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 64), ("test", 32)):
+        pixels = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        arrays |= {f"{part}_images": pixels, f"{part}_targets": pixels.mean(axis=(1, 2))}
+    np.savez(path, **arrays)
+    return path
+
+
+def images_alone(folder: Path) -> Path:
+    with np.load(folder / "light.npz") as found:
+        np.savez(folder / "new.npz", images=found["test_images"])
+    return folder / "new.npz"
+
+
+def test_images_have_numbers_too(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**RUN, **PLAIN, "epochs": 2, "val_fraction": 0.0}
+    data = str(images(tmp_path / "light.npz"))
+    config = TrainConfig(
+        task="regression", data=data, out=tmp_path / "run", method="split", **options
+    )
+    run = train(config)
+    assert (run / "predictions" / "train.npz").is_file()  # its residuals say the noise
+    assert "The noise variance is estimated on training images" in (run / "report.md").read_text()
+    new = predict(PredictConfig(run=run, images=images_alone(tmp_path), out=tmp_path / "out"))
+    with (
+        np.load(new / "predictions.npz") as found,
+        np.load(run / "predictions" / "test.npz") as stored,
+    ):
+        expected = stored["predictions"].astype(float).mean(axis=0)
+        said = found["predictions"]  # the test images are in another order
+        np.testing.assert_allclose(np.sort(said, axis=0), np.sort(expected, axis=0), rtol=1e-4)
+
+
+def test_wrong_options_end_in_a_line(
+    table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = ["--data", str(table / "regression.csv"), "--out", str(tmp_path / "run")]
+    data += ["--batch-size", "16"]
+    assert main(["fge", *data]) == 2
+    assert "needs --target COLUMN" in capsys.readouterr().err
+    more = ["--target", "y", "--task", "regression", "--mixup", "0.2"]
+    assert main(["train", *data, *more]) == 2
+    assert "--mixup has no meaning for --task regression" in capsys.readouterr().err
+    assert main(["train", *data, "--target", "y", "--task", "regression", "--model", "vgg16"]) == 2
+    assert "use --model mlp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["binary", "multilabel", "regression"])
+def test_resuming_is_bitwise(table: Path, task: str, tmp_path: Path) -> None:
+    def options(name: str, **more: Any) -> FGEConfig:
+        data = str(table / f"{task}.csv")
+        given: dict[str, Any] = {"task": task, "target": TARGETS[task], "distill_epochs": 1}
+        return FGEConfig(data=data, out=tmp_path / name, single=True, **given, **RUN, **more)
+
+    whole = fge(options("whole"))
+    with interrupted(3):
+        fge(options("cut"))
+    cut = fge(options("cut", resume=True))
+    ours, theirs = promised(cut), promised(whole)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["binary", "multilabel", "regression"])
+def test_methods_are_compared(table: Path, task: str, tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    arguments = ["compare", "--task", task, "--data", str(table / f"{task}.csv"), "--seeds", "2"]
+    arguments += ["--target", *TARGETS[task], "--methods", "single", "split", "--epochs", "2"]
+    arguments += ["--batch-size", "16", "--threads", "1", "--out", str(out)]
+    assert main(arguments) == 0
+    content = json.loads((out / "compare.json").read_text())
+    lines = {(line["name"], line["budget"]): line for line in content["methods"]}
+    split = lines["split", 1]
+    first = "rmse" if task == "regression" else "error"
+    assert {first, "nll", "calibrated_nll", "calibrated_log_likelihood"} <= split.keys()
+    assert split["members"] == 2
+    compared = {difference["metric"] for difference in content["differences"]}
+    assert compared == {"mse" if task == "regression" else "error", "nll", "calibrated_nll"}
+    members = [
+        np.load(out / "runs" / "split-e2-s0" / "predictions" / f"{part}.npz")
+        for part in ("test", "val")
+    ]
+    key = "predictions" if task == "regression" else "probabilities"
+    test, val = ((found["targets"], found[key].astype(float)) for found in members)
+    saved = json.loads((out / "cells" / "split-b1-s0.json").read_text())["figures"]
+    if task == "regression":
+        noise = metrics.fit_noise(val[1].mean(0), val[0], val[1].var(0))
+        nll = metrics.gaussian_nll_per_example(test[1].mean(0), test[0], noise, test[1].var(0))
+        assert saved["rmse"] == pytest.approx(metrics.rmse(test[1].mean(0), test[0]))
+        calibrated = metrics.calibrated_gaussian_nll(test[1].mean(0), test[0], test[1].var(0))
+        assert "squared error" in (out / "compare.md").read_text()
+    elif task == "multilabel":
+        nll = metrics.labels_nll_per_example(test[1].mean(0), test[0])
+        calibrated = metrics.calibrated_labels_nll(test[1].mean(0), test[0])
+    else:
+        nll = metrics.nll_per_example(test[1].mean(0), test[0])
+        calibrated = metrics.calibrated_nll_per_example(test[1].mean(0), test[0])
+        assert {"auroc", "average_precision", "balanced_error"} <= saved.keys()
+    assert saved["nll"] == pytest.approx(nll.mean())
+    assert saved["calibrated_nll"] == pytest.approx(calibrated.mean(), rel=1e-5)
+    assert "test rows" in (out / "compare.md").read_text()
