@@ -99,7 +99,7 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     with ranks.together():
         if _wants_tensorboard(config):
             check_tensorboard(config.out)
-        config, facts = _resumed(config, command, ranks)
+        config, facts = _resumed(suited(config), command, ranks)
         config = settle_machine(suited(config), ranks)
         if isinstance(config, FitConfig):
             ranks.check_batch_size(config.batch_size)
