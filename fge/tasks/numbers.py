@@ -44,8 +44,8 @@ class Regression(Task):
     )
     calibration: ClassVar[str] = (
         "The calibrated NLL has the noise variance of the other half of the test set, as "
-        "arXiv 2002.06470 has a temperature, and not that of validation data. Compared is the "
-        "squared error, whose mean has the root RMSE."
+        "arXiv 2002.06470 has a temperature, and not that of validation data. What is compared is "
+        "the squared error; RMSE is the root of its mean."
     )
     units: ClassVar[str] = (
         "RMSE and MAE are in the units of the targets; NLL, in nats per {example}, is that of a "
