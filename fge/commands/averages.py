@@ -51,6 +51,7 @@ from fge.report import (
 )
 from fge.runs import RunFolder, StagedTraining, member_name
 from fge.schemas import Count, NotNegative, Percent
+from fge.tasks import Task
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """The files of the averages in the run folder, by method."""
@@ -141,7 +142,7 @@ def average_snapshots(
     lines = [work.line("swa", made.refresh_images, 1)] if made else []
     lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
     results = [line for line in lines if line is not None]
-    members = range(work.snapshots) if kept is None else kept
+    members, shown = range(work.snapshots) if kept is None else kept, _shown(run)
     ensemble = method_result(
         stage,
         predictions.test,
@@ -151,7 +152,7 @@ def average_snapshots(
     )
     return Averages(
         results,
-        [average_table(swa, fold, work.names, len(members), training.task)] if fold else [],
+        [average_table(swa, fold, work.names, len(members), *shown)] if fold else [],
         average_sentences(swa, fold, work.names, results, ensemble, all_of_them=all_of_them),
         {
             "averages": averages_json(
@@ -160,6 +161,11 @@ def average_snapshots(
         },
         tuple(FILES[name] for name, part in (("swa", made), ("fold", fold)) if part),
     )
+
+
+def _shown(run: Run[RunConfig]) -> tuple[Task, str]:
+    """Return what is predicted, and what an example is called."""
+    return run.setup.task, run.dataset.example
 
 
 class _Averaging:

@@ -100,7 +100,12 @@ def _fold_sentence(
 
 
 def average_table(
-    swa: Swa | None, fold: Fold, names: Sequence[str], snapshots: int, task: Task = MANY_CLASSES
+    swa: Swa | None,
+    fold: Fold,
+    names: Sequence[str],
+    snapshots: int,
+    task: Task = MANY_CLASSES,
+    example: str = "image",
 ) -> Table:
     """Return the table of averaged weights and their snapshots on the validation images.
 
@@ -110,6 +115,7 @@ def average_table(
         names: of the snapshots, and of a distilled network that the fold may use.
         snapshots: the number of members of the ensemble.
         task: what is predicted.
+        example: what an example is called: image or row.
     """
     form = task.measure.form
     worst = max(range(len(fold.members)), key=lambda position: fold.members[position].nll)
@@ -123,12 +129,12 @@ def average_table(
     note = (
         f"{_swa_note(swa) if swa else ''}`fold` starts with the best snapshot and tries the others "
         "from good to bad; it keeps a snapshot if the average does not raise the NLL: "
-        f"{_trials(fold, names)}. These images chose `fold`, so its numbers here are optimistic. "
-        "Each average has batch-norm statistics of its own, from training images without "
+        f"{_trials(fold, names)}. These {example}s chose `fold`, so its numbers here are "
+        f"optimistic. Each average has batch-norm statistics of its own, from training {example}s without "
         "augmentation."
     )
     headings = (*_HEADINGS, f"validation {task.measure.word}", "validation NLL")
-    return Table("Averaged weights on the validation images", headings, rows, note=note)
+    return Table(f"Averaged weights on the validation {example}s", headings, rows, note=note)
 
 
 def _swa_note(swa: Swa) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,12 @@ RELIABILITY_CAPTION = (
     "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
     f"bins of fewer than {FEWEST} are left out."
 )
+COVERAGE_CAPTION = (
+    "Coverage on the test set: the percentage of targets within the central intervals of the "
+    "predicted Gaussian, minus the level of the intervals. Above 0, intervals are wider than they "
+    "need be."
+)
+_LEVELS = range(10, 100, 10)
 _NOT_DRAWN = ("best-snapshot", "fold")
 """Single networks that are similar to others in the diagram."""
 
@@ -69,16 +75,44 @@ def reliability_bins(
         results: the lines of the run.
         test: the test predictions of their members.
     """
-    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
-    if "single" in largest:
-        largest.pop("last-snapshot", None)
     methods = []
-    for name, result in largest.items():
+    for name, result in _shown(results).items():
         bins = metrics.reliability(*_said(test, result.member_names))
         held = bins.counts >= FEWEST
         columns = (bins.confidence, bins.accuracy, bins.counts)
         methods.append(ReliabilityBins(name, *(values[held].tolist() for values in columns)))
     return methods
+
+
+def _shown(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
+    """Return the largest ensemble of each name, without single networks that are like others."""
+    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
+    if "single" in largest:
+        largest.pop("last-snapshot", None)
+    return largest
+
+
+def coverage_chart(results: Mapping[str, MethodResult], test: PredictionFile) -> Chart:
+    """Return how many targets of a regression are in their intervals, less how many should be.
+
+    Args:
+        results: by name.
+        test: the test predictions of their members.
+    """
+    shown = []
+    for name, result in results.items():
+        spread, noise = test.variances(result.member_names)
+        assert spread is not None, "it is a regression"
+        mean, targets = test.mean(result.member_names).numpy(), test.targets
+        noise = metrics.fit_noise(mean, targets, spread) if noise is None else noise
+        found = [
+            metrics.coverage(mean, targets, noise, spread, level=level / 100) for level in _LEVELS
+        ]
+        gaps = [inside - level for inside, level in zip(found, _LEVELS, strict=True)]
+        notes = [f"{inside:.1f} % are inside" for inside in found]
+        shown.append(Series(name, list(_LEVELS), gaps, notes=notes, marker=True))
+    panel = Panel("targets inside - level (points)", shown, level=0.0)
+    return Chart("level of the interval (%)", [panel], limits=(0.0, 100.0), height=420)
 
 
 def _said(test: PredictionFile, members: Sequence[str]) -> tuple[Any, Any]:
@@ -101,6 +135,7 @@ def add_reliability(
         test: the test predictions of their members.
     """
     if test.task.uses_noise:
+        report.chart("coverage.png", coverage_chart(_shown(results), test), COVERAGE_CAPTION)
         return
     methods = reliability_bins(results, test)
     if any(bins.confidence for bins in methods):

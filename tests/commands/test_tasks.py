@@ -12,8 +12,8 @@ import pytest
 from interrupting import interrupted
 from promised import promised
 
+from fge import commands as cli
 from fge import metrics
-from fge.commands.cli import main
 from fge.commands.predict import predict
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, PredictConfig, TrainConfig
@@ -98,6 +98,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
         assert " error" not in text.replace("standard error", "")
         assert targets.mean(axis=0)[0] == pytest.approx(100, abs=20)  # in the targets' units
         assert line["r2"] > 0.3
+        assert (runs[task] / "figures" / "coverage.png").is_file()
     elif task == "multilabel":
         wrong = np.mean((mean > 0.5) != targets)
         assert line["error"] == pytest.approx(100 * wrong)
@@ -208,12 +209,14 @@ def test_wrong_options_end_in_a_line(
 ) -> None:
     data = ["--data", str(table / "regression.csv"), "--out", str(tmp_path / "run")]
     data += ["--batch-size", "16"]
-    assert main(["fge", *data]) == 2
+    assert cli.main(["fge", *data]) == 2
     assert "needs --target COLUMN" in capsys.readouterr().err
     more = ["--target", "y", "--task", "regression", "--mixup", "0.2"]
-    assert main(["train", *data, *more]) == 2
+    assert cli.main(["train", *data, *more]) == 2
     assert "--mixup has no meaning for --task regression" in capsys.readouterr().err
-    assert main(["train", *data, "--target", "y", "--task", "regression", "--model", "vgg16"]) == 2
+    assert (
+        cli.main(["train", *data, "--target", "y", "--task", "regression", "--model", "vgg16"]) == 2
+    )
     assert "use --model mlp" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -241,7 +244,7 @@ def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]
     arguments += ["--target", *TARGETS["regression"], "--methods", "single", "split"]
     arguments += ["--seeds", "2", "--epochs", "2", "--batch-size", "16", "--threads", "1"]
-    assert main([*arguments, "--val-fraction", "0.2", "--out", str(out)]) == 0
+    assert cli.main([*arguments, "--val-fraction", "0.2", "--out", str(out)]) == 0
     content = json.loads((out / "compare.json").read_text())
     lines = {(line["name"], line["budget"]): line for line in content["methods"]}
     split = lines["split", 1]
