@@ -49,7 +49,7 @@ _POOLED_NOTE = (
     "pooled, there is one value and no interval."
 )
 _DIVERSITY_NOTE = (
-    "Disagreement is the percentage of images that two members classify differently; the error "
+    "Disagreement is the percentage of {what} that two members classify differently; the error "
     "correlation is that of two members; both are means over pairs. The gain is the mean of the "
     "members minus the value of the ensemble."
 )
@@ -58,9 +58,12 @@ _SPREAD_NOTE = (
     "target; its square is the gain in squared error (Krogh and Vedelsby 1995). The gain is the "
     "mean of the members minus the value of the ensemble."
 )
-_OOD_NOTE = (
+_AURC_NOTE = (
     "AURC is the area under the risk-coverage curve, a fraction (arXiv 1805.08206): lower is "
-    "better. AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
+    "better."
+)
+_OOD_NOTE = (
+    " AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
     "images: 0.5 is chance, 1 is perfect."
 )
 _WORTH_NOTE = (
@@ -83,7 +86,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     for budget in comparison.budgets:
         rows = comparison.at(budget)
         tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
-        tables += _diversity_table(rows, budget, comparison.task) + _ood_table(rows, budget)
+        tables += _diversity_table(comparison, budget) + _ood_table(comparison, budget)
     tables += _deep_ensembles_table(comparison) + _worth_table(comparison)
     if comparison.beyond:
         lines = [_placed_cells(row, comparison.task) for row in comparison.beyond]
@@ -287,8 +290,9 @@ def _intervals_table(comparison: Comparison, budget: int) -> Table:
     return Table(f"Differences at {epochs_of(comparison, budget)}", headings, lines, note)
 
 
-def _diversity_table(rows: Sequence[MethodRow], budget: int, task: Task) -> list[Table]:
-    if task.uses_noise:
+def _diversity_table(comparison: Comparison, budget: int) -> list[Table]:
+    rows = comparison.at(budget)
+    if comparison.task.uses_noise:
         return _spread_table(rows, budget)
     several = [row for row in rows if "disagreement" in row.mean]
     headings = ["method", "members", "disagreement %", "error correlation"]
@@ -307,7 +311,8 @@ def _diversity_table(rows: Sequence[MethodRow], budget: int, task: Task) -> list
         for row in several
     ]
     title = f"Members at {budget} B"
-    return [Table(title, headings, lines, _DIVERSITY_NOTE)] if several else []
+    what = f"{comparison.example}s" if comparison.task.of_classes else "labels"
+    return [Table(title, headings, lines, _DIVERSITY_NOTE.format(what=what))] if several else []
 
 
 def _spread_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
@@ -328,7 +333,8 @@ def _spread_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
     return [Table(f"Members at {budget} B", headings, lines, _SPREAD_NOTE)] if several else []
 
 
-def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+def _ood_table(comparison: Comparison, budget: int) -> list[Table]:
+    rows = comparison.at(budget)
     known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
     keys = ["aurc", *known]
     if not any(key in row.mean for row in rows for key in keys):
@@ -338,7 +344,8 @@ def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
         [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
         for row in rows
     ]
-    return [Table(f"Uncertainty at {budget} B", headings, lines, _OOD_NOTE)]
+    note = _AURC_NOTE + (_OOD_NOTE if comparison.example == "image" else "")
+    return [Table(f"Uncertainty at {budget} B", headings, lines, note)]
 
 
 def _ood_heading(key: str) -> str:

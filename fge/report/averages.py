@@ -130,8 +130,8 @@ def average_table(
         f"{_swa_note(swa) if swa else ''}`fold` starts with the best snapshot and tries the others "
         "from good to bad; it keeps a snapshot if the average does not raise the NLL: "
         f"{_trials(fold, names)}. These {example}s chose `fold`, so its numbers here are "
-        f"optimistic. Each average has batch-norm statistics of its own, from training {example}s without "
-        "augmentation."
+        "optimistic. Each average has batch-norm statistics of its own, from training "
+        f"{example}s without augmentation."
     )
     headings = (*_HEADINGS, f"validation {task.measure.word}", "validation NLL")
     return Table(f"Averaged weights on the validation {example}s", headings, rows, note=note)
