@@ -84,7 +84,6 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables: four per budget, deep ensembles, and methods beyond the budget."""
     tables = []
     for budget in comparison.budgets:
-        rows = comparison.at(budget)
         tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
         tables += _diversity_table(comparison, budget) + _ood_table(comparison, budget)
     tables += _deep_ensembles_table(comparison) + _worth_table(comparison)

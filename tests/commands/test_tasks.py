@@ -112,6 +112,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
             metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
         )
         assert "balanced" in text
+    assert ("--method auto" in text) == (task in ("binary", "classification"))
     assert content["dataset"]["table"]["targets"] == NAMES[task]
 
 
