@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from fge.config.base import CLASSIFICATION, OF_CLASSES, is_table
+from fge.config.base import CLASSIFICATION, OF_CLASSES, is_table, without_views
 from fge.config.compare import CURVE_ENSEMBLE, CompareConfig
 from fge.config.curves import CurveConfig
 from fge.config.options import DataOptions
 from fge.config.studies import PlaneConfig
-from fge.config.training import FGEConfig, TrainConfig
+from fge.config.training import TrainConfig
 from fge.errors import UserError
 
 _OF_IMAGES: dict[str, tuple[Any, ...]] = {
@@ -35,7 +35,7 @@ _OF_TABLES: dict[str, Any] = {
 _ALWAYS_OFF = {"amp": "off", "compile": "off", "cuda_graphs": "off"}
 """Of small networks nothing is measured: the time to compile would not come back."""
 _IMAGE_MODEL, _TABLE_MODEL = "convnet", "mlp"
-_BY_CURVES = ("fge+refit", CURVE_ENSEMBLE, "curve-ensemble-2B")
+_OF_CLASSES = ("fge+refit", CURVE_ENSEMBLE, "curve-ensemble-2B", "auto")
 C = TypeVar("C", bound=DataOptions)
 
 
@@ -75,29 +75,27 @@ def _suited_to_table(config: C) -> C:
 
 def _suited_to_task(config: C) -> C:
     task = config.task
-    for name, tasks in (
-        ("mixup", (CLASSIFICATION,)),
-        ("label_smoothing", OF_CLASSES),
+    if vars(config).get("mixup"):
+        raise _without("mixup", "it is for --task classification", task)
+    if task in OF_CLASSES:
+        return config
+    for name, plain, why in (
+        ("label_smoothing", 0.0, "it is for --task classification and binary"),
+        ("class_weights", "none", "it is for --task classification and binary"),
+        ("refit", None, "its curves are measured by errors of classes"),
+        ("baseline", None, "it is measured by errors of classes"),
     ):
-        if task not in tasks and vars(config).get(name):
-            raise _without(name, f"it is for --task {' and '.join(tasks)}", task)
-    if task not in OF_CLASSES and getattr(config, "class_weights", "none") != "none":
-        raise _without("class_weights", "it is for --task classification and binary", task)
+        if vars(config).get(name, plain) != plain:
+            raise _without(name, why, task)
     if isinstance(config, CurveConfig | PlaneConfig):
         raise UserError(
-            f"this command measures errors of --task classification, got {task}; fit and measure "
-            "curves and planes of another loss with the library: fge.fit_curve(..., loss_fn=...)"
+            f"this command measures errors of classes, got --task {task}; fit and measure curves "
+            "and planes of another loss with the library: fge.fit_curve(..., loss_fn=...)"
         )
-    if isinstance(config, FGEConfig):
-        if config.refit is not None:
-            raise _without("refit", "its curves are measured for --task classification", task)
-        if config.baseline is not None:
-            raise _without("baseline", "it is measured for --task classification", task)
-    if task not in OF_CLASSES:
-        config = _without_ood(config, f"OOD detection needs classes, and the task is {task}")
-        _check_plan(config, task)
+    config = _without_ood(config, f"OOD detection needs classes, and the task is {task}")
+    _check_plan(config, task)
     if isinstance(config, CompareConfig):
-        config = replace(config, methods=_methods(config, task))
+        config = replace(config, methods=_methods(config))
     return config
 
 
@@ -124,13 +122,12 @@ def _check_plan(config: DataOptions, task: str) -> None:
         )
 
 
-def _methods(config: CompareConfig, task: str) -> tuple[str, ...]:
-    """Return the methods without those by default that the task does not have."""
-    left_out = _BY_CURVES if task in OF_CLASSES else (*_BY_CURVES, "auto")
+def _methods(config: CompareConfig) -> tuple[str, ...]:
+    """Return the methods without those by default that need classes."""
     default = {f.name: f.default for f in fields(config)}["methods"]
-    found = [method for method in config.methods if method.split("+tta")[0] in left_out]
+    found = [method for method in config.methods if without_views(method) in _OF_CLASSES]
     if found and config.methods != default:
         raise UserError(
-            f"{found[0]} is for --task classification, got {task}; leave it out of --methods"
+            f"{found[0]} is for classes, got --task {config.task}; leave it out of --methods"
         )
     return tuple(method for method in config.methods if method not in found)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fge.config import OF_CLASSES, TaskName
-from fge.networks import LossFn, Output
+from fge.networks import ForwardFn, LossFn, Output
 
 Array = NDArray[np.float64]
 Column = tuple[str, str, str]
@@ -104,6 +104,14 @@ class Task(ABC):
     @abstractmethod
     def output(self) -> Output:
         """What turns the outputs of a network into predictions."""
+
+    @property
+    def forward_fn(self) -> ForwardFn | None:
+        """What gives logits of exclusive classes (N, C), where the outputs are others.
+
+        With it, curves and planes are measured by the cross-entropy and by errors.
+        """
+        return None
 
     @abstractmethod
     def loss(self, device: torch.device) -> LossFn:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from fge import metrics
 from fge.config import CLASSIFICATION, TaskName
-from fge.networks import LossFn, Output
+from fge.networks import ForwardFn, LossFn, Output, call_model
 from fge.tasks.base import BRIER, ECE, NLL, RANKINGS, Array, Column, PerExample, Task
 from fge.tasks.losses import BinaryCrossEntropy
 
@@ -135,6 +135,11 @@ class Binary(Classification):
         """The probabilities of both classes."""
         return both_classes
 
+    @property
+    def forward_fn(self) -> ForwardFn | None:
+        """The logits 0 and z of both classes."""
+        return two_logits
+
     def loss(self, device: torch.device) -> LossFn:
         """Return the binary cross-entropy of the logit."""
         del device
@@ -174,6 +179,16 @@ def both_classes(outputs: Tensor) -> Tensor:
     """
     logits = outputs.reshape(len(outputs))
     return torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
+
+
+def two_logits(model: nn.Module, batch: Any) -> Tensor:
+    """Return the logits (N, 2), 0 and z, of a network with one logit z.
+
+    Their cross-entropy is the binary one of z.
+    """
+    logits = call_model(model, batch)
+    logits = logits.reshape(len(logits), 1)
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 MANY_CLASSES = Classification(())

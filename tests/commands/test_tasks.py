@@ -240,6 +240,46 @@ def test_resuming_is_bitwise(table: Path, task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
+    run = fge(
+        FGEConfig(
+            task="binary",
+            target=("kind",),
+            data=str(table / "binary.csv"),
+            out=tmp_path / "run",
+            start_epoch=0,
+            cycle_epochs=2,
+            refit="bezier",
+            refit_epochs=1,
+            baseline="auto",
+            **RUN,
+        )
+    )
+    content = report_of(run)
+    lines = {line["name"]: line for line in content["methods"]}
+    assert lines["fge+refit"]["members"] == lines["fge"]["members"] * 2 - 1
+    with np.load(run / "predictions" / "test.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        first = stored["probabilities"][names.index("fge-0001")].astype(float)
+    # The curve begins at the first snapshot, whose statistics are estimated again.
+    points = [json.loads(line) for line in (run / "curves" / "0001--0002" / "curve.jsonl").open()]
+    start = next(point for point in points if point["t"] == 0)
+    assert start["test_nll"] == pytest.approx(metrics.nll(first, targets), rel=0.3)
+    assert content["baseline"]["methods"][1]["name"] == "curve"
+    arguments = [
+        "plane",
+        "--run",
+        str(run),
+        "--random",
+        "--resolution",
+        "2",
+        "--out",
+        str(tmp_path / "plane"),
+    ]
+    assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
+
+
+@pytest.mark.slow
 def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]

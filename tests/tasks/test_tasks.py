@@ -51,6 +51,9 @@ def test_one_logit_is_the_difference_of_two() -> None:
     for smoothing in (0.0, 0.1):
         found = BinaryCrossEntropy(weights, smoothing)(logit, y)
         torch.testing.assert_close(found, WeightedCrossEntropy(weights, smoothing)(two, y))
+    assert task.forward_fn is not None
+    both = task.forward_fn(torch.nn.Identity(), (logit, y))
+    torch.testing.assert_close(F.cross_entropy(both, y), task.loss(CPU)(logit, y))
     soft = F.one_hot(y, 2) * 0.5 + 0.25
     torch.testing.assert_close(task.loss(CPU)(logit, soft), F.cross_entropy(two, soft))
 
