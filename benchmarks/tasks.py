@@ -29,7 +29,7 @@ from fge.commands.compare import compare
 from fge.config import CompareConfig
 
 RESULTS = Path(__file__).parent / "results" / "tasks"
-FILES = ("compare.json", "compare.csv", "compare.md", "config.json")
+FILES = ("compare.json", "compare.csv", "compare.md")
 METHODS = ("single", "average", "fge", "split")
 PLAIN: dict[str, Any] = {"threads": 1, "channels_last": "off", "compile": "off", "amp": "off"}
 TABLE: dict[str, Any] = {"target": ("target",), "epochs": 40, "batch_size": 32}
