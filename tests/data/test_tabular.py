@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fge.data import Encoder, load_table, read_table
+from fge.data import Encoder, Mixup, Normaliser, TrainBatches, load_table, read_table
 from fge.errors import UserError
+from fge.seeds import generator
 
 TEXT = """\
 id,age,colour,flat,price
@@ -192,3 +194,21 @@ def test_wrong_targets_and_features_are_named(
 def test_sizes_are_told_in_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="test_size 5 is more than the 2 available rows"):
         load_table(written(tmp_path), ["price"], "regression", test_size=5)
+
+
+def test_rows_are_shuffled_and_mixed_as_images_are(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k % 7},{k % 5},{k % 2}" for k in range(60))
+    data = load_table(written(tmp_path, f"a,b,y\n{rows}\n"), ["y"], "classification")
+    normaliser = Normaliser(data.mean, data.std, torch.device("cpu"))
+    batches = TrainBatches(data.train, normaliser, 16, seed=3)
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = torch.randperm(len(data.train), generator=generator(3, "shuffle", 0))
+    torch.testing.assert_close(inputs, data.train.images[order])
+    torch.testing.assert_close(labels, data.train.labels[order])
+    mixed = TrainBatches(data.train, normaliser, 16, seed=3, mixup=Mixup(1.0, 2, 3))
+    rows_of, targets = next(iter(mixed))
+    part = mixed.mixup.parts(0, len(data.train))[order[:16]]  # type: ignore[union-attr]
+    other = mixed.mixup.partners(0, 0, 16)  # type: ignore[union-attr]
+    expected = part[:, None] * inputs[:16] + (1 - part[:, None]) * inputs[:16][other]
+    torch.testing.assert_close(rows_of, expected)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
