@@ -112,7 +112,8 @@ class Encoder:
             else:
                 columns.append(_fitted(table, name, values, train))
         if not columns:
-            raise UserError(f"{table.path} has no column of features; add one")
+            why = "".join(f"; {printable(name)}: {reason}" for name, reason in left_out.items())
+            raise UserError(f"{table.path} has no column of features; add one{why}")
         return cls(tuple(columns), tuple(targets), left_out)
 
     @classmethod
@@ -214,8 +215,8 @@ def _useless(values: NDArray[Any], train: NDArray[np.int64]) -> str | None:
     known = own[~np.isnan(own)]
     if len(known) == 0 or (known == known[0]).all():
         return "one value" if len(known) in (0, len(own)) else None
-    steps = np.diff(values)
-    return "row numbers" if len(values) > 2 and (steps == 1).all() else None
+    numbered = len(values) > 2 and values[0] in (0, 1) and (np.diff(values) == 1).all()
+    return "row numbers" if numbered else None
 
 
 def _fitted(table: Table, name: str, values: NDArray[Any], train: NDArray[np.int64]) -> Column:

@@ -34,8 +34,8 @@ class PredictionFile:
     """An ``.npz`` of class probabilities per member, or of what another task predicts.
 
     Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
-    ``probabilities`` (S, N, C) float32 (``predictions`` (S, N, K) of a regression). The whole file
-    is written again after each member.
+    ``probabilities`` (S, N, C) float32 (``predictions`` (S, N, K) float64 of a regression). The
+    whole file is written again after each member.
 
     Args:
         path: the file; read if it exists.
@@ -59,7 +59,7 @@ class PredictionFile:
         self.noise_from = noise_from
         self.arrays = (*_ARRAYS, task.array)
         self.targets: NDArray[np.int64] = targets.cpu().numpy()
-        self._members: dict[str, tuple[str, NDArray[np.float32]]] = {}
+        self._members: dict[str, tuple[str, NDArray[Any]]] = {}
         if path.exists():
             self._read()
 
@@ -143,7 +143,8 @@ class PredictionFile:
 
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
         """Store a member's probabilities (N, C); return them as rounded for the file."""
-        rounded = probs.float().numpy().copy()
+        # Numbers may be far from 0, with differences that float32 does not have.
+        rounded = (probs.double() if self.task.uses_noise else probs.float()).numpy().copy()
         self._members[member] = (sha256, rounded)
         self._write()
         return torch.from_numpy(rounded).double()
@@ -184,7 +185,7 @@ class PredictionFile:
         np.savez(buffer, **arrays)
         write_bytes(self.path, buffer.getvalue())
 
-    def _stacked(self) -> NDArray[np.float32]:
+    def _stacked(self) -> NDArray[Any]:
         """Return the predictions of all members (S, N, ...)."""
         if not self._members:
             return np.empty((0, len(self.targets), 0), np.float32)

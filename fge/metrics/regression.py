@@ -147,13 +147,15 @@ def regression_summary(
 ) -> dict[str, float]:
     """Return the figures of a regression, in the units of the targets.
 
-    ``rmse``, ``mae`` and ``r2``; ``nll`` (nats per example, summed over outputs) and ``coverage``
-    (percent of the targets in their intervals of 90 %) of the predicted Gaussian.
+    ``rmse``, ``mae`` and, unless a target never changes, ``r2``; ``nll`` (nats per example, summed
+    over outputs) and ``coverage`` (percent of the targets in their intervals of 90 %) of the
+    predicted Gaussian.
     """
+    explained = r2(mean, targets)
     return {
         "rmse": rmse(mean, targets),
         "mae": mae(mean, targets),
-        "r2": r2(mean, targets),
+        **({"r2": explained} if math.isfinite(explained) else {}),
         "nll": float(gaussian_nll_per_example(mean, targets, noise, spread).mean()),
         "coverage": coverage(mean, targets, noise, spread),
     }

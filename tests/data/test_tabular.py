@@ -62,6 +62,14 @@ def test_features_by_hand(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.encode(table), encoder.encode(table))
 
 
+def test_years_are_no_row_numbers(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k},{1950 + k},{k + 0.5},{k % 3}" for k in range(20))
+    table = read_table(written(tmp_path, f"n,year,half,y\n{rows}\n"))
+    encoder = Encoder.fit(table, np.arange(20), ["y"], [])
+    assert encoder.features == ["year", "half"]
+    assert encoder.left_out == {"n": "row numbers"}
+
+
 def test_new_tables_need_the_columns_but_no_target(tmp_path: Path) -> None:
     table = read_table(written(tmp_path))
     encoder = Encoder.fit(table, np.arange(10), ["price"], ["split"])
@@ -180,7 +188,12 @@ def test_a_damaged_table_is_refused(tmp_path: Path, text: str, message: str) -> 
         (["price"], "classification", TEXT, "10 different values in 10 rows.* --task regression"),
         (["price"], "multilabel", TEXT, "line 2: the label 'price' must be 0 or 1, got '10.5'"),
         (["b"], "regression", "a,b\n1,x\n2,y\n", "the target 'b' must be a number .* got 'x'"),
-        (["b"], "regression", "a,b\n1,1\n1,2\n1,3\n1,4\n", "no column of features"),
+        (
+            ["b"],
+            "regression",
+            "a,b\n1,1\n1,2\n1,3\n1,4\n",
+            "no column of features; add one; a: one value",
+        ),
         (["b"], "regression", "a,b\n1,1\n1e999,2\n3,3\n4,4\n", r"line 3: 'a' is inf"),
     ],
 )

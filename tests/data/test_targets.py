@@ -48,6 +48,11 @@ def test_targets_become_what_the_task_needs() -> None:
             [1.0, np.nan, 2.0],
             "y must be finite for --task regression, got nan in row 1",
         ),
+        (
+            "regression",
+            [1.0, 1e200, 2.0],
+            r"at most 1e\+100 in size, in other units, got 1e\+200 in",
+        ),
         ("regression", [[[1.0]]] * 3, r"y must be \(N,\) or \(N, K\)"),
         ("regression", ["a", "b", "c"], "y must be numbers for --task regression, got <U1"),
         ("regression", [1.0, 2.0], "with N = 3, got shape"),

@@ -84,6 +84,12 @@ def test_the_summary_holds_all_figures() -> None:
     assert found["coverage"] == pytest.approx(90, abs=4)
 
 
+def test_a_target_that_never_changes_has_no_r2() -> None:
+    found = metrics.regression_summary([1.0, 2.0], [1.0, 1.0], 1.0)
+    assert list(found) == ["rmse", "mae", "nll", "coverage"]
+    assert math.isnan(metrics.r2([1.0, 1.0], [1.0, 1.0]))
+
+
 @pytest.mark.parametrize(
     ("mean", "targets", "message"),
     [

@@ -161,12 +161,13 @@ def test_the_noise_is_that_of_validation_or_training_data(tmp_path: Any, held_ou
         files.test.add(member, member, torch.from_numpy(on_test))
         other.add(member, member, torch.from_numpy(on_known))
     found = files.test.figures(["a", "b"])
-    pair = [np.float32(np.stack([members[m][k] for m in "ab"])).astype(float) for k in (0, 1)]
+    pair = [np.stack([members[m][k] for m in "ab"]) for k in (0, 1)]
     noise = metrics.fit_noise(pair[1].mean(0), known, pair[1].var(0))
     expected = -norm.logpdf(test, pair[0].mean(0), np.sqrt(noise + pair[0].var(0)))
     assert found["nll"] == pytest.approx(expected.mean())
     with np.load(tmp_path / "test.npz") as stored:
         assert set(stored) == {"targets", "members", "sha256", "predictions"}
+        np.testing.assert_array_equal(stored["predictions"], pair[0])  # not rounded
 
 
 def test_tasks_are_made_by_name() -> None:
