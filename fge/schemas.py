@@ -36,7 +36,10 @@ class Epoch(TypedDict):
 
 
 class Snapshot(TypedDict):
-    """A snapshot, with its figures and those of the ensemble so far, if there is validation."""
+    """A snapshot, with its figures and those of the ensemble so far, if there is validation.
+
+    The NLL of a regression, that of a density, may be below 0.
+    """
 
     stage: str
     member: Positive
@@ -44,9 +47,11 @@ class Snapshot(TypedDict):
     epoch: Count
     lr: NotNegative
     val_error: NotRequired[Percent]
-    val_nll: NotRequired[Loss]
+    val_rmse: NotRequired[NotNegative]
+    val_nll: NotRequired[float]
     ensemble_val_error: NotRequired[Percent]
-    ensemble_val_nll: NotRequired[Loss]
+    ensemble_val_rmse: NotRequired[NotNegative]
+    ensemble_val_nll: NotRequired[float]
     distance: NotRequired[NotNegative]
     train_nll: NotRequired[Loss]
     val_wrong: NotRequired[Count]

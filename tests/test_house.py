@@ -16,7 +16,7 @@ GROUND = (
     *("seeds", "devices", "observer", "parallel"),
 )
 PACKAGES = (
-    *("metrics", "config", "data", "networks", "train", "ensemble", "curves", "landscape"),
+    *("metrics", "config", "data", "networks", "tasks", "train", "ensemble", "curves", "landscape"),
     *("export", "checks", "integrations", "runs", "report", "compare", "commands"),
 )
 """Each imports only the ground and what stands before it."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ from fge.report import (
     method_result,
 )
 from fge.runs import RunFolder, StagedTraining, member_name
-from fge.schemas import Count, Loss, Percent
+from fge.schemas import Count, NotNegative, Percent
+from fge.tasks import Task
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """The files of the averages in the run folder, by method."""
@@ -59,8 +60,9 @@ FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 class _Ensemble(TypedDict):
     """The last snapshot in the log."""
 
-    ensemble_val_error: Percent
-    ensemble_val_nll: Loss
+    ensemble_val_error: NotRequired[Percent]
+    ensemble_val_rmse: NotRequired[NotNegative]
+    ensemble_val_nll: float
 
 
 class _Record(TypedDict):
@@ -70,14 +72,14 @@ class _Record(TypedDict):
     sha256: str
     refresh_images: Count
     error: float
-    nll: Loss
+    nll: float
 
 
 class _Trial(TypedDict):
     member: Count
     kept: bool
     error: float
-    nll: Loss
+    nll: float
 
 
 class _FoldRecord(_Record):
@@ -140,7 +142,7 @@ def average_snapshots(
     lines = [work.line("swa", made.refresh_images, 1)] if made else []
     lines += [work.line("fold", fold.refresh_images, len(fold.trials))] if fold else []
     results = [line for line in lines if line is not None]
-    members = range(work.snapshots) if kept is None else kept
+    members, shown = range(work.snapshots) if kept is None else kept, _shown(run)
     ensemble = method_result(
         stage,
         predictions.test,
@@ -150,11 +152,20 @@ def average_snapshots(
     )
     return Averages(
         results,
-        [average_table(swa, fold, work.names, len(members))] if fold else [],
+        [average_table(swa, fold, work.names, len(members), *shown)] if fold else [],
         average_sentences(swa, fold, work.names, results, ensemble, all_of_them=all_of_them),
-        {"averages": averages_json(swa, fold, work.names, all_of_them=all_of_them)},
+        {
+            "averages": averages_json(
+                swa, fold, work.names, all_of_them=all_of_them, task=training.task
+            )
+        },
         tuple(FILES[name] for name, part in (("swa", made), ("fold", fold)) if part),
     )
+
+
+def _shown(run: Run[RunConfig]) -> tuple[Task, str]:
+    """Return what is predicted, and what an example is called."""
+    return run.setup.task, run.dataset.example
 
 
 class _Averaging:
@@ -184,8 +195,9 @@ class _Averaging:
         self.members: tuple[Scores, ...] = ()
         self.ensemble: Scores | None = None
         if self.val is not None:
-            self.members = tuple(Scores(entry["val_error"], entry["val_nll"]) for entry in facts)
-            self.ensemble = _last_ensemble(run.folder, stage)
+            key = f"val_{training.task.measure.key}"
+            self.members = tuple(Scores(entry[key], entry["val_nll"]) for entry in facts)
+            self.ensemble = _last_ensemble(run.folder, stage, f"ensemble_{key}")
 
     def add(self, distilled: Distilled) -> None:
         """Let the fold choose a distilled network too."""
@@ -257,7 +269,12 @@ class _Averaging:
             probs = self.learner.predict(self.val_batches)
         except DivergenceError:
             return Candidate(state, NOT_FINITE, None, images)
-        return Candidate(state, scores_of(probs, torch.from_numpy(self.val.targets)), probs, images)
+        return Candidate(
+            state,
+            scores_of(probs, torch.from_numpy(self.val.targets), self.val.task),
+            probs,
+            images,
+        )
 
     def _known(self, method: str, kind: type[Any]) -> dict[str, Any] | None:
         """Return the record of an average already made from exactly these snapshots, or None."""
@@ -309,14 +326,17 @@ class _Averaging:
         return decode_weights(read_bytes(self._path(method)), self._path(method))
 
 
-def _last_ensemble(folder: RunFolder, stage: str) -> Scores:
+def _last_ensemble(folder: RunFolder, stage: str, key: str) -> Scores:
     """Return the logged validation scores of the ensemble of all snapshots of a stage."""
     last: dict[str, Any] = {}
     for record in folder.records():
         if record["event"] == "snapshot" and record["stage"] == stage:
             last = record
-    scores = checked(last, _Ensemble, f"{folder.log_file} is damaged: the last snapshot", AGAIN)
-    return Scores(scores["ensemble_val_error"], scores["ensemble_val_nll"])
+    damaged = f"{folder.log_file} is damaged: the last snapshot"
+    scores: dict[str, Any] = dict(checked(last, _Ensemble, damaged, AGAIN))
+    if key not in scores:
+        raise UserError(f"{damaged} has no {key!r}; {AGAIN}")
+    return Scores(scores[key], scores["ensemble_val_nll"])
 
 
 def _json(figures: Scores) -> dict[str, float]:

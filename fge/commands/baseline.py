@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fge.commands.curves import train_curve_ensemble
 from fge.commands.run import Run, open_part
 from fge.config import (
+    CLASSIFICATION,
     CURVE_END_SHARE,
     CURVE_POINTS,
     CurveEnsembleConfig,
@@ -36,6 +37,7 @@ from fge.report import (
     result_of,
     table_rows,
 )
+from fge.tasks import task_of
 
 _METHODS = ("ends", "curve")
 FOLDER = "baseline"
@@ -87,13 +89,19 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
         if name not in methods:
             raise UserError(f"{file} {damaged}: it has no method {name!r}; {RESTORE}")
     ends, curve = (methods[name] for name in _METHODS)
-    predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels)
+    task = task_of(dataset)
+    predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels, task)
     for member in (*ends.member_names, *curve.member_names):
         if member not in predictions:
             raise UserError(
                 f"{predictions.path} lacks the predictions of {member}; resume that run with "
                 "--resume"
             )
+    if task.name != CLASSIFICATION:  # of the others a line has more figures than are checked
+        ends, curve = (
+            replace(line, task=task).with_figures(predictions.figures(line.member_names))
+            for line in (ends, curve)
+        )
     return BaselineRun(path, ends, curve, predictions)
 
 

@@ -37,13 +37,14 @@ from fge.data import (
     default_padding,
 )
 from fge.devices import choose_device, set_threads
-from fge.ensemble import MemberPredictions
+from fge.ensemble import NOISE_EXAMPLES, MemberPredictions
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
 from fge.networks import build_model, canonical_state, freeze
 from fge.observer import Observer
 from fge.parallel import Ranks
 from fge.runs import RunFolder
 from fge.seeds import derive_seed
+from fge.tasks import Task, task_of
 from fge.train import (
     Choice,
     Recipe,
@@ -114,6 +115,11 @@ class Setup:
         return self.dataset.train.labels.device
 
     @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return task_of(self.dataset)
+
+    @property
     def normaliser(self) -> Normaliser:
         """The normalisation of the data set's images, in the run's memory format."""
         return Normaliser(
@@ -133,8 +139,9 @@ class Setup:
         model = build_model(
             self.model,
             in_channels=self.dataset.in_channels,
-            num_classes=len(self.dataset.classes),
-            image_size=self.dataset.image_size,
+            num_classes=self.dataset.outputs,
+            image_size=self.dataset.model_size,
+            task=self.dataset.target.task,
         )
         if self.freeze is not None:
             freeze(model, self.freeze)
@@ -189,7 +196,16 @@ class Setup:
         """Return what a run predicts of its test and OOD images, and has predicted before."""
         ood = {name: self.eval_batches(o.split) for name, o in self.dataset.ood.items()}
         test = self.eval_batches(self.dataset.test)
-        return MemberPredictions(folder.predictions, test, ood, self.view_batches())
+        val, train = self.dataset.val, self.dataset.train.first(NOISE_EXAMPLES)
+        return MemberPredictions(
+            folder.predictions,
+            test,
+            ood,
+            self.view_batches(),
+            task=self.task,
+            held_out=self.eval_batches(val) if len(val) else None,
+            fitted=self.eval_batches(train),
+        )
 
     def view_batches(self) -> list[ViewBatches]:
         """Return the further views of the test images, which vary as training images do."""
@@ -308,6 +324,7 @@ def settle_speed(
             steps=typical_steps(steps),
             own_model=own,
             processes=processes,
+            loss_fn=task_of(dataset).loss(device),
         )
         for reason in choice.reasons:
             observer.note(f"  {reason}")

@@ -16,7 +16,6 @@ from rich.table import Table as LiveTable
 
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.compare import (
-    CAPTIONS,
     POLL_SECONDS,
     Cell,
     Comparison,
@@ -26,6 +25,7 @@ from fge.compare import (
     Runner,
     as_csv,
     as_json,
+    caption_of,
     compare_cells,
     comparison_charts,
     comparison_tables,
@@ -59,6 +59,7 @@ from fge.report import (
     markdown_tables,
     markdown_verdict,
 )
+from fge.tasks import ERROR, Measure
 from fge.train import Unused, find_method, unused_epochs
 
 _JOB_THREADS = "job_threads"
@@ -103,7 +104,10 @@ def compare(config: CompareConfig) -> Path:
             run.observer.note(part.sentence())
         cells, diverged = _measure(run, plan, threads)
         if cells:
-            comparison = compare_cells(cells, budget_epochs=run.config.epochs)
+            task, example = run.setup.task, run.dataset.example
+            comparison = compare_cells(
+                cells, budget_epochs=run.config.epochs, task=task, example=example
+            )
             report_comparison(run, comparison, plan, diverged=list(diverged), unused=unused)
     if diverged:
         first, *others = diverged
@@ -174,7 +178,7 @@ def _measure(
     in the order of the plan, whichever ended first.
     """
     folder = run.folder.path / "cells"
-    view = ComparisonView(run.observer, plan, run.folder.path / "runs")
+    view = ComparisonView(run.observer, plan, run.folder.path / "runs", run.setup.task.measure)
     view.cells = plan.measured(load_cells(folder))
     missing = [planned for planned in plan.cells if planned.name not in view.cells]
     jobs = plan.jobs(missing)
@@ -281,7 +285,7 @@ def report_comparison(
     report.say(*words)
     report.table(*found)
     for name, chart in comparison_charts(comparison).items():
-        report.chart(name, chart, CAPTIONS[name])
+        report.chart(name, chart, caption_of(name))
     report.files[:] = FILES
     report.facts(**content)
     run.finish(title)
@@ -307,10 +311,13 @@ def _times(plan: Plan, folder: Path) -> str:
 class ComparisonView:
     """Shows the running jobs, with their progress from the logs, and the finished cells."""
 
-    def __init__(self, observer: Observer, plan: Plan, runs: Path) -> None:
+    def __init__(
+        self, observer: Observer, plan: Plan, runs: Path, measure: Measure = ERROR
+    ) -> None:
         self.observer = observer
         self.plan = plan
         self.runs = runs
+        self.measure = measure
         self.cells: dict[str, Cell] = {}
         self.jobs: dict[str, Job] = {}
         self.done: set[str] = set()
@@ -352,15 +359,16 @@ class ComparisonView:
         """Called after each measured cell."""
         self.cells[cell.name] = cell
         if self._live is None:
+            value = self.measure.value.format(cell.figures[self.measure.key])
             self.observer.note(
-                f"{cell.method}, budget {cell.budget}, seed {cell.seed}: error "
-                f"{cell.figures['error']:.2f} %, NLL {cell.figures['nll']:.4f}"
+                f"{cell.method}, budget {cell.budget}, seed {cell.seed}: {self.measure.word} "
+                f"{value}, NLL {cell.figures['nll']:.4f}"
             )
 
     def _table(self) -> LiveTable:
         table = LiveTable(title="Comparison, so far", title_justify="left", caption_justify="left")
         table.add_column("method")
-        for heading in ("budget", "seeds", "error", "NLL"):
+        for heading in ("budget", "seeds", self.measure.word, "NLL"):
             table.add_column(heading, justify="right")
         for method, budget in dict.fromkeys((c.method, c.budget) for c in self.plan.cells):
             table.add_row(method, *self._row(method, budget))
@@ -372,7 +380,7 @@ class ComparisonView:
     def _row(self, method: str, budget: int) -> list[str]:
         cells = [c for c in self.cells.values() if (c.method, c.budget) == (method, budget)]
         row = [f"{budget} B", f"{len(cells)}/{self.plan.config.seeds}"]
-        for figure, form in (("error", "{:.2f}"), ("nll", "{:.4f}")):
+        for figure, form in ((self.measure.key, self.measure.form), ("nll", "{:.4f}")):
             values = [cell.figures[figure] for cell in cells]
             row.append(form.format(sum(values) / len(values)) if values else "")
         return row

@@ -49,13 +49,14 @@ class Distilled:
     result: MethodResult
     ensemble: MethodResult
     facts: dict[str, Any]
+    measure: str = "error"
 
     @property
     def scores(self) -> Scores | None:
         """Its scores on the validation images, where there are any."""
         if "val_nll" not in self.entry:
             return None
-        return Scores(self.entry["val_error"], self.entry["val_nll"])
+        return Scores(self.entry[f"val_{self.measure}"], self.entry["val_nll"])
 
     @property
     def results(self) -> list[MethodResult]:
@@ -128,7 +129,7 @@ def distill(
         refresh_images=ensemble.refresh_images + entry.get("refresh_images", 0),
         validation_images=ensemble.validation_images + len(run.dataset.val),
     )
-    return Distilled(weights, entry, line, ensemble, cost)
+    return Distilled(weights, entry, line, ensemble, cost, training.task.measure.key)
 
 
 def _prepare(

@@ -6,7 +6,7 @@ import torch
 
 from fge.checks import Finding, Findings, check
 from fge.commands.loading import read_dataset
-from fge.config import DoctorConfig
+from fge.config import DoctorConfig, suited
 from fge.data import EvalBatches, Normaliser
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.errors import UserError
@@ -15,6 +15,7 @@ from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
 from fge.seeds import derive_seed
+from fge.tasks import task_of
 
 _IMAGES, _BATCH = 96, 32
 
@@ -29,13 +30,15 @@ def doctor(config: DoctorConfig) -> Findings:
     device = choose_device(config.device)
     set_threads(config.threads)
     observer = ConsoleObserver()
+    config = suited(config)
     dataset = read_dataset(config)
     torch.manual_seed(derive_seed(config.seed, "initialisation"))
     model = build_model(
         config.model,
         in_channels=dataset.in_channels,
-        num_classes=len(dataset.classes),
-        image_size=dataset.image_size,
+        num_classes=dataset.outputs,
+        image_size=dataset.model_size,
+        task=dataset.target.task,
     )
     images = dataset.train.first(_IMAGES).to(device)
     batches = EvalBatches(images, Normaliser(dataset.mean, dataset.std, device), _BATCH)
@@ -46,6 +49,7 @@ def doctor(config: DoctorConfig) -> Findings:
         found = check(
             model.to(device),
             batches,
+            loss_fn=task_of(dataset).loss(torch.device(device)),
             compilation=config.compile,
             on_finding=lambda finding: observer.note(_row(finding)),
         )

@@ -131,7 +131,8 @@ def predict_network(
     load_weights(model, network.state, network.name)
     optimizer = torch.optim.SGD(model.parameters())
     # One pass does not pay for compilation.
-    learner = Learner(model, optimizer, replace(speed, compile=False))
+    task = predictions.test.task
+    learner = Learner(model, optimizer, replace(speed, compile=False), task=task)
     try:
         predictions.predict(network.name, key, learner.predict)
     except DivergenceError as error:

@@ -183,6 +183,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             num_images=None,
             weight_decay=run.config.loss_decay,
             speed=run.setup.speed,
+            forward_fn=run.setup.task.forward_fn,
             on_record=log,
             done=done,
         )

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from fge.config import CommandConfig, DataOptions, FitConfig, RunConfig, TrainingConfig, is_loader
+from fge.config import (
+    CommandConfig,
+    DataOptions,
+    FitConfig,
+    RunConfig,
+    TrainingConfig,
+    is_loader,
+    is_table,
+)
 from fge.data import (
     FEWER,
     Dataset,
@@ -13,6 +22,7 @@ from fge.data import (
     default_padding,
     load_dataset,
     load_ood,
+    load_table,
 )
 from fge.devices import choose_device, free_memory
 from fge.errors import UserError
@@ -27,6 +37,15 @@ def read_dataset(config: DataOptions) -> Dataset:
         UserError: what :func:`fge.data.load_dataset` raises, or the user's own data set cannot be
             imported.
     """
+    if is_table(config.data):
+        return load_table(
+            Path(config.data),
+            config.target,
+            config.task,
+            train_size=config.train_size,
+            test_size=config.test_size,
+            val_fraction=config.val_fraction,
+        )
     own = import_named(config.data, "data set") if is_loader(config.data) else None
     return load_dataset(
         config.data,
@@ -41,6 +60,7 @@ def read_dataset(config: DataOptions) -> Dataset:
             workers=config.workers,
             skip_unreadable=config.skip_unreadable,
             labels=config.labels,
+            task=config.task,
             own=own,
         ),
     )
@@ -70,9 +90,10 @@ def _check_fits(config: FitConfig, dataset: Dataset) -> None:
     accumulate = config.accumulate if isinstance(config, RunConfig) else 1
     if config.batch_size * accumulate > len(dataset.train):
         what, remedy = f"batch_size {config.batch_size} is", "lower it"
+        examples = f"{len(dataset.train)} training {dataset.example}s"
         if accumulate > 1:
             what, remedy = f"{what[:-3]} x accumulate {accumulate} is", "lower one of them"
-        raise UserError(f"{what} larger than the {len(dataset.train)} training images; {remedy}")
+        raise UserError(f"{what} larger than the {examples}; {remedy}")
 
 
 def _check_memory(config: CommandConfig, dataset: Dataset) -> None:

@@ -56,7 +56,8 @@ def figures_of(
 class Measured:
     """Predictions of N images, and how uncertain they are.
 
-    ``probs``: (N, C) float64; ``split``: the images; ``measures``: columns (N,) by name;
+    ``probs``: (N, C) float64; ``split``: the images, or rows, which ``example`` says;
+    ``measures``: columns (N,) by name;
     ``members``: (S, N, C) float32, if they are kept; ``fit`` and ``sets`` (N, C): conformal sets,
     or ``no_sets``: why there are none.
     """
@@ -64,6 +65,7 @@ class Measured:
     probs: Array
     split: Split
     measures: Mapping[str, Array]
+    example: str = "image"
     members: NDArray[np.float32] | None = None
     fit: Conformal | None = None
     sets: NDArray[np.bool_] | None = None
@@ -77,6 +79,7 @@ class Measured:
         split: Split,
         fit: Conformal | None,
         no_sets: str,
+        example: str = "image",
     ) -> Measured:
         """Return what the uncertainty of some networks comes to; of one, its entropy alone."""
         probs = figures["mean"].numpy()
@@ -84,7 +87,7 @@ class Measured:
         members = figures["members"].float().numpy() if "members" in figures else None
         sets = conformal_sets(probs, fit) if fit else None
         measures = {name: figures[name].numpy() for name in names}
-        return cls(probs, split, measures, members, fit, sets, no_sets)
+        return cls(probs, split, measures, example, members, fit, sets, no_sets)
 
     def cells(self, classes: Sequence[str]) -> Iterator[list[str]]:
         """Yield the headings of the columns that ``predictions.csv`` has more, and their rows."""
@@ -132,16 +135,16 @@ class Measured:
     def add_to(self, report: ReportBuilder, names: Sequence[str], classes: Sequence[str]) -> None:
         """Add a table of the sets, a chart of the members' disagreement, and pictures."""
         if self.sets is not None and self.fit is not None:
-            report.table(size_table(self.sets, self.fit))
+            report.table(size_table(self.sets, self.fit, self.example))
             report.say(
                 f"The conformal sets, stated to hold the class of {100 * self.fit.coverage:g} % of "
-                f"images, have {self.sets.sum(axis=1).mean():.2f} classes on average."
+                f"{self.example}s, have {self.sets.sum(axis=1).mean():.2f} classes on average."
             )
         else:
             report.say(f"{self.no_sets[:1].upper()}{self.no_sets[1:]}.")
         if "mutual_information" in self.measures:
             caption = "How much of the entropy the members disagree on"
-            chart = information_chart(self.measures["mutual_information"])
+            chart = information_chart(self.measures["mutual_information"], self.example)
             report.chart("information.png", chart, caption)
         else:
             report.say(ONE_NETWORK)

@@ -171,6 +171,7 @@ def _measure_networks(
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
+        forward_fn=run.setup.task.forward_fn,
     )
     known = recorded(run, "network", _Placed)
     for network in setup.networks:
@@ -205,6 +206,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
+        forward_fn=run.setup.task.forward_fn,
         store=run.folder.path / "state" / "grid.jsonl",
         on_point=lambda done, total: run.observer.point("plane", done, total),
     )

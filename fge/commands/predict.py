@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,24 +16,28 @@ from msgspec import Meta
 from torch import Tensor
 
 from fge.commands.coverage import fit_of_run
-from fge.commands.inputs import read_inputs
+from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.measured import Measured, figures_of
-from fge.commands.members import members_of_run
+from fge.commands.members import RunMembers, members_of_run
+from fge.commands.rows import Outputs, outputs_tables, outputs_verdict, read_rows, write_outputs
 from fge.config import (
+    CLASSIFICATION,
     KEEP_SNAPSHOTS,
     CommandConfig,
     PredictConfig,
+    TaskName,
     TrainConfig,
     as_stored,
     check_import,
     is_factory,
     read_run,
 )
-from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
+from fge.data import EvalBatches, Normaliser, Skipped, Split, TableFacts, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
 from fge.files import RESTORE, checked, printable, write_bytes, write_text
+from fge.metrics import Conformal
 from fge.networks import build_model
 from fge.parallel import check_command
 from fge.report import (
@@ -49,6 +53,7 @@ from fge.report import (
 )
 from fge.runs import RunFolder, check_pages, open_pages
 from fge.schemas import Positive
+from fge.tasks import Task, make_task
 from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
@@ -62,6 +67,10 @@ class _Described(TypedDict):
     image_size: tuple[Positive, Positive]
     mean: list[float]
     std: list[Annotated[float, Meta(gt=0)]]
+    task: NotRequired[TaskName]
+    target_mean: NotRequired[list[float]]
+    target_std: NotRequired[list[Annotated[float, Meta(gt=0)]]]
+    table: NotRequired[TableFacts]
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,13 @@ class _Facts:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: Task
+    table: TableFacts | None = None
+
+    @property
+    def example(self) -> str:
+        """What is predicted: an image or a row."""
+        return "image" if self.table is None else "row"
 
 
 def predict(config: PredictConfig) -> Path:
@@ -85,41 +101,34 @@ def predict(config: PredictConfig) -> Path:
     run_config, content = _read_ensemble_run(config.run)
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
-    skipped = Skipped()
-    side = run_config.image_size if config.image_size is None else config.image_size
-    inputs = read_inputs(
-        config.images,
-        facts.channels,
-        facts.image_size,
-        skipped,
-        side=side,
-        skip_unreadable=config.skip_unreadable,
-        workers=default_workers() if config.workers is None else config.workers,
-    )
+    skipped, observer = Skipped(), ConsoleObserver()
+    inputs = _inputs(config, run_config, facts, skipped, observer)
     files = inputs.names
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
     averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
     members = members_of_run(config.run, run_config, store, averaged=averaged)
-    fit, no_sets = fit_of_run(config.run, members.keys, len(facts.classes), config.coverage)
+    fit, no_sets = _sets(config, members, facts)
     with enough_memory(device, "use a smaller --batch-size"):
-        figures = _apply(config, run_config.model, members.states, facts, inputs.split, device)
-    found = Measured.of(figures, len(members.keys), inputs.split, fit, no_sets)
-    what = members.what
+        ensemble = _ensemble(config.run, run_config.model, members, facts, device)
+        found = _predicted(config, ensemble, facts, inputs.split, (fit, no_sets))
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
-        write_predictions(out, files, figures["mean"], facts.classes, found)
-        _report(config, folder, what, names, found, facts, environment, inputs.unreadable)
-    observer = ConsoleObserver()
+        if isinstance(found, Measured):
+            probs = torch.from_numpy(found.probs)
+            write_predictions(out, files, probs, facts.classes, found, facts.example)
+        else:
+            write_outputs(out, facts.example, files, found, facts.task)
+        _report(config, folder, members.what, names, found, facts, environment, inputs.unreadable)
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
     for reason in inputs.unreadable.values():
         observer.note(f"left out: {reason}")
     if no_sets:
         observer.note(no_sets)
-    observer.note(f"{len(files)} predictions by {what} are in {out}")
+    observer.note(f"{len(files)} predictions by {members.what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
 
@@ -157,6 +166,13 @@ def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
         image_size=(height, width),
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        task=make_task(
+            described.get("task", CLASSIFICATION),
+            described["classes"],
+            mean=described.get("target_mean", ()),
+            std=described.get("target_std", ()),
+        ),
+        table=described.get("table"),
     )
     if not len(facts.mean) == len(facts.std) == facts.channels:
         raise UserError(f"{damaged}: mean and std are not of {facts.channels} channels; {RESTORE}")
@@ -178,31 +194,79 @@ def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, An
     return bool((content.get("combine") or find_method(config.method).combine) == "weights")
 
 
-def _apply(
+def _inputs(
     config: PredictConfig,
-    name: str,
-    members: Sequence[dict[str, Tensor]] | SnapshotStore,
+    run_config: CommandConfig,
     facts: _Facts,
-    images: Split,
-    device: torch.device,
-) -> dict[str, Tensor]:
+    skipped: Skipped,
+    observer: ConsoleObserver,
+) -> Inputs:
+    """Return the rows of a table, or images in the size that the run takes."""
+    if facts.table:
+        return read_rows(config, facts.table, observer)
+    return read_inputs(
+        config.images,
+        facts.channels,
+        facts.image_size,
+        skipped,
+        side=run_config.image_size if config.image_size is None else config.image_size,
+        skip_unreadable=config.skip_unreadable,
+        workers=default_workers() if config.workers is None else config.workers,
+    )
+
+
+def _sets(
+    config: PredictConfig, members: RunMembers, facts: _Facts
+) -> tuple[Conformal | None, str]:
+    """Return the threshold of conformal sets, or None and why there is none, if it is to be told.
+
+    Raises:
+        UserError: a coverage was asked for, and there is no threshold for it.
+    """
+    if facts.task.of_classes:
+        return fit_of_run(config.run, members.keys, len(facts.classes), config.coverage)
+    if config.coverage is not None:
+        raise UserError(
+            f"--coverage {config.coverage:g} is for sets of classes, and the run's task is "
+            f"{facts.task.name}; leave it out"
+        )
+    return None, ""
+
+
+def _ensemble(
+    run: Path, name: str, members: RunMembers, facts: _Facts, device: torch.device
+) -> Ensemble:
     model = build_model(
         name,
         in_channels=facts.channels,
-        num_classes=len(facts.classes),
-        image_size=facts.image_size,
+        num_classes=facts.task.outputs,
+        image_size=None if facts.table else facts.image_size,
+        task=facts.task.name,
     )
+    try:
+        return Ensemble(model.to(device), members.states, output=facts.task.output)
+    except UserError as error:
+        raise UserError(
+            f"the weights of {run} are not those of {run / 'config.json'}: {error}; restore the "
+            "run from a copy"
+        ) from None
+
+
+def _predicted(
+    config: PredictConfig,
+    ensemble: Ensemble,
+    facts: _Facts,
+    images: Split,
+    sets: tuple[Conformal | None, str],
+) -> Measured | Outputs:
+    """Return what the members predict: class probabilities, or labels and numbers."""
+    device = next(ensemble.parameters()).device
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
-    try:
-        ensemble = Ensemble(model.to(device), members)
-    except UserError as error:
-        file = config.run / "config.json"
-        raise UserError(
-            f"the weights of {config.run} are not those of {file}: {error}; restore the run from a "
-            "copy"
-        ) from None
-    return figures_of(ensemble, batches, keep_members=config.keep_members)
+    if not facts.task.of_classes:
+        return Outputs.of(ensemble.predict_members(batches), keep_members=config.keep_members)
+    figures = figures_of(ensemble, batches, keep_members=config.keep_members)
+    return Measured.of(figures, len(ensemble), images, *sets, facts.example)
 
 
 def _report(
@@ -210,21 +274,24 @@ def _report(
     folder: RunFolder,
     what: str,
     names: Sequence[str],
-    found: Measured,
+    found: Measured | Outputs,
     facts: _Facts,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
-    values, more = found.probs, found.shown(facts.classes)
     report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
-    caption = "How many images have which largest probability"
-    report.chart("confidence.png", confidence_chart(values), caption)
-    report.table(class_table(values, facts.classes))
-    report.table(uncertain_table(values, names, facts.classes, more))
-    report.say(
-        *predictions_verdict(values, f"{what} of the run {plain_name(config.run.resolve().name)}")
-    )
-    found.add_to(report, names, facts.classes)
+    source, example = f"{what} of the run {plain_name(config.run.resolve().name)}", facts.example
+    if isinstance(found, Outputs):
+        report.table(*outputs_tables(names, found, facts.task, example))
+        report.say(*outputs_verdict(found, source, example))
+    else:
+        values, more = found.probs, found.shown(facts.classes)
+        caption = f"How many {example}s have which largest probability"
+        report.chart("confidence.png", confidence_chart(values, example), caption)
+        report.table(class_table(values, facts.classes, example))
+        report.table(uncertain_table(values, names, facts.classes, example, more))
+        report.say(*predictions_verdict(values, source, example))
+        found.add_to(report, names, facts.classes)
     content = {
         "command": "predict",
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
@@ -241,25 +308,25 @@ def write_predictions(
     probs: Tensor,
     classes: Sequence[str],
     found: Measured | None = None,
+    example: str = "image",
 ) -> None:
     """Write probs (N, C) to ``predictions.csv`` and ``predictions.npz``, and what else was found.
 
     Its columns come after all others.
     """
     labels = probs.argmax(dim=1).numpy()
-    rows: list[list[object]] = [["image", "label", "class", *(f"p({name})" for name in classes)]]
+    rows: list[list[object]] = [[example, "label", "class", *(f"p({name})" for name in classes)]]
     for name, label, row in zip(names, labels, probs.tolist(), strict=True):
         rows.append([name, label, classes[label], *(f"{p:.6f}" for p in row)])
     if found is not None:
         rows = [[*row, *cells] for row, cells in zip(rows, found.cells(classes), strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        images=np.array(names),
-        labels=labels,
-        probabilities=probs.numpy(),
-        classes=np.array(classes),
-        **(found.arrays() if found is not None else {}),
-    )
+    arrays: dict[str, Any] = {
+        f"{example}s": np.array(names),
+        "labels": labels,
+        "probabilities": probs.numpy(),
+        "classes": np.array(classes),
+    }
+    np.savez(buffer, **arrays, **(found.arrays() if found is not None else {}))
     write_bytes(out / "predictions.npz", buffer.getvalue())

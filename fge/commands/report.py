@@ -13,6 +13,7 @@ from fge.errors import UserError
 from fge.files import checked
 from fge.report import (
     COLUMNS,
+    OTHER_COLUMNS,
     UNITS,
     ConsoleObserver,
     Gallery,
@@ -24,11 +25,11 @@ from fge.report import (
     write_pages,
 )
 from fge.runs import RunFolder, is_run, open_pages, open_run_folder
-from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
+from fge.schemas import Count, NotNegative, Percent, Positive, Share
 
 _IMAGES = ("sha256", "train", "val", "test")
 """Keys that show whether runs used the same images, OOD images aside."""
-_COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *COLUMNS[2:])
+_COLUMNS = (*COLUMNS[:2], ("budget", "budget", "{} B"), *OTHER_COLUMNS, *COLUMNS[2:])
 """The columns of single runs, and the budget of a comparison's rows."""
 _WRITE_AGAIN = "run its command with --resume, which writes it again"
 
@@ -38,7 +39,7 @@ class _Method(TypedDict):
     members: NotRequired[NotNegative]
     budget: NotRequired[NotNegative]
     error: NotRequired[Percent]
-    nll: NotRequired[Loss]
+    nll: NotRequired[float]
     brier: NotRequired[NotNegative]
     ece: NotRequired[Share]
     train_epochs: NotRequired[NotNegative]

@@ -32,7 +32,14 @@ class _ValidatedFacts(_Facts):
     val_nll: Loss
 
 
-_NAMES = tuple(_ValidatedFacts.__annotations__)
+class _RegressionFacts(_Facts):
+    """What it says of one that was validated, of a regression."""
+
+    val_rmse: NotNegative
+    val_nll: float
+
+
+_NAMES = tuple({**_ValidatedFacts.__annotations__, **_RegressionFacts.__annotations__})
 
 
 def check_index(training: StagedTraining) -> None:
@@ -42,7 +49,8 @@ def check_index(training: StagedTraining) -> None:
         UserError: naming the first snapshot that is not one of such a training.
     """
     _check_stages(training)
-    kind = _ValidatedFacts if training.validation else _Facts
+    validated = _RegressionFacts if training.task.uses_noise else _ValidatedFacts
+    kind = validated if training.validation else _Facts
     logged = _logged(training)
     for name, store in training.stores.items():
         index = f"{store.path / 'index.json'} is damaged: "

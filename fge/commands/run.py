@@ -28,6 +28,7 @@ from fge.config import (
     own_code,
     program,
     read_config,
+    suited,
     to_options,
     write_config,
 )
@@ -98,8 +99,8 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     with ranks.together():
         if _wants_tensorboard(config):
             check_tensorboard(config.out)
-        config, facts = _resumed(config, command, ranks)
-        config = settle_machine(config, ranks)
+        config, facts = _resumed(suited(config), command, ranks)
+        config = settle_machine(suited(config), ranks)
         if isinstance(config, FitConfig):
             ranks.check_batch_size(config.batch_size)
         config = _with_data_dir(config, ranks)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor, nn
 
@@ -153,7 +152,7 @@ def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
     part = training_part(run, Effort.of(config).examples)
     batches = EvalBatches(part, run.setup.normaliser, config.chunk)
     return {
-        "loss_fn": F.cross_entropy,
+        "loss_fn": run.setup.task.loss(run.device),
         "batches": batches,
         "weight_decay": config.loss_decay,
         "batch_statistics": config.batch_statistics,

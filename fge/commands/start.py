@@ -42,6 +42,8 @@ def starting_model(config: PretrainedConfig, setup: Setup, recipe: Recipe) -> St
         unwrap(model).load_state_dict(given, strict=False)
         if left_out:
             classes = counted(len(setup.dataset.classes), "class", "classes")
+            if not setup.task.of_classes:
+                classes = counted(setup.task.outputs, "output")
             notes.append(f"{source}: the head ({', '.join(left_out)}) is new, for {classes}")
     if config.freeze is not None:
         notes.append(freeze(model, config.freeze))

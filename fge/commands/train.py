@@ -22,7 +22,6 @@ from fge.networks import state_bytes
 from fge.observer import counted
 from fge.report import (
     PREDICTIONS,
-    UNITS,
     ClassCounts,
     MethodResult,
     Published,
@@ -42,6 +41,7 @@ from fge.report import (
     regime_section,
     splits_note,
     table_rows,
+    units_note,
     verdict,
     views_note,
     with_balanced_error,
@@ -319,7 +319,8 @@ def _report(
     lines = [*trained.results, *(line for section in sections for line in section.results)]
     lines = with_ood(lines, trained.predictions)
     viewed = with_views(with_balanced_error(lines, test), trained.predictions)
-    headings, rows = table_rows(viewed, balanced=ClassCounts.of(run.dataset).imbalanced)
+    balanced = run.setup.task.name == "binary" or ClassCounts.of(run.dataset).imbalanced
+    headings, rows = table_rows(viewed, balanced=balanced)
     note = _note(run, lines)
     if published:
         rows, note = [*rows, published.row], f"{note} {published.note}"
@@ -340,13 +341,17 @@ def _report(
         dynamics.add_to(report)
     add_reliability(report, lines, test)
     val, data = trained.training.val_predictions, run.dataset
-    add_uncertainty(report, lines, test, val, data.test, data.classes)
+    add_uncertainty(report, lines, test, val, data.test, data.classes, data.example)
     run.finish(f"{name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}")
 
 
 def _note(run: Run[CycleConfig], lines: Sequence[MethodResult]) -> str:
     chosen = [line.chosen for line in lines if line.chosen]
-    notes = [splits_note(dataset_facts(run.dataset)), UNITS, views_note(run.setup.views)]
+    notes = [
+        splits_note(dataset_facts(run.dataset)),
+        units_note(run.setup.task, run.dataset),
+        views_note(run.setup.views),
+    ]
     if chosen:
         notes.append(f"`best-snapshot` is {chosen[0]}, which has the lowest validation NLL.")
     elif any(line.name == "last-snapshot" for line in lines):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fge.commands.build import Setup
 from fge.commands.resumed import check_index
-from fge.data import Dataset, TrainBatches
+from fge.data import TrainBatches
 from fge.networks import LossFn
 from fge.observer import Observer
 from fge.parallel import Ranks
@@ -67,7 +67,7 @@ def make_training(
     groups = parameter_groups(model, recipe)
     optimizer = make_optimizer(recipe, groups, examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
-    measured = setup.eval_batches(dataset.train)
+    measured, leads = setup.eval_batches(dataset.train), usual.ranks.leads
     if ema_decay is not None:
         make = partial(EmaLearner, decay=ema_decay, refresh=measured)
     elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
@@ -79,10 +79,10 @@ def make_training(
         batch_size=_part_size(recipe, usual),
         accumulate=recipe.accumulate > 1,
         clip_norm=recipe.clip_norm,
-        loss_fn=_loss(recipe, dataset, soft=batches is not None),
+        loss_fn=_loss(recipe, setup, soft=batches is not None),
         ranks=usual.ranks,
+        task=setup.task,
     )
-    leads = usual.ranks.leads
     training = StagedTraining(
         folder,
         learner,
@@ -100,8 +100,9 @@ def make_training(
     return training
 
 
-def _loss(recipe: Recipe, dataset: Dataset, *, soft: bool) -> LossFn:
-    return training_loss(recipe, dataset.train.labels, len(dataset.classes), soft=soft)
+def _loss(recipe: Recipe, setup: Setup, *, soft: bool) -> LossFn:
+    labels, classes = setup.dataset.train.labels, len(setup.dataset.classes)
+    return training_loss(recipe, labels, classes, soft=soft, task=setup.task)
 
 
 def _part_size(recipe: Recipe, batches: TrainBatches) -> int:

@@ -2,7 +2,7 @@
 
 from fge.compare.cells import Cell, Cost, load_cells, make_cell
 from fge.compare.comparison import Best, Comparison, compare_cells
-from fge.compare.figures import CAPTIONS, comparison_charts
+from fge.compare.figures import CAPTIONS, caption_of, comparison_charts
 from fge.compare.measure import measure_cell, wall_seconds
 from fge.compare.plan import Job, Plan, PlannedCell
 from fge.compare.runner import POLL_SECONDS, Runner
@@ -22,6 +22,7 @@ __all__ = [
     "Runner",
     "as_csv",
     "as_json",
+    "caption_of",
     "compare_cells",
     "comparison_charts",
     "comparison_tables",

@@ -25,28 +25,21 @@ from fge.files import (
     write_bytes,
     write_json,
 )
-from fge.metrics import (
-    adaptive_ece,
-    aurc,
-    calibrated_nll_per_example,
-    calibrated_summary,
-    check_probs,
-    disagreement,
-    error_correlation,
-    gain_split,
-    ood_auroc,
-)
+from fge.metrics import check_probs, ood_auroc
 from fge.networks import RunningMean
 from fge.schemas import Count, NotNegative, Positive
+from fge.tasks import MANY_CLASSES, PerExample, Task
 
 Array = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
 _MEASURE = "delete it to measure again"
-_OF_MEMBERS = {"error", "nll", "calibrated_nll"}
-_FIGURES = {*_OF_MEMBERS, "calibrated_log_likelihood", "brier", "ece"}
+_NLLS = {"nll", "calibrated_nll", "calibrated_log_likelihood"}
+_FIGURES = {*_NLLS, "error", "brier", "ece"}
 """Figures that every cell has; those of several members also have ``_DIVERSITY``."""
 _DIVERSITY = {"disagreement", "mean_member_error", "mean_member_nll"}
+_OF_REGRESSION = {*_NLLS, "rmse", "mse"}
+_DIVERSITY_OF_REGRESSION = {"spread", "mean_member_mse", "mean_member_nll"}
 _NOT_OF_CELL = ("schema_version", "sha256")
 _ARRAYS = ("wrong", "nll", "calibrated_nll", "bin_counts", "bin_confidence", "bin_accuracy")
 
@@ -115,11 +108,12 @@ class Cell:
     ``mean_member_error`` (percent), ``mean_member_nll`` (nats) and, if it is defined,
     ``error_correlation``; ``ood_NAME_max_probability`` and ``ood_NAME_entropy`` (AUROC) for the OOD
     data NAME. ``by_members``: ``error``, ``nll`` and ``calibrated_nll`` of the first m
-    members together, m = 1 to all.
+    members together, m = 1 to all. Other tasks have other figures, those of :mod:`fge.tasks`.
 
-    Per example, in the order of the test set: ``wrong`` (N,), ``nll`` and ``calibrated_nll`` (N,)
-    in nats, float32. ``bin_counts``, ``bin_confidence`` and ``bin_accuracy`` (15,) are those of
-    :func:`fge.metrics.reliability`.
+    Per example, in the order of the test set: ``wrong`` (N,), of classes whether it is, of labels
+    the percentage that are, of a regression the squared residual; ``nll`` and ``calibrated_nll``
+    (N,) in nats, float32. ``bin_counts``, ``bin_confidence`` and ``bin_accuracy`` (15,) are those
+    of :func:`fge.metrics.reliability`.
     """
 
     method: str
@@ -128,7 +122,7 @@ class Cell:
     cost: Cost
     figures: dict[str, float]
     by_members: list[dict[str, float]]
-    wrong: NDArray[np.bool_]
+    wrong: NDArray[Any]
     nll: NDArray[np.float32]
     calibrated_nll: NDArray[np.float32]
     bin_counts: NDArray[np.int64]
@@ -177,6 +171,8 @@ def make_cell(
     note: str = "",
     pooled: int = 1,
     parts: Sequence[str] = (),
+    task: Task = MANY_CLASSES,
+    held_out: tuple[Sequence[Tensor], Tensor] | None = None,
 ) -> Cell:
     """Measure the ensemble that averages the members' probabilities.
 
@@ -191,6 +187,8 @@ def make_cell(
         note: a remark about the method in this comparison.
         pooled: number of seeds whose runs are pooled; each run is then in as many cells.
         parts: the names of the runs that the members come from.
+        task: what is predicted.
+        held_out: of a regression, the members' predictions and the targets that say the noise.
 
     Raises:
         UserError: there are no members, ``cost`` or ``ood`` has another number of them, shapes or
@@ -200,8 +198,9 @@ def make_cell(
         raise UserError(f"{method}: a cell needs at least one member, got none")
     _check_count(method, "cost.members", cost.members, members)
     y = targets.cpu().numpy()
-    mean, by_members, calibrated = _one_by_one(members, y)
-    figures = _figures(mean, y) | _diversity(members, y)
+    mean, by_members, values = _one_by_one(members, y, task, held_out)
+    variances = _variances(members, task, held_out, len(members))
+    figures = _figures(mean, y, task, values, variances) | _diversity(members, y, task)
     for name, outside in (ood or {}).items():
         _check_count(method, f"ood[{name!r}]", len(outside), members)
         scores = ood_auroc(mean, _mean_of(outside))
@@ -213,10 +212,10 @@ def make_cell(
         cost,
         figures,
         by_members,
-        mean.argmax(axis=1) != y,
-        metrics.nll_per_example(mean, y).astype(np.float32),
-        calibrated.astype(np.float32),
-        *metrics.reliability(mean, y),
+        mean.argmax(axis=1) != y if task.of_classes else values.compared,
+        values.nll.astype(np.float32),
+        values.calibrated.astype(np.float32),
+        *_reliability(mean, y, task),
         note=note,
         pooled=pooled,
         parts=tuple(parts),
@@ -255,8 +254,12 @@ def _load(path: Path) -> Cell:
 
 def _check_figures(cell: Cell, damaged: str) -> None:
     """Check that a loaded cell has the figures and arrays of its ensemble and of its members."""
-    figures = _FIGURES | _DIVERSITY if cell.figures.keys() & _DIVERSITY else _FIGURES
-    for found, needed in ((cell.figures, figures), *((m, _OF_MEMBERS) for m in cell.by_members)):
+    figures, diversity, first = _FIGURES, _DIVERSITY, "error"
+    if "rmse" in cell.figures:
+        figures, diversity, first = _OF_REGRESSION, _DIVERSITY_OF_REGRESSION, "rmse"
+    figures = figures | diversity if cell.figures.keys() & diversity else figures
+    of_members = {first, "nll", "calibrated_nll"}
+    for found, needed in ((cell.figures, figures), *((m, of_members) for m in cell.by_members)):
         if missing := needed - found.keys():
             raise UserError(f"{damaged}: it has no figure {min(missing)!r}; {_MEASURE}")
     if len(cell.by_members) != cell.cost.members:
@@ -271,17 +274,47 @@ def _check_count(method: str, what: str, count: int, members: Sequence[Tensor]) 
         raise UserError(f"{method}: {what} is {count}, but there are {len(members)} members")
 
 
+Held = tuple[Sequence[Tensor], Tensor] | None
+
+
 def _one_by_one(
-    members: Sequence[Tensor], y: NDArray[np.int64]
-) -> tuple[Array, list[dict[str, float]], Array]:
-    """Return the mean probabilities, figures of the first m members, calibrated NLLs (N,)."""
+    members: Sequence[Tensor], y: NDArray[Any], task: Task, held_out: Held
+) -> tuple[Array, list[dict[str, float]], PerExample]:
+    """Return the mean prediction, figures of the first m members, and values of each example."""
     mean, by_members = RunningMean(), []
-    for member in members:
-        probs = check_probs(mean.update(member.cpu()).numpy())
-        calibrated = calibrated_nll_per_example(probs, y)
-        values = {"error": metrics.error(probs, y), "nll": metrics.nll(probs, y)}
-        by_members.append(values | {"calibrated_nll": float(calibrated.mean())})
-    return probs, by_members, calibrated
+    for count, member in enumerate(members, start=1):
+        found = mean.update(member.cpu()).numpy()
+        found = check_probs(found) if task.of_classes else found
+        variances = _variances(members, task, held_out, count)
+        values = task.per_example(found, y, *variances)
+        first, nll = task.scores(found, y)
+        nll = float(values.nll.mean()) if task.uses_noise else nll
+        calibrated = float(values.calibrated.mean())
+        by_members.append({task.measure.key: first, "nll": nll, "calibrated_nll": calibrated})
+    return found, by_members, values
+
+
+def _variances(
+    members: Sequence[Tensor], task: Task, held_out: Held, count: int
+) -> tuple[Array | None, Array | None]:
+    """Return the variance over the first members (N, K) and their noise variance (K,)."""
+    if not task.uses_noise:
+        return None, None
+    spread = np.var([member.numpy() for member in members[:count]], axis=0)
+    if held_out is None:
+        return spread, None
+    own = np.array([member.numpy() for member in held_out[0][:count]])
+    return spread, task.noise(own.mean(axis=0), held_out[1].numpy(), own.var(axis=0))
+
+
+def _reliability(mean: Array, y: NDArray[Any], task: Task) -> tuple[Any, Any, Any]:
+    """Return the bins of classes, or of whether each label is there; empty ones for numbers."""
+    if task.of_classes:
+        return metrics.reliability(mean, y)
+    if task.uses_noise:
+        return np.zeros(15, np.int64), np.full(15, np.nan), np.full(15, np.nan)
+    pairs = np.stack([1 - mean, mean], axis=-1).reshape(-1, 2)
+    return metrics.reliability(pairs.clip(0, 1), y.reshape(-1))
 
 
 def _mean_of(members: Sequence[Tensor]) -> Array:
@@ -292,27 +325,24 @@ def _mean_of(members: Sequence[Tensor]) -> Array:
     return probs
 
 
-def _figures(probs: Array, y: NDArray[np.int64]) -> dict[str, float]:
-    calibrated = calibrated_summary(probs, y)
-    return {
-        **metrics.summary(probs, y),
-        "adaptive_ece": adaptive_ece(probs, y),
-        **calibrated,
-        "calibrated_nll": -calibrated["calibrated_log_likelihood"],
-        "aurc": aurc(probs, y),
-    }
+def _figures(
+    mean: Array,
+    y: NDArray[Any],
+    task: Task,
+    values: PerExample,
+    variances: tuple[Array | None, Array | None],
+) -> dict[str, float]:
+    found = {**task.figures(mean, y, *variances), **task.extra(mean, y, *variances)}
+    if "calibrated_nll" not in found:
+        found["calibrated_nll"] = float(values.calibrated.mean())
+        found["calibrated_log_likelihood"] = -found["calibrated_nll"]
+    return found
 
 
-def _diversity(members: Sequence[Tensor], y: NDArray[np.int64]) -> dict[str, float]:
+def _diversity(members: Sequence[Tensor], y: NDArray[Any], task: Task) -> dict[str, float]:
     """Return the figures of diversity of two or more members, without those that are undefined."""
     if len(members) < 2:
         return {}
     arrays = [member.cpu().double().numpy() for member in members]
-    gains = gain_split(arrays, y)
-    figures = {
-        "disagreement": disagreement(arrays),
-        "error_correlation": error_correlation(arrays, y),
-        "mean_member_error": gains["error"].members,
-        "mean_member_nll": gains["nll"].members,
-    }
+    figures = task.diversity(arrays, y)
     return {name: value for name, value in figures.items() if not np.isnan(value)}

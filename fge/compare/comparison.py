@@ -24,10 +24,10 @@ from fge.config import (
 )
 from fge.errors import UserError
 from fge.metrics import Interval, deep_ensemble_equivalent, paired_difference_over_seeds
+from fge.tasks import MANY_CLASSES, Task
 
 BASELINES = (SINGLE, CURVE_ENSEMBLE)
-COMPARED = ("error", "nll", "calibrated_nll")
-RANKED = ("error", "calibrated_nll")
+_NLLS = ("nll", "calibrated_nll")
 LEVEL = 0.95
 DRAWS = 4000
 Pair = Callable[..., tuple[int, Interval] | None]
@@ -125,6 +125,18 @@ class Comparison:
     best_of_one_pass: tuple[Best, ...]
     deep_ensembles: tuple[tuple[int, float], ...]
     scales: tuple[Scale, ...] = ()
+    task: Task = MANY_CLASSES
+    example: str = "image"
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The metrics whose differences have intervals."""
+        return self.task.compared.key, *_NLLS
+
+    @property
+    def ranked(self) -> tuple[str, ...]:
+        """The metrics by which methods are ranked."""
+        return self.task.compared.key, _NLLS[-1]
 
     @property
     def budgets(self) -> list[int]:
@@ -168,6 +180,8 @@ def compare_cells(
     budget_epochs: float,
     deep_ensembles: Sequence[tuple[int, float]] | None = None,
     draws: int = DRAWS,
+    task: Task = MANY_CLASSES,
+    example: str = "image",
 ) -> Comparison:
     """Compare methods at equal budgets.
 
@@ -181,6 +195,8 @@ def compare_cells(
             their ensembles; by default those of the cells: ``single`` at budget 1, and
             ``deep-ensemble`` of k members at the budgets k >= 2.
         draws: number of resamples for each interval.
+        task: what is predicted.
+        example: what a test example is called: image or row.
 
     Raises:
         UserError: there are no cells, one occurs twice, or they are from different test sets.
@@ -193,16 +209,19 @@ def compare_cells(
     scales = scales_of({DEEP_ENSEMBLE: levels, DEEP_ENSEMBLE_AVERAGED: averaged})
     rows = [with_equivalent(row, levels, scales) for row in rows]
     pair = partial(_paired, groups, draws=draws)
+    compared, ranked = (task.compared.key, *_NLLS), (task.compared.key, _NLLS[-1])
     return Comparison(
         budget_epochs,
         tuple(ordered),
         tuple(rows),
-        tuple(_differences(rows, pair, COMPARED)),
-        tuple(_differences(rows, pair, RANKED, of=(FGE,), corrected=True)),
-        tuple(_best(rows, pair)),
-        tuple(_best(rows, pair, one_pass=True)),
+        tuple(_differences(rows, pair, compared)),
+        tuple(_differences(rows, pair, ranked, of=(FGE,), corrected=True)),
+        tuple(_best(rows, pair, ranked)),
+        tuple(_best(rows, pair, ranked, one_pass=True)),
         tuple(levels),
         scales,
+        task,
+        example,
     )
 
 
@@ -345,8 +364,10 @@ def _paired(
 
 def _values(cell: Cell, metric: str) -> NDArray[np.float64]:
     """Return the values (N,) whose mean the metric is."""
-    values = 100.0 * cell.wrong if metric == "error" else getattr(cell, metric)
-    return np.asarray(values, dtype=np.float64)
+    if metric in _NLLS:
+        return np.asarray(getattr(cell, metric), dtype=np.float64)
+    wrong = 100.0 * cell.wrong if cell.wrong.dtype == np.bool_ else cell.wrong
+    return np.asarray(wrong, dtype=np.float64)
 
 
 def _differences(
@@ -374,14 +395,16 @@ def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
     return [row for row in rows if row.budget == budget and not row.beyond]
 
 
-def _best(rows: Sequence[MethodRow], pair: Pair, *, one_pass: bool = False) -> Iterable[Best]:
+def _best(
+    rows: Sequence[MethodRow], pair: Pair, metrics: Sequence[str], *, one_pass: bool = False
+) -> Iterable[Best]:
     budgets = sorted({row.budget for row in rows if row.method not in POOLS})
     for budget in budgets:
         within = _within(rows, budget)
         level = level_among(len(within))
         if one_pass:
             within = [row for row in within if row.costs["forward_passes"] == 1]
-        for metric in RANKED if within else ():
+        for metric in metrics if within else ():
             lowest = min(within, key=lambda row: row.mean[metric])
             others = [row for row in within if row is not lowest]
             pairs = {row.method: pair(lowest, row, metric, level) for row in others}

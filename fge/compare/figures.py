@@ -35,12 +35,20 @@ CAPTIONS = {
 EPOCHS, MEMBERS = "training epochs", "members"
 WORDS = {
     "error": "test error (%)",
+    "rmse": "test RMSE",
     "nll": "NLL (nats)",
     "calibrated_nll": "calibrated NLL (nats)",
 }
 EQUIVALENT = "deep-ensemble equivalent (networks)"
 SHOWN_BINS = (SINGLE, "fge", DEEP_ENSEMBLE, CURVE_ENSEMBLE)
 """Methods of the reliability diagram: few, so that it can be read."""
+
+
+def caption_of(name: str) -> str:
+    """Return the caption of a chart by its file name; those of RMSE are those of errors."""
+    return CAPTIONS[name.replace("rmse", "error")].replace(
+        "error", "RMSE" if name.startswith("rmse") else "error"
+    )
 
 
 def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
@@ -51,7 +59,7 @@ def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
     """
     budget = comparison.budgets[0]
     series = {}
-    for figure in ("error", "calibrated_nll"):
+    for figure in (comparison.task.measure.key, "calibrated_nll"):
         by_epochs = cost_series(comparison, figure)
         series[f"{figure}_by_epochs.png"] = (by_epochs, EPOCHS, WORDS[figure])
         by_members = members_series(comparison, figure, budget)
@@ -61,7 +69,7 @@ def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
     charts = {
         name: methods_chart(points, x=x, y=y) for name, (points, x, y) in series.items() if points
     }
-    methods = reliability_bins(comparison, budget)
+    methods = [] if comparison.task.uses_noise else reliability_bins(comparison, budget)
     return charts | ({"reliability.png": reliability_chart(methods)} if methods else {})
 
 

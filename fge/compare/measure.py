@@ -14,10 +14,11 @@ from fge.compare.cells import Cell, Cost, make_cell
 from fge.compare.plan import Part, PlannedCell
 from fge.config import read_report, without_views
 from fge.data import Dataset
-from fge.ensemble import TTA_FILE, PredictionFile
+from fge.ensemble import NOISE_EXAMPLES, TTA_FILE, PredictionFile
 from fge.errors import UserError
 from fge.files import read_records
 from fge.schemas import Count, Positive
+from fge.tasks import MANY_CLASSES, Task, task_of
 
 _STAGES = {"single": ("start", "single"), "fge": ("start", "fge"), "swa": ("start", "fge")}
 """Stages of an fge run that a line of its report needs."""
@@ -67,9 +68,9 @@ class _Line:
         """Whether it is one of test-time augmentation."""
         return self.part.line != without_views(self.part.line)
 
-    def probabilities(self, name: str, targets: Tensor) -> list[Tensor]:
-        """Return the members' probabilities in a prediction file."""
-        file = PredictionFile(self.folder / "predictions" / name, targets)
+    def probabilities(self, name: str, targets: Tensor, task: Task = MANY_CLASSES) -> list[Tensor]:
+        """Return the members' predictions in a prediction file."""
+        file = PredictionFile(self.folder / "predictions" / name, targets, task)
         return [file.probabilities(member) for member in self.members]
 
 
@@ -90,8 +91,8 @@ def measure_cell(
     lines = [_read_line(part, comparison, dataset, budget_epochs) for part in planned.parts]
     labels = dataset.test.labels.cpu()
     viewed = any(line.viewed for line in lines)
-    file = TTA_FILE if viewed else "test.npz"
-    members = [probs for line in lines for probs in line.probabilities(file, labels)]
+    file, task = TTA_FILE if viewed else "test.npz", task_of(dataset)
+    members = [probs for line in lines for probs in line.probabilities(file, labels, task)]
     ood = {
         name: [
             probs
@@ -113,7 +114,18 @@ def measure_cell(
         note=planned.note,
         pooled=planned.pooled,
         parts=planned.part_names,
+        task=task,
+        held_out=_held_out(lines, dataset) if task.uses_noise else None,
     )
+
+
+def _held_out(lines: Sequence[_Line], dataset: Dataset) -> tuple[list[Tensor], Tensor]:
+    """Return the members' predictions and the targets that say the noise of a regression."""
+    name, split = "val.npz", dataset.val
+    if not len(split):
+        name, split = "train.npz", dataset.train.first(NOISE_EXAMPLES)
+    targets, task = split.labels.cpu(), task_of(dataset)
+    return [found for line in lines for found in line.probabilities(name, targets, task)], targets
 
 
 def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: int) -> _Line:

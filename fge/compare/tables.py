@@ -8,41 +8,40 @@ from typing import Any
 
 from fge.compare.comparison import (
     BASELINES,
-    COMPARED,
     Comparison,
     Difference,
     MethodRow,
     level_among,
 )
 from fge.compare.worth import Scale, Worth
-from fge.config import DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
+from fge.config import CLASSIFICATION, DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
 from fge.report import Table, csv_text
+from fge.tasks import Task
 
 SCHEMA_VERSION = 1
 NOTHING = "-"
-_FORMS = {"error": "{:.2f}", "nll": "{:.4f}", "calibrated_nll": "{:.4f}"}
-_SHORT = {"error": "error", "nll": "NLL", "calibrated_nll": "cal. NLL"}
-_MAIN_HEADINGS = (
-    *("method", "seeds", "members", "epochs", "passes", "MB", "error %", "NLL", "cal. NLL"),
-    *("Brier", "ECE", "cal. ECE", "DEE"),
-)
+_NLLS = {"nll": "NLL", "calibrated_nll": "cal. NLL"}
+_COSTS = ("method", "seeds", "members", "epochs", "passes", "MB")
 _UNITS = (
-    "Mean over seeds ± standard deviation, on {images} test images. Epochs count all training of a "
-    "method, fits included; passes are network evaluations per prediction; MB (10⁶ bytes) is the "
-    "size of all its weights. NLL is in nats per image. Calibrated numbers are at the optimal "
-    "temperature (arXiv 2002.06470). ECE is a fraction, over 15 bins. DEE, the deep-ensemble "
-    "equivalent, is the number of independent networks of B epochs each with the same calibrated "
-    "NLL (≥: better than every deep ensemble here)."
+    "Mean over seeds ± standard deviation, on {images} test {example}s. Epochs count all training "
+    "of a method, fits included; passes are network evaluations per prediction; MB (10⁶ bytes) is "
+    "the size of all its weights. {figures} DEE, the deep-ensemble equivalent, is the number of "
+    "independent networks of B epochs each with the same calibrated NLL (≥: better than every deep "
+    "ensemble here)."
+)
+_OF_CLASSES = (
+    "NLL is in nats per {example}. Calibrated numbers are at the optimal temperature "
+    "(arXiv 2002.06470). ECE is a fraction, over 15 bins."
 )
 _MARKED = (
-    " Bold: the lowest error or calibrated NLL, if it is significantly lower than that of every "
+    " Bold: the lowest {first} or calibrated NLL, if it is significantly lower than that of every "
     "other method of the budget (paired intervals of {level}: 95 % for all together, Bonferroni)."
 )
 _INTERVALS_NOTE = (
-    "The method minus the baseline, on the same seeds and test images, with a 95 % interval over "
-    "both (seeds and images are resampled; the part of the seeds is widened for their number, "
-    "arXiv 1411.5279). Below 0, the method is better. Error is in points, NLL in nats per image. "
+    "The method minus the baseline, on the same seeds and test {example}s, with a 95 % interval "
+    "over both (seeds and {example}s are resampled; the part of the seeds is widened for their "
+    "number, arXiv 1411.5279). Below 0, the method is better. {units}, NLL in nats per {example}. "
     "Read each interval by itself: some of so many exclude 0 by chance."
 )
 _POOLED_NOTE = (
@@ -50,13 +49,21 @@ _POOLED_NOTE = (
     "pooled, there is one value and no interval."
 )
 _DIVERSITY_NOTE = (
-    "Disagreement is the percentage of images that two members classify differently; the error "
+    "Disagreement is the percentage of {what} that two members classify differently; the error "
     "correlation is that of two members; both are means over pairs. The gain is the mean of the "
     "members minus the value of the ensemble."
 )
-_OOD_NOTE = (
+_SPREAD_NOTE = (
+    "Spread is the standard deviation of the members around their mean, in the units of the "
+    "target; its square is the gain in squared error (Krogh and Vedelsby 1995). The gain is the "
+    "mean of the members minus the value of the ensemble."
+)
+_AURC_NOTE = (
     "AURC is the area under the risk-coverage curve, a fraction (arXiv 1805.08206): lower is "
-    "better. AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
+    "better."
+)
+_OOD_NOTE = (
+    " AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
     "images: 0.5 is chance, 1 is perfect."
 )
 _WORTH_NOTE = (
@@ -68,6 +75,7 @@ _WORTH_NOTE = (
     "or more). Gain is the part of the gain of the largest ensemble over one of its networks, in "
     "percent."
 )
+_SQUARED = "the squared units of the target"
 NAMES = {DEEP_ENSEMBLE: "conventional", DEEP_ENSEMBLE_AVERAGED: "averaged"}
 """Of the networks of a scale."""
 
@@ -76,18 +84,18 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the tables: four per budget, deep ensembles, and methods beyond the budget."""
     tables = []
     for budget in comparison.budgets:
-        rows = comparison.at(budget)
         tables += [_main_table(comparison, budget), _intervals_table(comparison, budget)]
-        tables += _diversity_table(rows, budget) + _ood_table(rows, budget)
+        tables += _diversity_table(comparison, budget) + _ood_table(comparison, budget)
     tables += _deep_ensembles_table(comparison) + _worth_table(comparison)
     if comparison.beyond:
-        lines = [_placed_cells(row) for row in comparison.beyond]
+        lines = [_placed_cells(row, comparison.task) for row in comparison.beyond]
         note = _with_notes(
             "These methods train for longer than the budget; no method is compared with them. "
             + _units(comparison),
             comparison.beyond,
         )
-        tables.append(Table("Beyond the budget", _MAIN_HEADINGS, lines, note))
+        headings = _main_headings(comparison.task)
+        tables.append(Table("Beyond the budget", headings, lines, note))
     return tables
 
 
@@ -100,9 +108,9 @@ def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
         "Ensembles of neighbouring seeds share networks, so the deviations are too small; the "
         "ensemble of all seeds is one value, without deviation or interval."
     )
-    lines = [_placed_cells(row) for row in rows]
+    lines = [_placed_cells(row, comparison.task) for row in rows]
     title = "Deep ensembles of whole networks"
-    return [Table(title, _MAIN_HEADINGS, lines, note)] if rows else []
+    return [Table(title, _main_headings(comparison.task), lines, note)] if rows else []
 
 
 def _worth_table(comparison: Comparison) -> list[Table]:
@@ -151,8 +159,14 @@ def networks_text(networks: float, *, is_bound: bool) -> str:
     return f"{'≥ ' if is_bound else ''}{networks:.1f}"
 
 
-def _placed_cells(row: MethodRow) -> list[str]:
-    return [f"{row.method} (at {row.budget} B)", *_main_cells(row)[1:]]
+def _placed_cells(row: MethodRow, task: Task) -> list[str]:
+    return [f"{row.method} (at {row.budget} B)", *_main_cells(row, task)[1:]]
+
+
+def _main_headings(task: Task) -> tuple[str, ...]:
+    measure = task.measure
+    first = f"{measure.word} {measure.unit}".strip()
+    return (*_COSTS, first, *_NLLS.values(), *(heading for _, heading, _ in task.more), "DEE")
 
 
 def epochs_of(comparison: Comparison, budget: int) -> str:
@@ -175,8 +189,11 @@ def interval_text(metric: str, interval: Interval) -> str:
     >>> interval_text("error", Interval(-1.0, -1.5, 0.0))
     '-1.00 [-1.50, +0.00]'
     """
-    places = 2 if metric == "error" else 4
-    difference, low, high = (f"{round(value, places) + 0.0:+.{places}f}" for value in interval)
+    if metric == "mse":
+        difference, low, high = (f"{value + 0.0:+.4g}" for value in interval)
+    else:
+        places = 2 if metric == "error" else 4
+        difference, low, high = (f"{round(value, places) + 0.0:+.{places}f}" for value in interval)
     return f"{difference} [{low}, {high}]"
 
 
@@ -187,19 +204,27 @@ def _main_table(comparison: Comparison, budget: int) -> Table:
         for best in comparison.best
         if best.budget == budget and best.sure
     }
-    marks = _MARKED.format(level=percent(level_among(len(rows))))
+    first = comparison.task.compared.word
+    marks = _MARKED.format(level=percent(level_among(len(rows))), first=first)
     note = _with_notes(_units(comparison) + marks, rows)
-    cells = [_main_cells(row, [m for name, m in marked if name == row.method]) for row in rows]
-    return Table(f"Methods at {epochs_of(comparison, budget)}", _MAIN_HEADINGS, cells, note)
+    task = comparison.task
+    cells = [
+        _main_cells(row, task, [m for name, m in marked if name == row.method]) for row in rows
+    ]
+    return Table(f"Methods at {epochs_of(comparison, budget)}", _main_headings(task), cells, note)
 
 
-def _main_cells(row: MethodRow, marked: Sequence[str] = ()) -> list[str]:
+def _main_cells(row: MethodRow, task: Task, marked: Sequence[str] = ()) -> list[str]:
     costs = [f"{row.costs[key]:g}" for key in ("members", "train_epochs", "forward_passes")]
     figures = []
-    for metric, form in _FORMS.items():
-        text = _with_deviation(row, metric, form)
+    first, form = task.measure, "{:.4f}"
+    for metric, shown in {
+        task.compared.key: first.key,
+        **dict(zip(_NLLS, _NLLS, strict=True)),
+    }.items():
+        text = _with_deviation(row, shown, first.form if shown == first.key else form)
         figures.append(f"**{text}**" if metric in marked else text)
-    figures += [_figure(row, key, "{:.4f}") for key in ("brier", "ece", "calibrated_ece")]
+    figures += [_figure(row, key, form) for key, _, form in task.more]
     size = f"{row.costs['weight_bytes'] / 1e6:.2f}"
     return [row.method, _seeds(row), *costs, size, *figures, _equivalent(row)]
 
@@ -224,7 +249,13 @@ def _equivalent(row: MethodRow) -> str:
 
 
 def _units(comparison: Comparison) -> str:
-    return _UNITS.format(images=len(comparison.cells[0].wrong))
+    task, example = comparison.task, comparison.example
+    figures = f"{task.units} {task.calibration}" if task.name != CLASSIFICATION else _OF_CLASSES
+    return _UNITS.format(
+        images=len(comparison.cells[0].wrong),
+        example=example,
+        figures=figures.format(example=example),
+    )
 
 
 def _with_notes(note: str, rows: Sequence[MethodRow]) -> str:
@@ -239,25 +270,29 @@ def _intervals_table(comparison: Comparison, budget: int) -> Table:
     present = [name for name in BASELINES if name in {row.method for row in rows}]
     headings = ["method"]
     for baseline in present:
-        first, *others = (_SHORT[metric] for metric in COMPARED)
-        headings += [f"against {baseline}: {first}", *others]
+        headings += [f"against {baseline}: {comparison.task.compared.word}", *_NLLS.values()]
     lines = []
     for row in rows:
         line = [row.method]
         for baseline in present:
-            for metric in COMPARED:
+            for metric in comparison.compared:
                 difference = comparison.difference(row.method, baseline, budget, metric)
                 line.append(
                     NOTHING if difference is None else interval_text(metric, difference.interval)
                 )
         lines.append(line)
-    note = _INTERVALS_NOTE
+    compared = comparison.task.compared
+    units = f"{compared.word.capitalize()} is in {'points' if compared.unit else _SQUARED}"
+    note = _INTERVALS_NOTE.format(example=comparison.example, units=units)
     if any(cell.pooled > 1 for row in rows for cell in comparison.cells_of(row.method, budget)):
         note += _POOLED_NOTE
     return Table(f"Differences at {epochs_of(comparison, budget)}", headings, lines, note)
 
 
-def _diversity_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+def _diversity_table(comparison: Comparison, budget: int) -> list[Table]:
+    rows = comparison.at(budget)
+    if comparison.task.uses_noise:
+        return _spread_table(rows, budget)
     several = [row for row in rows if "disagreement" in row.mean]
     headings = ["method", "members", "disagreement %", "error correlation"]
     headings += ["mean member error %", "ensemble error %", "gain: error", "NLL"]
@@ -275,10 +310,30 @@ def _diversity_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
         for row in several
     ]
     title = f"Members at {budget} B"
-    return [Table(title, headings, lines, _DIVERSITY_NOTE)] if several else []
+    what = f"{comparison.example}s" if comparison.task.of_classes else "labels"
+    return [Table(title, headings, lines, _DIVERSITY_NOTE.format(what=what))] if several else []
 
 
-def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+def _spread_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
+    """Return how far the members of a regression are apart, and what averaging them gains."""
+    several = [row for row in rows if "spread" in row.mean]
+    headings = ["method", "members", "spread", "mean member squared error"]
+    headings += ["ensemble squared error", "gain: squared error", "cal. NLL"]
+    lines = [
+        [
+            row.method,
+            f"{row.costs['members']:g}",
+            *(_figure(row, key, "{:.4g}") for key in ("spread", "mean_member_mse", "mse")),
+            f"{row.mean['mean_member_mse'] - row.mean['mse']:.4g}",
+            f"{row.mean['mean_member_nll'] - row.mean['calibrated_nll']:.4f}",
+        ]
+        for row in several
+    ]
+    return [Table(f"Members at {budget} B", headings, lines, _SPREAD_NOTE)] if several else []
+
+
+def _ood_table(comparison: Comparison, budget: int) -> list[Table]:
+    rows = comparison.at(budget)
     known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
     keys = ["aurc", *known]
     if not any(key in row.mean for row in rows for key in keys):
@@ -288,7 +343,8 @@ def _ood_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
         [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
         for row in rows
     ]
-    return [Table(f"Uncertainty at {budget} B", headings, lines, _OOD_NOTE)]
+    note = _AURC_NOTE + (_OOD_NOTE if comparison.example == "image" else "")
+    return [Table(f"Uncertainty at {budget} B", headings, lines, note)]
 
 
 def _ood_heading(key: str) -> str:

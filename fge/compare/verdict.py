@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fge.compare.comparison import (
     BASELINES,
     LEVEL,
-    RANKED,
     Best,
     Comparison,
     MethodRow,
@@ -21,9 +20,9 @@ from fge.observer import listed
 from fge.report import cost_text
 
 _FIRST = "calibrated NLL"
-_WORDS = {"error": "error", "calibrated_nll": _FIRST}
-_FORMS = {"error": "{:.2f} %", "calibrated_nll": "{:.4f}"}
-_UNITS = {"error": "{:.2f} points", "calibrated_nll": "{:.4f}"}
+_WORDS = {"error": "error", "mse": "squared error", "calibrated_nll": _FIRST}
+_FORMS = {"error": "{:.2f} %", "mse": "{:.4g}", "calibrated_nll": "{:.4f}"}
+_UNITS = {"error": "{:.2f} points", "mse": "{:.4g}", "calibrated_nll": "{:.4f}"}
 
 
 def comparison_verdict(comparison: Comparison) -> list[str]:
@@ -38,7 +37,7 @@ def comparison_verdict(comparison: Comparison) -> list[str]:
         a paragraph for each question; the first one is the verdict in a line.
     """
     budgets = [budget for budget in comparison.budgets if comparison.at(budget)]
-    images = f"{len(comparison.cells[0].wrong)} test images"
+    images = f"{len(comparison.cells[0].wrong)} test {comparison.example}s"
     uses = [
         f"at {epochs_of(comparison, budget)}, {_use(comparison, _best(comparison, budget)).clause}"
         for budget in budgets
@@ -224,10 +223,12 @@ def _against(comparison: Comparison, budget: int, baseline: str) -> str:
     within = {row.method: row for row in comparison.at(budget)}
     if FGE not in within or baseline not in within:
         return ""
-    differences = {m: comparison.fge_difference(baseline, budget, m) for m in reversed(RANKED)}
+    differences = {
+        m: comparison.fge_difference(baseline, budget, m) for m in reversed(comparison.ranked)
+    }
     intervals = {m: d.interval for m, d in differences.items() if d is not None}
     costs = f"fge costs {_cost(within[FGE])}, {baseline} {_cost(within[baseline])}."
-    if len(intervals) < len(RANKED):
+    if len(intervals) < len(comparison.ranked):
         return f"Whether FGE is better than {baseline} is unknown: there is no interval; {costs}"
     level = percent(level_among(len(within)))
     changes = [

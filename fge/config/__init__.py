@@ -1,14 +1,19 @@
 """Every option, declared once; importing it loads no PyTorch."""
 
 from fge.config.base import (
+    CLASSIFICATION,
     DATA_NAMES,
+    OF_CLASSES,
     OOD_NAMES,
     REFRESH_IMAGES,
+    TABLES,
     VIEWS_SUFFIX,
     CacheUse,
     Precision,
+    TaskName,
     as_stored,
     curve_rate_of,
+    is_table,
     without_views,
 )
 from fge.config.compare import (
@@ -73,6 +78,7 @@ from fge.config.studies import (
     StudyConfig,
     VerifyConfig,
 )
+from fge.config.suiting import suited
 from fge.config.training import (
     AVERAGE,
     FINAL_FACTOR,
@@ -89,6 +95,7 @@ from fge.config.training import (
 __all__ = [
     "AVERAGE",
     "AVERAGED",
+    "CLASSIFICATION",
     "CURVE_END_SHARE",
     "CURVE_ENSEMBLE",
     "CURVE_POINTS",
@@ -102,6 +109,7 @@ __all__ = [
     "LIBRARIES",
     "METHOD_NAMES",
     "OF_AVERAGED_RUN",
+    "OF_CLASSES",
     "OF_PAPER_RUN",
     "OOD_NAMES",
     "ORDER",
@@ -111,6 +119,7 @@ __all__ = [
     "REFRESH_IMAGES",
     "RUN_COMMANDS",
     "SINGLE",
+    "TABLES",
     "VIEWS_SUFFIX",
     "CacheUse",
     "CommandConfig",
@@ -137,6 +146,7 @@ __all__ = [
     "SharpnessConfig",
     "SpeedOptions",
     "StudyConfig",
+    "TaskName",
     "TrainConfig",
     "TrainingConfig",
     "VerifyConfig",
@@ -152,6 +162,7 @@ __all__ = [
     "help_of",
     "is_factory",
     "is_loader",
+    "is_table",
     "keep_settled",
     "options_for",
     "options_of_run",
@@ -162,6 +173,7 @@ __all__ = [
     "read_config",
     "read_report",
     "read_run",
+    "suited",
     "to_options",
     "without_views",
     "write_config",

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fge.errors import UserError, check_at_least
 
 Switch = Literal["auto", "on", "off"]
 Precision = Literal["auto", "off", "bf16", "fp16"]
 CacheUse = Literal["on", "off", "refresh"]
+TaskName = Literal["classification", "binary", "multilabel", "regression"]
+CLASSIFICATION: Final = "classification"
+OF_CLASSES = (CLASSIFICATION, "binary")
+"""Tasks whose targets are exclusive classes."""
+TABLES = (".csv", ".parquet")
+"""What ends the names of tables."""
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
 """Data sets known by name, read by ``fge.data.splits``."""
 OOD_NAMES = ("noise", "digits")
@@ -86,21 +92,25 @@ _RATES = {
     "preresnet": Rates(0.1, 0.05, 0.01),
     "wrn28-10": Rates(0.1, 0.05, 0.01),
 }
+_OF_REGRESSION = 0.25
 _USUAL_RATES = Rates(0.05, 0.05, 0.0005)
 _ADAPTIVE_RATES = Rates(1e-3, 5e-4, 5e-5)
 """Of AdamW and Adam, whose steps hardly depend on the size of the gradient: their usual rate
 (arXiv 1412.6980), and cycles between a half and a twentieth of it."""
 
 
-def rates_of(model: str, optimizer: str = "sgd") -> Rates:
-    """Return the learning rates used for a model and an optimizer by default."""
+def rates_of(model: str, optimizer: str = "sgd", task: TaskName = CLASSIFICATION) -> Rates:
+    """Return the learning rates used for a model, an optimizer and a task by default.
+
+    Those of a regression are a quarter: the gradient of a squared error grows with the residual.
+    """
     if optimizer != "sgd":
         return _ADAPTIVE_RATES
-    if _is_built_in(model):
-        for name, rates in _RATES.items():
-            if model.startswith(name):
-                return rates
-    return _USUAL_RATES
+    known = _RATES.items() if _is_built_in(model) else ()
+    rates = next((rates for name, rates in known if model.startswith(name)), _USUAL_RATES)
+    if task != "regression":
+        return rates
+    return Rates(*(_OF_REGRESSION * rate for rate in (rates.lr, rates.max_lr, rates.min_lr)))
 
 
 def curve_rate_of(model: str) -> float:
@@ -133,7 +143,16 @@ def as_stored(name: str, value: Any) -> Any:
 def _is_path(value: str) -> bool:
     if value in (*DATA_NAMES, *OOD_NAMES):
         return False
-    return "/" in value or value.endswith((".npz", ".tar")) or os.path.exists(value)
+    return "/" in value or value.endswith((".npz", ".tar", *TABLES)) or os.path.exists(value)
+
+
+def is_table(data: str) -> bool:
+    """Return whether data are a table by their name.
+
+    >>> is_table("houses.csv"), is_table("fashion-mnist")
+    (True, False)
+    """
+    return data.endswith(TABLES)
 
 
 def without_views(method: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fge.config.base import HOW_TO_RUN, rates_of, whole
-from fge.config.options import L2_PENALTY, FitConfig, ModelOptions, OODOptions, Options
+from fge.config.base import HOW_TO_RUN, Rates, rates_of, whole
+from fge.config.options import L2_PENALTY, FitConfig, ModelOptions, OODOptions, Options, TaskOptions
 from fge.errors import UserError, check_not_negative, check_positive
 
 OptimizerName = Literal["sgd", "adamw", "adam"]
@@ -61,7 +61,7 @@ class ExampleOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateOptions(OptimizerOptions, ModelOptions):
+class RateOptions(OptimizerOptions, ModelOptions, TaskOptions):
     """The learning rate of conventional training."""
 
     group: ClassVar[str] = "schedule"
@@ -80,7 +80,12 @@ class RateOptions(OptimizerOptions, ModelOptions):
     @property
     def base_lr(self) -> float:
         """The learning rate of the conventional schedule: ``lr``, or the default for the model."""
-        return rates_of(self.model, self.optimizer).lr if self.lr is None else self.lr
+        return self.usual_rates.lr if self.lr is None else self.lr
+
+    @property
+    def usual_rates(self) -> Rates:
+        """The learning rates that suit the model, the optimizer and the task."""
+        return rates_of(self.model, self.optimizer, self.task)
 
 
 @dataclass(frozen=True, kw_only=True)

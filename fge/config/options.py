@@ -22,7 +22,9 @@ from fge.config.base import (
     CacheUse,
     Precision,
     Switch,
+    TaskName,
     check_bounds,
+    is_table,
     whole,
 )
 from fge.errors import UserError, check_not_negative
@@ -106,15 +108,28 @@ class OutputOptions(FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Options):
-    """Which images."""
+class TaskOptions(Options):
+    """What is predicted."""
+
+    group: ClassVar[str] = "data"
+    task: TaskName = "classification"
+    """What is predicted: one of several classes; binary: one of two, by one logit; multilabel: any
+    of several labels; regression: numbers."""
+    target: tuple[str, ...] = ()
+    """Columns of a table that are predicted: one, or for multilabel and regression several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(TaskOptions):
+    """Which images, or which table."""
 
     group: ClassVar[str] = "data"
     data: str = "fashion-mnist-mini"
     """Name of a data set (fashion-mnist-mini, fashion-mnist, cifar10, cifar100), an .npz file,
     or a folder with images in train/CLASS/ and perhaps val/CLASS/ and test/CLASS/, in CLASS/
-    alone, or with a table of --labels; WebDataset's tar shards, a folder or a name as
-    train-{000..009}.tar (needs the extra webdataset); your own data sets as package.module:load."""
+    alone, or with a table of --labels; a .csv or .parquet table with --target; WebDataset's tar
+    shards, a folder or a name as train-{000..009}.tar (needs the extra webdataset); your own data
+    sets as package.module:load."""
     data_dir: Path | None = field(default=None, metadata=HOW_TO_RUN)
     """Folder that holds the files of named data sets. By default ./data."""
     train_size: int | None = field(default=None, metadata=IMAGES)
@@ -148,6 +163,11 @@ class DataOptions(Options):
         super().__post_init__()
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction must be in [0, 1), got {self.val_fraction}")
+        if self.target and not is_table(self.data):
+            raise UserError(
+                f"--target names columns of a .csv or .parquet table, and data {self.data!r} are "
+                "none; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +243,9 @@ class ModelOptions(Options):
 
     group: ClassVar[str] = "model"
     model: str = "convnet"
-    """convnet, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10, torchvision:NAME or
-    timm:NAME (a classifier that returns logits, in training too; timm needs the extra timm), or
-    your own as package.module:factory."""
+    """convnet (mlp for a table), mlp, vgg16, vgg16-bn, preresnet20, -56, -110, -164, wrn28-10,
+    torchvision:NAME or timm:NAME (a classifier that returns logits, in training too; timm needs the
+    extra timm), or your own as package.module:factory."""
     seed: int = field(default=0, metadata=SEED)
     """Seed of initialisation, shuffling and augmentation."""
 

@@ -29,7 +29,7 @@ _STUDIED = {"weights"}
 """What is studied: the files that a connect run connects are not those of a command with --run."""
 _OF_DATA = (
     *("data", "train_size", "test_size", "val_fraction"),
-    *("image_size", "stream", "skip_unreadable", "labels"),
+    *("image_size", "stream", "skip_unreadable", "labels", "task", "target"),
 )
 RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""

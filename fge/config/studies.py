@@ -228,7 +228,8 @@ class PredictConfig(DeviceOptions, FigureOptions):
     run: Path
     """Folder of an fge or train run."""
     images: Path
-    """An image, a folder that is searched for images, or an .npz file with an array 'images'."""
+    """An image, a folder that is searched for images, or an .npz file with an array 'images'; for
+    a run of a table another .csv or .parquet table."""
     image_size: int | None = field(default=None, metadata=whole(1, 4096))
     """Resize images so that their shorter side has this many pixels, and crop the centre: the size
     of the network's images. By default images are resized if the run did so."""

@@ -16,7 +16,6 @@ from fge.config.base import (
     MAY_BE_DROPPED,
     THIS_INVOCATION,
     Rates,
-    rates_of,
     whole,
 )
 from fge.config.invocation import LIBRARIES, is_factory
@@ -163,7 +162,7 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
 
         Cycles whose members are averages rise higher and fall less far than the papers'.
         """
-        usual = rates_of(self.model, self.optimizer)
+        usual = self.usual_rates
         if self.average_part > 0 or self.optimizer != "sgd":
             low = self.final_factor * self.base_lr
             usual = Rates(self.base_lr, max(low, _HIGH * self.base_lr), low)

@@ -10,7 +10,9 @@ from fge.data.batches import (
     default_padding,
 )
 from fge.data.choice import balanced_order
+from fge.data.columns import Table, read_table
 from fge.data.crops import Crops, crops_of
+from fge.data.encoding import Encoder, TableFacts
 from fge.data.folders import find_unreadable
 from fge.data.images import Skipped, list_images, read_images
 from fge.data.ood import load_ood
@@ -24,6 +26,8 @@ from fge.data.splits import (
     load_dataset,
     load_raw,
 )
+from fge.data.tabular import load_table
+from fge.data.targets import TargetFacts, outputs_of
 from fge.data.workers import default_workers
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "ArrayPictures",
     "Crops",
     "Dataset",
+    "Encoder",
     "EvalBatches",
     "FilePaths",
     "FilePictures",
@@ -45,6 +50,9 @@ __all__ = [
     "Reading",
     "Skipped",
     "Split",
+    "Table",
+    "TableFacts",
+    "TargetFacts",
     "TrainBatches",
     "ViewBatches",
     "balanced_order",
@@ -58,6 +66,9 @@ __all__ = [
     "load_dataset",
     "load_ood",
     "load_raw",
+    "load_table",
+    "outputs_of",
     "read_images",
+    "read_table",
     "unlabelled",
 ]

@@ -55,7 +55,9 @@ class Normaliser:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return (N, C, H, W) float32 for (N, C, H, W) uint8."""
+        """Return (N, C, H, W) float32 for (N, C, H, W) uint8; rows (N, F) likewise."""
+        if images.ndim == 2:
+            return images.float() * self.scale.view(1, -1) + self.shift.view(1, -1)
         floats = images.to(torch.float32, memory_format=self.memory_format)
         return floats.mul_(self.scale).add_(self.shift)
 
@@ -207,7 +209,7 @@ class TrainBatches:
             else:
                 second = inputs[step.partners.to(device)]
             part = parts[index]
-            mixed = torch.lerp(second, inputs, part[:, None, None, None])
+            mixed = torch.lerp(second, inputs, part.view(-1, *[1] * (inputs.ndim - 1)))
             yield mixed, self.mixup.targets(labels, self.labels[step.others.to(device)], part)
 
     def _steps(self, order: Tensor) -> Iterator[_Step]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.data.raw import Part, RawData
+from fge.data.targets import strata
 from fge.errors import UserError
 from fge.seeds import derive_seed
 
@@ -69,7 +70,7 @@ def choose(
         test = Chosen(raw.test, np.arange(len(raw.test)), raw.test.origin)
     else:
         # What is left to train on must not depend on how many of these are used.
-        shuffled = balanced_order(raw.train.labels, derive_seed(SPLIT_SEED, "test"))
+        shuffled = balanced_order(strata(raw.train.labels), derive_seed(SPLIT_SEED, "test"))
         count = max(1, round(TEST_FRACTION * len(pool)))
         pool = np.sort(shuffled[count:])
         origin = f"{_of_training(TEST_FRACTION)}, as there is no {raw.missing}"
@@ -101,7 +102,7 @@ def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 def _balanced(chosen: Chosen, option: str, size: int | None) -> Chosen:
     """Return images in balanced order, the first ``size`` of them."""
     _check_size(option, size, len(chosen))
-    order = balanced_order(chosen.labels, derive_seed(SPLIT_SEED, option))
+    order = balanced_order(strata(chosen.labels), derive_seed(SPLIT_SEED, option))
     return replace(chosen, order=chosen.order[order[:size]])
 
 

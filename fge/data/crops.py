@@ -29,11 +29,26 @@ def crops_of(split: Split, padding: int, *, flip: bool, resized: bool = False) -
         flip: mirror images left to right with probability 1/2.
         resized: take random resized crops of whole photographs.
     """
+    if len(split.shape) == 2:
+        return Rows(split.images)
     if resized and split.photographs is not None:
         return ResizedCrops(split.photographs, split.labels.device, flip=flip)
     if isinstance(split, StreamedSplit):
         return StreamedCrops(split, padding, flip=flip)
     return Crops(split.images, padding, flip=flip)
+
+
+class Rows:
+    """The rows of a table (N, F), which are not cropped."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def batches(self, batches: Sequence[Tensor], seed: int, *stream: object) -> Iterator[Tensor]:
+        """Yield the rows (n, F) of each index (n,)."""
+        del seed, stream
+        for batch in batches:
+            yield self.rows[batch.to(self.rows.device)]
 
 
 class Crops:

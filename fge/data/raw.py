@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.data.pictures import ArrayPictures, Pictures, Sized
 from fge.errors import UserError
 
@@ -21,8 +22,8 @@ _CHANNELS = (1, 2, 3, 4)
 class Part:
     """A part of a data set whose images are read when they are asked for.
 
-    ``labels`` (N,) are integers; ``shape`` is that of all images (N, H, W, C), if they have one
-    size; ``origin`` says where they are from: "from test/".
+    ``labels`` (N,) are integers, or what another task needs; ``shape`` is that of all images
+    (N, H, W, C), if they have one size; ``origin`` says where they are from: "from test/".
     """
 
     labels: NDArray[Any]
@@ -56,7 +57,7 @@ class RawData:
 
     ``missing`` is the name of the part that would hold test images, ``skipped`` a line about files
     that were passed over, if any were; ``unreadable``: the files that could not be read and why, if
-    they were to be left out.
+    they were to be left out; ``task``: for which the labels are.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RawData:
     missing: str = "test/"
     skipped: str | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    task: TaskName = CLASSIFICATION
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -88,6 +90,7 @@ def check_arrays(
     dtype: np.dtype[Any],
     labels: tuple[int, ...],
     label_dtype: np.dtype[Any],
+    task: TaskName = CLASSIFICATION,
 ) -> None:
     """Raise a UserError unless shapes and types are those of images and labels."""
     if dtype != np.uint8 or len(images) != 4:
@@ -101,6 +104,8 @@ def check_arrays(
             f"{part}_images {images} have their channels first; give (N, H, W, C), "
             "images.transpose(0, 2, 3, 1)"
         )
+    if task != CLASSIFICATION:
+        return  # the values say more than shapes and types
     if labels != images[:1]:
         raise UserError(f"{part}_labels must be one per image ({images[0]}), got shape {labels}")
     if label_dtype.kind not in "iu":
@@ -109,11 +114,16 @@ def check_arrays(
 
 def check(raw: RawData) -> None:
     """Raise a UserError unless the labels of all parts are in range, and images of one size."""
+    if raw.task == "binary" and len(raw.classes) != 2:
+        raise UserError(
+            f"--task binary needs two classes, {raw.name} has {len(raw.classes)}; use --task "
+            "classification"
+        )
     for name, part in raw.parts.items():
         if len(part) == 0:
             raise UserError(f"the {name} split is empty")
         low, high = part.labels.min(), part.labels.max()
-        if low < 0 or high >= len(raw.classes):
+        if raw.task in OF_CLASSES and (low < 0 or high >= len(raw.classes)):
             raise UserError(
                 f"{name}_labels must be in [0, {len(raw.classes)}), got {low} to {high}"
             )

@@ -6,13 +6,16 @@ import gzip
 import math
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fge.arrays import Archive, unreadable
+from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.data.pictures import Pictures
 from fge.data.raw import VAL_NAMES, Part, RawData, check_arrays, in_memory, only
+from fge.data.targets import checked_targets
 from fge.errors import UserError
 from fge.files import check_file, printable
 from fge.memory import check_fits
@@ -94,19 +97,32 @@ def cifar100(data_dir: Path) -> RawData:
     )
 
 
-def from_npz(path: Path) -> RawData:
-    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and integer labels.
+def from_npz(path: Path, task: TaskName = CLASSIFICATION) -> RawData:
+    """Return the data in an ``.npz`` with images (N, H, W[, C]) uint8 and labels of a task.
 
-    Its arrays are ``train_images`` and ``train_labels``, and perhaps the same for ``test`` and for
-    one of ``VAL_NAMES``.
+    Its arrays are ``train_images`` and ``train_labels`` (or ``train_targets``), and perhaps the
+    same for ``test`` and for one of ``VAL_NAMES``. ``target_names`` may name the labels of
+    multilabel, the outputs of a regression, or the two classes of binary.
     """
     with Archive(path) as archive:
-        present = [p for p in VAL_NAMES if f"{p}_images" in archive or f"{p}_labels" in archive]
+        kinds = ("images", "labels", "targets")
+        present = [p for p in VAL_NAMES if any(f"{p}_{kind}" in archive for kind in kinds)]
         val = only(present, f"{path} has the arrays of {{}}; keep one of them")
-        train = _npz_part(archive, "train")
-        tested = any(f"test_{kind}" in archive for kind in ("images", "labels"))
-        test = _npz_part(archive, "test") if tested else None
-        checked = _npz_part(archive, val) if val else None
+        train = _npz_part(archive, "train", task)
+        tested = any(f"test_{kind}" in archive for kind in kinds)
+        test = _npz_part(archive, "test", task) if tested else None
+        checked = _npz_part(archive, val, task) if val else None
+        given = archive.read("target_names") if "target_names" in archive else None
+    if task != CLASSIFICATION:
+        names = _target_names(path, task, train, given)
+        for part in (test, checked):
+            if part is not None and part.labels.shape[1:] != train.labels.shape[1:]:
+                raise UserError(
+                    f"{path}: training targets have {train.labels.shape[1]} columns, others "
+                    f"{part.labels.shape[1]}; give all parts the same"
+                )
+        stem = printable(path.stem)
+        return RawData(stem, names, train, test, checked, missing="test_images", task=task)
     classes = int(train.labels.max()) + 1 if train.labels.size else 0
     if classes > len(train):  # making so many names could take a long time
         raise UserError(
@@ -117,16 +133,34 @@ def from_npz(path: Path) -> RawData:
     return RawData(printable(path.stem), names, train, test, checked, missing="test_images")
 
 
-def _npz_part(archive: Archive, part: str) -> Part:
+def _target_names(
+    path: Path, task: TaskName, train: Part, given: NDArray[Any] | None
+) -> tuple[str, ...]:
+    """Return the names of classes, labels or outputs: those given, or numbers from 0."""
+    count = 2 if task in OF_CLASSES else train.labels.shape[1]
+    names = tuple(map(str, range(count) if given is None else np.atleast_1d(given).tolist()))
+    if len(names) != count or len(set(names)) != count:
+        raise UserError(
+            f"{path}: target_names must be {count} different names for --task {task}, got "
+            f"{len(names)}"
+        )
+    return names
+
+
+def _npz_part(archive: Archive, part: str, task: TaskName) -> Part:
     """Return a part of an archive after checking what the headers of its arrays say."""
-    keys = [f"{part}_images", f"{part}_labels"]
+    found = [f"{part}_{kind}" for kind in ("labels", "targets") if f"{part}_{kind}" in archive]
+    only(found, f"{archive.path} has the arrays {{}}; keep one of them")
+    keys = [f"{part}_images", *(found or [f"{part}_labels"])]
     archive.check_names(keys)
     images, labels = (archive.header(key) for key in keys)
     shape = (*images.shape, 1) if len(images.shape) == 3 else images.shape
-    check_arrays(part, shape, images.dtype, labels.shape, labels.dtype)
-
+    check_arrays(part, shape, images.dtype, labels.shape, labels.dtype, task)
+    values = archive.read(keys[1])
+    if task != CLASSIFICATION:
+        values = checked_targets(task, keys[1], values, shape[0])
     pictures = _ArchivePictures(archive.path, keys[0], shape)
-    return Part(archive.read(keys[1]), shape, pictures, f"from {keys[0]}")
+    return Part(values, shape, pictures, f"from {keys[0]}")
 
 
 class _ArchivePictures(Pictures):

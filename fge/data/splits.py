@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.config import DATA_NAMES
+from fge.config import CLASSIFICATION, DATA_NAMES, OF_CLASSES, TaskName
 from fge.data import sources
 from fge.data.choice import Chosen, choose
 from fge.data.folders import from_folder, raw_of
@@ -24,6 +24,7 @@ from fge.data.raw import RawData, check, sized
 from fge.data.shards import SUFFIX, list_shards
 from fge.data.split import Photographs, Split, StreamedSplit
 from fge.data.statistics import mean_and_std
+from fge.data.targets import MANY, TargetFacts, as_tensor, outputs_of
 from fge.data.workers import default_workers
 from fge.errors import UserError, unknown
 from fge.memory import check_fits, free_host_memory, size_text
@@ -67,7 +68,9 @@ class Dataset:
     the images of ``val``, and those of ``test`` if it has no part of its own, come from;
     ``skipped`` tells of files that were passed over, if any were; ``unreadable``: files that were
     left out because they cannot be read, and why; ``streamed``: whether images are read when they
-    are needed, ``streamable``: whether they can be.
+    are needed, ``streamable``: whether they can be; ``target``: the task; ``table``: what
+    predicting needs of a table. ``classes`` name the classes, or the labels or numbers that are
+    predicted.
     """
 
     name: str
@@ -84,20 +87,46 @@ class Dataset:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
     streamable: bool = False
+    target: TargetFacts = MANY
+    table: Mapping[str, Any] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """The outputs of a network for these data."""
+        return outputs_of(self.target.task, len(self.classes))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether examples are rows of a table (N, F), and no images."""
+        return self.table is not None
+
+    @property
+    def example(self) -> str:
+        """What an example is called: image or row."""
+        return "row" if self.is_table else "image"
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images."""
+        """Channels of the images, or features of the rows."""
         return self.train.shape[1]
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
+        """Height and width of the images in pixels; 1 and 1 for the rows of a table."""
+        if self.is_table:
+            return 1, 1
         return self.train.shape[2], self.train.shape[3]
 
     @property
+    def model_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that a network gets; None for rows (N, F)."""
+        return None if self.is_table else self.image_size
+
+    @property
     def untested(self) -> list[str]:
-        """The classes that have no test image."""
+        """The classes that have no test image; nothing for targets that are no classes."""
+        if self.target.task not in OF_CLASSES:
+            return []
         counts = np.bincount(self.test.labels.cpu().numpy(), minlength=len(self.classes))
         return [name for name, n in zip(self.classes, counts.tolist(), strict=True) if n == 0]
 
@@ -108,7 +137,7 @@ class Dataset:
         lines = []
         for part, origin in self.origins.items():
             name, split = named[part]
-            count = f"{counted(len(split), 'image')} " if len(split) else ""
+            count = f"{counted(len(split), self.example)} " if len(split) else ""
             lines.append(f"{name}: {count}{origin}")
         lines += [self.skipped] if self.skipped else []
         if self.unreadable:
@@ -138,8 +167,8 @@ class Reading:
     ``image_size``: images are resized to this side and their centres cropped, in pixels; ``stream``
     is auto, on or off: read images when they are needed (auto: if they do not fit); ``workers``:
     processes that read (None: one a core); ``skip_unreadable``: leave out files that cannot be
-    read; ``labels``: a table of labels of a folder's images; ``own``: returns the user's own data
-    sets (:func:`fge.data.own.from_own`).
+    read; ``labels``: a table of labels of a folder's images; ``task``: what is predicted;
+    ``own``: returns the user's own data sets (:func:`fge.data.own.from_own`).
     """
 
     image_size: int | None = None
@@ -147,6 +176,7 @@ class Reading:
     workers: int | None = 0
     skip_unreadable: bool = False
     labels: Path | None = None
+    task: TaskName = CLASSIFICATION
     own: Callable[[], Any] | None = None
 
     @property
@@ -191,7 +221,7 @@ def load_dataset(
     raw = load_raw(name, data_dir or Path("data"), reading)
     check(raw)
     chosen = choose(raw, train_size=train_size, test_size=test_size, val_fraction=val_fraction)
-    _check_classes(chosen.train, raw.classes)
+    check_classes(chosen.train, raw)
     three = (chosen.train, chosen.val, chosen.test)
     streamed = _streams(raw, three, reading)
     read = (_streamed if streamed else _in_memory)(raw, three, reading)
@@ -209,6 +239,7 @@ def load_dataset(
         unreadable=raw.unreadable,
         streamed=streamed,
         streamable=_streamable(raw),
+        target=TargetFacts.of(raw.task, chosen.train.labels),
     )
 
 
@@ -238,6 +269,12 @@ def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawDa
     """
     reading = reading or Reading()
     raw = _found(name, data_dir, reading)
+    if reading.task not in OF_CLASSES and raw.task != reading.task:
+        raise UserError(
+            f"--task {reading.task} needs targets of its own, and {raw.name} has classes; give an "
+            ".npz file with train_targets, or a table"
+        )
+    raw = replace(raw, task=reading.task)
     return raw if reading.image_size is None else sized(raw, reading.image_size, reading.processes)
 
 
@@ -264,7 +301,7 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     if name in NAMED:
         return NAMED[name](data_dir)
     if path.suffix == ".npz":
-        return sources.from_npz(path)
+        return sources.from_npz(path, reading.task)
     if "/" in name or path.exists():
         raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")
     raise unknown("data", name, NAMED)
@@ -326,8 +363,8 @@ def _streamed(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Load
     digest = hashlib.sha256(_fingerprint(sample).encode())
     splits = []
     for own in chosen:
-        labels = own.labels.astype(np.int64)
-        digest.update(np.ascontiguousarray(labels).data)
+        labels = as_tensor(own.labels)
+        digest.update(np.ascontiguousarray(labels.numpy()).data)
         for k in own.order.tolist():
             digest.update(own.part.pictures.identity(k) + b"\0")
         pictures = own.part.pictures
@@ -336,7 +373,7 @@ def _streamed(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Load
         centres = Photographs(pictures, own.order, (height, width), channels, reading.processes)
         whole = _photographs(own, reading)
         size = (len(own), channels, height, width)
-        splits.append(StreamedSplit(centres, size, torch.from_numpy(labels), whole))
+        splits.append(StreamedSplit(centres, size, labels, whole))
     train, val, test = splits
     return _Loaded((train, val, test), mean, std, digest.hexdigest())
 
@@ -387,11 +424,14 @@ def _read(raw: RawData, *splits: Chosen) -> list[_Read]:
     return [_Read(read[k], split.labels) for k, split in enumerate(splits)]
 
 
-def _check_classes(train: Chosen, classes: tuple[str, ...]) -> None:
+def check_classes(train: Chosen, raw: RawData) -> None:
+    """Raise a UserError unless there are training images, of every class if there are any."""
     if len(train) == 0:
         raise UserError("no training images are left; lower val_fraction or raise train_size")
-    counts = np.bincount(train.labels, minlength=len(classes))
-    for name, count in zip(classes, counts, strict=True):
+    if raw.task not in OF_CLASSES:
+        return
+    counts = np.bincount(train.labels, minlength=len(raw.classes))
+    for name, count in zip(raw.classes, counts, strict=True):
         if count == 0:
             raise UserError(f"class {name!r} has no training image; add some or remove the class")
 
@@ -399,7 +439,7 @@ def _check_classes(train: Chosen, classes: tuple[str, ...]) -> None:
 def _split(read: _Read) -> Split:
     """Return the split as tensors: (N, C, H, W) views of NHWC memory."""
     images = torch.from_numpy(np.ascontiguousarray(read.images)).permute(0, 3, 1, 2)
-    return Split(images, torch.from_numpy(read.labels.astype(np.int64)))
+    return Split(images, as_tensor(read.labels))
 
 
 def _fingerprint(*splits: _Read) -> str:

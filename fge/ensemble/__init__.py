@@ -13,12 +13,13 @@ from fge.ensemble.folding import (
     fold_greedily,
     scores_of,
 )
-from fge.ensemble.predictions import TTA_FILE, MemberPredictions, PredictionFile
+from fge.ensemble.predictions import NOISE_EXAMPLES, TTA_FILE, MemberPredictions, PredictionFile
 from fge.ensemble.selection import without_harmful
 from fge.ensemble.snapshots import SnapshotStore, index_bytes
 
 __all__ = [
     "FGE",
+    "NOISE_EXAMPLES",
     "NOT_FINITE",
     "TTA_FILE",
     "Candidate",

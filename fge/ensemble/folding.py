@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge import metrics
 from fge.ensemble.ensemble import Members
 from fge.errors import UserError
 from fge.networks import (
@@ -34,10 +33,14 @@ from fge.networks import (
     targets_of,
 )
 from fge.observer import listed
+from fge.tasks import MANY_CLASSES, Task
 
 
 class Scores(NamedTuple):
-    """Error (percent) and NLL (nats per example); of a loss of one's own, NaN and the loss."""
+    """Error (percent), or the first figure of another task, and NLL (nats per example).
+
+    Of a loss of one's own, NaN and the loss.
+    """
 
     error: float
     nll: float
@@ -229,11 +232,11 @@ def fold_greedily(
     return Fold(network, best, tuple(figures), ensemble, tuple(trials), images)
 
 
-def scores_of(probs: Tensor, targets: Tensor) -> Scores:
-    """Return the scores of probabilities (N, C) for targets (N,)."""
+def scores_of(probs: Tensor, targets: Tensor, task: Task = MANY_CLASSES) -> Scores:
+    """Return the scores of probabilities (N, C), or what a task predicts, for targets (N,)."""
     if not bool(torch.isfinite(probs).all()):
         return NOT_FINITE
-    return Scores(metrics.error(probs, targets), metrics.nll(probs, targets))
+    return Scores(*task.scores(probs, targets))
 
 
 class _Bench:

@@ -6,7 +6,9 @@ import copy
 import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,30 +20,46 @@ from fge.data import EvalBatches
 from fge.errors import UserError
 from fge.files import write_bytes
 from fge.networks import RunningMean
+from fge.tasks import MANY_CLASSES, Task
 
-_ARRAYS = ("targets", "members", "sha256", "probabilities")
+Array = NDArray[np.float64]
+_ARRAYS = ("targets", "members", "sha256")
+NOISE_EXAMPLES = 5000
+"""Training examples whose residuals say the noise of a regression without validation data."""
 TTA_FILE = "test-tta.npz"
 """The file of predictions with test-time augmentation."""
 
 
 class PredictionFile:
-    """An ``.npz`` of class probabilities per member.
+    """An ``.npz`` of class probabilities per member, or of what another task predicts.
 
     Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
-    ``probabilities`` (S, N, C) float32. The whole file is written again after each member.
+    ``probabilities`` (S, N, C) float32 (``predictions`` (S, N, K) float64 of a regression). The
+    whole file is written again after each member.
 
     Args:
         path: the file; read if it exists.
-        targets: labels (N,) of the split.
+        targets: labels (N,) of the split, or what another task has.
+        task: what is predicted; several classes by default.
+        noise_from: returns the file whose members say the noise variance of a regression.
 
     Raises:
         UserError: the file cannot be read, or has other targets.
     """
 
-    def __init__(self, path: Path, targets: Tensor) -> None:
+    def __init__(
+        self,
+        path: Path,
+        targets: Tensor,
+        task: Task = MANY_CLASSES,
+        noise_from: Callable[[], PredictionFile] | None = None,
+    ) -> None:
         self.path = path
+        self.task = task
+        self.noise_from = noise_from
+        self.arrays = (*_ARRAYS, task.array)
         self.targets: NDArray[np.int64] = targets.cpu().numpy()
-        self._members: dict[str, tuple[str, NDArray[np.float32]]] = {}
+        self._members: dict[str, tuple[str, NDArray[Any]]] = {}
         if path.exists():
             self._read()
 
@@ -63,8 +81,8 @@ class PredictionFile:
         return {key: name for name, (key, _) in self._members.items()}
 
     def _read(self) -> None:
-        stored = read_npz(self.path, _ARRAYS)
-        names, keys, probs = (stored[name] for name in _ARRAYS[1:])
+        stored = read_npz(self.path, self.arrays)
+        names, keys, probs = (stored[name] for name in self.arrays[1:])
         if not (
             names.ndim == keys.ndim == 1
             and probs.ndim == 3
@@ -113,9 +131,37 @@ class PredictionFile:
             mean.update(self.probabilities(member))
         return mean.value
 
+    def figures(self, members: Sequence[str]) -> dict[str, float]:
+        """Return the figures of the ensemble of some members by key."""
+        return self.task.figures(self.mean(members), self.targets, *self.variances(members))
+
+    def variances(self, members: Sequence[str]) -> tuple[Array | None, Array | None]:
+        """Return the variance over members (N, K) and the noise variance (K,) of a regression.
+
+        The noise is that of the same members in the file that says it, or of all of that file if
+        it has none of them. Both are None for other tasks.
+        """
+        if not self.task.uses_noise:
+            return None, None
+        spread = self._spread(members)
+        if self.noise_from is None:
+            return spread, None
+        source = self.noise_from()
+        known = [member for member in members if member in source] or source.members
+        own = source._spread(known)
+        return spread, self.task.noise(source.mean(known), source.targets, own)
+
+    def _spread(self, members: Sequence[str]) -> Array:
+        mean = self.mean(members).numpy()
+        squares = RunningMean()
+        for member in members:
+            squares.update((self.probabilities(member) - torch.from_numpy(mean)) ** 2)
+        return squares.value.numpy()
+
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
         """Store a member's probabilities (N, C); return them as rounded for the file."""
-        rounded = probs.float().numpy().copy()
+        # Numbers may be far from 0, with differences that float32 does not have.
+        rounded = (probs.double() if self.task.uses_noise else probs.float()).numpy().copy()
         self._members[member] = (sha256, rounded)
         self._write()
         return torch.from_numpy(rounded).double()
@@ -147,16 +193,20 @@ class PredictionFile:
 
     def _write(self) -> None:
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            targets=self.targets,
-            members=np.array(list(self._members)),
-            sha256=np.array([key for key, _ in self._members.values()]),
-            probabilities=np.stack([probs for _, probs in self._members.values()])
-            if self._members
-            else np.empty((0, len(self.targets), 0), np.float32),
-        )
+        arrays: dict[str, Any] = {
+            "targets": self.targets,
+            "members": np.array(list(self._members)),
+            "sha256": np.array([key for key, _ in self._members.values()]),
+            self.task.array: self._stacked(),
+        }
+        np.savez(buffer, **arrays)
         write_bytes(self.path, buffer.getvalue())
+
+    def _stacked(self) -> NDArray[Any]:
+        """Return the predictions of all members (S, N, ...)."""
+        if not self._members:
+            return np.empty((0, len(self.targets), 0), np.float32)
+        return np.stack([probs for _, probs in self._members.values()])
 
 
 class MemberPredictions:
@@ -174,6 +224,10 @@ class MemberPredictions:
         views: batches of the test set, one for each further view of its images. A member's
             prediction with test-time augmentation is the mean of its probabilities on the images
             and on these views.
+        task: what is predicted; several classes by default.
+        held_out: batches of the validation data, whose predictions say the noise of a regression;
+            they are in ``val.npz``.
+        fitted: batches of training data that say it where there are none; they are predicted too.
 
     Raises:
         UserError: a file cannot be read, or has other targets.
@@ -185,18 +239,34 @@ class MemberPredictions:
         test: EvalBatches,
         ood: Mapping[str, EvalBatches] | None = None,
         views: Sequence[EvalBatches] = (),
+        *,
+        task: Task = MANY_CLASSES,
+        held_out: EvalBatches | None = None,
+        fitted: EvalBatches | None = None,
     ) -> None:
-        self.test = PredictionFile(folder / "test.npz", test.split.labels)
+        self.train = None
+        if task.uses_noise and held_out is None and fitted is not None:
+            self.train = PredictionFile(folder / "train.npz", fitted.split.labels, task)
+
+        def noise_from() -> PredictionFile:
+            if self.train is not None or held_out is None:
+                assert self.train is not None, "no data say the noise"
+                return self.train
+            return PredictionFile(folder / "val.npz", held_out.split.labels, task)
+
+        make = partial(PredictionFile, targets=test.split.labels, task=task, noise_from=noise_from)
+        self.test = make(folder / "test.npz")
         self.views = list(views)
-        self.tta = PredictionFile(folder / TTA_FILE, test.split.labels) if views else None
+        self.tta = make(folder / TTA_FILE) if views else None
         self.ood = {
-            name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels)
+            name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels, task)
             for name, batches in (ood or {}).items()
         }
         self.ood_batches = dict(ood or {})
         self.parts = [
             (self.test, test),
             *((self.ood[name], batches) for name, batches in self.ood_batches.items()),
+            *([(self.train, fitted)] if self.train and fitted else []),
         ]
 
     @property

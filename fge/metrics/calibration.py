@@ -190,19 +190,32 @@ def _mean_of(log_q: Array, y: NDArray[np.int64]) -> float:
 
 def _held_out(p: Array, y: NDArray[np.int64], splits: int, seed: int) -> Iterator[Array]:
     """Yield, for each split, log-probabilities (N, C) at the other half's temperature."""
-    if len(y) < 2:
-        raise UserError(f"splitting into halves needs at least 2 examples, got {len(y)}")
-    check_at_least(1, splits=splits)
-    rng = np.random.default_rng(seed)
     log_p = _log(p)
-    for _ in range(splits):
-        order = rng.permutation(len(y))
-        halves = order[: len(y) // 2], order[len(y) // 2 :]
+    pairs = halves(len(y), splits, seed)
+    for first, second in zip(pairs, pairs, strict=True):
         log_q = np.empty_like(log_p)
-        for fitted, scored in (halves, halves[::-1]):
+        for fitted, scored in (first, second):
             temperature = _fit(log_p[fitted], y[fitted])
             log_q[scored] = log_softmax(log_p[scored] / temperature, axis=1)
         yield log_q
+
+
+def halves(
+    count: int, splits: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield two pairs per random split: the examples to fit on and those to score, both ways.
+
+    Raises:
+        UserError: there are fewer than 2 examples, or ``splits`` is below 1.
+    """
+    if count < 2:
+        raise UserError(f"splitting into halves needs at least 2 examples, got {count}")
+    check_at_least(1, splits=splits)
+    rng = np.random.default_rng(seed)
+    for _ in range(splits):
+        order = rng.permutation(count)
+        pair = order[: count // 2], order[count // 2 :]
+        yield from (pair, pair[::-1])
 
 
 def _fit(log_p: Array, y: NDArray[np.int64]) -> float:

@@ -141,6 +141,24 @@ def predict_proba(
     kind = OutputKind(output, output_dim)
     if not kind.probable:
         raise UserError(f"predict_proba needs output='softmax' or 'sigmoid', got {kind!r}")
+    return predict(model, batches, forward_fn=forward_fn, kind=kind)
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    kind: OutputKind,
+    forward_fn: ForwardFn | None = None,
+) -> Tensor:
+    """Return the predictions (N, ...) of one model, float64 on the CPU; see :func:`predict_proba`.
+
+    Args:
+        model: any module; it is put in evaluation mode and back.
+        batches: yields ``x`` or ``(x, y, ...)``.
+        kind: how outputs become predictions.
+        forward_fn: ``forward_fn(model, batch) -> outputs``.
+    """
     rows = HostRows()
     for _, outputs in _outputs_of(model, batches, forward_fn, kind.checked):
         rows.add(kind.predictions(outputs))

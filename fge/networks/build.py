@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fge.config import is_factory
+from fge.config import CLASSIFICATION, TaskName, is_factory
 from fge.errors import UserError, nearest, unknown
 from fge.networks.accepting import InDtype, check_values, materialise, only_dtype
 from fge.networks.architectures.convnet import convnet
+from fge.networks.architectures.mlp import mlp
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
 from fge.networks.copying import copy_module
@@ -35,13 +36,20 @@ MODELS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "preresnet164": partial(preresnet, depth=164),
     "wrn28-10": partial(wide_resnet, depth=28, factor=10),
 }
+ROW_MODELS: dict[str, Callable[[int, int, tuple[int, int] | None], nn.Module]] = {"mlp": mlp}
+"""Architectures of rows of a table; of images they take the pixels."""
 _OTHERS = (f"{TORCHVISION}NAME", f"{TIMM}NAME", "package.module:factory")
 
 
 def build_model(
-    name: str, *, in_channels: int, num_classes: int, image_size: tuple[int, int]
+    name: str,
+    *,
+    in_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int] | None,
+    task: TaskName = CLASSIFICATION,
 ) -> nn.Module:
-    """Build an architecture and try it on two blank images.
+    """Build an architecture and try it on two blank images, or rows of a table.
 
     Lazy layers get their shapes and weights here. A model whose weights are all of another dtype,
     and that does not take float32 images, is given images of its dtype.
@@ -51,29 +59,39 @@ def build_model(
             ``package.module:factory``. A factory is called with the keywords ``in_channels``,
             ``num_classes`` and ``image_size``, as far as it accepts them.
         in_channels: channels of the images.
-        num_classes: width of the output, at least 2.
-        image_size: height and width in pixels.
+        num_classes: width of the output; of a classifier at least 2.
+        image_size: height and width in pixels; None for rows of a table (N, in_channels).
+        task: what is predicted.
 
     Raises:
         UserError: a single class, an unknown name, a library that is not installed, a factory
             that fails, or a model that cannot be copied, cannot process such images, is in float16
             or without values, or whose output is not (N, num_classes).
     """
-    if num_classes < 2:
+    if num_classes < 2 and task == CLASSIFICATION:
         raise UserError(
             f"a classifier needs images of two classes or more, the data have {num_classes}; add "
             "the images of another class"
         )
-    if name in MODELS:
+    if name in ROW_MODELS:
+        model = ROW_MODELS[name](in_channels, num_classes, image_size)
+    elif name in MODELS and image_size is not None:
         model = MODELS[name](in_channels, num_classes, image_size)
+    elif image_size is None and not is_factory(name):
+        raise UserError(
+            f"model {name!r} is for images, and the data are a table; use --model mlp, or your own "
+            "as package.module:factory"
+        )
     elif is_factory(name):
         model = _from_factory(name, in_channels, num_classes, image_size)
     else:
+        assert image_size is not None
         found = from_library(name, in_channels, num_classes, image_size)
         if found is None:
             raise _unknown_model(name)
         model = found
-    _try_out(name, model, in_channels, num_classes, image_size)
+    shape = (in_channels, *(image_size or ()))
+    _try_out(name, model, shape, num_classes, task)
     return model
 
 
@@ -83,12 +101,12 @@ def _unknown_model(name: str) -> UserError:
     alike = {known.rpartition(":")[2]: known for known in near}
     best = nearest(name, alike)
     if best is None:
-        return unknown("model", name, [*MODELS, *_OTHERS])
+        return unknown("model", name, [*MODELS, *ROW_MODELS, *_OTHERS])
     return UserError(f"unknown model {name!r}; did you mean {alike[best]!r}?")
 
 
 def _from_factory(
-    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int]
+    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int] | None
 ) -> nn.Module:
     factory = import_named(name, "model")
     offered = {
@@ -114,11 +132,10 @@ def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
 
 
 def _try_out(
-    name: str, model: nn.Module, in_channels: int, num_classes: int, image_size: tuple[int, int]
+    name: str, model: nn.Module, shape: tuple[int, ...], num_classes: int, task: TaskName
 ) -> None:
     """Apply a copy to two blank images in both modes, without using the caller's generator."""
-    height, width = image_size
-    images = torch.zeros(2, in_channels, height, width)
+    images = torch.zeros(2, *shape)
     check_values(name, model)
     with _processing(name, images):
         materialise(model, images)
@@ -126,11 +143,15 @@ def _try_out(
     for training in (False, True):
         with _processing(name, images):
             output = _applied(model, images, training=training)
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if shape != (2, num_classes):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if found == (2,) and num_classes == 1:  # one output each
+            continue
+        if found != (2, num_classes):
+            what = "logits" if task != "regression" else "outputs"
+            of = f"{num_classes} classes of the data" if task == CLASSIFICATION else f"task {task}"
             raise UserError(
-                f"model {name!r} must return logits of shape (N, {num_classes}) for the "
-                f"{num_classes} classes of the data, got {shape} for N = 2"
+                f"model {name!r} must return {what} of shape (N, {num_classes}) for the {of}, got "
+                f"{found} for N = 2"
             )
 
 
@@ -143,9 +164,8 @@ def _processing(name: str, images: Tensor) -> Iterator[None]:
         raise
     except Exception as error:
         size = " x ".join(map(str, images.shape[1:]))
-        raise UserError(
-            f"model {name!r} cannot process images of {size}: {reason(error)}"
-        ) from error
+        what = f"images of {size}" if images.ndim > 2 else f"rows of {size} features"
+        raise UserError(f"model {name!r} cannot process {what}: {reason(error)}") from error
 
 
 def _applied(model: nn.Module, images: Tensor, *, training: bool) -> Any:

@@ -41,22 +41,19 @@ from fge.report.facts import (
     environment_facts,
     run_facts,
     splits_note,
+    units_note,
 )
 from fge.report.methods import (
     COLUMNS,
-    FEWEST,
-    RELIABILITY_CAPTION,
+    OTHER_COLUMNS,
     MethodLine,
     MethodResult,
-    ReliabilityBins,
-    add_reliability,
     as_methods,
     comparison,
     cost_text,
     ensemble_results,
     method_result,
     ood_tables,
-    reliability_chart,
     result_of,
     table_rows,
     verdict,
@@ -65,6 +62,7 @@ from fge.report.methods import (
     with_views,
 )
 from fge.report.page import (
+    COSTS,
     FILES,
     PREDICTIONS,
     UNITS,
@@ -103,6 +101,13 @@ from fge.report.predictions import (
     uncertain_table,
 )
 from fge.report.published import Published, published_for
+from fge.report.reliability import (
+    FEWEST,
+    RELIABILITY_CAPTION,
+    ReliabilityBins,
+    add_reliability,
+    reliability_chart,
+)
 from fge.report.render_interactive import (
     Plot,
     plot_of,
@@ -142,10 +147,12 @@ from fge.report.uncertainty import (
 __all__ = [
     "ALONG",
     "COLUMNS",
+    "COSTS",
     "COVERAGE",
     "ENSEMBLE_LABELS",
     "FEWEST",
     "FILES",
+    "OTHER_COLUMNS",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",
     "UNITS",
@@ -240,6 +247,7 @@ __all__ = [
     "thresholds_of",
     "training_chart",
     "uncertain_table",
+    "units_note",
     "verdict",
     "views_note",
     "with_balanced_error",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from fge.ensemble import Fold, Scores
 from fge.observer import counted
 from fge.report.methods import MethodResult, comparison
 from fge.report.page import Table
+from fge.tasks import MANY_CLASSES, Task
 
-_HEADINGS = ("network", "snapshots", "averaged", "validation error", "validation NLL")
+_HEADINGS = ("network", "snapshots", "averaged")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,14 @@ def _fold_sentence(
     )
 
 
-def average_table(swa: Swa | None, fold: Fold, names: Sequence[str], snapshots: int) -> Table:
+def average_table(
+    swa: Swa | None,
+    fold: Fold,
+    names: Sequence[str],
+    snapshots: int,
+    task: Task = MANY_CLASSES,
+    example: str = "image",
+) -> Table:
     """Return the table of averaged weights and their snapshots on the validation images.
 
     Args:
@@ -105,23 +114,27 @@ def average_table(swa: Swa | None, fold: Fold, names: Sequence[str], snapshots: 
         fold: the snapshots folded.
         names: of the snapshots, and of a distilled network that the fold may use.
         snapshots: the number of members of the ensemble.
+        task: what is predicted.
+        example: what an example is called: image or row.
     """
+    form = task.measure.form
     worst = max(range(len(fold.members)), key=lambda position: fold.members[position].nll)
     rows = [
-        _row(f"best snapshot ({names[fold.best]})", 1, "", fold.before),
-        _row(f"worst snapshot ({names[worst]})", 1, "", fold.members[worst]),
-        _row("ensemble", snapshots, "probabilities", fold.ensemble),
-        *([_row("swa", len(names), "weights", swa.figures)] if swa else []),
-        _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after),
+        _row(f"best snapshot ({names[fold.best]})", 1, "", fold.before, form),
+        _row(f"worst snapshot ({names[worst]})", 1, "", fold.members[worst], form),
+        _row("ensemble", snapshots, task.array, fold.ensemble, form),
+        *([_row("swa", len(names), "weights", swa.figures, form)] if swa else []),
+        _row("fold", len(fold.folded), "weights" if len(fold.folded) > 1 else "", fold.after, form),
     ]
     note = (
         f"{_swa_note(swa) if swa else ''}`fold` starts with the best snapshot and tries the others "
         "from good to bad; it keeps a snapshot if the average does not raise the NLL: "
-        f"{_trials(fold, names)}. These images chose `fold`, so its numbers here are optimistic. "
-        "Each average has batch-norm statistics of its own, from training images without "
-        "augmentation."
+        f"{_trials(fold, names)}. These {example}s chose `fold`, so its numbers here are "
+        "optimistic. Each average has batch-norm statistics of its own, from training "
+        f"{example}s without augmentation."
     )
-    return Table("Averaged weights on the validation images", _HEADINGS, rows, note=note)
+    headings = (*_HEADINGS, f"validation {task.measure.word}", "validation NLL")
+    return Table(f"Averaged weights on the validation {example}s", headings, rows, note=note)
 
 
 def _swa_note(swa: Swa) -> str:
@@ -135,13 +148,19 @@ def _swa_note(swa: Swa) -> str:
 
 
 def averages_json(
-    swa: Swa | None, fold: Fold | None, names: Sequence[str], *, all_of_them: bool = True
+    swa: Swa | None,
+    fold: Fold | None,
+    names: Sequence[str],
+    *,
+    all_of_them: bool = True,
+    task: Task = MANY_CLASSES,
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds of averaged weights; figures are those on validation."""
+    figures = partial(_figures, key=task.measure.key)
     content: dict[str, Any] = {"swa": {"snapshots": list(names)}} if all_of_them else {}
     if swa:
         content["swa"] |= {
-            **_figures(swa.figures),
+            **figures(swa.figures),
             "barrier": _finite(swa.barrier),
             "worst_snapshot_nll": swa.worst.nll,
             "harmful": swa.harmful,
@@ -149,12 +168,12 @@ def averages_json(
     if fold:
         content["fold"] = {
             "snapshots": [names[position] for position in fold.folded],
-            **_figures(fold.after),
-            "best_snapshot": {"name": names[fold.best], **_figures(fold.before)},
-            "ensemble": _figures(fold.ensemble),
-            "lost": _figures(fold.lost),
+            **figures(fold.after),
+            "best_snapshot": {"name": names[fold.best], **figures(fold.before)},
+            "ensemble": figures(fold.ensemble),
+            "lost": figures(fold.lost),
             "trials": [
-                {"snapshot": names[t.member], **_figures(t.figures), "kept": t.kept}
+                {"snapshot": names[t.member], **figures(t.figures), "kept": t.kept}
                 for t in fold.trials
             ],
         }
@@ -168,12 +187,12 @@ def _trials(fold: Fold, names: Sequence[str]) -> str:
     )
 
 
-def _row(name: str, snapshots: int, averaged: str, figures: Scores) -> list[str]:
-    return [name, str(snapshots), averaged, f"{figures.error:.2f}", f"{figures.nll:.4f}"]
+def _row(name: str, snapshots: int, averaged: str, figures: Scores, form: str) -> list[str]:
+    return [name, str(snapshots), averaged, form.format(figures.error), f"{figures.nll:.4f}"]
 
 
-def _figures(figures: Scores) -> dict[str, float | None]:
-    return {"error": _finite(figures.error), "nll": _finite(figures.nll)}
+def _figures(figures: Scores, key: str) -> dict[str, float | None]:
+    return {key: _finite(figures.error), "nll": _finite(figures.nll)}
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge import metrics
+from fge.config import OF_CLASSES
 from fge.data import Dataset
 from fge.ensemble import PredictionFile
 from fge.report.builder import ReportBuilder
@@ -37,6 +38,9 @@ class ClassCounts:
     @classmethod
     def of(cls, dataset: Dataset) -> ClassCounts:
         """Return the counts of a data set."""
+        if dataset.target.task not in OF_CLASSES:
+            none = np.zeros(len(dataset.classes), np.int64)
+            return cls(tuple(dataset.classes), none, none)
         parts = (dataset.train, dataset.test)
         classes = len(dataset.classes)
         train, test = (np.bincount(p.labels.cpu().numpy(), minlength=classes) for p in parts)
@@ -45,13 +49,16 @@ class ClassCounts:
     @property
     def imbalanced(self) -> bool:
         """Whether a class has ``IMBALANCED`` times the images of another one, or there are none."""
-        return any(c.max() >= IMBALANCED * max(c.min(), 1) for c in (self.train, self.test))
+        counts = (self.train, self.test)
+        return any(c.max() > 0 and c.max() >= IMBALANCED * max(c.min(), 1) for c in counts)
 
 
 def with_balanced_error(
     results: Sequence[MethodResult], test: PredictionFile
 ) -> list[MethodResult]:
-    """Return the results with the mean of the errors of their classes."""
+    """Return the results with the mean of the errors of their classes, if they are of classes."""
+    if not test.task.of_classes:
+        return list(results)
     return [
         replace(result, balanced_error=metrics.balanced_error(_confusion(result, test)))
         for result in results
@@ -73,6 +80,8 @@ def add_classes(
         test: the test predictions of their members.
         dataset: of the run.
     """
+    if not test.task.of_classes:
+        return
     counts = ClassCounts.of(dataset)
     shown = list({r.name: r for r in results if r.name not in _NOT_SHOWN}.values())
     matrices = [_confusion(result, test) for result in shown]

@@ -84,14 +84,16 @@ class ConsoleObserver(Observer):
             text = f"{kind}, epoch {record['epoch']}"
         else:
             text = f"snapshot {record['member']}, epoch {record['epoch']}, lr {record['lr']:g}"
-        if "val_error" in record:
-            text += f": validation error {record['val_error']:.2f} %, NLL {record['val_nll']:.4f}"
+        key, word, form = ("error", "error", "{:.2f} %")
+        if "val_rmse" in record:
+            key, word, form = "rmse", "RMSE", "{:.4g}"
+        if f"val_{key}" in record:
+            value = form.format(record[f"val_{key}"])
+            text += f": validation {word} {value}, NLL {record['val_nll']:.4f}"
         members = record.get("ensemble_members", record.get("member", 1))
-        if members > 1 and "ensemble_val_error" in record:
-            text += (
-                f"; ensemble of {members}: {record['ensemble_val_error']:.2f} %, "
-                f"NLL {record['ensemble_val_nll']:.4f}"
-            )
+        if members > 1 and f"ensemble_val_{key}" in record:
+            value = form.format(record[f"ensemble_val_{key}"])
+            text += f"; ensemble of {members}: {value}, NLL {record['ensemble_val_nll']:.4f}"
         self.console.print(visible(text, one_line=True))
 
     def note(self, text: str) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fge.config import CLASSIFICATION
 from fge.data import Dataset
 from fge.devices import hardware_name
 from fge.observer import counted
 from fge.report.escaping import plain_name
+from fge.report.page import COSTS
+from fge.tasks import Task
 
 _NAMED = 20
 """Files or classes that a page names."""
@@ -22,9 +25,9 @@ _NAMED = 20
 
 def splits_note(facts: dict[str, Any]) -> str:
     """Return how many images test, train and validate, and where from, by :func:`dataset_facts`."""
-    origins = facts.get("origins", {})
+    origins, example = facts.get("origins", {}), "row" if "table" in facts else "image"
     counts = [
-        f"{facts[part]} {name} images {origins.get(part, '') if facts[part] else ''}".rstrip()
+        f"{facts[part]} {name} {example}s {origins.get(part, '') if facts[part] else ''}".rstrip()
         for part, name in (("test", "test"), ("train", "training"), ("val", "validation"))
     ]
     missing, left_out = (facts.get(key, ()) for key in ("classes_without_test", "unreadable"))
@@ -41,6 +44,19 @@ def _names(names: Collection[str]) -> str:
     return ", ".join([*shown, *([f"and {rest:,} more (see config.json)"] if rest else [])])
 
 
+def units_note(task: Task, dataset: Dataset) -> str:
+    """Return the units of the figures of a task, and where the noise of a regression is from."""
+    notes = [task.units.format(example=dataset.example), COSTS]
+    if task.uses_noise:
+        held_out = f"is estimated on the validation {dataset.example}s"
+        fitted = (
+            f"is estimated on training {dataset.example}s, as there are none for validation: it is "
+            "too small"
+        )
+        notes.append(f"The noise variance {held_out if len(dataset.val) else fitted}.")
+    return " ".join(notes)
+
+
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """Return the facts about a data set that predicting needs, and its fingerprints."""
     ood = {n: {"images": len(o.split), "sha256": o.fingerprint} for n, o in dataset.ood.items()}
@@ -55,12 +71,24 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "sha256": dataset.fingerprint,
+        **_target_facts(dataset),
         **({"origins": dict(dataset.origins)} if dataset.origins else {}),
         **({"classes_without_test": dataset.untested} if dataset.untested else {}),
         **({"unreadable": dict(dataset.unreadable)} if dataset.unreadable else {}),
         **({"streamed": True} if dataset.streamed else {}),
         **({"ood": ood} if ood else {}),
     }
+
+
+def _target_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return the task and what predicting needs of targets; nothing for several classes."""
+    facts = dataset.target
+    found: dict[str, Any] = {} if facts.task == CLASSIFICATION else {"task": facts.task}
+    if dataset.table is not None:
+        found["table"] = dict(dataset.table)
+    if facts.mean:
+        found |= {"target_mean": list(facts.mean), "target_std": list(facts.std)}
+    return found
 
 
 def run_facts(
@@ -72,7 +100,7 @@ def run_facts(
     """Return the content of ``report.json`` in addition to the methods."""
     return {
         "command": command,
-        "task": "image classification",
+        "task": _task_words(dataset),
         "data": dataset.name,
         "model": options["model"],
         "seed": options["seed"],
@@ -80,6 +108,11 @@ def run_facts(
         "dataset": dataset_facts(dataset),
         "environment": environment,
     }
+
+
+def _task_words(dataset: Dataset) -> str:
+    """Return the task of a run in words, as contracted for classification."""
+    return f"{dataset.example} {dataset.target.task}"
 
 
 def environment_facts(device: torch.device, threads: int) -> dict[str, Any]:

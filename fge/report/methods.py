@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from msgspec import Meta
 
 from fge import metrics
-from fge.config import VIEWS_SUFFIX
+from fge.config import CLASSIFICATION, VIEWS_SUFFIX
 from fge.data import Dataset
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.metrics import ood_auroc
-from fge.report.builder import ReportBuilder
-from fge.report.charts import Chart, Panel, Series
 from fge.report.escaping import plain_name
 from fge.report.page import Table
 from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
+from fge.tasks import MANY_CLASSES, Task
 
-FEWEST = 10
-"""The smallest number of predictions in a bin that is shown: the accuracy of fewer is chance."""
 COLUMNS = (
-    ("name", "method", "{}"),
-    ("members", "members", "{}"),
-    ("error", "error", "{:.2f}"),
-    ("nll", "NLL", "{:.4f}"),
-    ("brier", "Brier", "{:.4f}"),
-    ("ece", "ECE", "{:.4f}"),
-    ("train_epochs", "epochs", "{}"),
-    ("forward_passes", "passes", "{}"),
+    *(("name", "method", "{}"), ("members", "members", "{}")),
+    *MANY_CLASSES.columns,
+    *(("train_epochs", "epochs", "{}"), ("forward_passes", "passes", "{}")),
 )
 """Columns of the method table: key of a result, heading and format of the cells."""
+OTHER_COLUMNS = (
+    *(("rmse", "RMSE", "{:.4g}"), ("mae", "MAE", "{:.4g}"), ("r2", "R²", "{:.4f}")),
+    *(("coverage", "90 % interval", "{:.1f}"), ("exact_match", "exact match", "{:.2f}")),
+    *(("auroc", "AUROC", "{:.4f}"), ("average_precision", "AP", "{:.4f}")),
+)
+"""Columns of tasks that are not of several classes, for tables of several runs."""
 _BALANCED = ("balanced_error", "balanced", "{:.2f}")
 ONE_RUN = "This is one run: other seeds give other numbers."
 _SCORES = {"max_probability": "max probability", "entropy": "entropy"}
-RELIABILITY_CAPTION = (
-    "Reliability on the test set{}: accuracy minus confidence in each of 15 bins. "
-    "Above 0, a method is right more often than it says. Below, the number of predictions per bin; "
-    f"bins of fewer than {FEWEST} are left out."
-)
 OOD_TITLE = "OOD detection"
-_NOT_DRAWN = ("best-snapshot", "fold")
-"""Single networks that are similar to others in the diagram."""
 _WITHOUT_VIEWS = ("best-snapshot", "fge+refit")
 """Lines that have none with test-time augmentation, so that the table stays short."""
 
@@ -60,6 +51,8 @@ class MethodResult:
     were tried. ``member_names`` are the names in ``predictions/test.npz`` (with views in
     ``predictions/test-tta.npz``). ``ood`` has the result of :func:`fge.metrics.ood_auroc` for each
     kind of OOD images. ``balanced_error`` is the mean of the errors of the classes, in percent.
+
+    Of another ``task`` than one of several classes ``figures`` has all figures by key.
     """
 
     name: str
@@ -67,16 +60,32 @@ class MethodResult:
     train_epochs: int
     forward_passes: int
     weight_bytes: int
-    error: float
+    error: float | None
     nll: float
-    brier: float
-    ece: float
+    brier: float | None
+    ece: float | None
     member_names: tuple[str, ...]
     refresh_images: int = 0
     validation_images: int = 0
     chosen: str | None = None
     ood: dict[str, dict[str, float]] | None = None
     balanced_error: float | None = None
+    figures: dict[str, float] | None = None
+    task: Task = MANY_CLASSES
+
+    def value(self, key: str) -> Any:
+        """Return a figure or another field by its key."""
+        known = self.figures or {}
+        return known[key] if key in known else getattr(self, key, None)
+
+    def with_figures(self, figures: dict[str, float]) -> MethodResult:
+        """Return the line with the figures of its task."""
+        common = {key: figures.get(key) for key in _COMMON}
+        more = None if self.task.name == CLASSIFICATION else figures
+        return replace(self, **common, figures=more)  # type: ignore[arg-type]
+
+
+_COMMON = ("error", "nll", "brier", "ece")
 
 
 class MethodLine(TypedDict):
@@ -130,19 +139,20 @@ def method_result(
         chosen: the member that a rule selected, if any.
     """
     size = len(members)
-    return MethodResult(
+    line = MethodResult(
         name,
         size,
         train_epochs,
         size,
         size * weight_bytes,
+        *(0.0, 0.0, 0.0, 0.0),
         member_names=tuple(members),
         refresh_images=refresh_images,
         validation_images=validation_images,
         chosen=chosen,
-        ood=None,
-        **metrics.summary(test.mean(members), test.targets),
+        task=test.task,
     )
+    return line.with_figures(test.figures(members))
 
 
 def ensemble_results(
@@ -246,9 +256,17 @@ def verdict(results: Sequence[MethodResult], name: str = "fge") -> list[str]:
 
 def _scores_and_cost(result: MethodResult) -> str:
     return (
-        f"{result.error:.2f} % error and NLL {result.nll:.4f}, for "
+        f"{scores_text(result)}, for "
         f"{cost_text(result.train_epochs, result.forward_passes)} (one run, one test set)"
     )
+
+
+def scores_text(result: MethodResult) -> str:
+    """Return the first figure of a line's task and its NLL in words."""
+    measure = result.task.measure
+    value = measure.value.format(result.value(measure.key))
+    first = f"{value} {measure.word}" if measure.unit else f"{measure.word} {value}"
+    return f"{first} and NLL {result.nll:.4f}"
 
 
 def cost_text(epochs: float, passes: float) -> str:
@@ -268,11 +286,13 @@ _SAME = "the same"
 
 def comparison(ours: MethodResult, theirs: MethodResult) -> str:
     """Say by how much error and NLL of one result differ: "... than" or "the same ... as"."""
-    error = _change(ours.error - theirs.error, "error", "{:.2f} points")
+    measure = ours.task.measure
+    difference = ours.value(measure.key) - theirs.value(measure.key)
+    first = _change(difference, measure.word, measure.difference)
     nll = _change(ours.nll - theirs.nll, "NLL", "{:.4f}")
-    if error.startswith(_SAME) and nll.startswith(_SAME):
-        return f"{_SAME} error and NLL as"
-    return f"{error} and {nll} than"
+    if first.startswith(_SAME) and nll.startswith(_SAME):
+        return f"{_SAME} {measure.word} and NLL as"
+    return f"{first} and {nll} than"
 
 
 def _described(result: MethodResult) -> str:
@@ -297,14 +317,28 @@ def table_rows(
         results: the lines.
         balanced: whether their balanced errors are a column too, after the errors.
     """
-    columns = [*COLUMNS[:3], *([_BALANCED] if balanced else []), *COLUMNS[3:]]
-    rows = [[form.format(asdict(r)[key]) for key, _, form in columns] for r in results]
+    own = results[0].task.columns if results else MANY_CLASSES.columns
+    columns = [*COLUMNS[:2], *own, *COLUMNS[-2:]]
+    columns[3:3] = [_BALANCED] if balanced else []
+    rows = [[_cell(r, key, form) for key, _, form in columns] for r in results]
     return [heading for _, heading, _ in columns], rows
+
+
+def _cell(result: MethodResult, key: str, form: str) -> str:
+    """Return a figure as text, or a dash for one that does not exist here."""
+    value = result.value(key)
+    return "-" if value is None else form.format(value)
 
 
 def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
     """Return the results as JSON values for ``report.json``."""
-    return [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
+    names = [f.name for f in fields(MethodResult) if f.name not in ("task", "figures")]
+    lines = []
+    for result in results:
+        facts = {name: getattr(result, name) for name in names}
+        known = {key: value for key, value in facts.items() if value is not None}
+        lines.append({**known, **(result.figures or {})})
+    return lines
 
 
 def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) -> list[MethodResult]:
@@ -353,12 +387,13 @@ def with_views(
         if line is largest.get(line.name) and all(name in tta for name in line.member_names):
             passes = line.members * (1 + len(predictions.views))
             probs = tta.mean(line.member_names)
-            changes: dict[str, Any] = metrics.summary(probs, tta.targets)
+            viewed = line.with_figures(tta.figures(line.member_names))
+            changes: dict[str, Any] = {}
             if line.balanced_error is not None:
                 counts = metrics.confusion(probs, tta.targets)
                 changes["balanced_error"] = metrics.balanced_error(counts)
             changes |= {"name": f"{line.name}{VIEWS_SUFFIX}", "forward_passes": passes, "ood": None}
-            found.append(replace(line, **changes))
+            found.append(replace(viewed, **changes))
     return found
 
 
@@ -401,81 +436,3 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
         "above do not count them."
     )
     return [Table(OOD_TITLE, headings, rows, note)]
-
-
-@dataclass(frozen=True)
-class ReliabilityBins:
-    """The bins of a method: mean ``confidence``, ``accuracy`` and ``counts`` (n,)."""
-
-    name: str
-    confidence: Sequence[float]
-    accuracy: Sequence[float]
-    counts: Sequence[int]
-
-
-def reliability_chart(methods: Sequence[ReliabilityBins]) -> Chart:
-    """Return accuracy less confidence against confidence, and the number of predictions below.
-
-    The chart shows the difference, because the accuracies of calibrated methods would be one line.
-    """
-    gaps, counts = [], []
-    for bins in methods:
-        notes = [
-            f"accuracy {accuracy:.4f}, {count} predictions"
-            for accuracy, count in zip(bins.accuracy, bins.counts, strict=True)
-        ]
-        pairs = zip(bins.confidence, bins.accuracy, strict=True)
-        gap = [accuracy - confidence for confidence, accuracy in pairs]
-        gaps.append(Series(bins.name, bins.confidence, gap, notes=notes, marker=True))
-        counts.append(Series(bins.name, bins.confidence, bins.counts, marker=True))
-    panels = [
-        Panel("accuracy - confidence", gaps, level=0.0, share=2),
-        Panel("predictions", counts, log=True),
-    ]
-    return Chart("confidence", panels, limits=(0.0, 1.0), height=600)
-
-
-def drawn(results: Sequence[MethodResult]) -> list[MethodResult]:
-    """Return a run's best lines, which charts show.
-
-    They are the largest ensemble of each name, averaged weights, and the single network, or the
-    last snapshot without one.
-    """
-    largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
-    if "single" in largest:
-        largest.pop("last-snapshot", None)
-    return list(largest.values())
-
-
-def reliability_bins(
-    results: Sequence[MethodResult], test: PredictionFile
-) -> list[ReliabilityBins]:
-    """Return the bins of a run's best lines, those with at least ``FEWEST`` predictions.
-
-    Args:
-        results: the lines of the run.
-        test: the test predictions of their members.
-    """
-    methods = []
-    for result in drawn(results):
-        bins = metrics.reliability(test.mean(result.member_names), test.targets)
-        held = bins.counts >= FEWEST
-        columns = (bins.confidence, bins.accuracy, bins.counts)
-        methods.append(ReliabilityBins(result.name, *(v[held].tolist() for v in columns)))
-    return methods
-
-
-def add_reliability(
-    report: ReportBuilder, results: Sequence[MethodResult], test: PredictionFile
-) -> None:
-    """Show the reliability diagram, unless every bin has too few predictions.
-
-    Args:
-        report: gets the chart ``reliability.png``.
-        results: the lines of the run.
-        test: the test predictions of their members.
-    """
-    methods = reliability_bins(results, test)
-    if any(bins.confidence for bins in methods):
-        caption = RELIABILITY_CAPTION.format("")
-        report.chart("reliability.png", reliability_chart(methods), caption)

@@ -25,6 +25,7 @@ from fge.report.escaping import (
 from fge.report.palette import variables
 from fge.report.render_interactive import Plot, plotly_script
 from fge.runs import RunFolder
+from fge.tasks import MANY_CLASSES
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -35,11 +36,11 @@ PREDICTIONS, VALIDATION = "predictions/test.npz", "predictions/val.npz"
 SCHEMA_VERSION = 1
 MORE = "More on this result"
 """The heading of the text that is folded below the first line of a verdict."""
-UNITS = (
-    "Error is in percent, NLL in nats per image, Brier summed over classes, ECE a fraction "
-    "(15 bins). Epochs count all training of the method, fits included; passes are network "
-    "evaluations per prediction."
+COSTS = (
+    "Epochs count all training of the method, fits included; passes are network evaluations per "
+    "prediction."
 )
+UNITS = f"{MANY_CLASSES.units.format(example='image')} {COSTS}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any, Literal, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fge import metrics
 from fge.files import AGAIN, checked
 from fge.metrics import FITS, Regime, find_regime
 from fge.report.builder import ReportBuilder
@@ -103,7 +102,9 @@ def regime_section(training: StagedTraining, kind: str) -> PlanSection | None:
     regime = _regime_of(_measured(training, kind, range(len(store)), epochs))
     if regime is None:
         return None
-    step: Next = "continue" if regime.gains else "others"
+    step: Next | None = "continue" if regime.gains else "others"
+    if not training.task.of_classes:  # which auto decides by
+        step = None
     return PlanSection([], [regime_sentence(regime, step)], {"regime": asdict(regime)})
 
 
@@ -186,12 +187,12 @@ def next_step(planner: Planner, records: Sequence[dict[str, Any]]) -> Next:
     return "continue" if decided["network"] == network else "others"
 
 
-def regime_sentence(regime: Regime, step: Next) -> str:
+def regime_sentence(regime: Regime, step: Next | None) -> str:
     """Say whether one network still gains from epochs, and what comes next.
 
     Args:
         regime: of the network.
-        step: what ``train --method auto`` would do with more epochs.
+        step: what ``train --method auto`` would do with more epochs, None where it cannot decide.
     """
     text = "One network is still gaining from epochs"
     if not regime.gains:
@@ -205,7 +206,7 @@ def regime_sentence(regime: Regime, step: Next) -> str:
     text = f"{text}: {'; '.join(reasons)}."
     if regime.fit is None:
         text += " The log has no training NLL, so the validation NLL alone decides this."
-    return f"{text} {_next_sentence(step)}"
+    return text if step is None else f"{text} {_next_sentence(step)}"
 
 
 def _gain_text(regime: Regime) -> str:
@@ -251,6 +252,6 @@ def _measured(
         probs = stored.get(member_name(kind, position), facts["sha256"]) if stored else None
         if probs is not None and stored is not None:
             targets = stored.targets
-            nll = metrics.tempered_nll_per_example(probs, targets)
+            nll = training.task.tempered(probs, targets)
             found.append(Measured(epoch, nll, facts.get("train_nll")))
     return found

@@ -18,28 +18,32 @@ UNCERTAIN = 20
 _BINS = 20
 
 
-def predictions_verdict(probs: NDArray[np.float64], what: str) -> list[str]:
+def predictions_verdict(probs: NDArray[np.float64], what: str, example: str = "image") -> list[str]:
     """Say how many images were predicted, by what, and how sure that is.
 
     Args:
         probs: (N, C), rows sum to 1.
         what: was applied.
+        example: what was predicted: image or row.
     """
     sure = probs.max(axis=1)
     return [
-        f"{len(probs)} images, predicted by {what}: the mean largest probability is "
+        f"{len(probs)} {example}s, predicted by {what}: the mean largest probability is "
         f"{sure.mean():.3f}, the lowest {sure.min():.3f}.",
         f"The mean entropy is {entropy(probs).mean():.3f} nats. The true classes are unknown, so "
         "the error is unknown.",
     ]
 
 
-def class_table(probs: NDArray[np.float64], classes: Sequence[str]) -> Table:
+def class_table(
+    probs: NDArray[np.float64], classes: Sequence[str], example: str = "image"
+) -> Table:
     """Return how many images each class was predicted for, and how surely.
 
     Args:
         probs: (N, C), rows sum to 1.
         classes: names of the C classes.
+        example: what was predicted: image or row.
     """
     labels, sure, mixed = probs.argmax(axis=1), probs.max(axis=1), entropy(probs)
     rows = []
@@ -49,9 +53,10 @@ def class_table(probs: NDArray[np.float64], classes: Sequence[str]) -> Table:
         rows.append([name, str(own.sum()), f"{100 * own.mean():.1f}", *means])
     return Table(
         "Predicted classes",
-        ["class", "images", "% of all", "mean largest probability", "mean entropy"],
+        ["class", f"{example}s", "% of all", "mean largest probability", "mean entropy"],
         rows,
-        "The class of an image is its most probable one; entropy in nats.",
+        f"The class of {'an' if example == 'image' else 'a'} {example} is its most probable one; "
+        "entropy in nats.",
     )
 
 
@@ -59,6 +64,7 @@ def uncertain_table(
     probs: NDArray[np.float64],
     names: Sequence[str],
     classes: Sequence[str],
+    example: str = "image",
     more: Mapping[str, Callable[[int], str]] | None = None,
 ) -> Table:
     """Return the images with the lowest largest probability, the least certain first.
@@ -67,6 +73,7 @@ def uncertain_table(
         probs: (N, C), rows sum to 1.
         names: of the N images.
         classes: names of the C classes.
+        example: what was predicted: image or row.
         more: by heading, the cells of further columns.
     """
     mixed = entropy(probs)
@@ -79,18 +86,21 @@ def uncertain_table(
         found = [f"{probs[image, label]:.3f}" for label in others] or ["-"]
         rows.append([*cells, *second, *found, f"{mixed[image]:.3f}"])
         rows[-1] += [cell(int(image)) for cell in columns.values()]
-    headings = ["image", "class", "probability", "next class", "its probability", "entropy"]
-    return Table("The least certain images", [*headings, *columns], rows)
+    headings = [example, "class", "probability", "next class", "its probability", "entropy"]
+    return Table(f"The least certain {example}s", [*headings, *columns], rows)
 
 
-def confidence_chart(probs: NDArray[np.float64]) -> Chart:
+def confidence_chart(probs: NDArray[np.float64], example: str = "image") -> Chart:
     """Return how many images have which largest probability.
 
     Args:
         probs: (N, C), rows sum to 1.
+        example: what was predicted: image or row.
     """
     # Rounding may make a probability larger than 1, outside all bins.
     sure = np.minimum(probs.max(axis=1), 1)
     counts, edges = np.histogram(sure, bins=_BINS, range=(0, 1))
     bars = Bars(FGE, edges.tolist(), counts.tolist())
-    return Chart("largest probability", [Panel("images", bars=bars)], limits=(0.0, 1.0), height=380)
+    return Chart(
+        "largest probability", [Panel(f"{example}s", bars=bars)], limits=(0.0, 1.0), height=380
+    )

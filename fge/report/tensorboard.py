@@ -18,8 +18,10 @@ _SCALARS = {
     "epoch": ("train_loss", "next_lr"),
     "snapshot": (
         "val_error",
+        "val_rmse",
         "val_nll",
         "ensemble_val_error",
+        "ensemble_val_rmse",
         "ensemble_val_nll",
         "distance",
     ),

@@ -21,6 +21,7 @@ from fge.report.page import Table
 from fge.report.palette import INK
 from fge.report.sharpness import THRESHOLD_NOTE, threshold_series
 from fge.runs import StagedTraining
+from fge.tasks import ERROR, Measure
 from fge.train import Recipe, Stage, make_optimizer
 
 _POINTS_PER_EPOCH = 50
@@ -43,7 +44,8 @@ class TrainingCurves:
     """The course of a training, over completed epochs.
 
     ``rate_epochs`` and ``rates``: the learning rate; ``epochs``: of each snapshot;
-    ``snapshot_error`` and ``ensemble_error``: on validation, percent, empty without any;
+    ``snapshot_error`` and ``ensemble_error``: on validation, in the ``measure`` of the task, empty
+    without any;
     ``distances``: |w_i - w_(i-1)| from the second snapshot on; ``single``: epoch and validation
     error of the single network.
     """
@@ -55,6 +57,7 @@ class TrainingCurves:
     ensemble_error: Sequence[float]
     distances: Sequence[float]
     single: tuple[float, float] | None = None
+    measure: Measure = ERROR
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def training_chart(curves: TrainingCurves) -> Chart:
     )
     panels = [
         _rate_panel(curves.rate_epochs, curves.rates),
-        Panel("validation error (%)", errors, note="no validation data"),
+        Panel(f"validation {curves.measure.axis}", errors, note="no validation data"),
         Panel("distance to\nprevious snapshot", [steps], zero=True),
     ]
     return Chart(_EPOCHS, panels, marks=curves.epochs, whole=True, height=720)
@@ -145,7 +148,10 @@ def dynamics_chart(curves: SharpnessCurves) -> Chart:
 
 
 def training_curves(
-    stages: Sequence[Stage], optimizer: Optimizer, records: Sequence[dict[str, Any]]
+    stages: Sequence[Stage],
+    optimizer: Optimizer,
+    records: Sequence[dict[str, Any]],
+    measure: Measure = ERROR,
 ) -> TrainingCurves:
     """Return the curves of a training from its stages and its log records.
 
@@ -154,8 +160,9 @@ def training_curves(
             other networks.
         optimizer: as :func:`learning_rates` takes it.
         records: of the log.
+        measure: of the task.
     """
-    own = _own(stages)
+    own, key = _own(stages), f"val_{measure.key}"
     kept = [r for r in records if r["event"] == "snapshot"]
     snapshots = [r for r in kept if r["stage"] == own[-1].kind]
     single = [r for r in kept if r["stage"] == "single" != own[-1].kind]
@@ -164,10 +171,11 @@ def training_curves(
         rate_epochs=epochs,
         rates=rates,
         epochs=[r["epoch"] for r in snapshots],
-        snapshot_error=_column(snapshots, "val_error"),
-        ensemble_error=_column(snapshots, "ensemble_val_error"),
+        snapshot_error=_column(snapshots, key),
+        ensemble_error=_column(snapshots, f"ensemble_{key}"),
         distances=_column(snapshots[1:], "distance"),
-        single=next(((r["epoch"], r["val_error"]) for r in single if "val_error" in r), None),
+        single=next(((r["epoch"], r[key]) for r in single if key in r), None),
+        measure=measure,
     )
 
 
@@ -265,8 +273,10 @@ def add_training(report: ReportBuilder, training: StagedTraining, recipe: Recipe
         training: finished.
         recipe: of it.
     """
-    curves = training_curves(training.stages, rate_holder(recipe), training.folder.records())
-    report.chart("training.png", training_chart(curves), TRAINING_CAPTION)
+    measure, records = training.task.measure, training.folder.records()
+    curves = training_curves(training.stages, rate_holder(recipe), records, measure)
+    caption = TRAINING_CAPTION.replace("error", measure.word)
+    report.chart("training.png", training_chart(curves), caption)
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, SetCoverage
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Bars, Chart, Panel, Series, lines_chart
-from fge.report.methods import FEWEST, MethodResult, drawn
+from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.report.pictures import SHOWN, captions, least_certain
+from fge.report.reliability import FEWEST, drawn
 
 COVERAGE = 0.9
 """The coverage of conformal sets that is stated, and the part of the images that is answered."""
 REJECTION_CAPTION = (
-    "Rejection: the error of the most certain part of the test images, by their largest "
-    f"probability; parts of fewer than {FEWEST} images are left out"
+    "Rejection: the error of the most certain part of the test {0}s, by their largest "
+    f"probability; parts of fewer than {FEWEST} {{0}}s are left out"
 )
 TITLE = "Rejection and conformal sets"
 GALLERY = "Pictures of the least certain images"
@@ -83,6 +84,7 @@ def add_uncertainty(
     val: PredictionFile | None,
     split: Split,
     classes: Sequence[str],
+    example: str = "image",
 ) -> None:
     """Add rejection, conformal sets and the least certain test images of a run's best lines.
 
@@ -95,17 +97,19 @@ def add_uncertainty(
         val: the validation predictions, for the thresholds of conformal sets.
         split: the test images, of which only the least certain are read.
         classes: names of the classes.
+        example: what the split holds: image or row.
     """
-    if test.targets.ndim != 1 or not np.issubdtype(test.targets.dtype, np.integer):
+    if not test.task.of_classes:
         return
     shown = drawn(results)
     doubts = [doubt_of(result, test, val) for result in shown]
-    report.table(doubt_table(doubts, len(test.targets)))
+    report.table(doubt_table(doubts, len(test.targets), example))
     curves = [rejection_series(result, test) for result in shown]
     if any(curve.x for curve in curves):
-        report.chart("rejection.png", rejection_chart(curves), REJECTION_CAPTION)
+        caption = REJECTION_CAPTION.format(example)
+        report.chart("rejection.png", rejection_chart(curves, example), caption)
     main = int(np.argmax([result.members for result in shown]))
-    report.say(doubt_verdict(doubts[main], len(test.targets)))
+    report.say(doubt_verdict(doubts[main], len(test.targets), example))
     report.facts(uncertainty={"coverage": COVERAGE, "methods": [d.facts() for d in doubts]})
     members = shown[main].member_names
     figures = metrics.uncertainty(test.probabilities(name) for name in members)
@@ -160,12 +164,13 @@ def doubt_of(result: MethodResult, test: PredictionFile, val: PredictionFile | N
     return Doubt(result.name, result.members, float(curve.risk.mean()), risk, fit, sets)
 
 
-def doubt_table(doubts: Sequence[Doubt], tests: int) -> Table:
+def doubt_table(doubts: Sequence[Doubt], tests: int, example: str = "image") -> Table:
     """Return the table of rejection and conformal sets.
 
     Args:
         doubts: of the lines.
         tests: number of test images.
+        example: image or row.
     """
     percent = f"{100 * COVERAGE:g} %"
     headings = ["method", "members", "AURC", f"error of the surest {percent}"]
@@ -180,48 +185,49 @@ def doubt_table(doubts: Sequence[Doubt], tests: int) -> Table:
             row += [f"{100 * doubt.sets.empty:.2f}"]
         rows.append(row + ["-"] * (len(headings) - len(row)))
     note = (
-        "AURC is the mean error, a fraction, over all parts of the test images that are answered, "
-        "from the surest one to all (arXiv 1805.08206): lower is better. "
+        f"AURC is the mean error, a fraction, over all parts of the test {example}s that are "
+        "answered, from the surest one to all (arXiv 1805.08206): lower is better. "
     )
-    return Table(TITLE, headings, rows, note + _sets_note(fitted[0] if fitted else None, tests))
+    return Table(TITLE, headings, rows, note + _sets_note(fitted, tests, example))
 
 
-def _sets_note(fit: Conformal | None, tests: int) -> str:
-    if fit is None:
+def _sets_note(fitted: Sequence[Conformal], tests: int, example: str) -> str:
+    if not fitted:
         return "Without validation predictions there are no conformal sets."
+    fit = fitted[0]
     if not fit.enough:
         return (
-            f"Conformal sets at {100 * fit.coverage:g} % need {fit.least} validation images, and "
-            f"there are {fit.examples}: every set holds all classes."
+            f"Conformal sets at {100 * fit.coverage:g} % need {fit.least} validation {example}s, "
+            f"and there are {fit.examples}: every set holds all classes."
         )
     low, high = metrics.coverage_range(fit.coverage, fit.examples, tests)
     return (
         "A conformal set holds the classes whose probability is above a threshold (arXiv "
-        f"1609.00451). It is to hold the true class of {100 * fit.coverage:g} % of images: the "
-        f"threshold is from the {fit.examples} validation images, the coverage is measured on the "
-        f"{tests} test images. With so many of both, 95 of 100 runs measure {100 * low:.1f} to "
-        f"{100 * high:.1f} %. {REUSED}"
+        f"1609.00451). It is to hold the true class of {100 * fit.coverage:g} % of {example}s: the "
+        f"threshold is from the {fit.examples} validation {example}s, the coverage is measured on "
+        f"the {tests} test {example}s. With so many of both, 95 of 100 runs measure "
+        f"{100 * low:.1f} to {100 * high:.1f} %. {REUSED.format(example)}"
     )
 
 
 REUSED = (
     "Where validation also chose something, such as a snapshot or the members, predictions are a "
-    "little better there than on new images, and the coverage is a little lower than stated."
+    "little better there than on new {}s, and the coverage is a little lower than stated."
 )
 
 
-def doubt_verdict(doubt: Doubt, tests: int) -> str:
+def doubt_verdict(doubt: Doubt, tests: int, example: str = "image") -> str:
     """Say what the conformal sets and the rejection of a line come to."""
     text = (
-        f"Where `{doubt.name}` answers the surest {100 * COVERAGE:g} % of the test images, its "
+        f"Where `{doubt.name}` answers the surest {100 * COVERAGE:g} % of the test {example}s, its "
         f"error is {doubt.answered:.2f} %."
     )
     if doubt.sets is None or doubt.fit is None or not doubt.fit.enough:
         return text
     return (
         f"{text} Its conformal sets, stated to hold the class of {100 * doubt.fit.coverage:g} % of "
-        f"images, hold it for {100 * doubt.sets.coverage:.2f} % of {tests} test images, with "
-        f"{doubt.sets.size:.2f} classes on average."
+        f"{example}s, hold it for {100 * doubt.sets.coverage:.2f} % of {tests} test {example}s, "
+        f"with {doubt.sets.size:.2f} classes on average."
     )
 
 
@@ -238,17 +244,18 @@ def rejection_series(result: MethodResult, test: PredictionFile) -> Series:
     return Series(result.name, curve.coverage[places].tolist(), (100 * curve.risk[places]).tolist())
 
 
-def rejection_chart(series: Sequence[Series]) -> Chart:
+def rejection_chart(series: Sequence[Series], example: str = "image") -> Chart:
     """Return the chart of errors against the part of the images that is answered."""
-    return lines_chart(series, x="fraction of the test images answered", y="error of these, %")
+    return lines_chart(series, x=f"fraction of the test {example}s answered", y="error of these, %")
 
 
-def size_table(sets: NDArray[np.bool_], fit: Conformal) -> Table:
+def size_table(sets: NDArray[np.bool_], fit: Conformal, example: str = "image") -> Table:
     """Return how many images have conformal sets of which size.
 
     Args:
         sets: (N, C), True for the classes in the set.
         fit: the threshold.
+        example: image or row.
     """
     sizes = sets.sum(axis=1)
     which = {str(size): sizes == size for size in range(min(_SIZES, sizes.max()) + 1)}
@@ -256,24 +263,27 @@ def size_table(sets: NDArray[np.bool_], fit: Conformal) -> Table:
         which[f"more than {_SIZES}"] = sizes > _SIZES
     rows = [[name, str(own.sum()), f"{100 * own.mean():.1f}"] for name, own in which.items()]
     note = (
-        f"The set of an image holds its class with a stated probability of {100 * fit.coverage:g} "
-        "%: the classes of probability "
+        f"The set of each {example} holds its class with a stated probability of "
+        f"{100 * fit.coverage:g} %: the classes of probability "
         f"{max(0.0, 1 - float(fit.threshold)):.4f} and more (arXiv 1609.00451), by the run's "
-        f"{fit.examples} validation images. That is so if the images are such as those. A set of "
-        f"several classes leaves the choice open; an empty one says that none is probable enough. "
-        f"{REUSED}"
+        f"{fit.examples} validation {example}s. That is so if the {example}s are such as those. A "
+        "set of several classes leaves the choice open; an empty one says that none is probable "
+        f"enough. {REUSED.format(example)}"
     )
-    return Table("Sizes of the conformal sets", ["classes in the set", "images", "%"], rows, note)
+    return Table(
+        "Sizes of the conformal sets", ["classes in the set", f"{example}s", "%"], rows, note
+    )
 
 
-def information_chart(information: Array) -> Chart:
+def information_chart(information: Array, example: str = "image") -> Chart:
     """Return how many images have which mutual information.
 
     Args:
         information: (N,), in nats.
+        example: image or row.
     """
     most = max(float(information.max()), 1e-3)
     counts, edges = np.histogram(information, bins=_BINS, range=(0, most))
     bars = Bars(FGE, edges.tolist(), counts.tolist())
-    panel = Panel("images", bars=bars)
+    panel = Panel(f"{example}s", bars=bars)
     return Chart("mutual information, nats", [panel], limits=(0.0, most), height=380)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fge import metrics
 from fge.data import EvalBatches
 from fge.devices import peak_memory_mib
 from fge.ensemble import (
@@ -24,6 +23,7 @@ from fge.errors import DivergenceError
 from fge.networks import RunningMean, load_weights, train_mode
 from fge.observer import Observer
 from fge.runs.folder import RunFolder
+from fge.tasks import Task
 from fge.train import (
     Batches,
     ClosedFormLR,
@@ -41,7 +41,7 @@ CHECKPOINTS = ("checkpoint", "checkpoint-2")
 """The last two are kept, written in turn, so that a damaged one does not end the run."""
 _FACTS = (
     *("step", "epoch", "lr", "refresh_images", "train_nll", "fitted_images"),
-    *("val_error", "val_nll"),
+    *("val_error", "val_rmse", "val_nll"),
 )
 """What the index of a store says of a snapshot."""
 _CHEAP_SECONDS = 0.2
@@ -113,7 +113,7 @@ class StagedTraining:
             kinds = {self.planner.members: self.planner.store}
         self.stores = {kind: folder.store(store) for kind, store in kinds.items()}
         self.val_predictions = (
-            PredictionFile(folder.predictions / "val.npz", validation.split.labels)
+            PredictionFile(folder.predictions / "val.npz", validation.split.labels, self.task)
             if validation is not None
             else None
         )
@@ -121,6 +121,11 @@ class StagedTraining:
         self._clock = self._checkpointed = time.perf_counter()
         self._checkpoint_seconds = 0.0
         self._written = 0
+
+    @property
+    def task(self) -> Task:
+        """What the network predicts."""
+        return self.learner.task
 
     def run(self) -> bool:
         """Train the rest of the stages.
@@ -414,12 +419,13 @@ class StagedTraining:
         if self.fitted:
             fitted = self.learner.predict(self.fitted)
             labels = self.fitted.split.labels.cpu()
-            facts |= {"train_nll": metrics.nll(fitted, labels), "fitted_images": len(labels)}
+            facts |= {"train_nll": self.task.scores(fitted, labels)[1]}
+            facts |= {"fitted_images": len(labels)}
         train_mode(self.learner.model, training=training)
         if probs is not None and self.validation:
             targets = self.validation.split.labels.cpu()
-            facts["val_error"] = metrics.error(probs, targets)
-            facts["val_nll"] = metrics.nll(probs, targets)
+            first, nll = self.task.scores(probs, targets)
+            facts |= {f"val_{self.task.measure.key}": first, "val_nll": nll}
         distance = store.distance(self.learner.model)
         store.append(self.learner.model, **facts)
         position = len(store) - 1
@@ -454,14 +460,12 @@ class StagedTraining:
             if store is self.stores[kind] and position in kept and probs is not None:
                 mean.update(probs)
         targets = self.val_predictions.targets
-        figures |= {
-            "ensemble_val_error": metrics.error(mean.value, targets),
-            "ensemble_val_nll": metrics.nll(mean.value, targets),
-        }
+        first, nll = self.task.scores(mean.value, targets)
+        figures |= {f"ensemble_val_{self.task.measure.key}": first, "ensemble_val_nll": nll}
         if self.planner:
             figures["ensemble_members"] = mean.count
             figures["ensemble_val_tempered_nll"] = float(
-                metrics.tempered_nll_per_example(mean.value, targets).mean()
+                self.task.tempered(mean.value, targets).mean()
             )
         return figures
 
@@ -471,7 +475,7 @@ class StagedTraining:
         names = [name for name, store, _ in self.members() if store is self.stores[kind]][-2:]
         targets = self.val_predictions.targets
         probs = [self.val_predictions.probabilities(name) for name in names]
-        losses = [metrics.tempered_nll_per_example(each, targets) for each in probs]
+        losses = [self.task.tempered(each, targets) for each in probs]
         change = losses[-1] - losses[0]
         last = self.val_predictions.probabilities(names[-1]).numpy()
         return {

@@ -19,18 +19,20 @@ from fge.networks import (
     ExponentialAverage,
     ForwardFn,
     LossFn,
+    OutputKind,
     StepAverage,
     TargetFn,
     UniformAverage,
     call_model,
     count_examples,
     cut,
-    predict_proba,
+    predict,
     refresh_batch_norm,
     targets_of,
     unwrap,
 )
 from fge.parallel import Ranks, other_buffers
+from fge.tasks import MANY_CLASSES, Task
 from fge.train.graphed import GraphedPass
 from fge.train.joint import JointStep, parts_in
 from fge.train.restoring import DAMAGED, Memory, restore_memory, restore_model
@@ -86,6 +88,7 @@ class Learner:
             the parts: the step is that of the mean loss of the whole batch, to rounding. In batch
             norm each part is a batch.
         clip_norm: the largest norm of the gradient; larger ones are scaled down to it.
+        task: how outputs become predictions; several classes by default.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Learner:
         ranks: Ranks | None = None,
         accumulate: bool = False,
         clip_norm: float | None = None,
+        task: Task = MANY_CLASSES,
     ) -> None:
         self.model = model
         self.ranks = ranks or Ranks()
@@ -109,6 +113,7 @@ class Learner:
         self.batch_size = batch_size
         self.part_size = batch_size if accumulate else None
         self.clip_norm = clip_norm
+        self.task = task
         self.loss_fn = loss_fn
         self.forward_fn = forward_fn or call_model
         self.target_fn = target_fn
@@ -216,7 +221,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def predict(self, batches: Iterable[Any]) -> Tensor:
-        """Return class probabilities (N, C) float64 on the CPU, in evaluation mode.
+        """Return predictions, class probabilities (N, C), float64 on the CPU, in evaluation mode.
 
         Raises:
             DivergenceError: they are not finite.
@@ -228,7 +233,8 @@ class Learner:
             with self._autocast():
                 return self._forward(batch, first[0]).float()
 
-        probs = predict_proba(self.model, batches, forward_fn=forward)
+        kind = OutputKind(self.task.output)
+        probs = predict(self.model, batches, forward_fn=forward, kind=kind)
         if not bool(torch.isfinite(probs).all()):
             raise DivergenceError("the model's predictions are not finite")
         return probs

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fge.config import CLASSIFICATION
 from fge.networks import LossFn
+from fge.tasks import MANY_CLASSES, BinaryCrossEntropy, Task
 from fge.train.recipes import Recipe
 
 
@@ -71,7 +73,9 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(counts > 0, len(labels) / (present * counts.clamp(min=1)), 0.0)
 
 
-def training_loss(recipe: Recipe, labels: Tensor, classes: int, *, soft: bool = False) -> LossFn:
+def training_loss(
+    recipe: Recipe, labels: Tensor, classes: int, *, soft: bool = False, task: Task = MANY_CLASSES
+) -> LossFn:
     """Return the loss of a recipe for training images of these labels.
 
     Args:
@@ -79,7 +83,14 @@ def training_loss(recipe: Recipe, labels: Tensor, classes: int, *, soft: bool = 
         labels: (N,), of the training images.
         classes: of the data.
         soft: whether targets are probabilities, as those of mixed images always are.
+        task: what is predicted; the losses of other tasks take soft targets anyway.
     """
+    if task.name == "binary":
+        balanced = recipe.class_weights == "balanced"
+        weights = balanced_weights(labels, classes) if balanced else None
+        return BinaryCrossEntropy(weights, recipe.label_smoothing)
+    if task.name != CLASSIFICATION:
+        return task.loss(labels.device)
     if recipe.class_weights == "balanced":
         return WeightedCrossEntropy(balanced_weights(labels, classes), recipe.label_smoothing)
     if recipe.label_smoothing or recipe.mixup or soft:

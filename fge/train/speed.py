@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fge.config import SpeedOptions
 from fge.errors import UserError
-from fge.networks import copy_module, train_mode
+from fge.networks import LossFn, copy_module, train_mode
 from fge.train.graphed import WARM_UP
 from fge.train.learner import Learner, Speed
 
@@ -55,6 +55,7 @@ def choose_speed(
     steps: int,
     own_model: bool = False,
     processes: int = 1,
+    loss_fn: LossFn = F.cross_entropy,
 ) -> Choice:
     """Choose ``channels_last``, ``amp``, ``compile`` and ``cuda_graphs``; ``auto`` is measured.
 
@@ -71,6 +72,7 @@ def choose_speed(
         steps: remaining training steps, to decide whether compiling pays.
         own_model: the network is the user's own, which may do other work at each step.
         processes: that train the model together; the steps of several replay no CUDA graphs.
+        loss_fn: of outputs and targets.
 
     Raises:
         UserError: a fixed option is not possible here.
@@ -79,7 +81,7 @@ def choose_speed(
     speed = speed_of(options)
     if not is_open(options, inputs.device, processes=processes):
         return Choice(speed, [])
-    trial = _Trial(model, inputs, targets)
+    trial = _Trial(model, inputs, targets, loss_fn)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     graphs = options.cuda_graphs == "auto" and bool(devices) and processes == 1
     with torch.random.fork_rng(devices=devices):
@@ -212,10 +214,13 @@ def _compile_obstacle(device: torch.device) -> str | None:
 class _Trial:
     """Times a few training steps of each candidate on copies of the model."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFn = F.cross_entropy
+    ) -> None:
         self.model = model
         self.inputs = inputs
         self.targets = targets
+        self.loss_fn = loss_fn
         self.reasons: list[str] = []
 
     def seconds(self, speed: Speed) -> float:
@@ -271,7 +276,7 @@ class _Trial:
         model = _without_dropout(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         learner = Learner(
-            model, optimizer, speed, batch_size=len(self.inputs), loss_fn=F.cross_entropy
+            model, optimizer, speed, batch_size=len(self.inputs), loss_fn=self.loss_fn
         )
         image_format = torch.channels_last if speed.channels_last else torch.contiguous_format
         inputs = self.inputs.contiguous(memory_format=image_format)

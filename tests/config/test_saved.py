@@ -97,6 +97,8 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         min_lr=low,
         average=draw(st.none() | st.floats(0, 1)),
         plan=draw(st.sampled_from(["cycles"])),
+        task=draw(st.sampled_from(["classification", "binary", "multilabel", "regression"])),
+        target=(),
         final_factor=draw(st.floats(0, 1)),
         distill_epochs=draw(st.integers(0, 50)),
         pretrained=pretrained,

@@ -15,7 +15,7 @@ from fge.commands.train import fge, train
 from fge.config import TrainConfig
 from fge.ensemble import PredictionFile
 from fge.report import MethodResult, ReportBuilder, add_reliability, method_result
-from fge.report.methods import reliability_bins
+from fge.report.reliability import reliability_bins
 from fge.runs import RunFolder
 
 TARGETS = torch.arange(40) % 2

@@ -27,6 +27,7 @@ from fge.report import (
 from fge.report.pictures import MOST_PIXELS, SHOWN, captions, png_of
 from fge.report.uncertainty import doubt_of, doubt_table, doubt_verdict, rejection_series
 from fge.runs import RunFolder
+from fge.tasks import Regression
 
 CLASSES = ("cat", "dog")
 TARGETS = torch.tensor([0, 1] * 10)
@@ -184,7 +185,7 @@ def test_what_is_no_image_has_no_picture(tmp_path: Path) -> None:
 
 
 def test_what_has_no_classes_adds_nothing(tmp_path: Path) -> None:
-    test = PredictionFile(tmp_path / "test.npz", torch.zeros(3))
+    test = PredictionFile(tmp_path / "test.npz", torch.zeros(3), Regression(("y",), (0.0,), (1.0,)))
     report = ReportBuilder(RunFolder(tmp_path))
     add_uncertainty(report, [], test, None, Split(torch.zeros(3, 5), torch.zeros(3)), CLASSES)
     assert report.page("t") == ReportBuilder(RunFolder(tmp_path)).page("t")

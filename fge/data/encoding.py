@@ -1,0 +1,242 @@
+"""Features of the rows of a table: standardised numbers, and a feature for each category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fge.data.columns import Table, words_of
+from fge.errors import UserError
+from fge.files import printable
+from fge.observer import listed
+
+_FEW = 20
+"""So many different words are categories, however few rows there are."""
+_NAMED = 5
+"""Columns or words that a line names."""
+_LARGEST = 1e100
+"""Of a number, so that its square is one."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of features, and what its training values were.
+
+    A number becomes (x - ``mean``) / ``std``, one that is missing 0; with ``missing`` another
+    feature says whether it was. A word becomes a feature for each of the ``categories`` (None for
+    no value), of which one is 1; for a word that is none of them all are 0.
+    """
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    missing: bool = False
+    categories: tuple[str | None, ...] = ()
+
+    @property
+    def features(self) -> list[str]:
+        """The names of its features."""
+        if self.categories:
+            return [f"{self.name}={'' if word is None else word}" for word in self.categories]
+        return [self.name, *([f"{self.name} is missing"] if self.missing else [])]
+
+    def encode(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the features (N, f) of values (N,)."""
+        if not self.categories:
+            known = np.isfinite(values)
+            scaled = np.where(known, (np.where(known, values, 0.0) - self.mean) / self.std, 0.0)
+            columns = [scaled, *([~known] if self.missing else [])]
+            return np.stack(columns, axis=1).astype(np.float64)
+        words = words_of(values)
+        return np.array([[word == c for c in self.categories] for word in words], dtype=np.float64)
+
+
+class ColumnFacts(TypedDict):
+    """A :class:`Column` in a ``config.json``."""
+
+    name: str
+    mean: float
+    std: float
+    missing: bool
+    categories: list[str | None]
+
+
+class TableFacts(TypedDict):
+    """What predicting needs of a table: its columns of features, the targets, and those left out.
+
+    ``left_out`` says why, by column.
+    """
+
+    columns: list[ColumnFacts]
+    targets: list[str]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The columns of features, the columns that are predicted, and those that are not used."""
+
+    columns: tuple[Column, ...]
+    targets: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = ()  # type: ignore[assignment]
+
+    @classmethod
+    def fit(
+        cls, table: Table, train: NDArray[np.int64], targets: Sequence[str], ignored: Sequence[str]
+    ) -> Encoder:
+        """Return the encoder of a table by its training rows.
+
+        Columns of one value, row numbers and words that differ in most rows say nothing, and are
+        left out.
+
+        Args:
+            table: of all rows.
+            train: the positions of the training rows (n,).
+            targets: the columns that are predicted.
+            ignored: other columns that are no features.
+
+        Raises:
+            UserError: no feature is left, or a number is infinite.
+        """
+        columns, left_out = [], {}
+        for name, values in table.columns.items():
+            if name in (*targets, *ignored):
+                continue
+            reason = _useless(values, train)
+            if reason:
+                left_out[name] = reason
+            else:
+                columns.append(_fitted(table, name, values, train))
+        if not columns:
+            why = "".join(f"; {printable(name)}: {reason}" for name, reason in left_out.items())
+            raise UserError(f"{table.path} has no column of features; add one{why}")
+        return cls(tuple(columns), tuple(targets), left_out)
+
+    @classmethod
+    def of(cls, facts: TableFacts) -> Encoder:
+        """Return the encoder that a ``config.json`` describes."""
+        columns = [Column(**{**c, "categories": tuple(c["categories"])}) for c in facts["columns"]]  # type: ignore[arg-type]
+        return cls(tuple(columns), tuple(facts["targets"]), facts["left_out"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what :meth:`of` takes."""
+        columns = [asdict(column) for column in self.columns]
+        columns = [{**c, "categories": list(c["categories"])} for c in columns]
+        return {
+            "columns": columns,
+            "targets": list(self.targets),
+            "left_out": dict(self.left_out),
+        }
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the features."""
+        return [name for column in self.columns for name in column.features]
+
+    def encode(self, table: Table, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return the features (N, F) float32 of the rows of a table, all by default.
+
+        Raises:
+            UserError: a column is missing, or holds words where training had numbers.
+        """
+        lacking = [column.name for column in self.columns if column.name not in table.columns]
+        if lacking:
+            raise UserError(
+                f"{table.path} lacks {_columns(lacking)} that the network was trained with; add "
+                "them, empty where values are missing"
+            )
+        parts = []
+        for column in self.columns:
+            values = table.columns[column.name]
+            if not column.categories and values.dtype == object:
+                values = _as_numbers(table, column.name, values)
+            _check_finite(table, column.name, values)
+            parts.append(column.encode(values if rows is None else values[rows]))
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def unknown_words(self, table: Table) -> list[str]:
+        """Return lines that tell of words that no training row had."""
+        lines = []
+        for column in self.columns:
+            if column.categories:
+                words = set(words_of(table.columns[column.name]))
+                new = sorted(str(word) for word in words - {*column.categories, None})
+                if new:
+                    shown = ", ".join(printable(word) for word in new[:_NAMED])
+                    lines.append(f"{column.name}: no training row has {shown}; all features are 0")
+        return lines
+
+    def unused(self, table: Table) -> list[str]:
+        """Return the names of columns of a table that are no features."""
+        known = {column.name for column in self.columns} | {*self.targets, *self.left_out}
+        return [name for name in table.columns if name not in known]
+
+    def note(self) -> str | None:
+        """Return a line about the columns that are left out, or None."""
+        if not self.left_out:
+            return None
+        shown = [f"{printable(name)} ({why})" for name, why in self.left_out.items()]
+        return f"columns left out: {', '.join(shown)}"
+
+
+def _as_numbers(table: Table, name: str, words: NDArray[Any]) -> NDArray[np.float64]:
+    """Return words as the numbers that training had in their column."""
+    numbers = np.full(len(words), np.nan)
+    for k, word in enumerate(words):
+        try:
+            numbers[k] = np.nan if word is None else float(word)
+        except ValueError:
+            raise UserError(
+                f"{table.path}, {table.row(k)}: {printable(name)!r} must be a number, as in "
+                f"training, got {word!r}"
+            ) from None
+    return numbers
+
+
+def _columns(names: Sequence[str]) -> str:
+    shown = listed([repr(printable(name)) for name in names[:_NAMED]])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"the column{'s' if len(names) > 1 else ''} {shown}{more}"
+
+
+def _useless(values: NDArray[Any], train: NDArray[np.int64]) -> str | None:
+    """Return why a column says nothing, or None."""
+    own = values[train]
+    if values.dtype == object:
+        different = len(set(own))
+        if different == 1:
+            return "one value"
+        most = max(_FEW, len(own) // 2)
+        return "a different word in most rows" if different > most else None
+    known = own[~np.isnan(own)]
+    if len(known) == 0 or (known == known[0]).all():
+        return "one value" if len(known) in (0, len(own)) else None
+    numbered = len(values) > 2 and values[0] in (0, 1) and (np.diff(values) == 1).all()
+    return "row numbers" if numbered else None
+
+
+def _fitted(table: Table, name: str, values: NDArray[Any], train: NDArray[np.int64]) -> Column:
+    own = values[train]
+    if values.dtype == object:
+        words = set(own)
+        ordered: list[str | None] = [*sorted(word for word in words if word is not None)]
+        return Column(name, categories=(*ordered, *([None] if None in words else [])))
+    _check_finite(table, name, values)
+    known = own[~np.isnan(own)]
+    std = float(known.std())
+    return Column(name, float(known.mean()), std if std > 0 else 1.0, len(known) < len(own))
+
+
+def _check_finite(table: Table, name: str, values: NDArray[Any]) -> None:
+    if values.dtype == object:
+        return
+    bad = np.flatnonzero(np.abs(np.nan_to_num(values, nan=0.0, posinf=np.inf)) > _LARGEST)
+    if len(bad):
+        raise UserError(
+            f"{table.path}, {table.row(int(bad[0]))}: {printable(name)!r} is {values[bad[0]]:g}; "
+            "give finite numbers, or leave it empty"
+        )

@@ -1,0 +1,26 @@
+"""Tasks: what is predicted, by which loss, and by which figures that is judged."""
+
+from fge.tasks.base import ERROR, Measure, PerExample, Task
+from fge.tasks.choice import make_task, task_of
+from fge.tasks.classes import MANY_CLASSES, Binary, Classification, both_classes
+from fge.tasks.labels import Multilabel
+from fge.tasks.losses import BinaryCrossEntropy, SquaredError, label_cross_entropy
+from fge.tasks.numbers import Regression
+
+__all__ = [
+    "ERROR",
+    "MANY_CLASSES",
+    "Binary",
+    "BinaryCrossEntropy",
+    "Classification",
+    "Measure",
+    "Multilabel",
+    "PerExample",
+    "Regression",
+    "SquaredError",
+    "Task",
+    "both_classes",
+    "label_cross_entropy",
+    "make_task",
+    "task_of",
+]

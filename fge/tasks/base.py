@@ -1,0 +1,168 @@
+"""What a task is: outputs and their loss, figures of predictions, and the words for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from fge.config import OF_CLASSES, TaskName
+from fge.networks import ForwardFn, LossFn, Output
+
+Array = NDArray[np.float64]
+Column = tuple[str, str, str]
+"""Of a table: the key of a figure, the heading, and the form of the cells."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that sentences and charts name: lower is better.
+
+    ``value`` and ``difference`` are the forms of a value and of a difference, with their units;
+    ``unit`` follows the word on an axis.
+    """
+
+    key: str
+    word: str
+    value: str
+    difference: str
+    unit: str = ""
+
+    @property
+    def form(self) -> str:
+        """The form of a number without its unit."""
+        return self.value.split(" ")[0]
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis."""
+        return f"{self.word} ({self.unit})" if self.unit else self.word
+
+
+ERROR = Measure("error", "error", "{:.2f} %", "{:.2f} points", "%")
+NLL, BRIER, ECE = (
+    ("nll", "NLL", "{:.4f}"),
+    ("brier", "Brier", "{:.4f}"),
+    ("ece", "ECE", "{:.4f}"),
+)
+RANKINGS = (("auroc", "AUROC", "{:.4f}"), ("average_precision", "AP", "{:.4f}"))
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """Of each test example (N,): what is compared, NLL and calibrated NLL in nats."""
+
+    compared: Array
+    nll: Array
+    calibrated: Array
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task with the names of its classes, labels or numbers.
+
+    Predictions are float64: probabilities (N, C) of classes, two for binary; (N, L) of labels; the
+    numbers (N, K) themselves, in the units of the targets. ``spread`` is their variance over
+    members, ``noise`` that of the targets around them; only a regression uses them.
+    """
+
+    names: tuple[str, ...]
+    name: ClassVar[TaskName]
+    columns: ClassVar[tuple[Column, ...]]
+    measure: ClassVar[Measure] = ERROR
+    """What the log and the console name first, beside the NLL."""
+    compared: ClassVar[Measure] = ERROR
+    """The mean of one value per example, whose differences have intervals."""
+    more: ClassVar[tuple[Column, ...]] = (BRIER, ECE)
+    """Further columns of a comparison, after the NLLs."""
+    calibration: ClassVar[str] = (
+        "Calibrated numbers are at the optimal temperature (arXiv 2002.06470)."
+    )
+    """A note of a comparison: what the calibrated NLL is."""
+    units: ClassVar[str]
+    """A note of tables: what the figures are."""
+    array: ClassVar[str] = "probabilities"
+    """The name of the array of predictions in files."""
+    uses_noise: ClassVar[bool] = False
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether predictions are probabilities of exclusive classes."""
+        return self.name in OF_CLASSES
+
+    @property
+    def outputs(self) -> int:
+        """The outputs of a network."""
+        return len(self.names)
+
+    @property
+    @abstractmethod
+    def output(self) -> Output:
+        """What turns the outputs of a network into predictions."""
+
+    @property
+    def forward_fn(self) -> ForwardFn | None:
+        """What gives logits of exclusive classes (N, C), where the outputs are others.
+
+        With it, curves and planes are measured by the cross-entropy and by errors.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, device: torch.device) -> LossFn:
+        """Return the training loss of outputs and targets on a device."""
+
+    @abstractmethod
+    def figures(
+        self,
+        mean: ArrayLike,
+        targets: ArrayLike,
+        spread: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """Return the figures of averaged predictions by key."""
+
+    @abstractmethod
+    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+        """Return the measure and the NLL of predictions on validation data, which choose by it."""
+
+    @abstractmethod
+    def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,) of validation data, calibrated on these very examples."""
+
+    @abstractmethod
+    def per_example(
+        self,
+        mean: ArrayLike,
+        targets: ArrayLike,
+        spread: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+    ) -> PerExample:
+        """Return the values of each test example."""
+
+    @abstractmethod
+    def diversity(self, members: Sequence[Array], targets: ArrayLike) -> dict[str, float]:
+        """Return how two or more members differ, and the means of their own figures."""
+
+    def noise(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> Array | None:
+        """Return the noise that data say, or None for a task that has none."""
+        del mean, targets, spread
+        return None
+
+    def extra(
+        self,
+        mean: ArrayLike,
+        targets: ArrayLike,
+        spread: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+    ) -> dict[str, Any]:
+        """Return figures of a comparison in addition to :meth:`figures`."""
+        del mean, targets, spread, noise
+        return {}

@@ -1,0 +1,328 @@
+"""Every task through the commands: a tiny run, its report, its predictions, and resuming."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from interrupting import interrupted
+from promised import promised
+
+from fge import commands as cli
+from fge import metrics
+from fge.commands.predict import predict
+from fge.commands.train import fge, train
+from fge.config import FGEConfig, PredictConfig, TrainConfig
+from fge.errors import UserError
+
+RUN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "threads": 1, "val_fraction": 0.2, "lr": 0.05}
+PLAIN: dict[str, Any] = {"channels_last": "off", "compile": "off", "amp": "off"}
+COUNT = 120
+NAMES = {
+    "regression": ["y", "z"],
+    "multilabel": ["up", "wide"],
+    "binary": ["kind"],
+    "classification": ["size"],
+}
+TARGETS = {task: tuple(names) for task, names in NAMES.items()}
+
+
+def rows() -> dict[str, list[Any]]:
+    """Columns of a table: three of features, one of which has gaps, and targets of each task."""
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, COUNT))
+    colour = draw.choice(["red", "blue"], COUNT)
+    return {
+        "a": a.tolist(),
+        "b": ["" if k % 9 == 0 else x for k, x in enumerate(b)],
+        "colour": colour.tolist(),
+        "y": (100 + 20 * a + draw.normal(size=COUNT)).tolist(),
+        "z": (a - b).tolist(),
+        "up": (a > 0).astype(int).tolist(),
+        "wide": (b > 0.3).astype(int).tolist(),
+        "kind": np.where(a > 0.2, "new", "old").tolist(),
+        "size": np.array(["s", "m", "l"])[np.digitize(a, [-0.5, 0.5])].tolist(),
+    }
+
+
+def write(path: Path, columns: dict[str, list[Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table for each task, in one folder."""
+    folder, columns = tmp_path_factory.mktemp("tables"), rows()
+    for task, names in NAMES.items():
+        kept = {key: columns[key] for key in ("a", "b", "colour", *names)}
+        write(folder / f"{task}.csv", kept)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(table: Path) -> dict[str, Path]:
+    """A run of each task."""
+    found = {}
+    for task, names in NAMES.items():
+        options: dict[str, Any] = {"task": task, "target": tuple(names), **RUN}
+        data = str(table / f"{task}.csv")
+        found[task] = fge(FGEConfig(data=data, out=table / f"run-{task}", **options))
+    return found
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str) -> None:
+    content, text = report_of(runs[task]), (runs[task] / "report.md").read_text()
+    assert content["task"] == f"row {task}"
+    assert content["config"]["model"] == "mlp"
+    line = next(line for line in content["methods"] if line["name"] == "fge")
+    with np.load(runs[task] / "predictions" / "test.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        array = stored["predictions" if task == "regression" else "probabilities"]
+        mean = np.mean([array[names.index(m)].astype(float) for m in line["member_names"]], axis=0)
+    if task == "regression":
+        assert line["rmse"] == pytest.approx(metrics.rmse(mean, targets))
+        assert "error" not in line
+        assert "RMSE" in text
+        assert " error" not in text.replace("standard error", "")
+        assert targets.mean(axis=0)[0] == pytest.approx(100, abs=20)  # in the targets' units
+        assert line["r2"] > 0.3
+        assert (runs[task] / "figures" / "coverage.png").is_file()
+    elif task == "multilabel":
+        wrong = np.mean((mean > 0.5) != targets)
+        assert line["error"] == pytest.approx(100 * wrong)
+        assert line["exact_match"] <= 100 - line["error"] + 1e-9
+        assert "error per label" in text
+    else:
+        assert line["error"] == pytest.approx(100 * np.mean(mean.argmax(axis=1) != targets))
+        assert mean.shape[1] == len(content["dataset"]["classes"])
+    if task == "binary":
+        assert line["auroc"] == pytest.approx(
+            metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
+        )
+        assert "balanced" in text
+    assert ("--method auto" in text) == (task in ("binary", "classification"))
+    assert content["dataset"]["table"]["targets"] == NAMES[task]
+
+
+def test_the_log_of_a_regression_names_its_figure(runs: dict[str, Path]) -> None:
+    records = [json.loads(line) for line in (runs["regression"] / "log.jsonl").open()]
+    kept = [record for record in records if record["event"] == "snapshot"]
+    with np.load(runs["regression"] / "predictions" / "val.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        first = stored["predictions"][names.index("fge-0001")]
+    record = next(r for r in kept if (r["stage"], r["member"]) == ("fge", 1))
+    assert record["val_rmse"] == pytest.approx(metrics.rmse(first, targets), rel=1e-5)
+    assert not any("error" in key for record in kept for key in record)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
+    runs: dict[str, Path], task: str, tmp_path: Path
+) -> None:
+    columns = {key: rows()[key] for key in ("colour", "a", "b")}  # another order, no target
+    new = write(tmp_path / "new.csv", {**columns, "more": ["x"] * COUNT})
+    out = predict(
+        PredictConfig(run=runs[task], images=new, out=tmp_path / "out", keep_members=True)
+    )
+    with (
+        np.load(out / "predictions.npz") as found,
+        np.load(runs[task] / "predictions" / "test.npz") as stored,
+    ):
+        key = "predictions" if task == "regression" else "probabilities"
+        names = [str(name) for name in stored["members"]]
+        own = [stored[key][k] for k, name in enumerate(names) if name.startswith("fge-")]
+        tested = np.mean(np.array(own, dtype=float), axis=0)
+        said, kept = found[key], found[f"member_{key}"]
+    # Each test row is among all rows.
+    nearest = np.abs(said[None] - tested[:, None]).reshape(len(tested), COUNT, -1).max(-1).min(1)
+    assert nearest.max() < 1e-3 * max(1.0, np.abs(tested).max())
+    with (out / "predictions.csv").open() as file:
+        headings = next(csv.reader(file))
+    measures = ["entropy", "mutual_information", "disagreement", "set"]
+    expected = {
+        "regression": ["row", "y", "z", "spread of y", "spread of z"],
+        "multilabel": ["row", "p(up)", "p(wide)", "spread of up", "spread of wide"],
+        "binary": ["row", "label", "class", "p(new)", "p(old)", *measures],
+        "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)", *measures],
+    }
+    assert headings == expected[task]
+    np.testing.assert_allclose(kept.mean(axis=0, dtype=float), said, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_sets_of_classes_are_not_for_labels_and_numbers(
+    runs: dict[str, Path], task: str, tmp_path: Path
+) -> None:
+    new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
+    with pytest.raises(
+        UserError, match=f"^--coverage 0.8 is for sets of classes.* is {task}; leave"
+    ):
+        predict(PredictConfig(run=runs[task], images=new, out=tmp_path / "out", coverage=0.8))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_without_a_column_cannot_be_predicted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    few = write(tmp_path / "few.csv", {"a": [1.0], "b": [2.0]})
+    with pytest.raises(UserError, match="lacks the column 'colour' that the network was trained"):
+        predict(PredictConfig(run=runs["binary"], images=few))
+    with pytest.raises(UserError, match=r"trained on a table; give --images a \.csv"):
+        predict(PredictConfig(run=runs["binary"], images=tmp_path))
+    with pytest.raises(UserError, match="--image-size is for images"):
+        predict(PredictConfig(run=runs["binary"], images=few, image_size=8))
+
+
+def images(path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 64), ("test", 32)):
+        pixels = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        arrays |= {f"{part}_images": pixels, f"{part}_targets": pixels.mean(axis=(1, 2))}
+    np.savez(path, **arrays)
+    return path
+
+
+def images_alone(folder: Path) -> Path:
+    with np.load(folder / "light.npz") as found:
+        np.savez(folder / "new.npz", images=found["test_images"])
+    return folder / "new.npz"
+
+
+def test_images_have_numbers_too(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**RUN, **PLAIN, "epochs": 2, "val_fraction": 0.0}
+    data = str(images(tmp_path / "light.npz"))
+    config = TrainConfig(
+        task="regression", data=data, out=tmp_path / "run", method="split", **options
+    )
+    run = train(config)
+    assert (run / "predictions" / "train.npz").is_file()  # its residuals say the noise
+    assert "The noise variance is estimated on training images" in (run / "report.md").read_text()
+    new = predict(PredictConfig(run=run, images=images_alone(tmp_path), out=tmp_path / "out"))
+    with (
+        np.load(new / "predictions.npz") as found,
+        np.load(run / "predictions" / "test.npz") as stored,
+    ):
+        expected = stored["predictions"].astype(float).mean(axis=0)
+        said = found["predictions"]  # the test images are in another order
+        np.testing.assert_allclose(np.sort(said, axis=0), np.sort(expected, axis=0), rtol=1e-4)
+
+
+def test_wrong_options_end_in_a_line(
+    table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = ["--data", str(table / "regression.csv"), "--out", str(tmp_path / "run")]
+    data += ["--batch-size", "16"]
+    assert cli.main(["fge", *data]) == 2
+    assert "needs --target COLUMN" in capsys.readouterr().err
+    more = ["--target", "y", "--task", "regression", "--mixup", "0.2"]
+    assert cli.main(["train", *data, *more]) == 2
+    assert "--mixup has no meaning for --task regression" in capsys.readouterr().err
+    assert (
+        cli.main(["train", *data, "--target", "y", "--task", "regression", "--model", "vgg16"]) == 2
+    )
+    assert "use --model mlp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_resuming_is_bitwise(table: Path, task: str, tmp_path: Path) -> None:
+    def options(name: str, **more: Any) -> FGEConfig:
+        data = str(table / f"{task}.csv")
+        given: dict[str, Any] = {"task": task, "target": TARGETS[task], "distill_epochs": 1}
+        return FGEConfig(data=data, out=tmp_path / name, single=True, **given, **RUN, **more)
+
+    whole = fge(options("whole"))
+    with interrupted(3):
+        fge(options("cut"))
+    cut = fge(options("cut", resume=True))
+    ours, theirs = promised(cut), promised(whole)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+@pytest.mark.slow
+def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
+    run = fge(
+        FGEConfig(
+            task="binary",
+            target=("kind",),
+            data=str(table / "binary.csv"),
+            out=tmp_path / "run",
+            start_epoch=0,
+            cycle_epochs=2,
+            refit="bezier",
+            refit_epochs=1,
+            baseline="auto",
+            **RUN,
+        )
+    )
+    content = report_of(run)
+    lines = {line["name"]: line for line in content["methods"]}
+    assert lines["fge+refit"]["members"] == lines["fge"]["members"] * 2 - 1
+    with np.load(run / "predictions" / "test.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        first = stored["probabilities"][names.index("fge-0001")].astype(float)
+    # The curve begins at the first snapshot, whose statistics are estimated again.
+    points = [json.loads(line) for line in (run / "curves" / "0001--0002" / "curve.jsonl").open()]
+    start = next(point for point in points if point["t"] == 0)
+    assert start["test_nll"] == pytest.approx(metrics.nll(first, targets), rel=0.3)
+    assert content["baseline"]["methods"][1]["name"] == "curve"
+    arguments = [
+        "plane",
+        "--run",
+        str(run),
+        "--random",
+        "--resolution",
+        "2",
+        "--out",
+        str(tmp_path / "plane"),
+    ]
+    assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
+
+
+@pytest.mark.slow
+def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]
+    arguments += ["--target", *TARGETS["regression"], "--methods", "single", "split"]
+    arguments += ["--seeds", "2", "--epochs", "2", "--batch-size", "16", "--threads", "1"]
+    assert cli.main([*arguments, "--val-fraction", "0.2", "--out", str(out)]) == 0
+    content = json.loads((out / "compare.json").read_text())
+    lines = {(line["name"], line["budget"]): line for line in content["methods"]}
+    split = lines["split", 1]
+    assert {"rmse", "nll", "calibrated_nll", "calibrated_log_likelihood"} <= split.keys()
+    assert split["members"] == 2
+    compared = {difference["metric"] for difference in content["differences"]}
+    assert compared == {"mse", "nll", "calibrated_nll"}
+    found = []
+    for part in ("test", "val"):
+        with np.load(out / "runs" / "split-e2-s0" / "predictions" / f"{part}.npz") as stored:
+            assert stored["members"].tolist()[:2] == ["split-0001", "split-0002"]
+            found.append((stored["predictions"][:2].astype(float), stored["targets"]))
+    (said, targets), (known, truth) = found
+    noise = metrics.fit_noise(known.mean(0), truth, known.var(0))
+    nll = metrics.gaussian_nll_per_example(said.mean(0), targets, noise, said.var(0))
+    calibrated = metrics.calibrated_gaussian_nll(said.mean(0), targets, said.var(0))
+    saved = json.loads((out / "cells" / "split-b1-s0.json").read_text())["figures"]
+    assert saved["rmse"] == pytest.approx(metrics.rmse(said.mean(0), targets))
+    assert saved["nll"] == pytest.approx(nll.mean())
+    assert saved["calibrated_nll"] == pytest.approx(calibrated.mean(), rel=1e-5)
+    text = (out / "compare.md").read_text()
+    assert "squared error" in text
+    assert "24 test rows" in text
+    assert "image" not in text
+    assert " error" not in text.lower().replace("squared error", "")

@@ -1,0 +1,227 @@
+"""Tables: reading them, their features, targets and parts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fge.data import Encoder, Mixup, Normaliser, TrainBatches, load_table, read_table
+from fge.errors import UserError
+from fge.seeds import generator
+
+TEXT = """\
+id,age,colour,flat,price
+1,20,red,7,10.5
+2,40,blue,7,20
+3,,red,7,30
+4,60,,7,40
+5,40,red,7,50
+6,20,blue,7,60
+7,60,red,7,70
+8,40,red,7,80
+9,20,blue,7,90
+10,60,red,7,100
+"""
+
+
+def written(folder: Path, text: str = TEXT) -> Path:
+    path = folder / "houses.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_numbers_and_words_are_told_apart(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path))
+    assert table.columns["age"].dtype == np.float64
+    assert np.isnan(table.columns["age"][2])
+    assert table.columns["colour"].tolist() == ["red", "blue", "red", None, *["red", "blue"],
+                                                *["red", "red", "blue", "red"]]  # fmt: skip
+    assert len(table) == 10
+
+
+def test_features_by_hand(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path))
+    train = np.array([0, 1, 2, 3])
+    encoder = Encoder.fit(table, train, ["price"], ["split"])
+    assert encoder.features == ["age", "age is missing", "colour=blue", "colour=red", "colour="]
+    assert encoder.left_out == {"id": "row numbers", "flat": "one value"}
+    assert encoder.note() == "columns left out: id (row numbers), flat (one value)"
+    std = np.std([20, 40, 60])
+    expected = [
+        [(20 - 40) / std, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [(60 - 40) / std, 0, 0, 0, 1],
+    ]
+    np.testing.assert_allclose(encoder.encode(table, train), expected, rtol=1e-6)
+    again = Encoder.of(encoder.facts())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again.encode(table), encoder.encode(table))
+
+
+def test_years_are_no_row_numbers(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k},{1950 + k},{k + 0.5},{k % 3}" for k in range(20))
+    table = read_table(written(tmp_path, f"n,year,half,y\n{rows}\n"))
+    encoder = Encoder.fit(table, np.arange(20), ["y"], [])
+    assert encoder.features == ["year", "half"]
+    assert encoder.left_out == {"n": "row numbers"}
+
+
+def test_new_tables_need_the_columns_but_no_target(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path))
+    encoder = Encoder.fit(table, np.arange(10), ["price"], ["split"])
+    new = read_table(written(tmp_path, "colour,age,more\ngreen,40,x\nred,,y\n"))
+    np.testing.assert_allclose(encoder.encode(new)[:, 2:], [[0, 0, 0], [0, 1, 0]])
+    assert encoder.unknown_words(new) == ["colour: no training row has green; all features are 0"]
+    assert encoder.unused(new) == ["more"]
+    with pytest.raises(UserError, match="lacks the column 'age' that the network was trained with"):
+        encoder.encode(read_table(written(tmp_path, "colour\nred\n")))
+    with pytest.raises(UserError, match=r"line 3: 'age' must be a number, as in training, got 'x'"):
+        encoder.encode(read_table(written(tmp_path, "colour,age\nred,1\nred,x\n")))
+
+
+def test_a_table_is_split_and_standardised_by_its_training_rows(tmp_path: Path) -> None:
+    data = load_table(written(tmp_path), ["price"], "regression", val_fraction=0.25)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [6, 2, 2]
+    assert data.is_table
+    assert data.example == "row"
+    prices = np.concatenate([part.labels.numpy() for part in (data.train, data.val, data.test)])
+    assert sorted(prices[:, 0]) == [10.5, *range(20, 101, 10)]
+    np.testing.assert_allclose(data.target.mean[0], data.train.labels.mean().item())
+    assert data.train.images[:, 0].mean().item() == pytest.approx(0, abs=1e-6)
+    assert data.notes[:2] == [
+        "validation: 2 rows held out of the training rows (0.25 of them)",
+        "test: 2 rows held out of the training rows (0.2 of them), as there is no column split",
+    ]
+    again = load_table(written(tmp_path), ["price"], "regression", val_fraction=0.25)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_a_column_says_the_parts(tmp_path: Path) -> None:
+    parts = [*["train"] * 6, "val", "val", "test", "test"]
+    lines = TEXT.splitlines()
+    marked = [f"{line},{part}" for line, part in zip(lines[1:], parts, strict=True)]
+    text = "\n".join([f"{lines[0]},split", *marked])
+    data = load_table(written(tmp_path, text), ["price"], "regression")
+    assert data.test.labels.numpy().ravel().tolist() in ([90, 100], [100, 90])
+    assert len(data.val) == 2
+    with pytest.raises(UserError, match=r"line 11: split must be train, val or test, got 'trial'"):
+        load_table(written(tmp_path, text[: -len("test")] + "trial"), ["price"], "regression")
+
+
+def test_classes_are_spread_alike_and_have_names(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k % 7},{'yes' if k % 4 == 0 else 'no'}" for k in range(80))
+    path = written(tmp_path, f"x,buys\n{rows}\n")
+    for task, outputs in (("binary", 1), ("classification", 2)):
+        data = load_table(path, ["buys"], task)  # type: ignore[arg-type]
+        assert data.classes == ("no", "yes")
+        assert data.outputs == outputs
+        assert data.test.labels.sum() == 4
+        assert len(data.test) == 16
+    numbers = written(tmp_path, "x,y\n" + "\n".join(f"{k % 7},{k % 11}" for k in range(99)))
+    ordered = load_table(numbers, ["y"], "classification")
+    assert ordered.classes == tuple(map(str, range(11)))  # as numbers, not as words
+
+
+def test_labels_are_columns(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k % 7},{k % 2},{'true' if k % 3 else 'false'}" for k in range(60))
+    data = load_table(written(tmp_path, f"x,a,b\n{rows}\n"), ["a", "b"], "multilabel")
+    assert data.classes == ("a", "b")
+    assert data.train.labels.shape[1] == 2
+    assert set(data.train.labels.ravel().tolist()) == {0, 1}
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "age": [20, 40, None, 60],
+        "colour": pyarrow.array(["red", None, "blue", "red"]).dictionary_encode(),
+        "new": [True, False, True, True],
+    }
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    table = read_table(path)
+    assert table.columns["colour"].tolist() == ["red", None, "blue", "red"]
+    assert table.columns["new"].tolist() == ["True", "False", "True", "True"]
+    np.testing.assert_array_equal(table.columns["age"], [20, 40, np.nan, 60])
+    moments = pyarrow.array([0, 1], pyarrow.timestamp("s"))
+    pyarrow.parquet.write_table(pyarrow.table({"when": moments}), path)
+    with pytest.raises(UserError, match=r"column 'when' is of the type timestamp"):
+        read_table(path)
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_table(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"needs the package pyarrow.*\[parquet\]"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no rows"),
+        ("a,b\n", "has no rows"),
+        ("a,b\n1,2\n1,2,3\n", "line 3: there are 3 values for 2 columns"),
+        ("a,a\n1,2\n", "two columns 'a'"),
+        ("a,\n1,2\n", "a column without a name"),
+        ("a;b\n1;2\n", "semicolons; save it with commas"),
+        ('a,b\n1,"2\n', "this is no CSV"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "text", "message"),
+    [
+        (["prize"], "regression", TEXT, "unknown column 'prize'; did you mean 'price'"),
+        (["price", "age"], "classification", TEXT, "predicts one column, got --target price age"),
+        (["price", "price"], "regression", TEXT, "must name different columns"),
+        (["colour"], "regression", TEXT, "line 5: the target 'colour' is missing"),
+        (["flat"], "binary", TEXT, "needs a target of two values, 'flat' has 1"),
+        (["price"], "classification", TEXT, "10 different values in 10 rows.* --task regression"),
+        (["price"], "multilabel", TEXT, "line 2: the label 'price' must be 0 or 1, got '10.5'"),
+        (["b"], "regression", "a,b\n1,x\n2,y\n", "the target 'b' must be a number .* got 'x'"),
+        (
+            ["b"],
+            "regression",
+            "a,b\n1,1\n1,2\n1,3\n1,4\n",
+            "no column of features; add one; a: one value",
+        ),
+        (["b"], "regression", "a,b\n1,1\n1e999,2\n3,3\n4,4\n", r"line 3: 'a' is inf"),
+    ],
+)
+def test_wrong_targets_and_features_are_named(
+    tmp_path: Path, targets: list[str], task: str, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_table(written(tmp_path, text), targets, task, val_fraction=0.0)  # type: ignore[arg-type]
+
+
+def test_sizes_are_told_in_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="test_size 5 is more than the 2 available rows"):
+        load_table(written(tmp_path), ["price"], "regression", test_size=5)
+
+
+def test_rows_are_shuffled_and_mixed_as_images_are(tmp_path: Path) -> None:
+    rows = "\n".join(f"{k % 7},{k % 5},{k % 2}" for k in range(60))
+    data = load_table(written(tmp_path, f"a,b,y\n{rows}\n"), ["y"], "classification")
+    normaliser = Normaliser(data.mean, data.std, torch.device("cpu"))
+    batches = TrainBatches(data.train, normaliser, 16, seed=3)
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = torch.randperm(len(data.train), generator=generator(3, "shuffle", 0))
+    torch.testing.assert_close(inputs, data.train.images[order])
+    torch.testing.assert_close(labels, data.train.labels[order])
+    mixed = TrainBatches(data.train, normaliser, 16, seed=3, mixup=Mixup(1.0, 2, 3))
+    rows_of, targets = next(iter(mixed))
+    part = mixed.mixup.parts(0, len(data.train))[order[:16]]  # type: ignore[union-attr]
+    other = mixed.mixup.partners(0, 0, 16)  # type: ignore[union-attr]
+    expected = part[:, None] * inputs[:16] + (1 - part[:, None]) * inputs[:16][other]
+    torch.testing.assert_close(rows_of, expected)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
