@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,39 +68,40 @@ def reliability_bins(
 ) -> list[ReliabilityBins]:
     """Return the bins of a run's best lines, those with at least ``FEWEST`` predictions.
 
-    The lines are the largest ensemble of each name, averaged weights, and the single network, or
-    the last snapshot without one.
-
     Args:
         results: the lines of the run.
         test: the test predictions of their members.
     """
     methods = []
-    for name, result in _shown(results).items():
+    for result in drawn(results):
         bins = metrics.reliability(*_said(test, result.member_names))
         held = bins.counts >= FEWEST
         columns = (bins.confidence, bins.accuracy, bins.counts)
-        methods.append(ReliabilityBins(name, *(values[held].tolist() for values in columns)))
+        methods.append(ReliabilityBins(result.name, *(values[held].tolist() for values in columns)))
     return methods
 
 
-def _shown(results: Sequence[MethodResult]) -> dict[str, MethodResult]:
-    """Return the largest ensemble of each name, without single networks that are like others."""
+def drawn(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Return a run's best lines, which charts show.
+
+    They are the largest ensemble of each name, averaged weights, and the single network, or the
+    last snapshot without one.
+    """
     largest = {result.name: result for result in results if result.name not in _NOT_DRAWN}
     if "single" in largest:
         largest.pop("last-snapshot", None)
-    return largest
+    return list(largest.values())
 
 
-def coverage_chart(results: Mapping[str, MethodResult], test: PredictionFile) -> Chart:
+def coverage_chart(results: Sequence[MethodResult], test: PredictionFile) -> Chart:
     """Return how many targets of a regression are in their intervals, less how many should be.
 
     Args:
-        results: by name.
+        results: the lines that are shown.
         test: the test predictions of their members.
     """
     shown = []
-    for name, result in results.items():
+    for result in results:
         spread, noise = test.variances(result.member_names)
         assert spread is not None, "it is a regression"
         mean, targets = test.mean(result.member_names).numpy(), test.targets
@@ -110,7 +111,7 @@ def coverage_chart(results: Mapping[str, MethodResult], test: PredictionFile) ->
         ]
         gaps = [inside - level for inside, level in zip(found, _LEVELS, strict=True)]
         notes = [f"{inside:.1f} % are inside" for inside in found]
-        shown.append(Series(name, list(_LEVELS), gaps, notes=notes, marker=True))
+        shown.append(Series(result.name, list(_LEVELS), gaps, notes=notes, marker=True))
     panel = Panel("targets inside - level (points)", shown, level=0.0)
     return Chart("level of the interval (%)", [panel], limits=(0.0, 100.0), height=420)
 
@@ -135,7 +136,7 @@ def add_reliability(
         test: the test predictions of their members.
     """
     if test.task.uses_noise:
-        report.chart("coverage.png", coverage_chart(_shown(results), test), COVERAGE_CAPTION)
+        report.chart("coverage.png", coverage_chart(drawn(results), test), COVERAGE_CAPTION)
         return
     methods = reliability_bins(results, test)
     if any(bins.confidence for bins in methods):
