@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
-from fge.commands.inputs import read_inputs
+from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.rows import outputs_tables, outputs_verdict, read_rows, write_outputs
 from fge.config import (
     CLASSIFICATION,
@@ -99,22 +99,8 @@ def predict(config: PredictConfig) -> Path:
     run_config, content = _read_ensemble_run(config.run)
     facts = _data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
-    skipped = Skipped()
-    side = run_config.image_size if config.image_size is None else config.image_size
-    observer = ConsoleObserver()
-    inputs = (
-        read_rows(config, facts.table, observer)
-        if facts.table
-        else read_inputs(
-            config.images,
-            facts.channels,
-            facts.image_size,
-            skipped,
-            side=side,
-            skip_unreadable=config.skip_unreadable,
-            workers=default_workers() if config.workers is None else config.workers,
-        )
-    )
+    observer, skipped = ConsoleObserver(), Skipped()
+    inputs = _inputs(config, run_config, facts, skipped, observer)
     files = inputs.names
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
@@ -140,6 +126,27 @@ def predict(config: PredictConfig) -> Path:
     observer.note(f"{len(files)} predictions by {what} are in {out}")
     observer.note(f"report: {out / 'report.html'}")
     return out
+
+
+def _inputs(
+    config: PredictConfig,
+    run_config: CommandConfig,
+    facts: _Facts,
+    skipped: Skipped,
+    observer: ConsoleObserver,
+) -> Inputs:
+    """Read the rows or the images that are predicted."""
+    if facts.table:
+        return read_rows(config, facts.table, observer)
+    return read_inputs(
+        config.images,
+        facts.channels,
+        facts.image_size,
+        skipped,
+        side=run_config.image_size if config.image_size is None else config.image_size,
+        skip_unreadable=config.skip_unreadable,
+        workers=default_workers() if config.workers is None else config.workers,
+    )
 
 
 def _folder(config: PredictConfig) -> Path:

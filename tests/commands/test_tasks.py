@@ -155,7 +155,7 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         "binary": ["row", "label", "class", "p(new)", "p(old)"],
         "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)"],
     }
-    assert headings == expected[task]
+    assert headings[: len(expected[task])] == expected[task]  # what else is told comes after
 
 
 def test_a_table_without_a_column_cannot_be_predicted(
