@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
+from fge.commands.finished import DataFacts, combines_weights, data_facts, read_ensemble_run
 from fge.commands.members import kept_members
-from fge.commands.predict import _combines_weights, _data_facts, _Facts, _read_ensemble_run
 from fge.config import ExportConfig, check_import
 from fge.data import Normaliser
 from fge.devices import enough_memory
@@ -44,9 +44,9 @@ def export(config: ExportConfig) -> Path:
     """Write the ensemble of a finished run as one file and a script; return the file."""
     check_command("export")
     script = config.target.with_name(f"{config.target.stem}_{config.format}_example.py")
-    run_config, content = _read_ensemble_run(config.run)
+    run_config, content = read_ensemble_run(config.run)
     _check_task(config.run, content)
-    data = _data_facts(config.run, content)
+    data = data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     for path in (config.target, script):
         _check_place(path, overwrite=config.overwrite)
@@ -54,7 +54,7 @@ def export(config: ExportConfig) -> Path:
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
-    averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
+    averaged = combines_weights(config.run, run_config, content) and len(store) > 1
     own = [position + 1 for position in kept_members(config.run, run_config, store)]
     numbers = _numbers(config.members, own, len(store), averaged=averaged)
     average = config.run / AVERAGE_FILES["swa"]
@@ -118,7 +118,9 @@ def _numbers(asked: Sequence[int], own: Sequence[int], count: int, *, averaged: 
     return list(asked or own)
 
 
-def _ensemble(folder: Path, name: str, data: _Facts, states: list[dict[str, Tensor]]) -> Ensemble:
+def _ensemble(
+    folder: Path, name: str, data: DataFacts, states: list[dict[str, Tensor]]
+) -> Ensemble:
     model = build_model(
         name,
         in_channels=data.channels,
@@ -139,7 +141,7 @@ def _precision(ensemble: Ensemble) -> str:
     return str(next(ensemble.parameters()).dtype).removeprefix("torch.")
 
 
-def _encoded(config: ExportConfig, ensemble: Ensemble, data: _Facts, facts: Facts) -> bytes:
+def _encoded(config: ExportConfig, ensemble: Ensemble, data: DataFacts, facts: Facts) -> bytes:
     """Return the bytes of the file, which predicts what the ensemble predicts."""
     images = _probes(data)
     expected = ensemble.predict_proba([Normaliser(data.mean, data.std, _CPU)(images)])
@@ -156,7 +158,7 @@ def _encoded(config: ExportConfig, ensemble: Ensemble, data: _Facts, facts: Fact
     )
 
 
-def _probes(data: _Facts) -> Tensor:
+def _probes(data: DataFacts) -> Tensor:
     """Return images (N, C, H, W) uint8 like the run's: noise and smooth ones of its mean and std.
 
     Some are black, white or of one colour.

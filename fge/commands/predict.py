@@ -6,37 +6,30 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from fge.commands.coverage import fit_of_run
+from fge.commands.finished import DataFacts, combines_weights, data_facts, read_ensemble_run
 from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.measured import Measured, figures_of
 from fge.commands.members import RunMembers, members_of_run
 from fge.commands.rows import Outputs, outputs_tables, outputs_verdict, read_rows, write_outputs
 from fge.config import (
-    CLASSIFICATION,
-    KEEP_SNAPSHOTS,
     CommandConfig,
     PredictConfig,
-    TaskName,
-    TrainConfig,
     as_stored,
     check_import,
-    is_factory,
-    read_run,
 )
-from fge.data import EvalBatches, Normaliser, Skipped, Split, TableFacts, default_workers
+from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, checked, printable, write_bytes, write_text
+from fge.files import printable, write_bytes, write_text
 from fge.metrics import Conformal
 from fge.networks import build_model
 from fge.parallel import check_command
@@ -52,43 +45,8 @@ from fge.report import (
     uncertain_table,
 )
 from fge.runs import RunFolder, check_pages, open_pages
-from fge.schemas import Positive
-from fge.tasks import Task, make_task
-from fge.train import find_method
 
 _FILES = ("predictions.csv", "predictions.npz")
-
-
-class _Described(TypedDict):
-    """The facts about the training data in a ``config.json``."""
-
-    classes: Annotated[list[str], Meta(min_length=1)]
-    channels: Positive
-    image_size: tuple[Positive, Positive]
-    mean: list[float]
-    std: list[Annotated[float, Meta(gt=0)]]
-    task: NotRequired[TaskName]
-    target_mean: NotRequired[list[float]]
-    target_std: NotRequired[list[Annotated[float, Meta(gt=0)]]]
-    table: NotRequired[TableFacts]
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """The facts about the training data."""
-
-    classes: tuple[str, ...]
-    channels: int
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    task: Task
-    table: TableFacts | None = None
-
-    @property
-    def example(self) -> str:
-        """What is predicted: an image or a row."""
-        return "image" if self.table is None else "row"
 
 
 def predict(config: PredictConfig) -> Path:
@@ -98,8 +56,8 @@ def predict(config: PredictConfig) -> Path:
     threads = set_threads(config.threads)
     out = _folder(config)
     check_pages(out, "predict", overwrite=config.overwrite)
-    run_config, content = _read_ensemble_run(config.run)
-    facts = _data_facts(config.run, content)
+    run_config, content = read_ensemble_run(config.run)
+    facts = data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     skipped, observer = Skipped(), ConsoleObserver()
     inputs = _inputs(config, run_config, facts, skipped, observer)
@@ -107,7 +65,7 @@ def predict(config: PredictConfig) -> Path:
     store = SnapshotStore(config.run / "snapshots")
     if len(store) == 0:
         raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
-    averaged = _combines_weights(config.run, run_config, content) and len(store) > 1
+    averaged = combines_weights(config.run, run_config, content) and len(store) > 1
     members = members_of_run(config.run, run_config, store, averaged=averaged)
     fit, no_sets = _sets(config, members, facts)
     with enough_memory(device, "use a smaller --batch-size"):
@@ -145,59 +103,10 @@ def _folder(config: PredictConfig) -> Path:
     return next(path for path in (config.run / name for name in names) if not path.exists())
 
 
-def _read_ensemble_run(folder: Path) -> tuple[CommandConfig, dict[str, Any]]:
-    """Return the options of an fge or train run, and the whole ``config.json``."""
-    command, options, content = read_run(folder)
-    if command not in KEEP_SNAPSHOTS:
-        raise UserError(f"{folder} is a run of {command!r}; give a run of fge or train")
-    return options, content
-
-
-def _data_facts(folder: Path, content: dict[str, Any]) -> _Facts:
-    given = content.get("dataset")
-    if given is None:
-        raise UserError(f"{folder} is not a run folder: its config.json does not describe the data")
-    damaged = f"the description of the data in {folder / 'config.json'} is damaged"
-    described = checked(given, _Described, damaged)
-    height, width = described["image_size"]
-    facts = _Facts(
-        classes=tuple(described["classes"]),
-        channels=described["channels"],
-        image_size=(height, width),
-        mean=tuple(described["mean"]),
-        std=tuple(described["std"]),
-        task=make_task(
-            described.get("task", CLASSIFICATION),
-            described["classes"],
-            mean=described.get("target_mean", ()),
-            std=described.get("target_std", ()),
-        ),
-        table=described.get("table"),
-    )
-    if not len(facts.mean) == len(facts.std) == facts.channels:
-        raise UserError(f"{damaged}: mean and std are not of {facts.channels} channels; {RESTORE}")
-    return facts
-
-
-def _combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any]) -> bool:
-    """Return whether the run's method averages weights, according to its ``config.json``.
-
-    The method is not imported for this, because it may be the user's own code.
-    """
-    if not isinstance(config, TrainConfig):
-        return False
-    if "combine" not in content and is_factory(config.method):
-        raise UserError(
-            f"{folder / 'config.json'} does not say whether {config.method} averages weights or "
-            "probabilities; resume that run once with --resume, which adds it"
-        )
-    return bool((content.get("combine") or find_method(config.method).combine) == "weights")
-
-
 def _inputs(
     config: PredictConfig,
     run_config: CommandConfig,
-    facts: _Facts,
+    facts: DataFacts,
     skipped: Skipped,
     observer: ConsoleObserver,
 ) -> Inputs:
@@ -216,7 +125,7 @@ def _inputs(
 
 
 def _sets(
-    config: PredictConfig, members: RunMembers, facts: _Facts
+    config: PredictConfig, members: RunMembers, facts: DataFacts
 ) -> tuple[Conformal | None, str]:
     """Return the threshold of conformal sets, or None and why there is none, if it is to be told.
 
@@ -234,7 +143,7 @@ def _sets(
 
 
 def _ensemble(
-    run: Path, name: str, members: RunMembers, facts: _Facts, device: torch.device
+    run: Path, name: str, members: RunMembers, facts: DataFacts, device: torch.device
 ) -> Ensemble:
     model = build_model(
         name,
@@ -255,7 +164,7 @@ def _ensemble(
 def _predicted(
     config: PredictConfig,
     ensemble: Ensemble,
-    facts: _Facts,
+    facts: DataFacts,
     images: Split,
     sets: tuple[Conformal | None, str],
 ) -> Measured | Outputs:
@@ -275,7 +184,7 @@ def _report(
     what: str,
     names: Sequence[str],
     found: Measured | Outputs,
-    facts: _Facts,
+    facts: DataFacts,
     environment: dict[str, Any],
     unreadable: Mapping[str, str],
 ) -> None:
