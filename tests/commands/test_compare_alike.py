@@ -17,6 +17,7 @@ from fge.compare import Job, Plan
 from fge.config import CompareConfig, FGEConfig, write_config
 from fge.config.compare import COMPARED
 from fge.observer import Observer
+from fge.tasks import MANY_CLASSES
 
 CHOSEN: dict[str, Any] = {
     "channels_last": "on",
@@ -58,7 +59,10 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Idle]:
 
 def test_diverged_runs_are_named_in_the_order_of_the_plan(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(
-        observer=Observer(), folder=SimpleNamespace(path=tmp_path, manifest=None), config=CONFIG
+        observer=Observer(),
+        folder=SimpleNamespace(path=tmp_path, manifest=None),
+        config=CONFIG,
+        setup=SimpleNamespace(task=MANY_CLASSES),
     )
     plan = Plan(CONFIG, tmp_path / "runs")
     cells, diverged = _measure(run, plan, 1)
