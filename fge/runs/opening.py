@@ -155,7 +155,7 @@ def _begin(
         if overwrite:
             remove_run(out)
         manifest = manifest_of(out, command)
-        _remove_temporaries(manifest)  # before a write that did not take place is forgotten
+        remove_temporaries(manifest)  # before a write that did not take place is forgotten
         manifest.settle()
         if resume:
             _check(manifest)
@@ -228,7 +228,7 @@ def remove_run(out: Path) -> None:
                 lock.release()
             with contextlib.suppress(OSError):  # a file that is not the run's stays
                 inner.rmdir()
-    _remove_temporaries(manifest)
+    remove_temporaries(manifest)
     parents: set[Path] = set()
     for name in sorted(manifest.files, key=lambda name: name == "config.json"):
         manifest.remove(name)
@@ -278,7 +278,7 @@ def _check(manifest: Manifest) -> None:
         raise manifests.damaged(fault + more, manifest.root)
 
 
-def _remove_temporaries(manifest: Manifest) -> None:
+def remove_temporaries(manifest: Manifest) -> None:
     """Remove the temporary files of interrupted writes of the run's files, through no link."""
     names = [*manifest.files, manifests.NAME, "config.json"]
     folders: dict[str, set[str]] = {}

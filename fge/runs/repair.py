@@ -19,7 +19,7 @@ from fge.files import parse_json, read_records
 from fge.manifest import Manifest, shown
 from fge.networks import decode_state
 from fge.runs.adopting import is_derived, is_exported
-from fge.runs.opening import locked, manifest_of
+from fge.runs.opening import locked, manifest_of, remove_temporaries
 from fge.runs.staged import CHECKPOINTS, snapshot_facts
 
 _AGAIN = re.compile(
@@ -107,6 +107,7 @@ def repair_run(root: Path) -> Iterator[str]:
     lock = locked(root)
     try:
         manifest = yield from _readable_manifest(root)
+        remove_temporaries(manifest)  # before a write that did not take place is forgotten
         manifest.settle()
         damaged = [name for name in _checked(manifest) if _fault(manifest, name) is not None]
         for name in damaged:

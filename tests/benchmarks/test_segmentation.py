@@ -18,7 +18,8 @@ def test_figures_are_means_over_the_pixels_of_an_image() -> None:
     targets = torch.tensor([[[0, 1], [1, 0]], [[0, 0], [2, 2]]])
     probs = torch.full((2, study.CLASSES, 2, 2), 0.05, dtype=torch.float64)
     probs.scatter_(1, targets[:, None], 0.8)
-    probs[0, :, 0, 1] = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)  # one pixel is taken for class 0
+    wrong = [0.6, 0.1, 0.1, 0.1, 0.1]  # the pixel is of class 1
+    probs[0, :, 0, 1] = torch.tensor(wrong, dtype=torch.float64)
     found = study.figures(probs, targets)
     assert found["error"] == [25.0, 0.0]
     own = -np.log(0.8)

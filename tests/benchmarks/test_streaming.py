@@ -15,10 +15,10 @@ from conftest import ROOT
 def test_both_contenders_read_the_same_folders(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "benchmarks" / "streaming.py")]
     options = {
-        "large": 40,
-        "small": 400,
+        "large": 200,
+        "small": 1000,
         "rounds": 1,
-        "round-images": 40,
+        "round-images": 200,
         "batch": 16,
         "folder": tmp_path,
         "results": tmp_path / "results.json",
@@ -28,7 +28,7 @@ def test_both_contenders_read_the_same_folders(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     cases = json.loads((tmp_path / "results.json").read_text())["cases"]
     assert len(done.stdout.splitlines()) == 4
-    assert {name: case["files"] for name, case in cases.items()} == {"large": 40, "small": 400}
+    assert {name: case["files"] for name, case in cases.items()} == {"large": 200, "small": 1000}
     for case in cases.values():
         assert case["ratio"] == pytest.approx(
             case["ours"]["images_per_second"] / case["torchvision"]["images_per_second"]

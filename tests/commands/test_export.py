@@ -26,6 +26,8 @@ from fge.config import TrainConfig
 from fge.data import load_dataset
 from fge.networks import build_model
 
+pytestmark = pytest.mark.slow  # whole runs
+
 MEMBERS = 2
 FILE, SCRIPT = "ensemble.pt2", "ensemble_pt2_example.py"
 
@@ -118,7 +120,6 @@ def test_a_run_is_one_file_that_the_manifest_knows(
     assert cli.main(["verify", str(run)]) == 0
 
 
-@pytest.mark.slow
 def test_whoever_moves_the_file_to_where_it_is_served_still_has_a_whole_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,7 +315,6 @@ def predictions_of(run: Path, images: Path) -> list[tuple[str, str, float]]:
     return [(r["image"], r["class"], max(float(r[k]) for k in r if k[:2] == "p(")) for r in rows]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_the_script_predicts_image_files_as_predict_does_without_this_package(
     run: Path, kind: str
@@ -335,7 +335,6 @@ def test_the_script_predicts_image_files_as_predict_does_without_this_package(
         names_of(run / f"ensemble_{kind}_example.py", folder / "large.png")
 
 
-@pytest.mark.slow
 def test_the_script_resizes_photographs_as_the_run_did(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(24):

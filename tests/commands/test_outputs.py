@@ -103,6 +103,7 @@ def arguments(command: str, data: Path, trained: Path, out: Path) -> list[str]:
             "spectrum_vectors": 1,
             "spectrum_steps": 4,
         },
+        "export": {"run": str(trained), "format": "pt2", "out": f"{out}.pt2"},
         "predict": {"run": str(trained), "images": str(out.parent / "new.npz"), "out": str(out)},
         "doctor": {"data": str(data), "compile": False},
     }
@@ -114,6 +115,8 @@ def arguments(command: str, data: Path, trained: Path, out: Path) -> list[str]:
 
 
 def made(command: str, out: Path) -> bool:
+    if command == "export":
+        return out.with_suffix(".pt2").is_file()
     return command in ("doctor", "verify") or (out / "report.html").is_file()
 
 

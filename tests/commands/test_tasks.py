@@ -19,6 +19,8 @@ from fge.commands.train import fge, train
 from fge.config import FGEConfig, PredictConfig, TrainConfig
 from fge.errors import UserError
 
+pytestmark = pytest.mark.slow  # whole runs
+
 RUN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "threads": 1, "val_fraction": 0.2, "lr": 0.05}
 PLAIN: dict[str, Any] = {"channels_last": "off", "compile": "off", "amp": "off"}
 COUNT = 120
@@ -237,7 +239,6 @@ def test_wrong_options_end_in_a_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_resuming_is_bitwise(table: Path, task: str, tmp_path: Path) -> None:
     def options(name: str, **more: Any) -> FGEConfig:
@@ -254,7 +255,6 @@ def test_resuming_is_bitwise(table: Path, task: str, tmp_path: Path) -> None:
     assert [name for name in theirs if ours[name] != theirs[name]] == []
 
 
-@pytest.mark.slow
 def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
     run = fge(
         FGEConfig(
@@ -294,7 +294,6 @@ def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
     assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
 
 
-@pytest.mark.slow
 def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]

@@ -316,6 +316,26 @@ def test_a_run_within_that_lost_its_manifest_is_found_and_gets_one_again(
     assert not (outer / "runs" / "one" / "manifest.json").is_symlink()
 
 
+def test_repair_removes_what_was_being_written(ended: Path, tmp_path: Path) -> None:
+    """It forgets a write that did not take place, and so does away with its temporary file."""
+    run = Path(shutil.copytree(ended, tmp_path / "run"))
+    manifest = Manifest.read(run)
+    assert manifest is not None
+    with (
+        pytest.raises(OSError, match="killed"),
+        manifest.replacing("state/new.safetensors", b"12345"),
+    ):
+        raise OSError("killed")
+    begun = run / "state" / ".new.safetensors.abcd1234.tmp"
+    begun.write_bytes(b"123")
+    foreign = run / "state" / ".other.safetensors.abcd1234.tmp"
+    foreign.write_bytes(b"123")
+    assert "state/new.safetensors" in Manifest.read(run).files  # type: ignore[union-attr]
+    assert list(repair_run(run)) == []
+    assert (begun.exists(), foreign.exists()) == (False, True)
+    assert "state/new.safetensors" not in Manifest.read(run).files  # type: ignore[union-attr]
+
+
 def test_damaged_lines_of_times_that_are_not_compared_are_dropped(
     outer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

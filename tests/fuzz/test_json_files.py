@@ -214,8 +214,9 @@ def ends_well(result: Result, file: Path) -> None:
     if result.code:
         assert len(result.message) <= LONGEST
         named = file.name in result.message or str(file.parent) in result.message
-        option = file.name == "config.json" and (
-            "unknown model" in result.message or any(v in result.message for v in _texts(file))
+        option = file.name == "config.json" and bool(
+            re.match("unknown model|no weights file", result.message)
+            or any(v in result.message for v in _texts(file))
         )
         assert named or option or result.message.startswith("cannot resume"), result.message
         assert option or re.search("; | must | but |give ", result.message), result.message
