@@ -29,6 +29,8 @@ from fge.ensemble import Ensemble
 from fge.metrics import coverage_range
 from fge.observer import counted
 
+pytestmark = pytest.mark.slow  # whole runs
+
 VALIDATION = 24
 CLASSES = ["0", "1", "2"]
 
@@ -336,7 +338,6 @@ def test_without_validation_a_run_has_rejection_and_pictures_only(tmp_path: Path
     assert not any("mutual" in caption for caption in captions)
 
 
-@pytest.mark.slow
 def test_a_plan_predicts_by_the_members_of_its_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
