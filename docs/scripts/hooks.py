@@ -106,7 +106,9 @@ def faces() -> list[str]:
 
 def public_page() -> str:
     """Return the page of the public names of ``fge``, in groups."""
-    names = [name for name in fge.__all__ if not name.startswith("__")]
+    public = [name for name in fge.__all__ if not name.startswith("__")]
+    modules = [name for name in public if isinstance(getattr(fge, name), ModuleType)]
+    names = [name for name in public if name not in modules]
     grouped = {name for group in GROUPS.values() for name in group}
     groups = {**GROUPS, "More": tuple(name for name in names if name not in grouped)}
     parts = [
@@ -118,6 +120,8 @@ def public_page() -> str:
         present = [name for name in group if name in names]
         if present:
             parts += [f"## {title}", *(f"::: fge.{name}" for name in present)]
+    links = [f"[`fge.{name}`]({name}.md)" for name in modules]
+    parts += ["## Modules", f"These have pages of their own: {', '.join(links)}."]
     return "\n\n".join(parts) + "\n"
 
 
