@@ -17,6 +17,8 @@ from fge.config import TrainConfig
 from fge.data import load_dataset
 from fge.ensemble import PredictionFile
 
+pytestmark = pytest.mark.usefixtures("fixed_pictures")
+
 
 def imbalanced(path: Path, train_counts: tuple[int, ...], test_counts: tuple[int, ...]) -> Path:
     """Write noise without classes: at best a network learns how frequent they are."""

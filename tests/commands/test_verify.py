@@ -134,6 +134,7 @@ AGAIN = (
 )
 
 
+@pytest.mark.slow  # every picture is drawn again
 @pytest.mark.parametrize("damage", MOSTLY_SLOW)
 def test_what_follows_from_the_rest_is_made_again(
     ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
