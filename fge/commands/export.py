@@ -13,19 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
-from fge.commands.finished import DataFacts, combines_weights, data_facts, read_ensemble_run
+from fge.commands.finished import (
+    DataFacts,
+    combines_weights,
+    data_facts,
+    ensemble_of_run,
+    read_ensemble_run,
+    snapshots_of_run,
+)
 from fge.commands.members import kept_members
 from fge.config import ExportConfig, check_import
 from fge.data import Normaliser
 from fge.devices import enough_memory
 from fge.disk import kind_of
-from fge.ensemble import Ensemble, Normalise, SnapshotStore
+from fge.ensemble import Ensemble, Normalise
 from fge.errors import UserError
 from fge.export import Facts, check_packages, encoded, example_script
 from fge.files import remove, write_bytes, write_text
 from fge.manifest import Manifest
 from fge.memory import size_text
-from fge.networks import build_model, read_weights
+from fge.networks import read_weights
 from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
@@ -51,16 +58,14 @@ def export(config: ExportConfig) -> Path:
     for path in (config.target, script):
         _check_place(path, overwrite=config.overwrite)
     check_packages(config.format)
-    store = SnapshotStore(config.run / "snapshots")
-    if len(store) == 0:
-        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    store = snapshots_of_run(config.run)
     averaged = combines_weights(config.run, run_config, content) and len(store) > 1
     own = [position + 1 for position in kept_members(config.run, run_config, store)]
     numbers = _numbers(config.members, own, len(store), averaged=averaged)
     average = config.run / AVERAGE_FILES["swa"]
     states = [read_weights(average)] if averaged else [store[n - 1] for n in numbers]
     with enough_memory("this computer", "choose fewer --members"):
-        ensemble = _ensemble(config.run, run_config.model, data, states)
+        ensemble = ensemble_of_run(config.run, run_config.model, states, data, _CPU)
         facts = Facts(
             classes=data.classes,
             channels=data.channels,
@@ -116,24 +121,6 @@ def _numbers(asked: Sequence[int], own: Sequence[int], count: int, *, averaged: 
     if unknown := [number for number in asked if number > count]:
         raise UserError(f"no snapshot {unknown[0]}: the run has those from 1 to {count}")
     return list(asked or own)
-
-
-def _ensemble(
-    folder: Path, name: str, data: DataFacts, states: list[dict[str, Tensor]]
-) -> Ensemble:
-    model = build_model(
-        name,
-        in_channels=data.channels,
-        num_classes=len(data.classes),
-        image_size=data.image_size,
-    )
-    try:
-        return Ensemble(model, states)
-    except UserError as error:
-        raise UserError(
-            f"the weights of {folder} are not those of {folder / 'config.json'}: {error}; restore "
-            "the run from a copy"
-        ) from None
 
 
 def _precision(ensemble: Ensemble) -> str:

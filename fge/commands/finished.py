@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
+import torch
 from msgspec import Meta
+from torch import Tensor
 
 from fge.config import (
     CLASSIFICATION,
@@ -18,8 +21,10 @@ from fge.config import (
     read_run,
 )
 from fge.data import TableFacts
+from fge.ensemble import Ensemble, SnapshotStore
 from fge.errors import UserError
 from fge.files import RESTORE, checked
+from fge.networks import build_model
 from fge.schemas import Positive
 from fge.tasks import Task, make_task
 from fge.train import find_method
@@ -109,3 +114,43 @@ def combines_weights(folder: Path, config: CommandConfig, content: dict[str, Any
             "probabilities; resume that run once with --resume, which adds it"
         )
     return bool((content.get("combine") or find_method(config.method).combine) == "weights")
+
+
+def snapshots_of_run(run: Path) -> SnapshotStore:
+    """Return the snapshots of a run, of which there is at least one.
+
+    Raises:
+        UserError: there is none.
+    """
+    store = SnapshotStore(run / "snapshots")
+    if len(store) == 0:
+        raise UserError(f"{run} holds no snapshots; finish the run with --resume first")
+    return store
+
+
+def ensemble_of_run(
+    run: Path,
+    model: str,
+    states: Sequence[dict[str, Tensor]] | SnapshotStore,
+    facts: DataFacts,
+    device: torch.device,
+) -> Ensemble:
+    """Return the ensemble of some weights of a run on a device.
+
+    Raises:
+        UserError: they are not weights of the run's model.
+    """
+    network = build_model(
+        model,
+        in_channels=facts.channels,
+        num_classes=facts.task.outputs,
+        image_size=None if facts.table else facts.image_size,
+        task=facts.task.name,
+    )
+    try:
+        return Ensemble(network.to(device), states, output=facts.task.output)
+    except UserError as error:
+        raise UserError(
+            f"the weights of {run} are not those of {run / 'config.json'}: {error}; restore the "
+            "run from a copy"
+        ) from None

@@ -1,4 +1,4 @@
-"""The command ``predict``: class probabilities of new images, as files and on a page."""
+"""The command ``predict``: predictions for new images or rows, as files and on a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from fge.commands.coverage import fit_of_run
-from fge.commands.finished import DataFacts, combines_weights, data_facts, read_ensemble_run
+from fge.commands.finished import (
+    DataFacts,
+    combines_weights,
+    data_facts,
+    ensemble_of_run,
+    read_ensemble_run,
+    snapshots_of_run,
+)
 from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.measured import Measured, figures_of
 from fge.commands.members import RunMembers, members_of_run
@@ -27,11 +34,10 @@ from fge.config import (
 )
 from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
-from fge.ensemble import Ensemble, SnapshotStore
+from fge.ensemble import Ensemble
 from fge.errors import UserError
 from fge.files import printable, write_bytes, write_text
 from fge.metrics import Conformal
-from fge.networks import build_model
 from fge.parallel import check_command
 from fge.report import (
     ConsoleObserver,
@@ -62,14 +68,12 @@ def predict(config: PredictConfig) -> Path:
     skipped, observer = Skipped(), ConsoleObserver()
     inputs = _inputs(config, run_config, facts, skipped, observer)
     files = inputs.names
-    store = SnapshotStore(config.run / "snapshots")
-    if len(store) == 0:
-        raise UserError(f"{config.run} holds no snapshots; finish the run with --resume first")
+    store = snapshots_of_run(config.run)
     averaged = combines_weights(config.run, run_config, content) and len(store) > 1
     members = members_of_run(config.run, run_config, store, averaged=averaged)
     fit, no_sets = _sets(config, members, facts)
     with enough_memory(device, "use a smaller --batch-size"):
-        ensemble = _ensemble(config.run, run_config.model, members, facts, device)
+        ensemble = ensemble_of_run(config.run, run_config.model, members.states, facts, device)
         found = _predicted(config, ensemble, facts, inputs.split, (fit, no_sets))
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
@@ -140,25 +144,6 @@ def _sets(
             f"{facts.task.name}; leave it out"
         )
     return None, ""
-
-
-def _ensemble(
-    run: Path, name: str, members: RunMembers, facts: DataFacts, device: torch.device
-) -> Ensemble:
-    model = build_model(
-        name,
-        in_channels=facts.channels,
-        num_classes=facts.task.outputs,
-        image_size=None if facts.table else facts.image_size,
-        task=facts.task.name,
-    )
-    try:
-        return Ensemble(model.to(device), members.states, output=facts.task.output)
-    except UserError as error:
-        raise UserError(
-            f"the weights of {run} are not those of {run / 'config.json'}: {error}; restore the "
-            "run from a copy"
-        ) from None
 
 
 def _predicted(

@@ -11,6 +11,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from fge.commands.endpoints import named_files, read_networks
+from fge.commands.finished import snapshots_of_run
 from fge.commands.run import Run
 from fge.config import (
     KEEP_SNAPSHOTS,
@@ -104,9 +105,7 @@ def snapshot_networks(
 
     The model gets the first one.
     """
-    store = SnapshotStore(run / "snapshots")
-    if len(store) == 0:
-        raise UserError(f"{run} holds no snapshots; finish the run with --resume first")
+    store = snapshots_of_run(run)
     networks = []
     for number in range(1, len(store) + 1) if numbers is None else numbers:
         if number > len(store):
