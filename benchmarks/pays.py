@@ -20,9 +20,9 @@ images validates. Settings were searched on other training images with other see
 (``benchmarks/search_pays.py``) and frozen before; test images chose nothing. Each task is a
 ``compare`` in its folder of ``--work``: an interrupted task continues, one run per core, or
 ``--jobs`` of them on the GPU of ``--device cuda``. Finished
-cells are kept in ``benchmarks/results/pays/TASK/cells``; a rerun measures what is missing and
-writes ``compare.json`` and ``compare.md`` beside them. ``table`` prints the tables for the docs and
-whether each aim is reached.
+cells are kept in ``benchmarks/results/pays/TASK/cells``, also those of an interrupted task; a rerun
+measures what is missing. ``compare.json`` beside them compares all that are there. ``table`` prints
+the tables for the docs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pays_data import make_data
 
 from fge.commands.compare import compare
 from fge.commands.train import train
+from fge.compare import as_json, compare_cells, load_cells
 from fge.config import CompareConfig, TrainConfig
 from fge.files import write_json
 
@@ -144,15 +145,24 @@ def run_task(name: str, arguments: argparse.Namespace) -> None:
         ood=(),
         **options,
     )
-    compare(config)
-    results.mkdir(parents=True, exist_ok=True)
-    for file in ("compare.json", "compare.md", "compare.csv"):
-        shutil.copy(folder / file, results / file)
-    names = {key: Path(str(options[key])).name for key in _PATHS if key in options}
-    copy_config(folder, results, names)
-    larger = (f"*-b{size}-*" for size in range(LARGEST + 1, arguments.seeds + 1))
+    try:
+        compare(config)
+    finally:
+        keep(folder, results, arguments.seeds)
+        names = {key: Path(str(options[key])).name for key in _PATHS if key in options}
+        copy_config(folder, results, names)
+
+
+def keep(folder: Path, results: Path, seeds: int) -> None:
+    """Keep the measured cells, and the comparison of them, whatever part of the task they are."""
+    larger = (f"*-b{size}-*" for size in range(LARGEST + 1, seeds + 1))
     ignored = shutil.ignore_patterns(*larger)
     shutil.copytree(folder / "cells", results / "cells", dirs_exist_ok=True, ignore=ignored)
+    options = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
+    cells = load_cells(folder / "cells")
+    if cells:
+        comparison = compare_cells(cells, budget_epochs=options["epochs"])
+        write_json(results / "compare.json", as_json(comparison))
 
 
 def copy_config(source: Path, target: Path, paths: dict[str, Any]) -> None:

@@ -157,7 +157,10 @@ class Plan:
         self.cells = [self._cell(*place, seed) for place in places for seed in config.all_seeds]
 
     def jobs(self, cells: list[PlannedCell]) -> list[Job]:
-        """Return the jobs that the cells need, each once, those that others need first."""
+        """Return the jobs that the cells need, each once, those that others need first.
+
+        They come seed by seed: an interrupted comparison has all methods of its first seeds.
+        """
         found: dict[str, Job] = {}
         added: set[int] = set()
 
@@ -170,7 +173,7 @@ class Plan:
             known = found.get(job.name)
             found[job.name] = job if known is None else known.merged(job)
 
-        for cell in cells:
+        for cell in sorted(cells, key=lambda cell: (cell.pooled > 1, cell.seed)):
             for part in cell.parts:
                 add(part.job)
         return list(found.values())
