@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -152,6 +153,7 @@ def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     write_tiny_npz(folder / "photos.npz")
     (folder / "my_models.py").write_text(MY_MODELS)
     with pytest.MonkeyPatch.context() as patch:
+        forked.write_fixed_pictures(patch.setattr)
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         import my_models  # type: ignore[import-not-found]
@@ -196,9 +198,17 @@ def run_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 @pytest.mark.slow
 def test_every_block_of_a_page_runs(
-    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Blocks run in order and in one folder; a later example may use names of an earlier one."""
+    """Blocks run in order and in one folder; a later example may use names of an earlier one.
+
+    Only the README's commands draw their pictures.
+    """
+    if page != README:
+        forked.write_fixed_pictures(monkeypatch.setattr)
     names: dict[str, Any] = {"__name__": page.stem}
     programs = {path.read_text(encoding="utf-8") for path in EXAMPLES}
     for kind, text in blocks(page):

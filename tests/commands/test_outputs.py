@@ -142,8 +142,13 @@ def test_a_run_goes_on_with_a_full_output_and_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", [">&-", "<&- >&- 2>&-", "| head -1"])
-@pytest.mark.parametrize("command", ["fge", "report", "doctor"])
+@pytest.mark.parametrize(
+    ("command", "redirection"),
+    [
+        *(("fge", redirection) for redirection in (">&-", "<&- >&- 2>&-", "| head -1")),
+        *((command, "<&- >&- 2>&-") for command in ("report", "doctor")),
+    ],
+)
 def test_a_run_goes_on_without_an_output_and_is_silent(
     command: str, redirection: str, data: Path, trained: Path, tmp_path: Path
 ) -> None:

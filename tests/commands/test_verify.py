@@ -139,17 +139,22 @@ AGAIN = (
 def test_what_follows_from_the_rest_is_made_again(
     ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
+    """One file after the other by one kind of damage; all at once by the other kinds."""
     run = shutil.copytree(ended, tmp_path / "run")
-    names = [n for n in AGAIN if n != "manifest.json" or damage in (flip, empty, cut)]
-    for name in names:
-        damage(run / name)
-        if damage is linked:
-            (tmp_path / "run" / "elsewhere").unlink(missing_ok=True)
-            (tmp_path / "elsewhere").unlink(missing_ok=True)
+    *files, manifest = AGAIN
+    together = [[name] for name in files] if damage is flip else [files]
+    if damage in (flip, empty, cut):
+        together.append([manifest])
+    for names in together:
+        for name in names:
+            damage(run / name)
+            if damage is linked:
+                (tmp_path / "run" / "elsewhere").unlink(missing_ok=True)
+                (tmp_path / "elsewhere").unlink(missing_ok=True)
         code, _, err = verify(run, capsys, "--repair")
-        assert (code, err) == (0, ""), name
+        assert (code, err) == (0, ""), names
         ours, theirs = promised(run), promised(ended)
-        assert [n for n in theirs if ours.get(n) != theirs[n]] in ([], ["manifest.json"]), name
+        assert [n for n in theirs if ours.get(n) != theirs[n]] in ([], ["manifest.json"]), names
     assert sorted(ours) == sorted(theirs)
 
 

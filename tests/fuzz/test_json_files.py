@@ -9,6 +9,7 @@ change.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import shutil
@@ -413,15 +414,21 @@ READERS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what makes a finished run by name, once."""
+    return functools.cache(lambda name: finished(tmp_path_factory.mktemp(name), name))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "reader", "files"), READERS)
 def test_every_reader_ends_well(
-    name: str, reader: str, files: str, tmp_path_factory: pytest.TempPathFactory
+    name: str, reader: str, files: str, finished_runs: Callable[[str], Path]
 ) -> None:
     with no_figures():
-        folder = finished(tmp_path_factory.mktemp(name), name)
+        folder = finished_runs(name)
 
-        @settings(few, max_examples=40, phases=[Phase.generate])  # to find less takes minutes
+        @settings(few, max_examples=24, phases=[Phase.generate])  # to find less takes minutes
         @given(data=st.data())
         def ends(data: st.DataObject) -> None:
             with harmed(data, folder, files) as (copy, file):
