@@ -6,10 +6,8 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from fge.config.base import CLASSIFICATION, OF_CLASSES, is_table, without_views
-from fge.config.compare import CURVE_ENSEMBLE, CompareConfig
-from fge.config.curves import CurveConfig
+from fge.config.compare import CompareConfig
 from fge.config.options import DataOptions
-from fge.config.studies import PlaneConfig
 from fge.config.training import TrainConfig
 from fge.errors import UserError
 
@@ -35,7 +33,7 @@ _OF_TABLES: dict[str, Any] = {
 _ALWAYS_OFF = {"amp": "off", "compile": "off", "cuda_graphs": "off"}
 """Of small networks nothing is measured: the time to compile would not come back."""
 _IMAGE_MODEL, _TABLE_MODEL = "convnet", "mlp"
-_OF_CLASSES = ("fge+refit", CURVE_ENSEMBLE, "curve-ensemble-2B", "auto")
+_OF_CLASSES = ("auto",)
 C = TypeVar("C", bound=DataOptions)
 
 
@@ -82,16 +80,9 @@ def _suited_to_task(config: C) -> C:
     for name, plain, why in (
         ("label_smoothing", 0.0, "it is for --task classification and binary"),
         ("class_weights", "none", "it is for --task classification and binary"),
-        ("refit", None, "its curves are measured by errors of classes"),
-        ("baseline", None, "it is measured by errors of classes"),
     ):
         if vars(config).get(name, plain) != plain:
             raise _without(name, why, task)
-    if isinstance(config, CurveConfig | PlaneConfig):
-        raise UserError(
-            f"this command measures errors of classes, got --task {task}; fit and measure curves "
-            "and planes of another loss with the library: fge.fit_curve(..., loss_fn=...)"
-        )
     config = _without_ood(config, f"OOD detection needs classes, and the task is {task}")
     _check_plan(config, task)
     if isinstance(config, CompareConfig):

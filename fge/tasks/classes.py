@@ -54,8 +54,11 @@ class Classification(Task):
         del spread, noise
         return metrics.summary(mean, targets)
 
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
         """Return error and NLL."""
+        del spread
         return metrics.error(mean, targets), metrics.nll(mean, targets)
 
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
@@ -139,6 +142,15 @@ class Binary(Classification):
     def forward_fn(self) -> ForwardFn | None:
         """The logits 0 and z of both classes."""
         return two_logits
+
+    @property
+    def path_output(self) -> Output:
+        """The softmax of these logits."""
+        return "softmax"
+
+    def path_loss(self, device: torch.device) -> LossFn:
+        """Return the cross-entropy of these logits."""
+        return super().loss(device)
 
     def loss(self, device: torch.device) -> LossFn:
         """Return the binary cross-entropy of the logit."""

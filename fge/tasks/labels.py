@@ -30,6 +30,7 @@ class Multilabel(Task):
     )
     measure: ClassVar[Measure] = _ERROR
     compared: ClassVar[Measure] = _ERROR
+    training_words: ClassVar[str] = "binary cross-entropy summed over labels"
     more: ClassVar[tuple[Column, ...]] = (
         *(("exact_match", "exact match %", "{:.2f}"), BRIER, ECE, *RANKINGS),
     )
@@ -65,8 +66,11 @@ class Multilabel(Task):
         del spread, noise
         return metrics.labels_summary(mean, targets)
 
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
         """Return error per label and NLL."""
+        del spread
         wrong = metrics.wrong_labels(mean, targets)
         nll = metrics.labels_nll_per_example(mean, targets)
         return float(100 * wrong.mean()), float(nll.mean())

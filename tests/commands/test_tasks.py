@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from interrupting import interrupted
 from promised import promised
+from task_runs import COUNT, NAMES, rows, write, write_tables
 
 from fge import commands as cli
 from fge import metrics
@@ -23,48 +24,13 @@ pytestmark = pytest.mark.slow  # whole runs
 
 RUN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "threads": 1, "val_fraction": 0.2, "lr": 0.05}
 PLAIN: dict[str, Any] = {"channels_last": "off", "compile": "off", "amp": "off"}
-COUNT = 120
-NAMES = {
-    "regression": ["y", "z"],
-    "multilabel": ["up", "wide"],
-    "binary": ["kind"],
-    "classification": ["size"],
-}
 TARGETS = {task: tuple(names) for task, names in NAMES.items()}
-
-
-def rows() -> dict[str, list[Any]]:
-    """Columns of a table: three of features, one of which has gaps, and targets of each task."""
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(2, COUNT))
-    colour = draw.choice(["red", "blue"], COUNT)
-    return {
-        "a": a.tolist(),
-        "b": ["" if k % 9 == 0 else x for k, x in enumerate(b)],
-        "colour": colour.tolist(),
-        "y": (100 + 20 * a + draw.normal(size=COUNT)).tolist(),
-        "z": (a - b).tolist(),
-        "up": (a > 0).astype(int).tolist(),
-        "wide": (b > 0.3).astype(int).tolist(),
-        "kind": np.where(a > 0.2, "new", "old").tolist(),
-        "size": np.array(["s", "m", "l"])[np.digitize(a, [-0.5, 0.5])].tolist(),
-    }
-
-
-def write(path: Path, columns: dict[str, list[Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
-    return path
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table for each task, in one folder."""
-    folder, columns = tmp_path_factory.mktemp("tables"), rows()
-    for task, names in NAMES.items():
-        kept = {key: columns[key] for key in ("a", "b", "colour", *names)}
-        write(folder / f"{task}.csv", kept)
-    return folder
+    return write_tables(tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture(scope="module")
