@@ -260,6 +260,7 @@ def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
     assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
 
 
+@pytest.mark.usefixtures("forked_jobs")
 def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]
