@@ -251,7 +251,7 @@ def strategy_table(found: Sequence[tuple[PairResult, Sequence[MethodResult]]]) -
             cells += [form.format(line[name].value(measure.key)), f"{line[name].nll:.4f}"]
         curve = line["curve"]
         rows.append([pair.name, *cells, str(curve.members), str(curve.train_epochs)])
-    errors = "errors" if measure.unit == "%" else measure.word
+    errors = "errors" if measure.unit == "%" else f"{measure.word}s"
     note = (
         f"Strategies of arXiv 1806.06977. Test {errors} are {_units(measure)}: of each network, of "
         "the ensemble of the two ends and of the ensemble along the curve. "

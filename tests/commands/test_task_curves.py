@@ -82,8 +82,11 @@ def rmse(mean: Array, targets: Array) -> float:
     return float(np.sqrt(np.mean((mean - targets) ** 2)))
 
 
-def check_line(line: dict[str, Any], folder: Path) -> None:
-    """Check figures against those of the members' mean: of numbers by spread and noise too."""
+def check_line(line: dict[str, Any], folder: Path, part: str = "val") -> None:
+    """Check figures against those of the members' mean: of numbers by spread and noise too.
+
+    ``part`` says the noise.
+    """
     (found, y), names = stored(folder), line["member_names"]
     members = np.array([found[name] for name in names])
     mean = members.mean(axis=0)
@@ -93,7 +96,7 @@ def check_line(line: dict[str, Any], folder: Path) -> None:
         assert line["nll"] == pytest.approx(nll, rel=1e-6)
         return
     assert line["rmse"] == pytest.approx(rmse(mean, y), rel=1e-12)
-    known, truth = stored(folder, "val")
+    known, truth = stored(folder, part)
     held_out = np.array([known[name] for name in names])
     noise = metrics.fit_noise(held_out.mean(axis=0), truth, held_out.var(axis=0))
     variance = members.var(axis=0) + noise
@@ -163,6 +166,16 @@ def test_ensembles_along_the_curve_have_the_figures_of_the_task(ended: Made, tas
         held_out = report(ended[task])["dataset"]["val"]
         # Each member on a path is evaluated on the data that say the noise.
         assert seen["curve"] == seen["ends"] + 3 * held_out
+
+
+def test_without_validation_data_training_rows_say_the_noise(tables: Path, tmp_path: Path) -> None:
+    short = {"epochs": 1, "eval_points": 2, "ensemble_points": 2, "val_fraction": 0.0}
+    folder = done("curve-ensemble", curve_job(tables, "regression", tmp_path / "run", **short))
+    lines = {line["name"]: line for line in report(folder)["methods"]}
+    for name in ("ends", "curve"):
+        check_line(lines[name], folder, "train")
+        assert lines[name]["validation_images"] == 0
+    assert not (folder / "predictions" / "val.npz").exists()
 
 
 @contextmanager
