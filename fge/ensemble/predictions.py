@@ -64,16 +64,17 @@ class PredictionFile:
             self._read()
 
     @classmethod
-    def stored(cls, path: Path) -> PredictionFile:
-        """Return the file of a run whose labels are not at hand.
+    def stored(cls, path: Path, task: Task = MANY_CLASSES) -> PredictionFile:
+        """Return the file of a run of classes or labels, whose targets are not at hand.
 
         Raises:
             UserError: it cannot be read, or its arrays do not fit together.
         """
         targets = read_npz(path, _ARRAYS[:1])["targets"]
-        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
-            raise UserError(f"{path} is damaged: its targets are no labels (N,); delete it")
-        return cls(path, torch.from_numpy(targets.astype(np.int64)))
+        shape, sides = ("(N,)", 1) if task.of_classes else ("(N, L)", 2)
+        if targets.ndim != sides or not np.issubdtype(targets.dtype, np.integer):
+            raise UserError(f"{path} is damaged: its targets are no labels {shape}; delete it")
+        return cls(path, torch.from_numpy(targets.astype(np.int64)), task)
 
     @property
     def by_weights(self) -> dict[str, str]:

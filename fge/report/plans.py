@@ -106,7 +106,7 @@ def regime_section(training: StagedTraining, kind: str) -> PlanSection | None:
     if regime is None:
         return None
     step: Next | None = "continue" if regime.gains else "others"
-    if not training.task.of_classes:  # which auto decides by
+    if not training.task.planned:
         step = None
     return PlanSection([], [regime_sentence(regime, step)], {"regime": asdict(regime)})
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fge.config import OF_CLASSES, TaskName
+from fge.config import OF_CLASSES, WITHOUT_PLANS, TaskName
 from fge.networks import ForwardFn, LossFn, Output
 
 Array = NDArray[np.float64]
@@ -118,6 +118,11 @@ class Task(ABC):
         return self.name in OF_CLASSES
 
     @property
+    def planned(self) -> bool:
+        """Whether a planner can decide how its budget is spent."""
+        return self.name not in WITHOUT_PLANS
+
+    @property
     def outputs(self) -> int:
         """The outputs of a network."""
         return len(self.names)
@@ -166,6 +171,19 @@ class Task(ABC):
 
         That of a regression is with the noise variance that suits these examples best.
         """
+
+    @abstractmethod
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,) of predictions, whose mean is that of :meth:`scores`."""
+
+    def wrong(self, mean: ArrayLike, targets: ArrayLike) -> NDArray[np.bool_]:
+        """Return which examples (N,) are predicted wrong, of several labels one or more.
+
+        Raises:
+            TypeError: the predictions are numbers, which are never exactly right.
+        """
+        del mean, targets
+        raise TypeError(f"predictions of a {self.name} are neither right nor wrong")
 
     @abstractmethod
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from fge import metrics
@@ -60,6 +60,14 @@ class Classification(Task):
         """Return error and NLL."""
         del spread
         return metrics.error(mean, targets), metrics.nll(mean, targets)
+
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,)."""
+        return metrics.nll_per_example(mean, targets)
+
+    def wrong(self, mean: ArrayLike, targets: ArrayLike) -> NDArray[np.bool_]:
+        """Return where the most probable class is another one (N,)."""
+        return np.asarray(np.asarray(mean).argmax(axis=1) != np.asarray(targets))
 
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the NLL (N,) at the best temperature of these examples."""

@@ -96,9 +96,13 @@ class Regression(Task):
         """Return RMSE, and the NLL with the noise variance that suits these examples best."""
         return metrics.rmse(mean, targets), float(self._nll(mean, targets, spread).mean())
 
-    def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the NLL (N,) with the noise variance that suits these examples best."""
         return self._nll(mean, targets, None)
+
+    def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the same: the noise variance is what a temperature is for probabilities."""
+        return self.nll_per_example(mean, targets)
 
     def _nll(self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None) -> Array:
         spread, noise = self._variances(mean, targets, spread, None)

@@ -80,7 +80,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
             metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
         )
         assert "balanced" in text
-    assert ("--method auto" in text) == (task in ("binary", "classification"))
+    assert ("--method auto" in text) == (task != "regression")
     assert content["dataset"]["table"]["targets"] == NAMES[task]
 
 
@@ -258,6 +258,32 @@ def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
         str(tmp_path / "plane"),
     ]
     assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
+
+
+def test_a_planner_decides_for_labels(table: Path, tmp_path: Path) -> None:
+    options = {"task": "multilabel", "target": TARGETS["multilabel"], **RUN, "epochs": 8}
+    options |= {"data": str(table / "multilabel.csv"), "val_fraction": 0.4}
+    run = train(TrainConfig(out=tmp_path / "run", method="auto", **options))
+    plan = fge(FGEConfig(out=tmp_path / "plan", plan="auto", **options))
+    line, again = (
+        next(line for line in report_of(folder)["methods"] if line["name"] == "auto")
+        for folder in (run, plan)
+    )
+    assert line["nll"] == again["nll"]
+    records = [json.loads(text) for text in (run / "log.jsonl").open()]
+    kept = [record for record in records if record["event"] == "snapshot"]
+    with np.load(run / "predictions" / "val.npz") as stored:
+        said, targets = stored["probabilities"].astype(float), stored["targets"]
+        names = stored["members"].tolist()
+    for number, record in enumerate(kept, start=1):
+        probs = said[names.index(f"auto-{number:04d}")]
+        wrong = ((probs > 0.5) != targets).any(axis=1)  # an example with a wrong label is wrong
+        assert record["val_wrong"] == wrong.sum()
+        tempered = metrics.tempered_labels_nll(probs, targets).mean()
+        assert record["val_tempered_nll"] == pytest.approx(tempered, rel=1e-6)
+    assert "in nats per row, with the temperature" in (run / "report.md").read_text()
+    new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
+    predict(PredictConfig(run=run, images=new, out=tmp_path / "out"))  # by the kept members
 
 
 @pytest.mark.usefixtures("forked_jobs")
