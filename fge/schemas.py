@@ -7,7 +7,7 @@ has its type beside its reader. A ``TypedDict`` names only the keys that are use
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_type_hints
 
 from msgspec import Meta
 
@@ -24,6 +24,14 @@ Loss = Annotated[float, Meta(ge=-1e-6)]
 """An NLL or a cross-entropy in nats: rounding may leave a little less than 0."""
 Infinite = Literal["inf", "-inf", "nan"]
 """A number that JSON does not have, such as a loss far away from the networks."""
+
+
+def extended(kind: type[Any], more: Mapping[str, Any]) -> type[Any]:
+    """Return a ``TypedDict`` with more keys, for records whose keys depend on the task."""
+    make: Any = TypedDict
+    known = get_type_hints(kind, include_extras=True)
+    found: type[Any] = make(kind.__name__, {**known, **more})
+    return found
 
 
 class Epoch(TypedDict):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
-
-from torch import Tensor
+from typing import Any, TypedDict
 
 from fge.commands.curves import train_curve_ensemble
 from fge.commands.run import Run, open_part
@@ -21,15 +19,16 @@ from fge.config import (
     read_report,
 )
 from fge.data import Dataset
-from fge.ensemble import PredictionFile
+from fge.ensemble import PredictionFile, predictions_of_run
 from fge.errors import DivergenceError, UserError
 from fge.files import RESTORE, checked
-from fge.metrics import paired_difference
+from fge.metrics import Interval, paired_difference, paired_difference_of_values
 from fge.observer import counted
 from fge.parallel import started_processes
 from fge.report import (
     MethodLine,
     MethodResult,
+    OtherLine,
     ReportBuilder,
     Table,
     as_methods,
@@ -37,9 +36,10 @@ from fge.report import (
     result_of,
     table_rows,
 )
-from fge.tasks import task_of
+from fge.tasks import Measure, task_of
 
 _METHODS = ("ends", "curve")
+_NLL = Measure("nll", "NLL", "{:.4f}", "{:.4f}")
 FOLDER = "baseline"
 """Where a run keeps the baseline that it trains itself."""
 
@@ -78,25 +78,23 @@ def read_baseline(path: Path, dataset: Dataset, model: str) -> BaselineRun:
     ):
         if known != value:
             raise UserError(f"--baseline {path} has {key} {known!r}; give a run with {value!r}")
-    lines = checked(content["methods"], list[MethodLine], f"{file} {damaged}")
+    task = task_of(dataset)
+    kind: Any = list[MethodLine] if task.of_classes else list[OtherLine]
+    lines: list[Any] = checked(content["methods"], kind, f"{file} {damaged}")
     if content["dataset"]["sha256"] != dataset.fingerprint:
         raise UserError(
-            f"--baseline {path} used other images than --data {dataset.name}; give a run on "
-            "the same images"
+            f"--baseline {path} used other {dataset.example}s than --data {dataset.name}; give a "
+            f"run on the same {dataset.example}s"
         )
     methods = {line["name"]: result_of(line) for line in lines}
     for name in _METHODS:
         if name not in methods:
             raise UserError(f"{file} {damaged}: it has no method {name!r}; {RESTORE}")
     ends, curve = (methods[name] for name in _METHODS)
-    task = task_of(dataset)
-    predictions = PredictionFile(path / "predictions" / "test.npz", dataset.test.labels, task)
-    for member in (*ends.member_names, *curve.member_names):
-        if member not in predictions:
-            raise UserError(
-                f"{predictions.path} lacks the predictions of {member}; resume that run with "
-                "--resume"
-            )
+    predictions = predictions_of_run(path / "predictions", dataset, task)
+    for stored in (predictions, *([predictions.noise_from()] if predictions.noise_from else [])):
+        for member in (*ends.member_names, *curve.member_names):
+            stored.check(member)
     if task.name != CLASSIFICATION:  # of the others a line has more figures than are checked
         ends, curve = (
             replace(line, task=task).with_figures(predictions.figures(line.member_names))
@@ -112,12 +110,13 @@ class Beside:
     ensembles: Sequence[MethodResult]
     test: PredictionFile
     baseline: BaselineRun
+    example: str = "image"
     own: bool = False
     results: Sequence[MethodResult] = ()
 
     def add_to(self, report: ReportBuilder) -> None:
         """Add the section to a report."""
-        table, sentence = beside_baseline(self.ensembles, self.test, self.baseline)
+        table, sentence = beside_baseline(self.ensembles, self.test, self.baseline, self.example)
         report.table(table)
         report.say(sentence)
         if self.own:
@@ -184,26 +183,28 @@ def baseline_config(config: FGEConfig) -> CurveEnsembleConfig:
 
 
 def beside_baseline(
-    ours: Sequence[MethodResult], test: PredictionFile, baseline: BaselineRun
+    ours: Sequence[MethodResult],
+    test: PredictionFile,
+    baseline: BaselineRun,
+    example: str = "image",
 ) -> tuple[Table, str]:
     """Return a table of both runs and the verdict in words.
 
     Each of this run's ensembles is compared with the baseline's ``curve``: differences of error
-    and NLL with their paired bootstrap intervals over test examples.
+    and NLL, or of what the task compares, with their paired bootstrap intervals over test examples.
     """
     curve = baseline.curve
     headings, rows = table_rows([*ours, baseline.ends, curve])
     note = f"`ends` and `curve` are from {plain_name(baseline.path.name)}; costs as above."
     table = Table("Comparison with the two-network curve ensemble", headings, rows, note)
-    theirs = baseline.predictions.mean(curve.member_names)
     sentences = []
     for line in ours:
-        mean = test.mean(line.member_names)
-        parts = [_difference(mean, theirs, test, metric) for metric in ("error", "nll")]
+        measured = _differences(line, test, curve, baseline.predictions)
+        parts = [_in_words(measure, paired) for measure, paired in measured]
         sentences.append(f"{line.name} ({_cost(line)}) has {' and '.join(parts)}")
     scope = (
-        "Below 0, the difference favours this run. The 95 % intervals resample test images: they "
-        "are about these two runs, not about the methods."
+        f"Below 0, the difference favours this run. The 95 % intervals resample test {example}s: "
+        "they are about these two runs, not about the methods."
     )
     against = f"Compared with the two-network curve ensemble ({_cost(curve)})"
     return table, f"{against}: {'; '.join(sentences)}. {scope}"
@@ -213,11 +214,30 @@ def _cost(line: MethodResult) -> str:
     return f"{line.train_epochs} epochs, passes: {line.forward_passes}"
 
 
-def _difference(
-    ours: Tensor, theirs: Tensor, test: PredictionFile, metric: Literal["error", "nll"]
-) -> str:
-    paired = paired_difference(ours, theirs, test.targets, metric)
-    name, unit, form = ("error", " points", "+.2f") if metric == "error" else ("NLL", "", "+.4f")
+def _differences(
+    ours: MethodResult, test: PredictionFile, theirs: MethodResult, other: PredictionFile
+) -> list[tuple[Measure, Interval]]:
+    """Return by how much one line differs from one of another run, with intervals."""
+    task, sides = test.task, ((test, ours.member_names), (other, theirs.member_names))
+    if task.of_classes:
+        a, b = (file.mean(members) for file, members in sides)
+        return [
+            (task.compared, paired_difference(a, b, test.targets, "error")),
+            (_NLL, paired_difference(a, b, test.targets, "nll")),
+        ]
+    one, two = (
+        task.per_example(file.mean(members), file.targets, *file.variances(members))
+        for file, members in sides
+    )
+    return [
+        (task.compared, paired_difference_of_values(one.compared, two.compared)),
+        (_NLL, paired_difference_of_values(one.nll, two.nll)),
+    ]
+
+
+def _in_words(measure: Measure, paired: Interval) -> str:
+    full = measure.difference.replace("{:", "{:+")
+    plain = full.split(" ")[0]
     verdict = "significant" if paired.low > 0 or paired.high < 0 else "not significant"
-    interval = f"[{paired.low:{form}}, {paired.high:{form}}]"
-    return f"{name} {paired.difference:{form}}{unit} {interval} ({verdict})"
+    interval = f"[{plain.format(paired.low)}, {plain.format(paired.high)}]"
+    return f"{measure.word} {full.format(paired.difference)} {interval} ({verdict})"

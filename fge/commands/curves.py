@@ -30,7 +30,6 @@ from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_us
 from fge.networks import load_weights, preserved, state_bytes
 from fge.report import (
     PREDICTIONS,
-    UNITS,
     MethodResult,
     Table,
     as_methods,
@@ -46,17 +45,16 @@ from fge.report import (
     splits_note,
     strategy_table,
     table_rows,
+    units_note,
     with_ood,
 )
 from fge.train import RECIPES, Recipe, average_recipe, endpoint_recipe, recipe, scale_initialisation
 
-_CURVE_CAPTION = "Loss and error along curve and segment of {}, on training and test images"
-_ENSEMBLE_CAPTION = "Test error of the two networks {w(0), w(t)} against the distance between them"
 _COST = (
     "Networks on paths and means of weights have their own batch-norm statistics, estimated on "
-    "training images (refresh_images in report.json counts them); other networks keep the "
+    "training {example}s (refresh_images in report.json counts them); other networks keep the "
     "statistics of their training. "
-    "probe_images counts the images that measured the paths."
+    "probe_images counts the {example}s that measured the paths."
 )
 _UNKNOWN_COST = " A network from a file counts as 0 epochs: its training is unknown."
 
@@ -180,7 +178,7 @@ def _study(run: Run[CurveConfig], model: nn.Module, first: Network, second: Netw
         folder=run.folder.path / "curves",
         name=f"{first.name}--{second.name}",
         ends=(first.state, second.state),
-        predictions=run.setup.predictions(run.folder),
+        predictions=run.setup.predictions(run.folder).with_held_out(),
         observer=run.observer,
     )
 
@@ -204,7 +202,12 @@ def _connect_pair(
 
 def _add_curve(run: Run[CurveConfig], measured: Measured) -> None:
     name, paths = measured.pair.name, [measured.paths[key] for key in ("curve", "segment")]
-    run.report.chart(f"curve-{name}.png", curve_chart(*paths), _CURVE_CAPTION.format(name))
+    task, example = measured.pair.task, measured.pair.example
+    caption = (
+        f"Loss and {task.measure.word} along curve and segment of {name}, on training and test "
+        f"{example}s"
+    )
+    run.report.chart(f"curve-{name}.png", curve_chart(*paths, task=task), caption)
 
 
 def _add_ensemble(run: Run[CurveConfig], measured: Measured) -> int:
@@ -212,8 +215,12 @@ def _add_ensemble(run: Run[CurveConfig], measured: Measured) -> int:
     study = measured.study
     baselines = study.measure_baselines(study.fit())
     paths = {"curve": measured.paths["curve"], **baselines}
-    name = f"ensemble-{measured.pair.name}.png"
-    run.report.chart(name, ensemble_chart(paths), _ENSEMBLE_CAPTION)
+    name, task = f"ensemble-{measured.pair.name}.png", measured.pair.task
+    caption = (
+        f"Test {task.measure.word} of the two networks {{w(0), w(t)}} against the distance between "
+        "them"
+    )
+    run.report.chart(name, ensemble_chart(paths, task=task), caption)
     images = study.refresh_images + len(study.data.test.split)
     return sum(map(len, baselines.values())) * images
 
@@ -244,7 +251,9 @@ def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]
 def _note(run: Run[CurveEnsembleConfig]) -> str:
     splits = splits_note(dataset_facts(run.dataset))
     given = run.config.first_weights or run.config.second_weights
-    return f"{splits} {UNITS} {_COST}{_UNKNOWN_COST if given else ''}"
+    units = units_note(run.setup.task, run.dataset)
+    cost = _COST.format(example=run.dataset.example)
+    return f"{splits} {units} {cost}{_UNKNOWN_COST if given else ''}"
 
 
 def _report_connections(run: Run[ConnectConfig], measured: Sequence[Measured]) -> None:

@@ -44,7 +44,8 @@ def doctor(config: DoctorConfig) -> Findings:
     batches = EvalBatches(images, Normaliser(dataset.mean, dataset.std, device), _BATCH)
     if dataset.skipped:
         observer.note(dataset.skipped)
-    observer.note(f"checking {config.model} on {counted(len(images), 'image')} of {dataset.name}")
+    count = counted(len(images), dataset.example)
+    observer.note(f"checking {config.model} on {count} of {dataset.name}")
     with enough_memory(device, "use --device cpu"):
         found = check(
             model.to(device),

@@ -49,9 +49,11 @@ class StudyData:
     """Batches of a study.
 
     ``train``: shuffled and augmented, for the fit; ``measured``: training images without
-    augmentation, for batch-norm statistics and training loss; ``test``: the test set.
+    augmentation, for batch-norm statistics and training loss; ``test``: the test set; ``example``:
+    what they hold, image or row.
     """
 
     train: TrainBatches
     measured: EvalBatches
     test: EvalBatches
+    example: str = "image"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fge.arrays import write_npz
+from fge.commands.figures import with_figures
 from fge.commands.run import Run
 from fge.commands.studied import (
     StudiedNetwork,
@@ -44,32 +45,20 @@ from fge.landscape import Line, evaluate_line
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import line_chart, line_table, line_verdict
-from fge.schemas import Infinite, Loss, NotNegative, Percent
+from fge.schemas import Infinite, NotNegative
+from fge.tasks import Task
 
 SEGMENT = "segment"
 _DATA = "line.npz"
-_SHOWN = {
-    "line-train-loss.png": ("train_loss", "Training loss along the line"),
-    "line-test-error.png": ("test_error", "Test error along the line"),
-}
 
 
 class _Point(TypedDict):
-    """A point on a line in the log."""
+    """Where a point on a line is, in the log; its other keys are figures."""
 
     line: str
     t: float
     distance: NotNegative | Infinite
     arc: NotNegative | Infinite
-    train_loss: Loss | Infinite
-    train_error: Percent | Infinite
-    train_nll: Loss | Infinite
-    test_loss: Loss | Infinite
-    test_error: Percent | Infinite
-    test_nll: Loss | Infinite
-
-
-_FIGURES = _Point.__annotations__.keys() - {"line"}
 
 
 @dataclass(frozen=True)
@@ -183,7 +172,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             num_images=None,
             weight_decay=run.config.loss_decay,
             speed=run.setup.speed,
-            forward_fn=run.setup.task.forward_fn,
+            task=run.setup.task,
             on_record=log,
             done=done,
         )
@@ -193,8 +182,10 @@ def _logged(run: Run[PlaneConfig], name: str) -> list[Record]:
     """Return the records along a path in the run's log."""
     damaged = f"{run.folder.log_file} is damaged: a point of the line {name!r}"
     logged = [r for r in run.folder.records() if r["event"] == "point" and r["line"] == name]
-    points: list[dict[str, Any]] = [dict(checked(record, _Point, damaged)) for record in logged]
-    return [{key: float(point[key]) for key in point if key in _FIGURES} for point in points]
+    kind = with_figures(_Point, run.setup.task, ("train", "test"), infinite=True)
+    figures = kind.__annotations__.keys() - {"line"}
+    points: list[dict[str, Any]] = [dict(checked(record, kind, damaged)) for record in logged]
+    return [{key: float(point[key]) for key in point if key in figures} for point in points]
 
 
 def _report(
@@ -203,14 +194,14 @@ def _report(
     lines: Mapping[str, list[Record]],
     statistics: Statistics,
 ) -> None:
-    x = "arc" if len(setup.networks) > 2 else "t"
-    for name, (key, caption) in _SHOWN.items():
-        run.report.chart(name, line_chart(lines, key=key, x=x), caption)
+    x, task = "arc" if len(setup.networks) > 2 else "t", run.setup.task
+    for name, (key, caption) in _shown(task).items():
+        run.report.chart(name, line_chart(lines, key=key, x=x, task=task), caption)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     parts, joined = _parts(setup, lines), bool(setup.networks)
     note = f"{_note(run, setup, images)} On the line, {statistics}."
-    run.report.table(line_table(parts, note, barriers=joined))
-    run.report.say(*line_verdict(parts, setup.what, barriers=joined))
+    run.report.table(line_table(parts, note, barriers=joined, task=task))
+    run.report.say(*line_verdict(parts, setup.what, barriers=joined, task=task))
     run.report.files.append(_DATA)
     facts: dict[str, Any] = {
         "along": setup.what,
@@ -221,6 +212,15 @@ def _report(
     facts |= {"points": setup.num_points, "images_per_point": images, "data": _DATA}
     run.report.facts(methods=[], line=facts)
     run.finish(f"Line of {run.config.model} on {run.dataset.name}")
+
+
+def _shown(task: Task) -> dict[str, tuple[str, str]]:
+    """Return the figures: key of the records and caption, by file."""
+    key, word = task.measure.key, task.measure.word
+    return {
+        "line-train-loss.png": ("train_loss", "Training loss along the line"),
+        f"line-test-{key}.png": (f"test_{key}", f"Test {word} along the line"),
+    }
 
 
 def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
@@ -236,7 +236,7 @@ def _parts(setup: LineSetup, lines: Mapping[str, list[Record]]) -> dict[str, lis
 
 
 def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) -> str:
-    decay = run.config.loss_decay
+    decay, example = run.config.loss_decay, run.dataset.example
     t = (
         "t is 0 at the first network and 1 at the last, with even steps between networks"
         if setup.networks
@@ -246,6 +246,6 @@ def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) ->
         f"The line is {setup.what}; {t}. Lengths are distances in weight space. Each of "
         f"{setup.num_points} points per line is measured by itself. Estimated statistics and the "
         f"training loss{f' (with weight decay {decay:g})' if decay else ''} are from "
-        f"{images['train']} training images without augmentation; test numbers are over "
-        f"{images['test']} images. Data: `{_DATA}`."
+        f"{images['train']} training {example}s without augmentation; test numbers are over "
+        f"{images['test']} {example}s. Data: `{_DATA}`."
     )

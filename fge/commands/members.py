@@ -16,6 +16,7 @@ from fge.networks import read_weights
 from fge.observer import counted
 from fge.report import VALIDATION
 from fge.runs import RunFolder
+from fge.tasks import make_task
 from fge.train import auto_plan
 
 _AUTO = "auto"
@@ -77,9 +78,10 @@ def kept_members(run: Path, config: CommandConfig, store: SnapshotStore) -> list
     positions = [k for k in auto_plan(config).kept(records) if k < len(store)] or everything
     if not (run / VALIDATION).exists():
         return positions
-    file, keys = PredictionFile.stored(run / VALIDATION), _keys_of(store)
+    task = make_task(config.task, ())
+    file, keys = PredictionFile.stored(run / VALIDATION, task), _keys_of(store)
     names = [file.by_weights.get(keys[k]) for k in positions]
     found = [file.probabilities(name).numpy() for name in names if name is not None]
     if len(found) < len(positions):
         return positions
-    return [positions[k] for k in without_harmful(found, file.targets)]
+    return [positions[k] for k in without_harmful(found, file.targets, task)]

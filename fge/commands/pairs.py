@@ -13,9 +13,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from fge import metrics
 from fge.commands.build import Setup
 from fge.commands.endpoints import Network
+from fge.commands.figures import ENSEMBLE, with_figures
 from fge.commands.fit_plan import FitPlan, StudyData
 from fge.curves import (
     BASELINES,
@@ -41,7 +41,8 @@ from fge.files import append_record, read_bytes, read_records, remove, sha256, w
 from fge.networks import Weights, estimated_layers, flatten
 from fge.observer import Observer, counted
 from fge.report import MethodResult, PairResult, method_result, pair_result
-from fge.schemas import Loss, NotNegative, Percent, Share
+from fge.schemas import NotNegative, Share
+from fge.tasks import Task
 from fge.train import EpochEnd, Speed
 
 _BASELINE_STEP = 3
@@ -50,24 +51,11 @@ MIDDLE = 0.5
 
 
 class _PathPoint(TypedDict):
-    """A point on a path, on test data."""
+    """Where a point on a path is; its other keys are figures."""
 
     t: Share
     distance: NotNegative
     arc: NotNegative
-    test_loss: Loss
-    test_error: Percent
-    test_nll: Loss
-    ensemble_error: Percent
-    ensemble_nll: Loss
-
-
-class _CurvePoint(_PathPoint):
-    """A point on curve or segment, on training data too."""
-
-    train_loss: Loss
-    train_error: Percent
-    train_nll: Loss
 
 
 class CurveStudy:
@@ -137,6 +125,17 @@ class CurveStudy:
         """Images passed forward for one point on curve or segment, on training and test data."""
         return self.refresh_images + len(self.data.measured.split) + len(self.data.test.split)
 
+    @property
+    def validation_images(self) -> int:
+        """Images passed forward for the noise of a regression at one point on a path."""
+        held_out = self.predictions.held_out
+        return len(held_out.split) if self.task.uses_noise and held_out else 0
+
+    @property
+    def task(self) -> Task:
+        """What the networks predict."""
+        return self.predictions.test.task
+
     def fit(self) -> Curve:
         """Return the curve; fit it unless it is saved."""
         if not self.fitted:
@@ -173,7 +172,8 @@ class CurveStudy:
             momentum=self.plan.momentum,
             weight_decay=self.plan.weight_decay,
             seed=self.seed,
-            forward_fn=self.predictions.test.task.forward_fn,
+            loss_fn=self.task.path_loss(self.ends[0].device),
+            forward_fn=self.task.forward_fn,
             speed=self.speed,
             on_epoch=self._end_epoch,
             checkpoint=self.folder / "fit.safetensors",
@@ -199,8 +199,9 @@ class CurveStudy:
     def measure(self, path: str, curve: AnyCurve, members: Sequence[float] = ()) -> CurveRecords:
         """Return records along a path, on training and test data; measure only missing points.
 
-        In addition to the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent) and
-        ``ensemble_nll`` (nats) are those of the two networks {w(0), w(t)} on the test set.
+        In addition to the keys of :func:`evaluate_curve`, ``ensemble_error`` (percent; the measure
+        of another task) and ``ensemble_nll`` (nats) are those of the two networks {w(0), w(t)} on
+        the test set.
 
         Args:
             path: its name; measure ``"curve"`` first.
@@ -234,7 +235,8 @@ class CurveStudy:
     ) -> CurveRecords:
         file = self.folder / f"{path}.jsonl"
         kept = {0.0, *members} if path == "curve" else set(members) - {0.0, 1.0}
-        done = read_records(file, _CurvePoint if "train" in batches else _PathPoint)
+        splits = ("test", ENSEMBLE, *(["train"] if "train" in batches else []))
+        done = read_records(file, with_figures(_PathPoint, self.task, splits))
         finished = itertools.count(len(done) + 1)
         self._predict_lost(path, curve, kept, done)
         probs: list[Tensor] = []
@@ -251,7 +253,7 @@ class CurveStudy:
             self.observer.point(f"{self.name}: {path}", next(finished), len(ts))
 
         records = self._evaluate(curve, batches, ts, on_point, on_record, done)
-        self._predict_ood(path, curve, kept)
+        self._predict_others(path, curve, kept)
         return records
 
     def _predict_lost(
@@ -293,19 +295,20 @@ class CurveStudy:
                 refresh=self.data.measured,
                 num_images=None,
                 speed=self.speed,
-                forward_fn=self.predictions.test.task.forward_fn,
+                task=self.task,
                 on_point=on_point,
                 on_record=on_record,
                 done=done,
             )
 
-    def _predict_ood(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
-        """Store missing predictions of OOD images by the members on a path.
+    def _predict_others(self, path: str, curve: AnyCurve, kept: Iterable[float]) -> None:
+        """Store missing predictions by the members on a path of all but the test images.
 
-        This is a separate pass, with the same statistics as for the test predictions, so OOD images
-        can be added after a path was measured.
+        Those are OOD images, and the data that say the noise of a regression. This is a separate
+        pass, with the same statistics as for the test predictions, so OOD images can be added after
+        a path was measured.
         """
-        files = self.predictions.ood
+        files = {file.path.stem: file for file, _ in self.predictions.others}
         complete = self.predictions.complete
         left = [t for t in kept if not complete(self.member(path, t), self._key)]
 
@@ -315,7 +318,8 @@ class CurveStudy:
                 files[name].add(self.member(path, t), self._key, probs)
 
         if files and left:
-            self._evaluate(curve, self.predictions.ood_batches, left, on_point)
+            batches = {file.path.stem: found for file, found in self.predictions.others}
+            self._evaluate(curve, batches, left, on_point)
 
     def _check_finite(self, path: str, record: Record) -> None:
         if not all(math.isfinite(value) for value in record.values()):
@@ -331,11 +335,9 @@ class CurveStudy:
     def _with_start(self, probs: Tensor) -> dict[str, float]:
         test = self.predictions.test
         start = test.probabilities(self.member("curve", 0.0))
-        mean, targets = (start + probs) / 2, test.targets
-        return {
-            "ensemble_error": metrics.error(mean, targets),
-            "ensemble_nll": metrics.nll(mean, targets),
-        }
+        mean, spread = (start + probs) / 2, ((start - probs) / 2).square()
+        tested, nll = self.task.scores(mean.numpy(), test.targets, spread.numpy())
+        return {f"{ENSEMBLE}_{self.task.measure.key}": tested, f"{ENSEMBLE}_nll": nll}
 
     def geometry(self, curve: Curve) -> dict[str, float]:
         """Return distance and angle (degrees, seen from the origin) of the ends, and length."""
@@ -387,6 +389,7 @@ def make_study(
             setup.shuffled(plan.batch_size),
             setup.eval_batches(setup.dataset.train.first(plan.eval_images)),
             setup.eval_batches(setup.dataset.test),
+            setup.dataset.example,
         ),
         plan=plan,
         seed=setup.seed,
@@ -417,6 +420,8 @@ def measure_pair(study: CurveStudy, members: Sequence[float]) -> Measured:
         fit_epochs=epochs,
         probe_images=sum(map(len, paths.values())) * study.point_images,
         statistics=along.statistics,
+        task=study.task,
+        example=study.data.example,
     )
     return Measured(pair, paths, study)
 
@@ -452,6 +457,7 @@ def ensemble_results(
         refreshed: int = 0,
         of: Sequence[Network] = networks,
     ) -> MethodResult:
+        validated = sum(n.validation_images for n in of)
         return method_result(
             name,
             study.predictions.test,
@@ -459,7 +465,7 @@ def ensemble_results(
             train_epochs=used,
             weight_bytes=weight_bytes,
             refresh_images=refreshed * study.refresh_images + sum(n.refresh_images for n in of),
-            validation_images=sum(n.validation_images for n in of),
+            validation_images=validated + refreshed * study.validation_images,
         )
 
     def along(path: str, ts: Sequence[float]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
+from fge.commands.figures import with_figures
 from fge.commands.lines import LineSetup, make_line_setup, study_line
 from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.studied import (
@@ -30,29 +31,20 @@ from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
 from fge.networks import Layout, preserved
 from fge.observer import listed
 from fge.report import plane_chart, plane_table, plane_verdict
-from fge.schemas import Loss, NotNegative, Percent
+from fge.schemas import NotNegative
+from fge.tasks import Measure
 
 _MOST_LABELS = 8
-_SHOWN = {
-    "plane-train-loss.png": ("train_loss", False, "Training loss on the plane"),
-    "plane-test-error.png": ("test_error", False, "Test error on the plane"),
-    "plane-surface.png": ("train_loss", True, "Training loss as a surface"),
-}
+_BEST_NOISE = "The NLL is with the noise variance that suits each network best. "
 
 
 class _Placed(TypedDict):
-    """A network on the plane in the log: its coordinates and scores."""
+    """Where a network on the plane is, in the log; its other keys are scores."""
 
     name: str
     x: float
     y: float
     off_plane: NotNegative
-    train_loss: Loss
-    train_error: Percent
-    train_nll: Loss
-    test_loss: Loss
-    test_error: Percent
-    test_nll: Loss
 
 
 @dataclass(frozen=True)
@@ -171,9 +163,9 @@ def _measure_networks(
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
-        forward_fn=run.setup.task.forward_fn,
+        task=run.setup.task,
     )
-    known = recorded(run, "network", _Placed)
+    known = recorded(run, "network", with_figures(_Placed, run.setup.task, ("train", "test")))
     for network in setup.networks:
         if network.name in known:
             continue
@@ -206,7 +198,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
-        forward_fn=run.setup.task.forward_fn,
+        task=run.setup.task,
         store=run.folder.path / "state" / "grid.jsonl",
         on_point=lambda done, total: run.observer.point("plane", done, total),
     )
@@ -219,13 +211,24 @@ def _bounds(surface: Plane, margin: float) -> Bounds:
     return left - added, right + added, bottom - added, top + added
 
 
+def _shown(measure: Measure) -> dict[str, tuple[str, bool, str]]:
+    """Return the figures: key of the values, whether it is a surface, and caption, by file."""
+    key, word = f"test_{measure.key}", measure.word
+    return {
+        "plane-train-loss.png": ("train_loss", False, "Training loss on the plane"),
+        f"plane-test-{measure.key}.png": (key, False, f"Test {word} on the plane"),
+        "plane-surface.png": ("train_loss", True, "Training loss as a surface"),
+    }
+
+
 def _report_plane(
     run: Run[PlaneConfig], setup: PlaneSetup, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
 ) -> None:
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
-    for name, (key, raised, caption) in _SHOWN.items():
-        chart = plane_chart(grid, key, points=points, lines=setup.lines, raised=raised)
+    task, example = run.setup.task, run.dataset.example
+    for name, (key, raised, caption) in _shown(task.measure).items():
+        chart = plane_chart(grid, key, points=points, lines=setup.lines, raised=raised, task=task)
         run.report.chart(name, chart, caption)
     images = {name: len(batches.split) for name, batches in measured_batches(run).items()}
     decay = run.config.loss_decay
@@ -234,12 +237,12 @@ def _report_plane(
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
         f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has its own "
         f"batch-norm statistics. They and the training loss"
-        f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} training "
-        f"images without augmentation; test numbers are over {images['test']} images. Data: "
-        "`plane.npz`."
+        f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} "
+        f"training {example}s without augmentation; test numbers are over {images['test']} "
+        f"{example}s. {_BEST_NOISE if task.uses_noise else ''}Data: `plane.npz`."
     )
-    run.report.table(plane_table(networks, note))
-    run.report.say(*plane_verdict(grid, networks))
+    run.report.table(plane_table(networks, note, task=task))
+    run.report.say(*plane_verdict(grid, networks, task=task))
     run.report.files.append("plane.npz")
     facts = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
     facts |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}

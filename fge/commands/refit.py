@@ -57,8 +57,11 @@ class Refit:
         """Add the section to a report."""
         report.table(pairs_table(self.pairs, "Between consecutive snapshots"))
         report.facts(pairs=[pair.as_json() for pair in self.pairs], turning_angles=self.turns)
-        chart = curve_chart(self.joined("curve"), self.joined("segment"), place="snapshots passed")
-        caption = "Loss and error along curves and segments, snapshot to snapshot"
+        task = self.pairs[0].task
+        chart = curve_chart(
+            self.joined("curve"), self.joined("segment"), place="snapshots passed", task=task
+        )
+        caption = f"Loss and {task.measure.word} along curves and segments, snapshot to snapshot"
         report.chart("refit.png", chart, caption)
 
 
@@ -68,6 +71,7 @@ def refit(run: Run[FGEConfig], training: StagedTraining, predictions: MemberPred
     The training is finished and has at least two snapshots. The predictions of the points on curves
     are added to ``predictions``.
     """
+    predictions = predictions.with_held_out()
     store, model = training.stores["fge"], training.learner.model
     load_weights(model, store[0], store.path)
     vectors = [flatten(state, model) for state in store]
@@ -112,7 +116,8 @@ def _result(
         train_epochs=snapshots[-1]["train_epochs"] + fitted,
         weight_bytes=weight_bytes,
         refresh_images=sum(m.study.refresh_images for m in measured) * len(inner),
-        validation_images=sum(facts["validation_images"] for facts in snapshots),
+        validation_images=sum(facts["validation_images"] for facts in snapshots)
+        + sum(m.study.validation_images for m in measured) * len(inner),
     )
 
 
@@ -120,7 +125,7 @@ def fit_plan(config: FGEConfig) -> FitPlan:
     """Return how curves between a run's snapshots are fitted."""
     return FitPlan(
         config.refit_epochs or config.cycle_length // 2,
-        curve_rate_of(config.model),
+        curve_rate_of(config.model, config.task),
         config.batch_size,
         config.momentum,
         config.l2_penalty,

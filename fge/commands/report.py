@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from fge.config import ReportConfig, read_report
+from fge.config import CLASSIFICATION, ReportConfig, TaskName, read_report
 from fge.errors import UserError
 from fge.files import checked
 from fge.report import (
     COLUMNS,
+    COSTS,
     OTHER_COLUMNS,
-    UNITS,
     ConsoleObserver,
     Gallery,
     Page,
@@ -26,6 +26,7 @@ from fge.report import (
 )
 from fge.runs import RunFolder, is_run, open_pages, open_run_folder
 from fge.schemas import Count, NotNegative, Percent, Positive, Share
+from fge.tasks import make_task
 
 _IMAGES = ("sha256", "train", "val", "test")
 """Keys that show whether runs used the same images, OOD images aside."""
@@ -51,6 +52,8 @@ class _Images(TypedDict):
     train: NotRequired[Count]
     val: NotRequired[Count]
     test: NotRequired[Count]
+    task: NotRequired[TaskName]
+    table: NotRequired[dict[str, Any]]
 
 
 class _OwnCode(TypedDict):
@@ -226,12 +229,27 @@ def joined_page(sections: Sequence[Section]) -> Page:
 
 def _sameness(sections: Sequence[Section]) -> str:
     """Return a sentence about whether the runs are comparable."""
-    images = {tuple((s.content.get("dataset") or {}).get(key) for key in _IMAGES) for s in sections}
-    if len(images) > 1:
-        return "The runs used different images: do not compare their numbers."
+    examples = f"{_example(sections)}s"
+    if len({tuple(facts.get(key) for key in _IMAGES) for facts in _datasets(sections)}) > 1:
+        return f"The runs used different {examples}: do not compare their numbers."
     if len({s.content.get("model") for s in sections}) > 1:
-        return "The runs used the same images and different models."
-    return "The runs used the same images and the same model."
+        return f"The runs used the same {examples} and different models."
+    return f"The runs used the same {examples} and the same model."
+
+
+def _datasets(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
+    return [section.content.get("dataset") or {} for section in sections]
+
+
+def _example(sections: Sequence[Section]) -> str:
+    return "row" if all("table" in facts for facts in _datasets(sections)) else "image"
+
+
+def _units(sections: Sequence[Section]) -> str:
+    """Return the units of the figures of all tasks of the runs."""
+    tasks = dict.fromkeys(facts.get("task", CLASSIFICATION) for facts in _datasets(sections))
+    units = (make_task(task, ()).units.format(example=_example(sections)) for task in tasks)
+    return " ".join([*units, COSTS])
 
 
 def _methods_table(
@@ -247,7 +265,7 @@ def _methods_table(
         row += [_cell(method.get(key), form) for key, _, form in columns]
         rows.append(row)
     headings = ["run", *differing, *(heading for _, heading, _ in columns)]
-    return Table("Methods of all runs, on their test sets", headings, rows, UNITS)
+    return Table("Methods of all runs, on their test sets", headings, rows, _units(sections))
 
 
 def _cell(value: Any, form: str) -> str:

@@ -111,7 +111,8 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
     images = ranks.first(lambda: dataset.fingerprint)
     with ranks.together():
         if images != dataset.fingerprint:
-            raise UserError(f"process {ranks.rank} finds different images in {config.data}")
+            different = f"different {dataset.example}s"
+            raise UserError(f"process {ranks.rank} finds {different} in {config.data}")
     config = settle_options(config, dataset)
     return config, Setup.of(config, dataset)
 
@@ -154,15 +155,15 @@ def _with_data_dir(config: C, ranks: Ranks) -> C:
 def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
     """Check that the images are those of the run to resume, which its ``facts`` describe."""
     if facts and facts["sha256"] != dataset.fingerprint:
-        raise _other_images(str(config.data))
+        raise _other_images(str(config.data), dataset.example)
     for name, known in facts.get("ood", {}).items():
         if name not in dataset.ood or dataset.ood[name].fingerprint != known["sha256"]:
             raise _other_images(f"--ood {name}")
 
 
-def _other_images(source: str) -> UserError:
+def _other_images(source: str, example: str = "image") -> UserError:
     return UserError(
-        f"cannot resume: the images of {source} are not those of the run; restore them"
+        f"cannot resume: the {example}s of {source} are not those of the run; restore them"
     )
 
 

@@ -106,8 +106,9 @@ def _announce(
         effort.products(len(left), run.config.k, steps, spectrum=spectrum) for steps in KRYLOV
     )
     span = " to ".join(dict.fromkeys(_duration(seconds * count) for count in (low, high)))
+    examples = f"{effort.examples or 'all'} {run.dataset.example}s"
     run.observer.note(
-        f"about {span}: {low} to {high} Hessian products on {effort.examples or 'all'} images, "
+        f"about {span}: {low} to {high} Hessian products on {examples}, "
         f"{seconds:.2g} s each; more --examples, --trace-samples, --spectrum-vectors and "
         "--spectrum-steps are more exact, and fewer take less"
     )
@@ -263,9 +264,15 @@ def _report_sharpness(
     chart = spectrum_chart(spectrum["grid"], spectrum["density"])
     run.report.chart("spectrum.png", chart, caption)
     examples = len(training_part(run, Effort.of(run.config).examples))
-    run.report.table(
-        sharpness_table(networks, examples=examples, thresholds=thresholds, no_line=no_line)
+    found = sharpness_table(
+        networks,
+        examples=examples,
+        thresholds=thresholds,
+        no_line=no_line,
+        task=run.setup.task,
+        example=run.dataset.example,
     )
+    run.report.table(found)
     run.report.say(*sharpness_verdict(networks, thresholds))
     run.report.say(*(n["agreement"] for n in networks[-1:] if "agreement" in n))
     run.report.facts(methods=[], networks=networks, spectrum=spectrum)

@@ -136,7 +136,7 @@ def fge(config: FGEConfig) -> Path:
         if trained is None:
             return run.folder.path
         sections = [*_given(run.config), *unused]
-        sections += _regime(run.config, trained.training, method)
+        sections += _regime(run, trained.training, method)
         ensembles = trained.results[-1:]
         if run.config.refit:
             refitted = refit(run, trained.training, trained.predictions.plain)
@@ -146,7 +146,8 @@ def fge(config: FGEConfig) -> Path:
         if own:
             baseline = train_baseline(run)
         if baseline:
-            sections.append(Beside(ensembles, trained.predictions.test, baseline, own=own))
+            test, example = trained.predictions.test, run.dataset.example
+            sections.append(Beside(ensembles, test, baseline, example, own=own))
         published = None
         if baseline is None:
             published = published_for(to_options(run.config), run.dataset.fingerprint)
@@ -179,23 +180,24 @@ def train(config: TrainConfig) -> Path:
         )
         if trained is not None:
             sections = [*_given(run.config), *unused]
-            sections += _regime(run.config, trained.training, method)
+            sections += _regime(run, trained.training, method)
             _report(run, method.name, trained, sections)
     return run.folder.path
 
 
 def _regime(
-    config: PretrainedConfig, training: StagedTraining, method: Method | None = None
+    run: Run[PretrainedConfig], training: StagedTraining, method: Method | None = None
 ) -> list[Section]:
     """Return the section that says whether one network would gain from more epochs.
 
     It is that of a plan, or of FGE with averages: the command ``fge`` has no ``method``.
     """
+    config = run.config
     if training.planner and method:
         wider = replace(config, epochs=2 * config.epochs)
         longer = method.stages(wider) if isinstance(wider, TrainConfig) else auto_plan(wider)
         assert not isinstance(longer, Sequence)
-        return [plan_section(training, longer)]
+        return [plan_section(training, longer, run.dataset.example)]
     found = None
     if config.average_part > 0 and (method is None or method.name == "fge"):
         found = regime_section(training, "fge")
@@ -337,7 +339,7 @@ def _report(
     if published:
         report.say(published.sentence)
         report.facts(published_baseline=published.facts)
-    if dynamics := find_dynamics(trained.training, trained.recipe):
+    if dynamics := find_dynamics(trained.training, trained.recipe, run.dataset.example):
         dynamics.add_to(report)
     add_reliability(report, lines, test)
     val, data = trained.training.val_predictions, run.dataset

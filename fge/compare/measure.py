@@ -14,7 +14,7 @@ from fge.compare.cells import Cell, Cost, make_cell
 from fge.compare.plan import Part, PlannedCell
 from fge.config import read_report, without_views
 from fge.data import Dataset
-from fge.ensemble import NOISE_EXAMPLES, TTA_FILE, PredictionFile
+from fge.ensemble import TTA_FILE, PredictionFile, noise_data
 from fge.errors import UserError
 from fge.files import read_records
 from fge.schemas import Count, Positive
@@ -121,9 +121,7 @@ def measure_cell(
 
 def _held_out(lines: Sequence[_Line], dataset: Dataset) -> tuple[list[Tensor], Tensor]:
     """Return the members' predictions and the targets that say the noise of a regression."""
-    name, split = "val.npz", dataset.val
-    if not len(split):
-        name, split = "train.npz", dataset.train.first(NOISE_EXAMPLES)
+    name, split = noise_data(dataset)
     targets, task = split.labels.cpu(), task_of(dataset)
     return [found for line in lines for found in line.probabilities(name, targets, task)], targets
 

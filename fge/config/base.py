@@ -16,6 +16,9 @@ TaskName = Literal["classification", "binary", "multilabel", "regression"]
 CLASSIFICATION: Final = "classification"
 OF_CLASSES = (CLASSIFICATION, "binary")
 """Tasks whose targets are exclusive classes."""
+WITHOUT_PLANS = ("regression",)
+"""Tasks that a planner cannot decide for: it compares NLLs of probabilities, and counts what is
+predicted wrong."""
 TABLES = (".csv", ".parquet")
 """What ends the names of tables."""
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")
@@ -113,15 +116,16 @@ def rates_of(model: str, optimizer: str = "sgd", task: TaskName = CLASSIFICATION
     return Rates(*(_OF_REGRESSION * rate for rate in (rates.lr, rates.max_lr, rates.min_lr)))
 
 
-def curve_rate_of(model: str) -> float:
-    """Return the default learning rate of a curve fit.
+def curve_rate_of(model: str, task: TaskName = CLASSIFICATION) -> float:
+    """Return the default learning rate of a curve fit; that of a regression is a quarter.
 
     0.1 for ``convnet``: it reached a lower training loss on the default data than 0.03. For VGG-16
     0.015, and for all other models 0.03: the reference implementation of arXiv 1802.10026 has these
     rates for VGG-16 and for residual networks.
     """
     rates = {"convnet": 0.1, "vgg16": 0.015} if _is_built_in(model) else {}
-    return next((rate for name, rate in rates.items() if model.startswith(name)), 0.03)
+    rate = next((rate for name, rate in rates.items() if model.startswith(name)), 0.03)
+    return _OF_REGRESSION * rate if task == "regression" else rate
 
 
 def _is_built_in(model: str) -> bool:

@@ -68,7 +68,8 @@ class CurveConfig(AlongOptions, FitConfig):
     @property
     def curve_base_lr(self) -> float:
         """The learning rate of the fit: ``curve_lr``, or the default for the model."""
-        return curve_rate_of(self.model) if self.curve_lr is None else self.curve_lr
+        known = curve_rate_of(self.model, self.task)
+        return known if self.curve_lr is None else self.curve_lr
 
     @property
     def fit_epochs(self) -> int:

@@ -76,7 +76,7 @@ class StudyConfig(LossOptions, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneConfig(PointOptions, FormatOptions, StudyConfig):
-    """Measure and draw loss and error on a plane through networks, or along lines.
+    """Measure and draw loss and error, or RMSE, on a plane through networks, or along lines.
 
     The plane goes through three snapshots of an fge or train run, through the ends and the bend
     of the first curve of a curve-ensemble or connect run, or through three files. --random,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from fge.config.base import CLASSIFICATION, OF_CLASSES, is_table, without_views
-from fge.config.compare import CURVE_ENSEMBLE, CompareConfig
-from fge.config.curves import CurveConfig
+from fge.config.base import CLASSIFICATION, OF_CLASSES, WITHOUT_PLANS, is_table, without_views
+from fge.config.compare import CompareConfig
 from fge.config.options import DataOptions
-from fge.config.studies import PlaneConfig
 from fge.config.training import TrainConfig
 from fge.errors import UserError
 
@@ -35,7 +33,6 @@ _OF_TABLES: dict[str, Any] = {
 _ALWAYS_OFF = {"amp": "off", "compile": "off", "cuda_graphs": "off"}
 """Of small networks nothing is measured: the time to compile would not come back."""
 _IMAGE_MODEL, _TABLE_MODEL = "convnet", "mlp"
-_OF_CLASSES = ("fge+refit", CURVE_ENSEMBLE, "curve-ensemble-2B", "auto")
 C = TypeVar("C", bound=DataOptions)
 
 
@@ -82,17 +79,12 @@ def _suited_to_task(config: C) -> C:
     for name, plain, why in (
         ("label_smoothing", 0.0, "it is for --task classification and binary"),
         ("class_weights", "none", "it is for --task classification and binary"),
-        ("refit", None, "its curves are measured by errors of classes"),
-        ("baseline", None, "it is measured by errors of classes"),
     ):
         if vars(config).get(name, plain) != plain:
             raise _without(name, why, task)
-    if isinstance(config, CurveConfig | PlaneConfig):
-        raise UserError(
-            f"this command measures errors of classes, got --task {task}; fit and measure curves "
-            "and planes of another loss with the library: fge.fit_curve(..., loss_fn=...)"
-        )
     config = _without_ood(config, f"OOD detection needs classes, and the task is {task}")
+    if task not in WITHOUT_PLANS:
+        return config
     _check_plan(config, task)
     if isinstance(config, CompareConfig):
         config = replace(config, methods=_methods(config))
@@ -114,20 +106,23 @@ def _without_ood(config: C, why: str) -> C:
 
 
 def _check_plan(config: DataOptions, task: str) -> None:
+    why = (
+        "decides by NLLs of probabilities and by how many examples are predicted wrong, which "
+        f"--task {task} has not"
+    )
     if getattr(config, "plan", "cycles") == "auto":
-        raise UserError(f"--plan auto decides by classes, got --task {task}; leave it out")
+        raise UserError(f"--plan auto {why}; leave it out")
     if isinstance(config, TrainConfig) and config.method == "auto":
-        raise UserError(
-            f"--method auto decides by classes, got --task {task}; use average, fge or split"
-        )
+        raise UserError(f"--method auto {why}; use average, fge or split")
 
 
 def _methods(config: CompareConfig) -> tuple[str, ...]:
-    """Return the methods without those by default that need classes."""
+    """Return the methods without that by default which the task does not have."""
     default = {f.name: f.default for f in fields(config)}["methods"]
-    found = [method for method in config.methods if without_views(method) in _OF_CLASSES]
+    found = [method for method in config.methods if without_views(method) == "auto"]
     if found and config.methods != default:
         raise UserError(
-            f"{found[0]} is for classes, got --task {config.task}; leave it out of --methods"
+            f"{found[0]} is for classes and labels, got --task {config.task}; leave it out of "
+            "--methods"
         )
     return tuple(method for method in config.methods if method not in found)

@@ -9,11 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fge import metrics
 from fge.curves.buffers import Buffers, Statistics, statistics_of, write_buffers
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least, unknown
@@ -22,6 +20,7 @@ from fge.networks import (
     ForwardFn,
     HostRows,
     LossFn,
+    OutputKind,
     TargetFn,
     call_model,
     check_reiterable,
@@ -34,10 +33,13 @@ from fge.networks import (
     write_parameters,
 )
 from fge.observer import counted
+from fge.tasks import MANY_CLASSES, Task
 from fge.train import Speed
 
 Record = dict[str, float]
+_NOT_FINITE = math.nan, math.nan
 Probabilities = dict[str, Tensor]
+"""Predictions (N, ...) by split: probabilities of classes or labels, or numbers."""
 
 
 class CurveRecords(list[Record]):
@@ -73,11 +75,12 @@ def evaluate_curve(
     ts: Sequence[float] | None = None,
     refresh: Iterable[Any] | None = None,
     num_images: int | None = REFRESH_IMAGES,
-    loss_fn: LossFn = F.cross_entropy,
+    loss_fn: LossFn | None = None,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
     speed: Speed | None = None,
+    task: Task | None = None,
     on_point: Callable[[float, Probabilities], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
     done: Iterable[Record] = (),
@@ -98,14 +101,17 @@ def evaluate_curve(
         ts: values of t to use instead.
         refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
         num_images: at most this many of them; None for all, 0 to keep the model's buffers.
-        loss_fn: of outputs and targets, averaged over the batch.
+        loss_fn: of outputs and targets, averaged over the batch; by default that of the ``task``,
+            or the cross-entropy.
         weight_decay: adds weight_decay / 2 * |w(t)|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
-        on_point: called with t and the probabilities (N, C) by split (``""`` if ``batches`` is not
-            a mapping).
+        task: of :func:`fge.tasks.make_task`, whose loss and figures are measured; without one,
+            outputs and targets tell whether it is classification.
+        on_point: called with t and the predictions (N, ...) by split (``""`` if ``batches`` is not
+            a mapping), for classification probabilities (N, C).
         on_record: called with each complete record, after ``on_point``.
         done: records of an earlier call; their ts are not measured again.
 
@@ -114,6 +120,8 @@ def evaluate_curve(
         at the ends and in between. A record has ``t``; ``distance`` |w(t) - w(0)|; ``arc``, the
         length from the first t as the sum of chords between the ts; ``loss``; and for
         classification, that is logits (N, C), ``error`` (percent) and ``nll`` (nats per example).
+        A task names its own figure: multilabel the ``error`` per label, a regression the ``rmse``
+        in the units of the targets, with the ``nll`` of the noise variance that suits them best.
 
     Raises:
         UserError: a t is outside [0, 1], there are too few points, a split yields nothing or can
@@ -131,6 +139,7 @@ def evaluate_curve(
         forward_fn=forward_fn,
         target_fn=target_fn,
         speed=speed,
+        task=task,
     )
     if isinstance(curve, Networks) and num_images != 0:
         curve.warn_of_interpolated(model, (t for t in grid if t not in known))
@@ -254,12 +263,15 @@ class WeightsEvaluator:
             default the first of ``batches``.
         num_images: at most this many of them (the default gives a curve's error to 0.1 points);
             None for all, 0 to keep the model's statistics.
-        loss_fn: of outputs and targets, averaged over the batch.
+        loss_fn: of outputs and targets, averaged over the batch; by default that of the ``task``,
+            or the cross-entropy.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
+        task: whose loss and figures are measured; without one, outputs and targets tell whether
+            it is classification.
 
     Raises:
         UserError: batches can be iterated only once, or the mapping is empty.
@@ -272,11 +284,12 @@ class WeightsEvaluator:
         *,
         refresh: Iterable[Any] | None = None,
         num_images: int | None = REFRESH_IMAGES,
-        loss_fn: LossFn = F.cross_entropy,
+        loss_fn: LossFn | None = None,
         weight_decay: float = 0.0,
         forward_fn: ForwardFn | None = None,
         target_fn: TargetFn | None = None,
         speed: Speed | None = None,
+        task: Task | None = None,
     ) -> None:
         self.model = model
         self.splits = dict(batches) if isinstance(batches, Mapping) else {"": batches}
@@ -286,24 +299,26 @@ class WeightsEvaluator:
         for given in (*self.splits.values(), self.refresh):
             check_reiterable(given)
         self.num_images = num_images
-        self.loss_fn = loss_fn
+        self.task = task or MANY_CLASSES
+        self._sure = task is not None
+        self.loss_fn = loss_fn or self.task.path_loss(next(model.parameters()).device)
         self.weight_decay = weight_decay
-        self.forward_fn = forward_fn or call_model
+        self.forward_fn = forward_fn or self.task.forward_fn or call_model
         self.target_fn = target_fn
         self.speed = speed or Speed()
 
     def __call__(
         self, vector: Tensor, buffers: Buffers | None = None, *, own: bool = False
     ) -> tuple[Record, Probabilities]:
-        """Return the record and the probabilities at weights (P,), canonical.
+        """Return the record and the predictions at weights (P,), canonical.
 
         They get ``buffers`` by name, or keep the model's. With ``own`` these are of the same
         network, and only batch-norm statistics are estimated, not those of instance norm.
 
         The record has ``loss`` and, for classification (logits (N, C)), ``error`` (percent) and
-        ``nll`` (nats per example), NaN if the probabilities are not finite; a split's name and
-        ``_`` come before each key. The probabilities (N, C), float64 on the CPU, are those of each
-        classification split.
+        ``nll`` (nats per example), or the figures of the task, NaN if the predictions are not
+        finite; a split's name and ``_`` come before each key. The predictions, float64 on the CPU,
+        are those of each split that has figures.
 
         Raises:
             UserError: a split yields nothing, or the vector does not fit.
@@ -326,24 +341,26 @@ class WeightsEvaluator:
         self.model.eval()
         for name, batches in self.splits.items():
             prefix = f"{name}_" if name else ""
-            loss, probs, targets = self._pass(name, batches)
+            loss, predictions, targets = self._pass(name, batches)
             record[f"{prefix}loss"] = loss + penalty
-            if probs is not None:
-                finite = bool(torch.isfinite(probs).all())
-                record[f"{prefix}error"] = metrics.error(probs, targets) if finite else math.nan
-                record[f"{prefix}nll"] = metrics.nll(probs, targets) if finite else math.nan
-                probabilities[name] = probs
+            if predictions is not None:
+                values = predictions.numpy()
+                finite = bool(torch.isfinite(predictions).all())
+                scores = self.task.scores(values, targets.numpy()) if finite else _NOT_FINITE
+                for key, value in zip((self.task.measure.key, "nll"), scores, strict=True):
+                    record[f"{prefix}{key}"] = value
+                probabilities[name] = predictions
         return record, probabilities
 
     @torch.no_grad()
     def _pass(self, name: str, batches: Iterable[Any]) -> tuple[float, Tensor | None, Tensor]:
-        """Return a split's mean loss and, for classification, probabilities and targets."""
+        """Return a split's mean loss and, if it has figures, predictions and targets."""
         device = next(self.model.parameters()).device
         dtype = self.speed.autocast_dtype
         losses: list[Tensor] = []
         sizes: list[int] = []
-        probs, labels = HostRows(), HostRows()
-        of_classes = True
+        rows, labels = HostRows(), HostRows()
+        kind, judged = OutputKind(self.task.path_output), True
         for batch in batches:
             moved = to_device(batch, device)
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
@@ -353,19 +370,21 @@ class WeightsEvaluator:
             targets = targets_of(moved, self.loss_fn, self.target_fn)
             losses.append(self.loss_fn(outputs, targets).double())
             sizes.append(count_examples(moved))
-            of_classes = of_classes and _of_classes(outputs, targets)
-            if of_classes:
-                probs.add(outputs.double().softmax(dim=1))
+            judged = judged and (self._sure or _of_classes(outputs, targets))
+            if judged:
+                rows.add(kind.predictions(outputs))
                 labels.add(targets)
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
         loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if not (of_classes and any(sizes)):
+        if not (judged and any(sizes)):
             return loss, None, torch.empty(0)
-        classes, targets = probs.all(), labels.all()
+        predictions, targets = rows.all(), labels.all()
         # A loss may have targets of its own, such as a class to leave out.
-        known = int(targets.min()) >= 0 and int(targets.max()) < classes.shape[1]
-        return (loss, classes, targets) if known else (loss, None, torch.empty(0))
+        known = self._sure or (
+            int(targets.min()) >= 0 and int(targets.max()) < predictions.shape[1]
+        )
+        return (loss, predictions, targets) if known else (loss, None, torch.empty(0))
 
 
 def _of_classes(outputs: Tensor, targets: Any) -> bool:

@@ -52,7 +52,8 @@ class Column:
             columns = [scaled, *([~known] if self.missing else [])]
             return np.stack(columns, axis=1).astype(np.float64)
         words = words_of(values)
-        return np.array([[word == c for c in self.categories] for word in words], dtype=np.float64)
+        found = [[word == c for c in self.categories] for word in words]
+        return np.array(found, dtype=np.float64).reshape(len(words), len(self.categories))
 
 
 class ColumnFacts(TypedDict):

@@ -13,7 +13,14 @@ from fge.ensemble.folding import (
     fold_greedily,
     scores_of,
 )
-from fge.ensemble.predictions import NOISE_EXAMPLES, TTA_FILE, MemberPredictions, PredictionFile
+from fge.ensemble.predictions import (
+    NOISE_EXAMPLES,
+    TTA_FILE,
+    MemberPredictions,
+    PredictionFile,
+    noise_data,
+    predictions_of_run,
+)
 from fge.ensemble.selection import without_harmful
 from fge.ensemble.snapshots import SnapshotStore, index_bytes
 
@@ -36,6 +43,8 @@ __all__ = [
     "fold",
     "fold_greedily",
     "index_bytes",
+    "noise_data",
+    "predictions_of_run",
     "scores_of",
     "without_harmful",
 ]

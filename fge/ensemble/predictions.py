@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.arrays import read_npz
-from fge.data import EvalBatches
+from fge.data import Dataset, EvalBatches, Split
 from fge.errors import UserError
 from fge.files import write_bytes
 from fge.networks import RunningMean
@@ -64,16 +64,17 @@ class PredictionFile:
             self._read()
 
     @classmethod
-    def stored(cls, path: Path) -> PredictionFile:
-        """Return the file of a run whose labels are not at hand.
+    def stored(cls, path: Path, task: Task = MANY_CLASSES) -> PredictionFile:
+        """Return the file of a run of classes or labels, whose targets are not at hand.
 
         Raises:
             UserError: it cannot be read, or its arrays do not fit together.
         """
         targets = read_npz(path, _ARRAYS[:1])["targets"]
-        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
-            raise UserError(f"{path} is damaged: its targets are no labels (N,); delete it")
-        return cls(path, torch.from_numpy(targets.astype(np.int64)))
+        shape, sides = ("(N,)", 1) if task.of_classes else ("(N, L)", 2)
+        if targets.ndim != sides or not np.issubdtype(targets.dtype, np.integer):
+            raise UserError(f"{path} is damaged: its targets are no labels {shape}; delete it")
+        return cls(path, torch.from_numpy(targets.astype(np.int64)), task)
 
     @property
     def by_weights(self) -> dict[str, str]:
@@ -112,16 +113,20 @@ class PredictionFile:
         """Return whether there is a prediction of the member."""
         return member in self._members
 
+    def check(self, member: str) -> None:
+        """Raise a UserError if there is no prediction of the member."""
+        if member not in self:
+            raise UserError(
+                f"{self.path} lacks the predictions of {member}; resume that run with --resume"
+            )
+
     def probabilities(self, member: str) -> Tensor:
         """Return the stored probabilities (N, C) of a member, float64.
 
         Raises:
             UserError: there are none.
         """
-        if member not in self:
-            raise UserError(
-                f"{self.path} lacks the predictions of {member}; resume that run with --resume"
-            )
+        self.check(member)
         return torch.from_numpy(self._members[member][1]).double()
 
     def mean(self, members: Iterable[str]) -> Tensor:
@@ -209,13 +214,42 @@ class PredictionFile:
         return np.stack([probs for _, probs in self._members.values()])
 
 
+def noise_data(dataset: Dataset) -> tuple[str, Split]:
+    """Return the file of predictions that say the noise of a regression, and its data.
+
+    That is the validation data, or without any some of the training data.
+    """
+    if len(dataset.val):
+        return "val.npz", dataset.val
+    return "train.npz", dataset.train.first(NOISE_EXAMPLES)
+
+
+def predictions_of_run(folder: Path, dataset: Dataset, task: Task) -> PredictionFile:
+    """Return what a finished run predicts of the test data of a data set.
+
+    Args:
+        folder: ``predictions`` of the run.
+        dataset: the data of the run.
+        task: of the run.
+
+    Raises:
+        UserError: a file cannot be read, or is of other data.
+    """
+    if not task.uses_noise:
+        return PredictionFile(folder / "test.npz", dataset.test.labels, task)
+    name, split = noise_data(dataset)
+    source = PredictionFile(folder / name, split.labels, task)
+    return PredictionFile(folder / "test.npz", dataset.test.labels, task, lambda: source)
+
+
 class MemberPredictions:
     """The predictions of each member on the test images, on views of them and on OOD images.
 
     They are stored in ``test.npz``, with views in ``test-tta.npz``, and in an ``ood-NAME.npz`` for
     each kind of OOD images, under the same names and keys; the targets of OOD images are 0.
     ``test``, ``tta`` (None without views) and ``ood`` (by name) are the files; ``parts`` lists
-    those of test and OOD images, each with its batches.
+    those of test and OOD images, each with its batches, and that of the training data that say the
+    noise of a regression.
 
     Args:
         folder: of the files.
@@ -256,7 +290,7 @@ class MemberPredictions:
 
         make = partial(PredictionFile, targets=test.split.labels, task=task, noise_from=noise_from)
         self.test = make(folder / "test.npz")
-        self.views = list(views)
+        self.folder, self.held_out, self.views = folder, held_out, list(views)
         self.tta = make(folder / TTA_FILE) if views else None
         self.ood = {
             name: PredictionFile(folder / f"ood-{name}.npz", batches.split.labels, task)
@@ -280,6 +314,24 @@ class MemberPredictions:
         plain = copy.copy(self)
         plain.views, plain.tta = [], None
         return plain
+
+    @property
+    def others(self) -> list[tuple[PredictionFile, EvalBatches]]:
+        """All parts but the test images, each file with its batches."""
+        return self.parts[1:]
+
+    def with_held_out(self) -> MemberPredictions:
+        """Return the same files with the validation data as one more part, where they say a noise.
+
+        Of snapshots the training writes that file; members of other kinds are added here, after it.
+        """
+        task = self.test.task
+        if not task.uses_noise or self.held_out is None:
+            return self
+        more = copy.copy(self)
+        file = PredictionFile(self.folder / "val.npz", self.held_out.split.labels, task)
+        more.parts = [*self.parts, (file, self.held_out)]
+        return more
 
     def complete(self, member: str, sha256: str) -> bool:
         """Return whether a member with exactly these weights has predicted all images."""

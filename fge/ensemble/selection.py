@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fge.metrics import check_probs, nll_per_example
+from fge.metrics import check_probs
+from fge.tasks import MANY_CLASSES, Task
 
 _ERRORS = 2.0
 """Standard errors by which the ensemble without a member has to be better."""
 
 
-def without_harmful(members: Sequence[ArrayLike], targets: ArrayLike) -> list[int]:
+def without_harmful(
+    members: Sequence[ArrayLike], targets: ArrayLike, task: Task = MANY_CLASSES
+) -> list[int]:
     """Return the positions of the members without those that make the ensemble worse.
 
     A member is left out if the NLL of the others' averaged probabilities is lower than that of all
@@ -27,18 +30,21 @@ def without_harmful(members: Sequence[ArrayLike], targets: ArrayLike) -> list[in
     [0, 2]
 
     Args:
-        members: probs (N, C) of each, rows sum to 1.
-        targets: classes (N,): of validation data, neither training nor test data.
+        members: probs (N, C) of each, rows sum to 1; of labels (N, L).
+        targets: classes (N,), or labels (N, L): of validation data, neither training nor test data.
+        task: what is predicted; several classes by default.
 
     Raises:
         UserError: no probabilities, or targets that do not fit.
     """
-    probs = [check_probs(member) for member in members]
+    found = [check_probs(member) if task.of_classes else member for member in members]
+    probs = [np.asarray(member, dtype=np.float64) for member in found]
     labels = np.asarray(targets)
     kept = list(range(len(probs)))
     while len(kept) > 1:
-        losses = _losses(probs, kept, labels)
-        gains = {k: losses - _losses(probs, [j for j in kept if j != k], labels) for k in kept}
+        losses = _losses(probs, kept, labels, task)
+        rest = {k: [j for j in kept if j != k] for k in kept}
+        gains = {k: losses - _losses(probs, others, labels, task) for k, others in rest.items()}
         best = max(gains, key=lambda k: float(gains[k].mean()))
         error = gains[best].std(ddof=1) / np.sqrt(len(labels)) if len(labels) > 1 else np.inf
         if not gains[best].mean() > _ERRORS * error:
@@ -48,8 +54,11 @@ def without_harmful(members: Sequence[ArrayLike], targets: ArrayLike) -> list[in
 
 
 def _losses(
-    probs: Sequence[NDArray[np.float64]], kept: Sequence[int], labels: NDArray[np.int64]
+    probs: Sequence[NDArray[np.float64]],
+    kept: Sequence[int],
+    labels: NDArray[np.int64],
+    task: Task,
 ) -> NDArray[np.float64]:
     """Return the NLL (N,) of the averaged probabilities of some members."""
     mean = np.mean([probs[k] for k in kept], axis=0)
-    return nll_per_example(mean, labels)
+    return task.nll_per_example(mean, labels)

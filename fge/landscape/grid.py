@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from fge.landscape.plane import Bounds, Plane
 from fge.networks import REFRESH_IMAGES, ForwardFn, Layout, LossFn, TargetFn, preserved
 from fge.schemas import Count, Infinite
 from fge.seeds import generator
+from fge.tasks import Task
 from fge.train import Speed
 
 Array = NDArray[np.float64]
@@ -39,11 +39,12 @@ def evaluate_plane(
     bounds: Bounds | None = None,
     refresh: Iterable[Any] | None = None,
     num_images: int | None = REFRESH_IMAGES,
-    loss_fn: LossFn = F.cross_entropy,
+    loss_fn: LossFn | None = None,
     weight_decay: float = 0.0,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
     speed: Speed | None = None,
+    task: Task | None = None,
     store: str | Path | None = None,
     on_point: Callable[[int, int], None] | None = None,
 ) -> PlaneGrid:
@@ -62,12 +63,14 @@ def evaluate_plane(
         bounds: lowest x, highest x, lowest y and highest y, to use instead of ``margin``.
         refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
         num_images: at most this many of them; None for all, 0 to keep the model's statistics.
-        loss_fn: of outputs and targets, averaged over the batch.
+        loss_fn: of outputs and targets, averaged over the batch; by default that of the ``task``,
+            or the cross-entropy.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         speed: autocast and memory format; compilation is not used.
+        task: whose loss and figures are measured, as in :func:`fge.evaluate_curve`.
         store: a JSON-lines file for the measured points; the points of an interrupted call are
             not measured again, so data and loss must stay the same.
         on_point: called after each point with the number of finished points and of all points.
@@ -89,6 +92,7 @@ def evaluate_plane(
         forward_fn=forward_fn,
         target_fn=target_fn,
         speed=speed,
+        task=task,
     )
     header = {"xs": xs.tolist(), "ys": ys.tolist(), **_described(evaluate, plane)}
     points = GridStore(None if store is None else Path(store), header)
@@ -191,8 +195,8 @@ class PlaneGrid:
     Attributes:
         xs: (X,) float64, ascending; distances in weight space if the axes are orthonormal.
         ys: (Y,) float64, like ``xs``.
-        values: arrays (Y, X) by key: ``loss``, ``error`` (percent), ``nll`` (nats per example);
-            a split's name and ``_`` come before each key.
+        values: arrays (Y, X) by key: ``loss``, ``error`` (percent), ``nll`` (nats per example),
+            or those of a task; a split's name and ``_`` come before each key.
         anchors: coordinates (K, 2) of the weights that define the plane.
         gram: dot products (2, 2) of the plane's axes; the distance between two points that differ
             by (dx, dy) is sqrt((dx, dy) G (dx, dy)ᵀ).

@@ -35,7 +35,12 @@ from fge.metrics.diversity import (
     error_correlation_matrix,
     gain_split,
 )
-from fge.metrics.intervals import Interval, paired_difference, paired_difference_over_seeds
+from fge.metrics.intervals import (
+    Interval,
+    paired_difference,
+    paired_difference_of_values,
+    paired_difference_over_seeds,
+)
 from fge.metrics.labels import (
     average_precision,
     calibrated_labels_nll,
@@ -155,6 +160,7 @@ __all__ = [
     "nll_per_example",
     "ood_auroc",
     "paired_difference",
+    "paired_difference_of_values",
     "paired_difference_over_seeds",
     "power_law_equivalent",
     "r2",

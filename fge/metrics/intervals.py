@@ -74,10 +74,51 @@ def paired_difference(
             raise UserError(f"{name} holds values that are not finite")
     difference = _METRICS[metric](a, targets) - _METRICS[metric](b, targets)
     y = np.asarray(targets)
-    means = _resampled_means(_per_example(a, y, metric) - _per_example(b, y, metric), draws, seed)
+    low, high = _bootstrap(
+        _per_example(a, y, metric) - _per_example(b, y, metric), draws, seed, level
+    )
+    return Interval(difference, low, high)
+
+
+def paired_difference_of_values(
+    a: ArrayLike, b: ArrayLike, *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Return the mean of A minus that of B, with the interval of :func:`paired_difference`.
+
+    For figures that are the mean of a value per example and not those of classes: errors of labels,
+    squared residuals, the NLL of a density.
+
+    Args:
+        a: values (N,) of A.
+        b: values (N,) of B, for the same examples in the same order.
+        draws: number of resamples.
+        seed: of the resampling.
+        level: the fraction of the resamples within the interval, in (0, 1).
+
+    Raises:
+        UserError: shapes do not fit, values are not finite, or ``draws`` or ``level`` is out of
+            range.
+    """
+    _check_options(draws, level)
+    first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    if first.ndim != 1 or first.shape != second.shape or first.size == 0:
+        raise UserError(
+            f"a and b must have one shape (N,) with N >= 1, got {first.shape} and {second.shape}"
+        )
+    differences = first - second
+    if not np.isfinite(differences).all():
+        raise UserError("a or b holds values that are not finite")
+    low, high = _bootstrap(differences, draws, seed, level)
+    return Interval(float(differences.mean()), low, high)
+
+
+def _bootstrap(
+    differences: NDArray[np.float64], draws: int, seed: int, level: float
+) -> tuple[float, float]:
+    """Return the ends of the percentile interval of a mean of values (N,)."""
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(difference, float(low), float(high))
+    low, high = np.quantile(_resampled_means(differences, draws, seed), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def paired_difference_over_seeds(

@@ -88,18 +88,14 @@ class MethodResult:
 _COMMON = ("error", "nll", "brier", "ece")
 
 
-class MethodLine(TypedDict):
-    """A :class:`MethodResult` in a ``report.json``."""
+class _Line(TypedDict):
+    """What a :class:`MethodResult` of any task has in a ``report.json``."""
 
     name: str
     members: Positive
     train_epochs: Count
     forward_passes: Positive
     weight_bytes: Count
-    error: Percent
-    nll: Loss
-    brier: NotNegative
-    ece: Share
     member_names: Annotated[list[str], Meta(min_length=1)]
     refresh_images: NotRequired[Count]
     validation_images: NotRequired[Count]
@@ -108,11 +104,30 @@ class MethodLine(TypedDict):
     balanced_error: NotRequired[Percent | None]
 
 
-def result_of(line: MethodLine) -> MethodResult:
+class MethodLine(_Line):
+    """A :class:`MethodResult` of classes in a ``report.json``."""
+
+    error: Percent
+    nll: Loss
+    brier: NotNegative
+    ece: Share
+
+
+class OtherLine(_Line):
+    """One of labels or numbers, whose NLL may be that of a density."""
+
+    nll: float
+    error: NotRequired[Percent]
+    brier: NotRequired[NotNegative]
+    ece: NotRequired[Share]
+
+
+def result_of(line: MethodLine | OtherLine) -> MethodResult:
     """Return what :func:`as_methods` wrote."""
     names = {field.name for field in fields(MethodResult)}
     known: dict[str, Any] = {name: value for name, value in line.items() if name in names}
-    return MethodResult(**{**known, "member_names": tuple(line["member_names"])})
+    missing = dict.fromkeys(_COMMON)
+    return MethodResult(**{**missing, **known, "member_names": tuple(line["member_names"])})
 
 
 def method_result(

@@ -18,6 +18,7 @@ from fge.errors import UserError, unknown
 from fge.landscape import PlaneGrid
 from fge.report.charts import Chart, PlaneChart, Series, lines_chart, refined
 from fge.report.page import Table
+from fge.tasks import MANY_CLASSES, Task
 
 Array = NDArray[np.float64]
 Points = Mapping[str, tuple[float, float]]
@@ -29,13 +30,13 @@ _RIM = (
     "That point is on the rim of the plane, so it is no minimum: the loss may be lower outside; a "
     "larger --margin shows more."
 )
+_PARTS = ("train", "test")
 _FACES = 56
 """The least number of points along each side of a drawing; each cell has a whole number."""
 _COLOURS = "jet_r"
 """The paper's colours run from red (low) to blue (high)."""
 LINE_AXES = {"t": "t", "arc": "length along the line", "distance": "distance from t = 0"}
 """Labels of the horizontal axis, by key of the records along a line."""
-_UNITS = {"loss": "loss (nats)", "error": "error (%)", "nll": "NLL (nats)"}
 
 
 def contour_levels(values: Array, cap: float | None = None, count: int = 8) -> Array:
@@ -85,6 +86,7 @@ def plane_chart(
     lines: Lines | None = None,
     cap: float | None = None,
     raised: bool = False,
+    task: Task = MANY_CLASSES,
 ) -> PlaneChart:
     """Return a plane at logarithmic levels, as arXiv 1802.10026 draws it (figure 1).
 
@@ -98,6 +100,7 @@ def plane_chart(
         lines: paths (T, 2) by label, a projected curve or a segment, in different dashes.
         cap: values above are shown alike; see :func:`contour_levels`.
         raised: whether it is a surface in three dimensions.
+        task: whose figures the values are.
 
     Raises:
         UserError: no such key, or a cap that is not above the lowest value.
@@ -121,7 +124,7 @@ def plane_chart(
         heights=at(np.stack(np.meshgrid(xs, ys), axis=-1)),
         levels=levels,
         colours=_colours(len(levels)),
-        label=text_of(key),
+        label=text_of(key, task),
         axes=(f"x ({unit})", f"y ({unit})"),
         points=points or {},
         paths={name: np.asarray(path, dtype=np.float64) for name, path in (lines or {}).items()},
@@ -137,7 +140,11 @@ def _colours(count: int) -> list[str]:
 
 
 def line_chart(
-    lines: Mapping[str, Sequence[Mapping[str, float]]], *, key: str = "loss", x: str = "t"
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    key: str = "loss",
+    x: str = "t",
+    task: Task = MANY_CLASSES,
 ) -> Chart:
     """Return one figure of merit along lines, curves or chains.
 
@@ -145,6 +152,7 @@ def line_chart(
         lines: records of :func:`fge.landscape.evaluate_line` by label.
         key: of the records, for the vertical axis.
         x: of the records, for the horizontal one: ``t``, ``arc`` or ``distance``.
+        task: whose figures the records have.
 
     Raises:
         UserError: there are no lines, or records without such a key.
@@ -164,7 +172,7 @@ def line_chart(
         )
         for name, records in lines.items()
     ]
-    return lines_chart(series, x=LINE_AXES.get(x, x), y=text_of(key))
+    return lines_chart(series, x=LINE_AXES.get(x, x), y=text_of(key, task))
 
 
 def finite_values(values: Array, cap: float) -> Array:
@@ -173,40 +181,49 @@ def finite_values(values: Array, cap: float) -> Array:
     return np.where(np.isfinite(values), values, max(float(finite.max()), 2 * cap - finite.min()))
 
 
-def text_of(key: str) -> str:
+def text_of(key: str, task: Task = MANY_CLASSES) -> str:
     """Return what a key such as ``train_loss`` means, with its unit."""
     split, _, name = key.rpartition("_")
-    return f"{split} {_UNITS.get(name, name)}".strip()
+    units = {measure.key: measure.axis for measure in (task.training, task.measure)}
+    return f"{split} {({**units, 'nll': 'NLL (nats)'}).get(name, name)}".strip()
 
 
-def plane_table(networks: Sequence[Mapping[str, Any]], note: str) -> Table:
+def plane_table(
+    networks: Sequence[Mapping[str, Any]], note: str, *, task: Task = MANY_CLASSES
+) -> Table:
     """Return the table of the networks on a plane.
 
     Args:
         networks: each with ``name``, ``x``, ``y``, ``off_plane`` (its distance from the plane) and
             the keys of :func:`fge.evaluate_plane` for ``train`` and ``test``.
         note: what was measured.
+        task: whose figures they are.
     """
-    headings = ["network", "x", "y", "off the plane", "train loss", "train error %"]
-    headings += ["test error %", "test NLL"]
+    measure = task.measure
+    headings = ["network", "x", "y", "off the plane", "train loss", f"train {measure.heading}"]
+    headings += [f"test {measure.heading}", "test NLL"]
     rows = []
     for found in networks:
         # Rounded first, and added to 0: a coordinate of -1e-16 is no "-0.000".
         cells = [f"{round(found[key], 3) + 0.0:.3f}" for key in ("x", "y", "off_plane")]
         cells.append(f"{found['train_loss']:.4f}")
-        cells += [f"{found[key]:.2f}" for key in ("train_error", "test_error")]
+        cells += [measure.form.format(found[f"{part}_{measure.key}"]) for part in _PARTS]
         rows.append([found["name"], *cells, f"{found['test_nll']:.4f}"])
     return Table("Networks on the plane", headings, rows, note)
 
 
-def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> list[str]:
+def plane_verdict(
+    grid: PlaneGrid, networks: Sequence[Mapping[str, Any]], *, task: Task = MANY_CLASSES
+) -> list[str]:
     """Say where the training loss is lowest, how far from the networks, and its range.
 
     Args:
-        grid: with ``train_loss`` and ``test_error``.
+        grid: with ``train_loss`` and ``test_error``, or the measure of another task.
         networks: as in :func:`plane_table`.
+        task: whose figures they are.
     """
-    loss, error = grid.values["train_loss"], grid.values["test_error"]
+    measure = task.measure
+    loss, tested = grid.values["train_loss"], grid.values[f"test_{measure.key}"]
     finite = np.where(np.isfinite(loss), loss, np.inf)
     row, column = np.unravel_index(int(finite.argmin()), loss.shape)
     place = np.array([grid.xs[column], grid.ys[row]])
@@ -218,13 +235,17 @@ def plane_verdict(grid: PlaneGrid, networks: Sequence[Mapping[str, Any]]) -> lis
         f"{apart[near]:.3g} from the nearest network, {near} (measured at {len(grid.xs)} x "
         f"{len(grid.ys)} points).",
         *([_RIM] if on_rim else []),
-        f"The training loss lies between {finite.min():.4f} and {loss.max():.4g}, the test error "
-        f"between {error.min():.2f} and {error.max():.2f} %.",
+        f"The training loss lies between {finite.min():.4f} and {loss.max():.4g}, the test "
+        f"{measure.word} {measure.between(tested.min(), tested.max())}.",
     ]
 
 
 def line_table(
-    lines: Mapping[str, Sequence[Mapping[str, float]]], note: str, *, barriers: bool
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+    note: str,
+    *,
+    barriers: bool,
+    task: Task = MANY_CLASSES,
 ) -> Table:
     """Return the table of lines, or parts of one.
 
@@ -232,17 +253,21 @@ def line_table(
         lines: records of :func:`fge.landscape.evaluate_line` for ``train`` and ``test``, by name.
         note: what was measured.
         barriers: whether the lines join networks, between which there may be a barrier.
+        task: whose figures the records have.
     """
+    measure = task.measure
     headings = ["line", "length", "train loss: start", "end", "lowest", "highest"]
-    headings += [*(["barrier"] if barriers else []), "test error %: start", "end", "highest"]
+    headings += ["barrier"] if barriers else []
+    headings += [f"test {measure.heading}: start", "end", "highest"]
     rows = []
     for name, records in lines.items():
-        losses, errors = ([r[key] for r in records] for key in ("train_loss", "test_error"))
+        losses, tested = ([r[k] for r in records] for k in ("train_loss", f"test_{measure.key}"))
         found = [losses[0], losses[-1], min(losses), max(losses)]
         found += [_barrier(records)] if barriers else []
         row = [name, f"{records[-1]['arc'] - records[0]['arc']:.3f}"]
         row += [f"{value:.4f}" for value in found]
-        rows.append([*row, *(f"{value:.2f}" for value in (errors[0], errors[-1], max(errors)))])
+        row += [measure.form.format(value) for value in (tested[0], tested[-1], max(tested))]
+        rows.append(row)
     if barriers:
         note += (
             " The barrier is the largest height of the training loss above the straight line "
@@ -252,24 +277,29 @@ def line_table(
 
 
 def line_verdict(
-    lines: Mapping[str, Sequence[Mapping[str, float]]], what: str, *, barriers: bool
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+    what: str,
+    *,
+    barriers: bool,
+    task: Task = MANY_CLASSES,
 ) -> list[str]:
-    """Say how high loss and error go along lines; arguments as in :func:`line_table`."""
-    losses, errors = (
+    """Say how high loss and measure go along lines; arguments as in :func:`line_table`."""
+    measure, training = task.measure, task.training
+    losses, tested = (
         [record[key] for records in lines.values() for record in records]
-        for key in ("train_loss", "test_error")
+        for key in ("train_loss", f"test_{measure.key}")
     )
     ranges = (
-        f"The training loss lies between {min(losses):.4f} and {max(losses):.4g}, the test error "
-        f"between {min(errors):.2f} and {max(errors):.2f} %"
+        f"The training loss lies between {min(losses):.4f} and {max(losses):.4g}, the test "
+        f"{measure.word} {measure.between(min(tested), max(tested))}"
     )
     along = f"The line is {what}."
     if not barriers:
         return [f"{ranges} (one line, one test set).", along]
     highest = max(lines, key=lambda name: _barrier(lines[name]))
     return [
-        f"The highest barrier of the training loss is {_barrier(lines[highest]):.4f} nats, on "
-        f"{highest}.",
+        "The highest barrier of the training loss is "
+        f"{training.difference.format(_barrier(lines[highest]))}, on {highest}.",
         f"{ranges}.",
         along,
     ]

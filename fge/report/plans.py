@@ -20,8 +20,9 @@ from fge.train import Planner
 
 _NOTHING = "-"
 _NOTE = (
-    "Each stage was decided from the log of those before it. NLL is that of the validation images, "
-    "in nats per image, with the temperature that suits these images best. Forecast and measured "
+    "Each stage was decided from the log of those before it. NLL is that of the validation "
+    "{example}s, in nats per {example}, with the temperature that suits these {example}s best. "
+    "Forecast and measured "
     "are those of the ensemble of the networks so far, which of one network is the network itself. "
     "The difference is measured minus forecast: below 0, the stage did better than its forecast."
 )
@@ -72,22 +73,24 @@ class PlanSection:
         report.facts(**self.content)
 
 
-def plan_section(training: StagedTraining, longer: Planner) -> PlanSection:
+def plan_section(training: StagedTraining, longer: Planner, example: str = "image") -> PlanSection:
     """Return the section of a run with a planner: each stage beside its forecast, and the regime.
 
     Args:
         training: the finished training.
         longer: the planner of a larger budget, which is asked for the next stage.
+        example: what the network is trained on, image or row.
     """
     records = training.folder.records()
     stages = plan_stages(records)
     regime = _regime_of(_first_network(training, stages))
     step = next_step(longer, records)
     content: dict[str, Any] = {"plan": stages, "next": step}
+    table = plan_table(stages, example)
     if regime is None:
-        return PlanSection([plan_table(stages)], [_next_sentence(step)], content)
+        return PlanSection([table], [_next_sentence(step)], content)
     sentence = regime_sentence(regime, step)
-    return PlanSection([plan_table(stages)], [sentence], content | {"regime": asdict(regime)})
+    return PlanSection([table], [sentence], content | {"regime": asdict(regime)})
 
 
 def regime_section(training: StagedTraining, kind: str) -> PlanSection | None:
@@ -103,7 +106,7 @@ def regime_section(training: StagedTraining, kind: str) -> PlanSection | None:
     if regime is None:
         return None
     step: Next | None = "continue" if regime.gains else "others"
-    if not training.task.of_classes:  # which auto decides by
+    if not training.task.planned:
         step = None
     return PlanSection([], [regime_sentence(regime, step)], {"regime": asdict(regime)})
 
@@ -137,11 +140,12 @@ def plan_stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def plan_table(stages: Sequence[dict[str, Any]]) -> Table:
+def plan_table(stages: Sequence[dict[str, Any]], example: str = "image") -> Table:
     """Return the table of a plan.
 
     Args:
         stages: as :func:`plan_stages` returns them.
+        example: what the network is trained on, image or row.
     """
     headings = ["stage", "network", "epochs", "forecast NLL", "measured NLL", "difference"]
     headings += ["network alone", "training NLL"]
@@ -159,7 +163,7 @@ def plan_table(stages: Sequence[dict[str, Any]]) -> Table:
         for stage in stages
     ]
     misses = [abs(miss) for stage in stages if (miss := _miss(stage)) is not None]
-    note = _NOTE
+    note = _NOTE.format(example=example)
     if misses:
         note += f" On average a forecast missed by {sum(misses) / len(misses):.4f}."
     return Table("Plan", headings, rows, note)

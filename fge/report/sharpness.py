@@ -10,12 +10,13 @@ from fge.errors import UserError
 from fge.landscape import stability_threshold
 from fge.report.charts import Chart, Panel, Series
 from fge.report.page import Table
+from fge.tasks import MANY_CLASSES, Task
 
 _SHARPNESS_NOTE = (
-    "Hessian of the mean loss over {examples} training images without augmentation, in nats per "
-    "squared weight. The residual bounds the distance to an eigenvalue; the trace has its standard "
-    "error. Products are Hessian-vector products, for eigenvalues and trace together; gradients "
-    "are their estimated cost, in gradients over the images."
+    "Hessian of the mean loss over {examples} training {example}s without augmentation, in "
+    "{units}. The residual bounds the distance to an eigenvalue; the trace has its standard error. "
+    "Products are Hessian-vector products, for eigenvalues and trace together; gradients are their "
+    "estimated cost, in gradients over the {example}s."
 )
 THRESHOLD_NOTE = (
     "2(1+m)/lr is the stability threshold of full-batch heavy-ball descent on a quadratic loss; "
@@ -24,6 +25,15 @@ THRESHOLD_NOTE = (
 _EIGENVALUE = "eigenvalue of the Hessian"
 _DECADES = 1e-8
 """Between nodes the smoothed density falls to nothing; what is shown spans eight decades."""
+
+
+def curvature_units(task: Task) -> str:
+    """Return the units of eigenvalues of the Hessian of a task's loss.
+
+    >>> curvature_units(MANY_CLASSES)
+    'nats per squared weight'
+    """
+    return f"{task.training.unit or 'units of the loss'} per squared weight"
 
 
 def threshold_series(places: Sequence[float], thresholds: Sequence[float]) -> Series:
@@ -90,6 +100,8 @@ def sharpness_table(
     examples: int,
     thresholds: Sequence[float] | None = None,
     no_line: str = "",
+    task: Task = MANY_CLASSES,
+    example: str = "image",
 ) -> Table:
     """Return the table of networks and their sharpness.
 
@@ -97,9 +109,11 @@ def sharpness_table(
         networks: each with ``name``, ``eigenvalues`` and ``residuals`` (k,), ``converged``,
             ``trace``, ``trace_standard_error``, ``hessian_products``, ``gradient_cost``; and where
             known ``epoch`` and ``lr``.
-        examples: images that the loss is over.
+        examples: number of images or rows that the loss is over.
         thresholds: of :func:`thresholds_of`.
         no_line: a sentence that says why there are none, or "".
+        task: whose loss it is.
+        example: what the loss is over, image or row.
     """
     several = len(networks[0]["eigenvalues"]) > 1
     dated = all("epoch" in network and "lr" in network for network in networks)
@@ -116,7 +130,8 @@ def sharpness_table(
         row += [f"{thresholds[position]:.4g}"] if thresholds else []
         row += [str(network["hessian_products"]), f"{network['gradient_cost']:.0f}"]
         rows.append(row)
-    note = _SHARPNESS_NOTE.format(examples=examples)
+    units = curvature_units(task)
+    note = _SHARPNESS_NOTE.format(examples=examples, example=example, units=units)
     note += f" {THRESHOLD_NOTE}" if thresholds else f" {no_line}" if no_line else ""
     short = [network["name"] for network in networks if not network["converged"]]
     if short:

@@ -19,9 +19,9 @@ from fge.report.builder import ReportBuilder
 from fge.report.charts import Chart, Panel, Series, limits_of
 from fge.report.page import Table
 from fge.report.palette import INK
-from fge.report.sharpness import THRESHOLD_NOTE, threshold_series
+from fge.report.sharpness import THRESHOLD_NOTE, curvature_units, threshold_series
 from fge.runs import StagedTraining
-from fge.tasks import ERROR, Measure
+from fge.tasks import ERROR, MANY_CLASSES, Measure, Task
 from fge.train import Recipe, Stage, make_optimizer
 
 _POINTS_PER_EPOCH = 50
@@ -30,12 +30,12 @@ TRAINING_CAPTION = "Learning rate, validation error and distance over epochs"
 MOST_ROWS = 40
 SHARPNESS_CAPTION = "Top Hessian eigenvalue of the training loss over epochs"
 _NOTE = (
-    "Top eigenvalue of the Hessian of the mean loss over {examples} training images without "
-    "augmentation or weight decay, with batch norm in evaluation mode, in nats per squared weight. "
+    "Top eigenvalue of the Hessian of the mean loss over {examples} training {example}s without "
+    "augmentation or weight decay, with batch norm in evaluation mode, in {units}. "
     "The residual bounds the distance to an eigenvalue. lr is the learning rate that a snapshot at "
     "that epoch belongs to. {line} {count} measurements used {products} Hessian-vector products, "
-    "at an estimated cost of {gradients:.0f} gradients over those images: {images} images forward "
-    "and backward, which do not count as training epochs."
+    "at an estimated cost of {gradients:.0f} gradients over those {example}s: {images} {example}s "
+    "forward and backward, which do not count as training epochs."
 )
 
 
@@ -114,8 +114,12 @@ def _single(x: Sequence[float], y: Sequence[float], *, alone: bool = False) -> S
     return Series(name, x, y, dash=None if alone else "solid", marker=True, like=SINGLE)
 
 
-def dynamics_chart(curves: SharpnessCurves) -> Chart:
+def dynamics_chart(curves: SharpnessCurves, *, task: Task = MANY_CLASSES) -> Chart:
     """Return the top eigenvalue during a training with 2 (1 + momentum) / lr, the rate below it.
+
+    Args:
+        curves: of the training.
+        task: whose loss it is.
 
     Raises:
         UserError: nothing was measured.
@@ -139,7 +143,7 @@ def dynamics_chart(curves: SharpnessCurves) -> Chart:
         # As the rate falls to 0 the line goes to infinity; it may leave the panel at the top.
         lines = [x for x in curves.thresholds if math.isfinite(x)]
         limits = min(shown + lines) / 1.5, 3 * max(shown + lines[:1])
-    label = "top eigenvalue of the Hessian\n(nats per squared weight)"
+    label = f"top eigenvalue of the Hessian\n({curvature_units(task)})"
     panels = [
         Panel(label, series, log=log, limits=limits or limits_of(shown), share=3),
         _rate_panel(curves.rate_epochs, curves.rates),
@@ -288,17 +292,20 @@ class Dynamics:
         table: of the measurements: those at snapshots, and at most ``MOST_ROWS`` others.
         verdict: a sentence.
         content: for ``report.json``.
+        task: whose loss it is.
     """
 
     curves: SharpnessCurves
     table: Table
     verdict: str
     content: dict[str, Any]
+    task: Task = MANY_CLASSES
 
     def add_to(self, report: ReportBuilder) -> None:
         """Add chart, table, sentence and facts to a report."""
         line = ", with 2(1 + momentum)/learning rate" if self.curves.thresholds else ""
-        report.chart("sharpness.png", dynamics_chart(self.curves), SHARPNESS_CAPTION + line)
+        chart = dynamics_chart(self.curves, task=self.task)
+        report.chart("sharpness.png", chart, SHARPNESS_CAPTION + line)
         report.table(self.table)
         report.say(self.verdict)
         report.facts(sharpness=self.content)
@@ -318,12 +325,15 @@ def no_line_of(optimizer: str) -> str:
     return f"There is no threshold 2(1+m)/lr: it holds for SGD, and the optimizer is {optimizer}."
 
 
-def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
+def find_dynamics(
+    training: StagedTraining, recipe: Recipe, example: str = "image"
+) -> Dynamics | None:
     """Return the sharpness during a training, or None if it was not measured.
 
     Args:
         training: by the recipe.
         recipe: of it.
+        example: what the network is trained on, image or row.
     """
     records = [r for r in training.folder.records() if r["event"] == "sharpness"]
     if not records:
@@ -340,14 +350,19 @@ def find_dynamics(training: StagedTraining, recipe: Recipe) -> Dynamics | None:
         "images_passed": round(examples * costs["gradients"]),
         "measurements": records,
     }
-    return Dynamics(curves, dynamics_table(content), dynamics_verdict(records, momentum), content)
+    table = dynamics_table(content, task=training.task, example=example)
+    return Dynamics(curves, table, dynamics_verdict(records, momentum), content, training.task)
 
 
-def dynamics_table(content: dict[str, Any]) -> Table:
+def dynamics_table(
+    content: dict[str, Any], *, task: Task = MANY_CLASSES, example: str = "image"
+) -> Table:
     """Return the table of measurements.
 
     Args:
         content: as in :class:`Dynamics`.
+        task: whose loss it is.
+        example: what the loss is over, image or row.
     """
     records, momentum = content["measurements"], content["momentum"]
     headings = ["epoch", "stage", "lr", "top eigenvalue", "residual"]
@@ -357,6 +372,8 @@ def dynamics_table(content: dict[str, Any]) -> Table:
     note = _NOTE.format(
         line=THRESHOLD_NOTE if momentum is not None else no_line_of(content["optimizer"]),
         examples=content["examples"],
+        example=example,
+        units=curvature_units(task),
         count=len(records),
         products=content["products"],
         gradients=content["gradients"],

@@ -209,8 +209,9 @@ class StagedTraining:
         positions, names = self.ensemble_of(kind), [name for name, _, _ in self.members()]
         if not self.planner or self.val_predictions is None:
             return positions
-        probs = [self.val_predictions.probabilities(names[k]).numpy() for k in positions]
-        return [positions[k] for k in without_harmful(probs, self.val_predictions.targets)]
+        stored = self.val_predictions
+        probs = [stored.probabilities(names[k]).numpy() for k in positions]
+        return [positions[k] for k in without_harmful(probs, stored.targets, self.task)]
 
     def predict_members(self, predictions: MemberPredictions) -> None:
         """Store the missing predictions of each snapshot.
@@ -479,7 +480,7 @@ class StagedTraining:
         change = losses[-1] - losses[0]
         last = self.val_predictions.probabilities(names[-1]).numpy()
         return {
-            "val_wrong": int((last.argmax(axis=1) != targets).sum()),
+            "val_wrong": int(self.task.wrong(last, targets).sum()),
             "val_tempered_nll": float(losses[-1].mean()),
             "val_change_error": float(change.std() / math.sqrt(len(targets))),
         }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fge.config import OF_CLASSES, TaskName
+from fge.config import OF_CLASSES, WITHOUT_PLANS, TaskName
 from fge.networks import ForwardFn, LossFn, Output
 
 Array = NDArray[np.float64]
@@ -41,10 +41,28 @@ class Measure:
     @property
     def axis(self) -> str:
         """The label of an axis."""
-        return f"{self.word} ({self.unit})" if self.unit else self.word
+        return self.axis_of("")
+
+    @property
+    def heading(self) -> str:
+        """The heading of a column."""
+        return f"{self.word} {self.unit}".rstrip()
+
+    def axis_of(self, whose: str) -> str:
+        """The label of an axis that says whose figure it is, before the unit."""
+        return f"{self.word}{whose} ({self.unit})" if self.unit else f"{self.word}{whose}"
+
+    def between(self, low: float, high: float) -> str:
+        """A range of values in words.
+
+        >>> ERROR.between(1, 2.5)
+        'between 1.00 and 2.50 %'
+        """
+        return f"between {self.form.format(low)} and {self.value.format(high)}"
 
 
 ERROR = Measure("error", "error", "{:.2f} %", "{:.2f} points", "%")
+LOSS = Measure("loss", "loss", "{:.4f} nats", "{:.4f} nats", "nats")
 NLL, BRIER, ECE = (
     ("nll", "NLL", "{:.4f}"),
     ("brier", "Brier", "{:.4f}"),
@@ -78,6 +96,10 @@ class Task(ABC):
     """What the log and the console name first, beside the NLL."""
     compared: ClassVar[Measure] = ERROR
     """The mean of one value per example, whose differences have intervals."""
+    training: ClassVar[Measure] = LOSS
+    """The training loss, along curves and on planes."""
+    training_words: ClassVar[str] = "cross-entropy"
+    """What it is."""
     more: ClassVar[tuple[Column, ...]] = (BRIER, ECE)
     """Further columns of a comparison, after the NLLs."""
     calibration: ClassVar[str] = (
@@ -96,6 +118,11 @@ class Task(ABC):
         return self.name in OF_CLASSES
 
     @property
+    def planned(self) -> bool:
+        """Whether a planner can decide how its budget is spent."""
+        return self.name not in WITHOUT_PLANS
+
+    @property
     def outputs(self) -> int:
         """The outputs of a network."""
         return len(self.names)
@@ -109,9 +136,18 @@ class Task(ABC):
     def forward_fn(self) -> ForwardFn | None:
         """What gives logits of exclusive classes (N, C), where the outputs are others.
 
-        With it, curves and planes are measured by the cross-entropy and by errors.
+        Curves and planes are measured by them.
         """
         return None
+
+    @property
+    def path_output(self) -> Output:
+        """What turns the outputs of ``forward_fn`` into predictions."""
+        return self.output
+
+    def path_loss(self, device: torch.device) -> LossFn:
+        """Return the loss of the outputs of ``forward_fn``: that of curves and planes."""
+        return self.loss(device)
 
     @abstractmethod
     def loss(self, device: torch.device) -> LossFn:
@@ -128,8 +164,26 @@ class Task(ABC):
         """Return the figures of averaged predictions by key."""
 
     @abstractmethod
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
-        """Return the measure and the NLL of predictions on validation data, which choose by it."""
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
+        """Return the measure and the NLL of predictions, those on validation data to choose by.
+
+        That of a regression is with the noise variance that suits these examples best.
+        """
+
+    @abstractmethod
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,) of predictions, whose mean is that of :meth:`scores`."""
+
+    def wrong(self, mean: ArrayLike, targets: ArrayLike) -> NDArray[np.bool_]:
+        """Return which examples (N,) are predicted wrong, of several labels one or more.
+
+        Raises:
+            TypeError: the predictions are numbers, which are never exactly right.
+        """
+        del mean, targets
+        raise TypeError(f"predictions of a {self.name} are neither right nor wrong")
 
     @abstractmethod
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from fge import metrics
@@ -54,9 +54,20 @@ class Classification(Task):
         del spread, noise
         return metrics.summary(mean, targets)
 
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
         """Return error and NLL."""
+        del spread
         return metrics.error(mean, targets), metrics.nll(mean, targets)
+
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,)."""
+        return metrics.nll_per_example(mean, targets)
+
+    def wrong(self, mean: ArrayLike, targets: ArrayLike) -> NDArray[np.bool_]:
+        """Return where the most probable class is another one (N,)."""
+        return np.asarray(np.asarray(mean).argmax(axis=1) != np.asarray(targets))
 
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the NLL (N,) at the best temperature of these examples."""
@@ -139,6 +150,15 @@ class Binary(Classification):
     def forward_fn(self) -> ForwardFn | None:
         """The logits 0 and z of both classes."""
         return two_logits
+
+    @property
+    def path_output(self) -> Output:
+        """The softmax of these logits."""
+        return "softmax"
+
+    def path_loss(self, device: torch.device) -> LossFn:
+        """Return the cross-entropy of these logits."""
+        return super().loss(device)
 
     def loss(self, device: torch.device) -> LossFn:
         """Return the binary cross-entropy of the logit."""

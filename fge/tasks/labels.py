@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fge import metrics
 from fge.config import TaskName
@@ -30,6 +30,7 @@ class Multilabel(Task):
     )
     measure: ClassVar[Measure] = _ERROR
     compared: ClassVar[Measure] = _ERROR
+    training_words: ClassVar[str] = "binary cross-entropy summed over labels"
     more: ClassVar[tuple[Column, ...]] = (
         *(("exact_match", "exact match %", "{:.2f}"), BRIER, ECE, *RANKINGS),
     )
@@ -65,11 +66,21 @@ class Multilabel(Task):
         del spread, noise
         return metrics.labels_summary(mean, targets)
 
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
         """Return error per label and NLL."""
+        del spread
         wrong = metrics.wrong_labels(mean, targets)
-        nll = metrics.labels_nll_per_example(mean, targets)
-        return float(100 * wrong.mean()), float(nll.mean())
+        return float(100 * wrong.mean()), float(self.nll_per_example(mean, targets).mean())
+
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,), the sum over labels."""
+        return metrics.labels_nll_per_example(mean, targets)
+
+    def wrong(self, mean: ArrayLike, targets: ArrayLike) -> NDArray[np.bool_]:
+        """Return where a label or more is wrong (N,)."""
+        return np.asarray(metrics.wrong_labels(mean, targets) > 0)
 
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the NLL (N,) at the best temperature of these examples."""

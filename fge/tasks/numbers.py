@@ -37,6 +37,8 @@ class Regression(Task):
         ("coverage", "90 % interval", "{:.1f}"),
     )
     measure: ClassVar[Measure] = Measure("rmse", "RMSE", "{:.4g}", "{:.4g}")
+    training: ClassVar[Measure] = Measure("loss", "loss", "{:.4f}", "{:.4f}")
+    training_words: ClassVar[str] = "squared error of standardised targets"
     compared: ClassVar[Measure] = Measure("mse", "squared error", "{:.4g}", "{:.4g}")
     more: ClassVar[tuple[Column, ...]] = (
         *(("mae", "MAE", "{:.4g}"), ("r2", "R²", "{:.4f}")),
@@ -88,14 +90,23 @@ class Regression(Task):
         spread, noise = self._variances(mean, targets, spread, noise)
         return metrics.regression_summary(mean, targets, noise, spread)
 
-    def scores(self, mean: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    def scores(
+        self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None
+    ) -> tuple[float, float]:
         """Return RMSE, and the NLL with the noise variance that suits these examples best."""
-        return metrics.rmse(mean, targets), float(self.tempered(mean, targets).mean())
+        return metrics.rmse(mean, targets), float(self._nll(mean, targets, spread).mean())
+
+    def nll_per_example(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the NLL (N,) with the noise variance that suits these examples best."""
+        return self._nll(mean, targets, None)
 
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
-        """Return the NLL (N,) with the noise variance that suits these examples best."""
-        noise = metrics.fit_noise(mean, targets)
-        return metrics.gaussian_nll_per_example(mean, targets, noise)
+        """Return the same: the noise variance is what a temperature is for probabilities."""
+        return self.nll_per_example(mean, targets)
+
+    def _nll(self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None) -> Array:
+        spread, noise = self._variances(mean, targets, spread, None)
+        return metrics.gaussian_nll_per_example(mean, targets, noise, spread)
 
     def noise(
         self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None = None

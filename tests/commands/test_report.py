@@ -13,7 +13,16 @@ from fge.commands import cli
 from fge.commands.report import joined_page, read_section, report
 from fge.config import ReportConfig
 from fge.errors import UserError
-from fge.report import Page, ReportBuilder, Section, Series, Table, methods_chart, write_report
+from fge.report import (
+    UNITS,
+    Page,
+    ReportBuilder,
+    Section,
+    Series,
+    Table,
+    methods_chart,
+    write_report,
+)
 from fge.runs import RunFolder
 
 METHOD = {
@@ -125,6 +134,24 @@ def test_runs_of_other_data_or_models_say_so_and_that_they_do_not_compare() -> N
     images = joined_page([section("a"), section("b", dataset={"sha256": "x"}, data="other")])
     assert "do not compare their numbers" in images.verdict
     assert images.tables[0].headings[:3] == ["run", "data", "method"]
+
+
+def test_runs_on_tables_and_of_other_tasks_have_their_words() -> None:
+    facts = {"sha256": "abc", "train": 9, "val": 1, "test": 5}
+    assert joined_page([section("a"), section("b")]).tables[0].note == UNITS
+    rows = [
+        section(name, dataset={**facts, "task": "regression", "table": {}}, methods=[NUMBERS])
+        for name in ("a", "b")
+    ]
+    page = joined_page(rows)
+    assert page.verdict == "The runs used the same rows and the same model."
+    assert "RMSE" in page.tables[0].headings
+    assert page.tables[0].note.startswith("RMSE and MAE are in the units of the targets")
+    assert "per row" in page.tables[0].note
+    assert "Error is in percent" not in page.tables[0].note
+
+
+NUMBERS = {"name": "fge", "members": 3, "rmse": 12.5, "nll": 3.1, "train_epochs": 9}
 
 
 def test_ood_images_make_no_other_data() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from interrupting import interrupted
 from promised import promised
+from task_runs import COUNT, NAMES, rows, write, write_tables
 
 from fge import commands as cli
 from fge import metrics
@@ -23,48 +24,13 @@ pytestmark = pytest.mark.slow  # whole runs
 
 RUN: dict[str, Any] = {"epochs": 4, "batch_size": 16, "threads": 1, "val_fraction": 0.2, "lr": 0.05}
 PLAIN: dict[str, Any] = {"channels_last": "off", "compile": "off", "amp": "off"}
-COUNT = 120
-NAMES = {
-    "regression": ["y", "z"],
-    "multilabel": ["up", "wide"],
-    "binary": ["kind"],
-    "classification": ["size"],
-}
 TARGETS = {task: tuple(names) for task, names in NAMES.items()}
-
-
-def rows() -> dict[str, list[Any]]:
-    """Columns of a table: three of features, one of which has gaps, and targets of each task."""
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(2, COUNT))
-    colour = draw.choice(["red", "blue"], COUNT)
-    return {
-        "a": a.tolist(),
-        "b": ["" if k % 9 == 0 else x for k, x in enumerate(b)],
-        "colour": colour.tolist(),
-        "y": (100 + 20 * a + draw.normal(size=COUNT)).tolist(),
-        "z": (a - b).tolist(),
-        "up": (a > 0).astype(int).tolist(),
-        "wide": (b > 0.3).astype(int).tolist(),
-        "kind": np.where(a > 0.2, "new", "old").tolist(),
-        "size": np.array(["s", "m", "l"])[np.digitize(a, [-0.5, 0.5])].tolist(),
-    }
-
-
-def write(path: Path, columns: dict[str, list[Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
-    return path
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table for each task, in one folder."""
-    folder, columns = tmp_path_factory.mktemp("tables"), rows()
-    for task, names in NAMES.items():
-        kept = {key: columns[key] for key in ("a", "b", "colour", *names)}
-        write(folder / f"{task}.csv", kept)
-    return folder
+    return write_tables(tmp_path_factory.mktemp("tables"))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +80,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
             metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
         )
         assert "balanced" in text
-    assert ("--method auto" in text) == (task in ("binary", "classification"))
+    assert ("--method auto" in text) == (task != "regression")
     assert content["dataset"]["table"]["targets"] == NAMES[task]
 
 
@@ -294,6 +260,33 @@ def test_curves_and_planes_of_two_classes(table: Path, tmp_path: Path) -> None:
     assert cli.main([*arguments, "--channels-last", "off", "--amp", "off"]) == 0
 
 
+def test_a_planner_decides_for_labels(table: Path, tmp_path: Path) -> None:
+    options = {"task": "multilabel", "target": TARGETS["multilabel"], **RUN, "epochs": 8}
+    options |= {"data": str(table / "multilabel.csv"), "val_fraction": 0.4}
+    run = train(TrainConfig(out=tmp_path / "run", method="auto", **options))
+    plan = fge(FGEConfig(out=tmp_path / "plan", plan="auto", **options))
+    line, again = (
+        next(line for line in report_of(folder)["methods"] if line["name"] == "auto")
+        for folder in (run, plan)
+    )
+    assert line["nll"] == again["nll"]
+    records = [json.loads(text) for text in (run / "log.jsonl").open()]
+    kept = [record for record in records if record["event"] == "snapshot"]
+    with np.load(run / "predictions" / "val.npz") as stored:
+        said, targets = stored["probabilities"].astype(float), stored["targets"]
+        names = stored["members"].tolist()
+    for number, record in enumerate(kept, start=1):
+        probs = said[names.index(f"auto-{number:04d}")]
+        wrong = ((probs > 0.5) != targets).any(axis=1)  # an example with a wrong label is wrong
+        assert record["val_wrong"] == wrong.sum()
+        tempered = metrics.tempered_labels_nll(probs, targets).mean()
+        assert record["val_tempered_nll"] == pytest.approx(tempered, rel=1e-6)
+    assert "in nats per row, with the temperature" in (run / "report.md").read_text()
+    new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
+    predict(PredictConfig(run=run, images=new, out=tmp_path / "out"))  # by the kept members
+
+
+@pytest.mark.usefixtures("forked_jobs")
 def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     arguments = ["compare", "--task", "regression", "--data", str(table / "regression.csv")]

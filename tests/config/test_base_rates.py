@@ -56,6 +56,7 @@ def test_the_rate_of_a_cycle_falls_from_its_start_to_its_middle() -> None:
 )
 def test_curves_are_fitted_with_the_papers_rates(model: str, rate: float) -> None:
     assert curve_rate_of(model) == rate
+    assert curve_rate_of(model, "regression") == rate / 4
 
 
 @pytest.mark.parametrize("model", ["convnets.zoo:make", "vgg16_variants:make"])

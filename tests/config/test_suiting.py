@@ -10,6 +10,7 @@ from fge.config import (
     CompareConfig,
     ConnectConfig,
     FGEConfig,
+    PlaneConfig,
     SharpnessConfig,
     TrainConfig,
     suited,
@@ -66,14 +67,13 @@ def test_a_target_needs_a_table() -> None:
         (FGEConfig(task="binary", mixup=0.2), "--mixup has no meaning for --task binary"),
         (FGEConfig(task="regression", label_smoothing=0.1), "--label-smoothing has no meaning"),
         (FGEConfig(task="multilabel", class_weights="balanced"), "--class-weights has no meaning"),
-        (FGEConfig(task="regression", refit="bezier"), "--refit has no meaning"),
-        (FGEConfig(task="regression", baseline="auto"), "--baseline has no meaning"),
-        (FGEConfig(task="regression", plan="auto"), "--plan auto decides by classes"),
-        (TrainConfig(task="multilabel", method="auto"), "--method auto decides by classes"),
+        (FGEConfig(task="regression", plan="auto"), "--plan auto decides by NLLs of probabilities"),
+        (
+            TrainConfig(task="regression", method="auto"),
+            "--method auto decides by NLLs.* which --task regression has not; use average",
+        ),
         (FGEConfig(task="multilabel", ood=("noise",)), "OOD detection needs classes"),
-        (ConnectConfig(task="regression", weights=("a", "b")), "measures errors of classes"),
-        (CompareConfig(task="regression", methods=("single", "auto")), "auto is for classes"),
-        (CompareConfig(task="multilabel", methods=("fge+refit",)), "refit is for classes"),
+        (CompareConfig(task="regression", methods=("single", "auto")), "auto is for classes and"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(config: Any, message: str) -> None:
@@ -85,8 +85,13 @@ def test_what_a_task_has_is_left_alone() -> None:
     for config in (
         FGEConfig(task="binary", label_smoothing=0.1, class_weights="balanced", ood=("noise",)),
         TrainConfig(task="binary", method="auto"),
+        TrainConfig(task="multilabel", method="auto"),
+        FGEConfig(task="multilabel", plan="auto"),
         FGEConfig(task="binary", refit="bezier", baseline="auto"),
-        ConnectConfig(task="binary", weights=("a", "b")),  # type: ignore[arg-type]
+        FGEConfig(task="regression", refit="polychain", baseline="auto"),
+        ConnectConfig(task="multilabel", weights=("a", "b")),  # type: ignore[arg-type]
+        PlaneConfig(task="regression", weights=("a", "b", "c")),  # type: ignore[arg-type]
+        CompareConfig(task="regression", methods=("fge+refit", "curve-ensemble-2B"), ood=()),
         CompareConfig(task="binary"),
         FGEConfig(task="regression", distill_epochs=2, tta=3),
         SharpnessConfig(task="regression", weights=("a",)),  # type: ignore[arg-type]
@@ -96,6 +101,8 @@ def test_what_a_task_has_is_left_alone() -> None:
 
 def test_methods_by_default_are_those_of_the_task() -> None:
     numbers = suited(CompareConfig(task="regression"))
-    assert {"auto", "curve-ensemble"}.isdisjoint(numbers.methods)
+    assert "auto" not in numbers.methods
+    assert "curve-ensemble" in numbers.methods
+    assert suited(CompareConfig(task="multilabel")).methods == CompareConfig().methods
     assert numbers.ood == ()
     assert numbers.base_lr == CompareConfig().base_lr / 4

@@ -98,6 +98,9 @@ def test_a_table_is_split_and_standardised_by_its_training_rows(tmp_path: Path) 
     ]
     again = load_table(written(tmp_path), ["price"], "regression", val_fraction=0.25)
     assert again.fingerprint == data.fingerprint
+    whole = load_table(written(tmp_path), ["price"], "regression", val_fraction=0)
+    assert [len(part) for part in (whole.train, whole.val, whole.test)] == [8, 0, 2]
+    assert whole.val.images.shape == (0, whole.train.images.shape[1])  # words have features too
 
 
 def test_a_column_says_the_parts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fge.ensemble import without_harmful
 from fge.errors import UserError
+from fge.tasks import Multilabel
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 400)
@@ -45,3 +46,16 @@ def test_one_member_stays_whatever_it_is() -> None:
 def test_what_is_no_probability_is_refused() -> None:
     with pytest.raises(UserError, match="probs must be probabilities"):
         without_harmful([member(1, 0) * 2], LABELS)
+
+
+def test_members_that_predict_labels_are_judged_by_their_nll() -> None:
+    labels = np.random.default_rng(1).integers(0, 2, (300, 3))
+
+    def predicted(strength: float, seed: int) -> np.ndarray:
+        logits = np.random.default_rng(seed).normal(0, 1, labels.shape)
+        return np.asarray(1 / (1 + np.exp(-(logits + strength * (2 * labels - 1)))))
+
+    task = Multilabel(("a", "b", "c"))
+    members = [predicted(2, 0), predicted(-2, 1), predicted(2, 2)]
+    assert without_harmful(members, labels, task) == [0, 2]
+    assert without_harmful(members[::2], labels, task) == [0, 1]

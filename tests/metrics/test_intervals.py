@@ -322,3 +322,30 @@ def test_seeds_that_cannot_be_compared_are_refused(change: dict[str, Any], messa
     options = {"a": np.zeros((2, 3)), "b": np.zeros((2, 3))} | change
     with pytest.raises(UserError, match=f"^{message}"):
         paired_difference_over_seeds(**options)
+
+
+def test_the_interval_of_values_is_that_of_the_metric_which_is_their_mean() -> None:
+    targets, sides = random_targets(300), [random_probs(300, seed) for seed in (0, 1)]
+    for metric in ("error", "nll"):
+        expected = paired_difference(*sides, targets, metric, draws=200, seed=3, level=0.8)
+        values = [np.array(loop_values(probs, targets, metric)) for probs in sides]
+        found = metrics.paired_difference_of_values(*values, draws=200, seed=3, level=0.8)
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        ([1.0], [1.0, 2.0], {}, r"one shape \(N,\) with N >= 1, got \(1,\) and \(2,\)"),
+        ([[1.0]], [[1.0]], {}, "one shape"),
+        ([], [], {}, "one shape"),
+        ([1.0, math.inf], [0.0, 1.0], {}, "not finite"),
+        ([1.0], [1.0], {"draws": 0}, "draws"),
+        ([1.0], [1.0], {"level": 1.0}, "level"),
+    ],
+)
+def test_values_that_have_no_interval_are_refused(
+    a: Any, b: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        metrics.paired_difference_of_values(a, b, **options)

@@ -60,6 +60,7 @@ def test_a_plan_without_forecasts_says_nothing_of_them() -> None:
         }
     ]
     assert "missed by" not in plan_table(stages).note
+    assert "validation rows, in nats per row, with" in plan_table(stages, "row").note
 
 
 @pytest.mark.parametrize(

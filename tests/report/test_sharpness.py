@@ -7,7 +7,8 @@ import math
 import pytest
 
 from fge.errors import UserError
-from fge.report import eigenvalue_chart, spectrum_chart
+from fge.report import eigenvalue_chart, sharpness_table, spectrum_chart
+from fge.tasks import MANY_CLASSES, Regression, Task
 
 
 def test_eigenvalues_and_the_threshold_are_on_a_logarithmic_axis() -> None:
@@ -40,3 +41,34 @@ def test_a_density_spans_eight_decades() -> None:
     assert [None if math.isnan(y) else y for y in series.y] == [None, 1.0, 1.1e-8, None]
     assert panel.log
     assert panel.y_limits == (1e-8, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "example", "words"),
+    [
+        (MANY_CLASSES, "image", "9 training images without augmentation, in nats per squared"),
+        (MANY_CLASSES, "row", "9 training rows without augmentation, in nats per squared weight."),
+        (
+            Regression(("a",), (0.0,), (1.0,)),
+            "row",
+            "9 training rows without augmentation, in units of the loss per squared weight.",
+        ),
+    ],
+)
+def test_the_note_of_the_table_says_the_loss_and_what_it_is_over(
+    task: Task, example: str, words: str
+) -> None:
+    network = {
+        "name": "a",
+        "eigenvalues": [2.0],
+        "residuals": [0.01],
+        "converged": True,
+        "trace": 3.0,
+        "trace_standard_error": 0.1,
+        "hessian_products": 5,
+        "gradient_cost": 12,
+    }
+    table = sharpness_table([network], examples=9, task=task, example=example)
+    assert words in table.note
+    assert f"in gradients over the {example}s." in table.note
+    assert list(table.rows[0]) == ["a", "2", "0.01", "3 ± 0.1", "5", "12"]

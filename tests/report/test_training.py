@@ -13,6 +13,7 @@ from fge_runs import config
 from fge.commands.train import fge, train
 from fge.config import TrainConfig
 from fge.report.training import MOST_ROWS, dynamics_table, dynamics_verdict
+from fge.tasks import Regression
 
 
 def measured(epoch: int, eigenvalue: float, **changes: Any) -> dict[str, Any]:
@@ -83,6 +84,16 @@ def test_the_note_says_what_it_took_and_what_did_not_converge() -> None:
     )
     assert "384 images forward and backward, which do not count as training epochs" in note
     assert note.endswith("The residual is above 1 % of the eigenvalue after fge 5.")
+
+
+def test_the_note_of_a_table_of_numbers_says_rows_and_the_loss() -> None:
+    task = Regression(("a",), (0.0,), (1.0,))
+    note = dynamics_table(content_of(RECORDS), task=task, example="row").note
+    assert "mean loss over 8 training rows" in note
+    assert "in units of the loss per squared weight" in note
+    assert "gradients over those rows: 384 rows forward and backward" in note
+    assert "image" not in note
+    assert "nats" not in note
 
 
 def test_a_long_table_keeps_snapshots_and_the_last_and_says_what_it_leaves_out() -> None:

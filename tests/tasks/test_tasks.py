@@ -177,3 +177,25 @@ def test_tasks_are_made_by_name() -> None:
         ("a",), (1.0,), (2.0,)
     )
     assert make_task("classification", ["a", "b"]).output == "softmax"
+
+
+def test_what_is_wrong_and_the_nll_of_each_example() -> None:
+    probs = predicted(Classification(("a", "b", "c")), LOGITS)
+    classes = Classification(("a", "b", "c"))
+    assert np.array_equal(classes.wrong(probs, CLASSES), probs.argmax(axis=1) != CLASSES.numpy())
+    labels, said = Multilabel(("a", "b", "c")), predicted(Multilabel(("a", "b", "c")), LOGITS)
+    # One wrong label makes an example wrong.
+    expected = ((said > 0.5) != LABELS.numpy()).any(axis=1)
+    assert 0 < expected.sum() < len(expected)
+    assert np.array_equal(labels.wrong(said, LABELS), expected)
+    for task, values, targets in (
+        (classes, probs, CLASSES),
+        (labels, said, LABELS),
+        (SCALED, predicted(SCALED, LOGITS[:, :2]), NUMBERS),
+    ):
+        each = task.nll_per_example(values, targets)
+        assert each.shape == (50,)
+        assert each.mean() == pytest.approx(task.scores(values, targets)[1], rel=1e-12)
+    assert (classes.planned, labels.planned, SCALED.planned) == (True, True, False)
+    with pytest.raises(TypeError, match="of a regression are neither right nor wrong"):
+        SCALED.wrong(NUMBERS, NUMBERS)
