@@ -11,7 +11,7 @@ from fge.errors import UserError
 
 _SYSTEM = Path("/")
 _SMALL = 2**20
-"""Bytes that are taken without asking how many are free, which would take longer than to read them."""
+"""Bytes that are read at once: to ask how many are free would take longer."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 _CONTROLLERS = (
     ("sys/fs/cgroup", "", "memory.max", "memory.current", ("inactive_file", "active_file")),

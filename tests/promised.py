@@ -21,6 +21,19 @@ def promised(folder: Path) -> dict[str, bytes]:
     }
 
 
+def promised_anywhere(folder: Path) -> dict[str, bytes]:
+    """Return those of the promised files that are the same in another folder.
+
+    Pages and logs of jobs name the folder, and a manifest has their checksums.
+    """
+    return {
+        name: data
+        for name, data in promised(folder).items()
+        if not name.endswith(("report.html", "manifest.json"))
+        and name.partition("/")[0] not in ("logs", "locks")
+    }
+
+
 def manifest(path: Path) -> bytes:
     """Return a manifest without its checksum and the entries of files that may differ."""
     content = json.loads(path.read_bytes())

@@ -20,6 +20,7 @@ import forked
 import numpy as np
 import pytest
 from conftest import PLAIN, ROOT, write_tiny_npz
+from promised import promised_anywhere
 
 from fge.commands.compare import compare
 from fge.compare import Plan, load_cells
@@ -61,20 +62,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compare(CompareConfig(**options(data, tmp_path_factory.mktemp("compare") / "out")))
-
-
-def kept(folder: Path) -> dict[str, bytes]:
-    """Return what a comparison promises to reproduce: no clock, no pictures."""
-    # The page names its folder, and a manifest has checksums of all.
-    volatile = {"timing.jsonl", "timing.csv", "report.html", "manifest.json"}
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.name not in volatile
-        and path.suffix != ".png"
-        and path.relative_to(folder).parts[0] not in ("logs", "locks")
-    }
 
 
 def command_line(values: dict[str, Any]) -> list[str]:
@@ -134,9 +121,9 @@ def test_tables_and_page_show_methods_and_verdict(finished: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again(finished: Path, data: Path) -> None:
-    before, timed = kept(finished), (finished / "timing.jsonl").read_text()
+    before, timed = promised_anywhere(finished), (finished / "timing.jsonl").read_text()
     compare(CompareConfig(**options(data, finished)))
-    assert kept(finished) == before
+    assert promised_anywhere(finished) == before
     jobs = [r for r in read_records(finished / "timing.jsonl") if r["event"] == "job"]
     assert len(jobs) == timed.count('"event": "job"') == JOBS
 
@@ -153,12 +140,12 @@ def test_wall_times_are_those_of_runs_that_did_not_overlap(finished: Path) -> No
 
 
 def test_other_data_in_the_same_folder_are_refused(finished: Path, tmp_path: Path) -> None:
-    before = kept(finished)
+    before = promised_anywhere(finished)
     other = write_tiny_npz(tmp_path / "other.npz")
     message = r"cannot resume with data .*other\.npz: the run was started with "
     with pytest.raises(UserError, match=message):
         compare(CompareConfig(**options(other, finished)))
-    assert kept(finished) == before
+    assert promised_anywhere(finished) == before
 
 
 def test_data_changed_under_the_same_name_are_refused(finished: Path, data: Path) -> None:
@@ -276,7 +263,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(
         kill(process, out)
     done = forked.run(words, **options_of_process)
     assert done.returncode == 0, done.stderr
-    ours, theirs = kept(out), kept(finished)
+    ours, theirs = promised_anywhere(out), promised_anywhere(finished)
     assert set(ours) == set(theirs)
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
@@ -292,7 +279,7 @@ def test_ranks_share_the_runs_out(finished: Path, data: Path, tmp_path: Path) ->
         options_of_process = {"cwd": tmp_path, "env": environment}
         ranks.append(forked.Forked(words, stdout=subprocess.DEVNULL, **options_of_process))
     assert [process.wait() for process in ranks] == [0, 0]
-    ours, theirs = kept(out), kept(finished)
+    ours, theirs = promised_anywhere(out), promised_anywhere(finished)
     assert [name for name in theirs if ours.get(name) != theirs[name]] == []
     jobs = [r["job"] for r in read_records(out / "timing.jsonl") if r["event"] == "job"]
     assert len(jobs) == len(set(jobs)) == JOBS
@@ -430,10 +417,10 @@ def test_a_method_may_be_added_and_costs_its_own_runs_alone(finished: Path, data
 def test_views_are_added_to_finished_runs(data: Path, tmp_path: Path) -> None:
     methods = ("single", "fge")
     out = compare(CompareConfig(**options(data, tmp_path / "out", methods=methods)))
-    before = kept(out)
+    before = promised_anywhere(out)
     viewed = (*methods, "single+tta", "fge+tta")
     compare(CompareConfig(**options(data, out, methods=viewed, tta=3)))
-    after = kept(out)
+    after = promised_anywhere(out)
     trained = [name for name in before if name.endswith(("log.jsonl", ".safetensors", "test.npz"))]
     assert trained
     assert {name: after[name] for name in trained} == {name: before[name] for name in trained}

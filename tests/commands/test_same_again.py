@@ -13,6 +13,7 @@ from pathlib import Path
 import forked
 import pytest
 from conftest import ROOT
+from promised import promised_anywhere
 
 SMALL = ["--train-size", "300", "--test-size", "100", "--epochs", "4"]
 LINE = re.compile(
@@ -27,18 +28,6 @@ COMMANDS = {
     "curve-ensemble": ["--curve-epochs", "2", "--eval-points", "3"],
     "compare": ["--methods", "single", "fge", "sse", "--sse-cycles", "2", "--seeds", "2"],
 }
-
-
-def promised(folder: Path) -> dict[str, bytes]:
-    """Return the files that hold no times, nor their checksums; pages and pictures do."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.name not in ("timing.jsonl", "timing.csv", "report.html", "manifest.json")
-        and path.suffix != ".png"
-        and path.relative_to(folder).parts[0] not in ("logs", "locks")
-    }
 
 
 @contextlib.contextmanager
@@ -75,7 +64,7 @@ def twice(command: str, arguments: list[str], folder: Path) -> tuple[Path, list[
         said.append(run(command, arguments, folder / "beside" / "run", hash_seed=1))
     lines = [[match.group(0) for match in LINE.finditer(text)] for text in said]
     assert [len(found) for found in lines] == [1, 1]
-    before, after = (promised(folder / name / "run") for name in ("alone", "beside"))
+    before, after = (promised_anywhere(folder / name / "run") for name in ("alone", "beside"))
     assert set(before) == set(after)
     assert [name for name in before if before[name] != after[name]] == []
     assert any(name.endswith(".safetensors") for name in before) or command == "plane"
