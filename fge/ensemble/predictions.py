@@ -64,13 +64,17 @@ class PredictionFile:
             self._read()
 
     @classmethod
-    def stored(cls, path: Path) -> PredictionFile:
-        """Return the file of a run whose labels are not at hand.
+    def stored(cls, path: Path, task: Task = MANY_CLASSES) -> PredictionFile:
+        """Return the file of a run whose targets are not at hand.
 
         Raises:
             UserError: it cannot be read, or its arrays do not fit together.
         """
         targets = read_npz(path, _ARRAYS[:1])["targets"]
+        if not task.of_classes:
+            if targets.shape[1:] != (len(task.names),) or targets.dtype.kind not in "fi":
+                raise UserError(f"{path} is damaged: its targets are no numbers (N, K); delete it")
+            return cls(path, torch.from_numpy(targets), task)
         if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
             raise UserError(f"{path} is damaged: its targets are no labels (N,); delete it")
         return cls(path, torch.from_numpy(targets.astype(np.int64)))
@@ -148,8 +152,13 @@ class PredictionFile:
             return spread, None
         source = self.noise_from()
         known = [member for member in members if member in source] or source.members
-        own = source._spread(known)
-        return spread, self.task.noise(source.mean(known), source.targets, own)
+        return spread, source.own_noise(known)
+
+    def own_noise(self, members: Sequence[str]) -> Array | None:
+        """Return the noise variance (K,) that some members leave of these data, of a regression."""
+        if not members:
+            return None
+        return self.task.noise(self.mean(members), self.targets, self._spread(members))
 
     def _spread(self, members: Sequence[str]) -> Array:
         mean = self.mean(members).numpy()

@@ -177,7 +177,7 @@ def both_classes(outputs: Tensor) -> Tensor:
     >>> both_classes(torch.tensor([[0.0], [50.0]])).tolist()[0]
     [0.5, 0.5]
     """
-    logits = outputs.reshape(len(outputs))
+    logits = outputs.reshape(outputs.shape[0])
     return torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
 
 
