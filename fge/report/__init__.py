@@ -18,7 +18,12 @@ from fge.report.charts import (
     lines_chart,
     methods_chart,
 )
-from fge.report.classes import ClassCounts, add_classes, with_balanced_error
+from fge.report.classes import (
+    ClassCounts,
+    add_classes,
+    errors_table,
+    with_balanced_error,
+)
 from fge.report.console import (
     ConsoleObserver,
 )
@@ -205,6 +210,7 @@ __all__ = [
     "ensemble_chart",
     "ensemble_results",
     "environment_facts",
+    "errors_table",
     "find_dynamics",
     "information_chart",
     "line_chart",
