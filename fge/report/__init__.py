@@ -41,6 +41,7 @@ from fge.report.curves import (
     strategy_table,
 )
 from fge.report.escaping import csv_text, markdown_name, plain_name
+from fge.report.examples import add_gallery, add_pictures, row_cells
 from fge.report.facts import (
     dataset_facts,
     environment_facts,
@@ -86,6 +87,7 @@ from fge.report.page import (
 from fge.report.palette import (
     colour_of,
 )
+from fge.report.pictures import SHOWN
 from fge.report.planes import (
     line_chart,
     line_table,
@@ -142,7 +144,6 @@ from fge.report.training import (
 )
 from fge.report.uncertainty import (
     COVERAGE,
-    add_gallery,
     add_uncertainty,
     conformal_facts,
     information_chart,
@@ -160,6 +161,7 @@ __all__ = [
     "OTHER_COLUMNS",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",
+    "SHOWN",
     "UNITS",
     "VALIDATION",
     "Bars",
@@ -186,6 +188,7 @@ __all__ = [
     "TensorBoardObserver",
     "add_classes",
     "add_gallery",
+    "add_pictures",
     "add_reliability",
     "add_training",
     "add_uncertainty",
@@ -241,6 +244,7 @@ __all__ = [
     "regime_section",
     "reliability_chart",
     "result_of",
+    "row_cells",
     "run_facts",
     "save_figure",
     "sharpness_table",

@@ -217,3 +217,11 @@ def test_a_regression_on_images_is_exported_without_validation_data(folder: Path
     scale = bright.std()
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(variance, members.var(axis=0) + noise, rtol=0, atol=1e-5 * scale**2)
+    new = folder / "new.npz"
+    np.savez(new, images=images[24:])
+    out = predict(PredictConfig(run=run, images=new, out=folder / "of-images"))
+    with np.load(out / "predictions.npz") as stored:
+        most = int(stored["spread"][:, 0].argmax())
+        said = f"{stored['predictions'][most, 0]:.4g} ± {stored['spread'][most, 0]:.2g}"
+    gallery = (out / "report.md").read_text().split("## Pictures of the least certain images")[1]
+    assert said in gallery[: gallery.index("uncertain-02.png")], "that on which they differ most"

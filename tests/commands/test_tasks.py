@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,9 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
         assert "balanced" in text
     assert ("--method auto" in text) == (task in ("binary", "classification"))
     assert content["dataset"]["table"]["targets"] == NAMES[task]
+    section = text.split("## The least certain test rows")[1].split("\n## ")[0]
+    assert re.search(r"\| *a *\| *b *\| *colour *\|", section)
+    assert len(re.findall(r"\| (red|blue) ", section)) == 12
 
 
 def test_the_log_of_a_regression_names_its_figure(runs: dict[str, Path]) -> None:
@@ -147,6 +151,8 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         own = [stored[key][k] for k, name in enumerate(names) if name.startswith("fge-")]
         tested = np.mean(np.array(own, dtype=float), axis=0)
         said, kept = found[key], found[f"member_{key}"]
+    page = (out / "report.md").read_text()
+    assert re.search(r"\| *row *\| *a *\| *b *\| *colour *\|", page), "the least certain ones"
     # Each test row is among all rows.
     nearest = np.abs(said[None] - tested[:, None]).reshape(len(tested), COUNT, -1).max(-1).min(1)
     assert nearest.max() < 1e-3 * max(1.0, np.abs(tested).max())
