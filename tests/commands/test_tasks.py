@@ -18,7 +18,7 @@ from fge import metrics
 from fge.commands.predict import predict
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, PredictConfig, TrainConfig
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -331,3 +331,17 @@ def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     assert "24 test rows" in text
     assert "image" not in text
     assert " error" not in text.lower().replace("squared error", "")
+
+
+def test_csgld_has_a_rate_at_which_a_regression_does_not_diverge(
+    table: Path, tmp_path: Path
+) -> None:
+    options = {**RUN, "epochs": 12, "task": "regression", "target": ("y", "z"), "method": "csgld"}
+    del options["lr"]
+    data = str(table / "regression.csv")
+    run = train(TrainConfig(data=data, out=tmp_path / "run", **options))
+    content = report_of(run)
+    assert content["config"]["csgld_lr"] == 0.03
+    assert next(m for m in content["methods"] if m["name"] == "csgld")["r2"] > 0.2
+    with pytest.raises(DivergenceError, match="lower the learning rates"):
+        train(TrainConfig(data=data, out=tmp_path / "fast", csgld_lr=0.5, **options))
