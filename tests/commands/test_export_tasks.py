@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import PLAIN
+from PIL import Image
 
 from fge import metrics
 from fge.commands import cli
@@ -188,6 +189,9 @@ def check_regression(
     wanted = members.var(axis=0)[:, 1] + noise[1]
     np.testing.assert_allclose(variance[:, 1], wanted, rtol=1e-5)
     assert np.abs(mean[:, 0] - 1e7).max() < 5 * std[0]
+    half = run / "half.onnx"
+    assert cli.main(["export", "--run", str(run), "--half", "--out", str(half)]) == 0
+    assert facts_of(half)["precision"] == "float16"
     values = [ast.literal_eval(line) for line in said]
     np.testing.assert_allclose([[v["y"][0], v["z"][0]] for v in values], mean, rtol=1e-15)
     np.testing.assert_allclose([[v["y"][1], v["z"][1]] for v in values], variance, rtol=1e-12)
@@ -217,6 +221,12 @@ def test_a_regression_on_images_is_exported_without_validation_data(folder: Path
     scale = bright.std()
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(variance, members.var(axis=0) + noise, rtol=0, atol=1e-5 * scale**2)
+    Image.fromarray(images[24]).save(folder / "first.png")
+    (line,) = printed(file, folder / "first.png")
+    first = outputs(file, images[24:25, None])
+    name, _, said = line.partition(" ")
+    assert name == str(folder / "first.png")
+    assert ast.literal_eval(said) == {"0": pytest.approx([float(x[0, 0]) for x in first])}
     new = folder / "new.npz"
     np.savez(new, images=images[24:])
     out = predict(PredictConfig(run=run, images=new, out=folder / "of-images"))
@@ -225,3 +235,24 @@ def test_a_regression_on_images_is_exported_without_validation_data(folder: Path
         said = f"{stored['predictions'][most, 0]:.4g} ± {stored['spread'][most, 0]:.2g}"
     gallery = (out / "report.md").read_text().split("## Pictures of the least certain images")[1]
     assert said in gallery[: gallery.index("uncertain-02.png")], "that on which they differ most"
+
+
+def test_damaged_predictions_of_a_regression_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "regression-3"
+    file = run / "predictions" / "train.npz"
+    (run / "manifest.json").unlink()  # as of a run from before there were manifests
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    for changes, message in (
+        ({"targets": np.zeros(24, int)}, "is damaged: its targets are no numbers (N, K); delete"),
+        ({"predictions": arrays["predictions"] * np.nan}, "is damaged: "),
+    ):
+        np.savez(file, **{**arrays, **changes})
+        capsys.readouterr()
+        assert cli.main(["export", "--run", str(run), "--format", "onnx", "--overwrite"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {file} ")
+        assert message in error
+        assert error.count("\n") == 1
