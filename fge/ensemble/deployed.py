@@ -102,14 +102,14 @@ class DeployedNetworks(nn.Module):
         del mode
         return super().train(False)
 
-    def each(self, batch: Any) -> Iterator[Tensor]:
-        """Yield the outputs (N, ...) of each member for one batch."""
+    def each(self, batch: Any) -> list[Tensor]:
+        """Return the outputs (N, ...) of each member for one batch."""
         given = batch if self.preprocess is None else self.preprocess(batch)
         dtype = _floating_dtype(self.members)
         if dtype is not None:
             given = map_tensors(given, lambda t: t.to(dtype) if t.is_floating_point() else t)
-        for member in self.members:
-            yield self.outputs.checked((self.forward_fn or call_model)(member, given))
+        predict = self.forward_fn or call_model
+        return [self.outputs.checked(predict(member, given)) for member in self.members]
 
 
 class Deployed(DeployedNetworks):
@@ -187,10 +187,9 @@ class DeployedGaussian(DeployedNetworks):
         Raises:
             UserError: the outputs are no tensor (N, ...).
         """
-        each = (self.outputs.predictions(outputs, torch.float64) for outputs in self.each(batch))
-        mean = next(each)
-        squares = torch.zeros_like(mean)
-        for count, values in enumerate(each, start=2):
+        each = [self.outputs.predictions(outputs, torch.float64) for outputs in self.each(batch)]
+        mean, squares = each[0], torch.zeros_like(each[0])
+        for count, values in enumerate(each[1:], start=2):
             before, mean = mean, mean + (values - mean) / count
             squares = squares + (values - before) * (values - mean)
         noise = torch.tensor(self.noise, dtype=torch.float64, device=mean.device)
