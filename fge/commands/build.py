@@ -15,6 +15,7 @@ from fge.config import (
     CurveConfig,
     CycleConfig,
     FitConfig,
+    MethodConfig,
     PretrainedConfig,
     RunConfig,
     SpeedOptions,
@@ -276,6 +277,8 @@ def settle_options(config: C, dataset: Dataset) -> C:
         settled = replace(settled, lr=settled.base_lr)
         if settled.accumulate > 1 and settled.cuda_graphs == "auto":
             settled = replace(settled, cuda_graphs="off")
+    if isinstance(settled, MethodConfig):
+        settled = replace(settled, csgld_lr=settled.csgld_base_lr)
     if isinstance(settled, CurveConfig):
         settled = replace(settled, curve_lr=settled.curve_base_lr)
     # The runs of a comparison have cycles of their own: those of averages are not the papers'.

@@ -18,6 +18,7 @@ from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.compare import (
     POLL_SECONDS,
     Cell,
+    ClassErrors,
     Comparison,
     Job,
     Plan,
@@ -105,6 +106,8 @@ def compare(config: CompareConfig) -> Path:
         cells, diverged = _measure(run, plan, threads)
         if cells:
             task, example = run.setup.task, run.dataset.example
+            classes = ClassErrors.of(run.dataset)
+            cells = classes.balanced(cells) if classes else cells
             comparison = compare_cells(
                 cells, budget_epochs=run.config.epochs, task=task, example=example
             )
@@ -267,6 +270,10 @@ def report_comparison(
     found, words = comparison_tables(comparison), comparison_verdict(comparison)
     words = [*words, *(part.sentence() for part in unused)]
     content = as_json(comparison)
+    if classes := ClassErrors.of(run.dataset):
+        found += classes.tables(comparison)
+        words += classes.sentences(comparison)
+        content["classes"] = classes.facts(comparison)
     if unused:
         content["unused_epochs"] = [part.facts() for part in unused]
     if diverged:

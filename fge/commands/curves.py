@@ -30,8 +30,10 @@ from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_us
 from fge.networks import load_weights, preserved, state_bytes
 from fge.report import (
     PREDICTIONS,
+    ClassCounts,
     MethodResult,
     Table,
+    add_classes,
     as_methods,
     connection_verdict,
     curve_chart,
@@ -46,6 +48,7 @@ from fge.report import (
     strategy_table,
     table_rows,
     units_note,
+    with_balanced_error,
     with_ood,
 )
 from fge.train import RECIPES, Recipe, average_recipe, endpoint_recipe, recipe, scale_initialisation
@@ -230,19 +233,23 @@ def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]
     probed = _add_ensemble(run, main.measured)
     pair = main.measured.pair
     title = f"Ensembles of {pair.name} on the test set"
-    report.table(Table(title, *table_rows(main.results), note=_note(run)))
+    test = main.measured.study.predictions.test
+    results = with_balanced_error(main.results, test)
+    balanced = ClassCounts.of(run.dataset).imbalanced
+    report.table(Table(title, *table_rows(results, balanced=balanced), note=_note(run)))
     report.table(*ood_tables(main.results, run.dataset), path_table(pair))
     if len(pairs) > 1:
         report.table(strategy_table([(p.measured.pair, p.results) for p in pairs]))
     report.say(*pair_verdict(pair, main.results))
+    add_classes(report, results, test, run.dataset, main="curve")
     report.files.append(PREDICTIONS)
-    methods = as_methods(main.results)
+    methods = as_methods(results)
     for other in pairs[1:]:
         named = as_methods(other.results)
         methods += [{**m, "name": f"{m['name']} {other.measured.pair.name}"} for m in named]
-    results = [p.measured.pair for p in pairs]
-    probed += sum(result.probe_images for result in results)
-    report.facts(methods=methods, pairs=[r.as_json() for r in results], probe_images=probed)
+    measured = [p.measured.pair for p in pairs]
+    probed += sum(each.probe_images for each in measured)
+    report.facts(methods=methods, pairs=[m.as_json() for m in measured], probe_images=probed)
     run.finish(
         f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     )

@@ -6,11 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.commands.finished import (
@@ -18,18 +15,28 @@ from fge.commands.finished import (
     combines_weights,
     data_facts,
     ensemble_of_run,
+    noise_of_run,
     read_ensemble_run,
     snapshots_of_run,
 )
-from fge.commands.members import kept_members
+from fge.commands.members import kept_members, keys_of
+from fge.commands.probes import PROBES, image_probes, row_probes
 from fge.config import ExportConfig, check_import
-from fge.data import Normaliser
+from fge.data import Encoder
 from fge.devices import enough_memory
 from fge.disk import kind_of
-from fge.ensemble import Ensemble, Normalise
+from fge.ensemble import DeployedNetworks, Ensemble, Normalise
 from fge.errors import UserError
-from fge.export import Facts, check_packages, encoded, example_script
-from fge.files import remove, write_bytes, write_text
+from fge.export import (
+    EncodeRows,
+    Facts,
+    ImageInput,
+    RowInput,
+    check_packages,
+    encoded,
+    example_script,
+)
+from fge.files import read_bytes, remove, sha256, write_bytes, write_text
 from fge.manifest import Manifest
 from fge.memory import size_text
 from fge.networks import read_weights
@@ -37,13 +44,8 @@ from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
 from fge.runs import folder_of, is_exported, open_run_folder
-from fge.seeds import generator
+from fge.tasks import Regression
 
-_PROBES = 8
-"""Images of each kind on which a file is compared with the ensemble."""
-_PATCH = 4
-"""The side of the patches of smooth images, in pixels."""
-_CLASSIFICATION = "classification"
 _CPU = torch.device("cpu")
 
 
@@ -52,7 +54,6 @@ def export(config: ExportConfig) -> Path:
     check_command("export")
     script = config.target.with_name(f"{config.target.stem}_{config.format}_example.py")
     run_config, content = read_ensemble_run(config.run)
-    _check_task(config.run, content)
     data = data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
     for path in (config.target, script):
@@ -64,20 +65,18 @@ def export(config: ExportConfig) -> Path:
     numbers = _numbers(config.members, own, len(store), averaged=averaged)
     average = config.run / AVERAGE_FILES["swa"]
     states = [read_weights(average)] if averaged else [store[n - 1] for n in numbers]
+    keys = [sha256(read_bytes(average))] if averaged else [keys_of(store)[n - 1] for n in numbers]
     with enough_memory("this computer", "choose fewer --members"):
         ensemble = ensemble_of_run(config.run, run_config.model, states, data, _CPU)
         facts = Facts(
-            classes=data.classes,
-            channels=data.channels,
-            height=data.image_size[0],
-            width=data.image_size[1],
-            mean=data.mean,
-            std=data.std,
-            resize=run_config.image_size,
+            task=data.task.name,
+            names=data.classes,
+            given=_input(data, run_config.image_size),
             members=tuple(numbers),
             averaged=averaged,
             precision="float16" if config.half else _precision(ensemble),
             model=run_config.model,
+            noise=noise_of_run(config.run, keys, data.task),
         )
         file = _encoded(config, ensemble, data, facts)
     text = example_script(config.format, config.target.name, script.name, facts)
@@ -86,25 +85,9 @@ def export(config: ExportConfig) -> Path:
     what = f"{'the average of ' if averaged else ''}{counted(len(numbers), 'snapshot')}"
     observer = ConsoleObserver()
     observer.note(f"{what} of {run_config.model} in {config.target} ({size_text(len(file))})")
-    observer.note(f"it predicts {len(_probes(data))} made-up images as the ensemble does")
-    observer.note(f"use it: python {script} IMAGE ...")
+    observer.note(f"it predicts {PROBES} made-up {data.example}s as the ensemble does")
+    observer.note(f"use it: python {script} {'TABLE.csv' if data.table else 'IMAGE ...'}")
     return config.target
-
-
-def _check_task(folder: Path, content: dict[str, Any]) -> None:
-    """Check that a run classifies images: the file's input and output are theirs.
-
-    Raises:
-        UserError: it does something else.
-    """
-    data = content.get("dataset") or {}
-    task = data.get("task", _CLASSIFICATION)
-    if task != _CLASSIFICATION or data.get("table") is not None:
-        what = f"task {task!r}" if task != _CLASSIFICATION else "a table"
-        raise UserError(
-            f"export takes runs that classify images, and {folder} is one of {what}; in Python, "
-            "fge.export.save writes any ensemble"
-        )
 
 
 def _numbers(asked: Sequence[int], own: Sequence[int], count: int, *, averaged: bool) -> list[int]:
@@ -123,6 +106,14 @@ def _numbers(asked: Sequence[int], own: Sequence[int], count: int, *, averaged: 
     return list(asked or own)
 
 
+def _input(data: DataFacts, resize: int | None) -> ImageInput | RowInput:
+    """Return what the file takes."""
+    if data.table:
+        return RowInput(Encoder.of(data.table).columns)
+    height, width = data.image_size
+    return ImageInput(data.channels, height, width, data.mean, data.std, resize)
+
+
 def _precision(ensemble: Ensemble) -> str:
     """Return the name of the dtype in which a network computes."""
     return str(next(ensemble.parameters()).dtype).removeprefix("torch.")
@@ -130,35 +121,29 @@ def _precision(ensemble: Ensemble) -> str:
 
 def _encoded(config: ExportConfig, ensemble: Ensemble, data: DataFacts, facts: Facts) -> bytes:
     """Return the bytes of the file, which predicts what the ensemble predicts."""
-    images = _probes(data)
-    expected = ensemble.predict_proba([Normaliser(data.mean, data.std, _CPU)(images)])
-    deployed = ensemble.deployable(preprocess=Normalise(data.mean, data.std))
+    given, taken = row_probes(data.table) if data.table else image_probes(data)
+    preprocess = EncodeRows(facts.given.columns) if isinstance(facts.given, RowInput) else None
+    plain = ensemble.deployable(preprocess=preprocess or Normalise(data.mean, data.std))
+    expected, units = [ensemble.predict([taken])], []
+    deployed: DeployedNetworks = plain
+    if isinstance(data.task, Regression):
+        noise = torch.tensor(facts.noise or (0.0,), dtype=torch.float64)
+        deployed = plain.with_variance(noise.tolist())
+        spread = ensemble.predict_members([taken]).var(dim=0, correction=0)
+        std = torch.tensor(data.task.std, dtype=torch.float64)
+        expected, units = [*expected, spread + noise], [std, std**2]
     if config.half:
         deployed.half()
     return encoded(
         deployed,
-        images,
+        given,
         config.format,
         facts=facts.text(),
-        input_name="images",
+        input_name=facts.given.name,
+        output_names=facts.outputs,
         expected=expected,
+        units=units,
     )
-
-
-def _probes(data: DataFacts) -> Tensor:
-    """Return images (N, C, H, W) uint8 like the run's: noise and smooth ones of its mean and std.
-
-    Some are black, white or of one colour.
-    """
-    height, width = data.image_size
-    rng = generator(0, "probes")
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    noise = torch.randn(_PROBES, data.channels, height, width, generator=rng)
-    coarse = (_PROBES, data.channels, -(-height // _PATCH) + 1, -(-width // _PATCH) + 1)
-    smooth = F.interpolate(torch.randn(coarse, generator=rng), (height, width), mode="bilinear")
-    plain = torch.linspace(-1, 1, _PROBES).view(-1, 1, 1, 1) * 255 / std
-    images = mean + std * torch.cat([noise, smooth, plain.expand_as(noise)])
-    return images.clamp(0, 255).round().to(torch.uint8)
 
 
 # ------------------------------------------------------------------------------ where it goes

@@ -21,9 +21,9 @@ from fge.config import (
     read_run,
 )
 from fge.data import TableFacts
-from fge.ensemble import Ensemble, SnapshotStore
+from fge.ensemble import Ensemble, PredictionFile, SnapshotStore
 from fge.errors import UserError
-from fge.files import RESTORE, checked
+from fge.files import AGAIN, RESTORE, checked
 from fge.networks import build_model
 from fge.schemas import Positive
 from fge.tasks import Task, make_task
@@ -154,3 +154,25 @@ def ensemble_of_run(
             f"the weights of {run} are not those of {run / 'config.json'}: {error}; restore the "
             "run from a copy"
         ) from None
+
+
+def noise_of_run(run: Path, keys: Sequence[str], task: Task) -> tuple[float, ...] | None:
+    """Return the noise variance (K,) of a regression, or None for other tasks and without data.
+
+    It is what some members, by the SHA-256 of their weights, leave unexplained of the validation
+    data, or of training data if the run has none; of all members if their predictions are missing.
+
+    Raises:
+        UserError: the file of predictions is damaged.
+    """
+    paths = [run / "predictions" / name for name in ("val.npz", "train.npz")]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None or not task.uses_noise:
+        return None
+    file = PredictionFile.stored(path, task)
+    names = [file.by_weights[key] for key in keys if key in file.by_weights]
+    try:
+        noise = file.own_noise(names or file.members)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}; {AGAIN}") from None
+    return None if noise is None else tuple(noise.tolist())

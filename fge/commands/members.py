@@ -48,7 +48,7 @@ def members_of_run(
     Raises:
         UserError: a file of the run is damaged.
     """
-    kept, keys = kept_members(run, config, store), _keys_of(store)
+    kept, keys = kept_members(run, config, store), keys_of(store)
     what = counted(len(kept), "snapshot")
     if averaged:
         path = run / AVERAGE_FILES["swa"]
@@ -59,7 +59,8 @@ def members_of_run(
     return RunMembers(states, [keys[k] for k in kept], what)
 
 
-def _keys_of(store: SnapshotStore) -> list[str]:
+def keys_of(store: SnapshotStore) -> list[str]:
+    """Return the SHA-256 of the weights of each snapshot."""
     return [store.facts(position)["sha256"] for position in range(len(store))]
 
 
@@ -79,7 +80,7 @@ def kept_members(run: Path, config: CommandConfig, store: SnapshotStore) -> list
     if not (run / VALIDATION).exists():
         return positions
     task = make_task(config.task, ())
-    file, keys = PredictionFile.stored(run / VALIDATION, task), _keys_of(store)
+    file, keys = PredictionFile.stored(run / VALIDATION, task), keys_of(store)
     names = [file.by_weights.get(keys[k]) for k in positions]
     found = [file.probabilities(name).numpy() for name in names if name is not None]
     if len(found) < len(positions):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from fge.commands.finished import (
 from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.measured import Measured, figures_of
 from fge.commands.members import RunMembers, members_of_run
-from fge.commands.rows import Outputs, outputs_tables, outputs_verdict, read_rows, write_outputs
+from fge.commands.rows import (
+    Predicted,
+    outputs_pictures,
+    outputs_tables,
+    outputs_verdict,
+    read_rows,
+    write_outputs,
+)
 from fge.config import (
     CommandConfig,
     PredictConfig,
@@ -48,6 +56,7 @@ from fge.report import (
     environment_facts,
     plain_name,
     predictions_verdict,
+    row_cells,
     uncertain_table,
 )
 from fge.runs import RunFolder, check_pages, open_pages
@@ -83,7 +92,7 @@ def predict(config: PredictConfig) -> Path:
             write_predictions(out, files, probs, facts.classes, found, facts.example)
         else:
             write_outputs(out, facts.example, files, found, facts.task)
-        _report(config, folder, members.what, names, found, facts, environment, inputs.unreadable)
+        _report(config, folder, members.what, names, found, facts, environment, inputs)
     if passed_over := skipped.note(config.images):
         observer.note(passed_over)
     for reason in inputs.unreadable.values():
@@ -152,13 +161,13 @@ def _predicted(
     facts: DataFacts,
     images: Split,
     sets: tuple[Conformal | None, str],
-) -> Measured | Outputs:
+) -> Measured | Predicted:
     """Return what the members predict: class probabilities, or labels and numbers."""
     device = next(ensemble.parameters()).device
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
     if not facts.task.of_classes:
-        return Outputs.of(ensemble.predict_members(batches), keep_members=config.keep_members)
+        return Predicted.of(ensemble.predict_members(batches), keep_members=config.keep_members)
     figures = figures_of(ensemble, batches, keep_members=config.keep_members)
     return Measured.of(figures, len(ensemble), images, *sets, facts.example)
 
@@ -168,22 +177,25 @@ def _report(
     folder: RunFolder,
     what: str,
     names: Sequence[str],
-    found: Measured | Outputs,
+    found: Measured | Predicted,
     facts: DataFacts,
     environment: dict[str, Any],
-    unreadable: Mapping[str, str],
+    inputs: Inputs,
 ) -> None:
     report = ReportBuilder(folder, figure_format=config.figure_format, files=_FILES)
+    columns = partial(row_cells, inputs.split, facts=facts.table) if facts.table else None
     source, example = f"{what} of the run {plain_name(config.run.resolve().name)}", facts.example
-    if isinstance(found, Outputs):
-        report.table(*outputs_tables(names, found, facts.task, example))
+    if isinstance(found, Predicted):
+        report.table(*outputs_tables(names, found, facts.task, example, columns))
+        if facts.table is None:
+            outputs_pictures(report, names, found, facts.task, inputs.split)
         report.say(*outputs_verdict(found, source, example))
     else:
         values, more = found.probs, found.shown(facts.classes)
         caption = f"How many {example}s have which largest probability"
         report.chart("confidence.png", confidence_chart(values, example), caption)
         report.table(class_table(values, facts.classes, example))
-        report.table(uncertain_table(values, names, facts.classes, example, more))
+        report.table(uncertain_table(values, names, facts.classes, example, more, columns))
         report.say(*predictions_verdict(values, source, example))
         found.add_to(report, names, facts.classes)
     content = {
@@ -191,7 +203,7 @@ def _report(
         "config": {name: as_stored(name, value) for name, value in vars(config).items()},
         "environment": environment,
         "methods": [],
-        **({"unreadable": dict(unreadable)} if unreadable else {}),
+        **({"unreadable": dict(inputs.unreadable)} if inputs.unreadable else {}),
     }
     report.write(f"Predictions of {config.images.absolute().name}", content)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fge.data import Encoder, Split, TableFacts, read_table
 from fge.errors import UserError
 from fge.files import printable, write_bytes, write_text
 from fge.observer import Observer
-from fge.report import Table, csv_text
+from fge.report import SHOWN, ReportBuilder, Table, add_pictures, csv_text, plain_name
 from fge.tasks import Task
 
 _SHOWN = 20
@@ -56,7 +56,7 @@ def read_rows(config: PredictConfig, facts: TableFacts, observer: Observer) -> I
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Predicted:
     """Predicted labels or numbers of N examples.
 
     ``mean``: probabilities of labels (N, L), or numbers (N, K); ``spread``: the standard deviation
@@ -68,15 +68,26 @@ class Outputs:
     members: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, predictions: Tensor, *, keep_members: bool) -> Outputs:
+    def of(cls, predictions: Tensor, *, keep_members: bool) -> Predicted:
         """Return mean and spread of the members' predictions (S, N, ...)."""
         values = predictions.double().numpy()
         kept = values.astype(np.float32) if keep_members else None
         return cls(values.mean(axis=0), values.std(axis=0), kept)
 
+    def differing(self) -> NDArray[np.int64]:
+        """Return the examples (N,) by how much the members differ, the largest spread first."""
+        # Targets of different units count the same.
+        share = self.spread / np.maximum(self.spread.mean(axis=0), np.finfo(float).tiny)
+        return np.argsort(-share.mean(axis=1), kind="stable")
+
+    def cells(self, example: int) -> list[str]:
+        """Return what was predicted for an example, in words."""
+        pairs = zip(self.mean[example], self.spread[example], strict=True)
+        return [f"{mean:.4g} ± {spread:.2g}" for mean, spread in pairs]
+
 
 def write_outputs(
-    out: Path, example: str, names: Sequence[str], found: Outputs, task: Task
+    out: Path, example: str, names: Sequence[str], found: Predicted, task: Task
 ) -> None:
     """Write labels or numbers to ``predictions.csv`` and ``predictions.npz``.
 
@@ -107,7 +118,7 @@ def write_outputs(
     write_bytes(out / "predictions.npz", buffer.getvalue())
 
 
-def outputs_verdict(found: Outputs, what: str, example: str) -> list[str]:
+def outputs_verdict(found: Predicted, what: str, example: str) -> list[str]:
     """Say how many examples were predicted, by what, and how much its members differ."""
     return [
         f"{len(found.mean)} {example}s, predicted by {what}: its members differ by "
@@ -116,29 +127,57 @@ def outputs_verdict(found: Outputs, what: str, example: str) -> list[str]:
     ]
 
 
-def outputs_tables(names: Sequence[str], found: Outputs, task: Task, example: str) -> list[Table]:
-    """Return what was predicted, and the examples on which the members differ most."""
+def outputs_tables(
+    names: Sequence[str],
+    found: Predicted,
+    task: Task,
+    example: str,
+    columns: Callable[[NDArray[np.int64]], Mapping[str, Sequence[str]]] | None = None,
+) -> list[Table]:
+    """Return what was predicted, and the examples on which the members differ most.
+
+    Args:
+        names: of the examples.
+        found: what was predicted.
+        task: multilabel or a regression.
+        example: what they are called: image or row.
+        columns: returns, by heading, the values of some rows of a table.
+    """
     mean, spread = found.mean, found.spread
     of_labels = task.name == "multilabel"
     headings = ["predicted", "mean", "lowest", "highest", "spread of the members"]
-    columns = zip(task.names, mean.T, np.sqrt((spread**2).mean(axis=0)), strict=True)
+    pairs = zip(task.names, mean.T, np.sqrt((spread**2).mean(axis=0)), strict=True)
     rows = [
         [name, *(f"{value:.4g}" for value in (own.mean(), own.min(), own.max(), deviation))]
-        for name, own, deviation in columns
+        for name, own, deviation in pairs
     ]
     if of_labels:
         headings.insert(1, f"{example}s above 0.5")
         for row, own in zip(rows, mean.T, strict=True):
             row.insert(1, str(int((own > 0.5).sum())))
     note = "Spread is the standard deviation over members."
-    most = np.argsort(-spread.mean(axis=1), kind="stable")[:_SHOWN]
+    most = found.differing()[:_SHOWN]
+    given = columns(most) if columns else {}
     differing = [
-        [names[k], *(f"{m:.4g} ± {s:.2g}" for m, s in zip(mean[k], spread[k], strict=True))]
-        for k in most
+        [names[k], *(values[place] for values in given.values()), *found.cells(k)]
+        for place, k in enumerate(most)
     ]
+    title = f"The {example}s on which the members differ most"
     return [
         Table("Predictions", headings, rows, note),
-        Table(
-            f"The {example}s on which the members differ most", [example, *task.names], differing
-        ),
+        Table(title, [example, *given, *task.names], differing),
     ]
+
+
+def outputs_pictures(
+    report: ReportBuilder, names: Sequence[str], found: Predicted, task: Task, split: Split
+) -> None:
+    """Show the images on which the members differ most."""
+    most = found.differing()[:SHOWN]
+    texts = [
+        f"{plain_name(names[k])}: "
+        + "; ".join(f"{plain_name(n)} {c}" for n, c in zip(task.names, found.cells(k), strict=True))
+        for k in most
+    ]
+    note = "Those on which the members differ most; ± is their standard deviation."
+    add_pictures(report, split, most, texts, note)

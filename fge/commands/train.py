@@ -343,7 +343,7 @@ def _report(
         dynamics.add_to(report)
     add_reliability(report, lines, test)
     val, data = trained.training.val_predictions, run.dataset
-    add_uncertainty(report, lines, test, val, data.test, data.classes, data.example)
+    add_uncertainty(report, lines, test, val, data.test, data.classes, data.example, data.table)
     run.finish(f"{name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}")
 
 

@@ -1,6 +1,7 @@
 """Methods at equal budgets: plan, runner, statistics, tables, verdict."""
 
 from fge.compare.cells import Cell, Cost, load_cells, make_cell
+from fge.compare.classes import ClassErrors
 from fge.compare.comparison import Best, Comparison, compare_cells
 from fge.compare.figures import CAPTIONS, caption_of, comparison_charts
 from fge.compare.measure import measure_cell, wall_seconds
@@ -14,6 +15,7 @@ __all__ = [
     "POLL_SECONDS",
     "Best",
     "Cell",
+    "ClassErrors",
     "Comparison",
     "Cost",
     "Job",

@@ -17,7 +17,7 @@ from fge.compare.worth import Scale, Worth
 from fge.config import CLASSIFICATION, DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
 from fge.report import Table, csv_text
-from fge.tasks import Task
+from fge.tasks import BALANCED, Column
 
 SCHEMA_VERSION = 1
 NOTHING = "-"
@@ -88,13 +88,13 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         tables += _diversity_table(comparison, budget) + _ood_table(comparison, budget)
     tables += _deep_ensembles_table(comparison) + _worth_table(comparison)
     if comparison.beyond:
-        lines = [_placed_cells(row, comparison.task) for row in comparison.beyond]
+        lines = [_placed_cells(row, comparison) for row in comparison.beyond]
         note = _with_notes(
             "These methods train for longer than the budget; no method is compared with them. "
             + _units(comparison),
             comparison.beyond,
         )
-        headings = _main_headings(comparison.task)
+        headings = _main_headings(comparison)
         tables.append(Table("Beyond the budget", headings, lines, note))
     return tables
 
@@ -108,9 +108,9 @@ def _deep_ensembles_table(comparison: Comparison) -> list[Table]:
         "Ensembles of neighbouring seeds share networks, so the deviations are too small; the "
         "ensemble of all seeds is one value, without deviation or interval."
     )
-    lines = [_placed_cells(row, comparison.task) for row in rows]
+    lines = [_placed_cells(row, comparison) for row in rows]
     title = "Deep ensembles of whole networks"
-    return [Table(title, _main_headings(comparison.task), lines, note)] if rows else []
+    return [Table(title, _main_headings(comparison), lines, note)] if rows else []
 
 
 def _worth_table(comparison: Comparison) -> list[Table]:
@@ -159,14 +159,22 @@ def networks_text(networks: float, *, is_bound: bool) -> str:
     return f"{'≥ ' if is_bound else ''}{networks:.1f}"
 
 
-def _placed_cells(row: MethodRow, task: Task) -> list[str]:
-    return [f"{row.method} (at {row.budget} B)", *_main_cells(row, task)[1:]]
+def _placed_cells(row: MethodRow, comparison: Comparison) -> list[str]:
+    return [f"{row.method} (at {row.budget} B)", *_main_cells(row, comparison)[1:]]
 
 
-def _main_headings(task: Task) -> tuple[str, ...]:
-    measure = task.measure
+def _main_headings(comparison: Comparison) -> tuple[str, ...]:
+    measure = comparison.task.measure
     first = f"{measure.word} {measure.unit}".strip()
-    return (*_COSTS, first, *_NLLS.values(), *(heading for _, heading, _ in task.more), "DEE")
+    more = (heading for _, heading, _ in _more(comparison))
+    return (*_COSTS, first, *_NLLS.values(), *more, "DEE")
+
+
+def _more(comparison: Comparison) -> list[Column]:
+    """Return the columns after the NLLs: the balanced error too if the cells have it."""
+    more = list(comparison.task.more)
+    known = any(BALANCED[0] in row.mean for row in comparison.rows)
+    return [BALANCED, *more] if known and BALANCED not in more else more
 
 
 def epochs_of(comparison: Comparison, budget: int) -> str:
@@ -207,14 +215,16 @@ def _main_table(comparison: Comparison, budget: int) -> Table:
     first = comparison.task.compared.word
     marks = _MARKED.format(level=percent(level_among(len(rows))), first=first)
     note = _with_notes(_units(comparison) + marks, rows)
-    task = comparison.task
     cells = [
-        _main_cells(row, task, [m for name, m in marked if name == row.method]) for row in rows
+        _main_cells(row, comparison, [m for name, m in marked if name == row.method])
+        for row in rows
     ]
-    return Table(f"Methods at {epochs_of(comparison, budget)}", _main_headings(task), cells, note)
+    headings = _main_headings(comparison)
+    return Table(f"Methods at {epochs_of(comparison, budget)}", headings, cells, note)
 
 
-def _main_cells(row: MethodRow, task: Task, marked: Sequence[str] = ()) -> list[str]:
+def _main_cells(row: MethodRow, comparison: Comparison, marked: Sequence[str] = ()) -> list[str]:
+    task = comparison.task
     costs = [f"{row.costs[key]:g}" for key in ("members", "train_epochs", "forward_passes")]
     figures = []
     first, form = task.measure, "{:.4f}"
@@ -224,7 +234,7 @@ def _main_cells(row: MethodRow, task: Task, marked: Sequence[str] = ()) -> list[
     }.items():
         text = _with_deviation(row, shown, first.form if shown == first.key else form)
         figures.append(f"**{text}**" if metric in marked else text)
-    figures += [_figure(row, key, form) for key, _, form in task.more]
+    figures += [_figure(row, key, form) for key, _, form in _more(comparison)]
     size = f"{row.costs['weight_bytes'] / 1e6:.2f}"
     return [row.method, _seeds(row), *costs, size, *figures, _equivalent(row)]
 

@@ -265,9 +265,10 @@ class PredictConfig(DeviceOptions, FigureOptions):
 class ExportConfig(Options):
     """Write the saved ensemble of an fge or train run as one file for other programs.
 
-    The file takes uint8 images (batch, channels, height, width) of the run's size and gives
-    probabilities (batch, classes). The normalisation, the names of the classes and all members are
-    within it; resizing is not. A short script beside it uses it without this package.
+    The file takes uint8 images (batch, channels, height, width) of the run's size, or rows of a
+    table, and gives probabilities; of a regression the mean, and the variance. The normalisation,
+    the names of classes, labels or targets and all members are within it; resizing is not. A short
+    script beside it uses it without this package.
     """
 
     group: ClassVar[str] = "ensemble"

@@ -10,9 +10,9 @@ from fge.data.batches import (
     default_padding,
 )
 from fge.data.choice import balanced_order
-from fge.data.columns import Table, read_table
+from fge.data.columns import MISSING, Table, read_table
 from fge.data.crops import Crops, crops_of
-from fge.data.encoding import Encoder, TableFacts
+from fge.data.encoding import Column, Encoder, TableFacts
 from fge.data.folders import find_unreadable
 from fge.data.images import Skipped, list_images, read_images
 from fge.data.ood import load_ood
@@ -34,8 +34,10 @@ __all__ = [
     "DOWNLOADED",
     "EVAL_BATCH_SIZES",
     "FEWER",
+    "MISSING",
     "POLICIES",
     "ArrayPictures",
+    "Column",
     "Crops",
     "Dataset",
     "Encoder",

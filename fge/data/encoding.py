@@ -14,6 +14,8 @@ from fge.errors import UserError
 from fge.files import printable
 from fge.observer import listed
 
+OTHER = "(other)"
+"""A word that no training row had."""
 _FEW = 20
 """So many different words are categories, however few rows there are."""
 _NAMED = 5
@@ -54,6 +56,18 @@ class Column:
         words = words_of(values)
         found = [[word == c for c in self.categories] for word in words]
         return np.array(found, dtype=np.float64).reshape(len(words), len(self.categories))
+
+    def decode(self, features: NDArray[Any]) -> list[str]:
+        """Return the values of features (N, f) in words, empty if they are missing.
+
+        A missing number without a feature of its own is the mean; an unknown word is ``OTHER``.
+        """
+        if self.categories:
+            words = ["" if word is None else word for word in self.categories]
+            return [words[row.argmax()] if row.any() else OTHER for row in features]
+        numbers = features[:, 0].astype(np.float64) * self.std + self.mean
+        gaps = features[:, 1] if self.missing else np.zeros(len(features))
+        return ["" if gap else f"{x:.6g}" for x, gap in zip(numbers, gaps, strict=True)]
 
 
 class ColumnFacts(TypedDict):
@@ -123,12 +137,11 @@ class Encoder:
         columns = [Column(**{**c, "categories": tuple(c["categories"])}) for c in facts["columns"]]  # type: ignore[arg-type]
         return cls(tuple(columns), tuple(facts["targets"]), facts["left_out"])
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TableFacts:
         """Return what :meth:`of` takes."""
         columns = [asdict(column) for column in self.columns]
-        columns = [{**c, "categories": list(c["categories"])} for c in columns]
         return {
-            "columns": columns,
+            "columns": [{**c, "categories": list(c["categories"])} for c in columns],  # type: ignore[typeddict-item]
             "targets": list(self.targets),
             "left_out": dict(self.left_out),
         }
@@ -158,6 +171,15 @@ class Encoder:
             _check_finite(table, column.name, values)
             parts.append(column.encode(values if rows is None else values[rows]))
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def decode(self, features: NDArray[Any]) -> dict[str, list[str]]:
+        """Return the values of features (N, F) by column, in words."""
+        found, first = {}, 0
+        for column in self.columns:
+            last = first + len(column.features)
+            found[column.name] = column.decode(features[:, first:last])
+            first = last
+        return found
 
     def unknown_words(self, table: Table) -> list[str]:
         """Return lines that tell of words that no training row had."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from fge.config import CLASSIFICATION, DATA_NAMES, OF_CLASSES, TaskName
 from fge.data import sources
 from fge.data.choice import Chosen, choose
+from fge.data.encoding import TableFacts
 from fge.data.folders import from_folder, raw_of
 from fge.data.own import from_own
 from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
@@ -88,7 +89,7 @@ class Dataset:
     streamed: bool = False
     streamable: bool = False
     target: TargetFacts = MANY
-    table: Mapping[str, Any] | None = None
+    table: TableFacts | None = None
 
     @property
     def outputs(self) -> int:

@@ -1,7 +1,13 @@
 """Ensembles from one training run: snapshots, predictions, FGE, fold."""
 
 from fge.ensemble.cycle import FGE
-from fge.ensemble.deployed import Deployed, Normalise
+from fge.ensemble.deployed import (
+    Deployed,
+    DeployedGaussian,
+    DeployedNetworks,
+    KeepsDtype,
+    Normalise,
+)
 from fge.ensemble.ensemble import Ensemble, Members
 from fge.ensemble.folding import (
     NOT_FINITE,
@@ -31,8 +37,11 @@ __all__ = [
     "TTA_FILE",
     "Candidate",
     "Deployed",
+    "DeployedGaussian",
+    "DeployedNetworks",
     "Ensemble",
     "Fold",
+    "KeepsDtype",
     "MemberPredictions",
     "Members",
     "Normalise",

@@ -18,7 +18,15 @@ _WIDE_ENOUGH = torch.float32
 """Predictions are averaged in this dtype if the outputs have fewer bits."""
 
 
-class Normalise(nn.Module):
+class KeepsDtype(nn.Module):
+    """Moves with the rest of a module, but is not cast with it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move, but do not cast: half precision has too few digits for raw inputs."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class Normalise(KeepsDtype):
     """Images of whole grey levels as a network takes them: (x - mean) / std per channel, float32.
 
     It stays in float32 when it is cast with the rest of a module.
@@ -55,22 +63,9 @@ class Normalise(nn.Module):
         """Return images (N, C, H, W) float32 for images (N, C, H, W) of any dtype."""
         return images.to(torch.float32) * self.scale + self.shift
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move, but do not cast: half precision has too few digits for grey levels."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call,no-any-return]
 
-
-class Deployed(nn.Module):
-    """The mean prediction of several networks, in one module without any tricks.
-
-    :meth:`fge.Ensemble.deployable` makes it. It holds a network for each member, so that
-    ``torch.compile``, ``torch.export`` and ONNX take it, and needs the memory of all of them. It
-    is always in evaluation mode, and differentiable in its inputs.
-
-    Predictions are averaged in float32, or float64 if that is what the networks return, so that
-    every runtime can do it. They differ from those of the ensemble by rounding, about 1e-7. After
-    ``.half()`` or ``.to(torch.bfloat16)`` the networks compute in that dtype; inputs are cast to
-    it, and predictions are still float32.
+class DeployedNetworks(nn.Module):
+    """Several networks in one module without any tricks, always in evaluation mode.
 
     Args:
         members: the networks; they are not copied.
@@ -81,7 +76,7 @@ class Deployed(nn.Module):
 
     def __init__(
         self,
-        members: Sequence[nn.Module],
+        members: Iterable[nn.Module],
         outputs: Outputs,
         *,
         forward_fn: ForwardFn | None = None,
@@ -107,6 +102,32 @@ class Deployed(nn.Module):
         del mode
         return super().train(False)
 
+    def each(self, batch: Any) -> list[Tensor]:
+        """Return the outputs (N, ...) of each member for one batch."""
+        given = batch if self.preprocess is None else self.preprocess(batch)
+        dtype = _floating_dtype(self.members)
+        if dtype is not None:
+            given = map_tensors(given, lambda t: t.to(dtype) if t.is_floating_point() else t)
+        predict = self.forward_fn or call_model
+        return [self.outputs.checked(predict(member, given)) for member in self.members]
+
+
+class Deployed(DeployedNetworks):
+    """The mean prediction of several networks, in one module without any tricks.
+
+    :meth:`fge.Ensemble.deployable` makes it. It holds a network for each member, so that
+    ``torch.compile``, ``torch.export`` and ONNX take it, and needs the memory of all of them. It
+    is always in evaluation mode, and differentiable in its inputs.
+
+    Predictions are averaged in float32, or float64 if that is what the networks return, so that
+    every runtime can do it. They differ from those of the ensemble by rounding, about 1e-7. After
+    ``.half()`` or ``.to(torch.bfloat16)`` the networks compute in that dtype; inputs are cast to
+    it, and predictions are still float32.
+
+    Its arguments are the networks, which are not copied, what their outputs are, ``forward_fn`` and
+    ``preprocess``, which is applied to the inputs first.
+    """
+
     def forward(self, batch: Any) -> Tensor:
         """Return the mean prediction for one batch.
 
@@ -120,18 +141,59 @@ class Deployed(nn.Module):
         Raises:
             UserError: the outputs are no tensor (N, ...), or a single one for a softmax.
         """
-        given = batch if self.preprocess is None else self.preprocess(batch)
-        dtype = _floating_dtype(self.members)
-        if dtype is not None:
-            given = map_tensors(given, lambda t: t.to(dtype) if t.is_floating_point() else t)
         mean: Tensor | None = None
-        for count, member in enumerate(self.members, start=1):
-            outputs = self.outputs.checked((self.forward_fn or call_model)(member, given))
+        for count, outputs in enumerate(self.each(batch), start=1):
             wide = torch.promote_types(outputs.dtype, _WIDE_ENOUGH)
             values = self.outputs.averaged(outputs, wide)
             mean = values if mean is None else mean + (values - mean) / count
         assert mean is not None, "an ensemble has a member"
         return self.outputs.finished(mean)
+
+    def with_variance(self, noise: Sequence[float] = (0.0,)) -> DeployedGaussian:
+        """Return a module of the same networks, of a regression, that says its variance too.
+
+        Args:
+            noise: the variance (K,) of the targets around the mean, or one for all outputs.
+
+        Raises:
+            UserError: it is not finite, or negative; or the outputs are no numbers.
+        """
+        return DeployedGaussian(self, noise)
+
+
+class DeployedGaussian(DeployedNetworks):
+    """The mean and the variance of several networks of a regression, both in float64.
+
+    The variance is that over the members, divided by their number, plus the noise variance of the
+    targets. :meth:`Deployed.with_variance` makes it.
+    """
+
+    def __init__(self, deployed: Deployed, noise: Sequence[float]) -> None:
+        if deployed.outputs.probable:
+            raise UserError(f"with_variance is for a regression, got {deployed.outputs!r}")
+        if not noise or not all(math.isfinite(value) and value >= 0 for value in noise):
+            raise UserError(f"noise must be finite variances of at least 0, got {list(noise)}")
+        super().__init__(
+            deployed.members,
+            deployed.outputs,
+            forward_fn=deployed.forward_fn,
+            preprocess=deployed.preprocess,
+        )
+        self.noise = tuple(map(float, noise))
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (N, ...) for one batch, in float64.
+
+        Raises:
+            UserError: the outputs are no tensor (N, ...).
+        """
+        each = [self.outputs.predictions(outputs, torch.float64) for outputs in self.each(batch)]
+        mean, squares = each[0], torch.zeros_like(each[0])
+        for count, values in enumerate(each[1:], start=2):
+            before, mean = mean, mean + (values - mean) / count
+            squares = squares + (values - before) * (values - mean)
+        noise = torch.tensor(self.noise, dtype=torch.float64, device=mean.device)
+        return mean, squares / len(self) + noise
 
 
 def twins(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> Iterator[nn.Module]:

@@ -65,16 +65,18 @@ class PredictionFile:
 
     @classmethod
     def stored(cls, path: Path, task: Task = MANY_CLASSES) -> PredictionFile:
-        """Return the file of a run of classes or labels, whose targets are not at hand.
+        """Return the file of a run whose targets are not at hand.
 
         Raises:
             UserError: it cannot be read, or its arrays do not fit together.
         """
         targets = read_npz(path, _ARRAYS[:1])["targets"]
-        shape, sides = ("(N,)", 1) if task.of_classes else ("(N, L)", 2)
-        if targets.ndim != sides or not np.issubdtype(targets.dtype, np.integer):
-            raise UserError(f"{path} is damaged: its targets are no labels {shape}; delete it")
-        return cls(path, torch.from_numpy(targets.astype(np.int64)), task)
+        kind = np.floating if task.uses_noise else np.integer
+        if not np.issubdtype(targets.dtype, kind) or targets.ndim != (1 if task.of_classes else 2):
+            what = "labels (N,)" if task.of_classes else "numbers (N, K)"
+            raise UserError(f"{path} is damaged: its targets are no {what}; delete it")
+        numbers = targets if task.uses_noise else targets.astype(np.int64)
+        return cls(path, torch.from_numpy(numbers), task)
 
     @property
     def by_weights(self) -> dict[str, str]:
@@ -153,8 +155,13 @@ class PredictionFile:
             return spread, None
         source = self.noise_from()
         known = [member for member in members if member in source] or source.members
-        own = source._spread(known)
-        return spread, self.task.noise(source.mean(known), source.targets, own)
+        return spread, source.own_noise(known)
+
+    def own_noise(self, members: Sequence[str]) -> Array | None:
+        """Return the noise variance (K,) that some members leave of these data, of a regression."""
+        if not members:
+            return None
+        return self.task.noise(self.mean(members), self.targets, self._spread(members))
 
     def _spread(self, members: Sequence[str]) -> Array:
         mean = self.mean(members).numpy()

@@ -1,7 +1,7 @@
 """A deployable ensemble as one file, for other programs: ONNX, and PyTorch's exported programs."""
 
 from fge.export.example import example_script
-from fge.export.facts import FACTS, Facts
+from fge.export.facts import FACTS, Facts, ImageInput, RowInput
 from fge.export.files import (
     FORMATS,
     HALF_TOLERANCE,
@@ -15,14 +15,18 @@ from fge.export.files import (
     save,
 )
 from fge.export.program import exported_program
+from fge.export.rows import EncodeRows, raw_rows
 
 __all__ = [
     "FACTS",
     "FORMATS",
     "HALF_TOLERANCE",
     "TOLERANCE",
+    "EncodeRows",
     "Facts",
     "Format",
+    "ImageInput",
+    "RowInput",
     "check_packages",
     "check_size",
     "encoded",
@@ -30,5 +34,6 @@ __all__ = [
     "exported_program",
     "onnx_reader",
     "program_reader",
+    "raw_rows",
     "save",
 ]

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from fge.export.facts import FACTS, Facts
+from fge.config import OF_CLASSES
+from fge.export.facts import FACTS, Facts, ImageInput
 from fge.export.files import Format
 
-_SCRIPT = """\
-\"\"\"Name the class of each image file: python {script} IMAGE ...
+_DOC = """\
+\"\"\"{what}: python {script} {arguments}
 
 This needs {needs}, and not the package that made the file.
 \"\"\"
+"""
+_OPEN: dict[Format, str] = {
+    "onnx": f"""\
+session = onnxruntime.InferenceSession(pathlib.Path(__file__).with_name({{file!r}}))
+facts = json.loads(session.get_modelmeta().custom_metadata_map["{FACTS}"])
+""",
+    "pt2": f"""\
+extra = {{{{"{FACTS}": ""}}}}
+file = pathlib.Path(__file__).with_name({{file!r}})
+model = torch.export.load(file, extra_files=extra).module()
+facts = json.loads(extra["{FACTS}"])
+""",
+}
+_RUN: dict[Format, str] = {
+    "onnx": 'session.run(None, {{"{name}": {values}}})',
+    "pt2": "model(torch.from_numpy({values}))",
+}
+_IMAGES = """\
 import json, pathlib, sys
 import numpy, {runtime}
 from PIL import Image, ImageOps
 
-file = pathlib.Path(__file__).with_name({file!r})
-{read}
-for path in sys.argv[1:]:
+{open}for path in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("{mode}")
 {size}
-    pixels = numpy.array(image).reshape({height}, {width}, {channels}).transpose(2, 0, 1)
-    [probs] = {predict}
-    print(path, facts["classes"][probs.argmax()], f"{{float(probs.max()):.6f}}")
+    pixels = numpy.array(image)[None{channels}
+    {outputs} = {run}
+    print(path, {shown})
 """
-_READ: dict[Format, str] = {
-    "onnx": f"""\
-session = onnxruntime.InferenceSession(file)
-facts = json.loads(session.get_modelmeta().custom_metadata_map["{FACTS}"])""",
-    "pt2": f"""\
-extra = {{"{FACTS}": ""}}
-model = torch.export.load(file, extra_files=extra).module()
-facts = json.loads(extra["{FACTS}"])""",
-}
-_PREDICT: dict[Format, str] = {
-    "onnx": 'session.run(None, {"images": pixels[None]})[0]',
-    "pt2": "model(torch.from_numpy(pixels[None])).numpy(force=True)",
-}
-_RUNTIME: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch"}
-_AS_THEY_ARE = """\
-    if image.size != ({width}, {height}):
-        sys.exit(f"{{path}} has {{image.size}} pixels, not ({width}, {height}): resize it")"""
+_ROWS = """\
+import csv, json, pathlib, sys
+import numpy, {runtime}
+
+{open}for row in csv.DictReader(open(sys.argv[1], encoding="utf-8-sig"), skipinitialspace=True):
+    words = [(row[column["name"]].strip(), column) for column in facts["columns"]]
+    values = [float(c["codes"].get(word, c.get("unknown", word))) for word, c in words]
+    {outputs} = {run}
+    print({shown})
+"""
+_AS_THEY_ARE = (
+    "    assert image.size == ({width}, {height}), "
+    'f"{{path}} has {{image.size}} pixels, not ({width}, {height}): resize it"'
+)
 _RESIZED = """\
     wide, high = ({side} * length // min(image.size) for length in image.size)
     left, top = round((wide - {side}) / 2), round((high - {side}) / 2)
@@ -48,7 +62,7 @@ _RESIZED = """\
 
 
 def example_script(kind: Format, file: str, script: str, facts: Facts) -> str:
-    """Return a script that predicts image files with an exported file beside it.
+    """Return a script that predicts image files, or a CSV table, with an exported file beside it.
 
     Images are turned upright, and where the run did so they are resized and their centre is
     cropped. Resizing differs from torchvision's by rounding, one grey level at most.
@@ -59,17 +73,40 @@ def example_script(kind: Format, file: str, script: str, facts: Facts) -> str:
         script: the name of the script.
         facts: in the file.
     """
-    size = _AS_THEY_ARE if facts.resize is None else _RESIZED
-    return _SCRIPT.format(
+    given, runtime = facts.given, "onnxruntime" if kind == "onnx" else "torch"
+    of_images = isinstance(given, ImageInput)
+    outputs, shown = _shown(facts, kind)
+    values = "pixels" if of_images else "numpy.array([values])"
+    filled = {
+        "runtime": runtime,
+        "open": _OPEN[kind].format(file=file),
+        "outputs": outputs,
+        "run": _RUN[kind].format(name=given.name, values=values),
+        "shown": shown,
+    }
+    if isinstance(given, ImageInput):
+        size = _AS_THEY_ARE if given.resize is None else _RESIZED
+        filled |= {
+            "mode": "L" if given.channels == 1 else "RGB",
+            "channels": ", None]" if given.channels == 1 else "].transpose(0, 3, 1, 2)",
+            "size": size.format(height=given.height, width=given.width, side=given.resize),
+        }
+    text = (_IMAGES if of_images else _ROWS).format(**filled)
+    heading = _DOC.format(
+        what=f"Predict {'image files' if of_images else 'the rows of a table'}",
         script=ascii(script).replace('"', '\\"'),
-        needs=f"{_RUNTIME[kind]}, numpy and pillow",
-        runtime=_RUNTIME[kind],
-        file=file,
-        read=_READ[kind],
-        predict=_PREDICT[kind],
-        mode="L" if facts.channels == 1 else "RGB",
-        size=size.format(height=facts.height, width=facts.width, side=facts.resize),
-        height=facts.height,
-        width=facts.width,
-        channels=facts.channels,
+        arguments="IMAGE ..." if of_images else "TABLE.csv",
+        needs=f"{runtime}, numpy and pillow" if of_images else f"{runtime} and numpy",
     )
+    return heading + text
+
+
+def _shown(facts: Facts, kind: Format) -> tuple[str, str]:
+    """Return the variables of the outputs, and what is printed of them."""
+    if facts.task == "regression":
+        outputs = "[mean], [variance]"
+        return outputs, 'dict(zip(facts["targets"], zip(mean.tolist(), variance.tolist())))'
+    outputs = "[[probs]]" if kind == "onnx" else "[probs]"
+    if facts.task in OF_CLASSES:
+        return outputs, 'facts["classes"][probs.argmax()], f"{probs.max():.6f}"'
+    return outputs, 'dict(zip(facts["labels"], probs.tolist()))'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fge.ensemble import Deployed
+from fge.ensemble import DeployedGaussian, DeployedNetworks
 from fge.errors import UserError, missing_package
 from fge.export.facts import FACTS
 from fge.export.program import BATCH, exported_program, quiet
@@ -23,7 +23,8 @@ from fge.networks import state_bytes
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 TOLERANCE = 1e-5
-"""How far a prediction of a file may be from the ensemble's."""
+"""How far a prediction of a file may be from the ensemble's: a probability, or a number over 1 or
+the largest one."""
 HALF_TOLERANCE = 1e-2
 """The same for networks in half precision, whose numbers have 11 bits."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -34,11 +35,13 @@ _MOST_BYTES = 2**31 - 1
 """A file of ONNX is one message of protobuf, which can be no longer."""
 _ONNX_ERRORS = 3
 """ONNX Runtime's level of messages that leaves out warnings."""
-Predict = Callable[[Tensor], Tensor]
+Outputs = Tensor | tuple[Tensor, ...]
+Predict = Callable[[Tensor], Any]
+"""Returns what the module in the file returns: a tensor, or a tuple of them."""
 
 
 def save(
-    deployed: Deployed,
+    deployed: DeployedNetworks,
     path: str | Path,
     example: Tensor,
     *,
@@ -49,17 +52,18 @@ def save(
     """Write a deployable ensemble as one file for other programs, complete and compared, or not.
 
     The file takes batches of any size. Before it is written, it predicts the example, whole and
-    one by one, and the predictions are compared: within 1e-5, in half precision 1e-2.
+    one by one, and the predictions are compared: within 1e-5, in half precision 1e-2. Differences
+    of numbers that are no probabilities are relative to the largest of them, if that is above 1.
 
     Args:
-        deployed: from :meth:`fge.Ensemble.deployable`.
+        deployed: from :meth:`fge.Ensemble.deployable`, with or without its ``with_variance``.
         path: ends in ``.onnx``, or in ``.pt2`` for a program that ``torch.export.load`` reads.
         example: inputs (N, ...) of two examples or more, of the shape and dtype that the file shall
             take.
         facts: any text, such as JSON with the names of the classes. In an ONNX file it is the
             metadata ``facts``, in a program the extra file ``facts``.
         input_name: of the input of an ONNX file. Its output is ``probabilities``, or
-            ``predictions`` for other outputs.
+            ``predictions`` for other outputs; a second one is ``variance``.
         overwrite: replace a file that is there.
 
     Raises:
@@ -78,13 +82,15 @@ def save(
 
 
 def encoded(
-    deployed: Deployed,
+    deployed: DeployedNetworks,
     example: Tensor,
     kind: Format,
     *,
     facts: str = "",
     input_name: str = "inputs",
-    expected: Tensor | None = None,
+    output_names: Sequence[str] = (),
+    expected: Sequence[Tensor] = (),
+    units: Sequence[Tensor] = (),
 ) -> bytes:
     """Return the bytes of an exported file, after comparing its predictions; see :func:`save`.
 
@@ -94,7 +100,9 @@ def encoded(
         kind: of the file.
         facts: any text.
         input_name: of an ONNX file.
-        expected: predictions (N, ...) for the example; by default those of ``deployed``.
+        output_names: of an ONNX file; by default as of :func:`save`.
+        expected: each output (N, ...) for the example; by default those of ``deployed``.
+        units: of each output, what its differences are divided by; by default as of :func:`save`.
 
     Raises:
         UserError: as :func:`save`.
@@ -110,9 +118,11 @@ def encoded(
         data = _program_bytes(program, facts)
         predict = program_reader(data)
     else:
-        data = _onnx_bytes(program, facts, input_name, _output_name(deployed))
+        data = _onnx_bytes(program, facts, input_name, output_names or _output_names(deployed))
         predict = onnx_reader(data)
-    _compare(predict, example, own if expected is None else expected, _tolerance(deployed))
+    wanted = expected or own
+    units = units or [_unit(values, probable=deployed.outputs.probable) for values in wanted]
+    _compare(predict, example, wanted, [_tolerance(deployed) * unit for unit in units])
     return data
 
 
@@ -129,7 +139,7 @@ def check_packages(kind: Format) -> None:
             raise missing_package("an ONNX file", package, error, extra="onnx") from None
 
 
-def check_size(deployed: Deployed) -> None:
+def check_size(deployed: DeployedNetworks) -> None:
     """Check that all members fit into a file of ONNX.
 
     Raises:
@@ -148,9 +158,9 @@ def program_reader(data: bytes) -> Predict:
     with quiet():
         module = torch.export.load(io.BytesIO(data)).module()
 
-    def predict(inputs: Tensor) -> Tensor:
+    def predict(inputs: Tensor) -> Outputs:
         with torch.no_grad():
-            return cast(Tensor, module(inputs))
+            return cast(Outputs, module(inputs))
 
     return predict
 
@@ -165,17 +175,23 @@ def onnx_reader(data: bytes) -> Predict:
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def predict(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(None, {name: inputs.numpy()})[0]))
+    def predict(inputs: Tensor) -> Outputs:
+        found = session.run(None, {name: inputs.numpy()})
+        outputs = tuple(torch.from_numpy(np.asarray(values)) for values in found)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return predict
 
 
-def _predicted(deployed: Deployed, example: Tensor) -> Tensor:
-    """Return the predictions for the example, in which an error is easier to understand."""
+def _each(outputs: Outputs) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def _predicted(deployed: DeployedNetworks, example: Tensor) -> tuple[Tensor, ...]:
+    """Return the outputs for the example, in which an error is easier to understand."""
     try:
         with torch.no_grad():
-            return cast(Tensor, deployed(example))
+            return _each(deployed(example))
     except UserError:
         raise
     except Exception as error:  # of many kinds, the model's
@@ -196,7 +212,7 @@ def _program_bytes(program: ExportedProgram, facts: str) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx_bytes(program: ExportedProgram, facts: str, given: str, returned: str) -> bytes:
+def _onnx_bytes(program: ExportedProgram, facts: str, given: str, returned: Sequence[str]) -> bytes:
     try:
         with quiet():
             found: Any = torch.onnx.export(
@@ -204,7 +220,7 @@ def _onnx_bytes(program: ExportedProgram, facts: str, given: str, returned: str)
                 dynamo=True,
                 opset_version=_OPSET,
                 input_names=[given],
-                output_names=[returned],
+                output_names=list(returned),
                 dynamic_shapes=({0: BATCH},),
                 verbose=False,
             )
@@ -228,41 +244,58 @@ def _forget_the_machine(graph: Any) -> None:
                 _forget_the_machine(inner)
 
 
-def _output_name(deployed: Deployed) -> str:
-    return "probabilities" if deployed.outputs.probable else "predictions"
+def _output_names(deployed: DeployedNetworks) -> list[str]:
+    if isinstance(deployed, DeployedGaussian):
+        return ["predictions", "variance"]
+    return ["probabilities" if deployed.outputs.probable else "predictions"]
 
 
-def _tolerance(deployed: Deployed) -> float:
+def _tolerance(deployed: DeployedNetworks) -> float:
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in deployed.parameters())
     return HALF_TOLERANCE if half else TOLERANCE
 
 
-def _compare(predict: Predict, example: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Check the predictions of a file, for batches of one example and of several.
+def _unit(values: Tensor, *, probable: bool) -> Tensor:
+    """Return what differences of an output are divided by: 1, or its largest number."""
+    largest = values.double().abs().max()
+    return torch.ones_like(largest) if probable else largest.clamp(min=1)
+
+
+def _compare(
+    predict: Predict, example: Tensor, expected: Sequence[Tensor], tolerances: Sequence[Tensor]
+) -> None:
+    """Check the outputs of a file, for batches of one example and of several.
 
     Raises:
         UserError: they are not those expected.
     """
     try:
-        found = [predict(example), torch.cat([predict(row[None]) for row in example])]
+        rows = [_each(predict(row[None])) for row in example]
+        found = [_each(predict(example)), [torch.cat(each) for each in zip(*rows, strict=True)]]
     except Exception as error:  # of many kinds, the runtime's
         raise UserError(
             f"the exported file does not run: {_reason(error)}; nothing was written"
         ) from error
-    for predictions in found:
-        if not bool(torch.isfinite(predictions).all()):
-            raise UserError(
-                "the exported file predicts numbers that are not finite; nothing was written; "
-                "export in full precision"
-            )
-        if predictions.shape != expected.shape:
-            raise UserError(
-                f"the exported file gives {tuple(predictions.shape)} and the ensemble "
-                f"{tuple(expected.shape)}; nothing was written"
-            )
-        apart = float((predictions.double() - expected.double()).abs().max())
-        if apart > tolerance:
-            raise UserError(
-                f"the exported file predicts something else than the ensemble: they differ by "
-                f"{apart:.2g}, more than {tolerance:g}; nothing was written"
-            )
+    for outputs in found:
+        for values, wanted, tolerance in zip(outputs, expected, tolerances, strict=True):
+            _compare_one(values, wanted, tolerance)
+
+
+def _compare_one(predictions: Tensor, expected: Tensor, tolerance: Tensor) -> None:
+    """Check one output of a file, to a tolerance of one number or one for each column."""
+    if not bool(torch.isfinite(predictions).all()):
+        raise UserError(
+            "the exported file predicts numbers that are not finite; nothing was written; "
+            "export in full precision"
+        )
+    if predictions.shape != expected.shape:
+        raise UserError(
+            f"the exported file gives {tuple(predictions.shape)} and the ensemble "
+            f"{tuple(expected.shape)}; nothing was written"
+        )
+    apart = (predictions.double() - expected.double()).abs()
+    if bool((apart > tolerance).any()):
+        raise UserError(
+            f"the exported file predicts something else than the ensemble: they differ by "
+            f"{float(apart.max()):.2g}, more than {float(tolerance.min()):g}; nothing was written"
+        )

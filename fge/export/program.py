@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fge.ensemble import Deployed
+from fge.ensemble import DeployedNetworks
 from fge.errors import UserError
 
 BATCH = "batch"
@@ -27,7 +27,7 @@ _TRACES = ("stack_trace", "from_node")
 """What nodes of a graph know of the machine that traced it: paths and lines of code."""
 
 
-def exported_program(deployed: Deployed, example: Tensor) -> ExportedProgram:
+def exported_program(deployed: DeployedNetworks, example: Tensor) -> ExportedProgram:
     """Return the graph of a deployable ensemble, which takes batches of any size.
 
     Args:

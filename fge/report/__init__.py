@@ -18,7 +18,12 @@ from fge.report.charts import (
     lines_chart,
     methods_chart,
 )
-from fge.report.classes import ClassCounts, add_classes, with_balanced_error
+from fge.report.classes import (
+    ClassCounts,
+    add_classes,
+    errors_table,
+    with_balanced_error,
+)
 from fge.report.console import (
     ConsoleObserver,
 )
@@ -36,6 +41,7 @@ from fge.report.curves import (
     strategy_table,
 )
 from fge.report.escaping import csv_text, markdown_name, plain_name
+from fge.report.examples import add_gallery, add_pictures, row_cells
 from fge.report.facts import (
     dataset_facts,
     environment_facts,
@@ -82,6 +88,7 @@ from fge.report.page import (
 from fge.report.palette import (
     colour_of,
 )
+from fge.report.pictures import SHOWN
 from fge.report.planes import (
     line_chart,
     line_table,
@@ -138,7 +145,6 @@ from fge.report.training import (
 )
 from fge.report.uncertainty import (
     COVERAGE,
-    add_gallery,
     add_uncertainty,
     conformal_facts,
     information_chart,
@@ -156,6 +162,7 @@ __all__ = [
     "OTHER_COLUMNS",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",
+    "SHOWN",
     "UNITS",
     "VALIDATION",
     "Bars",
@@ -183,6 +190,7 @@ __all__ = [
     "TensorBoardObserver",
     "add_classes",
     "add_gallery",
+    "add_pictures",
     "add_reliability",
     "add_training",
     "add_uncertainty",
@@ -207,6 +215,7 @@ __all__ = [
     "ensemble_chart",
     "ensemble_results",
     "environment_facts",
+    "errors_table",
     "find_dynamics",
     "information_chart",
     "line_chart",
@@ -237,6 +246,7 @@ __all__ = [
     "regime_section",
     "reliability_chart",
     "result_of",
+    "row_cells",
     "run_facts",
     "save_figure",
     "sharpness_table",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,26 +25,34 @@ MOST_CONFUSIONS = 20
 IMBALANCED = 2.0
 """The ratio of the sizes of classes from which the balanced error is a column of its own."""
 _NOT_SHOWN = ("best-snapshot", "fold")
+_ERRORS = "Error in percent of the test {example}s of a class."
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Training and test images of each class (C,), with the names of the classes."""
+    """Training and test images, or rows, of each class (C,), with the names of the classes."""
 
     names: tuple[str, ...]
     train: NDArray[np.int64]
     test: NDArray[np.int64]
+    example: str = "image"
 
     @classmethod
     def of(cls, dataset: Dataset) -> ClassCounts:
         """Return the counts of a data set."""
         if dataset.target.task not in OF_CLASSES:
             none = np.zeros(len(dataset.classes), np.int64)
-            return cls(tuple(dataset.classes), none, none)
+            return cls(tuple(dataset.classes), none, none, dataset.example)
         parts = (dataset.train, dataset.test)
         classes = len(dataset.classes)
         train, test = (np.bincount(p.labels.cpu().numpy(), minlength=classes) for p in parts)
-        return cls(tuple(dataset.classes), train, test)
+        return cls(tuple(dataset.classes), train, test, dataset.example)
+
+    @property
+    def sizes(self) -> str:
+        """The sizes of the classes, as the beginning of a sentence."""
+        few, many = self.train.min(), self.train.max()
+        return f"The classes have from {few} to {many} training {self.example}s"
 
     @property
     def imbalanced(self) -> bool:
@@ -70,26 +78,33 @@ def _confusion(result: MethodResult, test: PredictionFile) -> NDArray[np.int64]:
 
 
 def add_classes(
-    report: ReportBuilder, results: Sequence[MethodResult], test: PredictionFile, dataset: Dataset
+    report: ReportBuilder,
+    results: Sequence[MethodResult],
+    test: PredictionFile,
+    dataset: Dataset,
+    main: str | None = None,
 ) -> None:
-    """Add the errors by class of a run's best lines, and the confusion matrix of the last.
+    """Add the errors by class of a run's best lines, and the confusion matrix of one of them.
 
     Args:
         report: gets two tables, a sentence where the classes differ in size, and facts.
         results: the lines of the run; of each name the last, largest ensemble is shown.
         test: the test predictions of their members.
         dataset: of the run.
+        main: the name of the line whose matrix is shown, by default that with the most members.
     """
     if not test.task.of_classes:
         return
     counts = ClassCounts.of(dataset)
     shown = list({r.name: r for r in results if r.name not in _NOT_SHOWN}.values())
     matrices = [_confusion(result, test) for result in shown]
-    main = _main(shown)
-    report.table(class_table(counts, shown, matrices))
-    report.table(confusion_table(counts, shown[main], matrices[main]))
+    names = [r.name if r.members == 1 else f"{r.name} ({r.members})" for r in shown]
+    k = _main(shown) if main is None else [r.name for r in shown].index(main)
+    errors = map(metrics.class_errors, matrices)
+    report.table(errors_table(counts, dict(zip(names, errors, strict=True)), names[k]))
+    report.table(confusion_table(counts, shown[k], matrices[k]))
     if counts.imbalanced:
-        report.say(class_verdict(counts, shown[main], matrices[main]))
+        report.say(class_verdict(counts, shown[k], matrices[k]))
     report.facts(classes=class_facts(counts, shown, matrices))
 
 
@@ -121,17 +136,27 @@ def class_facts(
     }
 
 
-def class_table(
+def errors_table(
     counts: ClassCounts,
-    results: Sequence[MethodResult],
-    matrices: Sequence[NDArray[np.int64]],
+    columns: Mapping[str, NDArray[np.float64]],
+    main: str,
+    *,
+    title: str = "Errors by class",
+    note: str = _ERRORS,
 ) -> Table:
-    """Return the table of errors by class; the last row is their mean."""
-    errors = [metrics.class_errors(matrix) for matrix in matrices]
+    """Return a table of errors by class; the last row is their mean.
+
+    Args:
+        counts: of the classes.
+        columns: of each heading, the errors in percent (C,), NaN without test images.
+        main: the heading whose largest errors are shown of many classes.
+        title: of the table.
+        note: what the errors are.
+    """
     order = np.arange(len(counts.names))
-    note = "Error in percent of the test images of a class; balanced is their mean."
+    note = f"{note.format(example=counts.example)} Balanced is the mean over the classes."
     if len(order) > MOST_CLASSES:
-        worst = np.argsort(-np.nan_to_num(errors[_main(results)]), kind="stable")
+        worst = np.argsort(-np.nan_to_num(columns[main]), kind="stable")
         order = worst[:MOST_CLASSES]
         note += f" The {MOST_CLASSES} of {len(worst)} classes with the largest errors are shown."
     rows = [
@@ -139,14 +164,13 @@ def class_table(
             plain_name(counts.names[k]),
             str(counts.train[k]),
             str(counts.test[k]),
-            *("" if np.isnan(column[k]) else f"{column[k]:.2f}" for column in errors),
+            *("" if np.isnan(errors[k]) else f"{errors[k]:.2f}" for errors in columns.values()),
         ]
         for k in order
     ]
-    means = [f"{metrics.balanced_error(matrix):.2f}" for matrix in matrices]
+    means = [f"{np.nanmean(errors):.2f}" for errors in columns.values()]
     rows.append(["balanced (mean)", str(counts.train.sum()), str(counts.test.sum()), *means])
-    names = [r.name if r.members == 1 else f"{r.name} ({r.members})" for r in results]
-    return Table("Errors by class", ["class", "training", "test", *names], rows, note)
+    return Table(title, ["class", "training", "test", *columns], rows, note)
 
 
 def confusion_table(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.int64]) -> Table:
@@ -155,14 +179,15 @@ def confusion_table(counts: ClassCounts, result: MethodResult, matrix: NDArray[n
     names = [plain_name(name) for name in counts.names]
     if len(names) <= MOST_CLASSES:
         rows = [[name, *map(str, row)] for name, row in zip(names, matrix.tolist(), strict=True)]
-        note = f"Test images of {of}: rows are true classes, columns predicted ones."
+        note = f"Test {counts.example}s of {of}: rows are true classes, columns predicted ones."
         return Table("Confusion matrix", ["true \\ predicted", *names], rows, note)
     wrong = matrix - np.diag(np.diag(matrix))
     most = [k for k in np.argsort(-wrong, axis=None, kind="stable") if wrong.flat[k]]
     pairs = [divmod(int(k), len(names)) for k in most[:MOST_CONFUSIONS]]
     rows = [[names[true], names[said], str(wrong[true, said])] for true, said in pairs]
-    note = f"Test images of {of}: the most frequent mistakes; report.json has the whole matrix."
-    return Table("Confusions", ["true", "predicted", "images"], rows, note)
+    what = f"{counts.example}s"
+    note = f"Test {what} of {of}: the most frequent mistakes; report.json has the whole matrix."
+    return Table("Confusions", ["true", "predicted", what], rows, note)
 
 
 def class_verdict(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.int64]) -> str:
@@ -170,9 +195,8 @@ def class_verdict(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.
     errors = metrics.class_errors(matrix)
     worst = int(np.nanargmax(errors))
     return (
-        f"The classes have from {counts.train.min()} to {counts.train.max()} training images: the "
-        f"error of `{result.name}` is {result.error:.2f} %, and its balanced error, the mean over "
-        f"the classes, {metrics.balanced_error(matrix):.2f} %. Class "
+        f"{counts.sizes}: the error of `{result.name}` is {result.error:.2f} %, and its balanced "
+        f"error, the mean over the classes, {metrics.balanced_error(matrix):.2f} %. Class "
         f"{plain_name(counts.names[worst])} has the largest error, {errors[worst]:.2f} % of "
-        f"{counts.test[worst]} test images."
+        f"{counts.test[worst]} test {counts.example}s."
     )

@@ -16,6 +16,7 @@ from fge.report.pictures import least_certain
 UNCERTAIN = 20
 """Images in the table of the least certain ones."""
 _BINS = 20
+Columns = Callable[[NDArray[np.int64]], Mapping[str, Sequence[str]]]
 
 
 def predictions_verdict(probs: NDArray[np.float64], what: str, example: str = "image") -> list[str]:
@@ -66,6 +67,7 @@ def uncertain_table(
     classes: Sequence[str],
     example: str = "image",
     more: Mapping[str, Callable[[int], str]] | None = None,
+    columns: Columns | None = None,
 ) -> Table:
     """Return the images with the lowest largest probability, the least certain first.
 
@@ -75,19 +77,22 @@ def uncertain_table(
         classes: names of the C classes.
         example: what was predicted: image or row.
         more: by heading, the cells of further columns.
+        columns: returns, by heading, the values of some rows of a table.
     """
     mixed = entropy(probs)
-    columns = dict(more or {})
+    cells_of, order = dict(more or {}), least_certain(probs, UNCERTAIN)
+    given = columns(order) if columns else {}
     rows = []
-    for image in least_certain(probs, UNCERTAIN):
+    for place, image in enumerate(order):
         first, *others = np.argsort(-probs[image], kind="stable")[:2]
-        cells = [names[image], classes[first], f"{probs[image, first]:.3f}"]
+        own = [values[place] for values in given.values()]
+        cells = [names[image], *own, classes[first], f"{probs[image, first]:.3f}"]
         second = [classes[label] for label in others] or ["-"]
         found = [f"{probs[image, label]:.3f}" for label in others] or ["-"]
         rows.append([*cells, *second, *found, f"{mixed[image]:.3f}"])
-        rows[-1] += [cell(int(image)) for cell in columns.values()]
-    headings = [example, "class", "probability", "next class", "its probability", "entropy"]
-    return Table(f"The least certain {example}s", [*headings, *columns], rows)
+        rows[-1] += [cell(int(image)) for cell in cells_of.values()]
+    headings = [example, *given, "class", "probability", "next class", "its probability", "entropy"]
+    return Table(f"The least certain {example}s", [*headings, *cells_of], rows)
 
 
 def confidence_chart(probs: NDArray[np.float64], example: str = "image") -> Chart:

@@ -1,4 +1,4 @@
-"""How far predictions can be trusted: rejection, conformal sets, and the least certain images."""
+"""How far predictions can be trusted: rejection, conformal sets, the least certain examples."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fge import metrics
 from fge.config import FGE
-from fge.data import Split
+from fge.data import Split, TableFacts
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, SetCoverage
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Bars, Chart, Panel, Series, lines_chart
+from fge.report.examples import add_least_certain
 from fge.report.methods import MethodResult
 from fge.report.page import Table
-from fge.report.pictures import SHOWN, captions, least_certain
 from fge.report.reliability import FEWEST, drawn
 
 COVERAGE = 0.9
@@ -29,12 +28,10 @@ REJECTION_CAPTION = (
     f"probability; parts of fewer than {FEWEST} {{0}}s are left out"
 )
 TITLE = "Rejection and conformal sets"
-GALLERY = "Pictures of the least certain images"
 _POINTS = 100
 _SIZES = 10
 """Sizes of sets that have a row each."""
 _BINS = 20
-_IMAGE_SIDES = 4
 Array = NDArray[np.float64]
 
 
@@ -85,69 +82,48 @@ def add_uncertainty(
     split: Split,
     classes: Sequence[str],
     example: str = "image",
+    table: TableFacts | None = None,
 ) -> None:
-    """Add rejection, conformal sets and the least certain test images of a run's best lines.
+    """Add rejection, conformal sets and the least certain test examples of a run's best lines.
 
-    Where the targets are no classes, nothing is added.
+    Where the targets are no classes, only the examples are added.
 
     Args:
-        report: gets a table, the chart ``rejection.png``, a sentence, pictures and facts.
+        report: gets tables, the chart ``rejection.png``, a sentence, pictures and facts.
         results: the lines of the run; of each name the last, largest ensemble is shown.
         test: the test predictions of their members.
         val: the validation predictions, for the thresholds of conformal sets.
         split: the test images, of which only the least certain are read.
         classes: names of the classes.
         example: what the split holds: image or row.
+        table: the columns, if these are rows of a table.
     """
-    if not test.task.of_classes:
-        return
     shown = drawn(results)
+    if not shown:
+        return
+    main = int(np.argmax([result.members for result in shown]))
+    if test.task.of_classes:
+        _add_doubts(report, shown, main, test, val, example)
+    add_least_certain(report, shown[main], test, split, classes, table)
+
+
+def _add_doubts(
+    report: ReportBuilder,
+    shown: Sequence[MethodResult],
+    main: int,
+    test: PredictionFile,
+    val: PredictionFile | None,
+    example: str,
+) -> None:
+    """Add rejection and conformal sets of the lines that are shown."""
     doubts = [doubt_of(result, test, val) for result in shown]
     report.table(doubt_table(doubts, len(test.targets), example))
     curves = [rejection_series(result, test) for result in shown]
     if any(curve.x for curve in curves):
         caption = REJECTION_CAPTION.format(example)
         report.chart("rejection.png", rejection_chart(curves, example), caption)
-    main = int(np.argmax([result.members for result in shown]))
     report.say(doubt_verdict(doubts[main], len(test.targets), example))
     report.facts(uncertainty={"coverage": COVERAGE, "methods": [d.facts() for d in doubts]})
-    members = shown[main].member_names
-    figures = metrics.uncertainty(test.probabilities(name) for name in members)
-    if len(members) == 1:  # its own mean: there is nothing to disagree on
-        del figures["mutual_information"]
-    whose = f"`{shown[main].name}`" + (f" ({len(members)} members)" if len(members) > 1 else "")
-    note = f"The test images to which {whose} gives the lowest largest probability; in nats."
-    add_gallery(report, split, figures, classes, note=note, targets=test.targets)
-
-
-def add_gallery(
-    report: ReportBuilder,
-    split: Split,
-    figures: dict[str, Array],
-    classes: Sequence[str],
-    *,
-    note: str,
-    targets: NDArray[np.int64] | None = None,
-    names: Sequence[str] | None = None,
-) -> None:
-    """Show the images of a split that are the least certain, if they are images.
-
-    Args:
-        report: gets at most ``SHOWN`` pictures.
-        split: of the images, of which only these are read.
-        figures: of all images, as :func:`fge.report.captions` takes them.
-        classes: names of the classes.
-        note: says of what they are.
-        targets: the true classes, if they are known.
-        names: of the images, if they have any.
-    """
-    if len(split.shape) != _IMAGE_SIDES:
-        return
-    index = least_certain(figures["mean"], SHOWN)
-    texts = captions(index, figures, classes, targets=targets, names=names)
-    images = split.take(torch.from_numpy(index)).numpy()
-    files = [f"uncertain-{number:02d}.png" for number in range(1, len(index) + 1)]
-    report.gallery(GALLERY, list(zip(files, images, texts, strict=True)), note)
 
 
 def doubt_of(result: MethodResult, test: PredictionFile, val: PredictionFile | None) -> Doubt:

@@ -1,6 +1,6 @@
 """Tasks: what is predicted, by which loss, and by which figures that is judged."""
 
-from fge.tasks.base import ERROR, Measure, PerExample, Task
+from fge.tasks.base import BALANCED, ERROR, Column, Measure, PerExample, Task
 from fge.tasks.choice import make_task, task_of
 from fge.tasks.classes import MANY_CLASSES, Binary, Classification, both_classes
 from fge.tasks.labels import Multilabel
@@ -8,11 +8,13 @@ from fge.tasks.losses import BinaryCrossEntropy, SquaredError, label_cross_entro
 from fge.tasks.numbers import Regression
 
 __all__ = [
+    "BALANCED",
     "ERROR",
     "MANY_CLASSES",
     "Binary",
     "BinaryCrossEntropy",
     "Classification",
+    "Column",
     "Measure",
     "Multilabel",
     "PerExample",

@@ -68,6 +68,7 @@ NLL, BRIER, ECE = (
     ("brier", "Brier", "{:.4f}"),
     ("ece", "ECE", "{:.4f}"),
 )
+BALANCED = ("balanced_error", "balanced %", "{:.2f}")
 RANKINGS = (("auroc", "AUROC", "{:.4f}"), ("average_precision", "AP", "{:.4f}"))
 
 

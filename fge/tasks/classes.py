@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fge import metrics
 from fge.config import CLASSIFICATION, TaskName
 from fge.networks import ForwardFn, LossFn, Output, call_model
-from fge.tasks.base import BRIER, ECE, NLL, RANKINGS, Array, Column, PerExample, Task
+from fge.tasks.base import BALANCED, BRIER, ECE, NLL, RANKINGS, Array, Column, PerExample, Task
 from fge.tasks.losses import BinaryCrossEntropy
 
 _ERROR = ("error", "error", "{:.2f}")
@@ -127,9 +127,7 @@ class Binary(Classification):
 
     name: ClassVar[TaskName] = "binary"
     columns: ClassVar[tuple[Column, ...]] = (_ERROR, NLL, BRIER, ECE, *RANKINGS)
-    more: ClassVar[tuple[Column, ...]] = (
-        *(("balanced_error", "balanced %", "{:.2f}"), *Classification.more, *RANKINGS),
-    )
+    more: ClassVar[tuple[Column, ...]] = (*(BALANCED, *Classification.more, *RANKINGS),)
     units: ClassVar[str] = (
         "Error is in percent, NLL in nats per {example}; Brier is (p - y)² of the second class; "
         "ECE is a fraction (15 bins); AUROC and average precision (AP) are those of the "
@@ -197,7 +195,7 @@ def both_classes(outputs: Tensor) -> Tensor:
     >>> both_classes(torch.tensor([[0.0], [50.0]])).tolist()[0]
     [0.5, 0.5]
     """
-    logits = outputs.reshape(len(outputs))
+    logits = outputs.reshape(outputs.shape[0])
     return torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
 
 

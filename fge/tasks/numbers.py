@@ -65,7 +65,7 @@ class Regression(Task):
     def restored(self, outputs: Tensor) -> Tensor:
         """Return predictions (N, K) in the targets' units from standardised outputs."""
         mean, std = self._statistics(outputs.device)
-        return outputs.reshape(len(outputs), -1).double() * std + mean
+        return outputs.reshape(outputs.shape[0], -1).double() * std + mean
 
     def loss(self, device: torch.device) -> LossFn:
         """Return the squared error of standardised targets."""

@@ -217,7 +217,7 @@ def csgld_recipe(config: MethodConfig) -> Recipe:
         usual,
         name="csgld",
         optimizer="sgld",
-        lr=config.csgld_lr,
+        lr=config.csgld_base_lr,
         momentum=0.0,
         description=description,
     )

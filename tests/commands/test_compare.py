@@ -64,6 +64,26 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compare(CompareConfig(**options(data, tmp_path_factory.mktemp("compare") / "out")))
 
 
+def test_errors_by_class_are_those_of_the_predictions(data: Path, finished: Path) -> None:
+    true = load_dataset(str(data), val_fraction=0.25).test.labels.numpy()
+    found = []
+    for seed in (0, 1):
+        (folder,) = (f for f in (finished / "runs").glob(f"*sse*-s{seed}") if f.is_dir())
+        with np.load(folder / "predictions" / "test.npz") as stored:
+            names = stored["members"].tolist()
+            own = [stored["probabilities"][names.index(f"sse-000{k}")] for k in (1, 2)]
+        said = np.mean(own, axis=0, dtype=float).argmax(axis=1)
+        found.append([100 * np.mean(said[true == c] != c) for c in range(3)])
+    classes = json.loads((finished / "compare.json").read_text())["classes"]
+    line = next(line for line in classes["methods"] if line["name"] == "sse")
+    assert line["errors"] == pytest.approx(np.mean(found, axis=0))
+    assert line["balanced_error"] == pytest.approx(np.mean(found))
+    text = (finished / "compare.md").read_text()
+    assert "## Errors by class at 1 B (4 epochs)" in text
+    assert "balanced %" not in text
+    assert "Errors by class" in (finished / "report.html").read_text()
+
+
 def command_line(values: dict[str, Any]) -> list[str]:
     words = [sys.executable, str(ROOT / "cli.py"), "compare"]
     for name, value in values.items():

@@ -118,6 +118,23 @@ def test_each_line_of_the_report_has_its_cost(ended: Path) -> None:
     assert all(m["weight_bytes"] == size * m["members"] for m in methods(ended).values())
 
 
+def test_errors_by_class_and_the_matrix_of_the_curve_are_shown(ended: Path) -> None:
+    with np.load(ended / "predictions" / "test.npz") as stored:
+        names, true = stored["members"].tolist(), stored["targets"]
+        found = stored["probabilities"]
+    classes = {line["name"]: line for line in report(ended)["classes"]["methods"]}
+    for name, line in ((m["name"], m) for m in methods(ended).values()):
+        own = [found[names.index(member)] for member in line["member_names"]]
+        said = np.mean(own, axis=0, dtype=float).argmax(axis=1)
+        wrong = [100 * np.mean(said[true == c] != c) for c in range(3)]
+        assert classes[name]["errors"] == pytest.approx(wrong)
+        assert line["balanced_error"] == pytest.approx(np.mean(wrong))
+    text = (ended / "report.md").read_text()
+    assert "## Errors by class" in text
+    assert "Test images of `curve`, 5 members: rows are true classes" in text
+    assert "| balanced |" not in text, "the classes are of equal size"
+
+
 def test_its_networks_are_those_of_the_method_average(
     ended: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -253,8 +270,8 @@ def test_all_strategies_share_one_first_network_and_one_table(data: Path, tmp_pa
     assert [pair["name"] for pair in report(folder)["pairs"]] == pairs
     assert len(methods(folder)) == 7 * 7
     page = (folder / "report.md").read_text()
-    table = page[page.index("## Training strategies") :]
-    assert table.count("\n## ") == 0  # it comes last
+    table, following, *_ = page[page.index("## Training strategies") :].split("\n## ")
+    assert following.startswith("Errors by class")
     rows = [line for line in table.splitlines() if line.startswith("| G-1--")]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == pairs
     networks = {name: load_file(network(folder, f"{name}-2")) for name in "GBDEF"}

@@ -223,22 +223,6 @@ def test_runs_without_an_ensemble_are_refused(
     )
 
 
-@pytest.mark.parametrize(
-    ("facts", "what"), [({"task": "regression"}, "task 'regression'"), ({"table": {}}, "a table")]
-)
-def test_runs_that_do_not_classify_images_are_refused(
-    run: Path, facts: dict[str, Any], what: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change(run)
-    file = run / "config.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "dataset": {**content["dataset"], **facts}}))
-    assert fails(capsys, export(run)) == (
-        f"export takes runs that classify images, and {run} is one of {what}; in Python, "
-        "fge.export.save writes any ensemble"
-    )
-
-
 def test_a_missing_package_is_named_with_its_extra(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

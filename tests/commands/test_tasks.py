@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fge import metrics
 from fge.commands.predict import predict
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, PredictConfig, TrainConfig
-from fge.errors import UserError
+from fge.errors import DivergenceError, UserError
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -82,6 +83,9 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
         assert "balanced" in text
     assert ("--method auto" in text) == (task != "regression")
     assert content["dataset"]["table"]["targets"] == NAMES[task]
+    section = text.split("## The least certain test rows")[1].split("\n## ")[0]
+    assert re.search(r"\| *a *\| *b *\| *colour *\|", section)
+    assert len(re.findall(r"\| (red|blue) ", section)) == 12
 
 
 def test_the_log_of_a_regression_names_its_figure(runs: dict[str, Path]) -> None:
@@ -113,6 +117,8 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         own = [stored[key][k] for k, name in enumerate(names) if name.startswith("fge-")]
         tested = np.mean(np.array(own, dtype=float), axis=0)
         said, kept = found[key], found[f"member_{key}"]
+    page = (out / "report.md").read_text()
+    assert re.search(r"\| *row *\| *a *\| *b *\| *colour *\|", page), "the least certain ones"
     # Each test row is among all rows.
     nearest = np.abs(said[None] - tested[:, None]).reshape(len(tested), COUNT, -1).max(-1).min(1)
     assert nearest.max() < 1e-3 * max(1.0, np.abs(tested).max())
@@ -318,3 +324,17 @@ def test_methods_are_compared(table: Path, tmp_path: Path) -> None:
     assert "24 test rows" in text
     assert "image" not in text
     assert " error" not in text.lower().replace("squared error", "")
+
+
+def test_csgld_has_a_rate_at_which_a_regression_does_not_diverge(
+    table: Path, tmp_path: Path
+) -> None:
+    options = {**RUN, "epochs": 12, "task": "regression", "target": ("y", "z"), "method": "csgld"}
+    del options["lr"]
+    data = str(table / "regression.csv")
+    run = train(TrainConfig(data=data, out=tmp_path / "run", **options))
+    content = report_of(run)
+    assert content["config"]["csgld_lr"] == 0.03
+    assert next(m for m in content["methods"] if m["name"] == "csgld")["r2"] > 0.2
+    with pytest.raises(DivergenceError, match="lower the learning rates"):
+        train(TrainConfig(data=data, out=tmp_path / "fast", csgld_lr=0.5, **options))

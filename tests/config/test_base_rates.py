@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fge.config import curve_rate_of
+from fge.config import MethodConfig, curve_rate_of
 from fge.config.base import Rates, rates_of
 from fge.networks.build import MODELS
 
@@ -62,3 +62,10 @@ def test_curves_are_fitted_with_the_papers_rates(model: str, rate: float) -> Non
 @pytest.mark.parametrize("model", ["convnets.zoo:make", "vgg16_variants:make"])
 def test_an_own_factory_is_not_taken_for_a_built_in_model(model: str) -> None:
     assert rates_of(model) == USUAL
+
+
+def test_csgld_is_slower_for_a_regression_unless_its_rate_is_given() -> None:
+    assert MethodConfig().csgld_base_lr == 0.5
+    assert MethodConfig(task="binary").csgld_base_lr == 0.5
+    assert MethodConfig(task="regression").csgld_base_lr == 0.03
+    assert MethodConfig(task="regression", csgld_lr=0.5).csgld_base_lr == 0.5

@@ -272,3 +272,35 @@ def test_a_form_may_be_made_by_hand() -> None:
     inputs = torch.randn(2, 2, 8, 8)
     expected = small_net(0)(inputs).softmax(1)
     torch.testing.assert_close(deployed(inputs), expected, rtol=0, atol=ROUNDING)
+
+
+def test_a_regression_says_its_variance_in_double_precision() -> None:
+    ensemble = ensemble_of(output=lambda z: 1e7 + z, width=2)
+    inputs = torch.randn(5, 2, 8, 8)
+    each = ensemble.predict_members([inputs])
+    mean, variance = ensemble.deployable().with_variance([0.5, 2.0])(inputs)
+    assert mean.dtype == variance.dtype == torch.float64
+    torch.testing.assert_close(mean, each.mean(0), rtol=0, atol=1e-5)
+    spread = each.var(0, correction=0)
+    assert float(spread.max()) > 1e-3
+    wanted = spread + torch.tensor([0.5, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(variance, wanted, rtol=1e-5, atol=0)
+    first = ensemble.deployable([0]).with_variance()
+    torch.testing.assert_close(first(inputs)[1], torch.zeros_like(mean), rtol=0, atol=0)
+    program = exported(first.half(), inputs)
+    assert [output.dtype for output in program(inputs[:1])] == [torch.float64] * 2
+
+
+@pytest.mark.parametrize(
+    ("output", "noise", "message"),
+    [
+        ("softmax", [1.0], "with_variance is for a regression, got output='softmax'"),
+        ("identity", [-1.0], r"noise must be finite variances of at least 0, got \[-1.0\]"),
+        ("identity", [], r"noise must be finite variances of at least 0, got \[\]"),
+        ("identity", [float("nan")], "noise must be finite variances"),
+    ],
+)
+def test_variances_that_cannot_be_are_refused(output: Any, noise: Any, message: str) -> None:
+    deployed = ensemble_of(output=output).deployable()
+    with pytest.raises(UserError, match=message):
+        deployed.with_variance(noise)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -15,8 +16,10 @@ from small_ensembles import COUNT, ensemble_of, images_of, small_net, used
 from torch import Tensor, nn
 
 from fge import Deployed, Ensemble, Normalise, export
+from fge.config import TaskName
+from fge.data import Column, Encoder, Table
 from fge.errors import UserError
-from fge.export import files
+from fge.export import Format, files
 from fge.networks import build_model
 from fge.networks.architectures.preresnet import preresnet, wide_resnet
 from fge.networks.architectures.vgg import vgg16
@@ -228,7 +231,7 @@ def test_more_members_than_a_file_holds_are_refused(
 def test_other_devices_and_shapes_are_refused(tmp_path: Path) -> None:
     deployed = deployed_of()
     with pytest.raises(UserError, match=r"gives \(4, 3\) and the ensemble \(4, 1\); nothing was w"):
-        export.encoded(deployed, IMAGES, "pt2", expected=torch.zeros(4, 1))
+        export.encoded(deployed, IMAGES, "pt2", expected=[torch.zeros(4, 1)])
     with pytest.raises(UserError, match=r"^an export is made on the CPU, got meta; use deployed"):
         export.save(deployed.to("meta"), tmp_path / "model.pt2", IMAGES)
 
@@ -259,26 +262,66 @@ def test_numbers_that_overflow_in_half_precision_are_not_written(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_script_holds_whatever_the_file_is_called() -> None:
+def facts_of(task: TaskName, given: export.ImageInput | export.RowInput) -> export.Facts:
+    return export.Facts(task, ("a", "b"), given, (1,), False, "float32", "convnet")
+
+
+IMAGES_IN = {
+    "grey": export.ImageInput(1, 4, 5, (0.0,), (1.0,), None),
+    "resized": export.ImageInput(3, 4, 4, (0.0,) * 3, (1.0,) * 3, 4),
+}
+ROWS_IN = export.RowInput((Column("x"), Column("word", categories=("a", None))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", ["classification", "binary", "multilabel", "regression"])
+@pytest.mark.parametrize("given", [*IMAGES_IN.values(), ROWS_IN], ids=[*IMAGES_IN, "rows"])
+def test_the_script_is_about_ten_plain_lines_whatever_the_file_is_called(
+    kind: Format, task: TaskName, given: export.ImageInput | export.RowInput
+) -> None:
     name = 'a\'b"""c\\d\n.onnx'
-    facts = export.Facts(
-        classes=("a", "b"),
-        channels=1,
-        height=4,
-        width=5,
-        mean=(0.0,),
-        std=(1.0,),
-        resize=None,
-        members=(1,),
-        averaged=False,
-        precision="float32",
-        model="convnet",
+    text = export.example_script(kind, name, f"{name}_example.py", facts_of(task, given))
+    tree = ast.parse(text)
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert name in constants
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == (7 if kind == "onnx" else 9) - (given is ROWS_IN), "no name is code"
+    code = [line for line in text.split('"""\n')[-1].splitlines() if line]
+    more = (2 if kind == "pt2" else 0) + (3 if given is IMAGES_IN["resized"] else 0)
+    assert len(code) == (9 if given is ROWS_IN else 11) + more
+    assert ";" not in "".join(code)
+
+
+def test_a_graph_encodes_rows_as_a_table_is_encoded() -> None:
+    columns = (
+        Column("size", 1e6, 0.5, missing=True),
+        Column("word", categories=("a", "b", None)),
+        Column("age", -3.0, 2.0),
+        Column("flag", categories=("no", "yes")),
     )
-    for kind in KINDS:
-        text = export.example_script(kind, name, f"{name}_example.py", facts)  # type: ignore[arg-type]
-        tree = ast.parse(text)
-        assert len(text.splitlines()) < 25
-        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        assert name in constants
-        assert ast.get_docstring(tree)
-        assert len(tree.body) == (8 if kind == "onnx" else 9), "the name is no code"
+    nan = float("nan")
+    values = {
+        "size": np.array([1e6, nan, 1000000.25, 999999.0]),
+        "word": np.array(["b", None, "c", "a"], dtype=object),
+        "age": np.array([-3.0, 1.0, nan, 5.0]),
+        "flag": np.array(["yes", None, "no", "maybe"], dtype=object),
+    }
+    table = Table(Path("t.csv"), values, 0)
+    raw = export.raw_rows(columns, table)
+    assert raw[:, 1].tolist() == [1, 2, -1, 0]
+    assert raw[:, 3].tolist() == [1, -1, 0, -1]
+    encode = export.EncodeRows(columns).half()  # it stays in double precision
+    found = encode(raw)
+    assert found.dtype == torch.float32
+    expected = torch.from_numpy(Encoder(columns).encode(table))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found[2].tolist() == [0.5, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_numbers_far_from_zero_are_compared_by_their_size(tmp_path: Path) -> None:
+    model = small_net(0)
+    ensemble = Ensemble(model, [model], output=lambda z: 1e7 + 100 * z)
+    inputs = torch.randn(4, 2, 8, 8)
+    export.save(ensemble.deployable(), tmp_path / "model.pt2", inputs)
+    found = torch.export.load(tmp_path / "model.pt2").module()(inputs)
+    torch.testing.assert_close(found, ensemble(inputs), rtol=1e-6, atol=0)

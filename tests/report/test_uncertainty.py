@@ -17,6 +17,7 @@ from fge.data import Split, unlabelled
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, coverage_range
 from fge.report import (
+    SHOWN,
     ReportBuilder,
     add_gallery,
     add_uncertainty,
@@ -24,7 +25,7 @@ from fge.report import (
     method_result,
     size_table,
 )
-from fge.report.pictures import MOST_PIXELS, SHOWN, captions, png_of
+from fge.report.pictures import MOST_PIXELS, captions, png_of
 from fge.report.uncertainty import doubt_of, doubt_table, doubt_verdict, rejection_series
 from fge.runs import RunFolder
 from fge.tasks import Regression

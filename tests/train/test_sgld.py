@@ -7,7 +7,11 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from fge.config import MethodConfig
 from fge.errors import UserError
+from fge.landscape import top_eigenvalues
+from fge.networks import build_model
+from fge.tasks import make_task
 from fge.train import SGLD
 
 COUNT = 40_000
@@ -96,3 +100,20 @@ def test_a_closure_is_called_once_and_its_loss_returned() -> None:
 def test_a_number_of_examples_is_needed() -> None:
     with pytest.raises(UserError, match="examples must be >= 1, got 0"):
         SGLD([parameters()], 0.1, examples=0)
+
+
+def test_the_rate_for_a_regression_is_stable_where_that_for_classes_is_not() -> None:
+    """SGD without momentum is stable up to the curvature 2 / rate."""
+    torch.manual_seed(0)
+    rows = torch.randn(300, 10)
+    targets = rows[:, :1].sin() + 0.3 * torch.randn(300, 1)
+    task = make_task("regression", ["y"], mean=[0.0], std=[float(targets.std(correction=0))])
+    model = build_model("mlp", in_channels=10, num_classes=1, image_size=None, task="regression")
+    with torch.no_grad():
+        for _ in range(30):
+            model(rows)  # batch norm knows its statistics
+    model.eval()
+    loss = task.loss(torch.device("cpu"))
+    top = float(top_eigenvalues(model, loss, [(rows, targets.double())]).values[0])
+    rate = MethodConfig(task="regression").csgld_base_lr
+    assert 2 / MethodConfig().csgld_base_lr < 2 / 0.125 < top < 2 / rate
