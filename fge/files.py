@@ -19,6 +19,8 @@ from fge.errors import UserError
 from fge.memory import check_fits
 
 T = TypeVar("T")
+_SMALL = 2**20
+"""Bytes that are read at once: to ask how many are free would take longer."""
 _ATTEMPTS = 5
 """Reads of a file that another process may be writing, before it is called damaged."""
 _DEPTH = 100
@@ -93,7 +95,9 @@ def read_bytes(path: Path, kind: str = "file") -> bytes:
         OSError: it cannot be read.
     """
     check_file(path, kind)
-    check_fits(path.stat().st_size, f"{path} needs", f"it is larger than a {kind} should be")
+    size = path.stat().st_size
+    if size > _SMALL:
+        check_fits(size, f"{path} needs", f"it is larger than a {kind} should be")
     for attempt in itertools.count(1):
         data = disk.read_whole(path)
         reader = manifest.reader_of(path)

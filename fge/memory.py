@@ -10,8 +10,6 @@ from pathlib import Path
 from fge.errors import UserError
 
 _SYSTEM = Path("/")
-_SMALL = 2**20
-"""Bytes that are read at once: to ask how many are free would take longer."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 _CONTROLLERS = (
     ("sys/fs/cgroup", "", "memory.max", "memory.current", ("inactive_file", "active_file")),
@@ -53,10 +51,7 @@ def check_fits(needed: int, what: str, remedy: str, *, free: int | None = None) 
     Traceback (most recent call last):
     fge.errors.UserError: the images need 3 TB of memory, but 2 GB are free; take fewer
     """
-    if free is None:
-        if needed <= _SMALL:
-            return
-        free = free_host_memory()
+    free = free_host_memory() if free is None else free
     if needed > free:
         raise UserError(
             f"{what} {size_text(needed)} of memory, but {size_text(free)} are free; {remedy}"

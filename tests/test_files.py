@@ -201,11 +201,12 @@ def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
 def test_a_file_larger_than_the_memory_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_bytes(b"12345")
-    monkeypatch.setattr(memory, "free_host_memory", lambda: 5)
-    assert files.read_bytes(tmp_path / "file") == b"12345"
-    monkeypatch.setattr(memory, "free_host_memory", lambda: 4)
-    with pytest.raises(UserError, match="needs 5 bytes of memory, but 4 bytes are free"):
+    data = bytes(5_000_000)
+    (tmp_path / "file").write_bytes(data)
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 5_000_000)
+    assert files.read_bytes(tmp_path / "file") == data
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 4_000_000)
+    with pytest.raises(UserError, match="needs 5 MB of memory, but 4 MB are free"):
         files.read_bytes(tmp_path / "file", "file")
 
 

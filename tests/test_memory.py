@@ -85,13 +85,13 @@ def test_nothing_is_free_above_a_limit(system: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_does_not_fit_is_told_with_sizes_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_host_memory", lambda: 1500 * 10**6)
-    check_fits(1500 * 10**6, "the images need", "take fewer")
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 1500)
+    check_fits(1500, "the images need", "take fewer")
     with pytest.raises(
         UserError,
-        match=r"^the images need 1\.6 GB of memory, but 1\.5 GB are free; take fewer$",
+        match=r"^the images need 1\.6 kB of memory, but 1\.5 kB are free; take fewer$",
     ):
-        check_fits(1600 * 10**6, "the images need", "take fewer")
+        check_fits(1600, "the images need", "take fewer")
 
 
 @pytest.mark.parametrize(
