@@ -162,7 +162,7 @@ def _check_frozen(start: Start, networks: Mapping[Path, Network]) -> None:
         own = {name: value.clone() for name, value in frozen_tensors(start.model).items()}
         known = own if known is None else known
         for name, value in own.items():
-            if not torch.equal(value, known[name]):
+            if not torch.equal(value, known[name].to(value.dtype)):
                 raise UserError(
                     f"{path}: the frozen {name!r} is not that of the other network of the curve; "
                     "leave out --freeze, or freeze what both have in common"

@@ -57,7 +57,8 @@ class Start:
         Frozen parameters are those of the first model, so that no network has others.
         """
         model = setup.new_model(seed)
-        unwrap(model).load_state_dict({**(self.given or {}), **self.frozen}, strict=False)
+        if known := {**(self.given or {}), **self.frozen}:
+            unwrap(model).load_state_dict(known, strict=False)
         return model
 
 
@@ -89,7 +90,8 @@ def starting_model(config: StartOptions, setup: Setup, recipe: Recipe) -> Start:
         notes.append(say_groups(model, recipe))
     for note in notes if default_ranks().leads else ():
         ConsoleObserver().note(note)
-    frozen = {name: tensor.clone() for name, tensor in frozen_tensors(model).items()}
+    kept = given or {}  # which need not be copied
+    frozen = {n: kept[n] if n in kept else t.clone() for n, t in frozen_tensors(model).items()}
     return Start(model, given, frozen)
 
 

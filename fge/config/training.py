@@ -229,7 +229,8 @@ class FGEConfig(PretrainedConfig):
     """Epochs of each fit. By default half a cycle."""
     baseline: Literal["auto"] | Path | None = field(default=None, metadata=HOW_TO_RUN)
     """What to compare with: the folder of a finished curve-ensemble run on the same data and model;
-    or auto, which trains one with the same budget, in the folder baseline of this run."""
+    or auto, which trains one with the same budget, from the same given weights if there are any,
+    in the folder baseline of this run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,11 +17,20 @@ from promised import promised
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fge.commands.build import Setup
 from fge.commands.curves import curve_ensemble
 from fge.commands.train import fge, train
 from fge.compare import Plan
-from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
+from fge.config import (
+    CompareConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
+    SharpnessConfig,
+    TrainConfig,
+    options_of_run,
+)
 from fge.curves import Curve
+from fge.data import load_dataset
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr": 3e-4}
 
@@ -98,6 +107,14 @@ def test_the_report_says_that_the_cost_of_the_given_weights_is_unknown(standing:
     epochs = {line["name"]: line["train_epochs"] for line in content["methods"]}
     assert (epochs["network-1"], epochs["ends"], epochs["curve"]) == (1, 2, 3)
     assert content["config"]["pretrained"].endswith("seven.pt")
+
+
+def test_a_study_of_the_run_freezes_what_the_run_froze(standing: Path, data: Path) -> None:
+    """So it leaves their statistics, as the run did."""
+    study = options_of_run(SharpnessConfig, standing)
+    model = Setup.of(study, load_dataset(str(data))).new_model()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == set(frozen_names(dict(model.named_parameters())))
 
 
 def test_a_network_from_a_file_has_the_frozen_part_of_the_other_one(
