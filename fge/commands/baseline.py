@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from fge.commands.curves import train_curve_ensemble
 from fge.commands.run import Run, open_part
+from fge.commands.start import Start
 from fge.config import (
     CLASSIFICATION,
     CURVE_END_SHARE,
@@ -143,11 +144,11 @@ def check_own_baseline(config: FGEConfig) -> None:
         )
 
 
-def train_baseline(run: Run[FGEConfig]) -> BaselineRun:
+def train_baseline(run: Run[FGEConfig], start: Start) -> BaselineRun:
     """Train the curve ensemble that has the budget of a run, or continue it; return what it found.
 
     It is a run of its own in the run's folder ``baseline``, with the networks, shares of the budget
-    and points that ``compare`` takes.
+    and points that ``compare`` takes. Its networks start where the run did, at ``start``.
 
     Raises:
         DivergenceError: saying that it was the baseline; the run itself is trained.
@@ -155,10 +156,10 @@ def train_baseline(run: Run[FGEConfig]) -> BaselineRun:
     config = baseline_config(run.config)
     epochs, fit = counted(config.epochs, "epoch"), counted(config.fit_epochs, "epoch")
     run.observer.note(f"baseline: two networks of {epochs} each and a fit of {fit}, in {FOLDER}")
-    model = run.setup.new_model()
+    start = replace(start, model=start.another(run.setup, run.setup.seed))
     try:
-        with open_part(run, FOLDER, config, "curve-ensemble", model) as part:
-            train_curve_ensemble(part, model, {})
+        with open_part(run, FOLDER, config, "curve-ensemble", start.model) as part:
+            train_curve_ensemble(part, start, {})
     except DivergenceError as error:
         raise DivergenceError(
             f"baseline: {error}; --resume --baseline None reports the run without it"

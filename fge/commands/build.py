@@ -16,9 +16,9 @@ from fge.config import (
     CycleConfig,
     FitConfig,
     MethodConfig,
-    PretrainedConfig,
     RunConfig,
     SpeedOptions,
+    StartOptions,
     StudyConfig,
     is_factory,
     read_run,
@@ -231,7 +231,7 @@ def _freeze_of(config: CommandConfig) -> str | None:
     """Return which parameters are not trained: of a study, as in the run."""
     if isinstance(config, StudyConfig):
         config = read_run(config.run)[1] if config.run else config
-    return config.freeze if isinstance(config, PretrainedConfig) else None
+    return config.freeze if isinstance(config, StartOptions) else None
 
 
 def speed_options(config: CommandConfig) -> SpeedOptions:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fge.commands.endpoints import (
     Network,
@@ -26,8 +27,10 @@ from fge.commands.pairs import (
     member_ts,
 )
 from fge.commands.run import Run, check_kept, open_run, prepare
+from fge.commands.start import GivenWeights, Start, starting_model
 from fge.config import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
-from fge.networks import load_weights, preserved, state_bytes
+from fge.errors import UserError
+from fge.networks import frozen_tensors, load_weights, preserved, state_bytes
 from fge.report import (
     PREDICTIONS,
     ClassCounts,
@@ -65,34 +68,34 @@ _UNKNOWN_COST = " A network from a file counts as 0 epochs: its training is unkn
 def curve_ensemble(config: CurveEnsembleConfig) -> Path:
     """Train two networks, connect them and ensemble along the curve; return the run folder."""
     check_used(config)
-    check_kept(config, (config.first_weights, config.second_weights))
+    check_kept(config, (config.first_weights, config.second_weights, config.pretrained))
     config, setup = prepare(config, "curve-ensemble")
-    model = setup.new_model()
     recipes = config.recipes if config.strategies == "none" else list(RECIPES)
+    start = starting_model(config, setup, _recipe(config, config.recipes[0]))
     _check_recipes(config, setup.new_model(), recipes)
-    given = _given_networks(config, model)
-    with open_run(config, "curve-ensemble", setup, model, epochs=config.epochs) as run:
-        train_curve_ensemble(run, model, given)
+    given = _given_networks(config, start)
+    with open_run(config, "curve-ensemble", setup, start.model, epochs=config.epochs) as run:
+        train_curve_ensemble(run, start, given)
     return run.folder.path
 
 
 def train_curve_ensemble(
-    run: Run[CurveEnsembleConfig], model: nn.Module, given: Mapping[int, Network]
+    run: Run[CurveEnsembleConfig], start: Start, given: Mapping[int, Network]
 ) -> None:
     """Train the networks of a run that are not given, connect them, ensemble and report.
 
     Args:
         run: the current run.
-        model: the architecture, on the run's device.
+        start: what the networks that are trained start from; its model is changed.
         given: networks from files, by position 0 or 1.
     """
     one, other = run.config.recipes
     seconds = [other] if run.config.strategies == "none" else list(RECIPES)
-    first = given.get(0) or _train(run, one, 0)
+    first = given.get(0) or _train(run, start, one, 0)
     pairs = []
     for name in seconds:
-        second = given.get(1) or _train(run, name, 1)
-        pairs.append(_connect_pair(run, model, (first, second)))
+        second = given.get(1) or _train(run, start, name, 1)
+        pairs.append(_connect_pair(run, start.model, (first, second)))
     _report_ensembles(run, pairs)
 
 
@@ -133,8 +136,12 @@ def _check_recipes(config: CurveEnsembleConfig, model: nn.Module, names: Sequenc
         scale_initialisation(model, _recipe(config, name))
 
 
-def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, Network]:
-    """Return the networks given as files, by position 0 or 1."""
+def _given_networks(config: CurveEnsembleConfig, start: Start) -> dict[int, Network]:
+    """Return the networks given as files, by position 0 or 1; this changes the model.
+
+    Raises:
+        UserError: a frozen parameter is not the same in both networks of the curve.
+    """
     paths = {0: config.first_weights, 1: config.second_weights}
     files = {
         i: (path, f"{plain_name(path.stem)}-{i + 1}")
@@ -142,10 +149,30 @@ def _given_networks(config: CurveEnsembleConfig, model: nn.Module) -> dict[int, 
         if path is not None
     }
     pairs = [(0, 1)] if len(files) == 2 else []
-    return dict(zip(files, read_networks(list(files.values()), model, pairs), strict=True))
+    networks = dict(
+        zip(files, read_networks(list(files.values()), start.model, pairs), strict=True)
+    )
+    if start.frozen:
+        _check_frozen(start, {files[i][0]: network for i, network in networks.items()})
+    return networks
 
 
-def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
+def _check_frozen(start: Start, networks: Mapping[Path, Network]) -> None:
+    """Check that the networks in files have the frozen tensors of the curve's other network."""
+    known: Mapping[str, Tensor] | None = start.frozen if len(networks) == 1 else None
+    for path, network in networks.items():
+        load_weights(start.model, network.state, path)
+        own = {name: value.clone() for name, value in frozen_tensors(start.model).items()}
+        known = own if known is None else known
+        for name, value in own.items():
+            if not torch.equal(value, known[name].to(value.dtype)):
+                raise UserError(
+                    f"{path}: the frozen {name!r} is not that of the other network of the curve; "
+                    "leave out --freeze, or freeze what both have in common"
+                )
+
+
+def _train(run: Run[CurveEnsembleConfig], start: Start, name: str, position: int) -> Network:
     return train_network(
         run.setup,
         _recipe(run.config, name),
@@ -154,6 +181,7 @@ def _train(run: Run[CurveEnsembleConfig], name: str, position: int) -> Network:
         position=position,
         folder=run.folder.path / "networks",
         observer=run.observer,
+        start=start,
     )
 
 
@@ -250,6 +278,8 @@ def _report_ensembles(run: Run[CurveEnsembleConfig], pairs: Sequence[_Ensembled]
     measured = [p.measured.pair for p in pairs]
     probed += sum(each.probe_images for each in measured)
     report.facts(methods=methods, pairs=[m.as_json() for m in measured], probe_images=probed)
+    if run.config.pretrained is not None:
+        GivenWeights().add_to(report)
     run.finish(
         f"Curve ensemble of {run.config.model} on {run.dataset.name}, seed {run.config.seed}"
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fge.commands.build import Setup
 from fge.commands.resumed import run_whole
+from fge.commands.start import Start
 from fge.commands.training import make_training
 from fge.ensemble import MemberPredictions
 from fge.errors import DivergenceError, UserError
@@ -51,6 +52,7 @@ def train_network(
     position: int,
     folder: Path,
     observer: Observer,
+    start: Start | None = None,
 ) -> Network:
     """Train a network by a recipe, resume its training, or read it if it is already trained.
 
@@ -63,12 +65,13 @@ def train_network(
             position 0 is the run's.
         folder: of the networks.
         observer: called after each epoch.
+        start: what the network starts from besides the initial weights of its seed.
 
     Raises:
         DivergenceError: naming the network.
     """
     seed = setup.seed if position == 0 else derive_seed(setup.seed, "network", position)
-    model = setup.new_model(seed)
+    model = start.another(setup, seed) if start else setup.new_model(seed)
     scale_initialisation(model, recipe)
     run = RunFolder(folder / name)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,7 @@ def train_network(
         recipe=recipe,
         stages=recipe_stages(recipe, epochs),
         seed=seed,
+        given=start.given if start else None,
     )
     store = training.stores["network"]
     if len(store) == 0:

@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fge.commands.build import Setup
-from fge.config import PretrainedConfig
-from fge.networks import fitting_backbone, freeze, library_weights, read_weights, unwrap
+from fge.config import StartOptions
+from fge.networks import (
+    fitting_backbone,
+    freeze,
+    frozen_tensors,
+    library_weights,
+    read_weights,
+    unwrap,
+)
 from fge.observer import counted
 from fge.parallel import default_ranks
-from fge.report import ConsoleObserver
+from fge.report import ConsoleObserver, MethodResult, ReportBuilder
 from fge.train import Recipe, say_groups
+
+GIVEN_COST = (
+    "The run started from given weights (--pretrained): the epochs of their training are unknown, "
+    "and the costs do not count them."
+)
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """The section of a run that started from given weights."""
+
+    results: Sequence[MethodResult] = ()
+
+    def add_to(self, report: ReportBuilder) -> None:
+        """Say that the cost of the given weights is unknown."""
+        report.facts(cost_note=GIVEN_COST)
+        report.say(GIVEN_COST)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The model with the weights that it starts from, and those among them that were given."""
+    """The model with the weights that it starts from, and those among them that were given.
+
+    ``frozen``: what is not trained, by name, as it is at the start.
+    """
 
     model: nn.Module
     given: dict[str, Tensor] | None = None
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def another(self, setup: Setup, seed: int) -> nn.Module:
+        """Return a model with the initial weights of another seed, where none are given or frozen.
+
+        Frozen parameters are those of the first model, so that no network has others.
+        """
+        model = setup.new_model(seed)
+        if known := {**(self.given or {}), **self.frozen}:
+            unwrap(model).load_state_dict(known, strict=False)
+        return model
 
 
-def starting_model(config: PretrainedConfig, setup: Setup, recipe: Recipe) -> Start:
+def starting_model(config: StartOptions, setup: Setup, recipe: Recipe) -> Start:
     """Build the model with the weights that the seed, or ``pretrained``, gives it.
 
     A line says which head was left out, what is frozen, and which rates the groups have.
@@ -51,7 +90,9 @@ def starting_model(config: PretrainedConfig, setup: Setup, recipe: Recipe) -> St
         notes.append(say_groups(model, recipe))
     for note in notes if default_ranks().leads else ():
         ConsoleObserver().note(note)
-    return Start(model, given)
+    kept = given or {}  # which need not be copied
+    frozen = {n: kept[n] if n in kept else t.clone() for n, t in frozen_tensors(model).items()}
+    return Start(model, given, frozen)
 
 
 def _of_library(setup: Setup) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from fge.commands.distill import distill
 from fge.commands.refit import refit
 from fge.commands.resumed import run_whole
 from fge.commands.run import Run, check_kept, open_run, prepare
-from fge.commands.start import Start, starting_model
+from fge.commands.start import GivenWeights, Start, starting_model
 from fge.commands.training import make_training
 from fge.config import CycleConfig, FGEConfig, PretrainedConfig, TrainConfig, to_options
 from fge.ensemble import TTA_FILE, MemberPredictions
@@ -62,11 +62,6 @@ from fge.train import (
     unused_epochs,
 )
 
-_UNKNOWN_COST = (
-    "The run started from given weights (--pretrained): the epochs of their training are unknown, "
-    "and the costs do not count them."
-)
-
 
 class Section(Protocol):
     """A part of a report in addition to its method, with lines of the method table."""
@@ -77,18 +72,6 @@ class Section(Protocol):
 
     def add_to(self, report: ReportBuilder) -> None:
         """Add tables, charts, sentences and facts."""
-
-
-@dataclass(frozen=True)
-class GivenWeights:
-    """The section of a run that started from given weights."""
-
-    results: Sequence[MethodResult] = ()
-
-    def add_to(self, report: ReportBuilder) -> None:
-        """Say that the cost of the given weights is unknown."""
-        report.facts(cost_note=_UNKNOWN_COST)
-        report.say(_UNKNOWN_COST)
 
 
 @dataclass(frozen=True)
@@ -144,7 +127,7 @@ def fge(config: FGEConfig) -> Path:
             ensembles.append(refitted.results[-1])
         own = run.config.baseline == "auto"
         if own:
-            baseline = train_baseline(run)
+            baseline = train_baseline(run, start)
         if baseline:
             test, example = trained.predictions.test, run.dataset.example
             sections.append(Beside(ensembles, test, baseline, example, own=own))

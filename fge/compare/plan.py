@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,9 @@ from fge.config import (
     VIEWS_SUFFIX,
     CompareConfig,
     CurveEnsembleConfig,
+    ExampleOptions,
     FGEConfig,
+    OptimizerOptions,
     RunConfig,
     TrainConfig,
     options_for,
@@ -351,12 +353,20 @@ class Plan:
             second="G",
             first_weights=files[0],
             second_weights=files[1],
-            lr=None,
+            **self._untrained(),
         )
         needs = tuple(part.job for part in singles)
         return Part(
             replace(job, epochs=max(1, epochs // 2), needs=needs), "curve", given_epochs=2 * epochs
         )
+
+    def _untrained(self) -> dict[str, Any]:
+        """Return the options of training as of a run that trains no network, only a curve."""
+        own = (*fields(OptimizerOptions), *fields(ExampleOptions))
+        left: dict[str, Any] = {f.name: f.default for f in own}
+        if self.config.optimizer != left["optimizer"]:  # whose default decay may be another
+            left["weight_decay"] = self.config.l2_penalty
+        return {**left, "lr": None, "pretrained": None}
 
     def _weights(self, part: Part) -> Path:
         store = "single" if part.job.command == "fge" else "snapshots"

@@ -45,7 +45,14 @@ from fge.config.invocation import (
     own_code,
     program,
 )
-from fge.config.learning import OptimizerName, RunConfig, TrainingConfig
+from fge.config.learning import (
+    ExampleOptions,
+    OptimizerName,
+    OptimizerOptions,
+    RunConfig,
+    StartOptions,
+    TrainingConfig,
+)
 from fge.config.options import (
     GROUPS,
     CommandConfig,
@@ -132,11 +139,13 @@ __all__ = [
     "CycleConfig",
     "DataOptions",
     "DoctorConfig",
+    "ExampleOptions",
     "ExportConfig",
     "FGEConfig",
     "FitConfig",
     "MethodConfig",
     "OptimizerName",
+    "OptimizerOptions",
     "OptionHelp",
     "Options",
     "PlaneConfig",
@@ -147,6 +156,7 @@ __all__ = [
     "RunConfig",
     "SharpnessConfig",
     "SpeedOptions",
+    "StartOptions",
     "StudyConfig",
     "TaskName",
     "TrainConfig",

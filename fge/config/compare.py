@@ -101,15 +101,10 @@ class CompareConfig(PretrainedConfig, MethodConfig):
         needed = 1
         if method == "fold" and self.val_fraction == 0:
             raise UserError("fold needs validation data, got val_fraction 0; leave it out")
-        if method in (CURVE_ENSEMBLE, "curve-ensemble-2B") and self.pretrained is not None:
+        if method == "curve-ensemble-2B" and self.freeze is not None and self.pretrained is None:
             raise UserError(
-                f"{method} trains its networks from initial weights, --pretrained gives others; "
-                "leave it out"
-            )
-        if method in (CURVE_ENSEMBLE, "curve-ensemble-2B") and self.freeze is not None:
-            raise UserError(
-                f"{method} trains all parameters of its networks, got freeze {self.freeze!r}; "
-                "leave it out"
+                f"{method} connects single networks, whose frozen parameters differ without "
+                f"--pretrained, got freeze {self.freeze!r}; leave it out"
             )
         if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):
             average = 0.0 if method in OF_PAPER_RUN else self.average

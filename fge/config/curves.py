@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from fge.config.base import EPOCHS, POINTS, REFRESH_IMAGES, curve_rate_of, whole
-from fge.config.learning import ExampleOptions, OptimizerOptions, TrainingConfig
+from fge.config.learning import (
+    ExampleOptions,
+    OptimizerOptions,
+    StartOptions,
+    TrainingConfig,
+)
 from fge.config.options import FitConfig, Options
 from fge.errors import UserError, check_positive
 
@@ -123,7 +128,7 @@ class PairOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveEnsembleConfig(CurveConfig, PairOptions, TrainingConfig):
+class CurveEnsembleConfig(CurveConfig, PairOptions, StartOptions, TrainingConfig):
     """Train two networks, connect them by a curve of low loss and ensemble along it.
 
     Batch size, momentum and weight decay are those of the fit and of the recipes average and
@@ -172,6 +177,8 @@ _RECIPE_OF = {
 }
 
 
+_OWN_TRAINING = ("average", "endpoint")
+"""Recipes that train as the options say; the others have their own training."""
 _DEFAULTS = ("average", "G")
 """Recipes that are no wish where they cannot be used: the default of today, and the first one."""
 
@@ -198,12 +205,13 @@ def check_used(config: CurveEnsembleConfig) -> None:
     }
     if config.strategies == "all":
         used = {"G", *_RECIPE_OF.values()}
-    if given_lr is not None and not used & {"average", "endpoint"}:
+    _check_start(config, used)
+    if given_lr is not None and used.isdisjoint(_OWN_TRAINING):
         raise UserError(
             f"--lr {given_lr:g} sets the rate of the recipes average and endpoint, which are not "
             "used; G and A to F have their own rates, and --curve-lr sets that of the fit"
         )
-    if not used & {"average", "endpoint"}:
+    if used.isdisjoint(_OWN_TRAINING):
         for own in (*fields(OptimizerOptions), *fields(ExampleOptions)):
             if (value := getattr(config, own.name)) != own.default:
                 raise UserError(
@@ -215,6 +223,25 @@ def check_used(config: CurveEnsembleConfig) -> None:
             raise UserError(
                 f"--{option.replace('_', '-')} is an option of recipe {recipe}, which is not used; "
                 "leave it out"
+            )
+
+
+def _check_start(config: CurveEnsembleConfig, used: Set[str]) -> None:
+    """Refuse given or frozen weights that the recipes in use, ``used``, do not take.
+
+    The fit between two networks from files leaves frozen parameters too.
+    """
+    if config.pretrained is not None and not used:
+        raise UserError(
+            f"--pretrained {config.pretrained} is not used: --first-weights and --second-weights "
+            "give both networks"
+        )
+    for option in ("pretrained", "freeze"):
+        value, others = getattr(config, option), sorted(used - {*_OWN_TRAINING})
+        if value is not None and others:
+            raise UserError(
+                f"--{option} {value} is for the recipes average and endpoint, got {others[0]}; "
+                "the others start from initial weights and train all of them"
             )
 
 

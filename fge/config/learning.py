@@ -1,11 +1,14 @@
-"""How a network learns: the optimizer, its rates, and how its steps are taken."""
+"""How a network learns: where it starts, the optimizer, its rates, and how steps are taken."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from fge.config.base import HOW_TO_RUN, Rates, rates_of, whole
+from fge.config.invocation import LIBRARIES
 from fge.config.options import L2_PENALTY, FitConfig, ModelOptions, OODOptions, Options, TaskOptions
 from fge.errors import UserError, check_not_negative, check_positive
 
@@ -13,6 +16,30 @@ OptimizerName = Literal["sgd", "adamw", "adam"]
 DECOUPLED_DECAY = 0.05
 """The usual weight decay of AdamW. Times its usual rate, 1e-3, a step takes as much off the weights
 as one of SGD at a rate of 0.1 with an L2 penalty of 5e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(ModelOptions):
+    """From which weights training starts, and which of them stay."""
+
+    group: ClassVar[str] = "model"
+    also_called: ClassVar[Mapping[str, str]] = {"weights": "pretrained"}
+    pretrained: Literal["library"] | Path | None = None
+    """Weights to start from, also called --weights: a file (.safetensors, or a .pt state dict), or
+    library for those that come with a timm: or torchvision: model. A head for other classes is left
+    out. The cycles of fge begin at once; what would start from new initial weights starts from
+    these again, as both networks of curve-ensemble do."""
+    freeze: str | None = None
+    """Do not train the parameters whose names match this regular expression. Batch norm of modules
+    that are frozen whole keeps its statistics."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained == "library" and not self.model.startswith(LIBRARIES):
+            raise UserError(
+                f"--pretrained library needs --model timm:NAME or torchvision:NAME, got "
+                f"{self.model}; give a weights file"
+            )
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

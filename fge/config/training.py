@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,8 +17,8 @@ from fge.config.base import (
     Rates,
     whole,
 )
-from fge.config.invocation import LIBRARIES, is_factory
-from fge.config.learning import TrainingConfig
+from fge.config.invocation import is_factory
+from fge.config.learning import StartOptions, TrainingConfig
 from fge.config.options import Options, ViewOptions
 from fge.errors import (
     UserError,
@@ -190,26 +189,12 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedConfig(CycleConfig):
-    """From which weights a run begins."""
+class PretrainedConfig(StartOptions, CycleConfig):
+    """Cycles that may begin from given weights."""
 
     group: ClassVar[str] = "model"
-    also_called: ClassVar[Mapping[str, str]] = {"weights": "pretrained"}
-    pretrained: Literal["library"] | Path | None = None
-    """Weights to start from, also called --weights: a file (.safetensors, or a .pt state dict), or
-    library for those that come with a timm: or torchvision: model. A head for other classes is left
-    out. The cycles of fge begin at once; what would start from new initial weights starts from
-    these again."""
-    freeze: str | None = None
-    """Do not train the parameters whose names match this regular expression. Batch norm of modules
-    that are frozen whole keeps its statistics."""
 
     def __post_init__(self) -> None:
-        if self.pretrained == "library" and not self.model.startswith(LIBRARIES):
-            raise UserError(
-                f"--pretrained library needs --model timm:NAME or torchvision:NAME, got "
-                f"{self.model}; give a weights file"
-            )
         if self.pretrained is not None and self.start_epoch not in (None, 0):
             raise UserError(
                 f"--pretrained starts cycling at epoch 0, got start_epoch {self.start_epoch}"
@@ -244,7 +229,8 @@ class FGEConfig(PretrainedConfig):
     """Epochs of each fit. By default half a cycle."""
     baseline: Literal["auto"] | Path | None = field(default=None, metadata=HOW_TO_RUN)
     """What to compare with: the folder of a finished curve-ensemble run on the same data and model;
-    or auto, which trains one with the same budget, in the folder baseline of this run."""
+    or auto, which trains one with the same budget, from the same given weights if there are any,
+    in the folder baseline of this run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,11 +265,6 @@ class FGEConfig(PretrainedConfig):
             )
 
     def _check_own_baseline(self) -> None:
-        if self.pretrained is not None:
-            raise UserError(
-                "--baseline auto trains two networks from initial weights, got --pretrained "
-                f"{self.pretrained}; give --baseline the folder of a curve-ensemble run"
-            )
         if self.epochs < BASELINE_PARTS:
             raise UserError(
                 f"--baseline auto needs epochs >= {BASELINE_PARTS}, one for each of two networks "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,8 @@ _COLUMNS = 1 << 20
 class Baseline(ABC):
     """Points at the distances of a curve from its start, calculated in float64.
 
-    The random numbers of different baselines with one seed are independent.
+    The random numbers of different baselines with one seed are independent. Parameters that are
+    the same on the whole curve, such as frozen ones, are the same at all points, bitwise.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,10 @@ class Baseline(ABC):
         position = self.curve.family.coefficients(t) @ self._coordinates
         return float(position[0]), float(position[1:].norm())
 
+    def _frame(self, count: int, rng: torch.Generator, fixed: Tensor) -> list[Tensor]:
+        """Return random unit vectors (P,), perpendicular to each other and to ``fixed``."""
+        return _random_frame(count, rng, fixed, self.curve.held)
+
     def _from_start(self, displacement: Tensor) -> Tensor:
         return (self._start + displacement).to(self.curve.points.dtype)
 
@@ -79,7 +85,7 @@ class RandomDirection(Baseline):
     name = "random-direction"
 
     def _prepare(self, rng: torch.Generator) -> None:
-        (self._direction,) = _random_frame(1, rng, self._axis.new_empty(0, len(self._axis)))
+        (self._direction,) = self._frame(1, rng, self._axis.new_empty(0, len(self._axis)))
 
     def at(self, t: float) -> Tensor:
         """Return the point (P,) at s(t); see :class:`Baseline`."""
@@ -100,7 +106,7 @@ class RandomAtAngle(Baseline):
             raise UserError(
                 "a direction at an angle to the chord needs at least 2 parameters, got 1"
             )
-        (self._side,) = _random_frame(1, rng, self._axis[None])
+        (self._side,) = self._frame(1, rng, self._axis[None])
 
     def at(self, t: float) -> Tensor:
         """Return the point (P,) at s(t); see :class:`Baseline`."""
@@ -121,7 +127,7 @@ class SameGramArc(Baseline):
 
     def _prepare(self, rng: torch.Generator) -> None:
         side = self._coordinates.shape[1] - 1
-        frame = torch.stack([self._axis, *_random_frame(side, rng, self._axis[None])])
+        frame = torch.stack([self._axis, *self._frame(side, rng, self._axis[None])])
         points = self.curve.points.clone()
         for i in range(1, len(points) - 1):
             points[i] = self._from_start(self._coordinates[i].to(frame.device) @ frame)
@@ -174,15 +180,20 @@ def _coordinates(points: Tensor) -> Tensor:
     return coordinates
 
 
-def _random_frame(count: int, rng: torch.Generator, fixed: Tensor) -> list[Tensor]:
+def _random_frame(
+    count: int, rng: torch.Generator, fixed: Tensor, still: Iterable[slice] = ()
+) -> list[Tensor]:
     """Return ``count`` random unit vectors (P,), perpendicular to each other and to ``fixed``.
 
     They are uniform among such frames: Gaussian vectors made orthonormal one after the other,
-    twice each, which is enough for float64. ``fixed`` (F, P) has orthonormal rows.
+    twice each, which is enough for float64. ``fixed`` (F, P) has orthonormal rows. The vectors are
+    0 in the parts ``still``, in which ``fixed`` is 0 too.
     """
     frame = fixed
     for _ in range(count):
         vector = torch.randn(fixed.shape[1], generator=rng, dtype=torch.float64).to(fixed.device)
+        for part in still:
+            vector[part] = 0
         for _ in range(2):
             vector = vector - frame.T @ (frame @ vector)
         frame = torch.cat([frame, (vector / vector.norm())[None]])

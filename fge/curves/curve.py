@@ -107,7 +107,19 @@ class Curve(Networks):
         Raises:
             UserError: t is outside [0, 1].
         """
-        return combination(self.family.coefficients(t).tolist(), self.points)
+        point = combination(self.family.coefficients(t).tolist(), self.points)
+        for part in self.held:
+            point[part] = self.points[0, part]
+        return point
+
+    @cached_property
+    def held(self) -> list[slice]:
+        """Parts of the vectors: parameters that are the same at all points, such as frozen ones.
+
+        They are the same at every t, bitwise; a sum of products would round them. A curve without
+        a layout has none.
+        """
+        return equal_parts(self.points, self.layout)
 
     def velocity(self, t: float) -> Tensor:
         """Return dw/dt (P,), a new tensor in the points' dtype.
@@ -212,12 +224,10 @@ def elevate(curve: Curve) -> Curve:
     middle = [
         combination([i / count, 1 - i / count], points[i - 1 : i + 1]) for i in range(1, count)
     ]
-    return Curve(
-        Bezier(count + 1),
-        torch.stack([points[0], *middle, points[-1]]),
-        curve.layout,
-        curve.buffers,
-    )
+    more = torch.stack([points[0], *middle, points[-1]])
+    for part in curve.held:
+        more[:, part] = points[0, part]
+    return Curve(Bezier(count + 1), more, curve.layout, curve.buffers)
 
 
 class Chain(Networks):
@@ -272,7 +282,7 @@ class Chain(Networks):
         curves = []
         for start, end in itertools.pairwise(stops):
             check_distinct(start, end)
-            bends = straight_points(start, end, num_points)
+            bends = straight_points(start, end, num_points, layout)
             curves.append(Curve(make_family(family, num_points), bends, layout))
         return cls(curves)
 
@@ -353,13 +363,17 @@ def straight_curve(
     """
     first, last = flatten(start, model), flatten(end, model)
     check_distinct(first, last)
-    points = straight_points(first, last, num_points)
-    buffers = end_buffers(model, start, end)
-    return Curve(make_family(family, num_points), points, Layout.of(model), buffers)
+    layout, buffers = Layout.of(model), end_buffers(model, start, end)
+    points = straight_points(first, last, num_points, layout)
+    return Curve(make_family(family, num_points), points, layout, buffers)
 
 
-def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
+def straight_points(
+    start: Tensor, end: Tensor, num_points: int, layout: Layout | None = None
+) -> Tensor:
     """Return points (num_points, P) evenly spaced from ``start`` to ``end`` (P,), both bitwise.
+
+    With a layout, parameters that are the same at both ends are the same in between, bitwise.
 
     Raises:
         UserError: ``num_points`` is below 2, or the ends have different shapes.
@@ -375,7 +389,21 @@ def straight_points(start: Tensor, end: Tensor, num_points: int) -> Tensor:
     points[0], points[last] = start.detach(), end.detach()
     for i in range(1, last):  # in place, to avoid a copy of a large network's weights
         torch.mul(points[0], 1 - i / last, out=points[i]).add_(points[last], alpha=i / last)
+    for part in equal_parts(points[:: max(last, 1)], layout):
+        points[1:last, part] = points[0, part]
     return points
+
+
+def equal_parts(points: Tensor, layout: Layout | None) -> list[slice]:
+    """Return the parts of vectors (B, P) whose parameter is the same in all, bitwise."""
+    ends = itertools.accumulate(layout.sizes if layout else [], initial=0)
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+    return [part for part in parts if all(_same(points[0, part], row[part]) for row in points[1:])]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two vectors are equal; most of them differ in their first value."""
+    return bool(a[:1].equal(b[:1])) and torch.equal(a, b)
 
 
 def gram_matrix(points: Tensor) -> Tensor:

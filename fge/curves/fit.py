@@ -161,7 +161,8 @@ class CurveLearner(Learner):
     A step draws t, writes w(t) into the model's flat parameters, runs one ordinary backward pass
     and turns the flat gradient g into that of each bend: c_j(t) * (g + weight_decay * w(t)) plus
     the objective's term (arXiv 1802.10026, section 3.2; here in closed form). The ends are fixed,
-    and so are parameters that do not require gradients. With batch norm a batch of a single image
+    and so are parameters that do not require gradients: where they are the same at both ends,
+    they are so at every t, bitwise. With batch norm a batch of a single image
     among larger ones moves nothing. The model's parameters become views of one
     vector; the learner takes ``points`` (B, P, canonical, dtype and device of the model) over,
     changes them and keeps them in the model's memory order.
@@ -199,6 +200,12 @@ class CurveLearner(Learner):
             slice(p.storage_offset(), p.storage_offset() + p.numel())
             for p in self.flat.parameters
             if not p.requires_grad
+        ]
+        # A sum of products would round what is the same at all points.
+        self._held = [
+            part
+            for part in self._frozen
+            if all(torch.equal(points[0, part], row[part]) for row in points[1:])
         ]
         fused = points.device.type in ("cpu", "cuda")
         optimizer = torch.optim.SGD(self.bends, lr=lr, momentum=momentum, fused=fused)
@@ -250,6 +257,8 @@ class CurveLearner(Learner):
         for coefficient, point in zip(others, self.points[1:], strict=True):
             if coefficient:
                 self.flat.vector.add_(point, alpha=coefficient)
+        for part in self._held:
+            self.flat.vector[part] = self.points[0, part]
 
     @torch.no_grad()
     def _set_gradients(self, draw: Draw, loss: Tensor) -> None:
@@ -416,7 +425,7 @@ def _first_points(
     first, last = flatten(start, model), flatten(end, model)
     check_distinct(first, last)
     if initial is None:
-        return straight_points(first, last, family.num_points)
+        return straight_points(first, last, family.num_points, Layout.of(model))
     points = initial.points.to(first).clone()
     for name, point, given in (("start", points[:1], first), ("end", points[-1:], last)):
         if not torch.equal(point, given[None]):

@@ -47,7 +47,7 @@ from fge.networks.flat import (
     unflatten,
     write_parameters,
 )
-from fge.networks.frozen import freeze, keeps_statistics, train_mode
+from fge.networks.frozen import freeze, frozen_tensors, keeps_statistics, train_mode
 from fge.networks.head import find_head, fitting_backbone
 from fge.networks.outputs import Output, OutputKind
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
@@ -118,6 +118,7 @@ __all__ = [
     "fitting_backbone",
     "flatten",
     "freeze",
+    "frozen_tensors",
     "gather_state",
     "has_running_statistics",
     "import_named",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fge.errors import UserError
@@ -69,6 +69,16 @@ def _mark(module: nn.Module, *, within: bool = False) -> None:
 def keeps_statistics(module: nn.Module) -> bool:
     """Return whether a layer's running statistics belong to frozen weights."""
     return getattr(module, _MARK, False) is True
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the frozen parameters and the buffers of frozen normalisation layers, by name."""
+    module = unwrap(model)
+    found = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    for path, layer in module.named_modules():
+        if keeps_statistics(layer):
+            found |= {f"{path}.{n}".lstrip("."): b for n, b in layer.named_buffers()}
+    return found
 
 
 def train_mode(model: nn.Module, *, training: bool = True) -> None:

@@ -33,7 +33,9 @@ def library_weights(
 ) -> dict[str, Tensor]:
     """Return the pretrained weights of a library's model, by name; the head is for its own classes.
 
-    timm adapts them to other images.
+    They are adapted to images of other than three channels, as timm does: the first layer's weights
+    are summed over the channels for one, and otherwise repeated and scaled by 3 / channels. Then it
+    sees a grey image as it would in three equal channels.
 
     Raises:
         UserError: there are none, or they cannot be had: without a network, only those that the
@@ -44,7 +46,8 @@ def library_weights(
             from torchvision import models
 
             weights = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
-            return dict(weights.get_state_dict(progress=False, check_hash=True))
+            state = dict(weights.get_state_dict(progress=False, check_hash=True))
+            return _with_channels(state, in_channels)
         import timm
 
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
@@ -61,6 +64,18 @@ def library_weights(
             f"{str(error).strip()}".split("\n")[0]
             + "); without a network give a file of them, --pretrained FILE"
         ) from error
+
+
+def _with_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """Adapt the first convolution for 3 channels to other images."""
+    stem = next((n for n, t in state.items() if t.ndim == 4 and t.shape[1] == 3), None)
+    if stem is None or in_channels == 3:
+        return state
+    weight = state[stem]
+    if in_channels == 1:
+        return {**state, stem: weight.sum(dim=1, keepdim=True)}
+    channels = [channel % 3 for channel in range(in_channels)]
+    return {**state, stem: weight[:, channels] * (3 / in_channels)}
 
 
 def with_prefix(name: str) -> str | None:

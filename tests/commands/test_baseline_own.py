@@ -67,15 +67,18 @@ def test_the_baseline_has_the_run_s_budget_in_the_shares_of_compare() -> None:
     assert baseline_config(FGEConfig(average=0.0)).recipes == ("endpoint", "endpoint")
 
 
-@pytest.mark.parametrize("average", [None, 0.0])
-def test_it_is_the_job_of_a_comparison(tmp_path: Path, average: float | None) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"average": 0.0}, {"pretrained": Path("w.pt"), "freeze": "^0", "optimizer": "adamw"}],
+)
+def test_it_is_the_job_of_a_comparison(tmp_path: Path, own: dict[str, Any]) -> None:
     from fge.compare import Plan
 
     options: dict[str, Any] = {
-        "average": average,
         "epochs": 41,
         "weight_decay": 0.001,
         "flip": False,
+        **own,
     }
     comparison = CompareConfig(seeds=2, ood=(), methods=("curve-ensemble",), **options)
     plan = Plan(comparison, tmp_path)
@@ -163,26 +166,13 @@ def test_overwriting_replaces_the_baseline_too(reference: Path, data: Path, tmp_
     assert (folder / "mine.txt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"pretrained": Path("w.pt")},
-            r"^--baseline auto trains two networks from initial weights, got --pretrained w\.pt; "
-            "give --baseline the folder of a curve-ensemble run$",
-        ),
-        (
-            {"epochs": 2},
-            "^--baseline auto needs epochs >= 3, one for each of two networks and one for the fit, "
-            "got 2$",
-        ),
-    ],
-)
-def test_what_cannot_have_its_own_baseline_is_refused(
-    options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_have_its_own_baseline_is_refused() -> None:
+    message = (
+        "^--baseline auto needs epochs >= 3, one for each of two networks and one for the fit, "
+        "got 2$"
+    )
     with pytest.raises(UserError, match=message):
-        FGEConfig(baseline="auto", **options)
+        FGEConfig(baseline="auto", epochs=2)
 
 
 def test_several_processes_are_refused_before_anything_is_done(

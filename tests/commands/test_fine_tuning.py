@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,17 +11,16 @@ import pytest
 import torch
 from conftest import PLAIN, write_tiny_npz
 from curve_runs import run as run_line
+from given_weights import FROZEN, frozen_names, given, write_given
 from interrupting import interrupted
 from promised import promised
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, TrainConfig
 from fge.errors import UserError
 from fge.networks import build_model, library_weights
 
-FROZEN = r"^[0-7]\."
 SHORT: dict[str, Any] = {**PLAIN, "epochs": 4, "cycle_epochs": 2, "val_fraction": 0.25}
 
 
@@ -33,22 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a convnet for seven classes, as a data-parallel checkpoint."""
-    torch.manual_seed(5)
-    model = build_model("convnet", in_channels=1, num_classes=7, image_size=(8, 8))
-    path = tmp_path_factory.mktemp("weights") / "seven.pt"
-    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"epoch": 9, "state_dict": state}, path)
-    return path
-
-
-def given(weights: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(weights)["state_dict"]
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def frozen_names(state: dict[str, Tensor]) -> list[str]:
-    return [name for name in state if re.search(FROZEN, name)]
+    return write_given(tmp_path_factory.mktemp("weights") / "seven.pt")
 
 
 def test_a_frozen_backbone_is_bitwise_the_given_one_in_every_file(
@@ -175,14 +158,6 @@ def test_bad_options_end_with_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_comparison_refuses_curves_of_frozen_networks(data: Path, tmp_path: Path) -> None:
-    line = ["compare", "--data", str(data), "--freeze", "x", "--methods", "curve-ensemble"]
-    result = run_line([*line, "--seeds", "2", "--out", str(tmp_path / "run")])
-    assert result.message == (
-        "curve-ensemble trains all parameters of its networks, got freeze 'x'; leave it out"
-    )
-
-
 def test_a_body_that_does_not_fit_is_named(data: Path, weights: Path, tmp_path: Path) -> None:
     save_file({**given(weights), "0.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     file = str(tmp_path / "w.safetensors")
@@ -198,7 +173,8 @@ def test_pretrained_weights_of_the_library_are_taken_with_another_head(
 ) -> None:
     name = f"{library}:resnet18"
     torch.manual_seed(3)
-    known = build_model(name, in_channels=1, num_classes=1000, image_size=(32, 32))
+    channels = 1 if library == "timm" else 3  # timm adapts its weights to the images itself
+    known = build_model(name, in_channels=channels, num_classes=1000, image_size=(32, 32))
     state = {name: tensor + 0 for name, tensor in known.state_dict().items()}
     if library == "timm":
         timm = pytest.importorskip("timm")
@@ -229,6 +205,10 @@ def test_pretrained_weights_of_the_library_are_taken_with_another_head(
     found = load_file(run / "snapshots" / "0001.safetensors")
     assert found["fc.weight"].shape == (3, 512)
     body = [name for name in state if not name.startswith("fc.")]
+    if library == "torchvision":
+        red, green, blue = state["conv1.weight"].unbind(1)
+        assert torch.allclose(found["conv1.weight"][:, 0], red + green + blue, rtol=0, atol=1e-6)
+        body.remove("conv1.weight")
     assert all(torch.equal(found[name], state[name]) for name in body)
     saved = json.loads((run / "config.json").read_text())["options"]
     assert saved["pretrained"] == "library"

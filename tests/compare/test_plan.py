@@ -16,7 +16,14 @@ from made_cells import cell
 from fge.commands.build import settle_options
 from fge.commands.refit import fit_plan
 from fge.compare import Cell, Job, Plan, PlannedCell
-from fge.config import METHOD_NAMES, CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfig
+from fge.config import (
+    METHOD_NAMES,
+    CompareConfig,
+    CurveEnsembleConfig,
+    FGEConfig,
+    TrainConfig,
+    check_used,
+)
 from fge.config.compare import COMPARED
 from fge.data import load_dataset
 from fge.errors import UserError
@@ -241,12 +248,14 @@ def test_the_least_budget_of_fge_refit_has_a_line_within_it(
 
 
 def test_from_given_weights_each_method_is_trained_from_them(tmp_path: Path) -> None:
-    methods = ("single", "fge", "fge-paper", "swa", "split")
-    plan = averaged_plan(tmp_path, methods=methods, pretrained=Path("w.safetensors"))
+    methods = ("single", "fge", "fge-paper", "swa", "split", "curve-ensemble")
+    plan = averaged_plan(tmp_path, methods=methods, freeze="^0", pretrained=Path("w.safetensors"))
     jobs = {job.name: job for job in plan.jobs(plan.cells) if job.name.endswith("s0")}
     assert set(jobs) == {
         *("single-e100-s0", "fge-avg-e100-s0", "fge-e100-s0", "split-e100-s0"),
+        "curve-e100-s0",
     }
+    assert {getattr(job.config, "freeze", None) for job in jobs.values()} == {"^0"}
     assert {getattr(job.config, "pretrained", None) for job in jobs.values()} == {
         Path("w.safetensors")
     }
@@ -254,6 +263,30 @@ def test_from_given_weights_each_method_is_trained_from_them(tmp_path: Path) -> 
     assert isinstance(paper.config, FGEConfig)
     assert (paper.config.single, paper.config.first_cycle_epoch) == (False, 0)
     assert set(paper.lines) == {"fge", "swa"}
+
+
+@pytest.mark.parametrize(
+    ("options", "penalty"),
+    [
+        ({}, 5e-4),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, 5e-4),
+        ({"optimizer": "adam", "weight_decay": 0.1, "lr": 1e-3}, 0.1),
+        ({"weight_decay": 0.1, "mixup": 0.2, "class_weights": "balanced", "clip_norm": 1.0}, 0.1),
+        ({"backbone_lr": 0.01, "warmup_epochs": 1.0, "accumulate": 2}, 5e-4),
+    ],
+)
+def test_a_curve_between_single_networks_has_no_options_of_their_training(
+    tmp_path: Path, options: dict[str, Any], penalty: float
+) -> None:
+    """The command would refuse them; what the fit uses stays."""
+    given: dict[str, Any] = {"pretrained": Path("w.safetensors"), "freeze": "^0"}
+    plan = averaged_plan(tmp_path, methods=("curve-ensemble-2B",), **given, **options)
+    (part,) = cell_of(plan, "curve-ensemble-2B").parts
+    config = part.job.config
+    assert isinstance(config, CurveEnsembleConfig)
+    check_used(config)
+    assert (config.l2_penalty, config.pretrained, config.freeze) == (penalty, None, "^0")
+    assert {needed.config.pretrained for needed in part.job.needs} == {given["pretrained"]}  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------- test-time augmentation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +29,9 @@ from fge.errors import UserError
         ({"budgets": (0, 1)}, "budgets must be >= 1, got 0"),
         ({"budgets": (1, 4), "seeds": 3}, "use --seeds 4 or more, got 3"),
         (
-            {"methods": ("curve-ensemble",), "pretrained": Path("w.pt")},
-            "curve-ensemble trains its networks from initial weights, --pretrained gives others; "
-            "leave it out",
+            {"methods": ("curve-ensemble-2B",), "freeze": "^0"},
+            "curve-ensemble-2B connects single networks, whose frozen parameters differ without "
+            "--pretrained, got freeze '^0'; leave it out",
         ),
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
         ({"split": 0}, "split must be >= 1, got 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,44 @@ def test_a_bad_option_of_a_curve_ensemble_is_named(options: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"pretrained": Path("w.pt"), "first_weights": TWO[0], "second_weights": TWO[1]},
+            "--pretrained w.pt is not used: --first-weights and --second-weights give both "
+            "networks",
+        ),
+        (
+            {"pretrained": Path("w.pt"), "second": "G"},
+            "--pretrained w.pt is for the recipes average and endpoint, got G; the others start "
+            "from initial weights and train all of them",
+        ),
+        (
+            {"freeze": "^0", "strategies": "all"},
+            "--freeze ^0 is for the recipes average and endpoint, got A; the others start from "
+            "initial weights and train all of them",
+        ),
+    ],
+)
+def test_weights_to_start_from_are_refused_where_nothing_starts_from_them(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        check_used(CurveEnsembleConfig(**options))
+
+
+def test_weights_to_start_from_are_of_the_recipes_that_train_as_the_options_say() -> None:
+    given: dict[str, Any] = {"pretrained": Path("w.pt"), "freeze": "^0"}
+    check_used(CurveEnsembleConfig(**given))
+    check_used(CurveEnsembleConfig(**given, first="endpoint", second="endpoint"))
+    # The other network starts from them; a curve between two files leaves what is frozen.
+    check_used(CurveEnsembleConfig(**given, first="G", first_weights=TWO[0]))
+    check_used(CurveEnsembleConfig(freeze="^0", first_weights=TWO[0], second_weights=TWO[1]))
+    with pytest.raises(UserError, match=r"^--pretrained library needs --model timm:NAME or "):
+        CurveEnsembleConfig(pretrained="library")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"large_batch_lr": 0.0}, "large_batch_lr"),
         ({"adam_lr": float("nan")}, "adam_lr"),
         ({"small_weight_decay": -1e-6}, "small_weight_decay"),
@@ -156,6 +195,8 @@ def test_neighbours_are_paired_in_a_chain_and_in_a_loop() -> None:
                 second_weights=Path("b.pt"),
                 family="polychain",
                 objective="minmax",
+                pretrained=Path("w.pt"),
+                freeze="^0",
                 curve_epochs=3,
                 ensemble_points=9,
                 eval_points=7,

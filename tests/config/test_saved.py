@@ -47,7 +47,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
     several = epochs >= (start or 0) + 3 * half  # snapshots
     low, high = sorted([draw(rates), draw(st.floats(1e-300, 1e6))])
     pretrained = draw(paths) if start in (None, 0) else None
-    own: Any = st.just("auto") if pretrained is None and epochs >= 3 else st.none()
+    own: Any = st.just("auto") if epochs >= 3 else st.none()
     return FGEConfig(
         data=draw(texts),
         data_dir=draw(paths),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision import models
 
 from fge.errors import UserError, missing_package, nearest
-from fge.networks import build_model
+from fge.networks import build_model, fitting_backbone, library_weights
 
 
 def build(name: str, channels: int = 1, classes: int = 5, side: int = 32) -> Any:
@@ -56,6 +57,39 @@ def test_long_lists_of_known_names_are_cut() -> None:
     with pytest.raises(UserError, match=r", \.\.\.$") as caught:
         build("torchvision:qqqqqqqqqqq")
     assert str(caught.value).count(",") == 30
+
+
+# ------------------------------------------------------------------------- weights of torchvision
+
+
+def test_weights_for_three_channels_see_a_grey_image_as_three_equal_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "squeezenet1_1"
+    torch.manual_seed(4)
+    known = build(f"torchvision:{name}", channels=3, classes=1000).eval()
+    kind = models.get_model_weights(name)
+    state = {key: tensor.clone() for key, tensor in known.state_dict().items()}
+    monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: state)
+    grey = torch.randn(2, 1, 32, 32)
+    for channels in (1, 2, 3, 4, 6):
+        given = library_weights(f"torchvision:{name}", in_channels=channels, image_size=(32, 32))
+        model = build(f"torchvision:{name}", channels=channels, classes=1000).eval()
+        fitted, left_out = fitting_backbone(model, given, name)
+        model.load_state_dict(fitted)
+        assert left_out == ()
+        if channels in (1, 3, 6):  # each of the three as often
+            wanted = known(grey.expand(-1, 3, -1, -1))
+            torch.testing.assert_close(
+                model(grey.expand(-1, channels, -1, -1)), wanted, rtol=1e-4, atol=1e-5
+            )
+        changed = [key for key in state if not torch.equal(state[key], fitted[key])]
+        assert len(changed) == (channels != 3)
+    first = next(tensor for tensor in state.values())
+    four = library_weights(f"torchvision:{name}", in_channels=4, image_size=(32, 32))
+    found = next(iter(four.values()))
+    torch.testing.assert_close(found[:, :3], 0.75 * first)
+    torch.testing.assert_close(found[:, 3], 0.75 * first[:, 0])
 
 
 # ------------------------------------------------------------------------------------------- timm
