@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
@@ -270,12 +270,27 @@ def _parse(command: str, kind: type[T], arguments: list[str], default: T | None 
     _check_names(kind, arguments)
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _unwrapped(arguments):
             extra: dict[str, Any] = {} if default is None else {"default": default}
             extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind in _POSITIONAL else {}
             return cast(T, tyro.cli(kind, prog=command, args=arguments, **extra))
     except SystemExit:
         raise UserError(_one_line(errors.getvalue())) from None
+
+
+@contextlib.contextmanager
+def _unwrapped(arguments: list[str]) -> Iterator[None]:
+    """Have tyro write its errors into lines of any length: others break paths. Help is wrapped."""
+    before = os.environ.get("COLUMNS")
+    if not {"--help", "-h"} & set(arguments):
+        os.environ["COLUMNS"] = "1000000"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _check_names(kind: type, arguments: list[str]) -> None:

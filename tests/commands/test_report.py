@@ -212,6 +212,8 @@ def test_runs_are_needed_each_once(tmp_path: Path, capsys: pytest.CaptureFixture
     run = make_run(tmp_path / "run")
     again = tmp_path / "run" / ".." / "run"
     assert fails(capsys, run, again) == f"the run folder {run} is given twice"
+    long = make_run(tmp_path / ("long" * 40))  # no line of the message may break it
+    assert fails(capsys, long, long) == f"the run folder {long} is given twice"
 
 
 def test_a_folder_that_is_no_run_is_named(
