@@ -1,7 +1,4 @@
-"""What logs of curves, planes and lines hold: the figures that a task has, by split.
-
-This is a file of its own because three kinds of records need it.
-"""
+"""What logs of curves, planes and lines hold: the figures that a task has, by split."""
 
 from __future__ import annotations
 
@@ -10,6 +7,9 @@ from typing import Any
 
 from fge.schemas import Infinite, Loss, NotNegative, Percent, extended
 from fge.tasks import Task
+
+ENSEMBLE = "ensemble"
+"""The word before the figures of the two networks {w(0), w(t)}."""
 
 
 def with_figures(
@@ -30,7 +30,3 @@ def with_figures(
         own = {} if split == ENSEMBLE else {f"{split}_loss": Loss}
         found |= {**own, f"{split}_{task.measure.key}": measure, f"{split}_nll": nll}
     return extended(kind, {k: v | Infinite if infinite else v for k, v in found.items()})
-
-
-ENSEMBLE = "ensemble"
-"""The word before the figures of the two networks {w(0), w(t)}."""

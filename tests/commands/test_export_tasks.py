@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import subprocess
 import sys
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import task_runs
 import torch
 from conftest import PLAIN
 from PIL import Image
+from task_runs import write
 
 from fge import metrics
 from fge.commands import cli
@@ -25,13 +26,7 @@ from fge.config import PredictConfig, TrainConfig
 
 pytestmark = pytest.mark.slow  # whole runs
 
-COUNT, NEW = 90, 7
-TARGETS = {
-    "regression": ("y", "z"),
-    "multilabel": ("up", "wide"),
-    "binary": ("kind",),
-    "classification": ("size",),
-}
+NEW = 7
 KINDS = {"regression": "onnx", "multilabel": "onnx", "binary": "pt2", "classification": "onnx"}
 WITHOUT_FGE = "import runpy, sys; sys.modules['fge'] = None; sys.argv[:] = sys.argv[1:]; " + (
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -39,26 +34,14 @@ WITHOUT_FGE = "import runpy, sys; sys.modules['fge'] = None; sys.argv[:] = sys.a
 Columns = dict[str, list[Any]]
 
 
-def write(path: Path, columns: Columns) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
-    return path
-
-
 def rows() -> Columns:
     """Two columns of numbers, one with gaps and far from 0, one of words with gaps; targets."""
-    draw = np.random.default_rng(0)
-    a, b = draw.normal(size=(2, COUNT))
+    usual = task_runs.rows()
     return {
-        "a": a.tolist(),
-        "b": ["NA" if k % 9 == 0 else 1e6 + x for k, x in enumerate(b)],
-        "colour": [["red", "deep blue", ""][k % 3] for k in range(COUNT)],
-        "y": (1e7 + 20 * a + draw.normal(size=COUNT)).tolist(),
-        "z": (a - b).tolist(),
-        "up": (a > 0).astype(int).tolist(),
-        "wide": (b > 0.3).astype(int).tolist(),
-        "kind": np.where(a > 0.2, "new", "old").tolist(),
-        "size": np.array(["s", "m", "l"])[np.digitize(a, [-0.5, 0.5])].tolist(),
+        **usual,
+        "b": ["NA" if x == "" else 1e6 + x for x in usual["b"]],
+        "colour": [["red", "deep blue", ""][k % 3] for k in range(task_runs.COUNT)],
+        "y": [1e7 - 100 + y for y in usual["y"]],  # around 1e7
     }
 
 
@@ -127,12 +110,12 @@ def printed(file: Path, *given: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize("task", task_runs.NAMES)
 def test_the_file_and_its_script_predict_rows_as_the_run_does(task: str, folder: Path) -> None:
-    data = {k: v for k, v in rows().items() if k in ("a", "b", "colour", *TARGETS[task])}
+    data = {k: v for k, v in rows().items() if k in ("a", "b", "colour", *task_runs.NAMES[task])}
     table = write(folder / f"{task}.csv", data)
     run, file = exported(
-        folder, task, data=str(table), target=TARGETS[task], batch_size=16, val_fraction=0.2
+        folder, task, data=str(table), target=task_runs.NAMES[task], batch_size=16, val_fraction=0.2
     )
     new = write(folder / "new.csv", new_rows())
     config = PredictConfig(run=run, images=new, out=run / "predicted", keep_members=True)
