@@ -335,8 +335,8 @@ class DamageStudy:
             found, done = self._examine(case, folder, original)
             if not studied and "verify" in COMMANDS:
                 copy(original, out)
-                self._damage(case, out)
-                found += [Finding(*pair) for pair in self._mended(case)]
+                damaged = self._damage(case, out)
+                found += [Finding(*pair) for pair in self._mended(case, damaged)]
             return found, done
         finally:
             reap()
@@ -349,7 +349,9 @@ class DamageStudy:
         before, outside = tree(folder), files_of(place.outside)
         found: list[tuple[str, str]] = []
         if not studied and "verify" in COMMANDS:
-            found += verified(place, before, damaged)
+            listed = _known(original)
+            known = [n for n in damaged if n in listed or Path(n).name == MANIFEST]
+            found += verified(place, before, known)
         words = job.start("out") if studied else job.resume("out")
         done = run(place, words)
         reap()
@@ -380,8 +382,13 @@ class DamageStudy:
                 )
         return [Finding(kind, case.words, detail) for kind, detail in found], done
 
-    def _mended(self, case: Case) -> Iterator[tuple[str, str, str]]:
-        """Let ``verify --repair`` mend a damaged run; yield what is wrong with what follows."""
+    def _mended(self, case: Case, damaged: list[str]) -> Iterator[tuple[str, str, str]]:
+        """Let ``verify --repair`` mend a damaged run; yield what is wrong with what follows.
+
+        A manifest is made again from the files that are there, unchecked: then a damaged one may
+        be found later, and a temporary file is nobody's.
+        """
+        unchecked = any(Path(name).name == MANIFEST for name in damaged)
         place, out, words = self.place, self.place.cwd / "out", case.words
         before = tree(out)
         done = run(place, ["verify", "out", "--repair"])
@@ -393,11 +400,13 @@ class DamageStudy:
         reap()
         if (fault := again.fault()) in FAULTS:
             yield str(fault), words, f"after --repair: {last_line(again)}"
-        elif again.code and not done.code and "move it away" not in last_line(again):
+        elif again.code and not done.code and (again.fault() or not unchecked):
             yield "unclear", words, f"--repair finds all well, but then: {last_line(again)}"
         elif not again.code and not done.code:
             end = self.kept[case.job.name, FINISHED].end
             names = without_dropped_checkpoints(out, different(out, end))
+            if unchecked:
+                names = [n for n in names if n != MANIFEST and not n.endswith(TEMPORARY)]
             yield from (("silent", words, f"after --repair: {n}") for n in names[:3])
 
     def _damage(self, case: Case, folder: Path) -> list[str]:
@@ -425,7 +434,7 @@ def without_dropped_checkpoints(out: Path, names: list[str]) -> list[str]:
     The manifest does not have it either.
     """
     gone = [n for n in names if CHECKPOINT.search(n) and not (out / n).exists()]
-    manifests = {str(Path(n).parent.parent / MANIFEST) for n in gone}
+    manifests = {str(parent / MANIFEST) for n in gone for parent in Path(n).parents}
     return [name for name in names if name not in manifests and name not in gone]
 
 
@@ -438,29 +447,37 @@ def restore(folder: Path, name: str, original: Path) -> None:
     """Put a file back, unless the run has dropped it on the way back to its last checkpoint."""
     known, now = _known(original), _known(folder)
     remove(folder / name)
-    if known and name in known and now is not None and name not in now:
+    if known and name in known and now and name not in now:
         return
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes((original / name).read_bytes())
 
 
-def _known(folder: Path) -> list[str] | None:
-    """Return the names in the manifest of a folder; None if it cannot be read."""
-    try:
-        return list(json.loads((folder / MANIFEST).read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _known(folder: Path) -> set[str]:
+    """Return the files in the manifests of a run and of the runs in it; none where one is bad."""
+    names = set()
+    for path in folder.rglob(MANIFEST):
+        try:
+            content = json.loads(path.read_bytes() if path.is_file() else b"")
+            files = content["files"] if "format" in content else {}  # another file, swapped
+            names |= {(path.parent / n).relative_to(folder).as_posix() for n in files}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+    return names
 
 
-def verified(place: Workplace, before: Tree, damaged: list[str]) -> list[tuple[str, str]]:
-    """Return what is wrong with what ``verify`` says of a damaged run."""
+def verified(place: Workplace, before: Tree, listed: list[str]) -> list[tuple[str, str]]:
+    """Return what is wrong with what ``verify`` says of a run whose ``listed`` files are damaged.
+
+    It knows the files of the manifest: one written just before a kill may not be there yet.
+    """
     done = run(place, ["verify", "out"])
     found = []
     if done.code is None or done.code not in (0, 2) or "Traceback" in done.out + done.err:
         found.append(
             ("traceback" if done.code is not None else "hang", f"verify: {last_line(done)}")
         )
-    results = [name for name in damaged if is_promised(name)]
+    results = [name for name in listed if is_promised(name)]
     if done.code == 0 and results:
         found.append(("silent", f"verify finds nothing wrong with {results[0]}"))
     if tree(place.cwd / "out") != before:

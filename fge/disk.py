@@ -120,9 +120,8 @@ def _opened(path: Path, flags: int) -> int:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise UserError(
-            f"{path} is {KINDS.get(stat.S_IFMT(mode), 'something special')} and no file"
-        )
+        kind = KINDS.get(stat.S_IFMT(mode), "something special")
+        raise UserError(f"{path} is {kind} and no file; move it away")
     return handle
 
 

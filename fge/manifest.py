@@ -221,12 +221,15 @@ class Manifest:
     # -------------------------------------------------------------------------- changes
 
     def settle(self) -> None:
-        """Decide, for each interrupted write, whether it took place."""
+        """Decide, for each interrupted write, whether it took place.
+
+        A file in whose place something else stands, such as a link, keeps its entry.
+        """
         for name, entry in list(self.files.items()):
-            if entry.next is None and not entry.removing:
+            kind = kind_of(self.root / name)
+            if kind or (entry.next is None and not entry.removing):
                 continue
-            path = self.root / name
-            data = read_whole(path) if kind_of(path) == "" else None
+            data = None if kind is None else read_whole(self.root / name)
             if data is not None and name.endswith(".jsonl"):
                 data = complete_lines(data)
             self._set(name, entry.settled(None if data is None else Content.of(data)))

@@ -138,6 +138,17 @@ def test_an_interrupted_write_is_the_old_or_the_new_file(
     )
 
 
+def test_an_interrupted_write_with_a_link_in_its_place_stays_undecided(tmp_path: Path) -> None:
+    manifest, outside = Manifest(tmp_path / "run", "train"), tmp_path / "outside"
+    outside.write_bytes(b"new")
+    manifest.root.mkdir()
+    (manifest.root / "a").symlink_to(outside)
+    manifest.files["a"] = entry = Entry(None, Content.of(b"new"))
+    manifest.settle()
+    assert manifest.files == {"a": entry}
+    assert manifest.fault("a") == f"{shown(manifest.root / 'a')} is a link"
+
+
 def test_what_is_neither_old_nor_new_is_damage(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path, "train")
     manifest.files["a"] = Entry(Content.of(b"old"), Content.of(b"new"))

@@ -13,7 +13,7 @@ from fge.manifest import Manifest
 from fge.observer import counted
 from fge.parallel import check_command
 from fge.report import ConsoleObserver
-from fge.runs import Findings, check_run, repair_run
+from fge.runs import Findings, check_run, inner_runs, repair_run
 
 _SHOWN = 5
 """Files that the run did not write which are named."""
@@ -33,12 +33,7 @@ def verify(config: VerifyConfig) -> Findings:
     if not run.is_dir():
         raise UserError(f"no folder {run}")
     if config.repair:
-        finished = _is_finished(run)
-        done = list(repair_run(run))
-        for line in done:
-            observer.note(line)
-        if done and finished and not check_run(run).faults:
-            _make_again(run)
+        _repair(run, observer)
     found = check_run(run)
     for fault in found.faults:
         observer.note(f"{fault.what}; {fault.remedy}")
@@ -56,6 +51,18 @@ def verify(config: VerifyConfig) -> Findings:
         )
     observer.note(f"{run}: {counted(found.files, 'file')} as written")
     return found
+
+
+def _repair(run: Path, observer: ConsoleObserver) -> None:
+    """Mend a run and the runs within it; those that were finished make again what is missing."""
+    finished = _is_finished(run)
+    done = list(repair_run(run))
+    for line in done:
+        observer.note(line)
+    for inner in inner_runs(run):
+        _repair(inner, observer)
+    if done and finished and not check_run(run).faults:
+        _make_again(run)
 
 
 def _is_finished(run: Path) -> bool:

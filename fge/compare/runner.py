@@ -127,7 +127,8 @@ class Runner:
         if job.name in self._running or not report.is_file():
             return False
         manifest = Manifest.read(report.parent)
-        if manifest is not None and manifest.is_open():  # killed between its report and its end
+        known = manifest is None or report.name in manifest.files
+        if not known or (manifest and manifest.is_open()):  # killed between its report and its end
             return False
         methods = read_report(report, _Report)["methods"]
         return set(job.lines) <= {method["name"] for method in methods}

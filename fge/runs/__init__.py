@@ -3,7 +3,7 @@
 from fge.runs.adopting import STREAMS, is_derived, is_exported
 from fge.runs.folder import RunFolder, SharedFolder
 from fge.runs.opening import RUNS, check_pages, folder_of, is_run, open_pages, open_run_folder
-from fge.runs.repair import Fault, Findings, check_run, repair_run
+from fge.runs.repair import Fault, Findings, check_run, inner_runs, repair_run
 from fge.runs.staged import Probe, StagedTraining, member_name
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "member_name",
     "open_pages",
     "open_run_folder",
+    "inner_runs",
     "repair_run",
 ]

@@ -190,11 +190,12 @@ def manifest_of(out: Path, command: str) -> Manifest:
     """
     manifest = Manifest.read(out)
     if manifest is None:
-        known = command_of(out / "config.json") or _command_of_pages(out)
+        of_run = command_of(out / "config.json")
+        known = of_run or _command_of_pages(out)
         manifest = Manifest(out, command or known or "")
         if known is not None:
             manifest.adopt(files_of_old_run(out))
-            manifest.streams = list(STREAMS)
+            manifest.streams = list(STREAMS) if of_run else []
     manifest.command = manifest.command or command
     return manifest
 

@@ -40,7 +40,7 @@ class Fault:
     """A file that is not as it was written.
 
     ``run``: the folder of its run; ``name``: the file's in there; ``what``: is wrong, in words;
-    ``remedy``: what can be done; ``lost``: whether nothing can, short of a copy.
+    ``remedy``: what can be done; ``lost``: whether ``--repair`` cannot do it.
     """
 
     run: Path
@@ -96,10 +96,11 @@ def check_run(root: Path) -> Findings:
 
 
 def repair_run(root: Path) -> Iterator[str]:
-    """Mend what can be mended of a run and of the runs within it; yield what was done, in words.
+    """Mend what can be mended of a run, without the runs within it; yield what was done, in words.
 
     Files that resuming makes again are removed. A damaged checkpoint or log goes back to the
-    checkpoint before. A damaged manifest is written again from the files that are there.
+    checkpoint before. A damaged manifest is written again from the files that are there. A folder
+    or pipe in the place of a file is left, and the file stays damaged.
 
     Raises:
         UserError: another process writes there.
@@ -116,9 +117,13 @@ def repair_run(root: Path) -> Iterator[str]:
         manifest.save()
     finally:
         lock.release()
-    for name in manifest.folders:
-        if (root / name).is_dir() and not (root / name).is_symlink():
-            yield from repair_run(root / name)
+
+
+def inner_runs(root: Path) -> list[Path]:
+    """Return the folders of the runs within a run: those of a comparison's jobs, a baseline."""
+    manifest = Manifest.read(root)
+    folders = [root / name for name in manifest.folders] if manifest is not None else []
+    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 def _checked(manifest: Manifest) -> list[str]:
@@ -156,6 +161,14 @@ def _others(manifest: Manifest, inner: list[Path]) -> Iterator[Path]:
 
 def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return what can be done about a damaged file, and whether that is nothing."""
+    remedy, lost = _remedy_of(manifest, name)
+    if _in_the_way(manifest.root / name):
+        return f"move it away; {remedy if lost else f'then {remedy}'}", True
+    return remedy, lost
+
+
+def _remedy_of(manifest: Manifest, name: str) -> tuple[str, bool]:
+    """Return it for what a file can be rid of."""
     if is_derived(name) or _AGAIN.fullmatch(name) or name.endswith("/index.json"):
         return "--repair makes it again", False
     if is_exported(name):
@@ -205,15 +218,24 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
     elif inner == _TIMES:
         yield from _sound_lines(manifest, name)
     elif (back := _fallback(manifest, name)) is not None:
+        if kind := _in_the_way(path):
+            yield f"{shown(path)} is {kind}: move it away"
+            return
         yield from _go_back(manifest, part, back)
+
+
+def _in_the_way(path: Path) -> str | None:
+    """Return what stands at a path if it is neither a file nor a link, which can be removed."""
+    kind = kind_of(path)
+    return kind if kind and kind != "a link" else None
 
 
 def _drop(manifest: Manifest, name: str, why: str) -> Iterator[str]:
     """Remove a file of the run; what stands there and is no file is left."""
-    path, kind = manifest.root / name, kind_of(manifest.root / name)
+    path = manifest.root / name
     if name not in manifest.files:
         return
-    if kind and kind != "a link":
+    if kind := _in_the_way(path):
         yield f"{shown(path)} is {kind}: move it away"
         return
     manifest.remove(name)

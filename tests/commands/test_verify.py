@@ -281,6 +281,33 @@ def test_what_is_in_the_way_is_said_and_stays(
     assert err.count("error:") == 1
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_in_the_way_of_a_checkpoint_is_moved_away_first(
+    half: Path,
+    ended: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], None],
+) -> None:
+    run = shutil.copytree(half, tmp_path / "run")
+    path = last_checkpoint(run)
+    path.unlink()
+    make(path)
+    before = promised(run)
+    code, out, err = verify(run, capsys, "--repair")
+    assert code == 2
+    assert f"{path} is a " in out
+    assert "; move it away; then --repair goes back to the checkpoint before\n" in out
+    assert err.endswith("is not as written\n")
+    assert promised(run) == before
+    assert cli.main(["fge", "--out", str(run), "--resume"]) == 2
+    path.rename(tmp_path / "away")
+    assert verify(run, capsys, "--repair")[0] == 0
+    fge(config(data, run, resume=True))
+    assert promised(run) == promised(ended)
+
+
 @pytest.mark.parametrize("damage", [delete, linked, flip])
 def test_resuming_without_the_options_names_their_file(
     ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
@@ -317,9 +344,24 @@ def test_a_run_within_that_lost_its_manifest_is_found_and_gets_one_again(
     assert code == 2
     what = "missing" if damage is delete else "a link"
     assert f"outer/runs/one/manifest.json is {what}; --repair writes it again, unchecked" in out
-    assert list(repair_run(outer))
+    assert verify(outer, capsys, "--repair")[0] == 0
     assert verify(outer, capsys)[0] == 0
     assert not (outer / "runs" / "one" / "manifest.json").is_symlink()
+
+
+@pytest.mark.parametrize("of", [last_checkpoint, validation])
+def test_a_finished_run_within_makes_again_what_is_missing(
+    outer: Path, ended: Path, capsys: pytest.CaptureFixture[str], of: Callable[[Path], Path]
+) -> None:
+    """The comparison reads no checkpoint of a finished job, and would not resume it."""
+    inner = outer / "runs" / "one"
+    delete(of(inner))
+    code, _, err = verify(outer, capsys, "--repair")
+    assert (code, err) == (0, "")
+    ours, theirs = promised(inner), promised(ended)
+    changed = [n for n in theirs if ours.get(n) != theirs[n]]
+    assert changed in ([], ["manifest.json", "report.html"])  # the page names the folder
+    assert sorted(ours) == sorted(theirs)
 
 
 def test_repair_removes_what_was_being_written(ended: Path, tmp_path: Path) -> None:

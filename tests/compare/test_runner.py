@@ -137,6 +137,15 @@ def test_a_job_killed_between_its_report_and_its_end_is_run_again(
     assert runs.runner.is_done(job("a"))
 
 
+def test_a_report_that_the_run_did_not_write_does_not_count(runs: Runs, tmp_path: Path) -> None:
+    report = tmp_path / "runs" / "a" / "report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text('{"methods": [{"name": "single"}]}')
+    assert runs.runner.is_done(job("a"))  # of an older program, without manifest
+    Manifest(report.parent, "train").save()
+    assert not runs.runner.is_done(job("a"))
+
+
 def test_a_pipe_among_the_locks_is_not_waited_for(runs: Runs, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "locks" / "mine")
     runs.runner.run([job("a")])
