@@ -47,6 +47,7 @@ _EFFORTS = (
     Effort(256, 16, 2, 40),
     Effort(128, 8, 1, 40),
     Effort(64, 8, 1, 30),
+    Effort(32, 8, 1, 30),
 )
 
 

@@ -98,7 +98,7 @@ def _check_fits(config: FitConfig, dataset: Dataset) -> None:
 
 def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
     """Check that what is made of the images fits: a copy on a GPU, and a padded one for crops."""
-    device, needed, what = choose_device(config.device), 0, "the images need"
+    device, needed, what = choose_device(config.device), 0, "the data needs"
     if device.type != "cpu":
         splits = (dataset.train, dataset.val, dataset.test)
         needed = sum(split.nbytes for split in splits)

@@ -130,7 +130,7 @@ def _read_line(part: Part, comparison: Path, dataset: Dataset, budget_epochs: in
     folder = comparison / "runs" / part.job.name
     content = read_report(folder / "report.json", _Report)
     if content["dataset"]["sha256"] != dataset.fingerprint:
-        raise UserError(f"{folder} has other images than {dataset.name}; give another --out")
+        raise UserError(f"{folder} has other data than {dataset.name}; give another --out")
     if content["model"] != part.job.config.model:
         raise UserError(
             f"{folder} has the model {content['model']}, not {part.job.config.model}; "

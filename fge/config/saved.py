@@ -214,7 +214,7 @@ def check_same_images(config: StudyConfig, fingerprint: str) -> None:
         for name in _OF_DATA
     )
     if asked and known not in (None, fingerprint):
-        raise UserError(f"the images of {config.data} are not those of the run {config.run}")
+        raise UserError(f"the data of {config.data} are not those of the run {config.run}")
 
 
 def read_report(path: Path, kind: type[T], *, damaged: str = "is damaged") -> T:

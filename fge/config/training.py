@@ -248,7 +248,7 @@ class FGEConfig(PretrainedConfig):
     def _check_plan(self) -> None:
         if self.val_fraction == 0:
             raise UserError(
-                "--plan auto decides by validation images, got val_fraction 0; set --val-fraction "
+                "--plan auto decides by validation data, got val_fraction 0; set --val-fraction "
                 "above 0"
             )
         if self.refit is not None or self.single:
@@ -363,7 +363,7 @@ class MethodConfig(CycleConfig):
             )
         if method == "auto" and self.val_fraction == 0:
             raise UserError(
-                "auto decides by validation images, got val_fraction 0; set --val-fraction above 0"
+                "auto decides by validation data, got val_fraction 0; set --val-fraction above 0"
             )
         if self.epochs < needed:
             raise UserError(

@@ -125,6 +125,6 @@ def test_a_gpu_must_hold_all_images_and_the_padded_copy(
     monkeypatch.setattr(loading, "choose_device", torch.device)
     monkeypatch.setattr(loading, "free_memory", free)
     assert len(load_data(config).test) == 48
-    with pytest.raises(UserError, match=r"^on cuda:0, the images need 17\.8 kB of memory, but "):
+    with pytest.raises(UserError, match=r"^on cuda:0, the data needs 17\.8 kB of memory, but "):
         load_data(config)
     assert asked == [torch.device("cuda:0")] * 2

@@ -164,7 +164,7 @@ def test_fge_with_the_plan_auto_is_the_method_auto(data: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 0.0}, "--plan auto decides by validation images, got val_fraction 0"),
+        ({"val_fraction": 0.0}, "--plan auto decides by validation data, got val_fraction 0"),
         ({"single": True}, "--single belongs to --plan cycles; leave it out with --plan auto"),
         ({"refit": "bezier"}, "--refit bezier belongs to --plan cycles"),
     ],

@@ -191,7 +191,7 @@ def test_with_views_passes_and_predictions_are_those_of_the_views(
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"dataset": {"sha256": "other"}}, "sse-e4-s0 has other images than tiny; give another"),
+        ({"dataset": {"sha256": "other"}}, "sse-e4-s0 has other data than tiny; give another"),
         ({"model": "vgg16"}, "sse-e4-s0 has the model vgg16, not convnet; give another --out"),
         ({"config": {"method": "ema"}}, "sse-e4-s0 has the method ema, not sse; remove it"),
     ],

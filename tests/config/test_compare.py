@@ -67,7 +67,7 @@ from fge.errors import UserError
         ),
         ({"methods": ("fgee+tta",), "tta": 3}, "unknown method 'fgee'; did you mean 'fge'?"),
         ({"methods": ("sse+tta",), "tta": 3, "epochs": 4}, "sse needs epochs >= 5"),
-        ({"methods": ("auto",), "val_fraction": 0.0}, "auto decides by validation images"),
+        ({"methods": ("auto",), "val_fraction": 0.0}, "auto decides by validation data"),
         ({"methods": ("fge-paper",), "epochs": 2}, "fge-paper needs epochs >= 3, got 2"),
         ({"methods": ("split",), "epochs": 2, "split": 3}, "split needs epochs >= 3"),
     ],
