@@ -1,7 +1,8 @@
 """What interruptions, damage, odd input and full disks do to a run folder.
 
     python benchmarks/endurance.py [--kills 200] [--commands 1000] [--seed 0] [--minutes N]
-        [--continue] [--out benchmarks/results/endurance.json] [--smoke]
+        [--continue] [--shard 0/2] [--out benchmarks/results/endurance.json] [--smoke]
+    python benchmarks/endurance.py --merge SHARD.json SHARD.json
 
 Five parts, on tiny runs of every command that writes a folder:
 
@@ -14,7 +15,8 @@ Five parts, on tiny runs of every command that writes a folder:
 - ``space``: disks from 4 kB up. Each full disk is one line; with more space the run goes on.
 
 ``--minutes`` gives each part a share of the time, after the runs that it compares with;
-``--continue`` adds cases to those of an earlier sitting with the same seed.
+``--continue`` adds cases to those of an earlier sitting with the same seed. ``--shard 0/2`` takes
+every second case, so that two processes share the work; ``--merge`` joins their results.
 Raw results: ``benchmarks/results/endurance.json``. The tables of ``docs/results/endurance.md`` are
 written from them.
 """
@@ -84,17 +86,18 @@ Rows = dict[str, Counts]
 
 @dataclass
 class Span:
-    """The cases of a part in one sitting, by number: from ``next`` on, for so many seconds."""
+    """The cases of a part in one sitting: each ``step``-th from ``next`` on, for some seconds."""
 
     next: int
     seconds: float
+    step: int = 1
 
     def numbers(self, end: int) -> Iterator[int]:
         """Yield numbers below ``end``; a case counts once its loop goes on."""
         until = time.perf_counter() + self.seconds
         while self.next < end and time.perf_counter() < until:
             yield self.next
-            self.next += 1
+            self.next += self.step
 
 
 # -------------------------------------------------------------------------------------------- kills
@@ -370,17 +373,37 @@ def fail_after(size: int) -> None:
 
 def stored(rows: Rows, before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """Return rows as JSON values, added to those of before."""
-    found = {row["what"]: dict(row) for row in before}
-    for what, counts in rows.items():
-        earlier = found.get(what, {"what": what, **asdict(Counts())})
-        found[what] = {"what": what} | {k: earlier[k] + v for k, v in asdict(counts).items()}
+    return added([*before, *({"what": what, **asdict(counts)} for what, counts in rows.items())])
+
+
+def added(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for all of the same name, with their sums."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known = found.setdefault(row["what"], {"what": row["what"], **asdict(Counts())})
+        known |= {name: known[name] + row[name] for name in known if name != "what"}
     return [found[what] for what in sorted(found)]
+
+
+def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results of all shards of a study as one.
+
+    Raises:
+        ValueError: they are not of one study.
+    """
+    first = shards[0]
+    if any((one["seed"], one["limits"]) != (first["seed"], first["limits"]) for one in shards):
+        raise ValueError("the files are of studies with other seeds or limits")
+    parts = {part: added([row for one in shards for row in one[part]]) for part in SHARES}
+    left = {name: value for name, value in first.items() if name != "next"}
+    return {**left, **parts, "sittings": sum(one["sittings"] for one in shards)}
 
 
 def measure(asked: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
     """Run all parts in a folder of their own, and return the raw results, with those of before."""
     jobs = tuple(BY_NAME[name] for name in SMOKE) if asked.smoke else JOBS
     limited = {name: getattr(asked, name) for name in LIMITS}
+    shard, shards = (int(number) for number in asked.shard.split("/"))
     content: dict[str, Any] = {
         "seed": asked.seed,
         "limits": limited,
@@ -389,7 +412,7 @@ def measure(asked: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]
 
     def span(part: str) -> Span:
         seconds = 60 * asked.minutes * SHARES[part] if asked.minutes else float("inf")
-        return Span(before.get("next", {}).get(part, 0), seconds)
+        return Span(before.get("next", {}).get(part, shard), seconds, shards)
 
     spans = {part: span(part) for part in SHARES}
 
@@ -402,7 +425,8 @@ def measure(asked: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]
         furnish(place)
         few = [tuple(job for job in jobs if job.name in names) for names in (PAIRED, FILLED)]
         sent = sum(row["cases"] for row in before.get("kills", ()))
-        add("kills", kills(place, asked.kills - sent, asked.seed, spans["kills"], jobs))
+        wanted = asked.kills // shards - sent
+        add("kills", kills(place, wanted, asked.seed, spans["kills"], jobs))
         found, content["all_cases"] = damage(
             place, asked.damages, asked.seed, spans["damage"], jobs
         )
@@ -426,6 +450,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--continue", dest="go_on", action="store_true", help="add to the results that --out holds"
     )
+    parser.add_argument("--shard", default="0/1", help="I/N: each N-th case from case I on")
+    parser.add_argument("--merge", type=Path, nargs="+", help="join the results of all shards")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="a few cases of each part")
     asked = parser.parse_args(arguments)
@@ -435,8 +461,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.go_on else {}
     if before and (before["seed"] != asked.seed or "next" not in before):
         parser.error(f"{asked.out} has no cases of --seed {asked.seed} to continue")
-    prepare()
-    content = measure(asked, before)
+    if asked.merge:
+        content = merged([json.loads(file.read_text(encoding="utf-8")) for file in asked.merge])
+    else:
+        prepare()
+        content = measure(asked, before)
     write_json(asked.out, content)
     if asked.out.resolve() == RESULTS.resolve() and not asked.smoke:
         write_page(json.loads(RESULTS.read_text(encoding="utf-8")))

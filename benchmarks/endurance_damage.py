@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from endurance_fork import REMEDY, Done, finish, kill_half, reap, run
 from endurance_runs import (
@@ -349,9 +350,9 @@ class DamageStudy:
         before, outside = tree(folder), files_of(place.outside)
         found: list[tuple[str, str]] = []
         if not studied and "verify" in COMMANDS:
-            listed = _known(original)
-            known = [n for n in damaged if n in listed or Path(n).name == MANIFEST]
-            found += verified(place, before, known)
+            settled = [name for name, entry in _known(original).items() if "next" not in entry]
+            listed = [n for n in damaged if n in settled or Path(n).name == MANIFEST]
+            found += verified(place, before, listed)
         words = job.start("out") if studied else job.resume("out")
         done = run(place, words)
         reap()
@@ -453,17 +454,18 @@ def restore(folder: Path, name: str, original: Path) -> None:
     (folder / name).write_bytes((original / name).read_bytes())
 
 
-def _known(folder: Path) -> set[str]:
-    """Return the files in the manifests of a run and of the runs in it; none where one is bad."""
-    names = set()
+def _known(folder: Path) -> dict[str, Any]:
+    """Return the entries in the manifests of a run and of those in it; none where one is bad."""
+    known = {}
     for path in folder.rglob(MANIFEST):
         try:
             content = json.loads(path.read_bytes() if path.is_file() else b"")
             files = content["files"] if "format" in content else {}  # another file, swapped
-            names |= {(path.parent / n).relative_to(folder).as_posix() for n in files}
+            within = path.parent.relative_to(folder)
+            known |= {(within / name).as_posix(): entry for name, entry in files.items()}
         except (OSError, ValueError, KeyError, TypeError):
-            return set()
-    return names
+            return {}
+    return known
 
 
 def verified(place: Workplace, before: Tree, listed: list[str]) -> list[tuple[str, str]]:

@@ -18,12 +18,12 @@ __all__ = [
     "check_pages",
     "check_run",
     "folder_of",
+    "inner_runs",
     "is_derived",
     "is_exported",
     "is_run",
     "member_name",
     "open_pages",
     "open_run_folder",
-    "inner_runs",
     "repair_run",
 ]

@@ -196,6 +196,22 @@ def test_a_later_sitting_adds_to_the_cases_of_before() -> None:
     assert (b["cases"], b["same"], c["cases"]) == (1, 1, 1)
 
 
+def test_shards_have_every_case_once_and_are_joined() -> None:
+    cases = [list(study.Span(shard, 60.0, 3).numbers(10)) for shard in range(3)]
+    assert cases == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    finding = damage.Finding("lost", "case", "detail")
+    parts = {part: [] for part in study.SHARES}
+    first = {"seed": 0, "limits": {}, "sittings": 1, "next": {}, **parts}
+    first["kills"] = study.stored({"a": damage.Counts(2, 1, 1, 0, [finding])})
+    second = {**first, "kills": study.stored({"a": damage.Counts(3), "b": damage.Counts(1)})}
+    both = study.merged([first, second])
+    assert [(row["what"], row["cases"]) for row in both["kills"]] == [("a", 5), ("b", 1)]
+    assert (both["sittings"], len(both["kills"][0]["findings"])) == (2, 1)
+    assert "next" not in both
+    with pytest.raises(ValueError, match="other seeds"):
+        study.merged([first, {**second, "seed": 1}])
+
+
 @pytest.mark.slow
 def test_a_small_part_of_the_study_finds_no_fault(tmp_path: Path) -> None:
     """In a process of its own: it forks, and what has computed in threads cannot."""
