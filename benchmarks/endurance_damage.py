@@ -456,7 +456,7 @@ def restore(folder: Path, name: str, original: Path) -> None:
 
 def _known(folder: Path) -> dict[str, Any]:
     """Return the entries in the manifests of a run and of those in it; none where one is bad."""
-    known = {}
+    known: dict[str, Any] = {}
     for path in folder.rglob(MANIFEST):
         try:
             content = json.loads(path.read_bytes() if path.is_file() else b"")
