@@ -110,6 +110,18 @@ def read_bytes(path: Path, kind: str = "file") -> bytes:
     raise AssertionError("unreachable")
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is a file; one of a run may not have gone without its manifest.
+
+    Raises:
+        UserError: the manifest of its folder has it, and there is none, or no regular one.
+    """
+    reader = manifest.reader_of(path) if disk.kind_of(path) != "" else None
+    if reader is not None and (fault := reader[0].fault(reader[1])) is not None:
+        raise manifest.damaged(fault, reader[0].root)
+    return path.exists()
+
+
 def check_written(path: Path) -> None:
     """Compare a file with the manifest of its folder if there is one that knows it.
 

@@ -12,7 +12,7 @@ import pytest
 
 from fge import disk
 from fge.errors import UserError
-from fge.files import append_record, read_bytes, read_records, remove, write_bytes
+from fge.files import append_record, is_there, read_bytes, read_records, remove, write_bytes
 from fge.locks import Lock, is_held
 from fge.manifest import NAME, Content, Entry, Manifest, begin, end, shown, writer_of
 
@@ -113,6 +113,22 @@ def test_files_of_others_and_folders_without_a_manifest_are_read_as_they_are(
         assert read_bytes(path) == b"x"
     (tmp_path / NAME).write_text('{"name": "of a web page"}')
     assert read_bytes(tmp_path / "mine") == b"x"
+
+
+def test_a_file_of_a_run_may_not_be_gone(run: Path, tmp_path: Path) -> None:
+    manifest = _manifest(run)
+    write_bytes(run / "val.npz", b"x")
+    end(manifest)
+    assert is_there(run / "val.npz")
+    assert not is_there(run / "test.npz")
+    (run / "val.npz").unlink()
+    with pytest.raises(UserError, match=r"val\.npz is missing; restore it, or see .* verify"):
+        is_there(run / "val.npz")
+    os.mkfifo(run / "val.npz")
+    with pytest.raises(UserError, match=r"val\.npz is a named pipe, not a file; "):
+        is_there(run / "val.npz")
+    (run / NAME).unlink()
+    assert not is_there(tmp_path / "val.npz")
 
 
 @pytest.mark.parametrize("took_place", [False, True])

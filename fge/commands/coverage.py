@@ -1,63 +1,68 @@
-"""Conformal sets for new images, from what the same members predicted of a run's validation."""
+"""Conformal sets and intervals for new data, from what the same members predicted of validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from fge.commands.finished import DataFacts
 from fge.ensemble import PredictionFile
 from fge.errors import UserError
-from fge.files import AGAIN
+from fge.files import AGAIN, is_there
 from fge.metrics import Conformal, fit_conformal
 from fge.observer import counted
-from fge.report import COVERAGE, VALIDATION
+from fge.report import COVERAGE, VALIDATION, fit_intervals
 
 
 def fit_of_run(
-    run: Path, keys: Sequence[str], classes: int, coverage: float | None
+    run: Path, keys: Sequence[str], facts: DataFacts, coverage: float | None
 ) -> tuple[Conformal | None, str]:
-    """Return the threshold of conformal sets, or None and why there is none.
+    """Return the threshold of conformal sets or intervals, or None and why there is none.
 
     Args:
         run: its folder.
         keys: SHA-256 of the weights of each member.
-        classes: their number.
+        facts: about its data, of classes or numbers.
         coverage: that was asked for; None for ``COVERAGE``, if that can be had.
 
     Raises:
-        UserError: a coverage was asked for, and there is no threshold for it.
+        UserError: a coverage was asked for, and there is no threshold for it; or the validation
+            predictions are damaged.
     """
-    try:
-        return _fitted(run / VALIDATION, keys, classes, coverage or COVERAGE), ""
-    except UserError as error:
-        if coverage is not None:
-            raise UserError(f"--coverage {coverage:g}: {error}") from None
-        return None, f"no conformal sets: {error}"
+    found = _fitted(run / VALIDATION, keys, facts, coverage or COVERAGE)
+    if isinstance(found, Conformal):
+        return found, ""
+    if coverage is not None:
+        raise UserError(f"--coverage {coverage:g}: {found}")
+    return None, f"no conformal {'sets' if facts.task.of_classes else 'intervals'}: {found}"
 
 
-def _fitted(path: Path, keys: Sequence[str], classes: int, coverage: float) -> Conformal:
-    if not path.exists():
-        raise UserError(
-            f"the run has no validation predictions ({path}); they need --val-fraction above 0"
-        )
-    file = PredictionFile.stored(path)
+def _fitted(path: Path, keys: Sequence[str], facts: DataFacts, coverage: float) -> Conformal | str:
+    """Return the threshold, or in words why there is none."""
+    if not is_there(path):
+        return f"the run has no validation predictions ({path}); they need --val-fraction above 0"
+    file = PredictionFile.stored(path, facts.task)
     names = file.by_weights
-    lacking = [key for key in keys if key not in names]
-    if lacking:
-        raise UserError(
+    if lacking := [key for key in keys if key not in names]:
+        return (
             f"{path} lacks the predictions of {len(lacking)} of {counted(len(keys), 'member')}; "
             "resume that run with --resume"
         )
-    probs = file.mean(names[key] for key in keys)
-    if probs.shape[1] != classes:
-        raise UserError(f"{path} has {probs.shape[1]} classes and the run {classes}; {AGAIN}")
+    members, numbers = [names[key] for key in keys], facts.task.uses_noise
+    classes, known = file.mean(members).shape[-1], len(facts.classes)
+    if not numbers and classes != known:
+        raise UserError(f"{path} has {classes} classes and the run {known}; {AGAIN}")
     try:
-        fit = fit_conformal(probs, file.targets, coverage=coverage)
+        if numbers:
+            fit = fit_intervals(file, members, coverage)
+        else:
+            fit = fit_conformal(file.mean(members), file.targets, coverage=coverage)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}; {AGAIN}") from None
-    if not fit.enough:
-        raise UserError(
-            f"sets that hold the class of {100 * coverage:g} % of images need {fit.least} "
-            f"validation images, and the run has {fit.examples}"
-        )
-    return fit
+    if fit.enough:
+        return fit
+    what = "intervals that hold the value" if numbers else "sets that hold the class"
+    return (
+        f"{what} of {100 * coverage:g} % of {facts.example}s need {fit.least} validation "
+        f"{facts.example}s, and the run has {fit.examples}"
+    )

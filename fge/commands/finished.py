@@ -23,7 +23,7 @@ from fge.config import (
 from fge.data import TableFacts
 from fge.ensemble import Ensemble, PredictionFile, SnapshotStore
 from fge.errors import UserError
-from fge.files import AGAIN, RESTORE, checked
+from fge.files import AGAIN, RESTORE, checked, is_there
 from fge.networks import build_model
 from fge.schemas import Positive
 from fge.tasks import Task, make_task
@@ -166,7 +166,7 @@ def noise_of_run(run: Path, keys: Sequence[str], task: Task) -> tuple[float, ...
         UserError: the file of predictions is damaged.
     """
     paths = [run / "predictions" / name for name in ("val.npz", "train.npz")]
-    path = next((path for path in paths if path.exists()), None)
+    path = next((path for path in paths if is_there(path)), None)
     if path is None or not task.uses_noise:
         return None
     file = PredictionFile.stored(path, task)

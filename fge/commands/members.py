@@ -11,7 +11,7 @@ from torch import Tensor
 from fge.commands.averages import FILES as AVERAGE_FILES
 from fge.config import CommandConfig, FGEConfig, TrainConfig
 from fge.ensemble import PredictionFile, SnapshotStore, without_harmful
-from fge.files import read_bytes, sha256
+from fge.files import is_there, read_bytes, sha256
 from fge.networks import read_weights
 from fge.observer import counted
 from fge.report import VALIDATION
@@ -77,7 +77,7 @@ def kept_members(run: Path, config: CommandConfig, store: SnapshotStore) -> list
         return everything
     records = RunFolder(run).records()
     positions = [k for k in auto_plan(config).kept(records) if k < len(store)] or everything
-    if not (run / VALIDATION).exists():
+    if not is_there(run / VALIDATION):
         return positions
     task = make_task(config.task, ())
     file, keys = PredictionFile.stored(run / VALIDATION, task), keys_of(store)

@@ -20,6 +20,7 @@ from fge.commands.finished import (
     combines_weights,
     data_facts,
     ensemble_of_run,
+    noise_of_run,
     read_ensemble_run,
     snapshots_of_run,
 )
@@ -83,7 +84,8 @@ def predict(config: PredictConfig) -> Path:
     fit, no_sets = _sets(config, members, facts)
     with enough_memory(device, "use a smaller --batch-size"):
         ensemble = ensemble_of_run(config.run, run_config.model, members.states, facts, device)
-        found = _predicted(config, ensemble, facts, inputs.split, (fit, no_sets))
+        noise = noise_of_run(config.run, members.keys, facts.task)
+        found = _predicted(config, ensemble, facts, inputs.split, (fit, no_sets), noise)
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
     with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
@@ -140,17 +142,17 @@ def _inputs(
 def _sets(
     config: PredictConfig, members: RunMembers, facts: DataFacts
 ) -> tuple[Conformal | None, str]:
-    """Return the threshold of conformal sets, or None and why there is none, if it is to be told.
+    """Return the threshold of conformal sets or intervals, or None and why, if it is to be told.
 
     Raises:
         UserError: a coverage was asked for, and there is no threshold for it.
     """
-    if facts.task.of_classes:
-        return fit_of_run(config.run, members.keys, len(facts.classes), config.coverage)
+    if facts.task.name != "multilabel":
+        return fit_of_run(config.run, members.keys, facts, config.coverage)
     if config.coverage is not None:
         raise UserError(
-            f"--coverage {config.coverage:g} is for sets of classes, and the run's task is "
-            f"{facts.task.name}; leave it out"
+            f"--coverage {config.coverage:g} is for sets of classes and intervals of numbers, and "
+            "the run's task is multilabel; leave it out"
         )
     return None, ""
 
@@ -161,13 +163,15 @@ def _predicted(
     facts: DataFacts,
     images: Split,
     sets: tuple[Conformal | None, str],
+    noise: Sequence[float] | None,
 ) -> Measured | Predicted:
     """Return what the members predict: class probabilities, or labels and numbers."""
     device = next(ensemble.parameters()).device
     normaliser = Normaliser(facts.mean, facts.std, device)
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
     if not facts.task.of_classes:
-        return Predicted.of(ensemble.predict_members(batches), keep_members=config.keep_members)
+        predictions = ensemble.predict_members(batches)
+        return Predicted.of(predictions, noise, sets[0], keep_members=config.keep_members)
     figures = figures_of(ensemble, batches, keep_members=config.keep_members)
     return Measured.of(figures, len(ensemble), images, *sets, facts.example)
 

@@ -18,11 +18,22 @@ from fge.config import PredictConfig, is_table
 from fge.data import Encoder, Split, TableFacts, read_table
 from fge.errors import UserError
 from fge.files import printable, write_bytes, write_text
+from fge.metrics import Conformal
 from fge.observer import Observer
-from fge.report import SHOWN, ReportBuilder, Table, add_pictures, csv_text, plain_name
+from fge.report import (
+    SHOWN,
+    ReportBuilder,
+    Table,
+    add_pictures,
+    csv_text,
+    deviation_of,
+    intervals_by,
+    plain_name,
+)
 from fge.tasks import Task
 
 _SHOWN = 20
+Array = NDArray[np.float64]
 
 
 def read_rows(config: PredictConfig, facts: TableFacts, observer: Observer) -> Inputs:
@@ -60,19 +71,57 @@ class Predicted:
     """Predicted labels or numbers of N examples.
 
     ``mean``: probabilities of labels (N, L), or numbers (N, K); ``spread``: the standard deviation
-    over members, of the same shape; ``members``: (S, N, ...) float32, if they are kept.
+    over members, of the same shape; ``members``: (S, N, ...) float32, if they are kept;
+    ``deviation``: the standard deviation (N, K) of the true numbers, if their noise is known;
+    ``intervals``: (N, K, 2) of the threshold ``fit``, if there is one.
     """
 
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    mean: Array
+    spread: Array
     members: NDArray[np.float32] | None = None
+    deviation: Array | None = None
+    fit: Conformal | None = None
+    intervals: Array | None = None
 
     @classmethod
-    def of(cls, predictions: Tensor, *, keep_members: bool) -> Predicted:
-        """Return mean and spread of the members' predictions (S, N, ...)."""
+    def of(
+        cls,
+        predictions: Tensor,
+        noise: Sequence[float] | None = None,
+        fit: Conformal | None = None,
+        *,
+        keep_members: bool,
+    ) -> Predicted:
+        """Return what the members' predictions (S, N, ...) come to.
+
+        Args:
+            predictions: of the members.
+            noise: the variance (K,) of numbers around the members.
+            fit: the threshold of intervals of numbers.
+            keep_members: whether their own predictions are kept.
+        """
         values = predictions.double().numpy()
+        mean, spread = values.mean(axis=0), values.std(axis=0)
+        deviation = None if noise is None else deviation_of(spread**2, noise)
+        intervals = None
+        if fit is not None and deviation is not None:
+            intervals = intervals_by(fit, mean, deviation)
         kept = values.astype(np.float32) if keep_members else None
-        return cls(values.mean(axis=0), values.std(axis=0), kept)
+        return cls(mean, spread, kept, deviation, fit, intervals)
+
+    def columns(self, task: Task) -> dict[str, Array]:
+        """Return the columns (N,) of ``predictions.csv`` by heading."""
+        of_labels = task.name == "multilabel"
+        found = {
+            f"p({n})" if of_labels else n: v for n, v in zip(task.names, self.mean.T, strict=True)
+        }
+        more = {"spread": self.spread, "deviation": self.deviation}
+        if self.intervals is not None:
+            more |= {"low": self.intervals[..., 0], "high": self.intervals[..., 1]}
+        for what, values in more.items():
+            if values is not None:
+                found |= {f"{what} of {n}": v for n, v in zip(task.names, values.T, strict=True)}
+        return found
 
     def differing(self) -> NDArray[np.int64]:
         """Return the examples (N,) by how much the members differ, the largest spread first."""
@@ -98,12 +147,11 @@ def write_outputs(
         found: what was predicted.
         task: multilabel or a regression.
     """
-    of_labels = task.name == "multilabel"
-    form = "{:.6f}" if of_labels else "{:.9g}"
-    headings = [f"p({name})" if of_labels else name for name in task.names]
-    rows: list[list[object]] = [[example, *headings, *(f"spread of {n}" for n in task.names)]]
-    for name, values, spread in zip(names, found.mean.tolist(), found.spread.tolist(), strict=True):
-        rows.append([name, *(form.format(value) for value in (*values, *spread))])
+    form = "{:.6f}" if task.name == "multilabel" else "{:.9g}"
+    columns = found.columns(task)
+    lines = zip(names, np.array(list(columns.values())).T.tolist(), strict=True)
+    rows: list[list[object]] = [[example, *columns]]
+    rows += [[name, *(form.format(value) for value in values)] for name, values in lines]
     write_text(out / "predictions.csv", csv_text(rows))
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {
@@ -114,17 +162,28 @@ def write_outputs(
     }
     if found.members is not None:
         arrays[f"member_{task.array}"] = found.members
+    if found.deviation is not None:
+        arrays["deviation"] = found.deviation
+    if found.fit is not None and found.intervals is not None:
+        arrays |= {"intervals": found.intervals, "coverage": found.fit.coverage}
     np.savez(buffer, **arrays)
     write_bytes(out / "predictions.npz", buffer.getvalue())
 
 
 def outputs_verdict(found: Predicted, what: str, example: str) -> list[str]:
     """Say how many examples were predicted, by what, and how much its members differ."""
-    return [
+    said = [
         f"{len(found.mean)} {example}s, predicted by {what}: its members differ by "
         f"{np.sqrt((found.spread**2).mean()):.4g} (standard deviation). The true values are "
         "unknown."
     ]
+    if found.fit is not None and found.intervals is not None:
+        width = (found.intervals[..., 1] - found.intervals[..., 0]).mean()
+        said.append(
+            f"The conformal intervals, stated to hold the value of {100 * found.fit.coverage:g} % "
+            f"of {example}s, are {width:.4g} wide on average."
+        )
+    return said
 
 
 def outputs_tables(

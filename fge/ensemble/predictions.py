@@ -150,7 +150,7 @@ class PredictionFile:
         """
         if not self.task.uses_noise:
             return None, None
-        spread = self._spread(members)
+        spread = self.spread(members)
         if self.noise_from is None:
             return spread, None
         source = self.noise_from()
@@ -161,9 +161,10 @@ class PredictionFile:
         """Return the noise variance (K,) that some members leave of these data, of a regression."""
         if not members:
             return None
-        return self.task.noise(self.mean(members), self.targets, self._spread(members))
+        return self.task.noise(self.mean(members), self.targets, self.spread(members))
 
-    def _spread(self, members: Sequence[str]) -> Array:
+    def spread(self, members: Sequence[str]) -> Array:
+        """Return the variance over members (N, K) of their predictions."""
         mean = self.mean(members).numpy()
         squares = RunningMean()
         for member in members:

@@ -49,6 +49,7 @@ from fge.report.facts import (
     splits_note,
     units_note,
 )
+from fge.report.intervals import conformal_facts, deviation_of, fit_intervals, intervals_by
 from fge.report.methods import (
     COLUMNS,
     OTHER_COLUMNS,
@@ -146,7 +147,6 @@ from fge.report.training import (
 from fge.report.uncertainty import (
     COVERAGE,
     add_uncertainty,
-    conformal_facts,
     information_chart,
     size_table,
 )
@@ -209,6 +209,7 @@ __all__ = [
     "csv_text",
     "curve_chart",
     "dataset_facts",
+    "deviation_of",
     "draw",
     "dynamics_chart",
     "eigenvalue_chart",
@@ -217,7 +218,9 @@ __all__ = [
     "environment_facts",
     "errors_table",
     "find_dynamics",
+    "fit_intervals",
     "information_chart",
+    "intervals_by",
     "line_chart",
     "line_momentum",
     "line_table",

@@ -17,6 +17,7 @@ from fge.metrics import Conformal, SetCoverage
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Bars, Chart, Panel, Series, lines_chart
 from fge.report.examples import add_least_certain
+from fge.report.intervals import REUSED, add_intervals, conformal_facts
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.report.reliability import FEWEST, drawn
@@ -64,16 +65,6 @@ class Doubt:
         return found
 
 
-def conformal_facts(fit: Conformal) -> dict[str, Any]:
-    """Return a threshold of conformal sets for ``report.json``; null if it is infinite."""
-    return {
-        "score": fit.score,
-        "stated": fit.coverage,
-        "examples": fit.examples,
-        "threshold": fit.threshold if fit.enough else None,
-    }
-
-
 def add_uncertainty(
     report: ReportBuilder,
     results: Sequence[MethodResult],
@@ -86,7 +77,7 @@ def add_uncertainty(
 ) -> None:
     """Add rejection, conformal sets and the least certain test examples of a run's best lines.
 
-    Where the targets are no classes, only the examples are added.
+    Numbers have conformal intervals instead; of several labels only the examples are added.
 
     Args:
         report: gets tables, the chart ``rejection.png``, a sentence, pictures and facts.
@@ -104,6 +95,8 @@ def add_uncertainty(
     main = int(np.argmax([result.members for result in shown]))
     if test.task.of_classes:
         _add_doubts(report, shown, main, test, val, example)
+    elif test.task.uses_noise:
+        add_intervals(report, shown, main, test, val, COVERAGE, example)
     add_least_certain(report, shown[main], test, split, classes, table)
 
 
@@ -184,12 +177,6 @@ def _sets_note(fitted: Sequence[Conformal], tests: int, example: str) -> str:
         f"the {tests} test {example}s. With so many of both, 95 of 100 runs measure "
         f"{100 * low:.1f} to {100 * high:.1f} %. {REUSED.format(example)}"
     )
-
-
-REUSED = (
-    "Where validation also chose something, such as a snapshot or the members, predictions are a "
-    "little better there than on new {}s, and the coverage is a little lower than stated."
-)
 
 
 def doubt_verdict(doubt: Doubt, tests: int, example: str = "image") -> str:

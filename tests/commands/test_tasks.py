@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         headings = next(csv.reader(file))
     measures = ["entropy", "mutual_information", "disagreement", "set"]
     expected = {
-        "regression": ["row", "y", "z", "spread of y", "spread of z"],
+        "regression": [
+            *("row", "y", "z", "spread of y", "spread of z", "deviation of y", "deviation of z"),
+            *("low of y", "low of z", "high of y", "high of z"),
+        ],
         "multilabel": ["row", "p(up)", "p(wide)", "spread of up", "spread of wide"],
         "binary": ["row", "label", "class", "p(new)", "p(old)", *measures],
         "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)", *measures],
@@ -135,15 +139,56 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
     np.testing.assert_allclose(kept.mean(axis=0, dtype=float), said, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_sets_of_classes_are_not_for_labels_and_numbers(
-    runs: dict[str, Path], task: str, tmp_path: Path
+def test_intervals_of_numbers_follow_by_hand_and_are_measured(
+    runs: dict[str, Path], tmp_path: Path
 ) -> None:
+    run, new = runs["regression"], write(tmp_path / "new.csv", rows())
+    out, stored = tmp_path / "out", {}
+    for part in ("val", "test"):
+        with np.load(run / "predictions" / f"{part}.npz") as file:
+            names = [str(name) for name in file["members"]]
+            own = [k for k, name in enumerate(names) if name.startswith("fge-")]
+            stored[part] = (file["predictions"][own], file["targets"])
+    [line] = [
+        line for line in report_of(run)["uncertainty"]["methods"] if line["members"] == len(own)
+    ]
+    values, targets = stored["val"]
+    mean, spread = values.mean(axis=0), values.var(axis=0)
+    noise = metrics.fit_noise(mean, targets, spread)
+    scores = np.sort(np.abs(targets - mean) / np.sqrt(spread + noise), axis=0)
+    place = math.ceil(0.9 * (len(targets) + 1)) - 1
+    assert line["conformal"]["threshold"] == pytest.approx(scores[place].tolist())
+    values, targets = stored["test"]
+    half = scores[place] * np.sqrt(values.var(axis=0) + noise)
+    inside = np.abs(targets - values.mean(axis=0)) <= half
+    for k, name in enumerate(NAMES["regression"]):
+        found = line["conformal"]["targets"][name]
+        assert found["coverage"] == pytest.approx(inside[:, k].mean())
+        assert found["width"] == pytest.approx(2 * half[:, k].mean())
+    page = (run / "report.md").read_text()
+    assert "## Conformal intervals" in page
+    assert "stated to hold the value of 90 % of rows, hold it for" in page
+
+    place = math.ceil(0.8 * (len(stored["val"][1]) + 1)) - 1
+    predict(PredictConfig(run=run, images=new, out=out, coverage=0.8, keep_members=True))
+    with np.load(out / "predictions.npz") as file:
+        deviation = np.sqrt(file["spread"] ** 2 + noise)
+        np.testing.assert_allclose(file["deviation"], deviation, rtol=1e-5)
+        ends = [file["predictions"] + sign * scores[place] * deviation for sign in (-1, 1)]
+        np.testing.assert_allclose(file["intervals"], np.stack(ends, axis=-1), rtol=1e-5)
+        assert file["coverage"] == 0.8
+    assert "stated to hold the value of 80 % of rows, are" in (out / "report.md").read_text()
+    error = "--coverage 0.99: intervals that hold the value of 99 % of rows need 99 validation rows"
+    with pytest.raises(UserError, match=error):
+        predict(PredictConfig(run=run, images=new, out=tmp_path / "more", coverage=0.99))
+
+
+def test_neither_sets_nor_intervals_are_for_labels(runs: dict[str, Path], tmp_path: Path) -> None:
     new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
-    with pytest.raises(
-        UserError, match=f"^--coverage 0.8 is for sets of classes.* is {task}; leave"
-    ):
-        predict(PredictConfig(run=runs[task], images=new, out=tmp_path / "out", coverage=0.8))
+    with pytest.raises(UserError, match=r"^--coverage 0\.8 is for sets of .* is multilabel; leave"):
+        predict(
+            PredictConfig(run=runs["multilabel"], images=new, out=tmp_path / "out", coverage=0.8)
+        )
     assert not (tmp_path / "out").exists()
 
 

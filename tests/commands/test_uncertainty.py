@@ -259,13 +259,9 @@ def change(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
         (Path.unlink, r"the run has no validation predictions \(.*val\.npz\); they need --val-fra"),
-        (cut, r"val\.npz cannot be read; it may be truncated or damaged"),
-        (no_labels, r"val\.npz is damaged: its targets are no labels \(N,\)"),
-        (not_probable, r"val\.npz is damaged: probs must be probabilities in .*restore the file"),
-        (other_classes, r"val\.npz has 2 classes and the run 3; restore the file"),
         (other_weights, r"val\.npz lacks the predictions of 3 of 3 members; resume that run with"),
         (short, r"sets that hold the class of 90 % of images need 9 validation images, .* has 5"),
     ],
@@ -275,11 +271,11 @@ def test_what_prevents_sets_is_one_line_and_costs_nothing_else(
     copy: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], None],
+    change: Callable[[Path], None],
     message: str,
 ) -> None:
     (copy / "manifest.json").unlink()  # as in runs of before: the copy is changed
-    damage(copy / "predictions" / "val.npz")
+    change(copy / "predictions" / "val.npz")
     new = run.parent / "new.npz"
     capsys.readouterr()
     assert cli.main(predicted(copy, new, tmp_path / "asked", "--coverage", "0.9")) == 2
@@ -294,14 +290,48 @@ def test_what_prevents_sets_is_one_line_and_costs_nothing_else(
     assert "No conformal sets: " in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_changed_file_of_a_run_is_named_with_its_remedy(
-    run: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("asked", [(), ("--coverage", "0.9")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, r"val\.npz cannot be read; it may be truncated or damaged"),
+        (no_labels, r"val\.npz is damaged: its targets are no labels \(N,\)"),
+        (not_probable, r"val\.npz is damaged: probs must be probabilities in .*restore the file"),
+        (other_classes, r"val\.npz has 2 classes and the run 3; restore the file"),
+    ],
+)
+def test_damaged_validation_predictions_are_refused(
+    run: Path,
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    message: str,
+    asked: tuple[str, ...],
 ) -> None:
-    cut(copy / "predictions" / "val.npz")
-    argv = predicted(copy, run.parent / "new.npz", tmp_path / "out", "--coverage", "0.9")
+    """Whether or not a coverage was asked for: sets are not left out for a damaged file."""
+    (copy / "manifest.json").unlink()
+    damage(copy / "predictions" / "val.npz")
+    argv = predicted(copy, run.parent / "new.npz", tmp_path / "out", *asked)
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert "val.npz was damaged or changed after it was written; " in error
+    assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", error), error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+def test_a_changed_file_of_a_run_is_named_with_its_remedy(
+    run: Path,
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:
+    damage(copy / "predictions" / "val.npz")
+    assert cli.main(predicted(copy, run.parent / "new.npz", tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    what = "is missing" if damage is Path.unlink else "was damaged or changed after it was written"
+    assert f"val.npz {what}; " in error
     assert f"fge verify {copy}" in error
 
 
