@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from fge.errors import UserError
 from fge.networks.naming import under_names
 from fge.networks.state import check_plain, fitting, unwrap
+
+_AUXILIARY = re.compile(r"(^|\.)(aux1|aux2|AuxLogits)\.")
+"""Names in torchvision's auxiliary heads."""
 
 
 def find_head(model: nn.Module) -> tuple[str, ...]:
@@ -65,7 +69,8 @@ def fitting_backbone(
     """Return ``state`` under the model's names, without a head that does not fit, and that head.
 
     The names of usual wrappers (``module.``, ``model.``, ``_orig_mod.``) are seen through. The head
-    is left out as a whole if a tensor of it has another shape than the model's, or is missing.
+    is left out as a whole if a tensor of it has another shape than the model's, or is missing. So
+    are auxiliary heads of torchvision's models that the model does without.
 
     Args:
         model: of the wanted names and shapes.
@@ -79,7 +84,10 @@ def fitting_backbone(
         UserError: another tensor is missing, unknown, not finite or of another shape; the message
             names the first.
     """
-    expected = unwrap(model).state_dict()
+    module = unwrap(model)
+    expected = module.state_dict()
+    if getattr(module, "aux_logits", True) is False:
+        state = {n: t for n, t in state.items() if not _AUXILIARY.search(n)}
     head = [name for name in find_head(model) if name in expected]
     body = [name for name in expected if name not in head]
     found = under_names(state, expected)

@@ -11,6 +11,12 @@ from fge.config import LIBRARIES
 from fge.errors import UserError, missing_package, nearest, unknown
 
 TORCHVISION, TIMM = LIBRARIES
+_AUXILIARY = ("googlenet", "inception_v3")
+"""Models of torchvision whose auxiliary heads are left out: they give several outputs in training.
+
+Their pretrained weights are for inputs of mean and standard deviation 0.5, which the models make of
+inputs normalised as ImageNet's (``transform_input``).
+"""
 
 
 def from_library(
@@ -45,6 +51,11 @@ def library_weights(
         if name.startswith(TORCHVISION):
             from torchvision import models
 
+            if name.removeprefix(TORCHVISION) in _AUXILIARY and in_channels != 3:
+                raise UserError(
+                    f"the pretrained weights of {name} are for images of 3 channels, and these "
+                    f"have {in_channels}; take another model"
+                )
             weights = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
             state = dict(weights.get_state_dict(progress=False, check_hash=True))
             return _with_channels(state, in_channels)
@@ -106,7 +117,10 @@ def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
 
     if name not in _torchvision_names():
         raise unknown("torchvision model", name, _torchvision_names())
-    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    options: dict[str, Any] = {}
+    if name in _AUXILIARY:
+        options = {"aux_logits": False, "init_weights": True, "transform_input": in_channels == 3}
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
     if in_channels != 3:
         _replace_stem(model, in_channels, name)
     return model

@@ -92,6 +92,28 @@ def test_weights_for_three_channels_see_a_grey_image_as_three_equal_ones(
     torch.testing.assert_close(found[:, 3], 0.75 * first[:, 0])
 
 
+def test_googlenet_sees_with_pretrained_weights_what_it_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its auxiliary heads go, and its inputs are changed as torchvision changes them."""
+    name = "torchvision:googlenet"
+    torch.manual_seed(4)
+    options = {"aux_logits": True, "init_weights": True, "transform_input": True}
+    known = models.googlenet(num_classes=1000, **options).eval()  # as with weights=...
+    kind = models.get_model_weights("googlenet")
+    monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: known.state_dict())
+    model = build(name, channels=3, classes=1000).eval()
+    given = library_weights(name, in_channels=3, image_size=(32, 32))
+    fitted, left_out = fitting_backbone(model, given, name)
+    model.load_state_dict(fitted)
+    assert left_out == ()
+    inputs = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(inputs), known(inputs), rtol=0, atol=0)
+    with pytest.raises(UserError, match="googlenet are for images of 3 channels, and these have 1"):
+        library_weights(name, in_channels=1, image_size=(32, 32))
+    assert build(name, channels=1).train()(inputs[:, :1]).shape == (2, 5)
+
+
 # ------------------------------------------------------------------------------------------- timm
 
 
