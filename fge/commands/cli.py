@@ -134,9 +134,15 @@ def _run(arguments: list[str], out: LastingOutput) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    kind, module, function = COMMANDS[command]
     if {"-h", "--help"} & set(rest):
-        return _show(help_text(command, kind), out)
+        return _show(help_text(command, COMMANDS[command][0]), out)
+    call(command, rest)
+    return OK
+
+
+def call(command: str, rest: list[str]) -> None:
+    """Run a command with its arguments; its errors are raised."""
+    kind, module, function = COMMANDS[command]
     config: Any
     if issubclass(kind, CommandConfig):
         named = _with_own_names(kind, rest)
@@ -145,7 +151,6 @@ def _run(arguments: list[str], out: LastingOutput) -> int:
         config = _parse(command, kind, rest)
     # This imports PyTorch, so it comes after all checks of the options.
     getattr(importlib.import_module(module), function)(config)
-    return OK
 
 
 def _with_own_names(kind: type[CommandConfig], arguments: list[str]) -> list[str]:

@@ -84,9 +84,11 @@ def _make_again(run: Path) -> None:
     command = manifest.command if manifest else ""
     if command not in RUN_COMMANDS:
         return
-    from fge.commands.cli import main  # which imports the modules of commands by name
+    from fge.commands.cli import call  # which imports the modules of commands by name
 
-    words = [command, "--out", str(run), *([] if command == "compare" else ["--resume"])]
-    if main(words):
-        again = shlex.join([*program(), *words])
-        raise UserError(f"what is missing in {run} could not be made again by: {again}")
+    words = ["--out", str(run), *([] if command == "compare" else ["--resume"])]
+    try:
+        call(command, words)
+    except UserError as error:
+        again = shlex.join([*program(), command, *words])
+        raise UserError(f"what is missing is not made again by `{again}`: {error}") from None

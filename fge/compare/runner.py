@@ -32,6 +32,7 @@ from fge.disk import open_to_append
 from fge.errors import DIVERGED, INTERRUPTED, UserError
 from fge.files import append_record, read_bytes
 from fge.locks import Lock, is_held
+from fge.manifest import NAME as MANIFEST
 from fge.manifest import Manifest
 
 POLL_SECONDS = 0.5
@@ -127,9 +128,11 @@ class Runner:
         if job.name in self._running or not report.is_file():
             return False
         manifest = Manifest.read(report.parent)
-        known = manifest is None or report.name in manifest.files
-        if not known or (manifest and manifest.is_open()):  # killed between its report and its end
-            return False
+        if manifest is None:  # a run of an older program has none
+            if os.path.lexists(report.parent / MANIFEST):
+                return False
+        elif report.name not in manifest.files or manifest.is_open():
+            return False  # killed between its report and its end
         methods = read_report(report, _Report)["methods"]
         return set(job.lines) <= {method["name"] for method in methods}
 
@@ -172,7 +175,7 @@ class Runner:
         out, config = self.folder / "runs" / job.name, replace(job.config, **self.machine)
         arguments = [job.command, "--out", str(out), *(["--resume"] if out.is_dir() else [])]
         arguments += own_code(to_options(config))
-        if (out / "config.json").is_file():
+        if os.path.lexists(out / "config.json"):
             return [*arguments, *_changes(out / "config.json", job.command, config)]
         file = self.folder / "logs" / f"{job.name}.json"
         write_config(file, job.command, config)

@@ -234,6 +234,21 @@ def test_a_run_from_before_there_were_manifests_is_taken_in(
     assert {n: d for n, d in promised(run).items() if is_promised(n)} == promised(ended)
 
 
+def test_what_cannot_be_made_again_is_one_line(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged manifest was made again, unchecked, and the command then finds the damage."""
+    run = shutil.copytree(ended, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    cut(run / "state" / "checkpoint.safetensors")
+    cut(run / "state" / "checkpoint-2.safetensors")
+    code, _, err = verify(run, capsys, "--repair")
+    assert code == 2
+    assert err.startswith("error: what is missing is not made again by `")
+    assert f"fge --out {run} --resume`: {run / 'state'}" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("argument", "words"), [("none", "no folder "), (".", "is no run, or")])
 def test_where_there_is_no_run_there_is_nothing_to_verify(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, words: str

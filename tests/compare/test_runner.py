@@ -144,6 +144,19 @@ def test_a_report_that_the_run_did_not_write_does_not_count(runs: Runs, tmp_path
     assert runs.runner.is_done(job("a"))  # of an older program, without manifest
     Manifest(report.parent, "train").save()
     assert not runs.runner.is_done(job("a"))
+    (report.parent / "manifest.json").write_text('{"options": {}}')
+    assert not runs.runner.is_done(job("a"))
+
+
+def test_a_pipe_in_the_place_of_a_jobs_options_leaves_the_word_to_the_job(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """It names the pipe; given new options, it would say something else."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "runs" / "a" / "config.json")
+    runs.runner.run([job("a")])
+    [(content, _, _)] = runs.calls("a")
+    assert "--config" not in content["arguments"]
 
 
 def test_a_pipe_among_the_locks_is_not_waited_for(runs: Runs, tmp_path: Path) -> None:
