@@ -407,7 +407,7 @@ class DamageStudy:
             end = self.kept[case.job.name, FINISHED].end
             names = without_dropped_checkpoints(out, different(out, end))
             if unchecked:
-                names = [n for n in names if n != MANIFEST and not n.endswith(TEMPORARY)]
+                names = [n for n in names if not n.endswith((MANIFEST, TEMPORARY))]
             yield from (("silent", words, f"after --repair: {n}") for n in names[:3])
 
     def _damage(self, case: Case, folder: Path) -> list[str]:

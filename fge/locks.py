@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
-from fge.disk import read_whole
+from fge.disk import kind_of, read_whole
 from fge.errors import UserError
 from fge.files import parse_json
 
@@ -60,6 +60,7 @@ class Lock:
 
         Raises:
             OSError: the file cannot be opened. A file system without locks is no error.
+            UserError: what is there is no file.
         """
         handle = self._locked()
         if handle is None:
@@ -80,7 +81,12 @@ class Lock:
         """Return a descriptor of the file, locked, or None if somebody else has the lock."""
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(self.path, flags, 0o666)
+            try:
+                handle = os.open(self.path, flags, 0o666)
+            except OSError:
+                if kind := kind_of(self.path):
+                    raise UserError(f"{self.path} is {kind} and no file; move it away") from None
+                raise
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -282,6 +282,6 @@ def test_a_lock_has_one_holder_and_names_it(tmp_path: Path) -> None:
 def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("mine")
     (tmp_path / "lock").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(UserError, match="lock is a link and no file; move it away"):
         Lock(tmp_path / "lock").take()
     assert (tmp_path / "target").read_text() == "mine"

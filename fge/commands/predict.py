@@ -71,7 +71,7 @@ def predict(config: PredictConfig) -> Path:
     device = torch.device(choose_device(config.device))
     threads = set_threads(config.threads)
     out = _folder(config)
-    check_pages(out, "predict", overwrite=config.overwrite)
+    check_pages(out, "predict", overwrite=config.overwrite, files=_FILES)
     run_config, content = read_ensemble_run(config.run)
     facts = data_facts(config.run, content)
     check_import(run_config.model, config.model, config.run / "config.json")
@@ -88,7 +88,7 @@ def predict(config: PredictConfig) -> Path:
         found = _predicted(config, ensemble, facts, inputs.split, (fit, no_sets), noise)
     environment = environment_facts(device, threads)
     names = [printable(file) for file in files]
-    with closing(open_pages(out, "predict", overwrite=config.overwrite)) as folder:
+    with closing(open_pages(out, "predict", overwrite=config.overwrite, files=_FILES)) as folder:
         if isinstance(found, Measured):
             probs = torch.from_numpy(found.probs)
             write_predictions(out, files, probs, facts.classes, found, facts.example)

@@ -35,7 +35,7 @@ from fge.config import (
 from fge.data import DOWNLOADED, Dataset, download_note
 from fge.devices import enough_memory
 from fge.errors import UserError
-from fge.observer import Observer, Observers
+from fge.observer import Observer, Observers, counted
 from fge.parallel import Ranks, default_ranks, join, leave, started_processes
 from fge.report import (
     ConsoleObserver,
@@ -218,6 +218,11 @@ def open_run(
     started = time.perf_counter()
     with contextlib.closing(folder), _observed(config, folder, ranks) as observer:
         observer.note(f"run folder: {folder.path}")
+        if folder.adopted:
+            observer.note(
+                f"{folder.path} had no manifest.json: its {counted(folder.adopted, 'file')} are "
+                "taken as they are, and were not compared"
+            )
         try:
             with enough_memory(config.device, _LESS_MEMORY):
                 report = ReportBuilder(folder, figure_format=config.figure_format)

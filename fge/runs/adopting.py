@@ -10,6 +10,10 @@ from fge.disk import kind_of
 
 STREAMS = ("logs/*", "locks/*", "tensorboard/events.out.tfevents.*")
 """Files of a run that the manifest does not compare: logs of jobs, their locks, TensorBoard's."""
+PAGES = ("report.json", "report.md", "report.html", "page.json")
+"""Files of a page of results."""
+TIMES = "timing.jsonl"
+"""The file of times, which hold no results."""
 _PICTURE = r"figures/[^/]+\.(png|svg|pdf)"
 _PAGES = r"report\.(json|md|html)|page\.json|compare\.(json|csv|md)|timing\.csv"
 _PREDICTIONS = r"predictions/(test|test-tta|ood-[^/]+)\.npz"

@@ -20,13 +20,19 @@ class RunFolder:
         path: of the folder.
         manifest: of the folder, if this process opened it to write.
         lock: which then is held until :meth:`close`.
+        adopted: files that the manifest took in as they are, because there was none before.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest | None = None, lock: Lock | None = None
+        self,
+        path: Path,
+        manifest: Manifest | None = None,
+        lock: Lock | None = None,
+        adopted: int = 0,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self.adopted = adopted
         self._lock = lock
         self.config = path / "config.json"
         self.log_file = path / "log.jsonl"
@@ -98,6 +104,7 @@ class SharedFolder(RunFolder):
         super().__init__(path)
         if opened is not None:
             self.manifest, self._lock = opened.manifest, opened._lock
+            self.adopted = opened.adopted
         self._ranks = ranks
 
     def log(self, record: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fge.errors import UserError, no_run
 from fge.files import read_json
 from fge.locks import Lock
 from fge.manifest import Manifest
-from fge.runs.adopting import STREAMS, files_of_old_run, is_derived, is_exported
+from fge.runs.adopting import PAGES, STREAMS, TIMES, files_of_old_run, is_derived, is_exported
 from fge.runs.folder import RunFolder
 
 RUNS = Path("runs")
@@ -71,21 +71,27 @@ def open_run_folder(
     return _begin(out, command, streams, overwrite=overwrite, resume=resume)
 
 
-def open_pages(out: Path, command: str, *, overwrite: bool) -> RunFolder:
+def open_pages(out: Path, command: str, *, overwrite: bool, files: Sequence[str] = ()) -> RunFolder:
     """Make a folder of pages or predictions, or open one to replace what ``command`` wrote there.
 
     Files of others may be there and stay.
 
+    Args:
+        out: the folder.
+        command: that writes there.
+        overwrite: replace what it wrote before.
+        files: that it writes beside the page.
+
     Raises:
-        UserError: ``out`` is a file or the folder of a run, or already holds pages and
-            ``overwrite`` is not given.
+        UserError: ``out`` is a file or the folder of a run, a file of somebody else is in the way,
+            or there are pages already and ``overwrite`` is not given.
     """
-    check_pages(out, command, overwrite=overwrite)
+    check_pages(out, command, overwrite=overwrite, files=files)
     out.mkdir(parents=True, exist_ok=True)
     return _begin(out, command, ())
 
 
-def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
+def check_pages(out: Path, command: str, *, overwrite: bool, files: Sequence[str] = ()) -> None:
     """Check what :func:`open_pages` checks, before anything is made.
 
     Raises:
@@ -102,6 +108,13 @@ def check_pages(out: Path, command: str, *, overwrite: bool) -> None:
     present = next(iter(found.files), None) if found else older
     if present and not overwrite:
         raise UserError(f"{out} already holds {present}; replace it with --overwrite")
+    own = found.files if found else files_of_old_run(out) if older else ()
+    for name in (*PAGES, *files):
+        if name not in own and os.path.lexists(out / name):
+            raise UserError(
+                f"{out / name} is a file that this run did not write, and is in the way; move it "
+                "away"
+            )
 
 
 def is_run(path: Path) -> bool:
@@ -154,10 +167,13 @@ def _begin(
     try:
         if overwrite:
             remove_run(out)
+        begun = Manifest.read(out) is not None
         manifest = manifest_of(out, command)
+        adopted = 0 if begun else len(manifest.files)
         remove_temporaries(manifest)  # before a write that did not take place is forgotten
         manifest.settle()
         if resume:
+            forget_times(manifest)
             _check(manifest)
         manifest.note(streams=streams)
         manifest.save()
@@ -165,7 +181,7 @@ def _begin(
     except BaseException:
         lock.release()
         raise
-    return RunFolder(out, manifest, lock)
+    return RunFolder(out, manifest, lock, adopted=adopted)
 
 
 def locked(out: Path) -> Lock:
@@ -267,6 +283,14 @@ def _streams_in(manifest: Manifest) -> list[Path]:
             if kind_of(path) == "" and manifest.link_in(name) is None:
                 found.append(path)
     return found
+
+
+def forget_times(manifest: Manifest) -> list[str]:
+    """Drop files of times that are gone: no result needs them; return their names."""
+    names = [name for name in manifest.missing() if name.rpartition("/")[2] == TIMES]
+    gone = [name for name in names if kind_of(manifest.root / name) is None]
+    manifest.forget(gone)
+    return gone
 
 
 def _check(manifest: Manifest) -> None:

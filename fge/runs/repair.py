@@ -18,8 +18,8 @@ from fge.errors import UserError
 from fge.files import parse_json, read_records
 from fge.manifest import Manifest, shown
 from fge.networks import decode_state
-from fge.runs.adopting import is_derived, is_exported
-from fge.runs.opening import locked, manifest_of, remove_temporaries
+from fge.runs.adopting import TIMES, is_derived, is_exported
+from fge.runs.opening import forget_times, locked, manifest_of, remove_temporaries
 from fge.runs.staged import CHECKPOINTS, snapshot_facts
 
 _AGAIN = re.compile(
@@ -30,7 +30,6 @@ _AGAIN = re.compile(
 _FIT = re.compile(r"curves/[^/]+/(fit\.jsonl|(fit|curve)\.safetensors)")
 _PART = re.compile(r"(?P<part>(networks/[^/]+/|distilled/)?)(?P<name>.*)")
 _CHECKPOINT = re.compile(rf"state/({'|'.join(CHECKPOINTS)})\.safetensors")
-_TIMES = "timing.jsonl"
 _EXPORT = "export writes it again"
 _SNAPSHOT = re.compile(r"(?P<store>[a-z]+)/(?P<number>\d{4,})\.safetensors")
 
@@ -100,7 +99,8 @@ def repair_run(root: Path) -> Iterator[str]:
 
     Files that resuming makes again are removed. A damaged checkpoint or log goes back to the
     checkpoint before. A damaged manifest is written again from the files that are there. A folder
-    or pipe in the place of a file is left, and the file stays damaged.
+    or pipe in the place of a file is left, and the file stays damaged. Where something is lost,
+    nothing is removed: the run cannot make it again.
 
     Raises:
         UserError: another process writes there.
@@ -110,10 +110,13 @@ def repair_run(root: Path) -> Iterator[str]:
         manifest = yield from _readable_manifest(root)
         remove_temporaries(manifest)  # before a write that did not take place is forgotten
         manifest.settle()
+        for name in forget_times(manifest):
+            yield f"{shown(root / name)} is gone; it held times and no results"
         damaged = [name for name in _checked(manifest) if _fault(manifest, name) is not None]
-        for name in damaged:
-            if name in _checked(manifest):  # not mended with another
-                yield from _mend(manifest, name)
+        if not any(_remedy_of(manifest, name)[1] for name in damaged):
+            for name in damaged:
+                if name in _checked(manifest):  # not mended with another
+                    yield from _mend(manifest, name)
         manifest.save()
     finally:
         lock.release()
@@ -128,13 +131,13 @@ def inner_runs(root: Path) -> list[Path]:
 
 def _checked(manifest: Manifest) -> list[str]:
     """Return the names of the files that are compared, and of times, which have to be readable."""
-    times = kind_of(manifest.root / _TIMES) == "" and _TIMES not in manifest.files
-    return [*manifest.files, *([_TIMES] if times else [])]
+    times = kind_of(manifest.root / TIMES) == "" and TIMES not in manifest.files
+    return [*manifest.files, *([TIMES] if times else [])]
 
 
 def _fault(manifest: Manifest, name: str) -> str | None:
     try:
-        if name.endswith(_TIMES) and kind_of(manifest.root / name) == "":
+        if name.endswith(TIMES) and kind_of(manifest.root / name) == "":
             read_records(manifest.root / name)  # its lines are not compared, but have to be JSON
         return manifest.fault(name) if name in manifest.files else None
     except UserError as error:
@@ -169,12 +172,17 @@ def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
 
 def _remedy_of(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return it for what a file can be rid of."""
-    if is_derived(name) or _AGAIN.fullmatch(name) or name.endswith("/index.json"):
+    if name.endswith("/index.json"):
+        if _index_of(manifest, name) is not None:
+            return "--repair makes it again from the log", False
+        return "it does not follow from the log: restore it from a copy, or run again", True
+    if is_derived(name) or _AGAIN.fullmatch(name):
         return "--repair makes it again", False
     if is_exported(name):
         return f"--repair forgets it, and {_EXPORT}", False
-    if name.endswith(_TIMES):
-        return "--repair drops its damaged lines", False
+    if name.endswith(TIMES):
+        gone = kind_of(manifest.root / name) is None
+        return f"--repair {'forgets it' if gone else 'drops its damaged lines'}", False
     if _fallback(manifest, name) is not None:
         return "--repair goes back to the checkpoint before", False
     return "nothing follows it from the rest: restore it from a copy, or run again", True
@@ -204,7 +212,7 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
     path, match = manifest.root / name, _PART.fullmatch(name)
     part, inner = (match["part"], match["name"]) if match else ("", name)
     if inner.endswith("/index.json"):
-        yield from _rebuild_index(manifest, part, inner)
+        yield from _rebuild_index(manifest, name)
     elif is_derived(inner) or _AGAIN.fullmatch(inner):
         yield from _drop(manifest, name, "will be made again")
         if _FIT.fullmatch(inner):  # one follows from the other, and both from the networks
@@ -215,7 +223,7 @@ def _mend(manifest: Manifest, name: str) -> Iterator[str]:
             yield from _drop(manifest, other.relative_to(manifest.root).as_posix(), "goes with it")
     elif is_exported(name):
         yield from _drop(manifest, name, f"is no file of the run any more; {_EXPORT}")
-    elif inner == _TIMES:
+    elif inner == TIMES:
         yield from _sound_lines(manifest, name)
     elif (back := _fallback(manifest, name)) is not None:
         if kind := _in_the_way(path):
@@ -242,16 +250,27 @@ def _drop(manifest: Manifest, name: str, why: str) -> Iterator[str]:
     yield f"{shown(path)} {why}"
 
 
-def _rebuild_index(manifest: Manifest, part: str, inner: str) -> Iterator[str]:
-    """Write the index of a store again from the log and the snapshots, if it is then as it was."""
-    name, store = part + inner, manifest.root / part / inner.partition("/")[0]
-    if kind_of(manifest.root / name) == "a link":
-        (manifest.root / name).unlink()
-    if kind_of(manifest.root / name) or _fault(manifest, f"{part}log.jsonl") is not None:
-        yield f"{shown(manifest.root / name)} cannot be made again: move away what is in its place"
+def _rebuild_index(manifest: Manifest, name: str) -> Iterator[str]:
+    """Write the index of a store again from the log and the snapshots."""
+    path = manifest.root / name
+    if kind := _in_the_way(path):
+        yield f"{shown(path)} is {kind}: move it away"
         return
+    data = _index_of(manifest, name)
+    assert data is not None, "otherwise it is lost, and nothing is mended"
+    path.unlink(missing_ok=True)  # a link, and not what it points to
+    write_whole(path, data)
+    yield f"{shown(path)} was written again from the log"
+
+
+def _index_of(manifest: Manifest, name: str) -> bytes | None:
+    """Return the index of a store from the log and the snapshots, if it is then as it was."""
+    store = manifest.root / name.removesuffix("/index.json")
+    log = store.parent / "log.jsonl"
+    if kind_of(log) != "" or _fault(manifest, log.relative_to(manifest.root).as_posix()):
+        return None
     records: dict[str, list[dict[str, Any]]] = {}
-    for line in read_whole(manifest.root / part / "log.jsonl").splitlines():
+    for line in read_whole(log).splitlines():
         record = parse_json(line, dict[str, Any], "log.jsonl")
         if record.get("event") == "snapshot":
             records.setdefault(str(record["stage"]), []).append(record)
@@ -259,10 +278,8 @@ def _rebuild_index(manifest: Manifest, part: str, inner: str) -> Iterator[str]:
         with contextlib.suppress(OSError, UserError):
             data = index_bytes(store, [snapshot_facts(record) for record in of_stage])
             if manifest.fault_of(name, data) is None:
-                write_whole(manifest.root / name, data)
-                yield f"{shown(manifest.root / name)} was written again from the log"
-                return
-    yield f"{shown(manifest.root / name)} does not follow from the log: restore it from a copy"
+                return data
+    return None
 
 
 def _sound_lines(manifest: Manifest, name: str) -> Iterator[str]:

@@ -207,6 +207,19 @@ def test_the_folder_of_a_run_is_kept(
     )
 
 
+@pytest.mark.parametrize("name", ["predictions.csv", "report.html"])
+def test_a_file_of_somebody_else_in_the_way_leaves_the_folder_as_it_was(
+    trained: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    error = fails(capsys, predicted(run, trained, "--out", str(out), "--overwrite"))
+    assert error.startswith(f"{out / name} is a file that this run did not write, and is in the")
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "mine"
+
+
 def test_one_network_has_its_entropy_and_says_so(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli.main([*predicted(trained, trained), "--out", str(out), "--coverage", "0.75"]) == 0

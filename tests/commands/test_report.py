@@ -347,6 +347,7 @@ def test_a_page_replaces_another_only_where_it_is_asked_to(
             "it away"
         )
         assert (out / "report.md").read_text() == "mine"
+        assert [path.name for path in out.iterdir()] == ["report.md"]
     (out / "report.md").unlink()
     assert cli.main(["report", str(one), "--out", str(out)]) == 0
     assert fails(capsys, one, two, "--out", out) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,91 @@ def test_what_cannot_be_made_again_is_one_line(
     assert err.startswith("error: what is missing is not made again by `")
     assert f"fge --out {run} --resume`: {run / 'state'}" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("of", ["half", "ended"])
+def test_times_that_are_gone_stop_nothing(
+    of: str,
+    half: Path,
+    ended: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(half if of == "half" else ended, tmp_path / "run")
+    delete(run / "timing.jsonl")
+    code, out, _ = verify(run, capsys)
+    assert code == 2
+    assert f"{run / 'timing.jsonl'} is missing; --repair forgets it\n" in out
+    resumed = shutil.copytree(run, tmp_path / "resumed" / "run")
+    assert verify(run, capsys, "--repair")[0] == 0
+    for folder in (run, resumed):  # repaired before, or not
+        fge(config(data, folder, resume=True))
+    ours, theirs = promised(run), promised(ended)
+    assert [n for n in theirs if ours.get(n) != theirs[n]] == []
+    names = ours.keys() - {"manifest.json", "report.html"}  # the page names the folder
+    assert {n: promised(resumed)[n] for n in names} == {n: ours[n] for n in names}
+
+
+def test_where_something_is_lost_nothing_is_removed(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run could not make it again."""
+    run = shutil.copytree(ended, tmp_path / "run")
+    for name in ("report.json", "predictions/test.npz", "log.jsonl"):
+        flip(run / name)
+    before = promised(run)
+    for _ in range(2):
+        code, out, err = verify(run, capsys, "--repair")
+        assert code == 2
+        assert "log.jsonl was damaged or changed after it was written; nothing follows it" in out
+        assert err.startswith("error: 3 of ")
+    assert promised(run) == before
+
+
+def test_an_index_that_does_not_follow_from_the_log_is_lost(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill between the index and the log; no repair is promised."""
+    run = shutil.copytree(half, tmp_path / "run")
+    lines = (run / "log.jsonl").read_bytes().splitlines(keepends=True)
+    last = max(k for k, line in enumerate(lines) if b'"snapshot"' in line)
+    (run / "log.jsonl").write_bytes(b"".join(lines[:last]))
+    manifest = Manifest.read(run)
+    assert manifest is not None
+    manifest.adopt(["log.jsonl"])
+    manifest.save()
+    delete(run / "snapshots" / "index.json")
+    code, out, err = verify(run, capsys)
+    assert code == 2
+    assert "index.json is missing; it does not follow from the log: restore it" in out
+    assert "--repair" not in err
+
+
+def test_resuming_without_a_manifest_says_that_nothing_was_compared(
+    half: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(half, tmp_path / "run")
+    delete(run / "manifest.json")
+    capsys.readouterr()
+    fge(config(data, run, resume=True))
+    out = capsys.readouterr().out
+    assert re.search(
+        r"run had no manifest\.json: its \d+ files are taken as they are, and were", out
+    )
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path.parent / "x")])
+def test_what_is_in_the_place_of_the_lock_is_named(
+    ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    make(run / ".lock")
+    assert cli.main(["fge", "--out", str(run), "--resume"]) == 2
+    kind = "a link" if (run / ".lock").is_symlink() else "a folder"
+    assert capsys.readouterr().err == (
+        f"error: {run / '.lock'} is {kind} and no file; move it away\n"
+    )
 
 
 @pytest.mark.parametrize(("argument", "words"), [("none", "no folder "), (".", "is no run, or")])
