@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from fge.manifest import Manifest
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
+_LINE_BYTES = 4096
+"""Space that a line of a log may take: a block of the disk."""
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -226,8 +229,11 @@ class Runner:
         """Return the last line of a job's log, and the path to the log."""
         log = self.folder / "logs" / f"{name}.log"
         lines = read_bytes(log).decode(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
-        return f"{last} (see {log})"
+        if lines:
+            return f"{lines[-1].removeprefix('error: ')} (see {log})"
+        full = shutil.disk_usage(log.parent).free < _LINE_BYTES
+        why = "its disk is full; free some space, then run it again" if full else f"see {log}"
+        return f"exit code {code} without a word; {why}"
 
     def _stop(self) -> None:
         """Interrupt the running jobs; they can be resumed. A second Ctrl-C kills them."""

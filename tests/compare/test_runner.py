@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +137,17 @@ def test_a_job_killed_between_its_report_and_its_end_is_run_again(
     manifest.settle()
     manifest.save()
     assert runs.runner.is_done(job("a"))
+
+
+@pytest.mark.parametrize(("free", "why"), [(100, "its disk is full; free some"), (9999, "see ")])
+def test_a_job_without_a_last_word_may_have_found_the_disk_full(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, why: str
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    (tmp_path / "logs" / "a.log").write_bytes(b"")
+    error = str(runs.runner._failure("a", 2))
+    assert error.startswith(f"run a failed: exit code 2 without a word; {why}")
 
 
 def test_a_report_that_the_run_did_not_write_does_not_count(runs: Runs, tmp_path: Path) -> None:
