@@ -20,7 +20,7 @@ _PREDICTIONS = r"predictions/(test|test-tta|ood-[^/]+)\.npz"
 _DERIVED = re.compile(f"{_PICTURE}|{_PAGES}|{_PREDICTIONS}")
 _STAGES = r"log\.jsonl|timing\.jsonl|state/[^/]+\.(safetensors|jsonl)|predictions/val\.npz"
 _SNAPSHOTS = r"[a-z]+/(\d{4,}\.safetensors|index\.json)"
-_CURVES = r"curves/[^/]+/[a-z]+\.(safetensors|jsonl)"
+_CURVES = r"curves/[^/]+/[a-z-]+\.(safetensors|jsonl)"
 _REST = (
     r"config\.json|(swa|folded)\.safetensors|(plane|line)\.npz|predictions\.(csv|npz)"
     r"|cells/[^/]+\.(json|npz)"

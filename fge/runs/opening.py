@@ -208,7 +208,7 @@ def manifest_of(out: Path, command: str) -> Manifest:
     if manifest is None:
         of_run = command_of(out / "config.json")
         known = of_run or _command_of_pages(out)
-        manifest = Manifest(out, command or known or "")
+        manifest = Manifest(out, known or command)
         if known is not None:
             manifest.adopt(files_of_old_run(out))
             manifest.streams = list(STREAMS) if of_run else []

@@ -20,6 +20,7 @@ from fge.commands import cli
 from fge.commands.train import fge
 from fge.manifest import Manifest
 from fge.runs import repair_run
+from fge.runs.adopting import files_of_old_run
 from fge.train import Learner
 
 STEPS = 3
@@ -233,6 +234,12 @@ def test_a_run_from_before_there_were_manifests_is_taken_in(
     assert "has no manifest.json" in err
     assert verify(run, capsys, "--repair")[0] == 0
     assert {n: d for n, d in promised(run).items() if is_promised(n)} == promised(ended)
+    (run / "manifest.json").unlink()
+    assert cli.main(["report", str(run)]) == 0
+    taken, before = Manifest.read(run), Manifest.read(ended)
+    assert taken is not None
+    assert before is not None
+    assert (taken.command, set(taken.files)) == (before.command, set(before.files))
 
 
 def test_what_cannot_be_made_again_is_one_line(
@@ -353,6 +360,9 @@ def test_a_curve_and_its_predictions_are_made_again(
     run = shutil.copytree(ended, tmp_path / "copy" / "run")
     curves = [p.relative_to(run) for p in sorted(run.glob("curves/*/*"))]
     assert {"curve.safetensors", "curve.jsonl", "fit.jsonl"} <= {path.name for path in curves}
+    manifest = Manifest.read(ended)
+    assert manifest is not None
+    assert set(files_of_old_run(ended)) == set(manifest.files)
     for name in (Path("predictions/test.npz"), *curves):
         damage(run / name)
         for leftover in (tmp_path / "copy").rglob("elsewhere"):
