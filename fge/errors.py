@@ -50,6 +50,15 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= _HEAD + _TAIL else _cut(shown)
 
 
+def first_line(error: Exception) -> str:
+    r"""Return the first line of another program's error, or the name of its kind.
+
+    >>> first_line(KeyError()), first_line(ValueError("no rows\nhere"))
+    ('KeyError', 'no rows')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_NAME]
+
+
 def _cut(text: str) -> str:
     return f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
 

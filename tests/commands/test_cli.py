@@ -27,8 +27,8 @@ from conftest import ROOT, tiny_arrays, write_tiny_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fge.commands import build, cli, loading, planes, train
-from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
+from fge.commands import build, cli, doctor, loading, planes, sharpness, train
+from fge.config import GROUPS, FGEConfig, PlaneConfig, help_of
 from fge.data import load_dataset
 from fge.ensemble import SnapshotStore
 from fge.networks import build_model
@@ -356,10 +356,37 @@ def test_help_of_a_command_names_every_option_in_a_group(run: Run, command: str)
     kind, groups = cli.COMMANDS[command][0], re.findall(r"^(\w+):$", result.out, re.MULTILINE)
     assert groups == [group for group in GROUPS if group in groups]
     shown = re.findall(r"^  (--[\w-]+)", result.out, re.MULTILINE)
-    positional = {"runs"} if kind is ReportConfig else set()
-    options = {f"--{f.name.replace('_', '-')}" for f in fields(kind) if f.name not in positional}
-    assert sorted(shown) == sorted(options)
+    bare = {"report": "runs", "verify": "run"}.get(command, "")
+    names = {f.name for f in fields(kind)} - {bare, *kind.unused}
+    assert sorted(shown) == sorted(f"--{name.replace('_', '-')}" for name in names)
+    if bare:
+        usage, *_ = result.out.splitlines()
+        assert re.fullmatch(rf".* {command} {bare.upper()}( \.\.\.)? \[OPTIONS\]", usage), usage
+        assert f"\n  {bare.upper()} " in result.out
+        refused = run([command, f"--{bare}", "x"])
+        assert refused.message == f"{bare.upper()} is given without a flag; leave out --{bare}"
     assert "not used" not in result.out.lower()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_that_help_shows_is_taken_by_the_parser(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_one_line", pytest.fail)  # what tyro refuses
+    samples = {"INT": "1", "FLOAT": "0.5", "NAME": "a", "PATH": "a"}
+    kind, words, bare = cli.COMMANDS[command][0], list[str](), list[str]()
+    for option in (option for group in help_of(kind).values() for option in group):
+        name, _, value = option.flags.removesuffix(" ...").partition(" ")
+        choices = re.findall(r"\w+", value)
+        if not name.startswith("--"):
+            bare.append("a")
+        elif name.endswith(","):  # --flip, --no-flip
+            words += [name[:-1], value]
+        else:
+            words += [name, *(samples.get(choice, choice) for choice in choices[:1])]
+    words = [*bare, *words]
+    monkeypatch.setattr(kind, "__post_init__", lambda _: None)  # together they make no sense
+    assert isinstance(cli._parse(command, kind, words), kind)
 
 
 def test_help_of_fge_has_its_groups(run: Run) -> None:
@@ -382,6 +409,22 @@ def test_help_lists_no_option_of_a_training_that_does_not_take_place(
     assert {*kind.unused, *kind.instead}
     for name in (*kind.unused, *kind.instead):
         assert f"--{name.replace('_', '-')} " not in text
+
+
+def test_an_option_of_all_data_that_a_command_does_not_use_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(doctor, "doctor", seen.append)
+    monkeypatch.setattr(sharpness, "sharpness", seen.append)
+    for command, reason, more in (
+        ("doctor", "it uses training images only", []),
+        ("sharpness", "the loss is that of training images", ["--weights", "a.pt"]),
+    ):
+        result = run([command, *more, "--test-size", "5"])
+        assert (result.code, result.err) == (0, "")
+        assert result.out == f"note: {command} does not use --test-size: {reason}\n"
+    assert [config.test_size for config in seen] == [None, None]
 
 
 @pytest.mark.parametrize("form", [["--epochs", "3"], ["--epochs=3"], ["--no-flip"], ["--flip"]])

@@ -32,7 +32,7 @@ COUNTS = [
     (command, option.name, option.metadata.get(BOUNDS))
     for command, (kind, *_) in COMMANDS.items()
     for option in fields(kind)
-    if is_count(get_type_hints(kind)[option.name])
+    if option.name not in kind.unused and is_count(get_type_hints(kind)[option.name])
 ]
 NEEDED = {
     "connect": ["--weights", "a.pt", "b.pt"],
