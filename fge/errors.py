@@ -149,14 +149,18 @@ def check_not_negative(**values: float) -> None:
     """Raise a UserError unless the options are finite and not negative."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and >= 0, got {value}")
+            raise UserError(f"{name} must be finite and >= 0, got {value}{_finite(value)}")
 
 
 def check_positive(**values: float | None) -> None:
     """Raise a UserError if an option is given and not finite and above 0."""
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name} must be finite and above 0, got {value}")
+            raise UserError(f"{name} must be finite and above 0, got {value}{_finite(value)}")
+
+
+def _finite(value: float) -> str:
+    return "" if math.isfinite(value) else "; give a finite number"
 
 
 def check_learning_rates(max_lr: float, min_lr: float) -> None:

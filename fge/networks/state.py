@@ -226,7 +226,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restore parameters, gradients, buffers and modes at the end of a ``with`` block.
 
     The block works on copies of the parameters, so the originals stay untouched, strides
-    included; buffers are copied back, those too that the block assigns anew, as a forward pass
+    included; buffers are copied back, those too that the block assigns again, as a forward pass
     may. The block must not replace parameters.
 
     Args:
@@ -374,15 +374,15 @@ def _of(value: Any) -> str:
     return f": its entry {odd!r} is a {what}; save model.state_dict() alone"
 
 
-def write_state(path: Path, value: dict[str, Any]) -> None:
+def write_state(path: str | Path, value: dict[str, Any]) -> None:
     """Write a nested value of dicts, lists, plain scalars and tensors, atomically."""
     tensors: dict[str, Tensor] = {}
     skeleton = _split(value, "", tensors)
     skeleton[_CHECKSUM] = _checksum(skeleton, tensors)
-    write_bytes(path, save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
+    write_bytes(Path(path), save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: str | Path) -> dict[str, Any]:
     """Return what :func:`write_state` wrote.
 
     Raises:
