@@ -35,6 +35,7 @@ from fge.config import (
     end_with_parent,
     options_of_run,
     preset_options,
+    program,
     read_config,
 )
 from fge.errors import (
@@ -48,7 +49,7 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.manifest import Manifest, damaged
+from fge.manifest import Manifest, damaged, name_program
 from fge.observer import LastingOutput, open_standard_streams, visible
 
 T = TypeVar("T", bound=Options)
@@ -69,6 +70,9 @@ COMMANDS: dict[str, tuple[type[Options], str, str]] = {
     "doctor": (DoctorConfig, "fge.commands.doctor", "doctor"),
 }
 """Options, module and function of each command."""
+_BOUNDS = r"(?:>=|<=|in |from |finite|above|even|at most)"
+_PYTHON_NAME = r"""(?<![\w\-./"'=:{(])[a-z]+(?:_[a-z]+)+(?![\w./"'=:(\[])"""
+"""A name of several words that is no part of a path, a quotation or an expression."""
 _SWITCHES = ("flip",)
 """Options without a value among those that some commands ignore."""
 
@@ -79,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     If the output cannot be written any more, a run continues without it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    name_program(program())
     open_standard_streams()
     end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be printable there
@@ -104,10 +109,30 @@ def _main(arguments: list[str], out: LastingOutput) -> int:
         return INTERRUPTED
     except (UserError, DivergenceError, OSError, MemoryError) as error:
         code, message = outcome(error)
+        if isinstance(error, UserError):
+            message = _as_typed(message, arguments[0])
         # In a data-parallel run only the first process prints; in compare each has its own error.
         if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
             _say(f"error: {visible(message, one_line=True)}")
         return code
+
+
+def _as_typed(message: str, command: str) -> str:
+    """Return a message with the command's options as they are typed, not as Python names.
+
+    One word alone may mean anything else, unless the message begins with its bounds. What a file
+    holds is named as it is there.
+    """
+    if command not in COMMANDS or ".json" in message:
+        return message
+    kind = COMMANDS[command][0]
+    names = {f.name for f in fields(kind) if not (kind.positional and f.default is MISSING)}
+
+    def typed(found: re.Match[str]) -> str:
+        return f"--{found[0].replace('_', '-')}" if found[0] in names else found[0]
+
+    message = re.sub(rf"^[a-z]+(?= must be {_BOUNDS})", typed, message)
+    return re.sub(_PYTHON_NAME, typed, message)
 
 
 def _say(message: str) -> None:

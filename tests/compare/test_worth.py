@@ -109,7 +109,7 @@ def test_the_table_shows_worth_and_says_what_it_is_read_off() -> None:
         ["average", "2.0", "2.0", "75", "1.0", "1.0", "0"],
         ["fge", "2.5", "2.4", "88", "1.3", "1.2", "25"],
         ["sse", "≥ 3.0", "≥ 6.0", "all", "≥ 3.0", "≥ 6.0", "all"],
-        ["curve-ensemble-2B (at 1 B)", "3.0", "3.0", "100", "1.7", "1.5", "50"],
+        ["curve-ensemble-2B (at 1 B)", "3.0", "3.0", "all", "1.7", "1.5", "50"],
     ]
     assert table.note.endswith(
         "Conventional: 1 to 3 networks, L(m) = 0.4000 + 0.1200 m^-1.00. Averaged: 1 to 3 networks, "
