@@ -50,6 +50,15 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= _HEAD + _TAIL else _cut(shown)
 
 
+def first_line(error: Exception) -> str:
+    r"""Return the first line of another program's error, or the name of its kind.
+
+    >>> first_line(KeyError()), first_line(ValueError("no rows\nhere"))
+    ('KeyError', 'no rows')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_NAME]
+
+
 def _cut(text: str) -> str:
     return f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
 
@@ -140,14 +149,18 @@ def check_not_negative(**values: float) -> None:
     """Raise a UserError unless the options are finite and not negative."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be finite and >= 0, got {value}")
+            raise UserError(f"{name} must be finite and >= 0, got {value}{_finite(value)}")
 
 
 def check_positive(**values: float | None) -> None:
     """Raise a UserError if an option is given and not finite and above 0."""
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name} must be finite and above 0, got {value}")
+            raise UserError(f"{name} must be finite and above 0, got {value}{_finite(value)}")
+
+
+def _finite(value: float) -> str:
+    return "" if math.isfinite(value) else "; give a finite number"
 
 
 def check_learning_rates(max_lr: float, min_lr: float) -> None:

@@ -34,7 +34,7 @@ AGAIN = "restore the file from a copy, or start the run again with --overwrite"
 """What to do about a damaged file that a run needs and nothing else holds."""
 
 
-def check_file(path: Path, kind: str = "file") -> None:
+def check_file(path: str | Path, kind: str = "file") -> None:
     """Check that a path is a regular file: opening a named pipe or a device could take for ever.
 
     Args:
@@ -44,12 +44,13 @@ def check_file(path: Path, kind: str = "file") -> None:
     Raises:
         UserError: there is no such file, or the path is something else.
     """
+    path = Path(path)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
         if path.is_symlink():
             raise UserError(f"{path} is a link to nothing and no {kind}") from None
-        raise UserError(f"no {kind} {path}") from None
+        raise UserError(f"no {kind} {path}; check the path") from None
     if not stat.S_ISREG(mode):
         what = disk.KINDS.get(stat.S_IFMT(mode), "something special")
         raise UserError(f"{path} is {what} and no {kind}")
@@ -82,7 +83,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         disk.write_whole(path, data)
 
 
-def read_bytes(path: Path, kind: str = "file") -> bytes:
+def read_bytes(path: str | Path, kind: str = "file") -> bytes:
     """Return the content of a file, compared with the manifest of its folder if there is one.
 
     Args:
@@ -94,6 +95,7 @@ def read_bytes(path: Path, kind: str = "file") -> bytes:
             or larger than the memory.
         OSError: it cannot be read.
     """
+    path = Path(path)
     check_file(path, kind)
     size = path.stat().st_size
     if size > _SMALL:
@@ -207,10 +209,19 @@ def parse_json(
             json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
         _check_depth(value)
     except (ValueError, RecursionError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = f"it has more than {_DEPTH} levels" if deep else str(error)
-        raise _damaged(damaged, reason, remedy) from None
+        raise _damaged(damaged, _reason(error), remedy) from None
     return checked(value, kind, damaged, remedy)
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    """Return why bytes are no JSON."""
+    if isinstance(error, RecursionError):
+        return f"it has more than {_DEPTH} levels"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 text: byte 0x{error.object[error.start]:02x} at {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"it holds {error.object[error.start]!a}, half of a character"
+    return str(error)
 
 
 def checked(value: Any, kind: type[T], damaged: str, remedy: str = "") -> T:

@@ -17,6 +17,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ LOCK = ".lock"
 """The file in the folder whose lock the writer holds."""
 _FORMAT = "fge run folder"
 _VERSION = 1
+_program = ["fge"]
 _LEVELS = 8
 """Folders above a file in which its manifest is looked for."""
 _LATE = ("timing.jsonl",)
@@ -131,7 +133,7 @@ class Manifest:
             if _FORMAT.encode() not in data and not _looks_like_run(path.parent):
                 return None
             raise UserError(
-                f"{path} is damaged ({error}); `fge verify {root} --repair` writes it again from "
+                f"{path} is damaged ({error}); `{_verify(root)} --repair` writes it again from "
                 "the files that are there, unchecked"
             ) from None
 
@@ -387,7 +389,16 @@ def shown(path: Path) -> Path:
 
 def damaged(fault: str, root: Path) -> UserError:
     """Return the error for a damaged file of a folder."""
-    return UserError(f"{fault}; restore it, or see what can be done with: fge verify {shown(root)}")
+    return UserError(f"{fault}; restore it, or see what can be done with: {_verify(shown(root))}")
+
+
+def name_program(words: Iterable[str]) -> None:
+    """Have messages name the program as the user called it, in these words."""
+    _program[:] = words
+
+
+def _verify(root: Path) -> str:
+    return shlex.join([*_program, "verify", str(root)])
 
 
 def _glance(folder: Path) -> Manifest | None:

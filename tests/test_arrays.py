@@ -50,7 +50,7 @@ def test_compressed_files_are_read_as_well(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_no_data_files(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.npz") == f"no data file {tmp_path / 'none.npz'}"
+    assert refusal(tmp_path / "none.npz") == f"no data file {tmp_path / 'none.npz'}; check the path"
     assert refusal(tmp_path) == f"{tmp_path} is a folder and no data file"
 
 

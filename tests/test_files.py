@@ -188,7 +188,9 @@ def test_only_regular_files_are_read(tmp_path: Path, message: str) -> None:
 @pytest.mark.parametrize("name", ["none", "none/file", "a\0b"])
 def test_a_missing_file_is_named_with_its_kind(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    with pytest.raises(UserError, match=f"^no config file {re.escape(one_line(str(path)))}$"):
+    with pytest.raises(
+        UserError, match=f"^no config file {re.escape(one_line(str(path)))}; check the path$"
+    ):
         files.read_bytes(path, "config file")
 
 

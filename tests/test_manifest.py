@@ -14,7 +14,18 @@ from fge import disk
 from fge.errors import UserError
 from fge.files import append_record, is_there, read_bytes, read_records, remove, write_bytes
 from fge.locks import Lock, is_held
-from fge.manifest import NAME, Content, Entry, Manifest, begin, end, shown, writer_of
+from fge.manifest import (
+    NAME,
+    Content,
+    Entry,
+    Manifest,
+    begin,
+    damaged,
+    end,
+    name_program,
+    shown,
+    writer_of,
+)
 
 
 @pytest.fixture
@@ -89,11 +100,24 @@ def test_one_wrong_bit_is_found_when_the_file_is_read(
     if link:
         folder = tmp_path / "link"
         folder.symlink_to(run)
-    with pytest.raises(UserError, match=r"a\.bin was damaged or changed .* fge verify "):
+    with pytest.raises(UserError, match=r"a\.bin was damaged or changed .* verify "):
         read_bytes(folder / "a.bin")
     (run / "points.jsonl").write_text('{"epoch": 5}\n')
     with pytest.raises(UserError, match=r"points\.jsonl was damaged"):
         read_records(folder / "points.jsonl")
+
+
+def test_messages_name_the_program_as_it_was_called(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fge.manifest._program", ["fge"])
+    monkeypatch.chdir(run.parent)
+    assert str(damaged("x", run)).endswith(f" done with: fge verify {run.name}")
+    name_program(["python", "-m", "fge"])
+    assert str(damaged("x", run.parent / "a b")).endswith(" with: python -m fge verify 'a b'")
+    (run / NAME).write_text('{"format": "fge run folder",')
+    with pytest.raises(UserError, match=r"`python -m fge verify /.* --repair` writes it again"):
+        Manifest.read(run)
 
 
 def test_a_line_that_was_being_written_is_no_damage(run: Path) -> None:

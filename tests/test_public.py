@@ -23,7 +23,9 @@ def linear() -> nn.Module:
 
 
 def test_all_public_names_are_listed_and_completed() -> None:
-    assert set(fge.__all__) <= set(dir(fge))
+    shown = dir(fge)
+    assert set(fge.__all__) <= set(shown)
+    assert {name for name in shown if not name.startswith("__")} == {*fge.__all__} - {"__version__"}
     completer = rlcompleter.Completer({"fge": fge})
     found = {completer.complete("fge.E", k) for k in range(9)} - {None}
     names = {f"fge.{name}" for name in fge.__all__ if name.startswith("E")}

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fge.errors import UserError
+from fge.errors import UserError, first_line
 from fge.networks import (
     ForwardFn,
     LossFn,
     TargetFn,
     call_model,
+    check_differentiable,
     check_reiterable,
     count_examples,
     cut,
+    loss_of,
     nothing_yielded,
     preserved,
-    targets_of,
     to_device,
     unwrap,
 )
@@ -151,8 +152,8 @@ class Subject:
 
     def outputs(self, batch: Any = None, model: nn.Module | None = None) -> Any:
         """Apply the model to a batch, the first by default."""
-        call = self.forward_fn or call_model
-        return call(model or self.model, self.batch if batch is None else batch)
+        call = call_model if self.forward_fn is None else self.forward_fn
+        return call(self._chosen(model), self.batch if batch is None else batch)
 
     def predict(self, batch: Any = None, model: nn.Module | None = None) -> Tensor:
         """Return the outputs in evaluation mode, without gradients.
@@ -160,7 +161,7 @@ class Subject:
         Raises:
             CheckFailedError: they are no tensor.
         """
-        (model or self.model).eval()
+        self._chosen(model).eval()
         with torch.no_grad():
             outputs = self.outputs(batch, model)
         if not isinstance(outputs, Tensor):
@@ -170,6 +171,10 @@ class Subject:
             )
         return outputs
 
+    def _chosen(self, model: nn.Module | None) -> nn.Module:
+        """Return the given model; its truth may be its length, and it may have none."""
+        return self.model if model is None else model
+
     def loss(self, batch: Any = None, model: nn.Module | None = None) -> Tensor:
         """Return the loss of a batch with its graph.
 
@@ -177,14 +182,18 @@ class Subject:
             UserError: it is not known what its targets are.
         """
         whole = self.batch if batch is None else batch
-        outputs = self.outputs(whole, model)
-        return self.loss_fn(outputs, targets_of(whole, self.loss_fn, self.target_fn))
+        return loss_of(self.outputs(whole, model), whole, self.loss_fn, self.target_fn)
 
     def step(self, lr: float = 0.01, batch: Any = None) -> Tensor:
-        """Take a step of plain gradient descent in training mode; return the loss before it."""
+        """Take a step of plain gradient descent in training mode; return the loss before it.
+
+        Raises:
+            UserError: it does not depend on a trainable parameter, or its targets are not known.
+        """
         self.model.train()
         self.model.zero_grad()
         loss = self.loss(batch)
+        check_differentiable(loss)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -202,7 +211,7 @@ class Subject:
             return copy.deepcopy(self.model)
         except Exception as error:  # modules raise many types
             raise CheckFailedError(
-                f"the model cannot be deep-copied ({_first_line(error)})",
+                f"the model cannot be deep-copied ({first_line(error)})",
                 "give a module that can be, or build each network with its factory",
             ) from None
 
@@ -215,11 +224,7 @@ def outcome(name: str, error: Exception) -> Finding:
         return Finding(name, "failed", error.detail, error.remedy)
     if isinstance(error, UserError):
         return Finding(name, "failed", str(error))
-    return Finding(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return Finding(name, "failed", f"{type(error).__name__}: {first_line(error)}")
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

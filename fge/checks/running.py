@@ -51,12 +51,23 @@ def gradients(subject: Subject) -> str:
     named = [(n, p) for n, p in subject.model.named_parameters() if p.requires_grad]
     if not named:
         raise CheckFailedError("no parameter requires a gradient", "set requires_grad")
+    if not float(loss) and not any(
+        float(subject.loss(batch).detach()) for batch in subject.batches[1:]
+    ):
+        raise CheckFailedError(
+            "the loss is exactly 0", "give loss_fn= for these outputs and targets"
+        )
     for name, parameter in named:
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             raise CheckFailedError(f"the gradient of {name!r} is not finite", "lower the scale")
     without = [name for name, parameter in named if parameter.grad is None]
     if len(without) == len(named):
         raise CheckFailedError("no parameter gets a gradient", "let the outputs depend on them")
+    if not any(p.grad is not None and float(p.grad.abs().sum()) > 0 for _, p in named):
+        raise CheckFailedError(
+            "every gradient is exactly 0",
+            "give loss_fn= for these outputs, and let them depend on the parameters",
+        )
     note = f"; {len(without)} get none, such as {without[0]!r}" if without else ""
     return f"loss {float(loss):.4g}, {len(named) - len(without)} parameters get gradients{note}"
 
@@ -70,6 +81,11 @@ def repeats(subject: Subject) -> str:
             for batch in subject.batches:
                 subject.step(batch=batch)
             ends.append([p.detach().clone() for p in subject.model.parameters()])
+    if not all(bool(torch.isfinite(end).all()) for end in ends[0]):
+        raise CheckFailedError(
+            f"the weights are not finite after {len(subject.batches)} steps",
+            "lower the scale of the inputs or of the initial weights",
+        )
     apart = max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True) if a.numel())
     if any(not torch.equal(a, b) for a, b in zip(*ends, strict=True)):
         raise CheckFailedError(
@@ -82,6 +98,8 @@ def repeats(subject: Subject) -> str:
 def mixed_precision(subject: Subject) -> str:
     """Check that outputs under bf16 autocast agree with those in full precision."""
     expected = subject.predict()
+    if expected.dtype in (torch.float16, torch.bfloat16):
+        raise SkippedError(f"the model is in {str(expected.dtype).removeprefix('torch.')} already")
     with torch.autocast(expected.device.type, torch.bfloat16):
         found = subject.predict()
     apart = distance(found, expected)

@@ -66,6 +66,8 @@ def copies(subject: Subject) -> str:
 
 def statistics(subject: Subject) -> str:
     """Check that batch norm's estimated statistics are those of the layers' inputs."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
+        refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
     layers = [
         (name, module)
         for name, module in subject.model.named_modules()
@@ -173,6 +175,9 @@ def second_derivatives(subject: Subject) -> str:
         target_fn=subject.target_fn,
     )
     operator.gradient()
+    assert operator.agreement is not None
+    if math.isnan(operator.agreement.symmetry):
+        raise SkippedError(f"{operator.agreement}".removesuffix(".").removeprefix("Hessian "))
     return f"{operator.agreement}".removesuffix(".").removeprefix("Hessian ")
 
 

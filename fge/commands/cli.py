@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
@@ -23,6 +23,7 @@ from fge.config import (
     DoctorConfig,
     ExportConfig,
     FGEConfig,
+    Options,
     PlaneConfig,
     PredictConfig,
     ReportConfig,
@@ -34,6 +35,7 @@ from fge.config import (
     end_with_parent,
     options_of_run,
     preset_options,
+    program,
     read_config,
 )
 from fge.errors import (
@@ -47,13 +49,13 @@ from fge.errors import (
     outcome,
     unknown,
 )
-from fge.manifest import Manifest, damaged
+from fge.manifest import Manifest, damaged, name_program
 from fge.observer import LastingOutput, open_standard_streams, visible
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 C = TypeVar("C", bound=CommandConfig)
 
-COMMANDS: dict[str, tuple[type, str, str]] = {
+COMMANDS: dict[str, tuple[type[Options], str, str]] = {
     "fge": (FGEConfig, "fge.commands.train", "fge"),
     "compare": (CompareConfig, "fge.commands.compare", "compare"),
     "train": (TrainConfig, "fge.commands.train", "train"),
@@ -68,8 +70,9 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "doctor": (DoctorConfig, "fge.commands.doctor", "doctor"),
 }
 """Options, module and function of each command."""
-_POSITIONAL = (ReportConfig, VerifyConfig)
-"""Commands that take their run folders without a flag."""
+_BOUNDS = r"(?:>=|<=|in |from |finite|above|even|at most)"
+_PYTHON_NAME = r"""(?<![\w\-./"'=:{(])[a-z]+(?:_[a-z]+)+(?![\w./"'=:(\[])"""
+"""A name of several words that is no part of a path, a quotation or an expression."""
 _SWITCHES = ("flip",)
 """Options without a value among those that some commands ignore."""
 
@@ -80,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     If the output cannot be written any more, a run continues without it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    name_program(program())
     open_standard_streams()
     end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not be printable there
@@ -105,10 +109,30 @@ def _main(arguments: list[str], out: LastingOutput) -> int:
         return INTERRUPTED
     except (UserError, DivergenceError, OSError, MemoryError) as error:
         code, message = outcome(error)
+        if isinstance(error, UserError):
+            message = _as_typed(message, arguments[0])
         # In a data-parallel run only the first process prints; in compare each has its own error.
         if os.environ.get("RANK", "0") == "0" or arguments[:1] == ["compare"]:
             _say(f"error: {visible(message, one_line=True)}")
         return code
+
+
+def _as_typed(message: str, command: str) -> str:
+    """Return a message with the command's options as they are typed, not as Python names.
+
+    One word alone may mean anything else, unless the message begins with its bounds. What a file
+    holds is named as it is there.
+    """
+    if command not in COMMANDS or ".json" in message:
+        return message
+    kind = COMMANDS[command][0]
+    names = {f.name for f in fields(kind) if not (kind.positional and f.default is MISSING)}
+
+    def typed(found: re.Match[str]) -> str:
+        return f"--{found[0].replace('_', '-')}" if found[0] in names else found[0]
+
+    message = re.sub(rf"^[a-z]+(?= must be {_BOUNDS})", typed, message)
+    return re.sub(_PYTHON_NAME, typed, message)
 
 
 def _say(message: str) -> None:
@@ -144,16 +168,16 @@ def call(command: str, rest: list[str]) -> None:
     """Run a command with its arguments; its errors are raised."""
     kind, module, function = COMMANDS[command]
     config: Any
+    given = _without_unused(command, kind, _with_own_names(kind, rest))
     if issubclass(kind, CommandConfig):
-        named = _with_own_names(kind, rest)
-        config = _with_config_file(command, kind, _without_unused(command, kind, named))
+        config = _with_config_file(command, kind, given)
     else:
-        config = _parse(command, kind, rest)
+        config = _parse(command, kind, given)
     # This imports PyTorch, so it comes after all checks of the options.
     getattr(importlib.import_module(module), function)(config)
 
 
-def _with_own_names(kind: type[CommandConfig], arguments: list[str]) -> list[str]:
+def _with_own_names(kind: type[Options], arguments: list[str]) -> list[str]:
     """Return the arguments with the names that options have in this command."""
     renamed = []
     for argument in arguments:
@@ -163,7 +187,7 @@ def _with_own_names(kind: type[CommandConfig], arguments: list[str]) -> list[str
     return renamed
 
 
-def _without_unused(command: str, kind: type[CommandConfig], arguments: list[str]) -> list[str]:
+def _without_unused(command: str, kind: type[Options], arguments: list[str]) -> list[str]:
     """Return the arguments without those options of other commands that this one ignores.
 
     Raises:
@@ -277,7 +301,7 @@ def _parse(command: str, kind: type[T], arguments: list[str], default: T | None 
     try:
         with contextlib.redirect_stderr(errors), _unwrapped(arguments):
             extra: dict[str, Any] = {} if default is None else {"default": default}
-            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind in _POSITIONAL else {}
+            extra |= {"config": (tyro.conf.PositionalRequiredArgs,)} if kind.positional else {}
             return cast(T, tyro.cli(kind, prog=command, args=arguments, **extra))
     except SystemExit:
         raise UserError(_one_line(errors.getvalue())) from None
@@ -298,16 +322,21 @@ def _unwrapped(arguments: list[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _check_names(kind: type, arguments: list[str]) -> None:
+def _check_names(kind: type[Options], arguments: list[str]) -> None:
     """Name the nearest option for one that does not exist."""
-    options = ["--help"]
+    options, bare = ["--help"], dict[str, str]()
     for option in fields(kind):
         flag = f"--{option.name.replace('_', '-')}"
+        if kind.positional and option.default is MISSING:
+            bare[flag] = option.name.upper()
+            continue
         options.append(flag)
         if option.type == "bool":
             options.append(f"--no-{flag[2:]}")
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
+        if name in bare:
+            raise UserError(f"{bare[name]} is given without a flag; leave out {name}")
         if name.startswith("--") and name not in options:
             raise unknown("option", argument.split("=")[0], options)
 

@@ -8,14 +8,14 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 
-from fge.config import OptionHelp, help_of, program
+from fge.config import OptionHelp, Options, help_of, program
 
 _WIDTH = 80
 _INDENT, _COLUMN = 2, 26
 """The columns of the options and of their descriptions."""
 
 
-def overview(commands: Mapping[str, type]) -> str:
+def overview(commands: Mapping[str, type[Options]]) -> str:
     """Return the commands with the sentence that describes each."""
     called = shlex.join(program())
     lines = [f"usage: {called} COMMAND [OPTIONS]", ""]
@@ -24,7 +24,7 @@ def overview(commands: Mapping[str, type]) -> str:
     return "\n".join([*lines, "", f"{called} COMMAND --help lists the options of a command."])
 
 
-def help_text(command: str, kind: type) -> str:
+def help_text(command: str, kind: type[Options]) -> str:
     """Return the usage, the description and the options of a command, by group."""
     groups = help_of(kind)
     every = [option for options in groups.values() for option in options]

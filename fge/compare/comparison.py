@@ -23,7 +23,12 @@ from fge.config import (
     without_views,
 )
 from fge.errors import UserError
-from fge.metrics import Interval, deep_ensemble_equivalent, paired_difference_over_seeds
+from fge.metrics import (
+    Interval,
+    deep_ensemble_equivalent,
+    paired_difference_of_values,
+    paired_difference_over_seeds,
+)
 from fge.tasks import MANY_CLASSES, Task
 
 BASELINES = (SINGLE, CURVE_ENSEMBLE)
@@ -206,9 +211,12 @@ def compare_cells(
     rows = [method_row(group, budget_epochs) for group in groups.values()]
     levels = deep_ensemble_levels(rows) if deep_ensembles is None else list(deep_ensembles)
     averaged = deep_ensemble_levels(rows, DEEP_ENSEMBLE_AVERAGED)
-    scales = scales_of({DEEP_ENSEMBLE: levels, DEEP_ENSEMBLE_AVERAGED: averaged})
-    rows = [with_equivalent(row, levels, scales) for row in rows]
     pair = partial(_paired, groups, draws=draws)
+    scales = tuple(
+        replace(scale, gains=_gains(scale, rows, groups, pair, draws))
+        for scale in scales_of({DEEP_ENSEMBLE: levels, DEEP_ENSEMBLE_AVERAGED: averaged})
+    )
+    rows = [with_equivalent(row, levels, scales) for row in rows]
     compared, ranked = (task.compared.key, *_NLLS), (task.compared.key, _NLLS[-1])
     return Comparison(
         budget_epochs,
@@ -360,6 +368,29 @@ def _paired(
     values = [np.stack([_values(cell, metric) for cell in side]) for side in pairs]
     interval = paired_difference_over_seeds(*values, pooled=pooled, draws=draws, level=level)
     return len(seeds), interval
+
+
+def _gains(
+    scale: Scale,
+    rows: Sequence[MethodRow],
+    groups: Mapping[tuple[str, int], Sequence[Cell]],
+    pair: Pair,
+    draws: int,
+) -> bool:
+    """Return whether the largest ensemble of a scale is significantly better than one network.
+
+    The interval is over seeds; of an ensemble of all of them over test examples, for these runs.
+    """
+    by_place = {(row.method, row.budget): row for row in rows}
+    places = (scale.pool, scale.largest), (NETWORKS[scale.pool], 1)
+    if any(place not in by_place for place in places):
+        return True  # the ensembles are those of another comparison
+    metric = _NLLS[-1]
+    paired = pair(*(by_place[place] for place in places), metric)
+    if paired is not None:
+        return paired[1].high < 0
+    values = [np.mean([_values(c, metric) for c in groups[place]], axis=0) for place in places]
+    return paired_difference_of_values(*values, draws=draws, level=LEVEL).high < 0
 
 
 def _values(cell: Cell, metric: str) -> NDArray[np.float64]:

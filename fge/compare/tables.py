@@ -13,7 +13,7 @@ from fge.compare.comparison import (
     MethodRow,
     level_among,
 )
-from fge.compare.worth import Scale, Worth
+from fge.compare.worth import WHOLE, Scale, Worth
 from fge.config import CLASSIFICATION, DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
 from fge.report import Table, csv_text
@@ -73,7 +73,7 @@ _WORTH_NOTE = (
     "that were measured (≥: better than all of them). The power law L(m) = c + b m^-a (arXiv "
     "2007.08483) is fitted to them, and read from 1 network to twice the largest ensemble (≥: that "
     "or more). Gain is the part of the gain of the largest ensemble over one of its networks, in "
-    "percent."
+    "percent, or all of it; there is none where that gain is not significantly above 0."
 )
 _SQUARED = "the squared units of the target"
 NAMES = {DEEP_ENSEMBLE: "conventional", DEEP_ENSEMBLE_AVERAGED: "averaged"}
@@ -134,7 +134,9 @@ def _worth_table(comparison: Comparison) -> list[Table]:
 
 
 def _worth_cells(worth: Worth) -> list[str]:
-    share = NOTHING if worth.gain_share is None else f"{worth.gain_share:.0f}"
+    share = NOTHING
+    if worth.gain_share is not None:
+        share = "all" if worth.gain_share >= WHOLE else f"{worth.gain_share:.0f}"
     by_law = NOTHING
     if worth.power_law is not None:
         by_law = networks_text(worth.power_law, is_bound=worth.power_law_is_bound)

@@ -14,6 +14,7 @@ from fge.compare.comparison import (
     level_among,
 )
 from fge.compare.tables import NAMES, epochs_of, interval_text, percent
+from fge.compare.worth import WHOLE
 from fge.config import FGE
 from fge.metrics import Interval
 from fge.observer import listed
@@ -183,7 +184,9 @@ def _worth(comparison: Comparison, best: Sequence[Best]) -> str:
             by_law = _networks(worth.power_law, is_bound=worth.power_law_is_bound)
             more.append(f"{by_law} by the power law")
         if worth.gain_share is not None:
-            more.append(f"{worth.gain_share:.0f} % of the gain of {scale.largest}")
+            all_of_it = worth.gain_share >= WHOLE
+            part = "all" if all_of_it else f"{worth.gain_share:.0f} %"
+            more.append(f"{part} of the gain of {scale.largest}")
         linear = _networks(worth.linear, is_bound=worth.linear_is_bound)
         details = f" ({'; '.join(more)})" if more else ""
         parts.append(f"{linear} {NAMES[scale.pool]}{details}")

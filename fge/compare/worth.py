@@ -18,6 +18,8 @@ Levels = Sequence[tuple[int, float]]
 """Networks k, rising from 1, and mean calibrated log-likelihood (nats) of their ensembles."""
 _CAP = 2
 """A power law is read up to this multiple of the largest ensemble."""
+WHOLE = 100
+"""Percent of the gain from which on a method has all of it, however much more it has."""
 NETWORKS = {DEEP_ENSEMBLE: SINGLE, DEEP_ENSEMBLE_AVERAGED: AVERAGED}
 """Ensembles of whole networks, and what their networks are called alone."""
 
@@ -27,12 +29,14 @@ class Scale:
     """Ensembles of networks that were trained apart: what a method is measured by.
 
     ``pool``: what they are called; ``levels``: see :data:`Levels`; ``law``: of their NLL, where
-    there is one.
+    there is one; ``gains``: whether the gain of the largest over one network is significantly above
+    0, as far as it is known.
     """
 
     pool: str
     levels: tuple[tuple[int, float], ...]
     law: PowerLaw | None
+    gains: bool = True
 
     @property
     def largest(self) -> int:
@@ -51,7 +55,7 @@ class Worth:
 
     ``pool``: of the scale; ``linear`` and ``power_law``: networks, the latter None where there is
     no law; each with whether it is only a lower bound; ``gain_share``: percent of the gain of the
-    largest ensemble over one network, None where it gains nothing.
+    largest ensemble over one network, None where that is not significantly above 0.
     """
 
     pool: str
@@ -86,7 +90,7 @@ def worth_on(scale: Scale, log_likelihood: float) -> Worth:
         log_likelihood > max(values),
         by_law,
         by_law is not None and by_law >= scale.cap,
-        gain_share(log_likelihood, single=values[0], ensemble=values[-1]),
+        gain_share(log_likelihood, single=values[0], ensemble=values[-1]) if scale.gains else None,
     )
 
 

@@ -89,10 +89,13 @@ class CompareConfig(PretrainedConfig, MethodConfig):
     def _check_views(self, method: str) -> None:
         plain = without_views(method)
         if plain != method and plain in WITHOUT_VIEWS:
-            raise UserError(f"{plain} cannot have views of the test images; leave out {method}")
+            raise UserError(
+                f"{plain} cannot have views of the test images; drop {method} from --methods"
+            )
         if plain != method and self.tta is None:
             raise UserError(
-                f"{method} needs views of the test images; add --tta 2 or more, or leave it out"
+                f"{method} needs views of the test images; add --tta 2 or more, or drop it from "
+                "--methods"
             )
 
     def _check_compared(self, method: str) -> None:
@@ -100,11 +103,15 @@ class CompareConfig(PretrainedConfig, MethodConfig):
             raise unknown("method", method, COMPARED)
         needed = 1
         if method == "fold" and self.val_fraction == 0:
-            raise UserError("fold needs validation data, got val_fraction 0; leave it out")
+            raise UserError(
+                f"{method} needs validation data: set --val-fraction above 0, or drop "
+                f"{method} from --methods"
+            )
         if method == "curve-ensemble-2B" and self.freeze is not None and self.pretrained is None:
             raise UserError(
                 f"{method} connects single networks, whose frozen parameters differ without "
-                f"--pretrained, got freeze {self.freeze!r}; leave it out"
+                f"--pretrained, got freeze {self.freeze!r}; drop it from "
+                "--methods"
             )
         if method in (*OF_AVERAGED_RUN, *OF_PAPER_RUN):
             average = 0.0 if method in OF_PAPER_RUN else self.average
@@ -117,7 +124,7 @@ class CompareConfig(PretrainedConfig, MethodConfig):
             self.check_method("fge" if method in OF_SEVERAL_RUNS else method)
         if self.epochs < needed:
             raise UserError(
-                f"{method} needs epochs >= {needed}, got {self.epochs}; or leave out the method"
+                f"{method} needs epochs >= {needed}, got {self.epochs}; or drop it from --methods"
             )
 
     @property

@@ -158,6 +158,10 @@ class ConnectConfig(CurveConfig):
     instead: ClassVar[Mapping[str, str]] = {"lr": "--curve-lr is the rate of the fit"}
     weights: tuple[Path, ...] = ()
     """Two or more weights files (.safetensors, or .pt state dicts), connected in this order."""
+    momentum: float = 0.9
+    """Momentum of SGD, which fits the curves."""
+    weight_decay: float | None = None
+    """L2 penalty of the fit. By default 5e-4."""
     closed: bool = False
     """Also connect the last network with the first."""
 

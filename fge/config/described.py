@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fge.config.options import GROUPS
+from fge.config.options import GROUPS, Options
 
 _METAVARS = {int: "INT", float: "FLOAT", str: "NAME", Path: "PATH"}
 
@@ -33,11 +33,16 @@ class OptionHelp:
     required: bool = False
 
 
-def help_of(kind: type) -> dict[str, list[OptionHelp]]:
-    """Return the options of a command by group, the groups in the order of ``GROUPS``."""
+def help_of(kind: type[Options]) -> dict[str, list[OptionHelp]]:
+    """Return the options of a command by group, the groups in the order of ``GROUPS``.
+
+    Those that the command accepts and does not use are left out.
+    """
     hints = get_type_hints(kind)
     found: dict[str, list[OptionHelp]] = {group: [] for group in GROUPS}
     for option in fields(kind):
+        if option.name in kind.unused:
+            continue
         found[_group(kind, option)].append(_described(kind, option, hints[option.name]))
     return {group: options for group, options in found.items() if options}
 
@@ -48,10 +53,10 @@ def _group(kind: type, option: Field[Any]) -> str:
     return str(option.metadata.get("group") or getattr(owners[-1], "group", ""))
 
 
-def _described(kind: type, option: Field[Any], hint: Any) -> OptionHelp:
+def _described(kind: type[Options], option: Field[Any], hint: Any) -> OptionHelp:
     required = option.default is MISSING
     text = next(t for c in kind.__mro__ if (t := _texts(c).get(option.name)))
-    flags = _flags(option.name, hint, positional=required and get_origin(hint) is tuple)
+    flags = _flags(option.name, hint, positional=required and kind.positional)
     if hint is bool and option.default is True:
         flags = f"{flags}, --no-{flags[2:]}"
     return OptionHelp(option.name, flags, text, _default(option.default), required)
@@ -60,7 +65,7 @@ def _described(kind: type, option: Field[Any], hint: Any) -> OptionHelp:
 def _flags(name: str, hint: Any, *, positional: bool) -> str:
     """Return an option as it is typed: ``--weights PATH ...``, or ``RUNS ...`` for a positional."""
     if positional:
-        return f"{name.upper()} ..."
+        return f"{name.upper()} ..." if get_origin(hint) is tuple else name.upper()
     return " ".join(word for word in (f"--{name.replace('_', '-')}", _metavar(hint)) if word)
 
 

@@ -55,8 +55,10 @@ class Options:
     """The root of all options; each class checks its own options after those of its bases."""
 
     group: ClassVar[str] = "options"
+    positional: ClassVar[bool] = False
+    """Whether options without a default are given without a flag."""
     unused: ClassVar[Mapping[str, str]] = {}
-    """Options of other commands that this one accepts and ignores, with the reason."""
+    """Options that the command accepts, ignores and does not list, with the reason."""
     instead: ClassVar[Mapping[str, str]] = {}
     """Options of other commands that this one refuses, with the option that does their work."""
     also_called: ClassVar[Mapping[str, str]] = {}

@@ -63,9 +63,9 @@ def from_options(kind: type[C], options: Mapping[str, Any], source: object) -> C
     hints = get_type_hints(kind)
     values = {}
     for name, value in options.items():
-        if name in {*kind.unused, *kind.instead}:
-            continue
         if name not in saved_fields(kind):
+            if name in {*kind.unused, *kind.instead}:
+                continue
             raise UserError(f"{source}: {unknown('option', name, saved_fields(kind))}")
         values[name] = _typed(hints[name], value, f"{source}: {name}")
     try:

@@ -14,7 +14,6 @@ from fge.config.options import (
     DataOptions,
     DeviceOptions,
     FigureOptions,
-    FolderOptions,
     FormatOptions,
     ModelOptions,
     Options,
@@ -22,6 +21,7 @@ from fge.config.options import (
 from fge.errors import UserError, check_not_negative
 
 _PLANE_NEEDS = 3
+_PLACE = {**THIS_INVOCATION, "group": "output"}
 _NOTHING_TRAINED = "nothing is trained"
 _NOT_AUGMENTED = "images are not augmented"
 
@@ -163,6 +163,7 @@ class SharpnessConfig(StudyConfig):
         **StudyConfig.unused,
         "channels_last": "it has no effect on a Hessian",
         "amp": "a Hessian needs full precision",
+        "test_size": "the loss is that of training images",
     }
     k: int = field(default=3, metadata=whole(1, 1000))
     """Number of the largest eigenvalues to compute."""
@@ -185,16 +186,20 @@ class SharpnessConfig(StudyConfig):
 
 
 @dataclass(frozen=True)
-class ReportConfig(FolderOptions):
+class ReportConfig(Options):
     """Write the report page of a finished run again, or join several runs on one page."""
 
     group: ClassVar[str] = "page"
+    positional: ClassVar[bool] = True
+    instead: ClassVar[Mapping[str, str]] = {
+        "figure_format": "the page shows the figures that the run has; give it to the run's command"
+    }
     runs: tuple[Path, ...]
     """Run folders."""
-    out: Path | None = field(default=None, kw_only=True, metadata=THIS_INVOCATION)
+    out: Path | None = field(default=None, kw_only=True, metadata=_PLACE)
     """Folder of the page. By default the run folder, or for several the next free
     runs/report-NNN."""
-    overwrite: bool = field(default=False, kw_only=True, metadata=THIS_INVOCATION)
+    overwrite: bool = field(default=False, kw_only=True, metadata=_PLACE)
     """Replace the page in --out."""
 
     def __post_init__(self) -> None:
@@ -216,6 +221,7 @@ class DoctorConfig(DeviceOptions, ModelOptions, DataOptions):
     """
 
     group: ClassVar[str] = "measurement"
+    unused: ClassVar[Mapping[str, str]] = {"test_size": "it uses training images only"}
     compile: bool = True
     """Also check torch.compile, which may take half a minute."""
 
@@ -312,6 +318,7 @@ class VerifyConfig(Options):
     """Check that every file of a run is as it was written; repair what follows from the rest."""
 
     group: ClassVar[str] = "run"
+    positional: ClassVar[bool] = True
     run: Path
     """Run folder."""
     repair: bool = field(default=False, kw_only=True, metadata=THIS_INVOCATION)

@@ -25,6 +25,7 @@ from fge.networks import (
     call_model,
     check_reiterable,
     count_examples,
+    loss_of_targets,
     nothing_yielded,
     preserved,
     refresh_batch_norm,
@@ -301,9 +302,12 @@ class WeightsEvaluator:
         self.num_images = num_images
         self.task = task or MANY_CLASSES
         self._sure = task is not None
-        self.loss_fn = loss_fn or self.task.path_loss(next(model.parameters()).device)
+        if loss_fn is None:
+            loss_fn = self.task.path_loss(next(model.parameters()).device)
+        self.loss_fn = loss_fn
         self.weight_decay = weight_decay
-        self.forward_fn = forward_fn or self.task.forward_fn or call_model
+        usual = call_model if self.task.forward_fn is None else self.task.forward_fn
+        self.forward_fn = usual if forward_fn is None else forward_fn
         self.target_fn = target_fn
         self.speed = speed or Speed()
 
@@ -368,7 +372,7 @@ class WeightsEvaluator:
             if dtype is not None:
                 outputs = outputs.float()
             targets = targets_of(moved, self.loss_fn, self.target_fn)
-            losses.append(self.loss_fn(outputs, targets).double())
+            losses.append(loss_of_targets(outputs, targets, self.loss_fn).double())
             sizes.append(count_examples(moved))
             judged = judged and (self._sure or _of_classes(outputs, targets))
             if judged:

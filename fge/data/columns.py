@@ -53,7 +53,7 @@ class Table:
         return self.columns[name]
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: str | Path) -> Table:
     """Return the columns of a table.
 
     A column of a CSV file is one of numbers if all its values are, beside the missing ones
@@ -63,6 +63,7 @@ def read_table(path: Path) -> Table:
         UserError: it cannot be read, has no rows, or columns of one name or of another type; or
             pyarrow is not installed.
     """
+    path = Path(path)
     check_file(path, "table")
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if not table.columns or len(table) == 0:

@@ -107,9 +107,9 @@ class Skipped:
         return f"skipped in {printable(str(where))}: {', '.join(parts)}"
 
 
-def list_images(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+def list_images(folder: str | Path, skipped: Skipped | None = None) -> list[Path]:
     """Return the image files in ``folder`` and below, sorted; see :func:`find_images`."""
-    return [Path(name) for name in find_images(folder, skipped)]
+    return [Path(name) for name in find_images(Path(folder), skipped)]
 
 
 def find_images(folder: Path, skipped: Skipped | None = None) -> list[str]:

@@ -123,7 +123,12 @@ def check(raw: RawData) -> None:
         if len(part) == 0:
             raise UserError(f"the {name} split is empty")
         low, high = part.labels.min(), part.labels.max()
-        if raw.task in OF_CLASSES and (low < 0 or high >= len(raw.classes)):
+        if raw.task in OF_CLASSES and low < 0:
+            raise UserError(
+                f"{name}_labels must be class numbers from 0 on, got {low} to {high}; leave out "
+                "images without a class, and number the classes again"
+            )
+        if raw.task in OF_CLASSES and high >= len(raw.classes):
             raise UserError(
                 f"{name}_labels must be in [0, {len(raw.classes)}), got {low} to {high}"
             )

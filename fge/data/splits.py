@@ -189,7 +189,7 @@ class Reading:
 def load_dataset(
     name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
     val_fraction: float = 0.1,
@@ -260,7 +260,7 @@ def load_test_images(
     return raw.name, _split(test).images
 
 
-def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawData:
+def load_raw(name: str, data_dir: str | Path, reading: Reading | None = None) -> RawData:
     """Return the images of a named data set, an ``.npz`` file or a folder.
 
     They are as they are, or the centres of the given size.
@@ -269,7 +269,7 @@ def load_raw(name: str, data_dir: Path, reading: Reading | None = None) -> RawDa
         UserError: there is no such data.
     """
     reading = reading or Reading()
-    raw = _found(name, data_dir, reading)
+    raw = _found(name, Path(data_dir), reading)
     if reading.task not in OF_CLASSES and raw.task != reading.task:
         raise UserError(
             f"--task {reading.task} needs targets of its own, and {raw.name} has classes; give an "

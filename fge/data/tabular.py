@@ -43,7 +43,7 @@ class _Rows(Pictures):
 
 
 def load_table(
-    path: Path,
+    path: str | Path,
     targets: Sequence[str],
     task: TaskName,
     *,
@@ -69,6 +69,7 @@ def load_table(
     Raises:
         UserError: naming the first column, line or value that is wrong.
     """
+    path = Path(path)
     table = read_table(path)
     classes, values = _targets(table, targets, task)
     raw = _parts(table, classes, values, task)

@@ -67,8 +67,9 @@ class FGE:
 
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
-            batch norm without ``refresh`` or of a sharded model, a model that cannot be copied for
-            an ensemble, or one sharded over a mesh of several dimensions that leaves processes out.
+            batch norm without ``refresh`` or of a sharded model, an optimizer whose parameters are
+            all frozen, a model that cannot be copied for an ensemble, or one sharded over a mesh of
+            several dimensions that leaves processes out.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class FGE:
         self.sharded = is_sharded(model)
         if not self.sharded:  # sharded weights are gathered for an architecture given later
             check_copyable(model)
+        if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+            raise UserError("no parameter of the optimizer requires a gradient; set requires_grad")
         self._max_lr, self._min_lr = max_lr, min_lr
         self.scheduler = TriangularLR(
             optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps

@@ -108,7 +108,7 @@ class DeployedNetworks(nn.Module):
         dtype = _floating_dtype(self.members)
         if dtype is not None:
             given = map_tensors(given, lambda t: t.to(dtype) if t.is_floating_point() else t)
-        predict = self.forward_fn or call_model
+        predict = call_model if self.forward_fn is None else self.forward_fn
         return [self.outputs.checked(predict(member, given)) for member in self.members]
 
 

@@ -403,7 +403,8 @@ class Ensemble(nn.Module):
         return twins(self.model, self.members)
 
     def _outputs(self, batch: Any, member: nn.Module) -> Tensor:
-        return self.outputs.checked((self.forward_fn or call_model)(member, batch))
+        forward = call_model if self.forward_fn is None else self.forward_fn
+        return self.outputs.checked(forward(member, batch))
 
     def _passes(
         self, batches: Iterable[Any], transform: Callable[[Tensor], Tensor]

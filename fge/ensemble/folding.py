@@ -25,6 +25,7 @@ from fge.networks import (
     copy_module,
     count_examples,
     load_weights,
+    loss_of_targets,
     parts_of,
     predict_logits,
     predict_outputs,
@@ -346,7 +347,7 @@ class _LossBench(_Bench):
         total, seen = 0.0, 0
         pieces = torch.split(probs, self._rows)
         for piece, (targets, count, whole) in zip(pieces, self._batches, strict=True):
-            loss = self.loss_fn(piece if whole else piece[0], targets)
+            loss = loss_of_targets(piece if whole else piece[0], targets, self.loss_fn)
             total, seen = total + float(loss) * count, seen + count
         mean = total / seen
         return Scores(math.nan, mean if math.isfinite(mean) else math.inf)

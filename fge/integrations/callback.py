@@ -97,7 +97,7 @@ class CycleCallback:
             "out": out,
             "average": average,
             "refresh": refresh,
-            "forward_fn": forward_fn or self._forward_fn,
+            "forward_fn": self._forward_fn if forward_fn is None else forward_fn,
             "write": write,
         }
         self._overwrite = overwrite

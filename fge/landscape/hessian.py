@@ -26,10 +26,10 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     cut,
+    loss_of,
     named_parameters,
     nothing_yielded,
     reordered,
-    targets_of,
     tensors,
     to_device,
     unwrap,
@@ -93,8 +93,8 @@ class HessianOperator:
 
     Raises:
         UserError: ``batches`` can be iterated only once, ``chunk`` is below 1, no parameter
-            requires a gradient, they are of several dtypes or devices, or an embedding scales its
-            gradient or shortens its weights.
+            requires a gradient, they are of several dtypes or devices, an embedding scales its
+            gradient or shortens its weights, or a part is a TorchScript module.
     """
 
     def __init__(
@@ -112,6 +112,11 @@ class HessianOperator:
     ) -> None:
         check_reiterable(batches)
         check_at_least(1, chunk=chunk)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise UserError(
+                "a TorchScript module has no Hessian products here, as its buffers cannot be "
+                "exchanged; give the module before torch.jit.script"
+            )
         trainable = {n: p for n, p in named_parameters(model).items() if p.requires_grad}
         if not trainable:
             raise UserError("no parameter of the model requires a gradient; set requires_grad")
@@ -121,7 +126,7 @@ class HessianOperator:
         self.batches = batches
         self.weight_decay = weight_decay
         self.batch_statistics = batch_statistics
-        self.forward_fn = forward_fn or call_model
+        self.forward_fn = call_model if forward_fn is None else forward_fn
         self.target_fn = target_fn
         self.chunk = chunk
         self.parameters = list(trainable.values())
@@ -236,7 +241,7 @@ class HessianOperator:
             )
         with measuring(self.model, self.device, batch_statistics=self.batch_statistics):
             outputs = self.forward_fn(self.model, batch)
-            loss = self.loss_fn(outputs, targets_of(batch, self.loss_fn, self.target_fn))
+            loss = loss_of(outputs, batch, self.loss_fn, self.target_fn)
             return GradientGraph.of(loss, self.parameters, count)
 
     def _checked(self, piece: Any) -> Agreement:

@@ -4,16 +4,13 @@ from fge.config import REFRESH_IMAGES
 from fge.networks.apply import (
     ForwardFn,
     HostRows,
-    LossFn,
     RunningMean,
-    TargetFn,
     call_model,
     check_logits,
     predict,
     predict_logits,
     predict_outputs,
     predict_proba,
-    targets_of,
 )
 from fge.networks.average import (
     ExponentialAverage,
@@ -49,6 +46,14 @@ from fge.networks.flat import (
 )
 from fge.networks.frozen import freeze, frozen_tensors, keeps_statistics, train_mode
 from fge.networks.head import find_head, fitting_backbone
+from fge.networks.losses import (
+    LossFn,
+    TargetFn,
+    check_differentiable,
+    loss_of,
+    loss_of_targets,
+    targets_of,
+)
 from fge.networks.outputs import Output, OutputKind
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
@@ -101,6 +106,7 @@ __all__ = [
     "call_model",
     "canonical_state",
     "check_copyable",
+    "check_differentiable",
     "check_distinct",
     "check_logits",
     "check_reiterable",
@@ -126,6 +132,8 @@ __all__ = [
     "keeps_statistics",
     "library_weights",
     "load_weights",
+    "loss_of",
+    "loss_of_targets",
     "map_tensors",
     "named_parameters",
     "nothing_yielded",

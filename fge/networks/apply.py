@@ -1,4 +1,4 @@
-"""Applying a network to batches: calls, targets and predictions."""
+"""Applying a network to batches: calls and predictions."""
 
 from __future__ import annotations
 
@@ -6,60 +6,35 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fge.errors import UserError
+from fge.errors import UserError, first_line
 from fge.networks.batches import nothing_yielded, parts_of, to_device
 from fge.networks.outputs import Output, OutputKind
 
-LossFn = Callable[[Any, Any], Tensor]
-"""``loss_fn(outputs, targets)`` -> the mean loss ()."""
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 """``forward_fn(model, batch)`` -> outputs, for models that are not called as ``model(x)``."""
-TargetFn = Callable[[Any], Any]
-"""``target_fn(batch)`` -> targets, where they are not the second of two parts."""
 
 
 def call_model(model: nn.Module, batch: Any) -> Tensor:
-    """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``."""
-    parts = parts_of(batch)
-    outputs: Tensor = model(batch if parts is None else parts[0])
-    return outputs
-
-
-def targets_of(batch: Any, loss_fn: LossFn, target_fn: TargetFn | None = None) -> Any:
-    """Return the targets of a batch, or the batch itself for a loss that does without.
+    """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``.
 
     Raises:
-        UserError: they are not the second of two parts, and there is no ``target_fn``.
+        UserError: the inputs are no tensor, and the model cannot take them.
     """
-    if target_fn is not None:
-        return target_fn(batch)
     parts = parts_of(batch)
-    if parts is not None and len(parts) == 2:
-        return parts[1]
-    if parts is not None and len(parts) > 2:
+    inputs = batch if parts is None else parts[0]
+    try:
+        outputs: Tensor = model(inputs)
+    except (AttributeError, KeyError, TypeError) as error:
+        if isinstance(inputs, Tensor):
+            raise
         raise UserError(
-            f"batches of {len(parts)} parts do not say which is the target; give "
-            f"target_fn=lambda batch: batch[{len(parts) - 1}], or the right one"
-        )
-    if _needs_targets(loss_fn, batch):
-        raise UserError(
-            f"batches must yield (inputs, targets, ...), got a {type(batch).__name__}; give "
-            'targets, target_fn=lambda batch: batch["labels"] or the like, or a loss_fn that does '
-            "without"
-        )
-    return batch
-
-
-def _needs_targets(loss_fn: LossFn, batch: Any) -> bool:
-    """Return whether a loss cannot take the batch itself as targets."""
-    if loss_fn is F.cross_entropy or isinstance(loss_fn, nn.CrossEntropyLoss):
-        return True
-    kind = loss_fn if hasattr(loss_fn, "__name__") else type(loss_fn)
-    of_torch = str(getattr(kind, "__module__", "")).startswith("torch.")
-    return of_torch and not isinstance(batch, Tensor)
+            f"the model cannot be called with a {type(inputs).__name__} "
+            f"({type(error).__name__}: {first_line(error)}); give forward_fn=lambda model, batch: "
+            "... to call it"
+        ) from error
+    return outputs
 
 
 def predict_logits(
@@ -95,7 +70,7 @@ def _outputs_of(
     check: Callable[[Any], Tensor],
 ) -> Iterator[tuple[Any, Tensor]]:
     """Yield each batch, on the model's device, with the model's checked outputs for it."""
-    forward = forward_fn or call_model
+    forward = call_model if forward_fn is None else forward_fn
     modes = [(module, module.training) for module in model.modules()]
     device = _device_of(model)
     empty = True

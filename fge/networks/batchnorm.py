@@ -67,8 +67,8 @@ def refresh_batch_norm(
 
     Raises:
         UserError: ``batches`` can be iterated only once or is empty, the images of a batch cannot
-            be counted, ``num_images`` is below 2 per process, or the forward pass changes
-            parameters or calls none of the layers.
+            be counted, ``num_images`` is below 2 per process, the forward pass changes
+            parameters or calls none of the layers, or one of them is in a TorchScript module.
     """
     check_reiterable(batches)
     ranks = default_ranks() if all_ranks else Ranks()
@@ -78,10 +78,15 @@ def refresh_batch_norm(
     wanted = None if num_images is None else ranks.part(num_images)
     target = unwrap(model)
     layers = estimated_layers(target, instance_norm=instance_norm)
+    if any(map(is_scripted_norm, target.modules())):
+        raise UserError(
+            "the statistics of batch norm within a TorchScript module cannot be estimated; give "
+            "the module before torch.jit.script"
+        )
     if not layers:
         return 0
     device = next(itertools.chain(target.parameters(), target.buffers())).device
-    forward = forward_fn or call_model
+    forward = call_model if forward_fn is None else forward_fn
     with (
         _estimating(target, layers) as former,
         _only_predicting(target),
@@ -111,6 +116,12 @@ def estimated_layers(model: nn.Module, *, instance_norm: bool = True) -> list[_N
     kinds = _NormBase if instance_norm else _BatchNorm
     layers = [m for m in unwrap(model).modules() if isinstance(m, kinds)]
     return [m for m in layers if m.track_running_stats and not keeps_statistics(m)]
+
+
+def is_scripted_norm(module: nn.Module) -> bool:
+    """Return whether a module is a TorchScript one with running statistics of its own."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return scripted and "running_mean" in dict(module.named_buffers(recurse=False))
 
 
 def _pool(layers: list[_NormBase], seen: int, ranks: Ranks) -> int:

@@ -142,7 +142,7 @@ def _named_tensors(named: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str
 
 def _loads_plainly(module: nn.Module) -> bool:
     """Return whether loading a state does nothing but copy tensors of the same names."""
-    if isinstance(module, torch.jit.ScriptModule):  # its tensors are wrapped anew at each look
+    if isinstance(module, torch.jit.ScriptModule):  # its tensors are wrapped again at each look
         return False
     kind = type(module)
     loader = kind._load_from_state_dict

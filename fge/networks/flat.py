@@ -15,6 +15,7 @@ from fge.errors import UserError
 from fge.networks.naming import under_names
 from fge.networks.state import (
     Weights,
+    check_kind,
     misshapen,
     missing_tensor,
     not_finite,
@@ -104,7 +105,8 @@ def flatten(weights: Weights, model: nn.Module) -> Tensor:
 
     Raises:
         UserError: a parameter (the message names it) is missing, unknown, not finite or of another
-            shape, or a tied parameter has different values; or there is no such file.
+            shape or kind of number, or a tied parameter has different values; or there is no such
+            file.
     """
     state, source = _read(weights)
     parameters = named_parameters(model)
@@ -161,6 +163,7 @@ def _check_shape(tensor: Tensor, parameter: Tensor, name: str, source: str) -> N
         raise UserError(f"{source}: {name!r} is a {type(tensor).__name__}, not a tensor")
     if tensor.shape != parameter.shape:
         raise misshapen(source, name, tensor, parameter)
+    check_kind(source, name, tensor, parameter)
 
 
 def _check_known(state: Iterable[str], model: nn.Module, source: str) -> None:

@@ -109,8 +109,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     The names of usual wrappers (``module.``, ``model.``, ``_orig_mod.``) are seen through.
 
     Raises:
-        UserError: a tensor is missing, unknown, not finite or of another shape; the message names
-            the first.
+        UserError: a tensor is missing, unknown, not finite, or of another shape or kind of number;
+            the message names the first.
     """
     unwrap(model).load_state_dict(fitting(model, state, source))
 
@@ -132,15 +132,30 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
     for name, tensor in state.items():
         if name not in expected:
             raise unknown_tensor(source, name)
-        if tensor.is_complex() and not expected[name].is_complex():
-            raise UserError(
-                f"{source}: tensor {name!r} is complex ({tensor.dtype}), and the model's is not"
-            )
+        check_kind(source, name, tensor, expected[name])
         # A buffer may be infinite by design (an attention mask); it then equals the model's own.
         odd = not _is_finite(tensor)
         if odd and not torch.equal(tensor, expected[name].to(tensor)):
             raise not_finite(source, name)
     return {name: state[name] for name in expected}
+
+
+def check_kind(source: object, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    """Check that a tensor's numbers can be those of the model's tensor.
+
+    Raises:
+        UserError: they are complex where the model's are not, or integers for floating-point ones.
+    """
+    if tensor.is_complex() and not wanted.is_complex():
+        raise UserError(
+            f"{source}: tensor {name!r} is complex ({tensor.dtype}), and the model's is not"
+        )
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    if wanted.is_floating_point() and not inexact:
+        raise UserError(
+            f"{source}: tensor {name!r} holds integers ({tensor.dtype}), and the model needs "
+            f"{wanted.dtype}; save the weights as they were trained"
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -161,7 +176,7 @@ def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | No
     """Return copies of the buffers in weights of a model, on its device; None if some are missing.
 
     Raises:
-        UserError: one is of another shape than the model's.
+        UserError: one is of another shape or kind than the model's.
     """
     own = buffers_of(model)
     state = under_names(state_of(weights), unwrap(model).state_dict())
@@ -170,6 +185,7 @@ def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | No
     for name, buffer in own.items():
         if state[name].shape != buffer.shape:
             raise misshapen("the weights", name, state[name], buffer)
+        check_kind("the weights", name, state[name], buffer)
     return {name: state[name].detach().to(buffer, copy=True) for name, buffer in own.items()}
 
 
@@ -210,7 +226,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restore parameters, gradients, buffers and modes at the end of a ``with`` block.
 
     The block works on copies of the parameters, so the originals stay untouched, strides
-    included; buffers are copied back, those too that the block assigns anew, as a forward pass
+    included; buffers are copied back, those too that the block assigns again, as a forward pass
     may. The block must not replace parameters.
 
     Args:
@@ -277,14 +293,15 @@ def decode_weights(data: bytes, source: object) -> dict[str, Tensor]:
     raise UserError(f"{source} is not a complete safetensors file: {reason}; {RESTORE}") from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a ``.safetensors`` file or, unpickled safely, a ``.pt`` file.
 
     For a training state of :func:`write_state` these are its model's weights.
 
     Raises:
-        UserError: no such file, or it holds no state dict, or an ensemble.
+        UserError: no such file, or it holds no state dict, several, or an ensemble.
     """
+    path = Path(path)
     if path.suffix == ".safetensors":
         data = read_bytes(path, "weights file")
         tensors, metadata = decode_weights(data, path), read_metadata(data, path)
@@ -324,7 +341,7 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
         if pickled:
             reason = f"it holds a pickled {pickled[1]}; save model.state_dict() alone"
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
-    value = weights_within(value)
+    value = weights_within(value, path)
     if not isinstance(value, dict) or not all(_names_tensor(*entry) for entry in value.items()):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors){_of(value)}")
     check_plain(value, f"{path}: tensor")
@@ -357,15 +374,15 @@ def _of(value: Any) -> str:
     return f": its entry {odd!r} is a {what}; save model.state_dict() alone"
 
 
-def write_state(path: Path, value: dict[str, Any]) -> None:
+def write_state(path: str | Path, value: dict[str, Any]) -> None:
     """Write a nested value of dicts, lists, plain scalars and tensors, atomically."""
     tensors: dict[str, Tensor] = {}
     skeleton = _split(value, "", tensors)
     skeleton[_CHECKSUM] = _checksum(skeleton, tensors)
-    write_bytes(path, save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
+    write_bytes(Path(path), save(tensors, metadata={_SKELETON: json.dumps(skeleton)}))
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: str | Path) -> dict[str, Any]:
     """Return what :func:`write_state` wrote.
 
     Raises:

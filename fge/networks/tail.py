@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge.errors import UserError, check_at_least
 from fge.networks.apply import ForwardFn
 from fge.networks.average import UniformAverage
-from fge.networks.batchnorm import refresh_batch_norm
+from fge.networks.batchnorm import is_scripted_norm, refresh_batch_norm
 from fge.networks.copying import copy_module
 from fge.networks.state import canonical_state, first_not_finite, unwrap
 from fge.parallel import is_shard
@@ -23,7 +23,8 @@ from fge.seeds import same_random_state
 def has_running_statistics(model: nn.Module) -> bool:
     """Return whether the model has batch norm with running statistics."""
     return any(
-        isinstance(module, _BatchNorm) and module.running_mean is not None
+        (isinstance(module, _BatchNorm) and module.running_mean is not None)
+        or is_scripted_norm(module)
         for module in unwrap(model).modules()
     )
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fge.errors import DivergenceError, UserError
+from fge.errors import DivergenceError
 from fge.files import checked
 from fge.networks import (
     REFRESH_IMAGES,
@@ -24,11 +24,12 @@ from fge.networks import (
     TargetFn,
     UniformAverage,
     call_model,
+    check_differentiable,
     count_examples,
     cut,
+    loss_of,
     predict,
     refresh_batch_norm,
-    targets_of,
     unwrap,
 )
 from fge.parallel import Ranks, other_buffers
@@ -115,7 +116,7 @@ class Learner:
         self.clip_norm = clip_norm
         self.task = task
         self.loss_fn = loss_fn
-        self.forward_fn = forward_fn or call_model
+        self.forward_fn = call_model if forward_fn is None else forward_fn
         self.target_fn = target_fn
         if self.speed.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -193,15 +194,11 @@ class Learner:
         """Return the loss of a batch with its graph."""
         with self._autocast():
             outputs = self._forward(batch, self.batch_size)
-            return self.loss_fn(outputs, targets_of(batch, self.loss_fn, self.target_fn))
+            return loss_of(outputs, batch, self.loss_fn, self.target_fn)
 
     def _differentiate(self, loss: Tensor) -> None:
         """Run the backward pass of a loss, scaled if there is a scaler."""
-        if not loss.requires_grad:
-            raise UserError(
-                "the loss does not depend on a parameter that requires a gradient; set "
-                "requires_grad, and do not detach the outputs"
-            )
+        check_differentiable(loss)
         scaled = self.scaler.scale(loss) if self.scaler.is_enabled() else loss
         scaled.backward()  # type: ignore[no-untyped-call]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 import fge
 from fge.checks import Findings
+from fge.checks.findings import Subject
 from fge.errors import UserError
+from fge.landscape import Agreement
 
 CLASSES = 3
 
@@ -180,10 +183,123 @@ def test_outputs_of_another_number_and_losses_that_are_not_finite() -> None:
     assert failed(findings(flat))["outputs"] == "12 examples give outputs of shape (36,)"
     found = failed(findings(network(), loss_fn=lambda outputs, _: outputs.sum() / 0))
     assert found["trains"].startswith("the loss is ")
-    frozen = network()
-    for parameter in frozen.parameters():
-        parameter.requires_grad_(False)
-    assert failed(findings(frozen))["trains"] != ""
+    assert "repeats" not in found
+
+
+class WithoutGraph(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+def skipped(found: Findings, reason: str) -> list[str]:
+    return [f.name for f in found if f.status == "skipped" and f.detail == reason]
+
+
+OF_TRAINING = ["repeats", "averages", "curve ends", "second derivatives"]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "detached"])
+def test_what_cannot_be_trained_is_one_failure_with_its_remedy(kind: str) -> None:
+    model = nn.Sequential(network(), *([WithoutGraph()] if kind == "detached" else []))
+    if kind == "frozen":
+        model.requires_grad_(False)
+    found = findings(model)
+    assert failed(found) == {
+        "trains": "the loss does not depend on a parameter that requires a gradient; set "
+        "requires_grad, and do not detach the outputs"
+    }
+    assert skipped(found, "it needs a training step, which failed above") == OF_TRAINING
+
+
+@pytest.mark.parametrize("targets", ["float", "int"])
+def test_one_output_under_the_default_loss_is_a_failure(targets: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 1))
+    data = [(x, y.float()[:, None] if targets == "float" else y) for x, y in batches()]
+    found = fge.check(model, data, compilation=False)
+    assert list(failed(found)) == ["trains"]
+    assert failed(found)["trains"].startswith("the model has one output, of shape (12, 1), and")
+    assert skipped(found, "it needs a training step, which failed above") == OF_TRAINING
+
+
+def test_a_loss_or_a_gradient_of_zero_is_a_failure() -> None:
+    def constant(outputs: Tensor, _: Any) -> Tensor:
+        return 1 + (0 * outputs).sum()
+
+    found = {f.name: f for f in findings(network(), loss_fn=constant)}
+    assert (found["trains"].status, found["trains"].detail) == (
+        "failed",
+        "every gradient is exactly 0",
+    )
+    assert "loss_fn=" in found["trains"].remedy
+    none = failed(findings(network(), loss_fn=lambda outputs, _: (outputs - outputs).sum()))
+    assert none == {"trains": "the loss is exactly 0"}
+
+
+def test_dictionaries_need_a_forward_fn() -> None:
+    data = [{"x": x, "labels": y} for x, y in batches()]
+    said = failed(fge.check(network(), data, compilation=False))["outputs"]
+    assert said.startswith("the model cannot be called with a dict (TypeError: ")
+    assert said.endswith("; give forward_fn=lambda model, batch: ... to call it")
+    options: dict[str, Any] = {
+        "forward_fn": lambda model, batch: model(batch["x"]),
+        "target_fn": lambda batch: batch["labels"],
+    }
+    assert fge.check(network(), data, compilation=False, **options).ok
+
+
+class Infinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float("nan")
+
+
+def test_outputs_that_are_not_finite_are_no_matter_of_random_numbers() -> None:
+    found = findings(network(Infinite()))
+    assert failed(found) == {"outputs": "outputs are not finite", "trains": "the loss is nan"}
+    assert skipped(found, "it needs a training step, which failed above") == [
+        "repeats",
+        "averages",
+    ]
+
+    def growing(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 1e30 * F.cross_entropy(outputs, targets)
+
+    assert failed(findings(network(), loss_fn=growing))["repeats"].startswith(
+        "the weights are not finite after 3 steps"
+    )
+
+
+def test_half_precision_is_skipped_where_it_cannot_be_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = Agreement(math.nan, math.nan, torch.float16)
+    monkeypatch.setattr("fge.landscape.hessian.check_products", lambda *_: nothing)
+    data = [(x.half(), y) for x, y in batches()]
+    found = fge.check(network().half(), data, compilation=False)
+    assert skipped(found, "products could not be checked in float16") == ["second derivatives"]
+    assert skipped(found, "the model is in float16 already") == ["mixed precision"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_said_to_be_unsupported_where_it_is() -> None:
+    found = failed(findings(torch.jit.script(network())))
+    assert found["second derivatives"].startswith("a TorchScript module has no Hessian products")
+    for name in ("batch norm", "averages"):
+        assert found[name].endswith("give the module before torch.jit.script")
+
+
+class Unmeasured(nn.Linear):
+    """Has no length, which the truth of a module is where there is one."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+
+def test_the_truth_of_a_model_is_not_asked_for() -> None:
+    model = Unmeasured(4, 3)
+    (x, y), other = (torch.randn(5, 4), torch.arange(5) % 3), Unmeasured(4, 3)
+    subject = Subject.of(model, [(x, y)], F.cross_entropy, None)
+    assert torch.equal(subject.predict(model=other), other(x))
+    assert subject.loss(model=other) == F.cross_entropy(other(x), y)
 
 
 def test_parameters_without_a_gradient_are_named() -> None:
@@ -231,7 +347,8 @@ def test_batches_that_cannot_be_used_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_compilation_is_checked() -> None:
-    found = findings(network(), compilation=True)
+def test_compilation_is_checked_on_a_module_without_length() -> None:
+    x = torch.randn(8, 4)
+    found = fge.check(nn.Linear(4, 3), [(x, torch.arange(8) % 3)])
     (compiles,) = [finding for finding in found if finding.name == "compiles"]
     assert compiles.status == "ok", compiles

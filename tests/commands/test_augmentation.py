@@ -106,12 +106,12 @@ def test_batches_have_the_augmentation_of_the_options(data: Path, tmp_path: Path
     ("given", "message"),
     [
         (["--augment", "autoaugment"], "invalid choice 'autoaugment' for argument '--augment'."),
-        (["--label-smoothing", "1"], "label_smoothing must be in [0, 1), got 1.0"),
-        (["--label-smoothing", "nan"], "label_smoothing must be in [0, 1), got nan"),
-        (["--mixup", "-0.1"], "mixup must be finite and >= 0, got -0.1"),
+        (["--label-smoothing", "1"], "--label-smoothing must be in [0, 1), got 1.0"),
+        (["--label-smoothing", "nan"], "--label-smoothing must be in [0, 1), got nan"),
+        (["--mixup", "-0.1"], "--mixup must be finite and >= 0, got -0.1"),
         (
             ["--augment", "none", "--crop-padding", "2"],
-            "--augment none leaves images as they are, got crop_padding 2; leave out one of",
+            "--augment none leaves images as they are, got --crop-padding 2; leave out one of",
         ),
         (
             ["--augment", "none", "--tta", "2"],

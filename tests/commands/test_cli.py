@@ -27,8 +27,8 @@ from conftest import ROOT, tiny_arrays, write_tiny_npz
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fge.commands import build, cli, loading, planes, train
-from fge.config import GROUPS, FGEConfig, PlaneConfig, ReportConfig
+from fge.commands import build, cli, doctor, loading, planes, sharpness, train
+from fge.config import GROUPS, FGEConfig, PlaneConfig, help_of
 from fge.data import load_dataset
 from fge.ensemble import SnapshotStore
 from fge.networks import build_model
@@ -250,7 +250,7 @@ def test_flag_that_does_not_fit_the_config_file_is_refused(run: Run, tmp_path: P
     (tmp_path / "short.json").write_text(json.dumps(content))
     result = run(["fge", "--config", "short.json", "--start-epoch", "20"])
     assert result.code == 2
-    assert result.message == "start_epoch must be in [0, epochs) = [0, 10), got 20"
+    assert result.message == "--start-epoch must be in [0, epochs) = [0, 10), got 20"
 
 
 @pytest.mark.parametrize(
@@ -296,13 +296,13 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
             ["fge", "--device", "cuda:99"],
             r"device 'cuda:99' is not available \(\d+ found\); use --device auto",
         ),
-        (["fge", "--epochs", "0"], "epochs must be >= 1, got 0"),
-        (["fge", "--cycle-epochs", "3"], "cycle_epochs must be even and >= 2, got 3"),
-        (["fge", "--cycle-epochs", "400"], "cycle_epochs 400 is too long: .*; use"),
-        (["fge", "--epochs", "9", "--start-epoch", "9"], r"start_epoch must be in .*, got 9"),
-        (["fge", "--max-lr", "-1"], "max_lr must be finite and >= 0, got -1"),
-        (["fge", "--lr=-0.1"], "lr must be finite and >= 0, got -0.1"),
-        (["fge", "--min-lr", "5"], "min_lr must not exceed max_lr, got min_lr 5.0"),
+        (["fge", "--epochs", "0"], "--epochs must be >= 1, got 0"),
+        (["fge", "--cycle-epochs", "3"], "--cycle-epochs must be even and >= 2, got 3"),
+        (["fge", "--cycle-epochs", "400"], "--cycle-epochs 400 is too long: .*; use"),
+        (["fge", "--epochs", "9", "--start-epoch", "9"], r"--start-epoch must be in .*, got 9"),
+        (["fge", "--max-lr", "-1"], "--max-lr must be finite and >= 0, got -1"),
+        (["fge", "--lr=-0.1"], "--lr must be finite and >= 0, got -0.1"),
+        (["fge", "--min-lr", "5"], "--min-lr must not exceed --max-lr, got --min-lr 5.0"),
         (["fge", "--out", "x", "--resume", "--overwrite"], "--resume or --overwrite, not both"),
         (["fge", "--resume"], "--resume and --overwrite need --out"),
         (["fge", "--overwrite"], "--resume and --overwrite need --out"),
@@ -314,14 +314,14 @@ def test_bad_config_file(run: Run, tmp_path: Path, text: str | None, message: st
         (["fge", "--data", "none.npz"], r"no data file none\.npz"),
         (
             ["fge", "--train-size", "999999"],
-            "train_size 999999 is more than the 10000 available images",
+            "--train-size 999999 is more than the 10000 available images",
         ),
-        (["fge", "--train-size", "50"], "batch_size 128 is larger than the 45 training images"),
+        (["fge", "--train-size", "50"], "--batch-size 128 is larger than the 45 training images"),
         (
             ["predict", "--run", "nowhere", "--images", "x"],
             r"nowhere is not a run folder \(no",
         ),
-        (["fge", "--crop-padding", "200000"], "crop_padding 200000 is more than .* side, 28"),
+        (["fge", "--crop-padding", "200000"], "--crop-padding 200000 is more than .* side, 28"),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing_behind(
@@ -332,6 +332,24 @@ def test_mistake_is_one_line_and_leaves_nothing_behind(
     assert re.search(message.replace("?", r"\?"), result.message), result.message
     assert not re.search("---|helptext|FGEConfig|PredictConfig", result.message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("min_lr must not exceed max_lr, got 5", "--min-lr must not exceed --max-lr, got 5"),
+        ("seed must be >= 0, got -1", "--seed must be >= 0, got -1"),
+        ("images must be uint8, got float32", "images must be uint8, got float32"),
+        ("data 'batch_size' and a/batch_size are none", None),
+        ("run/config.json: batch_size must be >= 1, got 0", None),
+        ("train_labels must be integers, got float64", None),
+        ("--batch-size 3 is larger than the model needs", None),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message: str, shown: str | None) -> None:
+    assert cli._as_typed(message, "fge") == (shown or message)
+    assert cli._as_typed("runs must be in x", "report") == "runs must be in x"
+    assert cli._as_typed(message, "no-command") == message
 
 
 def test_without_a_command_the_commands_are_listed(run: Run) -> None:
@@ -356,10 +374,37 @@ def test_help_of_a_command_names_every_option_in_a_group(run: Run, command: str)
     kind, groups = cli.COMMANDS[command][0], re.findall(r"^(\w+):$", result.out, re.MULTILINE)
     assert groups == [group for group in GROUPS if group in groups]
     shown = re.findall(r"^  (--[\w-]+)", result.out, re.MULTILINE)
-    positional = {"runs"} if kind is ReportConfig else set()
-    options = {f"--{f.name.replace('_', '-')}" for f in fields(kind) if f.name not in positional}
-    assert sorted(shown) == sorted(options)
+    bare = {"report": "runs", "verify": "run"}.get(command, "")
+    names = {f.name for f in fields(kind)} - {bare, *kind.unused}
+    assert sorted(shown) == sorted(f"--{name.replace('_', '-')}" for name in names)
+    if bare:
+        usage, *_ = result.out.splitlines()
+        assert re.fullmatch(rf".* {command} {bare.upper()}( \.\.\.)? \[OPTIONS\]", usage), usage
+        assert f"\n  {bare.upper()} " in result.out
+        refused = run([command, f"--{bare}", "x"])
+        assert refused.message == f"{bare.upper()} is given without a flag; leave out --{bare}"
     assert "not used" not in result.out.lower()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_that_help_shows_is_taken_by_the_parser(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_one_line", pytest.fail)  # what tyro refuses
+    samples = {"INT": "1", "FLOAT": "0.5", "NAME": "a", "PATH": "a"}
+    kind, words, bare = cli.COMMANDS[command][0], list[str](), list[str]()
+    for option in (option for group in help_of(kind).values() for option in group):
+        name, _, value = option.flags.removesuffix(" ...").partition(" ")
+        choices = re.findall(r"\w+", value)
+        if not name.startswith("--"):
+            bare.append("a")
+        elif name.endswith(","):  # --flip, --no-flip
+            words += [name[:-1], value]
+        else:
+            words += [name, *(samples.get(choice, choice) for choice in choices[:1])]
+    words = [*bare, *words]
+    monkeypatch.setattr(kind, "__post_init__", lambda _: None)  # together they make no sense
+    assert isinstance(cli._parse(command, kind, words), kind)
 
 
 def test_help_of_fge_has_its_groups(run: Run) -> None:
@@ -382,6 +427,22 @@ def test_help_lists_no_option_of_a_training_that_does_not_take_place(
     assert {*kind.unused, *kind.instead}
     for name in (*kind.unused, *kind.instead):
         assert f"--{name.replace('_', '-')} " not in text
+
+
+def test_an_option_of_all_data_that_a_command_does_not_use_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(doctor, "doctor", seen.append)
+    monkeypatch.setattr(sharpness, "sharpness", seen.append)
+    for command, reason, more in (
+        ("doctor", "it uses training images only", []),
+        ("sharpness", "the loss is that of training images", ["--weights", "a.pt"]),
+    ):
+        result = run([command, *more, "--test-size", "5"])
+        assert (result.code, result.err) == (0, "")
+        assert result.out == f"note: {command} does not use --test-size: {reason}\n"
+    assert [config.test_size for config in seen] == [None, None]
 
 
 @pytest.mark.parametrize("form", [["--epochs", "3"], ["--epochs=3"], ["--no-flip"], ["--flip"]])
@@ -428,7 +489,7 @@ def test_script_fails_with_one_line_and_code_2_in_any_encoding(encoding: str) ->
         env={**os.environ, "PYTHONIOENCODING": encoding},
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: cycle_epochs must be even and >= 2, got 3\n"
+    assert done.stderr == "error: --cycle-epochs must be even and >= 2, got 3\n"
 
 
 # -------------------------------------------------------------------------------- data errors
@@ -463,7 +524,7 @@ def void(_: object) -> None:
             with_arrays(test_labels=np.arange(48) % 5),
             r"test_labels must be in \[0, 3\), got 0 to 4",
         ),
-        (with_arrays(train_labels=np.arange(96) - 1), r"must be in \[0, 95\), got -1 to 94"),
+        (with_arrays(train_labels=np.arange(96) - 1), "from 0 on, got -1 to 94"),
         (with_arrays(train_labels=np.arange(90) % 3), "train_labels must be one per image"),
         (with_arrays(train_labels=np.array(["a", "b"] * 48)), "train_labels must be integers"),
         (with_arrays(train_images=np.zeros((96, 8, 8))), "train_images must be uint8"),
@@ -503,7 +564,7 @@ def test_empty_class_is_named(run: Run, tmp_path: Path) -> None:
 def test_batch_larger_than_the_training_images(run: Run, tiny_npz: Path, tmp_path: Path) -> None:
     result = run(command(tiny_npz, "run", "--batch-size", "87"))
     assert result.code == 2
-    assert "batch_size 87 is larger than the 86 training images" in result.message
+    assert "--batch-size 87 is larger than the 86 training images" in result.message
     assert not (tmp_path / "run").exists()
 
 
@@ -612,7 +673,7 @@ def test_missing_compiler_is_told_before_anything_is_lost(
     ("change", "message"),
     [
         (["--lr", "0.2"], r"cannot resume with lr 0\.2: the run was started with 0\.05"),
-        (["--max-lr", "0.3"], r"cannot resume with max_lr 0\.3: the run was started with 0\.1"),
+        (["--max-lr", "0.3"], r"cannot resume with --max-lr 0\.3: the run was started with 0\.1"),
         (["--epochs", "6"], "cannot resume with epochs 6: the run was started with 4"),
         (["--seed", "1"], "cannot resume with seed 1: the run was started with 0"),
         (["--no-flip"], "cannot resume with flip False: the run was started with True"),
@@ -782,7 +843,7 @@ def test_a_damaged_log_is_named(run: Run, finished: Finished, tmp_path: Path) ->
     assert (result.code, result.message) == (
         2,
         "run/log.jsonl was damaged or changed after it was written; restore it, or see what can be "
-        "done with: fge verify run",
+        "done with: python cli.py verify run",
     )
     (out / "manifest.json").unlink()  # as in a run from before there were manifests
     result = run(["fge", "--out", str(out), "--resume"])

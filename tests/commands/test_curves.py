@@ -432,11 +432,11 @@ def test_full_disk_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--num-points", "4"], "cannot resume with num_points 4: the run was started with 3"),
+        (["--num-points", "4"], "cannot resume with --num-points 4: the run was started with 3"),
         (["--second", "F"], "cannot resume with second F: the run was started with average"),
         (
             ["--curve-epochs", "9"],
-            "cannot resume with curve_epochs 9: the run was started with None",
+            "cannot resume with --curve-epochs 9: the run was started with None",
         ),
         (["--epochs", "9"], "cannot resume with epochs 9: the run was started with 2"),
     ],
@@ -552,7 +552,10 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("curve-ensemble --num-points 2", "num_points must be >= 3, got 2: with only the two ends"),
+        (
+            "curve-ensemble --num-points 2",
+            "--num-points must be >= 3, got 2: with only the two ends",
+        ),
         ("curve-ensemble --family bezeir", "'bezeir' .* Did you mean 'bezier'"),
         ("connect --objective minimax", "'minimax' .* Did you mean 'minmax'"),
         ("curve-ensemble --first endpiont", "'endpiont' .* Did you mean 'endpoint'"),
@@ -580,9 +583,12 @@ def test_a_loop_that_closes_in_the_same_network_is_refused(
             "curve-ensemble --small-weight-decay 0 --second D --second-weights a.pt",
             "--second D is not used: --second-weights gives that network",
         ),
-        ("curve-ensemble --init-variance 1 --second E", "init_variance must be .* above 1, got 1"),
-        ("curve-ensemble --adam-lr 0 --second B", "adam_lr must be finite and above 0, got 0"),
-        ("curve-ensemble --adam-lr 0 --strategies all", "adam_lr must be finite and above 0"),
+        (
+            "curve-ensemble --init-variance 1 --second E",
+            "--init-variance must be .* above 1, got 1",
+        ),
+        ("curve-ensemble --adam-lr 0 --second B", "--adam-lr must be finite and above 0, got 0"),
+        ("curve-ensemble --adam-lr 0 --strategies all", "--adam-lr must be finite and above 0"),
         ("curve-ensemble --strategies all --second B", "sets the recipes itself; leave out --sec"),
         ("curve-ensemble --strategies all --first-weights a.pt", "leave out the weights files"),
         ("curve-ensemble --out x --resume", "no run to resume in x; start it without --resume"),

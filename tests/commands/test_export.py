@@ -175,7 +175,7 @@ def test_a_method_that_averages_weights_is_one_network(
     ("more", "message"),
     [
         (["--members", "3"], "no snapshot 3: the run has those from 1 to 2"),
-        (["--members", "0"], "members must be >= 1, got 0"),
+        (["--members", "0"], "--members must be >= 1, got 0"),
         (["--members", "1", "1"], "--members needs different numbers of snapshots, got 1 1"),
         (["--members", "x"], "x"),
         (["--format", "tflite"], "invalid choice 'tflite'"),

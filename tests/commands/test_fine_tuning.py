@@ -143,7 +143,7 @@ def test_curves_sharpness_and_planes_of_a_frozen_run_leave_the_frozen_part(
         (["--freeze", "("], "freeze '(' is no regular expression: missing )"),
         (["--freeze", "layer9"], "freeze 'layer9' matches none of the"),
         (["--freeze", "."], "freeze '.' matches all of the"),
-        (["--freeze", FROZEN, "--backbone-lr", "0"], "backbone_lr must be finite and above 0, got"),
+        (["--freeze", FROZEN, "--backbone-lr", "0"], "--backbone-lr must be finite and above 0, "),
         (["--weights", "none.pt"], "no weights file none.pt"),
         (["--weights=none.pt"], "no weights file none.pt"),
     ],

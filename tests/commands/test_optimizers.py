@@ -140,15 +140,15 @@ def test_the_commands_fge_and_curve_ensemble_take_the_optimizer_too(
     [
         (
             ["--batch-size", "32", "--accumulate", "3"],
-            "batch_size 32 x accumulate 3 is larger than the 72 training images; lower one of them",
+            "--batch-size 32 x accumulate 3 is larger than the 72 training images; lower one of ",
         ),
         (
             ["--optimizer", "lion"],
             "invalid choice 'lion' for argument '--optimizer'. Expected one of (",
         ),
         (["--method", "csgld", "--optimizer", "adamw"], "csgld has an optimizer of its own"),
-        (["--clip-norm", "-1"], "clip_norm must be finite and above 0, got -1.0"),
-        (["--warmup-epochs", "5"], "warmup_epochs must be at most epochs, 4, got 5"),
+        (["--clip-norm", "-1"], "--clip-norm must be finite and above 0, got -1.0"),
+        (["--warmup-epochs", "5"], "--warmup-epochs must be at most epochs, 4, got 5"),
     ],
 )
 def test_bad_options_end_with_one_line(

@@ -83,9 +83,9 @@ def test_a_killed_run_on_photographs_ends_the_same(
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"image_size": 9}, "cannot resume with image_size 9: the run was started with 8"),
+        ({"image_size": 9}, "cannot resume with --image-size 9: the run was started with 8"),
         ({"stream": "on"}, "cannot resume with stream on: the run was started with off"),
-        ({"crop_padding": 1}, "cannot resume with crop_padding 1"),
+        ({"crop_padding": 1}, "cannot resume with --crop-padding 1"),
         ({"normalize": "imagenet"}, "cannot resume with normalize imagenet"),
     ],
 )
@@ -156,7 +156,7 @@ def test_another_size_than_the_networks_is_refused(
 ) -> None:
     result = run(predict(finished, photos, tmp_path / "out", "--image-size", "9"))
     assert result.code == 2
-    assert result.message == "image_size must be the side of the network's images, 8 x 8, got 9"
+    assert result.message == "--image-size must be the side of the network's images, 8 x 8, got 9"
 
 
 def test_unreadable_photographs_are_left_out_of_predictions(finished: Path, tmp_path: Path) -> None:

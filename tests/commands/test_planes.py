@@ -685,9 +685,9 @@ def test_what_is_wrong_with_the_networks_is_one_line(
         ("--weights A B C --snapshots 1 2 3", "--snapshots chooses .* needs --run, without"),
         ("--run RUN --snapshots 1 2", "--snapshots needs three different numbers, got 1 2"),
         ("--run RUN --snapshots 1 2 2", "--snapshots needs three different numbers, got 1 2 2"),
-        ("--run RUN --snapshots 0 1 2", "snapshots must be >= 1, got 0"),
+        ("--run RUN --snapshots 0 1 2", "--snapshots must be >= 1, got 0"),
         ("--run RUN --snapshots 1 2 5", "run has no snapshot 5; it has 4"),
-        ("--run RUN --resolution 1", "resolution must be >= 2, got 1"),
+        ("--run RUN --resolution 1", "--resolution must be >= 2, got 1"),
         (
             "--weights A --line",
             "--line needs two files or more, got 1; with --random one is",
@@ -700,9 +700,9 @@ def test_what_is_wrong_with_the_networks_is_one_line(
             "--snapshots needs two different numbers or more, got 2",
         ),
         ("--run RUN --line --snapshots 2 2", "--snapshots needs two different numbers or more"),
-        ("--run RUN --line --line-points 1", "line_points must be >= 2, got 1"),
+        ("--run RUN --line --line-points 1", "--line-points must be >= 2, got 1"),
         ("--run NONE --line", "none holds no snapshots; finish the run with --resume first"),
-        ("--run RUN --margin -1", "margin must be finite and >= 0, got -1"),
+        ("--run RUN --margin -1", "--margin must be finite and >= 0, got -1"),
         ("--run SHORT", "a plane needs three snapshots, short has 2; with --random one is enough"),
         ("--run NONE", "none holds no snapshots; finish the run with --resume first"),
         (
@@ -774,7 +774,7 @@ def test_more_eigenvalues_than_parameters_are_refused_before_anything(
 ) -> None:
     result = run(flags("sharpness", look(ended, tmp_path / "out", LINEAR, k=196)))
     assert result.code == 2
-    assert result.message == "k must be from 1 to the 195 parameters, got 196"
+    assert result.message == "--k must be from 1 to the 195 parameters, got 196"
     assert not (tmp_path / "out").exists()
 
 

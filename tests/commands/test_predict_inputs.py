@@ -109,7 +109,7 @@ def test_folder_without_images_is_named(tmp_path: Path) -> None:
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^no image file or folder .*nowhere$"):
+    with pytest.raises(UserError, match=r"^no image file or folder .*nowhere; check the path$"):
         read_inputs(tmp_path / "nowhere", 1, (5, 7))
 
 

@@ -89,7 +89,7 @@ def test_a_run_with_other_options_is_not_resumed_with_a_preset(data: Path, tmp_p
     result = run(["fge", "--out", str(folder), "--resume", *PRESET])
     assert result.code == 2
     assert result.message == (
-        "cannot resume with val_fraction 0.0: the run was started with 0.1; drop the option, or "
+        "cannot resume with --val-fraction 0.0: the run was started with 0.1; drop the option, or "
         "give another --out"
     )
     assert run(flags("compare", {"preset": "garipov2018"})).code == 2

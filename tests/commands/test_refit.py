@@ -158,7 +158,7 @@ def test_one_snapshot_is_refused_before_anything_is_trained(data: Path, tmp_path
     assert result.code == 2
     assert result.message == (
         "--refit connects consecutive snapshots, but this run saves only one; use epochs >= 3, "
-        "shorter cycles or an earlier start_epoch"
+        "shorter cycles or an earlier --start-epoch"
     )
     assert not (tmp_path / "run").exists()
 

@@ -66,6 +66,22 @@ def pages(path: Path) -> list[bytes]:
     return [(path / name).read_bytes() for name in ("report.html", "report.md")]
 
 
+def test_a_figure_format_is_refused_as_a_page_draws_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    before = pages(run)
+    for given in (["--figure-format", "svg"], ["--figure-format=svg"]):
+        assert cli.main(["report", str(run), *given]) == 2
+        assert capsys.readouterr().err == (
+            "error: --figure-format svg is not used: the page shows the figures that the run has; "
+            "give it to the run's command\n"
+        )
+    assert pages(run) == before
+    assert cli.main(["report", "--help"]) == 0
+    assert "figure" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("out", [False, True])
 def test_a_page_made_again_is_that_of_the_run(tmp_path: Path, out: bool) -> None:
     run = make_run(tmp_path / "run")

@@ -332,7 +332,7 @@ def test_a_changed_file_of_a_run_is_named_with_its_remedy(
     error = capsys.readouterr().err
     what = "is missing" if damage is Path.unlink else "was damaged or changed after it was written"
     assert f"val.npz {what}; " in error
-    assert f"fge verify {copy}" in error
+    assert f"python cli.py verify {copy}" in error
 
 
 @pytest.mark.parametrize("value", ["0", "1", "90", "-0.1", "nan"])
@@ -341,7 +341,7 @@ def test_a_coverage_that_is_none_is_refused(
 ) -> None:
     argv = predicted(run, run.parent / "new.npz", tmp_path / "out", f"--coverage={value}")
     assert cli.main(argv) == 2
-    error = f"error: coverage must be above 0 and below 1, got {value}; for 90 % give 0.9\n"
+    error = f"error: --coverage must be above 0 and below 1, got {value}; for 90 % give 0.9\n"
     assert capsys.readouterr().err == error
 
 

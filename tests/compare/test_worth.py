@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from made_cells import cell, compared, several
 
@@ -106,8 +108,8 @@ def test_the_table_shows_worth_and_says_what_it_is_read_off() -> None:
         ["single", "1.0", "1.0", "0", "1.0", "1.0", "-150"],
         ["average", "2.0", "2.0", "75", "1.0", "1.0", "0"],
         ["fge", "2.5", "2.4", "88", "1.3", "1.2", "25"],
-        ["sse", "≥ 3.0", "≥ 6.0", "144", "≥ 3.0", "≥ 6.0", "138"],
-        ["curve-ensemble-2B (at 1 B)", "3.0", "3.0", "100", "1.7", "1.5", "50"],
+        ["sse", "≥ 3.0", "≥ 6.0", "all", "≥ 3.0", "≥ 6.0", "all"],
+        ["curve-ensemble-2B (at 1 B)", "3.0", "3.0", "all", "1.7", "1.5", "50"],
     ]
     assert table.note.endswith(
         "Conventional: 1 to 3 networks, L(m) = 0.4000 + 0.1200 m^-1.00. Averaged: 1 to 3 networks, "
@@ -139,8 +141,28 @@ def test_the_verdict_says_it_in_a_sentence() -> None:
     text = " ".join(comparison_verdict(compared(SINGLES, best)))
     assert (
         "sse is worth this many networks of 1 B each: at least 3.0 conventional (at least 6.0 by "
-        "the power law; 144 % of the gain of 3)."
+        "the power law; all of the gain of 3)."
     ) in text
+
+
+@pytest.mark.parametrize("pooled", [1, 2])
+def test_a_gain_that_is_not_significant_has_no_shares(pooled: int) -> None:
+    signs = np.resize([1.0, -1.0], 50)
+    rival = several("average", [5] * 2, [0.3] * 2)
+    for noise, sure in ((1e-4, True), (1.0, False)):
+        pair = several("deep-ensemble", [9] * 2, [0.499] * 2, budget=2, members=2, pooled=pooled)
+        pair = [replace(c, calibrated_nll=0.499 + noise * signs) for c in pair]
+        found = compared(several("single", [9] * 2, [0.5] * 2), pair, rival)
+        assert [scale.gains for scale in found.scales] == [sure]
+        row = found.row("average", 1)
+        assert row is not None
+        (worth,) = row.worths
+        assert worth.gain_share == (pytest.approx(20_000) if sure else None)
+        (table,) = (one for one in comparison_tables(found) if one.title == "Worth in networks")
+        assert {line[0]: line[-1] for line in table.rows}["average"] == ("all" if sure else "-")
+        (said,) = (one for one in comparison_verdict(found) if "is worth" in one)
+        share = " (all of the gain of 2)" if sure else ""
+        assert said.endswith(f"1 B each: at least 2.0 conventional{share}.")
 
 
 def test_json_and_csv_hold_the_same() -> None:

@@ -32,7 +32,7 @@ COUNTS = [
     (command, option.name, option.metadata.get(BOUNDS))
     for command, (kind, *_) in COMMANDS.items()
     for option in fields(kind)
-    if is_count(get_type_hints(kind)[option.name])
+    if option.name not in kind.unused and is_count(get_type_hints(kind)[option.name])
 ]
 NEEDED = {
     "connect": ["--weights", "a.pt", "b.pt"],
@@ -64,11 +64,11 @@ def test_a_number_out_of_its_bounds_is_refused_when_it_is_parsed(
         flag = f"--{name.replace('_', '-')}"
         result = run([command, *NEEDED.get(command, []), flag, value])
         assert result.code == 2
-        assert result.message == f"{name} must be <= {high}, got {value}; give a smaller number"
+        assert result.message == f"{flag} must be <= {high}, got {value}; give a smaller number"
     least = 0 if low is None else low
     result = run([command, *NEEDED.get(command, []), flag, str(least - 1)])
     assert result.code == 2
-    assert re.match(rf"{name} must be .*, got {least - 1}", result.message)
+    assert re.match(rf"{flag} must be .*, got {least - 1}", result.message)
 
 
 def test_the_check_comes_before_pytorch() -> None:

@@ -31,7 +31,7 @@ from fge.errors import UserError
         (
             {"methods": ("curve-ensemble-2B",), "freeze": "^0"},
             "curve-ensemble-2B connects single networks, whose frozen parameters differ without "
-            "--pretrained, got freeze '^0'; leave it out",
+            "--pretrained, got freeze '^0'; drop it from --methods",
         ),
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
         ({"split": 0}, "split must be >= 1, got 0"),
@@ -56,14 +56,17 @@ from fge.errors import UserError
             {"methods": ("deep-ensemble",), "epochs": 3, "split": 4},
             "deep-ensemble needs epochs >= 4, got 3",
         ),
-        ({"methods": ("fold",), "val_fraction": 0.0}, "fold needs validation data"),
+        (
+            {"methods": ("fold",), "val_fraction": 0.0},
+            "fold needs validation data: set --val-fraction above 0, or drop fold",
+        ),
         (
             {"methods": ("single", "single+tta")},
-            "single+tta needs views of the test images; add --tta 2 or more, or leave it out",
+            "single+tta needs views of the test images; add --tta 2 or more, or drop it from",
         ),
         (
             {"methods": ("fge+refit+tta",), "tta": 3},
-            "fge+refit cannot have views of the test images; leave out fge+refit+tta",
+            "fge+refit cannot have views of the test images; drop fge+refit+tta from --methods",
         ),
         ({"methods": ("fgee+tta",), "tta": 3}, "unknown method 'fgee'; did you mean 'fge'?"),
         ({"methods": ("sse+tta",), "tta": 3, "epochs": 4}, "sse needs epochs >= 5"),

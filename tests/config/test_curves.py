@@ -70,8 +70,14 @@ def test_networks_are_averages_unless_a_recipe_is_given() -> None:
         ({"eval_points": 1}, r"eval_points must be >= 2, got 1$"),
         ({"eval_images": -1}, r"eval_images must be >= 0, got -1$"),
         ({"curve_lr": -0.1}, r"curve_lr must be finite and above 0, got -0\.1$"),
-        ({"curve_lr": float("nan")}, r"curve_lr must be finite and above 0, got nan$"),
-        ({"curve_lr": float("inf")}, r"curve_lr must be finite and above 0, got inf$"),
+        (
+            {"curve_lr": float("nan")},
+            r"curve_lr must be finite and above 0, got nan; give a finite number$",
+        ),
+        (
+            {"curve_lr": float("inf")},
+            r"curve_lr must be finite and above 0, got inf; give a finite number$",
+        ),
         ({"curve_lr": 0.0}, r"curve_lr must be finite and above 0, got 0.0$"),
         ({"epochs": 0}, r"epochs must be >= 1, got 0$"),
     ],

@@ -168,7 +168,7 @@ def test_image_of_absurd_size_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_image_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^no image file .*gone\.png$"):
+    with pytest.raises(UserError, match=r"^no image file .*gone\.png; check the path$"):
         read_image(tmp_path / "gone.png")
 
 

@@ -77,13 +77,29 @@ def test_labels_of_any_integer_type_are_taken(tmp_path: Path, dtype: str) -> Non
     assert dataset.train.labels.bincount().tolist() == [32, 32, 32]
 
 
+def negative(part: str, found: str) -> str:
+    return (
+        f"{part}_labels must be class numbers from 0 on, got {found}; leave out images without a "
+        "class, and number the classes again"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_labels": np.arange(96) % 3 - 1}, "train_labels must be in [0, 2), got -1 to 1"),
-        ({"train_labels": np.full(96, -1)}, "train_labels must be in [0, 0), got -1 to -1"),
+        (
+            {"train_labels": np.arange(96) % 3 - 1},
+            negative("train", "-1 to 1"),
+        ),
+        (
+            {"train_labels": np.full(96, -1)},
+            negative("train", "-1 to -1"),
+        ),
         ({"test_labels": np.arange(48) % 4}, "test_labels must be in [0, 3), got 0 to 3"),
-        ({"test_labels": np.arange(48) % 3 - 1}, "test_labels must be in [0, 3), got -1 to 1"),
+        (
+            {"test_labels": np.arange(48) % 3 - 1},
+            negative("test", "-1 to 1"),
+        ),
         (
             {"train_labels": np.arange(95) % 3},
             "train_labels must be one per image (96), got shape (95,)",
@@ -176,7 +192,7 @@ def test_a_class_for_each_image_is_the_most_there_can_be(tmp_path: Path) -> None
 
 
 def test_missing_npz_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^no data file .*none\.npz$"):
+    with pytest.raises(UserError, match=r"^no data file .*none\.npz; check the path$"):
         from_npz(tmp_path / "none.npz")
 
 

@@ -62,7 +62,7 @@ def test_arrays_that_do_not_fit_are_named(changes: dict[str, Any], message: str)
 
 def test_files_that_hold_no_grid_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "plane.npz"
-    with pytest.raises(UserError, match=r"^no data file .*plane.npz$"):
+    with pytest.raises(UserError, match=r"^no data file .*plane.npz; check the path$"):
         PlaneGrid.load(path)
     np.savez(path, xs=np.ones(3))
     with pytest.raises(UserError, match=r"plane.npz has no array 'keys'"):

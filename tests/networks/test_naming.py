@@ -69,6 +69,41 @@ def test_every_usual_wrapping_of_a_file_is_seen_through(
     assert torch.equal(fge.Ensemble(make_model(1), [path]).predict_proba([inputs]), expected)
 
 
+TWICE: dict[str, tuple[str, str, Callable[[State, State], Any]]] = {
+    "ema": ("model", "ema", lambda a, b: {"ema": a, "model": b, "epoch": 3}),
+    "timm": ("state_dict", "state_dict_ema", lambda a, b: {"state_dict": a, "state_dict_ema": b}),
+    "wrapped": ("model", "ema", lambda a, b: {"model": a, "ema": prefixed("module.")(b)}),
+    "nested": (
+        "model",
+        "ema_state",
+        lambda a, b: {"state_dict": {"model": a, "ema_state": {"module": b}}},
+    ),
+    "two containers": ("model", "net", lambda a, b: {"net": a, "model": b}),
+    "names": (
+        "model.",
+        "ema.",
+        lambda a, b: {**prefixed("model.")(a), **prefixed("ema.")(b), "loss.weight": a["0.bias"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_of_weights_that_are_kept_twice_none_is_taken_silently(kind: str, tmp_path: Path) -> None:
+    chosen, other, wrap = TWICE[kind]
+    model, path = make_model(2), tmp_path / "w.pt"
+    first, second = (canonical_state(make_model(seed)) for seed in range(2))
+    torch.save(wrap(first, second), path)
+    with pytest.raises(UserError) as caught:
+        load_weights(model, read_weights(path), path)
+    assert str(caught.value).endswith(
+        f" holds weights of the same names under {chosen!r} and under {other!r}, and they differ; "
+        "save alone the ones that are meant"
+    )
+    torch.save(wrap(first, dict(first)), path)  # which one makes no difference
+    load_weights(model, read_weights(str(path)), path)
+    assert torch.equal(model[0].weight, first["0.weight"])
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
 def test_safetensors_under_a_wrapper_are_seen_through_too(prefix: str, tmp_path: Path) -> None:
     model, state, path = make_model(1), canonical_state(make_model()), tmp_path / "w.safetensors"

@@ -19,7 +19,14 @@ from fge import memory
 from fge.curves import Curve
 from fge.ensemble import SnapshotStore
 from fge.errors import UserError
-from fge.networks import canonical_state, load_weights, read_metadata, read_state, read_weights
+from fge.networks import (
+    canonical_state,
+    flatten,
+    load_weights,
+    read_metadata,
+    read_state,
+    read_weights,
+)
 
 SIZE = (2, 3)
 WEIGHT = torch.arange(6.0).reshape(SIZE)
@@ -117,6 +124,31 @@ def test_complex_weights_that_are_not_finite_are_refused() -> None:
     assert "holds values that are not finite" in told(
         lambda: load_weights(own, {"weight": weight}, "x")
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool])
+def test_integers_are_no_floating_point_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = tmp_path / "weights.pt"
+    torch.save({name: tensor.to(dtype) for name, tensor in plain.items()}, path)
+    expected = (
+        f"tensor '0.weight' holds integers ({dtype}), and the model needs torch.float32; save the "
+        "weights as they were trained"
+    )
+    read = read_weights(path)
+    for attempt in (
+        lambda: load_weights(model, read, path),
+        lambda: flatten(path, model),
+        lambda: fge.Ensemble(model, [path, read]).predict_proba([torch.zeros(2, 3)]),
+        lambda: fge.fit_curve(model, path, plain, [(torch.zeros(2, 3), torch.tensor([0, 1]))]),
+    ):
+        assert told(attempt).endswith(expected)
+    statistics = {**plain, "1.running_mean": plain["1.running_mean"].to(dtype)}
+    assert "'1.running_mean' holds integers" in told(lambda: load_weights(model, statistics, "x"))
+    counted = {**plain, "1.num_batches_tracked": torch.tensor(7, dtype=torch.int32)}
+    load_weights(model, counted, "x")
+    assert int(model[1].num_batches_tracked) == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
