@@ -45,6 +45,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors ar
 HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
 FEWER = "take fewer images"
 LEAVE_OUT = "; replace it, or leave it out with --skip-unreadable"
+BEGIN_AGAIN = "; replace it (a run goes on with --resume), or begin again with --skip-unreadable"
 ONE_SIZE = "resize them to one size, or give --image-size"
 
 

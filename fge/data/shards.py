@@ -66,10 +66,14 @@ class Members(Sources):
         names, rows = Names(self.names[k] for k in index), np.array(index, np.int64)
         return Members(self.files, names, self.shard[rows], self.start[rows], self.size[rows])
 
-    def identity(self, index: int) -> bytes:
-        """Return the name of an image, its shard and its size."""
+    def key(self, index: int) -> bytes:
+        """Return the name of an image, and its shard."""
         shard = self.files[self.shard[index]].name.encode("utf-8", "surrogateescape")
-        return b"%s\0%s\0%d" % (shard, self.names[index], self.size[index])
+        return b"%s\0%s" % (shard, self.names[index])
+
+    def length(self, index: int) -> int:
+        """Return the size of an image in bytes."""
+        return int(self.size[index])
 
 
 def shards_of(name: str) -> list[Path]:
