@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from fge.config import CLASSIFICATION, DATA_NAMES, OF_CLASSES, TaskName
 from fge.data import sources
 from fge.data.choice import Chosen, choose
 from fge.data.encoding import TableFacts
-from fge.data.folders import from_folder, raw_of
+from fge.data.folders import from_folder, parts_in, raw_of
 from fge.data.own import from_own
 from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
@@ -41,6 +42,8 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
 assert tuple(NAMED) == DATA_NAMES
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of 1 (torchvision's ``ImageClassification`` preset)."""
+_SHARD, _BRACES = re.compile(r"\.(tar|tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE), re.compile("[{}]")
+"""Names that are meant as tar shards: compressed ones and unfinished braces are refused as such."""
 _NAMED = 20
 """Classes that a line names."""
 _SAMPLE = 2000
@@ -72,8 +75,8 @@ class Dataset:
     left out because they cannot be read, and why; ``streamed``: whether images are read when they
     are needed, ``streamable``: whether they can be; ``target``: the task; ``table``: what
     predicting needs of a table; ``names_fingerprint``: of streamed images the fingerprint without
-    the sizes of files, which a repair changes. ``classes`` name the classes, or the labels or numbers that are
-    predicted.
+    the sizes of files, which a repair changes. ``classes`` name the classes, or the labels or
+    numbers that are predicted.
     """
 
     name: str
@@ -313,10 +316,10 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
 
 
 def _in_shards(path: Path) -> bool:
-    """Return whether data are tar shards: by their name, or in a folder that has no ``train/``."""
+    """Return whether data are tar shards: by their name, or in a folder that has no parts."""
     if not path.is_dir():
-        return path.suffix == SUFFIX
-    return not (path / "train").is_dir() and any(path.glob(f"*{SUFFIX}"))
+        return bool(_SHARD.search(path.name) or (_BRACES.search(str(path)) and not path.exists()))
+    return not parts_in(path) and any(path.glob(f"*{SUFFIX}"))
 
 
 @dataclass(frozen=True)
