@@ -272,10 +272,12 @@ def _turned(opened: Image.Image) -> Image.Image:
 def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Return the pixels (H, W, C) of an image in as many channels as it needs: :func:`read_image`.
 
+    It is turned upright if it still has the EXIF entry that says how, as files are.
+
     Raises:
         UserError: naming the image, whose pixels have no range that is known.
     """
-    return _pixels(image, image.mode in _GREY_MODES, name)
+    return _pixels(_upright(image), image.mode in _GREY_MODES, name)
 
 
 def _pixels(image: Image.Image, grey: bool, file: object) -> NDArray[np.uint8]:
