@@ -70,7 +70,7 @@ class Pictures:
         """Return what an error calls a picture."""
         return f"image {index}"
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name by which a picture is known again after a repair, as far as there is."""
         del index
         return b""
@@ -142,7 +142,7 @@ class Sources:
         """Return those of an index."""
         raise NotImplementedError
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name of one of them."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class Sources:
 
     def identity(self, index: int) -> bytes:
         """Return the name of one of them, and its size."""
-        return self.key(index) + b"\0%d" % self.length(index)
+        return self.known_as(index) + b"\0%d" % self.length(index)
 
 
 class FilePaths(Sources):
@@ -180,7 +180,7 @@ class FilePaths(Sources):
         """Return the paths of an index."""
         return FilePaths(self.folder, [self[k] for k in index])
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name of a file below the folder."""
         return self._names[index]
 
@@ -218,9 +218,9 @@ class FilePictures(Pictures):
         """Return the path of a file."""
         return str(self.files[index])
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name of a file."""
-        return self.files.key(index)
+        return self.files.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return the name of a file, and its size."""
@@ -254,9 +254,9 @@ class OfOneSize(Pictures):
             )
         return picture
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name by which a picture is known again after a repair."""
-        return self.pictures.key(index)
+        return self.pictures.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return what tells a picture from others without reading it."""
@@ -292,9 +292,9 @@ class Sized(Pictures):
             start += len(piece)
         return images
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name by which a picture is known again after a repair."""
-        return self.pictures.key(index)
+        return self.pictures.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return what tells a picture from others without reading it."""

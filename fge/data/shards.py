@@ -64,7 +64,7 @@ class Members(Sources):
         names, rows = Names(self.names[k] for k in index), np.array(index, np.int64)
         return Members(self.files, names, self.shard[rows], self.start[rows], self.size[rows])
 
-    def key(self, index: int) -> bytes:
+    def known_as(self, index: int) -> bytes:
         """Return the name of an image, and its shard."""
         shard = self.files[self.shard[index]].name.encode("utf-8", "surrogateescape")
         return b"%s\0%s" % (shard, self.names[index])

@@ -383,7 +383,7 @@ def _streamed(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Load
             found.update(np.ascontiguousarray(labels.numpy()).data)
         for k in own.order.tolist():
             digest.update(own.part.pictures.identity(k) + b"\0")
-            names.update(own.part.pictures.key(k) + b"\0")
+            names.update(own.part.pictures.known_as(k) + b"\0")
         pictures = own.part.pictures
         if not isinstance(pictures, Sized):
             pictures = OfOneSize(pictures, shape, pictures.name(0))
