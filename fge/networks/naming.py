@@ -122,7 +122,11 @@ def _taken(
     wanted: Mapping[str, str],
     prefixes: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Return the tensors under a prefix; there may be several if they hold the same."""
+    """Return the tensors under a prefix; there may be several if they hold the same.
+
+    Lightning's ``model.`` comes before a criterion or an average that has the same names.
+    """
+    prefixes = [prefix for prefix in prefixes if prefix.startswith("model.")] or prefixes
     first, *others = (
         {own: state[found[p + name]] for name, own in wanted.items() if p + name in found}
         for p in prefixes
