@@ -412,11 +412,14 @@ def _whole(pictures: Pictures) -> Pictures:
 
 
 def _imagenet(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return values of ImageNet's three channels in grey levels from 0 to 255."""
-    if raw.train.shape[3] != len(values):
+    """Return values of ImageNet's three channels, or for grey images their mean, from 0 to 255."""
+    channels = raw.train.shape[3]
+    if channels == 1:
+        return (255 * sum(values) / len(values),)
+    if channels != len(values):
         raise UserError(
-            f"--normalize imagenet is for images in colour, and these have "
-            f"{counted(raw.train.shape[3], 'channel')}; use --normalize data"
+            f"--normalize imagenet is for images in colour or grey, and these have "
+            f"{counted(channels, 'channel')}; use --normalize data"
         )
     return tuple(255 * value for value in values)
 

@@ -337,9 +337,19 @@ def test_imagenet_normalisation_is_torchvisions(photos: Path) -> None:
     assert torch.allclose(normaliser(dataset.test.images), preset(dataset.test.images), atol=1e-5)
 
 
-def test_imagenet_normalisation_of_grey_images_is_refused(tiny_npz: Path) -> None:
-    with pytest.raises(UserError, match=r"imagenet is for images in colour, .* 1 channel; use"):
-        load_dataset(str(tiny_npz), normalize="imagenet")
+def test_imagenet_normalisation_of_grey_images_is_the_mean_of_its_channels(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    grey = load_dataset(str(tiny_npz), normalize="imagenet")
+    assert grey.mean == pytest.approx([255 * 0.449])
+    assert grey.std == pytest.approx([255 * 0.226])
+    with np.load(tiny_npz) as arrays:
+        two = {n: np.stack([a, a], -1) if "images" in n else a for n, a in arrays.items()}
+    np.savez(tmp_path / "two.npz", **two)
+    with pytest.raises(
+        UserError, match=r"images in colour or grey, .* 2 channels; use --normalize"
+    ):
+        load_dataset(str(tmp_path / "two.npz"), normalize="imagenet")
 
 
 @pytest.fixture(autouse=True)

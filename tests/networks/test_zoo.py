@@ -167,6 +167,7 @@ def test_a_timm_model_of_one_image_size_gets_that_of_the_data(timm: ModuleType) 
     ("name", "message"),
     [
         ("timm:resnet10tt", "unknown timm model 'resnet10tt'; did you mean 'resnet10t'?"),
+        ("timm:resnet999", "unknown timm model 'resnet999'; nearest of "),
         ("timm:hf-hub:someone/model", "unknown timm model 'hf-hub:someone/model'; known: "),
         ("resnet10t", "unknown model 'resnet10t'; did you mean 'timm:resnet10t'?"),
     ],
