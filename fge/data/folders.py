@@ -104,7 +104,10 @@ def parts_in(folder: Path, skipped: Skipped | None = None) -> dict[str, str]:
     Raises:
         UserError: a part is there twice, or it is unclear which one a folder is.
     """
-    names = [e.name for e in sorted(folder.iterdir()) if e.is_dir() and not is_hidden(e.name)]
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:  # asks nothing of the files, of which there may be many
+        names = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     others = [name for name in names if not is_part(name)]
     if not set(names) & set(_PLAIN) and (others or not names):
         return {}

@@ -246,6 +246,34 @@ def test_the_fingerprint_of_a_stream_tells_files_labels_and_sizes_apart(photos: 
     assert len(others | {known}) == 4
 
 
+def test_validation_and_test_images_are_read_once_before_and_by_one_process_each(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = FilePictures.read
+
+    def counting(self: FilePictures, index: int) -> np.ndarray:
+        asked.append(self.name(index))
+        return original(self, index)
+
+    monkeypatch.setattr(FilePictures, "read", counting)
+    monkeypatch.setattr("fge.data.splits._SAMPLE", 1)
+    read_by = []
+    for rank in range(2):
+        monkeypatch.setattr("fge.data.splits.default_ranks", lambda rank=rank: Ranks(rank, 2))
+        dataset = read(photos, image_size=16, stream="on", workers=0)
+        read_by.append(asked[1:])  # the first is the sample
+        asked.clear()
+    whole = dataset.train.centres.pictures  # type: ignore[attr-defined]
+    train = {whole.pictures.name(k) for k in dataset.train.centres.order}  # type: ignore[attr-defined]
+    assert len(read_by[0] + read_by[1]) == len(set(read_by[0] + read_by[1]))
+    assert len(read_by[0] + read_by[1]) == len(dataset.val) + len(dataset.test)
+    assert abs(len(read_by[0]) - len(read_by[1])) <= 2
+    assert not train & set(read_by[0] + read_by[1])
+    read(photos, image_size=16, stream="on", workers=0, skip_unreadable=True)
+    assert len(asked) == 1  # all were read before
+
+
 def test_arrays_cannot_be_streamed_but_resized(tiny_npz: Path) -> None:
     for data in (tiny_npz, Path("fashion-mnist-mini")):
         for size in (None, 12):
