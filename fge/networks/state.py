@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import warnings
@@ -23,6 +22,8 @@ from fge.memory import check_fits
 from fge.networks.naming import is_count, under_names, weights_within
 from fge.parallel import is_shard
 
+_OPTIONS = type("Namespace", (), {"__module__": "argparse"})
+"""Options, which may be beside the weights in a ``.pt`` file, are read as such a bare object."""
 _SKELETON, _CHECKSUM = "skeleton", "sha256"
 ENSEMBLE = "ensemble"
 """The entry of a file's metadata that says that it holds a whole ensemble."""
@@ -329,7 +330,7 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # about kinds of tensors that are refused below
             warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals([argparse.Namespace]):  # options, kept beside
+            with torch.serialization.safe_globals([_OPTIONS]):
                 value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
