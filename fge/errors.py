@@ -18,7 +18,8 @@ _LONGEST_NAME = 200
 _CLOSE = 0.75
 """How alike a name must be to be proposed, from 0 to 1 (``difflib``): one letter wrong in four."""
 _MOST_KNOWN = 30
-"""So many known names are listed."""
+"""So many known names are listed; of more, the nearest ones."""
+_ALIKE, _FEW = 0.5, 5
 
 
 class UserError(ValueError):
@@ -109,7 +110,11 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name; ``kind`` is what it should name, such as "model"."""
     names = list(known)
     near = nearest(value[:_LONGEST_NAME], names)
-    hint = f"known: {', '.join(names[:_MOST_KNOWN])}{', ...' if len(names) > _MOST_KNOWN else ''}"
+    hint = f"known: {', '.join(names[:_MOST_KNOWN])}"
+    if len(names) > _MOST_KNOWN:
+        alike = difflib.get_close_matches(value[:_LONGEST_NAME], names, cutoff=_ALIKE)
+        few = f"known: {', '.join(names[:_FEW])}, ..."
+        hint = f"nearest of {len(names)}: {', '.join(alike)}" if alike else few
     return UserError(f"unknown {kind} {value!r}; {f'did you mean {near!r}?' if near else hint}")
 
 

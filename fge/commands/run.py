@@ -107,7 +107,9 @@ def prepare(config: C, command: str) -> tuple[C, Setup]:
         dataset = load_data(config)
         if ranks.leads:
             _tell(dataset)
-        _check_images(config, dataset, facts)
+        repaired = _check_images(config, dataset, facts)
+        if repaired and ranks.leads:
+            ConsoleObserver().note(repaired)
     images = ranks.first(lambda: dataset.fingerprint)
     with ranks.together():
         if images != dataset.fingerprint:
@@ -152,13 +154,21 @@ def _with_data_dir(config: C, ranks: Ranks) -> C:
     return replace(config, data_dir=folder) if downloaded else config
 
 
-def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> None:
-    """Check that the images are those of the run to resume, which its ``facts`` describe."""
+def _check_images(config: CommandConfig, dataset: Dataset, facts: dict[str, Any]) -> str:
+    """Check that the images are those of the run to resume, which its ``facts`` describe.
+
+    Streamed ones may be repaired, which is returned as a line for the user.
+    """
+    repaired = ""
     if facts and facts["sha256"] != dataset.fingerprint:
-        raise _other_images(str(config.data), dataset.example)
+        names = facts.get("names_sha256")
+        if names is None or names != dataset.names_fingerprint:
+            raise _other_images(str(config.data), dataset.example)
+        repaired = "data: files have other sizes than at the start; they are taken to be repaired"
     for name, known in facts.get("ood", {}).items():
         if name not in dataset.ood or dataset.ood[name].fingerprint != known["sha256"]:
             raise _other_images(f"--ood {name}")
+    return repaired
 
 
 def _other_images(source: str, example: str = "image") -> UserError:

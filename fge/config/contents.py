@@ -20,6 +20,7 @@ class DataFacts(TypedDict):
     """What the images of a run were; ``predict`` needs more of it."""
 
     sha256: NotRequired[str]
+    names_sha256: NotRequired[str]
     ood: NotRequired[dict[str, Images]]
 
 

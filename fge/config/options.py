@@ -148,7 +148,8 @@ class DataOptions(TaskOptions):
     as they are, and must have one size."""
     normalize: Literal["data", "imagenet"] = "data"
     """Whose mean and standard deviation the channels get: those of the training images, or
-    ImageNet's, which pretrained networks expect."""
+    ImageNet's, which pretrained networks expect (for grey images the means of its three
+    channels')."""
     stream: Switch = "auto"
     """Read images from their files when they are needed, instead of keeping them in memory. auto
     does so if they do not fit."""

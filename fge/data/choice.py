@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fge.config import OF_CLASSES
 from fge.data.raw import Part, RawData
 from fge.data.targets import strata
 from fge.errors import UserError
@@ -70,15 +71,19 @@ def choose(
         test = Chosen(raw.test, np.arange(len(raw.test)), raw.test.origin)
     else:
         # What is left to train on must not depend on how many of these are used.
-        shuffled = balanced_order(strata(raw.train.labels), derive_seed(SPLIT_SEED, "test"))
-        count = max(1, round(TEST_FRACTION * len(pool)))
-        pool = np.sort(shuffled[count:])
+        groups = strata(raw.train.labels)
+        shuffled = balanced_order(groups, derive_seed(SPLIT_SEED, "test"))
+        tested = np.arange(len(pool)) < max(1, round(TEST_FRACTION * len(pool)))
+        if raw.task in OF_CLASSES:
+            tested = _each_class(groups[shuffled], tested)
+        pool = np.sort(shuffled[~tested])
         origin = f"{_of_training(TEST_FRACTION)}, as there is no {raw.missing}"
-        test = Chosen(raw.train, np.sort(shuffled[:count]), origin)
+        test = Chosen(raw.train, np.sort(shuffled[tested]), origin)
     test = _balanced(test, "test_size", test_size)
     train = Chosen(raw.train, pool, raw.train.origin)
     if raw.val is None:
-        train, val = _held_out(_balanced(train, "train_size", train_size), val_fraction)
+        whole = _balanced(train, "train_size", train_size)
+        train, val = _held_out(whole, val_fraction, classes=raw.task in OF_CLASSES)
     elif val_fraction == 0:
         val = Chosen(raw.train, pool[:0], f"none (val_fraction 0), those {raw.val.origin} neither")
         train = _balanced(train, "train_size", train_size)
@@ -86,6 +91,15 @@ def choose(
         own = Chosen(raw.val, np.arange(len(raw.val)), raw.val.origin)
         train, val = _both(train, own, train_size)
     return Choice(train, val, test)
+
+
+def _each_class(labels: NDArray[np.int64], tested: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which images test: in addition the first of each class of two or more without any."""
+    classes, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    without = ~np.isin(classes, labels[tested]) & (counts > 1)
+    tested = tested.copy()
+    tested[first[without]] = True
+    return tested
 
 
 def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -111,17 +125,24 @@ def _check_size(option: str, size: int | None, count: int) -> None:
         raise UserError(f"{option} {size} is more than the {count} available images")
 
 
-def _held_out(train: Chosen, fraction: float) -> tuple[Chosen, Chosen]:
-    """Return training images without a fraction, and that fraction for validation."""
-    count = round(fraction * len(train))
-    if fraction > 0 and count == 0:
+def _held_out(train: Chosen, fraction: float, *, classes: bool) -> tuple[Chosen, Chosen]:
+    """Return training images without a fraction, and that fraction for validation.
+
+    Of ``classes`` one whose images would all validate keeps the last of them to train on.
+    """
+    held = np.arange(len(train)) < round(fraction * len(train))
+    if classes and not held.all():
+        labels = train.labels
+        for label in np.setdiff1d(labels[held], labels[~held]):
+            held[np.flatnonzero(labels == label)[-1]] = False
+    if fraction > 0 and not held.any():
         raise UserError(
             f"val_fraction {fraction} of {len(train)} images gives no validation image; "
             "raise it, or set it to 0 for no validation"
         )
-    origin = _of_training(fraction) if count else "none"
-    val = replace(train, order=train.order[:count], origin=origin)
-    return replace(train, order=train.order[count:]), val
+    origin = _of_training(fraction) if held.any() else "none"
+    val = replace(train, order=train.order[held], origin=origin)
+    return replace(train, order=train.order[~held]), val
 
 
 def _of_training(fraction: float) -> str:

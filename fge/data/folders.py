@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from fge.data.images import (
     is_hidden,
     read_image,
 )
+from fge.data.parts import is_part, part_of
 from fge.data.pictures import FilePaths, FilePictures, Sources
 from fge.data.raw import VAL_NAMES, Part, RawData, only
 from fge.data.table import TABLE, Listed, from_table
@@ -27,6 +29,9 @@ from fge.errors import UserError
 from fge.files import printable
 
 _OUTSIDE = "outside the class folders"
+_BESIDE = "beside the parts"
+_PLAIN = ("train", *VAL_NAMES, "test")
+"""Names of parts as they are documented."""
 _AT_ONCE = 64
 """Files that a worker process checks in one piece."""
 
@@ -52,10 +57,11 @@ def from_folder(
     Raises:
         UserError: there are no such images, or the first cannot be read.
     """
-    skipped = Skipped()
-    listed = _listed(folder, labels, skipped)
+    skipped, missing = Skipped(), dict[str, str]()
+    listed = _listed(folder, labels, skipped, missing if skip_unreadable else None)
     raw = raw_of(os.path.abspath(folder), listed, skip_unreadable=skip_unreadable, workers=workers)
-    return replace(raw, skipped=skipped.note(folder))
+    unreadable = {printable(file): reason for file, reason in missing.items()}
+    return replace(raw, skipped=skipped.note(folder), unreadable={**unreadable, **raw.unreadable})
 
 
 def raw_of(path: str, listed: Listed, *, skip_unreadable: bool, workers: int) -> RawData:
@@ -77,35 +83,65 @@ def raw_of(path: str, listed: Listed, *, skip_unreadable: bool, workers: int) ->
     )
 
 
-def _listed(folder: Path, labels: Path | None, skipped: Skipped) -> Listed:
+def _listed(
+    folder: Path, labels: Path | None, skipped: Skipped, missing: dict[str, str] | None
+) -> Listed:
     """Return the files of a folder by the first layout that it has."""
     nested = _is_folder(folder / "train")
     if labels is None and not nested and (folder / TABLE).exists():
         labels = folder / TABLE
     if labels is not None:
-        return from_table(folder, labels, skipped)
-    present = [name for name in (*VAL_NAMES, "test") if (folder / name).is_dir()]
-    return _of_parts(folder, skipped) if nested or present else _of_classes(folder, skipped)
+        return from_table(folder, labels, skipped, missing)
+    parts = parts_in(folder, skipped)
+    return _of_parts(folder, parts, skipped) if parts else _of_classes(folder, skipped)
+
+
+def parts_in(folder: Path, skipped: Skipped | None = None) -> dict[str, str]:
+    """Return the folders of the parts, by part; none if a folder has class folders or files alone.
+
+    Parts may be spelt in several ways: if none is spelt as documented, all folders must be parts.
+
+    Raises:
+        UserError: a part is there twice, or it is unclear which one a folder is.
+    """
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:  # asks nothing of the files, of which there may be many
+        names = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    others = [name for name in names if not is_part(name)]
+    if not set(names) & set(_PLAIN) and (others or not names):
+        return {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name in others:
+            if skipped:
+                skipped.add(_BESIDE, name)
+        else:
+            found.setdefault(part_of(name, folder / name), []).append(name)
+    twice = f"{folder} has {{}}; keep one of them"
+    return {part: only(given, twice) or "" for part, given in found.items()}
 
 
 def _of_classes(folder: Path, skipped: Skipped) -> Listed:
     """Return the files of a folder of class folders, all of which train."""
     classes = _class_names(folder, skipped)
-    files, numbers = _labelled_files(folder, classes, skipped, complete=True)
+    files, numbers = _labelled_files(folder, classes, skipped, folder)
     part = (FilePaths(folder, files), np.array(numbers, np.int64), "from the class folders")
     return Listed(classes, {"train": part})
 
 
-def _of_parts(folder: Path, skipped: Skipped) -> Listed:
-    present = [name for name in ("train", *VAL_NAMES, "test") if _is_folder(folder / name)]
-    val = only([n for n in present if n in VAL_NAMES], f"{folder} has {{}}; keep one of them")
-    classes = _class_names(folder / "train", skipped)
+def _of_parts(folder: Path, names: Mapping[str, str], skipped: Skipped) -> Listed:
+    for name in _PLAIN:
+        _is_folder(folder / name)
+    train = folder / names.get("train", "train")
+    classes = _class_names(train, skipped)
     parts: dict[str, tuple[Sources, NDArray[np.int64], str]] = {}
-    for part, name in (("train", "train"), ("val", val), ("test", "test")):
-        if name == "train" or name in present:
-            place, complete = folder / name, name == "train"
-            files, numbers = _labelled_files(place, classes, skipped, complete=complete)
-            parts[part] = (FilePaths(folder, files), np.array(numbers, np.int64), f"from {name}/")
+    for part in ("train", "val", "test"):
+        if part in names:
+            place = folder / names[part]
+            files, numbers = _labelled_files(place, classes, skipped, train)
+            labels = np.array(numbers, np.int64)
+            parts[part] = (FilePaths(folder, files), labels, f"from {place.name}/")
     return Listed(classes, parts)
 
 
@@ -174,14 +210,15 @@ def _class_names(folder: Path, skipped: Skipped) -> tuple[str, ...]:
 
 
 def _labelled_files(
-    folder: Path, classes: tuple[str, ...], skipped: Skipped, *, complete: bool
+    folder: Path, classes: tuple[str, ...], skipped: Skipped, train: Path
 ) -> tuple[list[str], list[int]]:
-    """Return the images of the class folders, ``complete`` if none is empty, and their labels."""
+    """Return the images of the class folders, none of which is empty in ``train``, and labels."""
+    complete = folder == train
     if not complete:
         extra = sorted(set(_class_names(folder, skipped)) - set(classes))
         if extra:
             raise UserError(
-                f"{folder} has a class {extra[0]!r}, but {folder.parent}/train does not; add "
+                f"{folder} has a class {extra[0]!r}, but {train} does not; add "
                 "training images or remove the class"
             )
     files: list[str] = []

@@ -45,6 +45,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors ar
 HIDDEN, LINKED, OTHER = "hidden", "linked folder", "not an image by its name"
 FEWER = "take fewer images"
 LEAVE_OUT = "; replace it, or leave it out with --skip-unreadable"
+BEGIN_AGAIN = "; replace it (a run goes on with --resume), or begin again with --skip-unreadable"
 ONE_SIZE = "resize them to one size, or give --image-size"
 
 
@@ -271,10 +272,12 @@ def _turned(opened: Image.Image) -> Image.Image:
 def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Return the pixels (H, W, C) of an image in as many channels as it needs: :func:`read_image`.
 
+    It is turned upright if it still has the EXIF entry that says how, as files are.
+
     Raises:
         UserError: naming the image, whose pixels have no range that is known.
     """
-    return _pixels(image, image.mode in _GREY_MODES, name)
+    return _pixels(_upright(image), image.mode in _GREY_MODES, name)
 
 
 def _pixels(image: Image.Image, grey: bool, file: object) -> NDArray[np.uint8]:

@@ -70,6 +70,11 @@ class Pictures:
         """Return what an error calls a picture."""
         return f"image {index}"
 
+    def known_as(self, index: int) -> bytes:
+        """Return the name by which a picture is known again after a repair, as far as there is."""
+        del index
+        return b""
+
     def identity(self, index: int) -> bytes:
         """Return what tells a picture from others without reading it, as far as it is known."""
         del index
@@ -137,9 +142,17 @@ class Sources:
         """Return those of an index."""
         raise NotImplementedError
 
+    def known_as(self, index: int) -> bytes:
+        """Return the name of one of them."""
+        raise NotImplementedError
+
+    def length(self, index: int) -> int:
+        """Return the size of one of them in bytes."""
+        raise NotImplementedError
+
     def identity(self, index: int) -> bytes:
         """Return the name of one of them, and its size."""
-        raise NotImplementedError
+        return self.known_as(index) + b"\0%d" % self.length(index)
 
 
 class FilePaths(Sources):
@@ -167,9 +180,13 @@ class FilePaths(Sources):
         """Return the paths of an index."""
         return FilePaths(self.folder, [self[k] for k in index])
 
-    def identity(self, index: int) -> bytes:
-        """Return the name of a file below the folder, and its size."""
-        return self._names[index] + b"\0%d" % self[index].stat().st_size
+    def known_as(self, index: int) -> bytes:
+        """Return the name of a file below the folder."""
+        return self._names[index]
+
+    def length(self, index: int) -> int:
+        """Return the size of a file in bytes."""
+        return self[index].stat().st_size
 
 
 class FilePictures(Pictures):
@@ -200,6 +217,10 @@ class FilePictures(Pictures):
     def name(self, index: int) -> str:
         """Return the path of a file."""
         return str(self.files[index])
+
+    def known_as(self, index: int) -> bytes:
+        """Return the name of a file."""
+        return self.files.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return the name of a file, and its size."""
@@ -232,6 +253,10 @@ class OfOneSize(Pictures):
                 f"{self.pictures.name(index)} is {wide} x {high}; {ONE_SIZE}"
             )
         return picture
+
+    def known_as(self, index: int) -> bytes:
+        """Return the name by which a picture is known again after a repair."""
+        return self.pictures.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return what tells a picture from others without reading it."""
@@ -266,6 +291,10 @@ class Sized(Pictures):
             images[start : start + len(piece)] = piece.numpy()
             start += len(piece)
         return images
+
+    def known_as(self, index: int) -> bytes:
+        """Return the name by which a picture is known again after a repair."""
+        return self.pictures.known_as(index)
 
     def identity(self, index: int) -> bytes:
         """Return what tells a picture from others without reading it."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge.data.images import SUFFIXES, Member
+from fge.data.parts import PARTS, UNCLEAR, part_of
 from fge.data.pictures import Names, Sources
-from fge.data.raw import VAL_NAMES
 from fge.data.table import Listed
 from fge.errors import UserError, missing_package, one_line
 from fge.files import check_file, printable
@@ -28,10 +28,8 @@ _LABEL = "cls"
 _MOST_LABEL = 1000
 """Bytes of a label."""
 _MOST_CLASSES = 10**6
-_PARTS = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")
-_BEGINS = re.compile(
-    rf"({'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE
-)
+_NAMES = sorted((*PARTS, *UNCLEAR), key=len, reverse=True)
+_BEGINS = re.compile(rf"({'|'.join(_NAMES)})(?![a-z])", re.IGNORECASE)
 
 
 class Members(Sources):
@@ -66,10 +64,14 @@ class Members(Sources):
         names, rows = Names(self.names[k] for k in index), np.array(index, np.int64)
         return Members(self.files, names, self.shard[rows], self.start[rows], self.size[rows])
 
-    def identity(self, index: int) -> bytes:
-        """Return the name of an image, its shard and its size."""
+    def known_as(self, index: int) -> bytes:
+        """Return the name of an image, and its shard."""
         shard = self.files[self.shard[index]].name.encode("utf-8", "surrogateescape")
-        return b"%s\0%s\0%d" % (shard, self.names[index], self.size[index])
+        return b"%s\0%s" % (shard, self.names[index])
+
+    def length(self, index: int) -> int:
+        """Return the size of an image in bytes."""
+        return int(self.size[index])
 
 
 def shards_of(name: str) -> list[Path]:
@@ -82,13 +84,18 @@ def shards_of(name: str) -> list[Path]:
         return sorted(Path(name).glob(f"*{SUFFIX}"))
     if name.startswith("pipe:") or "://" in name:
         raise UserError(f"data {name!r} is not on this computer; give the path of local shards")
+    if Path(name).exists():
+        return [Path(name)]
     from webdataset.shardlists import expand_urls
 
     try:
-        return [Path(path) for path in expand_urls(name)]
+        paths = [Path(path) for path in expand_urls(name)]
     except ValueError:
+        paths = []
+    if not paths or name.count("{") != name.count("}"):
         why = "has a brace without its pair; write {000..009}"
-        raise UserError(f"data {name!r} {why}") from None
+        raise UserError(f"data {name!r} {why}")
+    return paths
 
 
 def list_shards(name: str) -> Listed:
@@ -112,7 +119,7 @@ def list_shards(name: str) -> Listed:
         begins = _BEGINS.match(path.name)
         if known and begins is None:
             raise UserError(f"{path} is of no part: its name must begin with train, val or test")
-        files.setdefault(_PARTS[begins[1].lower()] if begins else "train", []).append(path)
+        files.setdefault(part_of(begins[1], path) if begins else "train", []).append(path)
     if "train" not in files:
         raise UserError(f"data {name} has no shard to train on, whose name begins with train")
     listed = {part: _listed(paths) for part, paths in files.items()}
@@ -175,6 +182,8 @@ def _samples(file: Path) -> Iterator[tuple[str, int, int, str]]:
                 if not label:
                     raise UserError(f"{key} has an empty class (.{_LABEL}); write one into it")
                 yield info.name, info.offset_data, info.size, label
+    except UserError:
+        raise
     except (tarfile.TarError, ValueError) as error:
         reason = one_line(str(error.args[0] if error.args else error))
         raise UserError(

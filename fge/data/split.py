@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.data.images import BEGIN_AGAIN, LEAVE_OUT
 from fge.data.pictures import Pictures, Sized, random_crops, stacked
 from fge.data.workers import loaded
+from fge.errors import UserError
 from fge.memory import check_fits
 from fge.observer import counted
 
 _PIECE_BYTES = 1 << 25
 """Of pixels that a worker process hands over at once: more would only wait in memory."""
 _LEAST_PIECE = 16
+_CHECKED = 64
+"""Pictures that a worker process checks in one piece."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class Photographs:
     """The pictures of a split, which worker processes read when they are needed.
 
     ``pictures``: those of a part of the data; ``order``: which of them (n,); ``size``: height and
-    width of what is read, in pixels; ``workers``: how many processes, 0 for this one.
+    width of what is read, in pixels; ``workers``: how many processes, 0 for this one; ``of_run``:
+    whether a run goes on after one was repaired, which the error of one says then.
     """
 
     pictures: Pictures
@@ -34,6 +43,7 @@ class Photographs:
     size: tuple[int, int]
     channels: int
     workers: int
+    of_run: bool = False
 
     def first(self, count: int) -> Photographs:
         """Return the first ``count``; 0 returns all."""
@@ -48,6 +58,29 @@ class Photographs:
         read = partial(random_crops, self.pictures, self.size[0], flip, stream)
         return self._loaded(batches, read)
 
+    def check(self, share: slice) -> None:
+        """Read a share of the pictures once and keep none of them.
+
+        Raises:
+            UserError: naming the first that cannot be read.
+        """
+        index = self.order[share]
+        pieces = np.array_split(index, -(-len(index) // _CHECKED)) if len(index) else []
+        for _ in self._found(pieces, partial(_read_only, self.pictures)):
+            pass
+
+    def _found(
+        self, pieces: Sequence[NDArray[np.int64]], read: Callable[[NDArray[np.int64]], T]
+    ) -> Iterator[T]:
+        """Yield what is read of each piece; the error of a run says how it goes on."""
+        try:
+            yield from loaded(pieces, read, self.workers)
+        except UserError as error:
+            message = str(error)
+            if not (self.of_run and message.endswith(LEAVE_OUT)):
+                raise
+            raise UserError(message.removesuffix(LEAVE_OUT) + BEGIN_AGAIN) from None
+
     def _loaded(
         self, batches: Sequence[Tensor], read: Callable[[NDArray[np.int64]], Tensor]
     ) -> Iterator[Tensor]:
@@ -59,7 +92,7 @@ class Photographs:
             parts = -(-len(index) // self._piece(len(index))) if len(index) else 0
             pieces += np.array_split(index, parts) if parts else []
             counts.append(parts)
-        found = loaded(pieces, read, self.workers)
+        found = self._found(pieces, read)
         for parts in counts:
             images = [next(found) for _ in range(parts)]
             if images:
@@ -70,6 +103,11 @@ class Photographs:
     def _piece(self, count: int) -> int:
         most = max(1, _PIECE_BYTES // (self.size[0] * self.size[1] * self.channels))
         return min(most, max(_LEAST_PIECE, -(-count // max(1, self.workers))))
+
+
+def _read_only(pictures: Pictures, index: NDArray[np.int64]) -> None:
+    for k in index.tolist():
+        pictures.read(k)
 
 
 @dataclass(frozen=True)

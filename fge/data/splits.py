@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from fge.config import CLASSIFICATION, DATA_NAMES, OF_CLASSES, TaskName
 from fge.data import sources
 from fge.data.choice import Chosen, choose
 from fge.data.encoding import TableFacts
-from fge.data.folders import from_folder, raw_of
+from fge.data.folders import from_folder, parts_in, raw_of
 from fge.data.own import from_own
 from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
@@ -30,6 +31,7 @@ from fge.data.workers import default_workers
 from fge.errors import UserError, unknown
 from fge.memory import check_fits, free_host_memory, size_text
 from fge.observer import counted
+from fge.parallel import default_ranks
 
 NAMED: dict[str, Callable[[Path], RawData]] = {
     "fashion-mnist-mini": sources.fashion_mnist_mini,
@@ -40,6 +42,8 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
 assert tuple(NAMED) == DATA_NAMES
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per channel, of 1 (torchvision's ``ImageClassification`` preset)."""
+_SHARD, _BRACES = re.compile(r"\.(tar|tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE), re.compile("[{}]")
+"""Names that are meant as tar shards: compressed ones and unfinished braces are refused as such."""
 _NAMED = 20
 """Classes that a line names."""
 _SAMPLE = 2000
@@ -70,8 +74,9 @@ class Dataset:
     ``skipped`` tells of files that were passed over, if any were; ``unreadable``: files that were
     left out because they cannot be read, and why; ``streamed``: whether images are read when they
     are needed, ``streamable``: whether they can be; ``target``: the task; ``table``: what
-    predicting needs of a table. ``classes`` name the classes, or the labels or numbers that are
-    predicted.
+    predicting needs of a table; ``names_fingerprint``: of streamed images the fingerprint without
+    the sizes of files, which a repair changes. ``classes`` name the classes, or the labels or
+    numbers that are predicted.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Dataset:
     streamable: bool = False
     target: TargetFacts = MANY
     table: TableFacts | None = None
+    names_fingerprint: str = ""
 
     @property
     def outputs(self) -> int:
@@ -235,6 +241,7 @@ def load_dataset(
         mean=_imagenet(raw, _IMAGENET_MEAN) if normalize == "imagenet" else read.mean,
         std=_imagenet(raw, _IMAGENET_STD) if normalize == "imagenet" else read.std,
         fingerprint=read.fingerprint,
+        names_fingerprint=read.names,
         origins={"val": chosen.val.origin} | ({} if raw.test else {"test": chosen.test.origin}),
         skipped=raw.skipped,
         unreadable=raw.unreadable,
@@ -309,20 +316,21 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
 
 
 def _in_shards(path: Path) -> bool:
-    """Return whether data are tar shards: by their name, or in a folder that has no ``train/``."""
+    """Return whether data are tar shards: by their name, or in a folder that has no parts."""
     if not path.is_dir():
-        return path.suffix == SUFFIX
-    return not (path / "train").is_dir() and any(path.glob(f"*{SUFFIX}"))
+        return bool(_SHARD.search(path.name) or (_BRACES.search(str(path)) and not path.exists()))
+    return not parts_in(path) and any(path.glob(f"*{SUFFIX}"))
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The splits, facts about the training images, and a fingerprint of all."""
+    """The splits, facts about the training images, and fingerprints: of all, of names alone."""
 
     splits: tuple[Split, Split, Split]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    names: str = ""
 
 
 def _streams(raw: RawData, splits: Sequence[Chosen], reading: Reading) -> bool:
@@ -357,26 +365,36 @@ def _in_memory(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Loa
 
 
 def _streamed(raw: RawData, chosen: Sequence[Chosen], reading: Reading) -> _Loaded:
-    """Return splits that are read when they are needed; only a sample of them is read now."""
+    """Return splits that are read when they are needed.
+
+    Now only a sample is read, to measure it, and the validation and test images once, so that one
+    that cannot be read does not end a whole training; each process reads its share of them.
+    """
+    ranks = default_ranks()
     height, width, channels = shape = raw.train.shape[1:]
     (sample,) = _read(raw, chosen[0].first(_SAMPLE))
     mean, std = mean_and_std(sample.images)
     digest = hashlib.sha256(_fingerprint(sample).encode())
+    names = digest.copy()
     splits = []
     for own in chosen:
         labels = as_tensor(own.labels)
-        digest.update(np.ascontiguousarray(labels.numpy()).data)
+        for found in (digest, names):
+            found.update(np.ascontiguousarray(labels.numpy()).data)
         for k in own.order.tolist():
             digest.update(own.part.pictures.identity(k) + b"\0")
+            names.update(own.part.pictures.known_as(k) + b"\0")
         pictures = own.part.pictures
         if not isinstance(pictures, Sized):
             pictures = OfOneSize(pictures, shape, pictures.name(0))
-        centres = Photographs(pictures, own.order, (height, width), channels, reading.processes)
+        size, workers = (height, width), reading.processes
+        centres = Photographs(pictures, own.order, size, channels, workers, of_run=True)
+        if own is not chosen[0] and not reading.skip_unreadable:  # which has read them all
+            centres.check(slice(ranks.rank, None, ranks.size))
         whole = _photographs(own, reading)
-        size = (len(own), channels, height, width)
-        splits.append(StreamedSplit(centres, size, labels, whole))
+        splits.append(StreamedSplit(centres, (len(own), channels, *size), labels, whole))
     train, val, test = splits
-    return _Loaded((train, val, test), mean, std, digest.hexdigest())
+    return _Loaded((train, val, test), mean, std, digest.hexdigest(), names.hexdigest())
 
 
 def _photographs(chosen: Chosen, reading: Reading) -> Photographs | None:
@@ -385,7 +403,8 @@ def _photographs(chosen: Chosen, reading: Reading) -> Photographs | None:
         return None
     side, channels = reading.image_size, chosen.part.shape[3]
     whole = _whole(chosen.part.pictures)
-    return Photographs(whole, chosen.order, (side, side), channels, reading.processes)
+    size = (side, side)
+    return Photographs(whole, chosen.order, size, channels, reading.processes, of_run=True)
 
 
 def _whole(pictures: Pictures) -> Pictures:
@@ -393,11 +412,14 @@ def _whole(pictures: Pictures) -> Pictures:
 
 
 def _imagenet(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return values of ImageNet's three channels in grey levels from 0 to 255."""
-    if raw.train.shape[3] != len(values):
+    """Return values of ImageNet's three channels, or for grey images their mean, from 0 to 255."""
+    channels = raw.train.shape[3]
+    if channels == 1:
+        return (255 * sum(values) / len(values),)
+    if channels != len(values):
         raise UserError(
-            f"--normalize imagenet is for images in colour, and these have "
-            f"{counted(raw.train.shape[3], 'channel')}; use --normalize data"
+            f"--normalize imagenet is for images in colour or grey, and these have "
+            f"{counted(channels, 'channel')}; use --normalize data"
         )
     return tuple(255 * value for value in values)
 

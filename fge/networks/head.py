@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from fge.errors import UserError
-from fge.networks.naming import under_names
+from fge.networks.naming import body_under_names, is_count, under_names
 from fge.networks.state import check_plain, fitting, unwrap
 
 _AUXILIARY = re.compile(r"(^|\.)(aux1|aux2|AuxLogits)\.")
@@ -68,9 +68,10 @@ def fitting_backbone(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return ``state`` under the model's names, without a head that does not fit, and that head.
 
-    The names of usual wrappers (``module.``, ``model.``, ``_orig_mod.``) are seen through. The head
-    is left out as a whole if a tensor of it has another shape than the model's, or is missing. So
-    are auxiliary heads of torchvision's models that the model does without.
+    The names of usual wrappers (``module.``, ``model.``, ``_orig_mod.``) are seen through, and what
+    is beside the network is left out. The head is left out as a whole if a tensor of it has another
+    shape than the model's, or another name, or is missing. So are auxiliary heads of torchvision's
+    models that the model does without.
 
     Args:
         model: of the wanted names and shapes.
@@ -91,12 +92,12 @@ def fitting_backbone(
     head = [name for name in find_head(model) if name in expected]
     body = [name for name in expected if name not in head]
     found = under_names(state, expected)
-    if found.keys() != expected.keys():
-        without = under_names(state, body)
-        found = without if without.keys() == set(body) else found
+    if not expected.keys() <= found.keys() | set(filter(is_count, expected)):
+        found = body_under_names(state, body, head) or found
     check_plain(found, f"{source}: tensor")
     left_out = any(name not in found or found[name].shape != expected[name].shape for name in head)
-    if not (left_out and body and all(name in found for name in body)):
+    whole = all(name in found or is_count(name) for name in body)
+    if not (left_out and body and whole):
         return fitting(model, found, source), ()
     own = {name: tensor for name, tensor in expected.items() if name in head}
     others = {name: tensor for name, tensor in found.items() if name not in head}

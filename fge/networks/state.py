@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from fge.errors import UserError
 from fge.files import RESTORE, check_file, parse_json, read_bytes, sha256, write_bytes
 from fge.memory import check_fits
-from fge.networks.naming import under_names, weights_within
+from fge.networks.naming import is_count, under_names, weights_within
 from fge.parallel import is_shard
 
+_OPTIONS = type("Namespace", (), {"__module__": "argparse"})
+"""Options, which may be beside the weights in a ``.pt`` file, are read as such a bare object."""
 _SKELETON, _CHECKSUM = "skeleton", "sha256"
 ENSEMBLE = "ensemble"
 """The entry of a file's metadata that says that it holds a whole ensemble."""
@@ -125,6 +127,8 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
     state = under_names(state, expected)
     check_plain(state, f"{source}: tensor")
     for name, tensor in expected.items():
+        if name not in state and is_count(name):
+            continue
         if name not in state:
             raise missing_tensor(source, name, [] if state.keys() & expected.keys() else state)
         if state[name].shape != tensor.shape:
@@ -137,6 +141,7 @@ def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> di
         odd = not _is_finite(tensor)
         if odd and not torch.equal(tensor, expected[name].to(tensor)):
             raise not_finite(source, name)
+    state = _with_counts(state, expected)
     return {name: state[name] for name in expected}
 
 
@@ -156,6 +161,14 @@ def check_kind(source: object, name: str, tensor: Tensor, wanted: Tensor) -> Non
             f"{source}: tensor {name!r} holds integers ({tensor.dtype}), and the model needs "
             f"{wanted.dtype}; save the weights as they were trained"
         )
+
+
+def _with_counts(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Return a state with batch norm's counts of batches, 0 as PyTorch has it if it lacks them."""
+    lacks = [name for name in expected if is_count(name) and name not in state]
+    return {**state, **{n: torch.zeros_like(expected[n]) for n in lacks}} if lacks else state
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -179,7 +192,7 @@ def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | No
         UserError: one is of another shape or kind than the model's.
     """
     own = buffers_of(model)
-    state = under_names(state_of(weights), unwrap(model).state_dict())
+    state = _with_counts(under_names(state_of(weights), unwrap(model).state_dict()), own)
     if not own.keys() <= state.keys():
         return None
     for name, buffer in own.items():
@@ -334,12 +347,15 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # about kinds of tensors that are refused below
             warnings.simplefilter("ignore")
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([_OPTIONS]):
+                value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = str(error).split("\n")[0] or "it is empty"
         if pickled:
             reason = f"it holds a pickled {pickled[1]}; save model.state_dict() alone"
+        if "TorchScript archive" in reason:
+            raise UserError(f"{path} is a TorchScript archive; save model.state_dict()") from None
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
     value = weights_within(value, path)
     if not isinstance(value, dict) or not all(_names_tensor(*entry) for entry in value.items()):

@@ -13,6 +13,7 @@ from fge import metrics
 from fge.config import OF_CLASSES
 from fge.data import Dataset
 from fge.ensemble import PredictionFile
+from fge.observer import counted
 from fge.report.builder import ReportBuilder
 from fge.report.escaping import plain_name
 from fge.report.methods import MethodResult
@@ -53,6 +54,14 @@ class ClassCounts:
         """The sizes of the classes, as the beginning of a sentence."""
         few, many = self.train.min(), self.train.max()
         return f"The classes have from {few} to {many} training {self.example}s"
+
+    @property
+    def of_classes(self) -> str:
+        """Over which classes a mean is: all, or those that have test images."""
+        tested = int((self.test > 0).sum())
+        if tested == len(self.test):
+            return "the classes"
+        return f"the {counted(tested, 'class', 'classes')} with test {self.example}s"
 
     @property
     def imbalanced(self) -> bool:
@@ -154,7 +163,7 @@ def errors_table(
         note: what the errors are.
     """
     order = np.arange(len(counts.names))
-    note = f"{note.format(example=counts.example)} Balanced is the mean over the classes."
+    note = f"{note.format(example=counts.example)} Balanced is the mean over {counts.of_classes}."
     if len(order) > MOST_CLASSES:
         worst = np.argsort(-np.nan_to_num(columns[main]), kind="stable")
         order = worst[:MOST_CLASSES]
@@ -196,7 +205,7 @@ def class_verdict(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.
     worst = int(np.nanargmax(errors))
     return (
         f"{counts.sizes}: the error of `{result.name}` is {result.error:.2f} %, and its balanced "
-        f"error, the mean over the classes, {metrics.balanced_error(matrix):.2f} %. Class "
+        f"error, the mean over {counts.of_classes}, {metrics.balanced_error(matrix):.2f} %. Class "
         f"{plain_name(counts.names[worst])} has the largest error, {errors[worst]:.2f} % of "
         f"{counts.test[worst]} test {counts.example}s."
     )

@@ -75,9 +75,16 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         **({"origins": dict(dataset.origins)} if dataset.origins else {}),
         **({"classes_without_test": dataset.untested} if dataset.untested else {}),
         **({"unreadable": dict(dataset.unreadable)} if dataset.unreadable else {}),
-        **({"streamed": True} if dataset.streamed else {}),
+        **_stream_facts(dataset),
         **({"ood": ood} if ood else {}),
     }
+
+
+def _stream_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return that images were streamed, and the fingerprint that repaired files leave."""
+    if not dataset.streamed:
+        return {}
+    return {"streamed": True, "names_sha256": dataset.names_fingerprint}
 
 
 def _target_facts(dataset: Dataset) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from fge.commands.train import train
 from fge.config import TrainConfig
 from fge.data import load_dataset
 from fge.ensemble import PredictionFile
+from fge.report import ClassCounts, MethodResult, errors_table
+from fge.report.classes import class_verdict
 
 pytestmark = pytest.mark.usefixtures("fixed_pictures")
 
@@ -35,6 +37,21 @@ def imbalanced(path: Path, train_counts: tuple[int, ...], test_counts: tuple[int
 def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
     values = {**PLAIN, "data": str(data), "out": out, "epochs": 2, "val_fraction": 0.0, **changes}
     return TrainConfig(**values)
+
+
+def test_means_say_over_which_classes_they_are() -> None:
+    names, tested = ("a", "b", "c"), np.array([4, 0, 6])
+    assert ClassCounts(names, 10 + tested, tested).of_classes == "the 2 classes with test images"
+    assert ClassCounts(names, 10 + tested, 1 + tested).of_classes == "the classes"
+    errors = {"single": np.array([25.0, np.nan, 50.0])}
+    table = errors_table(ClassCounts(names, 10 + tested, tested), errors, "single")
+    assert table.note is not None
+    assert table.note.endswith("Balanced is the mean over the 2 classes with test images.")
+    assert table.rows[-1][-1] == "37.50"
+    method = MethodResult("single", 1, 1, 1, 1, 40.0, 1.0, None, None, ("0",))
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 3, 3]])
+    said = class_verdict(ClassCounts(names, 10 + tested, tested), method, matrix)
+    assert "error, the mean over the 2 classes with test images, 37.50 %. Class c has" in said
 
 
 def test_the_majority_alone_is_seen_at_a_glance(tmp_path: Path) -> None:

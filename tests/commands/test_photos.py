@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,51 @@ def test_a_padded_copy_that_does_not_fit_can_be_streamed(
     result = run(flags("fge", {**options, "stream": "off"}))
     assert result.message.endswith(", or read them when they are needed with --stream on")
     assert run(flags("fge", {**options, "stream": "on"})).code == 0
+
+
+@pytest.fixture
+def copied(photos: Path, tmp_path: Path) -> Path:
+    shutil.copytree(photos, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_an_unreadable_test_image_is_named_before_a_streamed_run_trains(
+    copied: Path, tmp_path: Path
+) -> None:
+    files = sorted((copied / "test").rglob("*.png"))
+    content = files[-1].read_bytes()
+    files[-1].write_bytes(content[:-60])
+    options = small(copied, tmp_path / "run", stream="on", workers=2)
+    result = run(flags("fge", options))
+    assert result.code == 2
+    assert result.message.startswith(f"{files[-1]} cannot be read as an image: ")
+    again = "; replace it (a run goes on with --resume), or begin again with --skip-unreadable"
+    assert result.message.endswith(again)
+    assert not list(tmp_path.glob("run/*.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_streamed_run_is_finished_after_a_training_image_was_repaired(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fge.data.splits._SAMPLE", 1)  # else it is found there
+    options = small(copied, tmp_path / "run", stream="on", workers=0)
+    whole = promised(done("fge", {**options, "out": str(tmp_path / "whole")}))
+    file = sorted((copied / "train").rglob("*.png"))[-1]
+    content = file.read_bytes()
+    file.write_bytes(content[:-60])
+    result = run(flags("fge", options))
+    assert result.code == 2
+    assert result.message.startswith(f"{file} cannot be read as an image: ")
+    assert "goes on with --resume" in result.message
+    file.write_bytes(content)
+    result = run(flags("fge", {**options, "resume": True}))
+    assert (result.code, result.err) == (0, "")
+    assert "other sizes than at the start; they are taken to be repaired" in result.out
+    assert promised(tmp_path / "run") == whole
+    file.rename(file.with_name("other.png"))
+    result = run(flags("fge", {**options, "resume": True}))
+    assert "are not those of the run; restore them" in result.message
 
 
 def test_padded_crops_are_taken_if_they_are_asked_for() -> None:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from fge import memory
-from fge.data import Dataset, Split, load_dataset, read_images
-from fge.data.choice import TEST_FRACTION
+from fge.data import Dataset, Split, balanced_order, load_dataset, read_images
+from fge.data.choice import TEST_FRACTION, choose
 from fge.data.folders import from_folder
-from fge.data.raw import VAL_NAMES
+from fge.data.raw import VAL_NAMES, RawData, in_memory
 from fge.data.sources import from_npz
 from fge.errors import UserError
+from fge.seeds import derive_seed
 
 CLASSES = ("cat", "dog")
 COUNTS = {"train": 60, "val": 20, "test": 30}
@@ -150,6 +151,36 @@ def test_fewer_test_images_leave_what_trains_as_it_is(tmp_path: Path, kind: str)
         load_dataset(data, test_size=13)
     with pytest.raises(UserError, match="train_size 49 is more than the 48 available images"):
         load_dataset(data, train_size=49)
+
+
+def labelled(labels: np.ndarray) -> RawData:
+    images = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2)
+    names = tuple(map(str, range(labels.max() + 1)))
+    return RawData("data", names, in_memory(images, labels, "from train/"), None)
+
+
+@pytest.mark.parametrize("counts", [(40, 3), (3, 40, 2), (2, 2, 2), (1, 9, 5), (1, 1)])
+def test_each_class_of_two_images_or_more_has_a_test_image(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    chosen = choose(labelled(labels), val_fraction=0.2 if sum(counts) > 6 else 0)
+    parts = (chosen.train, chosen.val, chosen.test)
+    assert sorted(np.concatenate([part.order for part in parts])) == list(range(len(labels)))
+    tested = np.bincount(chosen.test.labels, minlength=len(counts))
+    if min(counts) > 1:
+        assert tested.min() >= 1
+        assert np.bincount(chosen.train.labels, minlength=len(counts)).min() >= 1
+
+
+def test_splits_that_test_every_class_are_as_they_were() -> None:
+    same = 0
+    for seed in range(60):
+        labels = np.random.default_rng(seed).integers(0, 3, 4 + seed)
+        order = balanced_order(labels, derive_seed(0, "test"))
+        before = order[: max(1, round(0.2 * len(labels)))]
+        if set(labels[before]) == set(labels):
+            same += 1
+            assert sorted(choose(labelled(labels)).test.order) == sorted(before)
+    assert same > 30
 
 
 def test_folder_and_npz_split_alike(tmp_path: Path) -> None:

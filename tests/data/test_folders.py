@@ -46,6 +46,37 @@ def test_test_images_alone_do_not_make_a_folder_of_classes(tmp_path: Path) -> No
         from_folder(tmp_path)
 
 
+def test_parts_are_known_by_their_usual_names(tmp_path: Path) -> None:
+    for number, part in enumerate(("Training", "valid", "TEST")):
+        for name in "ab":
+            picture(tmp_path / part / name / "1.png", number)
+    raw = from_folder(tmp_path)
+    assert raw.classes == ("a", "b")
+    assert raw.val is not None
+    assert raw.test is not None
+    assert [values(part.images)[0] for part in (raw.train, raw.val, raw.test)] == [0, 1, 2]
+    assert [raw.train.origin, raw.test.origin] == ["from Training/", "from TEST/"]
+    (tmp_path / "evaluation").mkdir()
+    with pytest.raises(UserError, match=r"/evaluation may be the validation or the test part; ca"):
+        from_folder(tmp_path)
+    (tmp_path / "evaluation").rename(tmp_path / "testing")
+    with pytest.raises(UserError, match=r" has TEST and testing; keep one of them$"):
+        from_folder(tmp_path)
+    (tmp_path / "testing").rename(tmp_path / "bus")  # Training and Test may be classes then
+    (tmp_path / "valid").rename(tmp_path / "car")
+    for name in ("bus", "car"):
+        picture(tmp_path / name / "1.png", 1)
+    assert from_folder(tmp_path).classes == ("TEST", "Training", "bus", "car")
+
+
+def test_what_lies_beside_the_parts_is_told(tmp_path: Path) -> None:
+    for name in ("train/a", "Test/a", "extra/a"):
+        picture(tmp_path / name / "1.png", 1)
+    raw = from_folder(tmp_path)
+    assert raw.test is not None
+    assert raw.skipped == f"skipped in {tmp_path}: 1 beside the parts (extra)"
+
+
 def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
     for name in ("ape", "bat", "cat"):
         for part in ("train", "test") if name == "bat" else ("train",):
@@ -160,6 +191,27 @@ def test_a_table_may_have_quotes_commas_and_a_mark_of_utf8(tmp_path: Path) -> No
     assert from_folder(tmp_path).classes == ("cat, small", "dög")
 
 
+def test_headings_and_splits_may_be_in_capitals(tmp_path: Path) -> None:
+    table(tmp_path, "File,LABEL,Split\n0.png,a,Train\n2.png,a,TESTING\n")
+    raw = from_folder(tmp_path)
+    assert raw.test is not None
+    assert (values(raw.train.images), values(raw.test.images)) == ([0], [2])
+
+
+def test_files_of_a_table_that_are_missing_count_as_unreadable(tmp_path: Path) -> None:
+    file = table(tmp_path, f"{PLAIN}gone.png,cat\n")
+    with pytest.raises(UserError, match=r"line 6: there is no image .*with --skip-unreadable$"):
+        from_folder(tmp_path)
+    raw = from_folder(tmp_path, skip_unreadable=True)
+    assert raw.unreadable == {
+        str(tmp_path / "gone.png"): f"{file}, line 6: there is no image {tmp_path / 'gone.png'}"
+    }
+    assert values(raw.train.images) == [0, 1, 2, 3]
+    file.write_text("file,label,split\n0.png,a,train\ngone.png,a,test\n")
+    with pytest.raises(UserError, match=r"no image of the split test .* is there; .*, line 3: the"):
+        from_folder(tmp_path, skip_unreadable=True)
+
+
 def test_a_train_folder_comes_before_a_table_that_nobody_asked_for(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "a" / "1.png", 1)
     file = table(tmp_path, PLAIN)
@@ -175,7 +227,18 @@ def test_a_train_folder_comes_before_a_table_that_nobody_asked_for(tmp_path: Pat
         ("file,label\n0.png,\n", r"line 2: a file and a label are needed, got '0.png' and ''"),
         ("file,label\n0.png\n", r"line 2: a file and a label are needed, got '0.png' and None"),
         ("file,label\n9.png,a\n", r"line 2: there is no image .*9\.png"),
-        (f"{PLAIN}0.png,cat\n", r"line 6: 0\.png is there twice; keep one of the rows"),
+        (f"{PLAIN}0.png,cat\n", r"line 6: 0\.png is there twice, first in line 2; keep one"),
+        (f"{PLAIN}sub/../0.png,cat\n", r"line 6: sub/\.\./0\.png is there twice, first in line 2;"),
+        (
+            "file,label\n../album/x.jpg,a\n",
+            r"\.\./album/x\.jpg is outside the folder of the images",
+        ),
+        (
+            "file;label\n0.png;a\n",
+            r"needs the columns .* got file;label; separate columns by commas",
+        ),
+        ("File,file,label\n0.png,1.png,a\n", r"has the column file twice; keep one of them"),
+        ("file,label,split\n0.png,a,eval\n", r"split 'eval' may be the validation or the test"),
         ("file,label\n/etc/x.png,a\n", r"give the name of /etc/x\.png in the folder"),
         ("file,label\nsub,a\n", r"sub is a folder and no image file"),
         ("file,label,split\n0.png,a,tset\n", r"split must be train, val or test, got 'tset'"),
@@ -189,9 +252,9 @@ def test_a_train_folder_comes_before_a_table_that_nobody_asked_for(tmp_path: Pat
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(tmp_path: Path, text: str, error: str) -> None:
-    table(tmp_path, text)
+    table(tmp_path / "album", text)
     with pytest.raises(UserError, match=error) as raised:
-        from_folder(tmp_path)
+        from_folder(tmp_path / "album")
     assert "\n" not in str(raised.value)
     assert "labels.csv" in str(raised.value) or "sub" in text
 

@@ -246,6 +246,34 @@ def test_the_fingerprint_of_a_stream_tells_files_labels_and_sizes_apart(photos: 
     assert len(others | {known}) == 4
 
 
+def test_validation_and_test_images_are_read_once_before_and_by_one_process_each(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = FilePictures.read
+
+    def counting(self: FilePictures, index: int) -> np.ndarray:
+        asked.append(self.name(index))
+        return original(self, index)
+
+    monkeypatch.setattr(FilePictures, "read", counting)
+    monkeypatch.setattr("fge.data.splits._SAMPLE", 1)
+    read_by = []
+    for rank in range(2):
+        monkeypatch.setattr("fge.data.splits.default_ranks", lambda rank=rank: Ranks(rank, 2))
+        dataset = read(photos, image_size=16, stream="on", workers=0)
+        read_by.append(asked[1:])  # the first is the sample
+        asked.clear()
+    whole = dataset.train.centres.pictures  # type: ignore[attr-defined]
+    train = {whole.pictures.name(k) for k in dataset.train.centres.order}  # type: ignore[attr-defined]
+    assert len(read_by[0] + read_by[1]) == len(set(read_by[0] + read_by[1]))
+    assert len(read_by[0] + read_by[1]) == len(dataset.val) + len(dataset.test)
+    assert abs(len(read_by[0]) - len(read_by[1])) <= 2
+    assert not train & set(read_by[0] + read_by[1])
+    read(photos, image_size=16, stream="on", workers=0, skip_unreadable=True)
+    assert len(asked) == 1  # all were read before
+
+
 def test_arrays_cannot_be_streamed_but_resized(tiny_npz: Path) -> None:
     for data in (tiny_npz, Path("fashion-mnist-mini")):
         for size in (None, 12):
@@ -337,9 +365,19 @@ def test_imagenet_normalisation_is_torchvisions(photos: Path) -> None:
     assert torch.allclose(normaliser(dataset.test.images), preset(dataset.test.images), atol=1e-5)
 
 
-def test_imagenet_normalisation_of_grey_images_is_refused(tiny_npz: Path) -> None:
-    with pytest.raises(UserError, match=r"imagenet is for images in colour, .* 1 channel; use"):
-        load_dataset(str(tiny_npz), normalize="imagenet")
+def test_imagenet_normalisation_of_grey_images_is_the_mean_of_its_channels(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
+    grey = load_dataset(str(tiny_npz), normalize="imagenet")
+    assert grey.mean == pytest.approx([255 * 0.449])
+    assert grey.std == pytest.approx([255 * 0.226])
+    with np.load(tiny_npz) as arrays:
+        two = {n: np.stack([a, a], -1) if "images" in n else a for n, a in arrays.items()}
+    np.savez(tmp_path / "two.npz", **two)
+    with pytest.raises(
+        UserError, match=r"images in colour or grey, .* 2 channels; use --normalize"
+    ):
+        load_dataset(str(tmp_path / "two.npz"), normalize="imagenet")
 
 
 @pytest.fixture(autouse=True)

@@ -156,6 +156,7 @@ def test_what_is_wrong_in_a_shard_is_named(
     with pytest.raises(UserError, match=error) as raised:
         load(tmp_path / "a.tar")
     assert "\n" not in str(raised.value)
+    assert ("cannot be read as a tar file" in str(raised.value)) == error.startswith("cannot be")
 
 
 def test_files_that_are_no_shards_are_named(shards: Path, tmp_path: Path) -> None:
@@ -170,8 +171,13 @@ def test_files_that_are_no_shards_are_named(shards: Path, tmp_path: Path) -> Non
             load(tmp_path / "a.tar")
     with pytest.raises(UserError, match=r"^no tar shard .*gone-1\.tar; check the path$"):
         load(tmp_path / "gone-{1..2}.tar")
-    with pytest.raises(UserError, match="has a brace without its pair"):
-        load(tmp_path / "a-{000..002.tar")
+    for name in ("a-{000..002.tar", "a-{000..002", "a-000..002}.tar"):
+        with pytest.raises(UserError, match="has a brace without its pair"):
+            load(tmp_path / name)
+    for name in ("a.tar.gz", "a.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(whole))
+        with pytest.raises(UserError, match=rf"{name} cannot be read as a tar file that is not co"):
+            load(tmp_path / name)
     for name in ("pipe:cat x.tar", "https://host/x.tar"):
         with pytest.raises(UserError, match="is not on this computer; give the path of local"):
             load(name)
@@ -183,8 +189,16 @@ def test_shards_belong_to_a_part_by_their_names(shards: Path) -> None:
         load(shards)
     with pytest.raises(UserError, match=r"has no shard to train on, whose name begins with train"):
         load(shards / "test-000.tar")
-    write(shards / "training.tar", range(12))  # begins with a word, not with a part
-    assert len(load(f"{shards}/{{training,extra}}.tar").train) > 0
+    write(shards / "trained.tar", range(12))  # begins with a word, not with a part
+    assert len(load(f"{shards}/{{trained,extra}}.tar").train) > 0
+    for name, numbers_in in (("Training-0", range(12)), ("testing-0", range(12, 18))):
+        write(shards / f"{name}.tar", numbers_in)
+    assert numbers(load(f"{shards}/{{Training,testing}}-0.tar").test).keys() == set(range(12, 18))
+    write(shards / "eval-0.tar", range(6))
+    with pytest.raises(
+        UserError, match=r"eval-0\.tar may be the validation or the test part; call"
+    ):
+        load(f"{shards}/{{Training,eval}}-0.tar")
 
 
 def test_a_missing_library_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,43 @@ def test_another_head_is_left_out_in_every_usual_wrapping(
     assert all(torch.equal(tensor, given[name]) for name, tensor in found.items())
 
 
+OTHER_NAMES = {
+    "another name": ("", "fc."),
+    "beside": ("backbone.", "head."),
+    "beside in DDP": ("module.backbone.", "module.head."),
+    "of several layers": ("net.", "net.fc.mlp."),
+    "SSL": ("teacher.backbone.", "teacher.head.last."),
+}
+
+
+@pytest.mark.parametrize(("body", "head"), OTHER_NAMES.values(), ids=OTHER_NAMES)
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_head_of_another_name_is_left_out(body: str, head: str, counts: bool) -> None:
+    given, model = network(3).state_dict(), network(3)
+    state = {(head + n[2:] if n[0] == "2" else body + n): t for n, t in given.items()}
+    if not counts:
+        state = {name: t for name, t in state.items() if "num_batches" not in name}
+    found, left_out = fitting_backbone(model, state, "w")
+    assert left_out == ("2.weight", "2.bias")
+    assert sorted(found) == sorted(name for name in given if name[0] != "2")
+    assert all(torch.equal(found[name], given[name]) for name in found)
+
+
+def test_a_deeper_body_is_no_head() -> None:
+    class Deep(nn.Module):
+        def __init__(self, layers: int, head: str) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(layers))
+            self.add_module(head, nn.Linear(2, 3))
+
+    for head in ("top", "fc"):
+        with pytest.raises(
+            UserError, match=r"^w has a tensor 'layers\.2\.weight', but the model h"
+        ):
+            fitting_backbone(Deep(2, head), Deep(3, "fc").state_dict(), "w")
+    assert len(fitting_backbone(Deep(2, "top"), Deep(2, "fc").state_dict(), "w")[0]) == 4
+
+
 def test_a_head_that_fits_is_taken(tmp_path: Path) -> None:
     given, model = network(3).state_dict(), network(3)
     save_file({f"module.{n}": t for n, t in given.items()}, tmp_path / "w.safetensors")

@@ -14,7 +14,14 @@ from torch.optim.swa_utils import AveragedModel
 
 import fge
 from fge.errors import UserError
-from fge.networks import canonical_state, encode_weights, flatten, load_weights, read_weights
+from fge.networks import (
+    buffers_within,
+    canonical_state,
+    encode_weights,
+    flatten,
+    load_weights,
+    read_weights,
+)
 from fge.networks.naming import under_names
 
 State = dict[str, Tensor]
@@ -51,6 +58,19 @@ WRAPPINGS: dict[str, Callable[[State], Any]] = {
     "state_dict": lambda state: {"state_dict": lightning(state), "pytorch-lightning_version": "2"},
     "model": lambda state: {"model": prefixed("module.")(state), "optimizer": {"state": {}}},
     "module": lambda state: {"module": state, "dp_world_size": 1},
+    "with-options": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, name="a")},
+    "ema": lambda state: {"ema": {"module": state, "decay": 0.9}, "step": 3},
+    "model_ema": lambda state: {"model_ema": prefixed("module.")(state)},
+    "params": lambda state: {"params": state},
+    "weights": lambda state: {"weights": state, "meta": {"acc": 0.9}},
+    "encoder": lambda state: {"encoder": state, "decoder": {"weight": torch.ones(2)}},
+    "teacher": lambda state: {"teacher": prefixed("backbone.")(state)},
+    "lightning-net": lambda state: {**prefixed("net.")(state), "criterion.weight": torch.ones(2)},
+    "the-same-twice": lambda state: {**prefixed("a.")(state), **prefixed("b.")(state)},
+    "no-counts": lambda state: {n: t for n, t in state.items() if "num_batches" not in n},
+    "no-counts-wrapped": lambda state: {
+        f"module.{n}": t for n, t in state.items() if "num_batches" not in n
+    },
 }
 
 
@@ -156,6 +176,35 @@ def test_what_does_not_fit_is_named(state: State, message: str) -> None:
         load_weights(make_model(), state, "there")
 
 
+def test_two_networks_in_one_state_are_refused() -> None:
+    one, other = (canonical_state(make_model(seed)) for seed in range(2))
+    both = {**prefixed("student.")(one), **prefixed("teacher.")(other)}
+    with pytest.raises(
+        UserError, match=r"under 'student\.' and under 'teacher\.', and they differ"
+    ):
+        load_weights(make_model(), both, "there")
+
+
+def test_counts_that_a_file_lacks_are_0() -> None:
+    model = make_model()
+    model(torch.randn(5, 3))
+    state = {n: t for n, t in model.state_dict().items() if "num_batches" not in n}
+    load_weights(model, state, "there")
+    assert model[1].num_batches_tracked.item() == 0
+    found = buffers_within(state, model)
+    assert found is not None
+    assert found["1.num_batches_tracked"].item() == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_archive_is_called_so(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(make_model().eval(), torch.randn(2, 3)), tmp_path / "w.pt")
+    with pytest.raises(
+        UserError, match=r"w\.pt is a TorchScript archive; save model\.state_dict\(\)$"
+    ):
+        read_weights(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -163,7 +212,10 @@ def test_what_does_not_fit_is_named(state: State, message: str) -> None:
             nn.Linear(2, 2),
             r"a pickled torch\.nn.*Linear; save model\.state_dict\(\) alone$",
         ),
-        ({"args": argparse.Namespace(), "model": {}}, r"a pickled argparse\.Namespace; save model"),
+        (
+            {"args": argparse.Namespace(out=Path("a")), "model": {}},
+            r"a pickled pathlib[\w.]*\.PosixPath; save model",
+        ),
         ({"epoch": 3, "lr": 0.1}, "its entry 'epoch' is a int; save model"),
         ([1], "but a list; save model"),
         ({0: torch.ones(1)}, "its entry 0 is a tensor without a name"),

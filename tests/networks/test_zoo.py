@@ -56,7 +56,9 @@ def test_only_close_names_are_proposed_whatever_their_capitals() -> None:
 def test_long_lists_of_known_names_are_cut() -> None:
     with pytest.raises(UserError, match=r", \.\.\.$") as caught:
         build("torchvision:qqqqqqqqqqq")
-    assert str(caught.value).count(",") == 30
+    assert str(caught.value).count(",") == 5
+    with pytest.raises(UserError, match=r"^unknown torchvision model 'resnet999'; nearest of \d+:"):
+        build("torchvision:resnet999")
 
 
 # ------------------------------------------------------------------------- weights of torchvision
@@ -167,6 +169,7 @@ def test_a_timm_model_of_one_image_size_gets_that_of_the_data(timm: ModuleType) 
     ("name", "message"),
     [
         ("timm:resnet10tt", "unknown timm model 'resnet10tt'; did you mean 'resnet10t'?"),
+        ("timm:resnet999", "unknown timm model 'resnet999'; nearest of "),
         ("timm:hf-hub:someone/model", "unknown timm model 'hf-hub:someone/model'; known: "),
         ("resnet10t", "unknown model 'resnet10t'; did you mean 'timm:resnet10t'?"),
     ],
