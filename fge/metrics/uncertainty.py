@@ -55,12 +55,8 @@ def uncertainty(members: Iterable[ArrayLike], *, output: Probable = "softmax") -
     labels = output == "sigmoid"
     count, total, expected, votes = 0, np.empty((0, 0)), np.empty(0), np.empty((0, 0), np.int32)
     for s, given in enumerate(members):
-        p = (
-            check_range(given, name=f"member {s}")
-            if labels
-            else check_probs(given, name=f"member {s}")
-        )
-        h = _label_entropy(p) if labels else entropy(p)
+        p = (check_range if labels else check_probs)(given, name=f"member {s}")
+        h = (_label_entropy if labels else entropy)(p)
         if not count:
             total, expected = np.zeros_like(p), np.zeros_like(h)
             votes = np.zeros(p.shape, np.int32)
@@ -76,7 +72,7 @@ def uncertainty(members: Iterable[ArrayLike], *, output: Probable = "softmax") -
     if not count:
         raise UserError("uncertainty needs at least 1 member, got 0")
     mean, expected = total / count, expected / count
-    mixed = _label_entropy(mean) if labels else entropy(mean)
+    mixed = (_label_entropy if labels else entropy)(mean)
     said = _said(mean, labels)
     agreeing = np.where(said, votes, count - votes) if labels else votes[said]
     return {
