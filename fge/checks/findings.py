@@ -16,6 +16,7 @@ from fge.errors import UserError
 from fge.networks import (
     ForwardFn,
     LossFn,
+    Output,
     TargetFn,
     call_model,
     check_reiterable,
@@ -110,6 +111,7 @@ class Subject:
     forward_fn: ForwardFn | None
     own_call: bool = field(default=False)
     target_fn: TargetFn | None = None
+    output: Output = "softmax"
 
     @classmethod
     def of(
@@ -119,6 +121,7 @@ class Subject:
         loss_fn: LossFn,
         forward_fn: ForwardFn | None,
         target_fn: TargetFn | None = None,
+        output: Output = "softmax",
     ) -> Subject:
         """Return the subject with the first examples.
 
@@ -133,7 +136,8 @@ class Subject:
         ]
         if not parts:
             raise nothing_yielded()
-        return cls(unwrap(model), parts, loss_fn, forward_fn, forward_fn is not None, target_fn)
+        own_call = forward_fn is not None
+        return cls(unwrap(model), parts, loss_fn, forward_fn, own_call, target_fn, output)
 
     @property
     def batch(self) -> Any:
