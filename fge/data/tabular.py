@@ -131,18 +131,13 @@ def _numbers(table: Table, name: str, column: NDArray[Any]) -> NDArray[np.float6
     """Return targets (N,) as numbers."""
     numbers = np.empty(len(column))
     for k, value in enumerate(column):
+        where = f"{table.path}, {table.row(k)}: the target {name!r} must be"
         try:
             numbers[k] = float(value)
         except ValueError:
-            pass
-        else:
-            if abs(numbers[k]) <= LARGEST:
-                continue
-        what = f"a number of at most {LARGEST:g} in size"
-        raise UserError(
-            f"{table.path}, {table.row(k)}: the target {name!r} must be {what} for --task "
-            f"regression, got {value if column.dtype != object else repr(value)}"
-        )
+            raise UserError(f"{where} a number for --task regression, got {value!r}") from None
+        if not abs(numbers[k]) <= LARGEST:
+            raise UserError(f"{where} finite and at most {LARGEST:g} in size, got {numbers[k]:g}")
     return numbers
 
 
