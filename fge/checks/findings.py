@@ -16,6 +16,7 @@ from fge.errors import UserError, first_line
 from fge.networks import (
     ForwardFn,
     LossFn,
+    Output,
     TargetFn,
     call_model,
     check_differentiable,
@@ -111,6 +112,7 @@ class Subject:
     forward_fn: ForwardFn | None
     own_call: bool = field(default=False)
     target_fn: TargetFn | None = None
+    output: Output = "softmax"
 
     @classmethod
     def of(
@@ -120,6 +122,7 @@ class Subject:
         loss_fn: LossFn,
         forward_fn: ForwardFn | None,
         target_fn: TargetFn | None = None,
+        output: Output = "softmax",
     ) -> Subject:
         """Return the subject with the first examples.
 
@@ -134,7 +137,8 @@ class Subject:
         ]
         if not parts:
             raise nothing_yielded()
-        return cls(unwrap(model), parts, loss_fn, forward_fn, forward_fn is not None, target_fn)
+        own_call = forward_fn is not None
+        return cls(unwrap(model), parts, loss_fn, forward_fn, own_call, target_fn, output)
 
     @property
     def batch(self) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fge.checks import running, weights
 from fge.checks.findings import Finding, Findings, Subject, outcome
-from fge.networks import ForwardFn, LossFn, TargetFn, canonical_state
+from fge.networks import ForwardFn, LossFn, Output, TargetFn, canonical_state
 from fge.seeds import same_random_state
 
 Check = Callable[[Subject], str]
@@ -47,6 +47,7 @@ def check(
     loss_fn: LossFn = F.cross_entropy,
     forward_fn: ForwardFn | None = None,
     target_fn: TargetFn | None = None,
+    output: Output = "softmax",
     compilation: bool = True,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Findings:
@@ -68,6 +69,8 @@ def check(
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
+        output: what the outputs are, as of :class:`fge.Ensemble`: ``"softmax"``, ``"sigmoid"``,
+            ``"identity"`` or a function.
         compilation: also check ``torch.compile``, which may take half a minute.
         on_finding: called after each check.
 
@@ -77,7 +80,7 @@ def check(
     Raises:
         UserError: ``batches`` can be iterated only once, or yields nothing.
     """
-    subject = Subject.of(model, batches, loss_fn, forward_fn, target_fn)
+    subject = Subject.of(model, batches, loss_fn, forward_fn, target_fn, output)
     found: list[Finding] = []
     for name, work in CHECKS.items():
         if name == "compiles" and not compilation:

@@ -18,6 +18,7 @@ from fge.ensemble import Ensemble, SnapshotStore
 from fge.landscape import HessianOperator
 from fge.networks import (
     Layout,
+    OutputKind,
     TailAverage,
     buffers_of,
     canonical_state,
@@ -148,21 +149,24 @@ def curve_ends(subject: Subject) -> str:
 
 def ensembles(subject: Subject) -> str:
     """Check that an ensemble predicts the mean of its members."""
-    outputs = subject.predict()
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise SkippedError(f"outputs of shape {tuple(outputs.shape)} are no logits of classes")
+    outputs, kind = subject.predict(), OutputKind(subject.output)
+    if kind.name == "softmax" and (outputs.ndim < 2 or outputs.shape[1] < 2):
+        raise SkippedError(
+            f"outputs of shape {tuple(outputs.shape)} are no logits of classes; give output="
+        )
     states = [canonical_state(subject.model)]
     _disturb(subject.model)
     states.append(canonical_state(subject.model))
     members = []
     for state in states:
         load_weights(subject.model, state, "a member")
-        members.append(subject.predict().double().softmax(1).cpu())
-    ensemble = Ensemble(subject.model, states, forward_fn=subject.forward_fn)
-    apart = distance(ensemble.predict_proba([subject.batch]), torch.stack(members).mean(0))
+        members.append(kind.predictions(subject.predict()).cpu())
+    ensemble = Ensemble(subject.model, states, forward_fn=subject.forward_fn, output=subject.output)
+    apart = distance(ensemble.predict([subject.batch]), torch.stack(members).mean(0))
     if apart > 1e-5:
         raise CheckFailedError(f"the mean of two members is off by {apart:.2g} of its size")
-    return "two members have the mean of their probabilities"
+    what = "probabilities" if kind.probable else "predictions"
+    return f"two members have the mean of their {what}"
 
 
 def second_derivatives(subject: Subject) -> str:

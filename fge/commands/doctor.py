@@ -46,11 +46,13 @@ def doctor(config: DoctorConfig) -> Findings:
         observer.note(dataset.skipped)
     count = counted(len(images), dataset.example)
     observer.note(f"checking {config.model} on {count} of {dataset.name}")
+    task = task_of(dataset)
     with enough_memory(device, "use --device cpu"):
         found = check(
             model.to(device),
             batches,
-            loss_fn=task_of(dataset).loss(torch.device(device)),
+            loss_fn=task.loss(torch.device(device)),
+            output=task.output,
             compilation=config.compile,
             on_finding=lambda finding: observer.note(_row(finding)),
         )

@@ -23,7 +23,7 @@ from fge.report import (
 )
 
 Array = NDArray[np.float64]
-_OF_MEMBERS = ("mutual_information", "disagreement")
+OF_MEMBERS = ("mutual_information", "disagreement")
 """Measures that one network does not have."""
 _BETWEEN = " | "
 """Between the classes of a set."""
@@ -83,7 +83,7 @@ class Measured:
     ) -> Measured:
         """Return what the uncertainty of some networks comes to; of one, its entropy alone."""
         probs = figures["mean"].numpy()
-        names = ("entropy", *(_OF_MEMBERS if networks > 1 else ()))
+        names = ("entropy", *(OF_MEMBERS if networks > 1 else ()))
         members = figures["members"].float().numpy() if "members" in figures else None
         sets = conformal_sets(probs, fit) if fit else None
         measures = {name: figures[name].numpy() for name in names}
@@ -108,7 +108,7 @@ class Measured:
         def cell(name: str) -> Callable[[int], str]:
             return lambda image: f"{self.measures[name][image]:.3f}"
 
-        named = [name for name in _OF_MEMBERS if name in self.measures]
+        named = [name for name in OF_MEMBERS if name in self.measures]
         found = {name.replace("_", " "): cell(name) for name in named}
         if self.sets is not None:
             found["set"] = lambda image: self.set_of(image, classes) or "(empty)"

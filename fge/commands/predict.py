@@ -171,6 +171,8 @@ def _predicted(
     batches = EvalBatches(images.to(device), normaliser, config.batch_size)
     if not facts.task.of_classes:
         predictions = ensemble.predict_members(batches)
+        if facts.task.name == "multilabel":
+            return Predicted.of_labels(predictions, keep_members=config.keep_members)
         return Predicted.of(predictions, noise, sets[0], keep_members=config.keep_members)
     figures = figures_of(ensemble, batches, keep_members=config.keep_members)
     return Measured.of(figures, len(ensemble), images, *sets, facts.example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge.commands.inputs import Inputs
+from fge.commands.measured import OF_MEMBERS
 from fge.config import PredictConfig, is_table
 from fge.data import Encoder, Split, TableFacts, read_table
 from fge.errors import UserError
 from fge.files import printable, write_bytes, write_text
-from fge.metrics import Conformal
+from fge.metrics import Conformal, uncertainty
 from fge.observer import Observer
 from fge.report import (
     SHOWN,
@@ -73,7 +74,8 @@ class Predicted:
     ``mean``: probabilities of labels (N, L), or numbers (N, K); ``spread``: the standard deviation
     over members, of the same shape; ``members``: (S, N, ...) float32, if they are kept;
     ``deviation``: the standard deviation (N, K) of the true numbers, if their noise is known;
-    ``intervals``: (N, K, 2) of the threshold ``fit``, if there is one.
+    ``intervals``: (N, K, 2) of the threshold ``fit``, if there is one; ``measures``: by name, how
+    uncertain each label is (N, L).
     """
 
     mean: Array
@@ -82,6 +84,20 @@ class Predicted:
     deviation: Array | None = None
     fit: Conformal | None = None
     intervals: Array | None = None
+    measures: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of_labels(cls, predictions: Tensor, *, keep_members: bool) -> Predicted:
+        """Return what the members' probabilities of labels (S, N, L) come to.
+
+        Args:
+            predictions: of the members.
+            keep_members: whether their own predictions are kept.
+        """
+        found = uncertainty(predictions.numpy(), output="sigmoid")
+        names = ("entropy", *(OF_MEMBERS if len(predictions) > 1 else ()))
+        own = cls.of(predictions, keep_members=keep_members)
+        return replace(own, measures={name: found[name] for name in names})
 
     @classmethod
     def of(
@@ -115,7 +131,7 @@ class Predicted:
         found = {
             f"p({n})" if of_labels else n: v for n, v in zip(task.names, self.mean.T, strict=True)
         }
-        more = {"spread": self.spread, "deviation": self.deviation}
+        more = {"spread": self.spread, **self.measures, "deviation": self.deviation}
         if self.intervals is not None:
             more |= {"low": self.intervals[..., 0], "high": self.intervals[..., 1]}
         for what, values in more.items():
@@ -159,6 +175,7 @@ def write_outputs(
         task.array: found.mean,
         "spread": found.spread,
         "names": np.array(task.names),
+        **found.measures,
     }
     if found.members is not None:
         arrays[f"member_{task.array}"] = found.members

@@ -12,7 +12,7 @@ from fge.data.batches import (
 from fge.data.choice import balanced_order
 from fge.data.columns import MISSING, Table, read_table
 from fge.data.crops import Crops, crops_of
-from fge.data.encoding import Column, Encoder, TableFacts
+from fge.data.encoding import TRUTH, Column, Encoder, TableFacts
 from fge.data.folders import find_unreadable
 from fge.data.images import Skipped, list_images, read_images
 from fge.data.ood import load_ood
@@ -36,6 +36,7 @@ __all__ = [
     "FEWER",
     "MISSING",
     "POLICIES",
+    "TRUTH",
     "ArrayPictures",
     "Column",
     "Crops",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,17 @@ class Table:
     """The columns of a table by name: numbers (N,) with NaN where there are none, or words.
 
     Words are an object array (N,) of text, and None where there is none. ``first``: the number of
-    the first row in messages.
+    the first row in messages; ``cells``: returns what the file says, of columns of numbers;
+    ``other``: columns that are neither numbers nor words, and their types; ``index``: those that
+    are no more than the rows' names.
     """
 
     path: Path
     columns: Mapping[str, NDArray[Any]]
     first: int
+    cells: Mapping[str, Callable[[], Sequence[Any]]] = field(default_factory=dict)
+    other: Mapping[str, str] = field(default_factory=dict)
+    index: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -46,11 +53,28 @@ class Table:
         """Return a column.
 
         Raises:
-            UserError: there is no such column; the message names the nearest.
+            UserError: there is no such column; the message names the nearest. Or it is neither of
+                numbers nor of words.
         """
+        if name in self.other:
+            raise UserError(
+                f"{self.path}: the column {printable(name)!r} is of the type {self.other[name]}; "
+                "make it numbers or words"
+            )
         if name not in self.columns:
             raise UserError(f"{self.path}: {unknown('column', name, self.columns)}")
         return self.columns[name]
+
+    def words(self, name: str) -> list[str | None]:
+        """Return the values of a column as words, as the file has them; None if missing.
+
+        They do not depend on the other rows: ``02139`` stays so in a column of numbers.
+
+        Raises:
+            UserError: as :meth:`column`.
+        """
+        column, cells = self.column(name), self.cells.get(name)
+        return [_word(cell) for cell in cells()] if cells else words_of(column)
 
 
 def read_table(path: str | Path) -> Table:
@@ -60,12 +84,15 @@ def read_table(path: str | Path) -> Table:
     (:data:`MISSING`).
 
     Raises:
-        UserError: it cannot be read, has no rows, or columns of one name or of another type; or
-            pyarrow is not installed.
+        UserError: it cannot be read, has no rows, no column of numbers or words, or columns of one
+            name; or pyarrow is not installed.
     """
     path = Path(path)
     check_file(path, "table")
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    if table.other and not table.columns:
+        types = ", ".join(f"{printable(name)}: {kind}" for name, kind in table.other.items())
+        raise UserError(f"{path} has no column of numbers or words; add one ({types})")
     if not table.columns or len(table) == 0:
         raise UserError(f"{path} has no rows; give a table with a line of names and rows below it")
     return table
@@ -74,12 +101,36 @@ def read_table(path: str | Path) -> Table:
 def words_of(column: NDArray[Any]) -> list[str | None]:
     """Return the values of a column as words; whole numbers without a point, None if missing.
 
-    >>> words_of(np.array([1.0, 2.5, np.nan]))
-    ['1', '2.5', None]
+    >>> words_of(np.array([1.0, 0.1, np.nan]))
+    ['1', '0.1', None]
     """
-    if column.dtype == object:
-        return list(column)
-    return [None if math.isnan(x) else f"{x:.17g}" for x in column.tolist()]
+    return list(column) if column.dtype == object else [_word(x) for x in column.tolist()]
+
+
+def _word(cell: Any) -> str | None:
+    """Return a value as a word; a number as the shortest one that is read as the same number."""
+    if isinstance(cell, str):
+        stripped = cell.strip()
+        return None if stripped in MISSING else stripped
+    if cell is None or cell != cell:  # NaN
+        return None
+    text = f"{cell:f}" if isinstance(cell, Decimal) else str(cell)
+    if isinstance(cell, Decimal) and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if cell == 0 else text.removesuffix(".0")
+
+
+def number_of(word: str) -> int | float:
+    """Return a number in words, exact if it is whole.
+
+    >>> number_of("9007199254740993"), number_of("2.0"), number_of("0.1")
+    (9007199254740993, 2, 0.1)
+    """
+    try:
+        return int(word)
+    except ValueError:
+        number = float(word)
+        return int(number) if number.is_integer() else number
 
 
 def _read_csv(path: Path) -> Table:
@@ -90,9 +141,14 @@ def _read_csv(path: Path) -> Table:
     rows = _csv_rows(path, text)
     names = next(rows, [])
     _check_names(path, names)
-    cells = list(zip(*rows, strict=True))
-    columns = {name: _parsed(column) for name, column in zip(names, cells, strict=False)}
-    return Table(path, columns, _FIRST_LINE)
+    found = dict(zip(names, zip(*rows, strict=True), strict=False))
+    columns = {name: _parsed(cells) for name, cells in found.items()}
+    given: dict[str, Callable[[], Sequence[Any]]] = {
+        name: partial(tuple, found[name])
+        for name, column in columns.items()
+        if column.dtype != object
+    }
+    return Table(path, columns, _FIRST_LINE, given)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
@@ -142,27 +198,43 @@ def _read_parquet(path: Path) -> Table:
         table = pyarrow.parquet.read_table(path)
         names = list(map(str, table.column_names))
         _check_names(path, names)
-        columns = {
-            name: _from_arrow(path, name, column, pyarrow.types)
-            for name, column in zip(names, table.columns, strict=True)
-        }
+        by_name = dict(zip(names, table.columns, strict=True))
+        found = {name: _from_arrow(column, pyarrow.types) for name, column in by_name.items()}
+        index = list((table.schema.pandas_metadata or {}).get("index_columns", []))
     except UserError:
         raise
     except Exception as error:  # of a damaged file pyarrow raises many types
         raise UserError(
             f"{path} cannot be read as Parquet: {one_line(f'{type(error).__name__}: {error}')}"
         ) from None
-    return Table(path, columns, 0)
+    columns = {name: column for name, column in found.items() if column is not None}
+    given: dict[str, Callable[[], Sequence[Any]]] = {
+        name: partial(_cells_of, by_name[name])
+        for name, column in columns.items()
+        if column.dtype != object
+    }
+    other = {name: str(by_name[name].type) for name in names if name not in columns}
+    # A range of numbers is described by a mapping and has no column.
+    own = tuple(name for name in index if isinstance(name, str) and name in by_name)
+    return Table(path, columns, 0, given, other, own)
 
 
-def _from_arrow(path: Path, name: str, column: Any, types: Any) -> NDArray[Any]:
+def _from_arrow(column: Any, types: Any) -> NDArray[Any] | None:
+    """Return a column as numbers or words, or None if it is neither."""
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    values = column.to_pylist()
+    if types.is_null(kind):
+        return np.full(len(column), np.nan)
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        values = column.to_pylist()
         return np.array([math.nan if value is None else float(value) for value in values])
     if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind):
+        values = column.to_pylist()
         return np.array([None if value is None else str(value) for value in values], dtype=object)
-    raise UserError(
-        f"{path}: the column {printable(name)!r} is of the type {kind}; leave it out, or make it "
-        "numbers or words"
-    )
+    return None
+
+
+def _cells_of(column: Any) -> list[Any]:
+    """Return the numbers of a column; those of a narrow type are shorter in words."""
+    values = column.to_pylist()
+    narrow = {"halffloat": np.float16, "float": np.float32}.get(str(column.type))
+    return [None if x is None else narrow(x) for x in values] if narrow else values

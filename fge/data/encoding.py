@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
@@ -9,7 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.data.columns import Table, words_of
+from fge.data.columns import Table
+from fge.data.targets import LARGEST
 from fge.errors import UserError
 from fge.files import printable
 from fge.observer import listed
@@ -20,8 +22,9 @@ _FEW = 20
 """So many different words are categories, however few rows there are."""
 _NAMED = 5
 """Columns or words that a line names."""
-_LARGEST = 1e100
-"""Of a number, so that its square is one."""
+TRUTH = {"false": 0, "False": 0, "FALSE": 0, "true": 1, "True": 1, "TRUE": 1}
+"""How programs spell what 0 and 1 stand for."""
+_NO_CODE = -1
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,34 @@ class Column:
             return [f"{self.name}={'' if word is None else word}" for word in self.categories]
         return [self.name, *([f"{self.name} is missing"] if self.missing else [])]
 
+    @property
+    def codes(self) -> dict[str | None, int]:
+        """The place among the categories by word: of false and true however they are spelled."""
+        codes = {word: place for place, word in enumerate(self.categories)}
+        words = [word for word in self.categories if word is not None]
+        if {*words} <= {*TRUTH}:
+            for word in words:
+                truth = TRUTH[word]
+                for other in (*(o for o in TRUTH if TRUTH[o] == truth), f"{truth}", f"{truth}.0"):
+                    codes.setdefault(other, codes[word])
+        return codes
+
+    @property
+    def of_truth(self) -> bool:
+        """Whether the numbers were 0 and 1: no others have this variance about this mean."""
+        return 0 < self.mean < 1 and math.isclose(self.std**2, self.mean * (1 - self.mean))
+
     def encode(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the features (N, f) of values (N,)."""
+        """Return the features (N, f) of values (N,): numbers, or words if there are categories."""
         if not self.categories:
             known = np.isfinite(values)
             scaled = np.where(known, (np.where(known, values, 0.0) - self.mean) / self.std, 0.0)
             columns = [scaled, *([~known] if self.missing else [])]
             return np.stack(columns, axis=1).astype(np.float64)
-        words = words_of(values)
-        found = [[word == c for c in self.categories] for word in words]
-        return np.array(found, dtype=np.float64).reshape(len(words), len(self.categories))
+        codes = self.codes
+        found = np.array([codes.get(word, _NO_CODE) for word in values])
+        features: NDArray[np.float64] = np.equal.outer(found, range(len(self.categories)))
+        return features.astype(np.float64)
 
     def decode(self, features: NDArray[Any]) -> list[str]:
         """Return the values of features (N, f) in words, empty if they are missing.
@@ -106,7 +127,8 @@ class Encoder:
         """Return the encoder of a table by its training rows.
 
         Columns of one value, row numbers and words that differ in most rows say nothing, and are
-        left out.
+        left out; so are the names that pandas gives rows, and columns that are neither numbers nor
+        words.
 
         Args:
             table: of all rows.
@@ -121,11 +143,12 @@ class Encoder:
         for name, values in table.columns.items():
             if name in (*targets, *ignored):
                 continue
-            reason = _useless(values, train)
+            reason = "the index of pandas" if name in table.index else _useless(values, train)
             if reason:
                 left_out[name] = reason
             else:
                 columns.append(_fitted(table, name, values, train))
+        left_out |= {name: f"of the type {kind}" for name, kind in table.other.items()}
         if not columns:
             why = "".join(f"; {printable(name)}: {reason}" for name, reason in left_out.items())
             raise UserError(f"{table.path} has no column of features; add one{why}")
@@ -155,9 +178,11 @@ class Encoder:
         """Return the features (N, F) float32 of the rows of a table, all by default.
 
         Raises:
-            UserError: a column is missing, or holds words where training had numbers.
+            UserError: a column is missing, is neither of numbers nor of words, or holds words
+                where training had numbers.
         """
-        lacking = [column.name for column in self.columns if column.name not in table.columns]
+        present = {*table.columns, *table.other}
+        lacking = [column.name for column in self.columns if column.name not in present]
         if lacking:
             raise UserError(
                 f"{table.path} lacks {_columns(lacking)} that the network was trained with; add "
@@ -165,10 +190,11 @@ class Encoder:
             )
         parts = []
         for column in self.columns:
-            values = table.columns[column.name]
-            if not column.categories and values.dtype == object:
-                values = _as_numbers(table, column.name, values)
-            _check_finite(table, column.name, values)
+            if column.categories:
+                values = np.array(table.words(column.name), dtype=object)
+            else:
+                values = _as_numbers(table, column)
+                _check_finite(table, column.name, values)
             parts.append(column.encode(values if rows is None else values[rows]))
         return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -186,8 +212,8 @@ class Encoder:
         lines = []
         for column in self.columns:
             if column.categories:
-                words = set(words_of(table.columns[column.name]))
-                new = sorted(str(word) for word in words - {*column.categories, None})
+                words = set(table.words(column.name))
+                new = sorted(str(word) for word in words - {*column.codes, None})
                 if new:
                     shown = ", ".join(printable(word) for word in new[:_NAMED])
                     lines.append(f"{column.name}: no training row has {shown}; all features are 0")
@@ -196,7 +222,7 @@ class Encoder:
     def unused(self, table: Table) -> list[str]:
         """Return the names of columns of a table that are no features."""
         known = {column.name for column in self.columns} | {*self.targets, *self.left_out}
-        return [name for name in table.columns if name not in known]
+        return [name for name in (*table.columns, *table.other) if name not in known]
 
     def note(self) -> str | None:
         """Return a line about the columns that are left out, or None."""
@@ -206,15 +232,20 @@ class Encoder:
         return f"columns left out: {', '.join(shown)}"
 
 
-def _as_numbers(table: Table, name: str, words: NDArray[Any]) -> NDArray[np.float64]:
-    """Return words as the numbers that training had in their column."""
-    numbers = np.full(len(words), np.nan)
-    for k, word in enumerate(words):
+def _as_numbers(table: Table, column: Column) -> NDArray[np.float64]:
+    """Return the values of a column as the numbers that it had in training."""
+    values = table.column(column.name)
+    if values.dtype != object:
+        return values
+    truth = TRUTH if column.of_truth else {}
+    numbers = np.full(len(values), np.nan)
+    for k, word in enumerate(values):
         try:
-            numbers[k] = np.nan if word is None else float(word)
+            known = None if word is None else truth.get(word, word)
+            numbers[k] = np.nan if known is None else float(known)
         except ValueError:
             raise UserError(
-                f"{table.path}, {table.row(k)}: {printable(name)!r} must be a number, as in "
+                f"{table.path}, {table.row(k)}: {printable(column.name)!r} must be a number, as in "
                 f"training, got {word!r}"
             ) from None
     return numbers
@@ -257,7 +288,7 @@ def _fitted(table: Table, name: str, values: NDArray[Any], train: NDArray[np.int
 def _check_finite(table: Table, name: str, values: NDArray[Any]) -> None:
     if values.dtype == object:
         return
-    bad = np.flatnonzero(np.abs(np.nan_to_num(values, nan=0.0, posinf=np.inf)) > _LARGEST)
+    bad = np.flatnonzero(np.abs(np.nan_to_num(values, nan=0.0, posinf=np.inf)) > LARGEST)
     if len(bad):
         raise UserError(
             f"{table.path}, {table.row(int(bad[0]))}: {printable(name)!r} is {values[bad[0]]:g}; "

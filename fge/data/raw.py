@@ -116,8 +116,12 @@ def check(raw: RawData) -> None:
     """Raise a UserError unless the labels of all parts are in range, and images of one size."""
     if raw.task == "binary" and len(raw.classes) != 2:
         raise UserError(
-            f"--task binary needs two classes, {raw.name} has {len(raw.classes)}; use --task "
-            "classification"
+            f"--task binary needs two classes, {raw.name} has {len(raw.classes)}; "
+            + (
+                "use --task classification"
+                if len(raw.classes) > 2
+                else "add images of another class"
+            )
         )
     for name, part in raw.parts.items():
         if len(part) == 0:

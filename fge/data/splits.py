@@ -228,7 +228,7 @@ def load_dataset(
     raw = load_raw(name, data_dir or Path("data"), reading)
     check(raw)
     chosen = choose(raw, train_size=train_size, test_size=test_size, val_fraction=val_fraction)
-    check_classes(chosen.train, raw)
+    check_learnable(chosen.train, raw)
     three = (chosen.train, chosen.val, chosen.test)
     streamed = _streams(raw, three, reading)
     read = (_streamed if streamed else _in_memory)(raw, three, reading)
@@ -447,12 +447,26 @@ def _read(raw: RawData, *splits: Chosen) -> list[_Read]:
     return [_Read(read[k], split.labels) for k, split in enumerate(splits)]
 
 
-def check_classes(train: Chosen, raw: RawData) -> None:
-    """Raise a UserError unless there are training images, of every class if there are any."""
+def check_learnable(train: Chosen, raw: RawData) -> None:
+    """Raise a UserError unless there is something to learn.
+
+    There are training images: of every class, of two or more; or of numbers that differ.
+    """
     if len(train) == 0:
         raise UserError("no training images are left; lower val_fraction or raise train_size")
+    if raw.task == "regression" and (train.labels == train.labels[0]).all():
+        values = ", ".join(f"{value:g}" for value in train.labels[0])
+        raise UserError(
+            f"the target is {values} for all {len(train)} training images, so there is nothing to "
+            "learn; give another target"
+        )
     if raw.task not in OF_CLASSES:
         return
+    if len(raw.classes) < 2:
+        raise UserError(
+            f"a classifier needs images of two classes or more, {raw.name} has "
+            f"{len(raw.classes)}; add the images of another class"
+        )
     counts = np.bincount(train.labels, minlength=len(raw.classes))
     for name, count in zip(raw.classes, counts, strict=True):
         if count == 0:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.data.choice import Chosen, choose
-from fge.data.columns import Table, read_table, words_of
+from fge.data.columns import Table, number_of, read_table, words_of
 from fge.data.encoding import Encoder
 from fge.data.pictures import Pictures
 from fge.data.raw import VAL_NAMES, Part, RawData
 from fge.data.split import Split
-from fge.data.splits import Dataset, check_classes
-from fge.data.targets import TargetFacts, as_tensor, checked_targets
+from fge.data.splits import Dataset, check_learnable
+from fge.data.targets import LARGEST, TargetFacts, as_tensor, checked_targets
 from fge.errors import UserError
 from fge.files import printable
 
@@ -76,9 +76,9 @@ def load_table(
     try:
         sizes = {"train_size": train_size, "test_size": test_size, "val_fraction": val_fraction}
         chosen = choose(raw, **sizes)  # type: ignore[arg-type]
-        check_classes(chosen.train, raw)
+        check_learnable(chosen.train, raw)
     except UserError as error:
-        raise UserError(str(error).replace("image", "row")) from None
+        raise UserError(str(error).replace(" image", " row")) from None
     train, val, test = (_rows_of(part) for part in (chosen.train, chosen.val, chosen.test))
     encoder = Encoder.fit(table, train, targets, (SPLIT,))
     splits = [_split(encoder, table, rows, values) for rows in (train, val, test)]
@@ -118,28 +118,44 @@ def _targets(
             where = table.row(missing.index(True))
             raise UserError(f"{table.path}, {where}: the target {name!r} is missing; fill it in")
     if task in OF_CLASSES:
-        return _classes(table, names[0], columns[names[0]], task)
+        return _classes(table, names[0], task)
     if task == "multilabel":
         columns = {name: _labels(table, name, column) for name, column in columns.items()}
-    for name, column in columns.items():
-        if column.dtype == object:
-            raise UserError(
-                f"{table.path}, {table.row(0)}: the target {name!r} must be a number for --task "
-                f"{task}, got {column[0]!r}"
-            )
+    else:
+        columns = {name: _numbers(table, name, column) for name, column in columns.items()}
     values = np.stack(list(columns.values()), axis=1)
     checked = checked_targets(task, f"{table.path}: {', '.join(names)}", values, len(table))
     return tuple(names), checked
 
 
-def _classes(
-    table: Table, name: str, column: NDArray[Any], task: TaskName
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _numbers(table: Table, name: str, column: NDArray[Any]) -> NDArray[np.float64]:
+    """Return targets (N,) as numbers."""
+    numbers = np.empty(len(column))
+    for k, value in enumerate(column):
+        where = f"{table.path}, {table.row(k)}: the target {name!r} must be"
+        try:
+            numbers[k] = float(value)
+        except ValueError:
+            raise UserError(f"{where} a number for --task regression, got {value!r}") from None
+        if not abs(numbers[k]) <= LARGEST:
+            raise UserError(f"{where} finite and at most {LARGEST:g} in size, got {numbers[k]:g}")
+    return numbers
+
+
+def _classes(table: Table, name: str, task: TaskName) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return classes in the order of numbers or words, and the class of each row."""
-    found, labels = np.unique(column, return_inverse=True)
-    if len(found) > max(2, _NO_COUNT * len(column)):
+    words: list[Any] = table.words(name)
+    of_words = table.column(name).dtype == object
+    values = words if of_words else [number_of(word) for word in words]
+    found = sorted(set(values))
+    if len(found) == 1:
         raise UserError(
-            f"{table.path}: the target {name!r} has {len(found)} different values in {len(column)} "
+            f"{table.path}: the target {name!r} is {found[0]!r} in all rows; a classifier needs "
+            "rows of two classes or more"
+        )
+    if len(found) > max(2, _NO_COUNT * len(table)):
+        raise UserError(
+            f"{table.path}: the target {name!r} has {len(found)} different values in {len(table)} "
             "rows, which are no classes; use --task regression for numbers"
         )
     if task == "binary" and len(found) != 2:
@@ -147,8 +163,8 @@ def _classes(
             f"{table.path}: --task binary needs a target of two values, {name!r} has {len(found)}; "
             f"use --task {CLASSIFICATION}"
         )
-    words = tuple(str(word) for word in words_of(found))
-    return words, labels.reshape(-1).astype(np.int64)
+    number = {value: k for k, value in enumerate(found)}
+    return tuple(map(str, found)), np.array([number[value] for value in values], np.int64)
 
 
 def _labels(table: Table, name: str, column: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,8 +183,8 @@ def _parts(table: Table, classes: tuple[str, ...], values: NDArray[Any], task: T
     """Return the parts of a table, whose pictures are positions of rows."""
     index = np.arange(len(table))
     parts = {"train": index}
-    if SPLIT in table.columns:
-        words = words_of(table.columns[SPLIT])
+    if SPLIT in (*table.columns, *table.other):
+        words = table.words(SPLIT)
         wrong = next((k for k, word in enumerate(words) if word not in _PARTS), None)
         if wrong is not None:
             raise UserError(

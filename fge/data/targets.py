@@ -13,7 +13,7 @@ from torch import Tensor
 from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.errors import UserError
 
-_LARGEST = 1e100
+LARGEST = 1e100
 """Of a number, so that its square is one."""
 _SHAPES = {
     CLASSIFICATION: "(N,)",
@@ -80,8 +80,8 @@ def checked_targets(task: TaskName, name: str, values: NDArray[Any], count: int)
     if task == "regression":
         numbers = values.astype(np.float64).reshape(count, -1)
         _check_each(name, numbers, np.isfinite(numbers), "finite for --task regression")
-        most = f"at most {_LARGEST:g} in size, in other units"
-        _check_each(name, numbers, np.abs(numbers) <= _LARGEST, most)
+        most = f"at most {LARGEST:g} in size, in other units"
+        _check_each(name, numbers, np.abs(numbers) <= LARGEST, most)
         return numbers
     _check_each(name, values, np.isin(values, (0, 1)), f"0 or 1 for --task {task}")
     return values.astype(np.int64)

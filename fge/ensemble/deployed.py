@@ -105,9 +105,8 @@ class DeployedNetworks(nn.Module):
     def each(self, batch: Any) -> list[Tensor]:
         """Return the outputs (N, ...) of each member for one batch."""
         given = batch if self.preprocess is None else self.preprocess(batch)
-        dtype = _floating_dtype(self.members)
-        if dtype is not None:
-            given = map_tensors(given, lambda t: t.to(dtype) if t.is_floating_point() else t)
+        dtype = floating_dtype(self.members)
+        given = given if dtype is None else cast_to(dtype, given)
         predict = call_model if self.forward_fn is None else self.forward_fn
         return [self.outputs.checked(predict(member, given)) for member in self.members]
 
@@ -236,7 +235,12 @@ def _fixed(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def _floating_dtype(members: nn.Module) -> torch.dtype | None:
+def cast_to(dtype: torch.dtype, batch: Any) -> Any:
+    """Return a batch whose floating-point tensors have a dtype."""
+    return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def floating_dtype(members: nn.Module) -> torch.dtype | None:
     """Return the dtype of all floating parameters, if it is one."""
     found = {p.dtype for p in members.parameters() if p.is_floating_point()}
     return found.pop() if len(found) == 1 else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fge.devices import free_memory
-from fge.ensemble.deployed import Deployed, chosen, is_traced, twins
+from fge.ensemble.deployed import Deployed, cast_to, chosen, floating_dtype, is_traced, twins
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
 from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
@@ -80,6 +80,8 @@ class Ensemble(nn.Module):
         UserError: no members, a file that cannot be read, tensors that do not fit the model, an
             unknown option, or a model that is sharded or cannot be copied.
     """
+
+    _cast: torch.dtype | None = None
 
     def __init__(
         self,
@@ -349,8 +351,14 @@ class Ensemble(nn.Module):
             state_dict[f"{prefix}model.{name}"] = tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the working copy; members in memory follow it to its device."""
+        """Move or cast the working copy; members in memory follow it to its device.
+
+        After a cast, inputs are cast too.
+        """
+        before = floating_dtype(self.model)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = floating_dtype(self.model)
+        self._cast = self._cast if after == before else after
         self._exchange = Exchange()
         if not isinstance(self.members, SnapshotStore):
             self.members = self._placed(self.members)
@@ -403,6 +411,7 @@ class Ensemble(nn.Module):
         return twins(self.model, self.members)
 
     def _outputs(self, batch: Any, member: nn.Module) -> Tensor:
+        batch = batch if self._cast is None else cast_to(self._cast, batch)
         forward = call_model if self.forward_fn is None else self.forward_fn
         return self.outputs.checked(forward(member, batch))
 

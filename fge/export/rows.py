@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fge.data import MISSING, Column, Table
+from fge.data import MISSING, TRUTH, Column, Table
 from fge.ensemble import KeepsDtype
 
 UNKNOWN = -1
@@ -71,8 +71,10 @@ def column_facts(column: Column) -> dict[str, Any]:
     """
     if not column.categories:
         numbers = {"mean": column.mean, "std": column.std}
-        return {"name": column.name, "codes": dict.fromkeys(MISSING, _NO_NUMBER), **numbers}
-    codes = {word: k for k, word in enumerate(column.categories) if word is not None}
+        truth = TRUTH if column.of_truth else {}
+        codes: dict[str, Any] = {**dict.fromkeys(MISSING, _NO_NUMBER), **truth}
+        return {"name": column.name, "codes": codes, **numbers}
+    codes = {word: k for word, k in column.codes.items() if word is not None}
     if None in column.categories:
         codes |= dict.fromkeys(MISSING, column.categories.index(None))
     return {"name": column.name, "codes": codes, "unknown": UNKNOWN}
@@ -82,9 +84,9 @@ def raw_rows(columns: Sequence[Column], table: Table) -> Tensor:
     """Return the rows (N, columns) float64 that an exported file takes, of a table."""
     found = []
     for column in columns:
-        values = table.columns[column.name]
+        values = table.column(column.name)
         if column.categories:
-            codes = {word: k for k, word in enumerate(column.categories)}
-            values = np.array([codes.get(word, UNKNOWN) for word in values])
+            codes = column.codes
+            values = np.array([codes.get(word, UNKNOWN) for word in table.words(column.name)])
         found.append(torch.from_numpy(values.astype(np.float64)))
     return torch.stack(found, dim=1)

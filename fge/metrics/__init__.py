@@ -26,7 +26,15 @@ from fge.metrics.conformal import (
     interval_coverage,
     set_coverage,
 )
-from fge.metrics.detection import RiskCoverage, aurc, auroc, entropy, ood_auroc, risk_coverage
+from fge.metrics.detection import (
+    RiskCoverage,
+    aurc,
+    auroc,
+    entropy,
+    ood_auroc,
+    risk_coverage,
+    risk_coverage_of,
+)
 from fge.metrics.diversity import (
     GainSplit,
     disagreement,
@@ -168,6 +176,7 @@ __all__ = [
     "regression_summary",
     "reliability",
     "risk_coverage",
+    "risk_coverage_of",
     "rmse",
     "scale_temperature",
     "set_coverage",

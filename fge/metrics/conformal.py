@@ -213,8 +213,8 @@ def fit_conformal_intervals(
         predictions: f, (n,) or (n, ...), of examples that neither trained nor chose the model.
         targets: y, in the same shape.
         coverage: in (0, 1), of each output by itself.
-        spread: s > 0 in the same shape, such as the square root of an ensemble's variance plus a
-            small constant.
+        spread: s > 0 in the same shape, a standard deviation, such as the square root of an
+            ensemble's variance plus a small constant.
 
     Raises:
         UserError: the coverage is not in (0, 1), shapes differ, values are not finite, or a spread
@@ -382,6 +382,7 @@ def _spread(spread: ArrayLike, f: Array) -> Array:
     s, _ = _same_shape("spread", spread, "predictions", f)
     if s.min() <= 0:
         raise UserError(
-            f"spread must be positive, got {s.min():g}; add a small constant to a variance of 0"
+            f"spread must be standard deviations above 0, got {s.min():g}; add a small constant "
+            "where the members agree"
         )
     return s

@@ -99,13 +99,37 @@ def risk_coverage(probs: ArrayLike, targets: ArrayLike) -> RiskCoverage:
         UserError: shapes or targets do not fit, or values are not probabilities.
     """
     p, y = check_examples(probs, targets)
-    doubt = -p.max(axis=1)
-    _, index, counts = np.unique(doubt, return_inverse=True, return_counts=True)
-    wrong = np.bincount(index, weights=p.argmax(axis=1) != y)
-    answered = np.arange(1, len(y) + 1)
+    return risk_coverage_of(-p.max(axis=1), p.argmax(axis=1) != y)
+
+
+def risk_coverage_of(doubt: ArrayLike, risk: ArrayLike) -> RiskCoverage:
+    """Return the mean risk of the k of N examples of least doubt, for k = 1 to N.
+
+    As :func:`risk_coverage`, for any measure of doubt and of risk: the entropy of labels and the
+    part of them that is wrong, or a predicted variance and the squared error.
+
+    >>> risk_coverage_of([0.1, 0.9, 0.5], [0.0, 6.0, 3.0]).risk.tolist()
+    [0.0, 1.5, 3.0]
+
+    Args:
+        doubt: (N,); those of equal doubt have no order.
+        risk: (N,), of each example.
+
+    Returns:
+        Coverage k / N and mean risk, by rising coverage; the last risk is the mean of all.
+
+    Raises:
+        UserError: shapes do not fit, there is no example, or values are not finite.
+    """
+    d, r = _scores("doubt", doubt), _scores("risk", risk)
+    if d.shape != r.shape:
+        raise UserError(f"doubt and risk must have one shape, got {d.shape} and {r.shape}")
+    _, index, counts = np.unique(d, return_inverse=True, return_counts=True)
+    total = np.bincount(index, weights=r)
+    answered = np.arange(1, len(r) + 1)
     ends = np.concatenate([[0], np.cumsum(counts)])
-    errors = np.interp(answered, ends, np.concatenate([[0.0], np.cumsum(wrong)]))
-    return RiskCoverage(answered / len(y), errors / answered)
+    sums = np.interp(answered, ends, np.concatenate([[0.0], np.cumsum(total)]))
+    return RiskCoverage(answered / len(r), sums / answered)
 
 
 def aurc(probs: ArrayLike, targets: ArrayLike) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fge.errors import UserError, check_at_least
 from fge.metrics.calibration import fit_temperature, halves, scale_temperature
 from fge.metrics.detection import auroc
-from fge.metrics.scores import TINY
+from fge.metrics.scores import TINY, check_range, flattening
 
 Array = NDArray[np.float64]
 
@@ -144,16 +144,11 @@ def check_labels(probs: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[n
     if p.ndim != 2 or p.shape != y.shape or p.size == 0:
         raise UserError(
             f"probs and targets must be (N, L) with N and L >= 1, got {p.shape} and {y.shape}"
+            f"{flattening(p.ndim, 'labels')}"
         )
     if not np.isin(y, (0, 1)).all():
         raise UserError(f"targets must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
-    low, high = float(p.min()), float(p.max())
-    if not (low >= 0 and high <= 1 + 1e-6):
-        raise UserError(
-            f"probs must be probabilities in [0, 1], got values from {low:g} to {high:g}; apply a "
-            "sigmoid to logits"
-        )
-    return np.minimum(p, 1.0), y.astype(np.int64)
+    return check_range(p), y.astype(np.int64)
 
 
 def _pairs(p: Array) -> Array:

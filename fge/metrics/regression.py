@@ -16,10 +16,11 @@ from scipy.special import ndtri
 
 from fge.errors import UserError
 from fge.metrics.calibration import halves
+from fge.metrics.scores import flattening
 
 Array = NDArray[np.float64]
 _FLOOR = 1e-12
-"""The smallest variance, as a part of the largest squared residual, or absolutely."""
+"""The smallest variance, as a part of the largest squared residual; itself if all are 0."""
 
 
 def rmse(mean: ArrayLike, targets: ArrayLike) -> float:
@@ -171,7 +172,7 @@ def check_regression(mean: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]
     if m.shape != y.shape or m.ndim not in (1, 2) or m.size == 0:
         raise UserError(
             f"predictions and targets must be (N,) or (N, K), with one shape, got {m.shape} and "
-            f"{y.shape}"
+            f"{y.shape}{flattening(m.ndim, 'outputs')}"
         )
     for name, values in (("predictions", m), ("targets", y)):
         if not np.isfinite(values).all():
@@ -198,7 +199,7 @@ def _variance(noise: ArrayLike, spread: ArrayLike, shape: tuple[int, ...]) -> Ar
 def _noise_of(squares: Array, spread: Array) -> float:
     """Return the noise variance of one output; a search over its logarithm where spreads differ."""
     highest = float(squares.max())
-    floor = max(_FLOOR * highest, _FLOOR)
+    floor = _FLOOR * highest or _FLOOR  # an absolute one would depend on the units
     if spread.min() == spread.max():
         return max(float(squares.mean()) - float(spread[0]), floor)
 

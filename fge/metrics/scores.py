@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fge.errors import UserError, check_at_least
 
+_ROUNDING = 1e-3
+"""By how much rows may differ from 1, as those in float16 do."""
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest probability in logarithms, since stored probabilities are float32."""
 
@@ -111,6 +113,7 @@ def check_examples(
     if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:
         raise UserError(
             f"probs must be (N, C) and targets (N,) with N >= 1, got {p.shape} and {y.shape}"
+            f"{flattening(p.ndim)}"
         )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
         raise UserError(
@@ -121,31 +124,72 @@ def check_examples(
 
 
 def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]:
-    """Return probabilities (N, C) in float64.
+    """Return probabilities (N, C) of exclusive classes in float64.
 
     Args:
-        probs: class probabilities; rounding errors up to 1e-6 above 1 are allowed.
+        probs: class probabilities; rounding errors up to 1e-6 above 1 are allowed, and of the sum
+            of a row up to 1e-3.
         name: of the argument, for the message.
 
     Raises:
         UserError: the shape is not (N, C) with N, C >= 1, values are not in [0, 1] (often
-            because they are logits), or there is one column and it is not that of all classes.
+            because they are logits), a row does not sum to 1 (often because it has labels of which
+            several may be true), or there is one column and it is not that of all classes.
     """
     p = np.asarray(probs, dtype=np.float64)
     if p.ndim != 2 or p.size == 0:
-        raise UserError(f"{name} must be (N, C) with N >= 1, got {p.shape}")
-    low, high = float(p.min()), float(p.max())
-    if not (low >= 0 and high <= 1 + 1e-6):  # false for NaN too
-        raise UserError(
-            f"{name} must be probabilities in [0, 1], got values from {low:g} to {high:g}; "
-            "apply a softmax to logits"
-        )
-    if p.shape[1] == 1 and low < 1 - 1e-6:
+        raise UserError(f"{name} must be (N, C) with N >= 1, got {p.shape}{flattening(p.ndim)}")
+    check_range(p, name=name, remedy="softmax")
+    if p.shape[1] == 1 and p.min() < 1 - 1e-6:
         raise UserError(
             f"{name} must have a column per class, got {p.shape} with values below 1; of two "
             "classes, one of which has probability p, give the columns 1 - p and p"
         )
+    sums = p.sum(axis=1)
+    worst = int(np.abs(sums - 1).argmax())
+    if abs(sums[worst] - 1) > _ROUNDING:
+        raise UserError(
+            f"{name} must be probabilities of exclusive classes, rows that sum to 1, but row "
+            f"{worst} sums to {sums[worst]:g}; of independent labels use the figures of labels, "
+            'such as labels_summary, and uncertainty(..., output="sigmoid")'
+        )
     return p
+
+
+def check_range(
+    probs: ArrayLike, *, name: str = "probs", remedy: str = "sigmoid"
+) -> NDArray[np.float64]:
+    """Return probabilities (N, ...) in float64, whatever they sum to.
+
+    Args:
+        probs: rounding errors up to 1e-6 above 1 are allowed, and of a sigmoid removed.
+        name: of the argument, for the message.
+        remedy: what makes logits probabilities.
+
+    Raises:
+        UserError: there are none, or values are not in [0, 1].
+    """
+    p = np.asarray(probs, dtype=np.float64)
+    if p.ndim < 1 or p.size == 0:
+        raise UserError(f"{name} must be (N, ...) with N >= 1, got {p.shape}")
+    low, high = float(p.min()), float(p.max())
+    if not (low >= 0 and high <= 1 + 1e-6):  # false for NaN too
+        raise UserError(
+            f"{name} must be probabilities in [0, 1], got values from {low:g} to {high:g}; "
+            f"apply a {remedy} to logits"
+        )
+    return np.minimum(p, 1.0) if remedy == "sigmoid" else p
+
+
+def flattening(rank: int, of: str = "classes") -> str:
+    """Return what to do about arrays of pixels or tokens, after a semicolon."""
+    if rank <= 2:
+        return ""
+    targets = "targets.flatten()" if of == "classes" else "the same of the targets"
+    return (
+        f"; of pixels or tokens move the dimension of the {of} last and flatten the others: "
+        f"probs.movedim(1, -1).flatten(0, -2) and {targets}"
+    )
 
 
 def _binned(

@@ -1,7 +1,9 @@
 """How uncertain each prediction of an ensemble is, from its members' kept predictions; float64.
 
 Every function of probabilities takes ``members`` (S, N, C), S >= 1, rows summing to 1, as
-:meth:`fge.Ensemble.predict_members` and ``predictions/*.npz`` have them. With m the mean over
+:meth:`fge.Ensemble.predict_members` and ``predictions/*.npz`` have them. With
+``output="sigmoid"`` they are (S, N, ...), probabilities of independent labels, and each label has
+figures of its own, in the shape (N, ...), as :class:`fge.Ensemble` gives them. With m the mean over
 members and H the entropy in nats (Houlsby et al. 2011, arXiv 1112.5745, equation 2)::
 
     H(m)  =  mean_s H(p_s)  +  mutual information
@@ -11,18 +13,22 @@ members and H the entropy in nats (Houlsby et al. 2011, arXiv 1112.5745, equatio
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
 
-from fge.errors import UserError
+from fge.errors import UserError, unknown
 from fge.metrics.detection import entropy
-from fge.metrics.scores import check_probs
+from fge.metrics.scores import check_probs, check_range
 
 Array = NDArray[np.float64]
+Probable = Literal["softmax", "sigmoid"]
+_HALF = 0.5
 
 
-def uncertainty(members: Iterable[ArrayLike]) -> dict[str, Array]:
+def uncertainty(members: Iterable[ArrayLike], *, output: Probable = "softmax") -> dict[str, Array]:
     """Return the mean prediction and every measure of its uncertainty.
 
     The same as :meth:`fge.Ensemble.uncertainty` of the members, from predictions that were kept.
@@ -30,22 +36,29 @@ def uncertainty(members: Iterable[ArrayLike]) -> dict[str, Array]:
 
     Args:
         members: probs (S, N, C), or an iterable of S arrays (N, C).
+        output: what they are: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for labels.
 
     Returns:
-        ``mean`` (N, C), and (N,) each: ``entropy`` of the mean, ``expected_entropy`` and
-        ``mutual_information`` in nats, ``disagreement`` (a fraction).
+        ``mean`` (N, C), and (N,) each, of labels (N, ...): ``entropy`` of the mean,
+        ``expected_entropy`` and ``mutual_information`` in nats, ``disagreement`` (a fraction).
 
     Raises:
-        UserError: there are no members, shapes differ, or values are not probabilities.
+        UserError: there are no members, shapes differ, values are not probabilities, rows of
+            classes do not sum to 1, or ``output`` is unknown.
 
     >>> found = uncertainty([[[1.0, 0.0]], [[0.0, 1.0]]])
     >>> [round(float(found[name][0]), 4) for name in ("entropy", "mutual_information")]
     [0.6931, 0.6931]
     """
+    if output not in get_args(Probable):
+        raise unknown("output", output, get_args(Probable))
+    labels = output == "sigmoid"
     count, total, expected, votes = 0, np.empty((0, 0)), np.empty(0), np.empty((0, 0), np.int32)
-    for p in (check_probs(p, name=f"member {s}") for s, p in enumerate(members)):
+    for s, given in enumerate(members):
+        p = (check_range if labels else check_probs)(given, name=f"member {s}")
+        h = (_label_entropy if labels else entropy)(p)
         if not count:
-            total, expected = np.zeros_like(p), np.zeros(len(p))
+            total, expected = np.zeros_like(p), np.zeros_like(h)
             votes = np.zeros(p.shape, np.int32)
         if p.shape != total.shape:
             raise UserError(
@@ -54,48 +67,65 @@ def uncertainty(members: Iterable[ArrayLike]) -> dict[str, Array]:
             )
         count += 1
         total += p
-        expected += entropy(p)
-        votes[np.arange(len(p)), p.argmax(axis=1)] += 1
+        expected += h
+        votes += _said(p, labels)
     if not count:
         raise UserError("uncertainty needs at least 1 member, got 0")
     mean, expected = total / count, expected / count
-    mixed = entropy(mean)
+    mixed = (_label_entropy if labels else entropy)(mean)
+    said = _said(mean, labels)
+    agreeing = np.where(said, votes, count - votes) if labels else votes[said]
     return {
         "mean": mean,
         "entropy": mixed,
         "expected_entropy": expected,
         "mutual_information": np.maximum(mixed - expected, 0),  # rounding
-        "disagreement": 1 - votes[np.arange(len(mean)), mean.argmax(axis=1)] / count,
+        "disagreement": 1 - agreeing / count,
     }
 
 
-def expected_entropy(members: Iterable[ArrayLike]) -> Array:
+def _label_entropy(p: Array) -> Array:
+    """Return the entropy of each label, in nats, in the shape of its probabilities."""
+    values: Array = entr(p) + entr(1 - p)
+    return values
+
+
+def _said(p: Array, labels: bool) -> NDArray[np.bool_]:
+    """Return which labels are predicted, in the shape of ``p``; of classes the first largest."""
+    if labels:
+        return np.asarray(p > _HALF)
+    return np.asarray(p.argmax(axis=1)[:, None] == np.arange(p.shape[1]))
+
+
+def expected_entropy(members: Iterable[ArrayLike], *, output: Probable = "softmax") -> Array:
     """Return the mean of the members' entropies (N,), in nats: the part that they agree on.
 
     Args:
         members: probs (S, N, C), or S arrays (N, C).
+        output: as of :func:`uncertainty`.
 
     Raises:
         UserError: as :func:`uncertainty`.
     """
-    return uncertainty(members)["expected_entropy"]
+    return uncertainty(members, output=output)["expected_entropy"]
 
 
-def mutual_information(members: Iterable[ArrayLike]) -> Array:
+def mutual_information(members: Iterable[ArrayLike], *, output: Probable = "softmax") -> Array:
     """Return H(mean_s p_s) - mean_s H(p_s) of each example (N,), in nats, from 0 to log S.
 
     It is 0 where all members predict the same, however uncertain they are.
 
     Args:
         members: probs (S, N, C), or S arrays (N, C).
+        output: as of :func:`uncertainty`.
 
     Raises:
         UserError: as :func:`uncertainty`.
     """
-    return uncertainty(members)["mutual_information"]
+    return uncertainty(members, output=output)["mutual_information"]
 
 
-def label_disagreement(members: Iterable[ArrayLike]) -> Array:
+def label_disagreement(members: Iterable[ArrayLike], *, output: Probable = "softmax") -> Array:
     """Return the fraction of members whose most probable class is not that of the mean, (N,).
 
     Also known as the variation ratio of votes around the ensemble's label (Freeman 1965; Gal 2016,
@@ -103,6 +133,7 @@ def label_disagreement(members: Iterable[ArrayLike]) -> Array:
 
     Args:
         members: probs (S, N, C), or S arrays (N, C).
+        output: as of :func:`uncertainty`.
 
     Raises:
         UserError: as :func:`uncertainty`.
@@ -111,7 +142,7 @@ def label_disagreement(members: Iterable[ArrayLike]) -> Array:
     >>> label_disagreement(p).tolist()
     [0.25]
     """
-    return uncertainty(members)["disagreement"]
+    return uncertainty(members, output=output)["disagreement"]
 
 
 def member_variance(members: ArrayLike) -> Array:

@@ -184,7 +184,10 @@ def check_logits(logits: Any) -> Tensor:
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
     kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise UserError(f"the model must return logits of shape (N, C), got {kind}")
+    raise UserError(
+        f"the model must return logits of shape (N, C), got {kind}; for other outputs give "
+        "loss_fn=, the mean loss of outputs and targets"
+    )
 
 
 class RunningMean:

@@ -70,8 +70,8 @@ def build_model(
     """
     if num_classes < 2 and task == CLASSIFICATION:
         raise UserError(
-            f"a classifier needs images of two classes or more, the data have {num_classes}; add "
-            "the images of another class"
+            f"a classifier needs two classes or more, the data have {num_classes}; add examples "
+            "of another class"
         )
     if name in ROW_MODELS:
         model = ROW_MODELS[name](in_channels, num_classes, image_size)

@@ -114,18 +114,22 @@ def add_intervals(
     val: PredictionFile | None,
     coverage: float,
     example: str,
-) -> None:
-    """Add the conformal intervals of lines, of numbers, and a sentence on one of them."""
+) -> dict[str, dict[str, Any]]:
+    """Add the conformal intervals of lines, of numbers, and a sentence on one of them.
+
+    Returns:
+        the facts of each line by its name.
+    """
     if val is None or not len(val.targets):
-        return
+        return {}
     lines = [line for line in shown if all(name in val for name in line.member_names)]
     bounds = [Bounds.of(line, test, val, coverage) for line in lines]
     if not bounds:
-        return
+        return {}
     report.table(interval_table(bounds, len(test.targets), example))
     if shown[main] in lines and bounds[0].fit.enough:
         report.say(interval_verdict(bounds[lines.index(shown[main])], len(test.targets), example))
-    report.facts(uncertainty={"coverage": coverage, "methods": [own.facts() for own in bounds]})
+    return {own.name: own.facts() for own in bounds}
 
 
 def interval_table(bounds: Sequence[Bounds], tests: int, example: str) -> Table:

@@ -15,21 +15,24 @@ from fge.data import Split, TableFacts
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, SetCoverage
 from fge.report.builder import ReportBuilder
-from fge.report.charts import Bars, Chart, Panel, Series, lines_chart
+from fge.report.charts import Bars, Chart, Panel
 from fge.report.examples import add_least_certain
 from fge.report.intervals import REUSED, add_intervals, conformal_facts
 from fge.report.methods import MethodResult
 from fge.report.page import Table
-from fge.report.reliability import FEWEST, drawn
+from fge.report.rejection import (
+    CAPTION,
+    add_rejection,
+    answered,
+    curve_of,
+    rejection_chart,
+    rejection_series,
+)
+from fge.report.reliability import drawn
 
 COVERAGE = 0.9
 """The coverage of conformal sets that is stated, and the part of the images that is answered."""
-REJECTION_CAPTION = (
-    "Rejection: the error of the most certain part of the test {0}s, by their largest "
-    f"probability; parts of fewer than {FEWEST} {{0}}s are left out"
-)
 TITLE = "Rejection and conformal sets"
-_POINTS = 100
 _SIZES = 10
 """Sizes of sets that have a row each."""
 _BINS = 20
@@ -77,7 +80,7 @@ def add_uncertainty(
 ) -> None:
     """Add rejection, conformal sets and the least certain test examples of a run's best lines.
 
-    Numbers have conformal intervals instead; of several labels only the examples are added.
+    Numbers have conformal intervals instead; labels have neither sets nor intervals.
 
     Args:
         report: gets tables, the chart ``rejection.png``, a sentence, pictures and facts.
@@ -95,8 +98,14 @@ def add_uncertainty(
     main = int(np.argmax([result.members for result in shown]))
     if test.task.of_classes:
         _add_doubts(report, shown, main, test, val, example)
-    elif test.task.uses_noise:
-        add_intervals(report, shown, main, test, val, COVERAGE, example)
+    else:
+        found = add_rejection(report, shown, main, test, COVERAGE, example)
+        if test.task.uses_noise:
+            bounds = add_intervals(report, shown, main, test, val, COVERAGE, example)
+            names = [line.name for line in shown if line.name in {*found, *bounds}]
+            found = {name: found.get(name, {}) | bounds.get(name, {}) for name in names}
+        if found:
+            report.facts(uncertainty={"coverage": COVERAGE, "methods": [*found.values()]})
     add_least_certain(report, shown[main], test, split, classes, table)
 
 
@@ -113,7 +122,8 @@ def _add_doubts(
     report.table(doubt_table(doubts, len(test.targets), example))
     curves = [rejection_series(result, test) for result in shown]
     if any(curve.x for curve in curves):
-        caption = REJECTION_CAPTION.format(example)
+        doubt = "their largest probability"
+        caption = CAPTION.format(measure="error", example=example, doubt=doubt)
         report.chart("rejection.png", rejection_chart(curves, example), caption)
     report.say(doubt_verdict(doubts[main], len(test.targets), example))
     report.facts(uncertainty={"coverage": COVERAGE, "methods": [d.facts() for d in doubts]})
@@ -122,14 +132,13 @@ def _add_doubts(
 def doubt_of(result: MethodResult, test: PredictionFile, val: PredictionFile | None) -> Doubt:
     """Return what a line leaves open, measured on the test set."""
     probs, fit, sets = test.mean(result.member_names), None, None
-    curve = metrics.risk_coverage(probs, test.targets)
+    curve = curve_of(result, test)
     if val is not None and len(val.targets) and all(name in val for name in result.member_names):
         fit = metrics.fit_conformal(
             val.mean(result.member_names), val.targets, coverage=COVERAGE, score="lac"
         )
         sets = metrics.set_coverage(metrics.conformal_sets(probs, fit), test.targets)
-    answered = max(1, round(COVERAGE * len(test.targets)))
-    risk = 100 * float(curve.risk[answered - 1])
+    risk = 100 * answered(curve, COVERAGE)
     return Doubt(result.name, result.members, float(curve.risk.mean()), risk, fit, sets)
 
 
@@ -192,24 +201,6 @@ def doubt_verdict(doubt: Doubt, tests: int, example: str = "image") -> str:
         f"{example}s, hold it for {100 * doubt.sets.coverage:.2f} % of {tests} test {example}s, "
         f"with {doubt.sets.size:.2f} classes on average."
     )
-
-
-def rejection_series(result: MethodResult, test: PredictionFile) -> Series:
-    """Return the error of the most certain part of the test images, in percent, against the part.
-
-    It begins with ``FEWEST`` images, since the error of fewer is chance.
-    """
-    curve = metrics.risk_coverage(test.mean(result.member_names), test.targets)
-    count = len(curve.risk)
-    if count < FEWEST:
-        return Series(result.name, [], [])
-    places = np.unique(np.linspace(FEWEST, count, _POINTS).round().astype(int)) - 1
-    return Series(result.name, curve.coverage[places].tolist(), (100 * curve.risk[places]).tolist())
-
-
-def rejection_chart(series: Sequence[Series], example: str = "image") -> Chart:
-    """Return the chart of errors against the part of the images that is answered."""
-    return lines_chart(series, x=f"fraction of the test {example}s answered", y="error of these, %")
 
 
 def size_table(sets: NDArray[np.bool_], fit: Conformal, example: str = "image") -> Table:

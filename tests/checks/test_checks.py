@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import fge
 from fge.checks import Findings
 from fge.checks.findings import Subject
+from fge.checks.weights import ensembles
 from fge.errors import UserError
 from fge.landscape import Agreement
+from fge.tasks import both_classes
 
 CLASSES = 3
 
@@ -326,13 +328,21 @@ def test_a_model_that_is_called_otherwise() -> None:
     assert "outputs" in failed(findings(Doubled()))
 
 
-def test_regression_has_no_ensemble_of_probabilities() -> None:
+def test_one_output_is_no_ensemble_of_classes_but_has_an_output_of_its_own() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 1))
     data = [(x, y.float()[:, None]) for x, y in batches()]
     found = fge.check(model, data, loss_fn=F.mse_loss, compilation=False)
     assert found.ok, str(found)
-    skipped = [finding.name for finding in found if finding.status == "skipped"]
-    assert skipped == ["batch norm", "ensembles"]
+    skipped = [finding for finding in found if finding.status == "skipped"]
+    assert [finding.name for finding in skipped] == ["batch norm", "ensembles"]
+    assert skipped[1].detail == "outputs of shape (12, 1) are no logits of classes; give output="
+    subject = Subject.of(model, data, F.mse_loss, None)
+    for output, mean in (("sigmoid", "probabilities"), (both_classes, "predictions")):
+        subject.output = output  # type: ignore[assignment]
+        assert ensembles(subject) == f"two members have the mean of their {mean}"
+    subject.output = "identity"
+    subject.model = network()
+    assert ensembles(subject) == "two members have the mean of their predictions"
 
 
 def used_up() -> Iterator[tuple[Tensor, Tensor]]:

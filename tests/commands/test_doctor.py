@@ -43,6 +43,21 @@ def test_a_sound_model_passes_and_nothing_is_written(tiny_npz: Path, place: Path
     assert [path for path in sorted(place.rglob("*")) if "__pycache__" not in str(path)] == before
 
 
+def test_ensembles_are_checked_with_the_output_of_the_task(place: Path) -> None:
+    rows = "\n".join(f"{k % 7},{k % 2},{k % 3 % 2},{k / 3}" for k in range(64))
+    (place / "t.csv").write_text(f"x,a,b,y\n{rows}\n")
+    for task, targets, mean in (
+        ("regression", ["y"], "predictions"),
+        ("binary", ["a"], "predictions"),
+        ("multilabel", ["a", "b"], "probabilities"),
+    ):
+        options = ["--data", "t.csv", "--task", task, "--no-compile", "--threads", "1"]
+        result = run(["doctor", *options, "--target", *targets])
+        assert (result.code, result.err) == (0, "")
+        row = next(line for line in result.out.splitlines() if line.startswith("  ensembles"))
+        assert row == f"  ensembles           ok       two members have the mean of their {mean}"
+
+
 def test_a_failed_check_is_a_row_with_its_remedy_and_the_exit_code_2(
     tiny_npz: Path, place: Path
 ) -> None:

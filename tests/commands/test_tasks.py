@@ -65,7 +65,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
         assert line["rmse"] == pytest.approx(metrics.rmse(mean, targets))
         assert "error" not in line
         assert "RMSE" in text
-        assert " error" not in text.replace("standard error", "")
+        assert " error" not in re.sub("(standard|squared) error", "", text)
         assert targets.mean(axis=0)[0] == pytest.approx(100, abs=20)  # in the targets' units
         assert line["r2"] > 0.3
         assert (runs[task] / "figures" / "coverage.png").is_file()
@@ -131,12 +131,26 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
             *("row", "y", "z", "spread of y", "spread of z", "deviation of y", "deviation of z"),
             *("low of y", "low of z", "high of y", "high of z"),
         ],
-        "multilabel": ["row", "p(up)", "p(wide)", "spread of up", "spread of wide"],
+        "multilabel": [
+            *("row", "p(up)", "p(wide)"),
+            *(f"{what} of {n}" for what in ("spread", *measures[:3]) for n in ("up", "wide")),
+        ],
         "binary": ["row", "label", "class", "p(new)", "p(old)", *measures],
         "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)", *measures],
     }
     assert headings == expected[task]
     np.testing.assert_allclose(kept.mean(axis=0, dtype=float), said, rtol=1e-5, atol=1e-5)
+    if task == "multilabel":  # each label by itself, as Ensemble.uncertainty has it
+        of_labels = metrics.uncertainty(kept.astype(float), output="sigmoid")
+        with np.load(out / "predictions.npz") as found, (out / "predictions.csv").open() as file:
+            columns = {name: [] for name in headings}
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    columns[name].append(float(value))
+            for name in measures[:3]:
+                assert found[name].shape == (COUNT, 2)
+                np.testing.assert_allclose(found[name], of_labels[name], atol=1e-5)
+                np.testing.assert_allclose(columns[f"{name} of wide"], found[name][:, 1], atol=1e-6)
 
 
 def test_intervals_of_numbers_follow_by_hand_and_are_measured(

@@ -326,9 +326,13 @@ def test_names_that_are_no_utf8_become_printable_classes(tmp_path: Path) -> None
     name = os.fsdecode(b"caf\xe9")
     for part in ("train", "test"):
         save(tmp_path / name / part / name / f"{name}.png", GREY)
+    with pytest.raises(UserError, match=r"needs images of two classes or more, caf.* has 1; add"):
+        load_dataset(str(tmp_path / name), val_fraction=0)
+    for part in ("train", "test"):
+        save(tmp_path / name / part / "tea" / "1.png", GREY)
     dataset = load_dataset(str(tmp_path / name), val_fraction=0)
-    assert (dataset.name, dataset.classes) == ("caf\\xe9", ("caf\\xe9",))
-    assert len(dataset.train) == 1
+    assert (dataset.name, dataset.classes) == ("caf\\xe9", ("caf\\xe9", "tea"))
+    assert len(dataset.train) == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is locked for root")

@@ -11,6 +11,7 @@ import torch
 
 from fge.data import Encoder, Mixup, Normaliser, TrainBatches, load_table, read_table
 from fge.errors import UserError
+from fge.export import EncodeRows, raw_rows
 from fge.seeds import generator
 
 TEXT = """\
@@ -151,15 +152,110 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert table.columns["colour"].tolist() == ["red", None, "blue", "red"]
     assert table.columns["new"].tolist() == ["True", "False", "True", "True"]
     np.testing.assert_array_equal(table.columns["age"], [20, 40, np.nan, 60])
-    moments = pyarrow.array([0, 1], pyarrow.timestamp("s"))
-    pyarrow.parquet.write_table(pyarrow.table({"when": moments}), path)
-    with pytest.raises(UserError, match=r"column 'when' is of the type timestamp"):
-        read_table(path)
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read_table(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"needs the package pyarrow.*\[parquet\]"):
+        read_table(path)
+
+
+def test_a_row_is_the_same_whatever_the_others_are(tmp_path: Path) -> None:
+    """A column of words stays one where a file has only words that look like numbers."""
+    words = ["02139", "0.1", "5", "5.0", "n/k", "1e3", "", "0"]
+    lines = [f"{word},{k}" for k, word in enumerate(words)]
+    table = read_table(written(tmp_path, "\n".join(["zip,y", *lines])))
+    encoder = Encoder.fit(table, np.arange(len(words)), ["y"], [])
+    whole = encoder.encode(table)
+    assert whole.shape == (8, 8)
+    assert whole.sum(axis=1).tolist() == [1] * 8
+    for k, line in enumerate(lines):
+        alone = read_table(written(tmp_path, f"zip,y\n{line}\n"))
+        np.testing.assert_array_equal(encoder.encode(alone)[0], whole[k])
+        assert encoder.unknown_words(alone) == []
+        np.testing.assert_array_equal(
+            EncodeRows(encoder.columns)(raw_rows(encoder.columns, alone))[0].numpy(), whole[k]
+        )
+    other = read_table(written(tmp_path, "zip\n2139\n"))
+    assert encoder.encode(other).sum() == 0
+    assert encoder.unknown_words(other) == ["zip: no training row has 2139; all features are 0"]
+
+
+def test_classes_that_are_numbers_have_their_shortest_names(tmp_path: Path) -> None:
+    given = ["0.1", "1.0", "9007199254740993", "9007199254740992", "0.10", "1", "-2"]
+    rows = "\n".join(f"{k % 3},{y}" for k in range(4) for y in given)
+    data = load_table(written(tmp_path, f"x,y\n{rows}\n"), ["y"], "classification")
+    assert data.classes == ("-2", "0.1", "1", "9007199254740992", "9007199254740993")
+    labels = torch.cat([part.labels for part in (data.train, data.val, data.test)])
+    assert torch.bincount(labels).tolist() == [4, 8, 8, 4, 4]
+
+
+def test_false_and_true_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"on": [True, False, None, True], "y": [1, 2, 3, 4]}), path)
+    table = read_table(path)
+    encoder = Encoder.fit(table, np.arange(4), ["y"], [])
+    assert encoder.features == ["on=False", "on=True", "on="]
+    zeros = Encoder.fit(read_table(written(tmp_path, 'on\n1\n0\n""\n1\n')), np.arange(4), [], [])
+    for words in ("true,false,,true", "1,0,,1", "TRUE,False,NA,1", "1.0,0.0,,1"):
+        new = read_table(written(tmp_path, "on,y\n" + ",\n".join(words.split(",")) + ",\n"))
+        for own in (encoder, zeros):
+            np.testing.assert_array_equal(own.encode(new), own.encode(table))
+            exported = EncodeRows(own.columns)(
+                raw_rows(own.columns, new)
+                if own is encoder
+                else torch.tensor([[1.0], [0], [torch.nan], [1]], dtype=torch.float64)
+            )
+            np.testing.assert_array_equal(exported.numpy(), own.encode(table))
+    assert encoder.unknown_words(new) == []
+    prices = Encoder.fit(read_table(written(tmp_path)), np.arange(10), ["age"], [])
+    new = read_table(written(tmp_path, "price,colour,id\ntrue,red,1\n"))
+    with pytest.raises(UserError, match="line 2: 'price' must be a number, as in training, got 't"):
+        prices.encode(new)
+
+
+def test_only_columns_that_are_needed_must_be_numbers_or_words(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    moments = pyarrow.array(range(6), pyarrow.timestamp("ms"))
+    columns = {"x": [1.5, 2.5, 0.0, 1.0, 3.0, 9.0], "when": moments, "none": [None] * 6}
+    columns |= {"list": [[1]] * 6, "y": pyarrow.array([0.1, 0.2] * 3, pyarrow.float32())}
+    columns["__index_level_0__"] = [3, 1, 2, 0, 5, 4]
+    made = pyarrow.table(columns)
+    pandas = b'{"index_columns": ["__index_level_0__"], "columns": [], "column_indexes": []}'
+    parquet.write_table(made.replace_schema_metadata({b"pandas": pandas}), path)
+    data = load_table(path, ["y"], "binary", val_fraction=0.0)
+    assert data.classes == ("0.1", "0.2")
+    assert data.skipped == (
+        "columns left out: none (one value), __index_level_0__ (the index of pandas), when (of the "
+        "type timestamp[ms]), list (of the type list<element: int64>)"
+    )
+    encoder = Encoder.of(data.table)  # type: ignore[arg-type]
+    assert encoder.features == ["x"]
+    new = read_table(path)
+    assert encoder.encode(new).shape == (6, 1)
+    assert encoder.unused(new) == []
+    needed = Encoder.fit(
+        read_table(written(tmp_path, "when,x\n1,2\n2,4\n4,1\n")), np.arange(3), [], []
+    )
+    assert needed.unused(new) == ["none", "y", "__index_level_0__", "list"]
+    with pytest.raises(UserError, match=r"column 'when' is of the type timestamp\[ms\]; make it"):
+        needed.encode(new)
+    for target, task in ((["when"], "regression"), (["list"], "multilabel")):
+        with pytest.raises(UserError, match=f"column '{target[0]}' is of the type"):
+            load_table(path, target, task)  # type: ignore[arg-type]
+    gaps = Encoder.fit(
+        read_table(written(tmp_path, "none,x\n1,2\n,4\n4,1\n")), np.arange(3), [], []
+    )
+    assert gaps.encode(new)[:, 1].tolist() == [1] * 6  # a column of nulls has no values
+    parquet.write_table(pyarrow.table({"split": moments, "x": range(6), "y": range(6)}), path)
+    with pytest.raises(UserError, match="column 'split' is of the type"):
+        load_table(path, ["y"], "regression")
+    parquet.write_table(pyarrow.table({"when": moments}), path)
+    with pytest.raises(UserError, match=r"no column of numbers or words; add one \(when: time"):
         read_table(path)
 
 
@@ -187,10 +283,39 @@ def test_a_damaged_table_is_refused(tmp_path: Path, text: str, message: str) -> 
         (["price", "age"], "classification", TEXT, "predicts one column, got --target price age"),
         (["price", "price"], "regression", TEXT, "must name different columns"),
         (["colour"], "regression", TEXT, "line 5: the target 'colour' is missing"),
-        (["flat"], "binary", TEXT, "needs a target of two values, 'flat' has 1"),
+        (["flat"], "binary", TEXT, "'flat' is 7 in all rows; a classifier needs rows of two"),
+        (
+            ["flat"],
+            "classification",
+            TEXT,
+            "'flat' is 7 in all rows; a classifier needs rows of two",
+        ),
+        (
+            ["flat"],
+            "regression",
+            TEXT,
+            "is 7 for all 8 training rows, so there is nothing to learn",
+        ),
+        (
+            ["age"],
+            "binary",
+            "age\n1\n2\n3\n1\n2\n3\n",
+            "needs a target of two values, 'age' has 3; use",
+        ),
         (["price"], "classification", TEXT, "10 different values in 10 rows.* --task regression"),
         (["price"], "multilabel", TEXT, "line 2: the label 'price' must be 0 or 1, got '10.5'"),
-        (["b"], "regression", "a,b\n1,x\n2,y\n", "the target 'b' must be a number .* got 'x'"),
+        (
+            ["b"],
+            "regression",
+            "a,b\n1,0.5\n2,7\n3,y\n",
+            "line 4: .* 'b' must be a number .* got 'y'",
+        ),
+        (
+            ["b"],
+            "regression",
+            "a,b\n1,2\n2,1e999\n",
+            "line 3: .* 'b' must be finite and at .* got inf",
+        ),
         (
             ["b"],
             "regression",

@@ -107,6 +107,8 @@ def test_two_classes_have_one_output(tmp_path: Path) -> None:
         ("regression", {"train_targets": np.zeros((40, 2)), "test_images": IMAGES,
                         "test_targets": np.zeros(40)}, "training targets have 2 columns, others 1"),
         ("classification", {"train_targets": np.zeros(40)}, "train_targets|train_labels"),
+        ("regression", {"train_targets": np.full(40, 7.5)},
+         "target is 7.5 for all 29 training images, so there is nothing to learn; give another"),
     ],
 )  # fmt: skip
 def test_wrong_arrays_are_named(tmp_path: Path, task: str, arrays: dict, message: str) -> None:

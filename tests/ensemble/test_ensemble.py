@@ -341,9 +341,28 @@ def test_batches_that_change_their_order_are_refused(pack: Callable[[Tensor], An
 def test_outputs_that_are_no_logits_are_refused(
     forward: Callable[[nn.Module, Tensor], Tensor], shape: str
 ) -> None:
-    message = rf"must return logits of shape \(N, C\), got {shape}$"
+    message = rf"must return logits of shape \(N, C\), got {shape}; for .* give loss_fn="
     with pytest.raises(UserError, match=message):
         list(predict_logits(MEMBERS[0], [INPUTS], forward_fn=forward))
+
+
+def test_inputs_are_cast_with_the_ensemble() -> None:
+    ensemble = Ensemble(linear(50), MEMBERS)
+    exact, cast = ensemble(INPUTS), ensemble.deployable().half()
+    single = ensemble.float()(INPUTS)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, atol=1e-6, rtol=0)
+    half = ensemble.half()
+    assert half(INPUTS).dtype == torch.float16
+    torch.testing.assert_close(half(INPUTS).float(), cast(INPUTS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(half(INPUTS), half(INPUTS.half()))
+    inputs = INPUTS.clone().requires_grad_()
+    half(inputs)[:, 0].sum().backward()  # type: ignore[no-untyped-call]
+    assert inputs.grad is not None
+    assert inputs.grad.dtype == torch.float64
+    probs = half.predict_proba([(INPUTS, INPUTS)])
+    torch.testing.assert_close(probs, exact, atol=2e-3, rtol=0)
+    torch.testing.assert_close(half.double()(INPUTS), exact, atol=1e-6, rtol=0)
 
 
 def test_an_ensemble_of_nobody_is_refused(tmp_path: Path) -> None:

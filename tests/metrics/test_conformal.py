@@ -216,7 +216,7 @@ LINE = fit_conformal_intervals([0.0] * 9, [1.0] * 9)
         (lambda: fit_conformal_intervals([math.inf], [1.0]), "predictions must be finite, got inf"),
         (
             lambda: fit_conformal_intervals([1.0], [1.0], spread=[0.0]),
-            "spread must be positive, got 0; add a small constant",
+            "spread must be standard deviations above 0, got 0; add a",
         ),
         (lambda: set_coverage([[1, 0]], [0]), "True and False, got int64"),
         (lambda: set_coverage([[True, False]], [2]), "targets must be integers"),

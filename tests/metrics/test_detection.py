@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import binary_auroc
 
 from fge.errors import UserError
-from fge.metrics import aurc, auroc, entropy, error, ood_auroc, risk_coverage
+from fge.metrics import aurc, auroc, entropy, error, ood_auroc, risk_coverage, risk_coverage_of
 
 Array = NDArray[np.float64]
 RNG = np.random.default_rng(0)
@@ -191,6 +191,21 @@ def test_predictions_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         ood_auroc(inside, outside)
+
+
+def test_any_doubt_and_risk_have_a_curve() -> None:
+    rng = np.random.default_rng(0)
+    doubt, risk = rng.integers(6, size=40), rng.normal(size=40) ** 2  # doubts of many ties
+    found = risk_coverage_of(doubt, risk)
+    orders = [np.lexsort([rng.random(40), doubt]) for _ in range(4000)]
+    means = np.mean([np.cumsum(risk[order]) for order in orders], axis=0) / np.arange(1, 41)
+    np.testing.assert_allclose(found.risk, means, atol=0.05)
+    assert found.risk[-1] == pytest.approx(risk.mean())
+    assert found.coverage.tolist() == [k / 40 for k in range(1, 41)]
+    with pytest.raises(UserError, match=r"must have one shape, got \(2,\) and \(1,\)"):
+        risk_coverage_of([1.0, 2.0], [1.0])
+    with pytest.raises(UserError, match="risk must be finite, got nan"):
+        risk_coverage_of([1.0, 2.0], [1.0, math.nan])
 
 
 @pytest.mark.parametrize("function", [risk_coverage, aurc])

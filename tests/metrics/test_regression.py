@@ -56,6 +56,28 @@ def test_more_spread_than_residuals_leaves_almost_no_noise() -> None:
     assert metrics.fit_noise([1.0, 2.0], [1.0, 2.0])[0] > 0  # a perfect fit
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e6])
+def test_figures_do_not_depend_on_the_units(unit: float) -> None:
+    for spread in (0.0, SPREAD[:, :1], SPREAD[:, :1] + 1e6):  # the last leaves no noise
+        mean, targets = MEAN[:, :1], TARGETS[:, :1]
+        noise = metrics.fit_noise(mean, targets, spread)
+        found = metrics.regression_summary(mean, targets, noise, spread)
+        scaled = [unit * mean, unit * targets]
+        varied = unit**2 * np.asarray(spread)
+        small = metrics.fit_noise(*scaled, varied)
+        other = metrics.regression_summary(*scaled, small, varied)
+        if np.max(spread) < 1:  # else the likelihood is flat
+            np.testing.assert_allclose(small, unit**2 * noise, rtol=1e-6)
+        assert other["nll"] == pytest.approx(found["nll"] + math.log(unit), abs=1e-9)
+        assert other["coverage"] == found["coverage"]
+        assert other["rmse"] == pytest.approx(unit * found["rmse"])
+        nlls = [
+            metrics.calibrated_gaussian_nll(mean, targets, spread),
+            metrics.calibrated_gaussian_nll(*scaled, varied),
+        ]
+        np.testing.assert_allclose(nlls[1], nlls[0] + math.log(unit), atol=1e-7)
+
+
 def test_coverage_by_hand() -> None:
     # 90 % of a standard normal are within 1.645.
     targets = np.array([-1.7, -1.6, 0.0, 1.6, 1.7])

@@ -191,6 +191,12 @@ def test_fewer_than_one_bin_is_refused(metric: Callable[..., object]) -> None:
         ([[3.0, 0.0]], "got values from 0 to 3; apply a softmax to logits"),
         ([[math.nan, 1.0]], "got values from nan to nan"),
         ([0.5, 0.5], r"probs must be \(N, C\) with N >= 1, got \(2,\)"),
+        (
+            np.full((2, 3, 4, 4), 1 / 3),
+            r"\(2, 3, 4, 4\); of pixels .*movedim\(1, -1\).flatten\(0, -2",
+        ),
+        ([[0.5, 0.5], [0.9, 0.8]], "rows that sum to 1, but row 1 sums to 1.7; of independent"),
+        ([[0.5, 0.5], [0.5, 0.498]], "row 1 sums to 0.998"),
         (np.zeros((0, 3)), r"N >= 1, got \(0, 3\)"),
         (np.zeros((2, 0)), r"N >= 1, got \(2, 0\)"),
         ([[0.3], [1.0]], r"a column per class, got \(2, 1\) .* give the columns 1 - p and p"),

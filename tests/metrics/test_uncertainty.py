@@ -76,6 +76,45 @@ def test_the_ensemble_gives_the_same_in_one_pass() -> None:
     assert figures["disagreement"].max() > 0
 
 
+@pytest.mark.parametrize("shape", [(3,), (1,), (3, 2, 2)], ids=["labels", "one", "pixels"])
+def test_labels_have_the_figures_of_an_ensemble_with_a_sigmoid(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    wide = math.prod(shape)
+
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(6, wide), torch.nn.Unflatten(1, shape))
+
+    ensemble = Ensemble(network(), [network() for _ in range(5)], output="sigmoid")
+    figures = ensemble.uncertainty(list(torch.randn(40, 6).split(16)), members=True)
+    members = figures.pop("members").numpy()
+    found = uncertainty(members, output="sigmoid")
+    assert found.keys() == figures.keys()
+    for name, values in figures.items():
+        np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-12, atol=1e-12)
+    if len(shape) == 1:  # each label is two classes
+        for k in range(wide):
+            pairs = np.stack([1 - members[..., k], members[..., k]], axis=-1)
+            for name, values in uncertainty(pairs).items():
+                own = found[name][:, k]
+                np.testing.assert_allclose(values[:, 1] if name == "mean" else values, own)
+    assert figures["disagreement"].max() > 0
+    assert (mutual_information(members, output="sigmoid") == found["mutual_information"]).all()
+    assert (expected_entropy(members, output="sigmoid") == found["expected_entropy"]).all()
+    assert (label_disagreement(members, output="sigmoid") == found["disagreement"]).all()
+
+
+def test_labels_are_not_taken_for_classes() -> None:
+    members = [[[0.9, 0.8], [0.5, 0.5]]]
+    assert uncertainty(members, output="sigmoid")["entropy"].shape == (2, 2)
+    error = r"member 0 must be .* exclusive classes, .* row 0 sums to 1.7; .* output=\"sigmoid\""
+    with pytest.raises(UserError, match=error):
+        uncertainty(members)
+    with pytest.raises(UserError, match=r"member 0 must be probabilities in .* apply a sigmoid"):
+        uncertainty([[[1.5, 0.2]]], output="sigmoid")
+    with pytest.raises(UserError, match="unknown output 'sigmoidal'; did you mean 'sigmoid'"):
+        uncertainty(members, output="sigmoidal")  # type: ignore[arg-type]
+
+
 def test_one_member_has_no_mutual_information() -> None:
     found = uncertainty(MEMBERS[:1])
     assert found["mutual_information"].tolist() == found["disagreement"].tolist() == [0] * 4

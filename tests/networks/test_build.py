@@ -232,7 +232,7 @@ def test_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> N
 
 @pytest.mark.parametrize("name", ["convnet", "torchvision:resnet18"])
 def test_a_single_class_makes_no_classifier(name: str) -> None:
-    with pytest.raises(UserError, match=r"needs images of two classes or more, the data have 1;"):
+    with pytest.raises(UserError, match=r"needs two classes or more, the data have 1;"):
         build_model(name, in_channels=1, num_classes=1, image_size=(28, 28))
 
 

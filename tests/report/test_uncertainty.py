@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fge.data import Split, unlabelled
+from fge.data import Split, TableFacts, unlabelled
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, coverage_range
 from fge.report import (
     SHOWN,
     ReportBuilder,
+    Series,
+    Table,
     add_gallery,
     add_uncertainty,
     information_chart,
@@ -26,9 +28,10 @@ from fge.report import (
     size_table,
 )
 from fge.report.pictures import MOST_PIXELS, captions, png_of
-from fge.report.uncertainty import doubt_of, doubt_table, doubt_verdict, rejection_series
+from fge.report.rejection import rejection_series
+from fge.report.uncertainty import doubt_of, doubt_table, doubt_verdict
 from fge.runs import RunFolder
-from fge.tasks import Regression
+from fge.tasks import Multilabel, Regression
 
 CLASSES = ("cat", "dog")
 TARGETS = torch.tensor([0, 1] * 10)
@@ -191,6 +194,61 @@ def test_what_has_no_classes_adds_nothing(tmp_path: Path) -> None:
     add_uncertainty(report, [], test, None, Split(torch.zeros(3, 5), torch.zeros(3)), CLASSES)
     assert report.page("t") == ReportBuilder(RunFolder(tmp_path)).page("t")
     assert report.content == {}
+
+
+def rejected(tmp_path: Path, test: PredictionFile) -> tuple[ReportBuilder, Table, Series]:
+    """Return the report of a line of two members, its table of rejection, and its curve."""
+    lines = [
+        method_result(name, test, members, train_epochs=1, weight_bytes=4)
+        for name, members in (("single", ["a"]), ("fge", ["a", "b"]))
+    ]
+    report = ReportBuilder(RunFolder(tmp_path))
+    rows = Split(torch.zeros(20, 5), torch.as_tensor(test.targets))
+    facts: TableFacts = {"columns": [], "targets": [], "left_out": {}}
+    add_uncertainty(report, lines, test, None, rows, test.task.names, "row", facts)
+    page = report.page("t")
+    assert list(page.figures) == ["rejection.png"]
+    return report, page.tables[0], rejection_series(lines[1], test)
+
+
+def test_labels_are_rejected_by_their_entropy(tmp_path: Path) -> None:
+    targets = torch.tensor([[1, 0]] * 20)
+    p = torch.linspace(0.99, 0.51, 20, dtype=torch.float64)
+    probs = torch.stack([p, 1 - p], dim=1)
+    probs[19], probs[4, 1] = torch.tensor([0.49, 0.52]), 1 - probs[4, 1]
+    test = PredictionFile(tmp_path / "test.npz", targets, Multilabel(("up", "wide")))
+    test.add("a", "a", probs + 0.005)
+    test.add("b", "b", probs - 0.005)
+    report, table, series = rejected(tmp_path / "out", test)
+    # One label of two is wrong in the fifth surest row, and both in the least sure one.
+    risks = [0.0] * 4 + [0.5 / k for k in range(5, 20)] + [1.5 / 20]
+    assert series.y == pytest.approx([100 * risk for risk in risks[9:]])
+    line = report.content["uncertainty"]["methods"][1]
+    assert line["aurc"] == pytest.approx(sum(risks) / 20)
+    assert line["error_answered"] == pytest.approx(100 * 0.5 / 18)
+    assert table.rows[1] == ["fge", "2", f"{sum(risks) / 20:.4g}", "2.78", "7.50"]
+    assert table.headings[3] == "error per label of the surest 90 %"
+    said = "the surest 90 % of the test rows, its error per label is 2.78 %; of all it is 7.50 %."
+    assert said in report.page("t").verdict
+
+
+def test_numbers_are_rejected_by_the_variance_over_members(tmp_path: Path) -> None:
+    targets = torch.zeros(20, 2, dtype=torch.float64)
+    apart = torch.arange(20, dtype=torch.float64)[:, None] / 7
+    task = Regression(("y", "z"), (0.0, 0.0), (1.0, 1.0))
+    test = PredictionFile(tmp_path / "test.npz", targets, task)
+    mean = torch.stack([torch.arange(20.0), torch.full((20,), 3.0)], dim=1).double()
+    test.add("a", "a", mean + apart)
+    test.add("b", "b", mean - apart)
+    report, table, series = rejected(tmp_path / "out", test)
+    squares = [(k**2 + 9) / 2 for k in range(20)]
+    risks = [sum(squares[:k]) / k for k in range(1, 21)]
+    assert series.y == pytest.approx(risks[9:])
+    [fge] = report.content["uncertainty"]["methods"]  # one network has no order
+    assert fge["aurc"] == pytest.approx(sum(risks) / 20)
+    assert fge["mse_answered"] == pytest.approx(risks[17])
+    assert table.rows[0] == ["fge", "2", *(f"{x:.4g}" for x in (fge["aurc"], risks[17], risks[19]))]
+    assert "its squared error is" in report.page("t").verdict
 
 
 def test_the_largest_ensemble_is_the_one_whose_images_are_shown(tmp_path: Path) -> None:
