@@ -100,8 +100,8 @@ def under_names(state: Mapping[str, Tensor], names: Collection[str]) -> Mapping[
 
     >>> under_names({"module.weight": 1, "module.bias": 2}, ["weight", "bias"])
     {'weight': 1, 'bias': 2}
-    >>> under_names({"model.weight": 1, "loss.weight": 2}, ["weight"])
-    {'weight': 1}
+    >>> under_names({"model.fc.weight": 1, "loss.weight": 2}, ["fc.weight"])
+    {'fc.weight': 1}
 
     Raises:
         UserError: there are two such states, under different prefixes, and they differ.

@@ -168,6 +168,7 @@ def test_a_run_on_other_images_is_refused(baseline: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_fge_run_is_no_baseline(data: Path, tmp_path: Path) -> None:
     other = done("fge", fge_job(data, tmp_path / "other"))
     with pytest.raises(UserError, match="has command 'fge'; give a run with 'curve-ensemble'"):
@@ -177,6 +178,7 @@ def test_an_fge_run_is_no_baseline(data: Path, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- in the command
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_set_beside_a_baseline_later(
     baseline: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

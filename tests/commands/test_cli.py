@@ -962,6 +962,7 @@ def test_advice_survives_odd_folder_names(
     assert advice(result.out) == ["fge", "--out", name, "--resume"]
 
 
+@pytest.mark.slow
 def test_run_interrupted_while_measuring_goes_on_with_its_options(
     run: Run, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1146,6 +1147,7 @@ def forget(factory: str) -> None:
     Path("imported").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_own_model_needs_naming_again_to_be_imported(
     run: Run, finished: Finished, factory: str
 ) -> None:
@@ -1170,6 +1172,7 @@ def test_own_model_needs_naming_again_to_be_imported(
         assert Path("imported").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_run_of_an_own_model_says_how_to_resume(
     run: Run, finished: Finished, factory: str
 ) -> None:

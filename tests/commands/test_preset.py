@@ -72,6 +72,7 @@ def test_an_unknown_preset_is_named() -> None:
         preset_options("x", "convnet")
 
 
+@pytest.mark.slow
 def test_a_run_has_the_result_of_the_options(data: Path, tmp_path: Path) -> None:
     options = job(data, tmp_path / "preset", epochs=4, preset="garipov2018")
     folder = done("fge", options)

@@ -257,6 +257,7 @@ def test_what_cannot_be_made_again_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["half", "ended"])
 def test_times_that_are_gone_stop_nothing(
     of: str,
@@ -316,6 +317,7 @@ def test_an_index_that_does_not_follow_from_the_log_is_lost(
     assert "--repair" not in err
 
 
+@pytest.mark.slow
 def test_resuming_without_a_manifest_says_that_nothing_was_compared(
     half: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +394,7 @@ def test_what_is_in_the_way_is_said_and_stays(
     assert err.count("error:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
 def test_what_is_in_the_way_of_a_checkpoint_is_moved_away_first(
     half: Path,
@@ -460,6 +463,7 @@ def test_a_run_within_that_lost_its_manifest_is_found_and_gets_one_again(
     assert not (outer / "runs" / "one" / "manifest.json").is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [last_checkpoint, validation])
 def test_a_finished_run_within_makes_again_what_is_missing(
     outer: Path, ended: Path, capsys: pytest.CaptureFixture[str], of: Callable[[Path], Path]

@@ -94,6 +94,7 @@ def test_weights_for_three_channels_see_a_grey_image_as_three_equal_ones(
     torch.testing.assert_close(found[:, 3], 0.75 * first[:, 0])
 
 
+@pytest.mark.slow
 def test_googlenet_sees_with_pretrained_weights_what_it_was_trained_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -136,6 +136,7 @@ def test_the_row_has_the_columns_of_the_table() -> None:
     assert (row["epochs"], row["passes"]) == ("100", "5")
 
 
+@pytest.mark.slow
 def test_a_run_of_that_job_has_a_row_and_a_key_but_no_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

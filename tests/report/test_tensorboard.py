@@ -148,6 +148,7 @@ def config(data: Path, out: Path, **changes: Any) -> FGEConfig:
     return FGEConfig(**options)
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_logs(tiny_npz: Path, tmp_path: Path) -> None:
     run = fge(config(tiny_npz, tmp_path / "run", single=True))
     logged = [
@@ -171,6 +172,7 @@ def test_a_run_writes_what_it_logs(tiny_npz: Path, tmp_path: Path) -> None:
     assert sum(map(len, found(run).values())) == len(logged)
 
 
+@pytest.mark.slow
 def test_another_run_in_its_place_has_scalars_of_its_own(tiny_npz: Path, tmp_path: Path) -> None:
     run = fge(config(tiny_npz, tmp_path / "run"))
     assert (run / "tensorboard").is_dir()

@@ -150,12 +150,14 @@ def test_a_run_reports_what_it_logged(finished: Path) -> None:
     assert (finished / "figures" / "sharpness.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_without_the_option_reports_no_sharpness(tiny_npz: Path, tmp_path: Path) -> None:
     run = fge(config(tiny_npz, tmp_path / "run", epochs=2, start_epoch=0))
     assert "sharpness" not in json.loads((run / "report.json").read_text())
     assert not (run / "figures" / "sharpness.png").exists()
 
 
+@pytest.mark.slow
 def test_train_reports_it_for_other_methods(tiny_npz: Path, tmp_path: Path) -> None:
     shared = vars(config(tiny_npz, tmp_path / "run", epochs=4))
     options = {key: shared[key] for key in vars(TrainConfig()) if key in shared}
