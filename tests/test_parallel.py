@@ -450,7 +450,7 @@ def test_batches_that_make_no_equal_shares_are_refused(
     answer = group.run(arguments=arguments(tiny, tmp_path / "run", "--batch-size", "33"))
     assert answer["codes"] == [2, 2]
     assert answer["errors"] == (
-        "error: batch_size 33 makes no equal shares of 2 images or more for 2 processes; "
+        "error: --batch-size 33 makes no equal shares of 2 images or more for 2 processes; "
         "use a multiple of 2, 32 say\n"
     )
     assert not (tmp_path / "run").exists()

@@ -40,7 +40,7 @@ from fge.data import (
 from fge.devices import choose_device, set_threads
 from fge.ensemble import NOISE_EXAMPLES, MemberPredictions
 from fge.landscape import CHUNK, PROBE_IMAGES, SharpnessProbe
-from fge.networks import build_model, canonical_state, freeze
+from fge.networks import build_model, canonical_state, check_estimable, freeze
 from fge.observer import Observer
 from fge.parallel import Ranks
 from fge.runs import RunFolder
@@ -134,7 +134,8 @@ class Setup:
         """Build the model with the initial weights that the seed, the run's by default, gives it.
 
         Raises:
-            UserError: a model that does not fit the data, or the parameters to freeze.
+            UserError: a model that does not fit the data or the parameters to freeze, or whose
+                averages could have no statistics.
         """
         torch.manual_seed(derive_seed(self.seed if seed is None else seed, "initialisation"))
         model = build_model(
@@ -144,6 +145,7 @@ class Setup:
             image_size=self.dataset.model_size,
             task=self.dataset.target.task,
         )
+        check_estimable(model)
         if self.freeze is not None:
             freeze(model, self.freeze)
         return model

@@ -326,6 +326,8 @@ def _report(
         dynamics.add_to(report)
     add_reliability(report, lines, test)
     val, data = trained.training.val_predictions, run.dataset
+    if val is not None and test.task.uses_noise and test.noise_from is not None:
+        val = test.noise_from()  # the same file, with the points on curves that came later
     add_uncertainty(report, lines, test, val, data.test, data.classes, data.example, data.table)
     run.finish(f"{name}: {run.config.model} on {run.dataset.name}, seed {run.config.seed}")
 

@@ -31,7 +31,7 @@ from fge.networks.batches import (
     tensors,
     to_device,
 )
-from fge.networks.batchnorm import estimated_layers, refresh_batch_norm
+from fge.networks.batchnorm import check_estimable, estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
 from fge.networks.copying import check_copyable, copy_module
 from fge.networks.exchange import Exchange
@@ -108,6 +108,7 @@ __all__ = [
     "check_copyable",
     "check_differentiable",
     "check_distinct",
+    "check_estimable",
     "check_logits",
     "check_reiterable",
     "check_whole",

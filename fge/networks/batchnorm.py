@@ -78,11 +78,7 @@ def refresh_batch_norm(
     wanted = None if num_images is None else ranks.part(num_images)
     target = unwrap(model)
     layers = estimated_layers(target, instance_norm=instance_norm)
-    if any(map(is_scripted_norm, target.modules())):
-        raise UserError(
-            "the statistics of batch norm within a TorchScript module cannot be estimated; give "
-            "the module before torch.jit.script"
-        )
+    check_estimable(target)
     if not layers:
         return 0
     device = next(itertools.chain(target.parameters(), target.buffers())).device
@@ -116,6 +112,19 @@ def estimated_layers(model: nn.Module, *, instance_norm: bool = True) -> list[_N
     kinds = _NormBase if instance_norm else _BatchNorm
     layers = [m for m in unwrap(model).modules() if isinstance(m, kinds)]
     return [m for m in layers if m.track_running_stats and not keeps_statistics(m)]
+
+
+def check_estimable(model: nn.Module) -> None:
+    """Check that running statistics can be estimated, as those of every average have to be.
+
+    Raises:
+        UserError: some are within a TorchScript module.
+    """
+    if any(map(is_scripted_norm, model.modules())):
+        raise UserError(
+            "the statistics of batch norm within a TorchScript module cannot be estimated; give "
+            "the module before torch.jit.script"
+        )
 
 
 def is_scripted_norm(module: nn.Module) -> bool:

@@ -55,6 +55,11 @@ def lazy(num_classes):
     )
 
 def scripted(in_channels, num_classes):
+    model = plain(in_channels, num_classes)
+    model[1] = nn.Identity()
+    return torch.jit.script(model)
+
+def scripted_norm(in_channels, num_classes):
     return torch.jit.script(plain(in_channels, num_classes))
 
 def mixed(in_channels, num_classes):
@@ -153,6 +158,18 @@ def test_what_cannot_be_trained_is_refused_by_its_reason(
     result = run_line([*line, "--out", str(tmp_path / "run")])
     assert result.code == 2
     assert result.message.startswith(f"model 'odd_models:{name}'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_batch_norm_in_a_script_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path
+) -> None:
+    """No average of the run could get its statistics."""
+    line = ["train", "--model", "odd_models:scripted_norm", "--data", str(data)]
+    result = run_line([*line, "--batch-size", "16", "--out", str(tmp_path / "run")])
+    assert result.code == 2
+    assert result.message.endswith("cannot be estimated; give the module before torch.jit.script")
     assert not (tmp_path / "run").exists()
 
 
