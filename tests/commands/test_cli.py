@@ -183,6 +183,7 @@ def test_config_of_a_finished_run_repeats_it(run: Run, finished: Finished, tmp_p
         assert again == (finished.folder / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_other_seed_gives_another_run_on_the_same_split(
     run: Run, finished: Finished, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_other_seed_gives_another_run_on_the_same_split(
     assert log != (finished.folder / "log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_validation_there_is_no_best_snapshot(
     run: Run, finished: Finished, tiny_npz: Path
 ) -> None:
@@ -630,6 +632,7 @@ def test_overwrite_replaces_a_run_and_keeps_other_files(
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_overwrite_from_the_run_s_own_config(run: Run, finished: Finished, tmp_path: Path) -> None:
     out = finished.copy(tmp_path / "run")
     result = run(["fge", "--config", str(out / "config.json"), "--out", str(out), "--overwrite"])
@@ -1183,6 +1186,7 @@ def test_interrupted_run_of_an_own_model_says_how_to_resume(
     assert run(advice(result.out)).code == 0
 
 
+@pytest.mark.slow
 def test_interrupted_run_of_an_own_method_says_how_to_resume(
     run: Run, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

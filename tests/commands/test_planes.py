@@ -223,6 +223,7 @@ def test_weight_decay_joins_the_loss_where_it_is_asked_for(ended: Path, tmp_path
         assert with_it["test_error"] == without["test_error"]
 
 
+@pytest.mark.slow
 def test_chosen_snapshots_files_directions_and_components(
     ended: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_chosen_snapshots_files_directions_and_components(
     assert abs(places[:, 0] @ places[:, 1]) < 1e-6 * (places**2).sum()
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_goes_on(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +298,7 @@ def test_a_plane_is_repeated_from_its_own_config(ended: Path, tmp_path: Path) ->
     assert_same(tmp_path / "again", first)
 
 
+@pytest.mark.slow
 def test_a_train_run_is_looked_at_as_an_fge_run(trained: Path, data: Path, tmp_path: Path) -> None:
     small, every = {"resolution": 2}, [f"snapshot {number}" for number in (1, 2, 3)]
     for name, more, names in (
@@ -544,6 +547,7 @@ def snapshot_records(folder: Path) -> list[dict[str, Any]]:
     return list(index["snapshots"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_adam_and_methods_that_are_not_imported_have_no_stability_line(
     data: Path, tmp_path: Path

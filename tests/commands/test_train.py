@@ -165,6 +165,7 @@ def snapshot_nlls(run: Path) -> list[float]:
     return [metrics.nll(snapshots[name], targets) for name in sorted(snapshots)]
 
 
+@pytest.mark.slow
 def test_single_network_does_not_depend_on_the_cycles(
     finished: Path, tiny_npz: Path, tmp_path: Path
 ) -> None:

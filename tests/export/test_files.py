@@ -48,6 +48,7 @@ def read(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
     return predict, session.get_modelmeta().custom_metadata_map["facts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_predicts_batches_of_any_size_and_holds_its_facts(kind: str, tmp_path: Path) -> None:
     deployed, path = deployed_of(), tmp_path / f"model.{kind}"
