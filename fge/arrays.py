@@ -218,10 +218,22 @@ def read_npz(
 
 def write_npz(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Write arrays by name to an ``.npz`` file, atomically."""
+    write_bytes(path, npz_bytes(arrays))
+
+
+def npz_bytes(arrays: Mapping[str, ArrayLike], *, compressed: bool = False) -> bytes:
+    """Return the content of an ``.npz`` file of arrays by name."""
     buffer = io.BytesIO()
     named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(buffer, **named)
-    write_bytes(path, buffer.getvalue())
+    save = np.savez_compressed if compressed else np.savez
+    try:
+        save(buffer, **named)
+    except ValueError as error:
+        # A Ctrl-C within an array leaves it open, and closing the file then fails.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    return buffer.getvalue()
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fge import memory
-from fge.arrays import Archive, read_npz
+from fge.arrays import Archive, npz_bytes, read_npz
 from fge.errors import UserError
 
 VALUES = np.arange(6).reshape(2, 3)
@@ -278,3 +278,15 @@ def test_an_array_larger_than_the_memory_is_refused_with_the_remedy(
 def test_a_pipe_or_device_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "data.npz")
     assert re.search("is a (named pipe|device) and no data file$", refusal(tmp_path / "data.npz"))
+
+
+def test_an_interruption_within_an_array_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file cannot be closed while an array is open in it, and that error is not shown."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    for compressed in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            npz_bytes({"a": np.arange(9)}, compressed=compressed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fge.arrays import write_npz
 from fge.commands.coverage import fit_of_run
 from fge.commands.finished import (
     DataFacts,
@@ -45,7 +45,7 @@ from fge.data import EvalBatches, Normaliser, Skipped, Split, default_workers
 from fge.devices import choose_device, enough_memory, set_threads
 from fge.ensemble import Ensemble
 from fge.errors import UserError
-from fge.files import printable, write_bytes, write_text
+from fge.files import printable, write_text
 from fge.metrics import Conformal
 from fge.parallel import check_command
 from fge.report import (
@@ -233,12 +233,10 @@ def write_predictions(
     if found is not None:
         rows = [[*row, *cells] for row, cells in zip(rows, found.cells(classes), strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
-    buffer = io.BytesIO()
     arrays: dict[str, Any] = {
         f"{example}s": np.array(names),
         "labels": labels,
         "probabilities": probs.numpy(),
         "classes": np.array(classes),
     }
-    np.savez(buffer, **arrays, **(found.arrays() if found is not None else {}))
-    write_bytes(out / "predictions.npz", buffer.getvalue())
+    write_npz(out / "predictions.npz", arrays | (found.arrays() if found is not None else {}))

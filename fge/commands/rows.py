@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.arrays import write_npz
 from fge.commands.inputs import Inputs
 from fge.commands.measured import OF_MEMBERS
 from fge.config import PredictConfig, is_table
 from fge.data import Encoder, Split, TableFacts, read_table
 from fge.errors import UserError
-from fge.files import printable, write_bytes, write_text
+from fge.files import printable, write_text
 from fge.metrics import Conformal, uncertainty
 from fge.observer import Observer
 from fge.report import (
@@ -169,7 +169,6 @@ def write_outputs(
     rows: list[list[object]] = [[example, *columns]]
     rows += [[name, *(form.format(value) for value in values)] for name, values in lines]
     write_text(out / "predictions.csv", csv_text(rows))
-    buffer = io.BytesIO()
     arrays: dict[str, Any] = {
         f"{example}s": np.array(names),
         task.array: found.mean,
@@ -183,8 +182,7 @@ def write_outputs(
         arrays["deviation"] = found.deviation
     if found.fit is not None and found.intervals is not None:
         arrays |= {"intervals": found.intervals, "coverage": found.fit.coverage}
-    np.savez(buffer, **arrays)
-    write_bytes(out / "predictions.npz", buffer.getvalue())
+    write_npz(out / "predictions.npz", arrays)
 
 
 def outputs_verdict(found: Predicted, what: str, example: str) -> list[str]:

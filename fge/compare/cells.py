@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fge import metrics
-from fge.arrays import read_npz
+from fge.arrays import npz_bytes, read_npz
 from fge.errors import UserError
 from fge.files import (
     checked,
@@ -140,13 +139,12 @@ class Cell:
     def save(self, folder: Path) -> None:
         """Write NAME.npz, then NAME.json with its SHA-256; the cell exists once both do."""
         remove(folder / f"{self.name}.json")
-        buffer = io.BytesIO()
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(folder / f"{self.name}.npz", buffer.getvalue())
+        data = npz_bytes(arrays, compressed=True)
+        write_bytes(folder / f"{self.name}.npz", data)
         facts = {field.name: getattr(self, field.name) for field in fields(self)}
         record = {name: value for name, value in facts.items() if name not in _ARRAYS}
-        record |= {"cost": asdict(self.cost), "sha256": sha256(buffer.getvalue())}
+        record |= {"cost": asdict(self.cost), "sha256": sha256(data)}
         write_json(folder / f"{self.name}.json", {"schema_version": SCHEMA_VERSION, **record})
 
 

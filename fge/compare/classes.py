@@ -105,7 +105,8 @@ class ClassErrors:
             lowest = f"the lowest is that of `{fairest}`, {np.nanmean(columns[fairest]):.2f} %"
         return (
             f"{counts.sizes}: at {budget} B `{name}` has the lowest error, {row.mean['error']:.2f} "
-            f"%, and a balanced error, the mean over the classes, of {np.nanmean(errors):.2f} % "
-            f"({lowest}). Class {plain_name(counts.names[worst])} has its largest error, "
-            f"{errors[worst]:.2f} % of {counts.test[worst]} test {counts.example}s."
+            f"%, and a balanced error, the mean over {counts.of_classes}, of "
+            f"{np.nanmean(errors):.2f} % ({lowest}). Class {plain_name(counts.names[worst])} has "
+            f"its largest error, {errors[worst]:.2f} % of {counts.test[worst]} test "
+            f"{counts.example}s."
         )

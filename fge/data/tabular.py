@@ -16,8 +16,9 @@ from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.data.choice import Chosen, choose
 from fge.data.columns import Table, number_of, read_table, words_of
 from fge.data.encoding import Encoder
+from fge.data.parts import is_part, part_of
 from fge.data.pictures import Pictures
-from fge.data.raw import VAL_NAMES, Part, RawData
+from fge.data.raw import Part, RawData
 from fge.data.split import Split
 from fge.data.splits import Dataset, check_learnable
 from fge.data.targets import LARGEST, TargetFacts, as_tensor, checked_targets
@@ -26,7 +27,6 @@ from fge.files import printable
 
 SPLIT = "split"
 """The column that says which part a row belongs to."""
-_PARTS = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}
 _NO_COUNT = 0.5
 """Above this part of the rows, different values are no classes."""
@@ -185,13 +185,14 @@ def _parts(table: Table, classes: tuple[str, ...], values: NDArray[Any], task: T
     parts = {"train": index}
     if SPLIT in (*table.columns, *table.other):
         words = table.words(SPLIT)
-        wrong = next((k for k, word in enumerate(words) if word not in _PARTS), None)
+        wrong = next((k for k, word in enumerate(words) if not is_part(str(word))), None)
         if wrong is not None:
             raise UserError(
                 f"{table.path}, {table.row(wrong)}: split must be train, val or test, got "
                 f"{words[wrong]!r}; rename the column if it is a feature"
             )
-        own = np.array([_PARTS[str(word)] for word in words])
+        known = {word: part_of(str(word), f"{table.path}: split {word!r}") for word in {*words}}
+        own = np.array([known[word] for word in words])
         parts = {name: index[own == name] for name in ("train", "val", "test")}
         parts = {name: rows for name, rows in parts.items() if len(rows)}
         if "train" not in parts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fge.arrays import read_npz
+from fge.arrays import read_npz, write_npz
 from fge.data import Dataset, EvalBatches, Split
 from fge.errors import UserError
-from fge.files import write_bytes
 from fge.networks import RunningMean
 from fge.tasks import MANY_CLASSES, Task
 
@@ -205,15 +203,13 @@ class PredictionFile:
             self._write()
 
     def _write(self) -> None:
-        buffer = io.BytesIO()
         arrays: dict[str, Any] = {
             "targets": self.targets,
             "members": np.array(list(self._members)),
             "sha256": np.array([key for key, _ in self._members.values()]),
             self.task.array: self._stacked(),
         }
-        np.savez(buffer, **arrays)
-        write_bytes(self.path, buffer.getvalue())
+        write_npz(self.path, arrays)
 
     def _stacked(self) -> NDArray[Any]:
         """Return the predictions of all members (S, N, ...)."""

@@ -112,8 +112,14 @@ def test_a_column_says_the_parts(tmp_path: Path) -> None:
     data = load_table(written(tmp_path, text), ["price"], "regression")
     assert data.test.labels.numpy().ravel().tolist() in ([90, 100], [100, 90])
     assert len(data.val) == 2
+    spelt = text.replace("val", "Validation").replace("train", "TRAIN")
+    assert load_table(written(tmp_path, spelt), ["price"], "regression").fingerprint == (
+        data.fingerprint
+    )
     with pytest.raises(UserError, match=r"line 11: split must be train, val or test, got 'trial'"):
         load_table(written(tmp_path, text[: -len("test")] + "trial"), ["price"], "regression")
+    with pytest.raises(UserError, match="split 'eval' may be the validation or the test part"):
+        load_table(written(tmp_path, text[: -len("test")] + "eval"), ["price"], "regression")
 
 
 def test_classes_are_spread_alike_and_have_names(tmp_path: Path) -> None:
