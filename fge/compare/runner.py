@@ -38,8 +38,8 @@ from fge.manifest import Manifest
 
 POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30
-_LINE_BYTES = 4096
-"""Space that a line of a log may take: a block of the disk."""
+_LITTLE_BYTES = 2**20
+"""Space on a disk that may have been too little for what a job wrote."""
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -231,8 +231,9 @@ class Runner:
         lines = read_bytes(log).decode(errors="replace").strip().splitlines()
         if lines:
             return f"{lines[-1].removeprefix('error: ')} (see {log})"
-        full = shutil.disk_usage(log.parent).free < _LINE_BYTES
-        why = "its disk is full; free some space, then run it again" if full else f"see {log}"
+        full = shutil.disk_usage(log.parent).free < _LITTLE_BYTES
+        why = "its disk is full, or nearly; free some space, then run it again"
+        why = why if full else f"see {log}"
         return f"exit code {code} without a word; {why}"
 
     def _stop(self) -> None:
