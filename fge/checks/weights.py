@@ -22,6 +22,7 @@ from fge.networks import (
     TailAverage,
     buffers_of,
     canonical_state,
+    check_estimable,
     flatten,
     has_running_statistics,
     load_weights,
@@ -67,8 +68,7 @@ def copies(subject: Subject) -> str:
 
 def statistics(subject: Subject) -> str:
     """Check that batch norm's estimated statistics are those of the layers' inputs."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
-        refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
+    check_estimable(subject.model)
     layers = [
         (name, module)
         for name, module in subject.model.named_modules()
