@@ -165,9 +165,11 @@ def noise_of_run(run: Path, keys: Sequence[str], task: Task) -> tuple[float, ...
     Raises:
         UserError: the file of predictions is damaged.
     """
+    if not task.uses_noise:
+        return None
     paths = [run / "predictions" / name for name in ("val.npz", "train.npz")]
     path = next((path for path in paths if is_there(path)), None)
-    if path is None or not task.uses_noise:
+    if path is None:
         return None
     file = PredictionFile.stored(path, task)
     names = [file.by_weights[key] for key in keys if key in file.by_weights]
