@@ -96,13 +96,24 @@ class Photographs:
         for parts in counts:
             images = [next(found) for _ in range(parts)]
             if images:
-                yield (images[0] if parts == 1 else torch.cat(images)).permute(0, 3, 1, 2)
+                yield _joined(images).permute(0, 3, 1, 2)
             else:  # a process's share of a small batch
                 yield torch.empty((0, self.channels, *self.size), dtype=torch.uint8)
 
     def _piece(self, count: int) -> int:
         most = max(1, _PIECE_BYTES // (self.size[0] * self.size[1] * self.channels))
         return min(most, max(_LEAST_PIECE, -(-count // max(1, self.workers))))
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Return pieces as one tensor, in memory of NumPy if there are several.
+
+    A block that PyTorch aligned is seldom used again by the C library once it is freed: memory grew
+    with each epoch that was left before its end.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.from_numpy(np.concatenate([piece.numpy() for piece in pieces]))
 
 
 def _read_only(pictures: Pictures, index: NDArray[np.int64]) -> None:
