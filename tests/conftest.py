@@ -73,6 +73,12 @@ def write_tiny_npz(path: Path, **changes: np.ndarray) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny data set, which the tests of a file share and do not change."""
+    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
 @pytest.fixture
 def tiny_npz(tmp_path: Path) -> Path:
     return write_tiny_npz(tmp_path / "tiny.npz")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, tiny_arrays, write_tiny_npz
+from conftest import PLAIN, tiny_arrays
 from curve_runs import run as run_line
 from interrupting import interrupted
 from promised import promised
@@ -22,11 +22,6 @@ from fge.train import endpoint_recipe
 
 SHORT: dict[str, Any] = {**PLAIN, "epochs": 3, "val_fraction": 0.25}
 VARIED: dict[str, Any] = {"augment": "trivial", "mixup": 0.4, "label_smoothing": 0.1}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def options(data: Path, out: Path, **changes: Any) -> TrainConfig:

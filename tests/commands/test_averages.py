@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_npz
 from curve_runs import (
     assert_same,
     done,
@@ -47,11 +46,6 @@ from fge.train import Learner, endpoint_recipe, fge_stages
 pytestmark = pytest.mark.usefixtures("fixed_pictures")
 
 TRAIN_IMAGES, VAL_IMAGES = 72, 24
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def averaged_job(data: Path, out: Path, **more: Any) -> dict[str, Any]:

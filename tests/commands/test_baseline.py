@@ -26,11 +26,6 @@ COUNT = 8
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
-@pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     out = tmp_path_factory.mktemp("baseline") / "two"
     return done("curve-ensemble", curve_job(data, out, epochs=1, eval_points=2))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_tiny_npz
 from curve_runs import (
     assert_same,
     curve_job,
@@ -31,11 +30,6 @@ from fge.files import read_records
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fixed_pictures")]
 
 EPOCHS, END, FIT = 6, 2, 2
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def fge_job(data: Path, out: Path, **more: Any) -> dict[str, Any]:

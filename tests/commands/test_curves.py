@@ -60,11 +60,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
-@pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A finished run: two networks of 2 epochs, a fit of 1, members at 0, 1/4, ..., 1."""
     out = tmp_path_factory.mktemp("ended") / "run"

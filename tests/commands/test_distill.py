@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 
 from fge.commands.train import train
 from fge.config import TrainConfig
@@ -33,11 +33,6 @@ def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
         **changes,
     }
     return TrainConfig(**values)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def lines_of(run: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 from curve_runs import assert_same, curve_job, done, flags, job, report
 from curve_runs import run as run_line
 from given_weights import FROZEN, frozen_names, given, write_given
@@ -33,11 +33,6 @@ from fge.curves import Curve
 from fge.data import load_dataset
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr": 3e-4}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")

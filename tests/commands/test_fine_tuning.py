@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 from curve_runs import run as run_line
 from given_weights import FROZEN, frozen_names, given, write_given
 from interrupting import interrupted
@@ -22,11 +22,6 @@ from fge.errors import UserError
 from fge.networks import build_model, library_weights
 
 SHORT: dict[str, Any] = {**PLAIN, "epochs": 4, "cycle_epochs": 2, "val_fraction": 0.25}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 from curve_runs import run as run_line
 from interrupting import interrupted
 from PIL import Image
@@ -88,11 +88,6 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "odd_models.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def build(name: str) -> nn.Module:

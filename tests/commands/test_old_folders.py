@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_tiny_npz
 from curve_runs import done, flags, job, kill_server, run
 from promised import promised
 
@@ -20,11 +19,6 @@ NEWER = (
     *("average", "final_factor", "star_trunk", "star_branches", "split", "pretrained"),
 )
 """Options that there were not (of ``fge`` there was the last one)."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def make_old(file: Path) -> dict[str, Any]:

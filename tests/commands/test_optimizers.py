@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 from curve_runs import run as run_line
 from interrupting import interrupted
 from promised import promised
@@ -46,11 +46,6 @@ SHORT: dict[str, Any] = {
 }
 """72 training images: two steps of 32 images and one of 8 with accumulation."""
 METHODS = ("single", "average", "fge", "fge-paper", "sse", "swa", "ema", "star", "split", "auto")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def options(data: Path, out: Path, method: str, **changes: Any) -> TrainConfig:

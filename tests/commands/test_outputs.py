@@ -10,7 +10,7 @@ from typing import Any
 
 import forked
 import pytest
-from conftest import ROOT, write_tiny_npz
+from conftest import ROOT
 from curve_runs import curve_job, done, flags, job
 
 from fge.commands import COMMANDS
@@ -69,11 +69,6 @@ def test_errors_that_cannot_be_written_keep_their_exit_code(redirection: str) ->
 
 
 # ------------------------------------------------------------------------------------------- runs
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")

@@ -87,11 +87,6 @@ def _importable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
-@pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """An fge run of a linear model with 4 snapshots, after epochs 1, 3, 5, 7."""
     cycles = {"epochs": 7, "start_epoch": 0, "cycle_epochs": 2, "max_lr": 0.1, "min_lr": 0.01}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_tiny_npz
 from curve_runs import assert_same, done, flags, job, methods, run
 
 from fge.commands.cli import _with_config_file
@@ -14,11 +13,6 @@ from fge.config import FGEConfig, preset_options, write_config
 from fge.errors import UserError
 
 PRESET = ["--preset", "garipov2018"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def parsed(*arguments: str) -> FGEConfig:

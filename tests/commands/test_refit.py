@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_npz
 from curve_runs import (
     TRAIN_IMAGES,
     assert_same,
@@ -36,11 +35,6 @@ from fge.networks import build_model, flatten
 pytestmark = pytest.mark.usefixtures("fixed_pictures")
 
 PAIRS = ["0001--0002", "0002--0003"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def refit_job(data: Path, out: Path, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, write_tiny_npz
+from conftest import PLAIN
 from PIL import Image
 from torch.optim import Optimizer
 
@@ -52,11 +52,6 @@ def config(data: Path, out: Path, method: str, **changes: Any) -> TrainConfig:
         **changes,
     }
     return TrainConfig(**values)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def lines_of(run: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, TINY_CLASSES, TINY_SIDE, TINY_TEST, write_tiny_npz
+from conftest import PLAIN, TINY_CLASSES, TINY_SIDE, TINY_TEST
 from fge_runs import config
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -35,11 +35,6 @@ RUN: dict[str, Any] = {"single": True, "ood": ("noise",), "crop_padding": PADDIN
 VIEWED = ("single", "average", "last-snapshot", "fge", "swa", "fold")
 ADDED = {"predictions/test-tta.npz"}
 CHANGED = {"config.json", "manifest.json", "report.json", "report.md", "report.html", "page.json"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(scope="module")

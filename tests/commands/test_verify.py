@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_arrays
 from curve_runs import curve_job, done
 from fge_runs import config
 from promised import is_promised, promised
@@ -25,13 +24,6 @@ from fge.train import Learner
 
 STEPS = 3
 """Steps an epoch: 96 images less 24 for validation, in batches of 32."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(file, **tiny_arrays())
-    return file
 
 
 @pytest.fixture(scope="module")

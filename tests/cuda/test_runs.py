@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_CLASSES, full_precision, write_tiny_npz
+from conftest import TINY_CLASSES, full_precision
 from cuda_tools import Batch, assert_near, network_of_runs, relative_distance
 from curve_runs import done, flags, job, member_probabilities, methods, report
 from torch import Tensor, nn
@@ -41,11 +41,6 @@ LOGITS = 1e-4
 def _without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fge.report.builder.save_figure", lambda _, path: write_bytes(path, b""))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 def options(data: Path, out: Path, device: torch.device, **more: Any) -> dict[str, Any]:

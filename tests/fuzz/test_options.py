@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_TEST, write_tiny_npz
+from conftest import TINY_TEST
 from curve_runs import Result, run
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
@@ -57,11 +57,6 @@ OF_TRAIN: dict[str, tuple[str, ...]] = {
     "ema-decay": ("0", "0.9"),
 }
 METHODS = (*METHOD_NAMES, "singel")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
 
 
 @pytest.fixture(autouse=True)

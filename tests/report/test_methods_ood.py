@@ -102,11 +102,6 @@ def test_without_ood_images_nothing_is_said(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- fge
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_npz(tmp_path_factory.mktemp("data") / "tiny.npz")
-
-
 def write_other(path: Path, seed: int) -> Path:
     """Write 20 OOD images in colour and of another size."""
     images = np.random.default_rng(seed).integers(0, 256, (20, 5, 6, 3)).astype(np.uint8)
