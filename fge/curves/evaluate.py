@@ -26,7 +26,9 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     loss_of_targets,
+    map_tensors,
     nothing_yielded,
+    one_number,
     preserved,
     refresh_batch_norm,
     targets_of,
@@ -370,9 +372,10 @@ class WeightsEvaluator:
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
                 outputs = self.forward_fn(self.model, moved)
             if dtype is not None:
-                outputs = outputs.float()
+                outputs = map_tensors(outputs, _in_float32)
             targets = targets_of(moved, self.loss_fn, self.target_fn)
-            losses.append(loss_of_targets(outputs, targets, self.loss_fn).double())
+            loss = one_number(loss_of_targets(outputs, targets, self.loss_fn))
+            losses.append(loss.double())
             sizes.append(count_examples(moved))
             judged = judged and (self._sure or _of_classes(outputs, targets))
             if judged:
@@ -380,20 +383,25 @@ class WeightsEvaluator:
                 labels.add(targets)
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
-        loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
+        mean = float(np.average(torch.stack(losses).tolist(), weights=sizes))
         if not (judged and any(sizes)):
-            return loss, None, torch.empty(0)
+            return mean, None, torch.empty(0)
         predictions, targets = rows.all(), labels.all()
         # A loss may have targets of its own, such as a class to leave out.
         known = self._sure or (
             int(targets.min()) >= 0 and int(targets.max()) < predictions.shape[1]
         )
-        return (loss, predictions, targets) if known else (loss, None, torch.empty(0))
+        return (mean, predictions, targets) if known else (mean, None, torch.empty(0))
 
 
-def _of_classes(outputs: Tensor, targets: Any) -> bool:
+def _in_float32(part: Tensor) -> Tensor:
+    return part.float() if part.is_floating_point() else part
+
+
+def _of_classes(outputs: Any, targets: Any) -> bool:
     return (
-        isinstance(targets, Tensor)
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
         and not targets.is_floating_point()
         and outputs.ndim == 2
         and outputs.shape[1] > 1

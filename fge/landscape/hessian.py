@@ -314,11 +314,8 @@ class GradientGraph:
     count: int
 
     @classmethod
-    def of(cls, loss: Any, parameters: Sequence[Tensor], count: int) -> GradientGraph:
+    def of(cls, loss: Tensor, parameters: Sequence[Tensor], count: int) -> GradientGraph:
         """Differentiate a loss once; refuse a loss that has no Hessian."""
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"loss_fn must return one number, the mean over a batch, got {kind}")
         if not bool(torch.isfinite(loss)):
             raise UserError(f"the loss is {loss.item()}, but only a finite loss has a Hessian")
         if not loss.requires_grad:

@@ -21,6 +21,7 @@ from fge.curves import (
     bound,
     evaluate_curve,
     make_family,
+    straight_curve,
     summarise_curve,
 )
 from fge.errors import UserError
@@ -219,6 +220,38 @@ def test_any_loss_of_any_output_can_be_measured() -> None:
         assert set(record) == {"t", "distance", "arc", "loss"}
 
 
+class TwoHeads(nn.Module):
+    """Returns logits of classes and a number."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.classes, self.number = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classes(x), self.number(x)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_loss_of_several_outputs_can_be_measured(amp: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 4, generator=rng), torch.randint(0, 3, (7,), generator=rng)
+
+    def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
+        logits, number = outputs
+        return (F.cross_entropy(logits, targets) + number.square().mean())[None]
+
+    model, end = TwoHeads(0), TwoHeads(1)
+    curve = straight_curve(model, model, end)
+    options: Any = {"ts": [0.0, 1.0], "loss_fn": loss_fn, "speed": Speed(amp=amp)}
+    records = evaluate_curve(TwoHeads(2), curve, [(x[:5], y[:5]), (x[5:], y[5:])], **options)
+    assert all(set(record) == {"t", "distance", "arc", "loss"} for record in records)
+    for record, own in zip(records, (model, end), strict=True):
+        expected = loss_fn(own(x), y).item()
+        assert record["loss"] == pytest.approx(expected, rel=1e-6 if amp == "off" else 2e-2)
+
+
 def test_figures_of_outputs_that_are_not_finite_are_not_numbers() -> None:
     model = nn.Linear(2, 2, bias=False, dtype=torch.float64)
     batch = (torch.full((3, 2), 1e200, dtype=torch.float64), torch.tensor([0, 1, 0]))
@@ -254,6 +287,10 @@ class Once:
         ({"batches": Once(), "refresh": TRAIN}, f"^{nothing_yielded()}$"),
         ({"num_points": 1}, "num_points must be >= 2, got 1"),
         ({"ts": [0.5, 1.5]}, "1.5"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss(reduction="none")},
+            r"loss_fn must return one number, the mean over a batch, got \(5,\)",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: dict[str, Any], message: str) -> None:
