@@ -116,7 +116,7 @@ def evaluate_curve(
         on_point: called with t and the predictions (N, ...) by split (``""`` if ``batches`` is not
             a mapping), for classification probabilities (N, C).
         on_record: called with each complete record, after ``on_point``.
-        done: records of an earlier call; their ts are not measured again.
+        done: records of an earlier call, at the same or other ts; they are not measured again.
 
     Returns:
         Records in the order of t, a list whose ``statistics`` says which buffers the networks had,
@@ -149,7 +149,9 @@ def evaluate_curve(
     with preserved(model):
         for position in _along(curve, grid):
             t = position["t"]
-            if t not in known:
+            if t in known:  # by an earlier call, whose chords may have been longer
+                known[t] = known[t] | position
+            else:
                 scores, probabilities = _measured(evaluate, curve, t)
                 known[t] = {**position, **scores}
                 if on_point:

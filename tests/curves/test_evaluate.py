@@ -194,6 +194,14 @@ def test_records_that_are_there_are_not_measured_again() -> None:
     assert told == [record["t"] for record in whole[3:]]
 
 
+def test_records_of_fewer_points_get_the_length_along_all() -> None:
+    curve, model = make_curve(), network(9)
+    few = evaluate_curve(model, curve, TEST, num_points=3)
+    more = evaluate_curve(model, curve, TEST, num_points=9, done=few)
+    assert more == evaluate_curve(model, curve, TEST, num_points=9)
+    assert few[-1]["arc"] < more[-1]["arc"] == pytest.approx(curve.length(8), rel=1e-9)
+
+
 def test_a_chain_through_several_networks_can_be_measured() -> None:
     points = make_curve("polychain", 4).points
     chain = Chain.through(list(points), family="polychain", num_points=2)
