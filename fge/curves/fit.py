@@ -40,6 +40,7 @@ from fge.networks import (
     unwrap,
 )
 from fge.schemas import Count
+from fge.seeds import same_random_state
 from fge.train import (
     DAMAGED,
     Batches,
@@ -445,7 +446,8 @@ class _Sized:
         try:
             self.length = len(batches)  # type: ignore[arg-type]
         except TypeError:
-            self.length = sum(1 for _ in batches)
+            with same_random_state():  # a loader may draw its order from the global generator
+                self.length = sum(1 for _ in batches)
         if self.length == 0:
             raise nothing_yielded()
 
