@@ -26,6 +26,7 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     cut,
+    keeps_statistics,
     loss_of,
     named_parameters,
     nothing_yielded,
@@ -73,7 +74,8 @@ class HessianOperator:
             the same order on each pass. They are moved to the model's device.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         batch_statistics: batch norm uses the statistics of each chunk, which depend on the
-            parameters too, instead of its running statistics.
+            parameters too, instead of its running statistics; that of frozen modules does not, as
+            in their training.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
@@ -422,7 +424,9 @@ def measuring(
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    """Return the layers that use a batch's statistics in training: none of a frozen module."""
+    layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return [layer for layer in layers if not keeps_statistics(layer)]
 
 
 @contextmanager
