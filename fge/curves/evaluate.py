@@ -144,6 +144,8 @@ def evaluate_curve(
         speed=speed,
         task=task,
     )
+    if isinstance(curve, Networks):
+        curve.check_fits(model)
     if isinstance(curve, Networks) and num_images != 0:
         curve.warn_of_interpolated(model, (t for t in grid if t not in known))
     with preserved(model):
@@ -371,6 +373,8 @@ class WeightsEvaluator:
         kind, judged = OutputKind(self.task.path_output), True
         for batch in batches:
             moved = to_device(batch, device)
+            if (count := count_examples(moved)) == 0:
+                continue  # the mean of nothing is not a number
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
                 outputs = self.forward_fn(self.model, moved)
             if dtype is not None:
@@ -378,7 +382,7 @@ class WeightsEvaluator:
             targets = targets_of(moved, self.loss_fn, self.target_fn)
             loss = one_number(loss_of_targets(outputs, targets, self.loss_fn))
             losses.append(loss.double())
-            sizes.append(count_examples(moved))
+            sizes.append(count)
             judged = judged and (self._sure or _of_classes(outputs, targets))
             if judged:
                 rows.add(kind.predictions(outputs))
@@ -386,7 +390,7 @@ class WeightsEvaluator:
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
         mean = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if not (judged and any(sizes)):
+        if not judged:
             return mean, None, torch.empty(0)
         predictions, targets = rows.all(), labels.all()
         # A loss may have targets of its own, such as a class to leave out.

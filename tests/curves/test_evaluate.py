@@ -311,6 +311,25 @@ def test_a_curve_of_another_architecture_is_refused() -> None:
         evaluate_curve(nn.Linear(3, 2).double(), make_curve(), TEST, num_points=3)
 
 
+def test_a_curve_of_the_same_size_but_other_names_is_refused() -> None:
+    curve = make_curve()
+    other = nn.Linear(curve.points.shape[1] - 1, 1).double()
+    chain = Chain.through(list(curve.points), layout=curve.layout)
+    for path in (curve, chain):
+        with pytest.raises(UserError, match="the curve is of another architecture than the model"):
+            evaluate_curve(other, path, TEST, num_points=3)
+
+
+def test_empty_batches_have_no_part_in_the_mean() -> None:
+    (x, y), *_ = TEST
+    empty = (x[:0], y[:0])
+    found = evaluate_curve(network(9), make_curve(), [empty, *TEST, empty], num_points=3)
+    assert found == evaluate_curve(network(9), make_curve(), TEST, num_points=3, refresh=TEST)
+    assert all(math.isfinite(value) for value in found[0].values())
+    with pytest.raises(UserError, match=f"^{nothing_yielded()}$"):
+        evaluate_curve(network(9), make_curve(), [empty], num_points=3, refresh=TEST)
+
+
 def known(count: int = 2001) -> list[dict[str, float]]:
     """Records of L(t) = 1 + t + 4 sin(pi t)^2 on a curve whose length to t is t^2 * 3."""
     ts = np.linspace(0, 1, count)

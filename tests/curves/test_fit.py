@@ -537,6 +537,18 @@ def test_counting_batches_without_a_length_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+def test_empty_batches_move_nothing() -> None:
+    model, start, end = (build(convolutional, seed) for seed in range(3))
+    whole = data()
+    empty = tuple(part[:0] for part in whole)
+    ends: list[EpochEnd] = []
+    options: dict[str, Any] = {"epochs": 1, "lr": 0.1, "on_epoch": ends.append}
+    found = fit_curve(model, start, end, [whole, empty], **options)
+    assert ends[0].images == len(whole[0])
+    assert math.isfinite(ends[0].train_loss)
+    assert not torch.equal(found.points[1], (found.points[0] + found.points[2]) / 2)
+
+
 def test_channels_last_is_the_same_fit() -> None:
     start, end = build(convolutional, 1), build(convolutional, 2)
     options: dict[str, Any] = {"epochs": 2, "lr": 0.1, "objective": "arclength"}
