@@ -131,7 +131,7 @@ def evaluate_curve(
             be iterated only once, or the curve does not fit the model.
     """
     grid = _grid(num_points, ts)
-    known = {record["t"]: record for record in done}
+    known = {record["t"]: dict(record) for record in done}
     evaluate = WeightsEvaluator(
         model,
         batches,
@@ -149,17 +149,15 @@ def evaluate_curve(
     if isinstance(curve, Networks) and num_images != 0:
         curve.warn_of_interpolated(model, (t for t in grid if t not in known))
     with preserved(model):
-        for position in _along(curve, grid):
-            t = position["t"]
-            if t in known:  # by an earlier call, whose chords may have been longer
-                known[t] = known[t] | position
-            else:
+        for t, position in zip(grid, _along(curve, grid), strict=True):
+            if t not in known:
                 scores, probabilities = _measured(evaluate, curve, t)
                 known[t] = {**position, **scores}
                 if on_point:
                     on_point(t, probabilities)
                 if on_record:
                     on_record(known[t])
+            known[t] |= position  # the chords of an earlier call may have been longer
     ends = curve.all_ends() if isinstance(curve, Networks) else []
     found = statistics_of(model, ends, estimated=num_images != 0)
     return CurveRecords((known[t] for t in grid), found)
