@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError, first_line
 from fge.networks import (
@@ -127,16 +128,20 @@ class Subject:
         """Return the subject with the first examples.
 
         Raises:
-            UserError: ``batches`` can be iterated only once, or yields nothing.
+            UserError: ``batches`` can be iterated only once, or yields nothing; or a parameter has
+                no shape yet.
         """
+        _check_shaped(model)
         check_reiterable(batches)
         device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
         device = device or torch.device("cpu")
-        parts = [
-            next(cut(to_device(batch, device), EXAMPLES))[0] for batch in islice(batches, BATCHES)
-        ]
-        if not parts:
+        pieces = (next(cut(to_device(b, device), EXAMPLES), None) for b in batches)
+        kept = list(itertools.islice((piece for piece in pieces if piece is not None), BATCHES))
+        if not kept:
             raise nothing_yielded()
+        # Batch norm cannot be trained on one example: a fit leaves it out where others are larger.
+        most = max(count for _, count in kept)
+        parts = [part for part, count in kept if count > 1 or most == 1]
         own_call = forward_fn is not None
         return cls(unwrap(model), parts, loss_fn, forward_fn, own_call, target_fn, output)
 
@@ -218,6 +223,13 @@ class Subject:
                 f"the model cannot be deep-copied ({first_line(error)})",
                 "give a module that can be, or build each network with its factory",
             ) from None
+
+
+def _check_shaped(model: nn.Module) -> None:
+    """Check that lazy layers have got their shapes."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(f"{name!r} has no shape yet; call the model on one batch first")
 
 
 def outcome(name: str, error: Exception) -> Finding:

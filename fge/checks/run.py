@@ -78,7 +78,8 @@ def check(
         A finding per check: ``ok``, ``failed`` with what to use instead, or ``skipped``.
 
     Raises:
-        UserError: ``batches`` can be iterated only once, or yields nothing.
+        UserError: ``batches`` can be iterated only once, or yields nothing; or a parameter has no
+            shape yet.
     """
     subject = Subject.of(model, batches, loss_fn, forward_fn, target_fn, output)
     found: list[Finding] = []

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fge.checks.findings import CheckFailedError, SkippedError, Subject, distance
 from fge.curves import Curve, PolyChain, evaluate_curve
@@ -23,6 +22,7 @@ from fge.networks import (
     buffers_of,
     canonical_state,
     check_estimable,
+    estimated_layers,
     flatten,
     has_running_statistics,
     load_weights,
@@ -69,24 +69,23 @@ def copies(subject: Subject) -> str:
 def statistics(subject: Subject) -> str:
     """Check that batch norm's estimated statistics are those of the layers' inputs."""
     check_estimable(subject.model)
-    layers = [
-        (name, module)
-        for name, module in subject.model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    names = {id(module): name for name, module in subject.model.named_modules()}
+    layers = {names[id(m)]: m for m in estimated_layers(subject.model, instance_norm=False)}
     if not layers:
         raise SkippedError("there is no batch norm with running statistics")
-    seen: dict[str, list[tuple[Tensor, int]]] = {name: [] for name, _ in layers}
-    handles = [module.register_forward_pre_hook(_recording(seen[name])) for name, module in layers]
+    seen: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}
+    handles = [
+        module.register_forward_pre_hook(_recording(seen[name]), with_kwargs=True)
+        for name, module in layers.items()
+    ]
     try:
         refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
     finally:
         for handle in handles:
             handle.remove()
-    for name, module in layers:
+    used = {name: module for name, module in layers.items() if seen[name]}
+    for name, module in used.items():
         total = sum(count for _, count in seen[name])
-        if not total:
-            raise CheckFailedError(f"{name!r} saw no examples", "use it in forward()")
         mean = sum(value * count for value, count in seen[name]) / total
         assert module.running_mean is not None
         scale = float(torch.as_tensor(mean).norm()) + 1e-3
@@ -95,7 +94,9 @@ def statistics(subject: Subject) -> str:
                 f"the mean of {name!r} is not that of its inputs",
                 "let each layer be called once per pass",
             )
-    return f"{len(layers)} layers have the statistics of their inputs"
+    left = [name for name in layers if name not in used]
+    note = f"; {len(left)} keep theirs, as {left[0]!r} is not called in eval()" if left else ""
+    return f"{len(used)} layers have the statistics of their inputs{note}"
 
 
 def averages(subject: Subject) -> str:
@@ -196,11 +197,11 @@ def _disturb(model: nn.Module) -> None:
             parameter.add_(noise, alpha=_STEP * scale)
 
 
-def _recording(kept: list[tuple[Tensor, int]]) -> Callable[[nn.Module, Any], None]:
+def _recording(kept: list[tuple[Tensor, int]]) -> Callable[[nn.Module, Any, Any], None]:
     """Return a hook that keeps the mean per channel of a layer's inputs, and their number."""
 
-    def hook(_: nn.Module, arguments: Any) -> None:
-        inputs = arguments[0].detach().double()
+    def hook(_: nn.Module, arguments: Any, named: Any) -> None:
+        inputs = (arguments[0] if arguments else named["input"]).detach().double()
         axes = [axis for axis in range(inputs.ndim) if axis != 1]
         kept.append((inputs.mean(axes), len(inputs)))
 

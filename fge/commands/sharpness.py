@@ -163,11 +163,14 @@ def _hessian_options(run: Run[SharpnessConfig]) -> dict[str, Any]:
 
 
 def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork) -> None:
-    """Load a network's weights into the model, with batch-norm statistics of these weights."""
+    """Load a network's weights into the model, with statistics of these weights.
+
+    They are those of the same network in :func:`fge.evaluate_curve`.
+    """
     load_weights(model, network.state, network.name)
     if not network.measured:
         images = run.setup.eval_batches(training_part(run, REFRESH_IMAGES))
-        refresh_batch_norm(model, images, num_images=None)
+        refresh_batch_norm(model, images, num_images=None, instance_norm=not network.own)
 
 
 def _measure_sharpness(

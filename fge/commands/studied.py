@@ -59,13 +59,15 @@ class StudiedNetwork:
     """A network to measure.
 
     ``facts``: ``epoch`` and ``lr`` of a snapshot, ``t`` on a curve; ``measured``: whether the state
-    has the batch-norm statistics of this network; otherwise they must be estimated.
+    has the batch-norm statistics of this network; otherwise they must be estimated. ``own``:
+    whether its other buffers are this network's, those of instance norm too.
     """
 
     name: str
     state: Mapping[str, Tensor]
     facts: Mapping[str, float] = field(default_factory=dict)
     measured: bool = True
+    own: bool = True
 
     def vector(self, model: nn.Module) -> Tensor:
         """Return the weights (P,), canonical, on the model's device."""
@@ -89,7 +91,9 @@ class RunCurve:
         """
         parts = Layout.of(model).split(vector)
         own = self.curve.buffers_at(facts["t"]) if "t" in facts else {}
-        return StudiedNetwork(name, {**self.state, **own, **parts}, facts, measured=False)
+        known = "t" in facts and self.curve.knows(facts["t"])
+        state = {**self.state, **own, **parts}
+        return StudiedNetwork(name, state, facts, measured=False, own=known)
 
 
 def networks_in_files(config: StudyConfig, model: nn.Module) -> list[StudiedNetwork]:

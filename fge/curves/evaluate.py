@@ -26,7 +26,9 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     loss_of_targets,
+    map_tensors,
     nothing_yielded,
+    one_number,
     preserved,
     refresh_batch_norm,
     targets_of,
@@ -114,7 +116,7 @@ def evaluate_curve(
         on_point: called with t and the predictions (N, ...) by split (``""`` if ``batches`` is not
             a mapping), for classification probabilities (N, C).
         on_record: called with each complete record, after ``on_point``.
-        done: records of an earlier call; their ts are not measured again.
+        done: records of an earlier call, at the same or other ts; they are not measured again.
 
     Returns:
         Records in the order of t, a list whose ``statistics`` says which buffers the networks had,
@@ -129,7 +131,7 @@ def evaluate_curve(
             be iterated only once, or the curve does not fit the model.
     """
     grid = _grid(num_points, ts)
-    known = {record["t"]: record for record in done}
+    known = {record["t"]: dict(record) for record in done}
     evaluate = WeightsEvaluator(
         model,
         batches,
@@ -142,11 +144,12 @@ def evaluate_curve(
         speed=speed,
         task=task,
     )
+    if isinstance(curve, Networks):
+        curve.check_fits(model)
     if isinstance(curve, Networks) and num_images != 0:
         curve.warn_of_interpolated(model, (t for t in grid if t not in known))
     with preserved(model):
-        for position in _along(curve, grid):
-            t = position["t"]
+        for t, position in zip(grid, _along(curve, grid), strict=True):
             if t not in known:
                 scores, probabilities = _measured(evaluate, curve, t)
                 known[t] = {**position, **scores}
@@ -154,6 +157,7 @@ def evaluate_curve(
                     on_point(t, probabilities)
                 if on_record:
                     on_record(known[t])
+            known[t] |= position  # the chords of an earlier call may have been longer
     ends = curve.all_ends() if isinstance(curve, Networks) else []
     found = statistics_of(model, ends, estimated=num_images != 0)
     return CurveRecords((known[t] for t in grid), found)
@@ -367,33 +371,41 @@ class WeightsEvaluator:
         kind, judged = OutputKind(self.task.path_output), True
         for batch in batches:
             moved = to_device(batch, device)
+            if (count := count_examples(moved)) == 0:
+                continue  # the mean of nothing is not a number
             with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
                 outputs = self.forward_fn(self.model, moved)
             if dtype is not None:
-                outputs = outputs.float()
+                outputs = map_tensors(outputs, _in_float32)
             targets = targets_of(moved, self.loss_fn, self.target_fn)
-            losses.append(loss_of_targets(outputs, targets, self.loss_fn).double())
-            sizes.append(count_examples(moved))
+            loss = one_number(loss_of_targets(outputs, targets, self.loss_fn))
+            losses.append(loss.double())
+            sizes.append(count)
             judged = judged and (self._sure or _of_classes(outputs, targets))
             if judged:
                 rows.add(kind.predictions(outputs))
                 labels.add(targets)
         if not sizes:
             raise nothing_yielded(f"batches {name!r}" if name else "batches")
-        loss = float(np.average(torch.stack(losses).tolist(), weights=sizes))
-        if not (judged and any(sizes)):
-            return loss, None, torch.empty(0)
+        mean = float(np.average(torch.stack(losses).tolist(), weights=sizes))
+        if not judged:
+            return mean, None, torch.empty(0)
         predictions, targets = rows.all(), labels.all()
         # A loss may have targets of its own, such as a class to leave out.
         known = self._sure or (
             int(targets.min()) >= 0 and int(targets.max()) < predictions.shape[1]
         )
-        return (loss, predictions, targets) if known else (loss, None, torch.empty(0))
+        return (mean, predictions, targets) if known else (mean, None, torch.empty(0))
 
 
-def _of_classes(outputs: Tensor, targets: Any) -> bool:
+def _in_float32(part: Tensor) -> Tensor:
+    return part.float() if part.is_floating_point() else part
+
+
+def _of_classes(outputs: Any, targets: Any) -> bool:
     return (
-        isinstance(targets, Tensor)
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
         and not targets.is_floating_point()
         and outputs.ndim == 2
         and outputs.shape[1] > 1

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fge.errors import UserError, unknown
 
+_ROUNDING = 1e-15
+"""What a t may be off by where two pieces meet: a few roundings of numbers up to 1."""
+
 
 @dataclass(frozen=True)
 class Family(ABC):
@@ -106,14 +109,14 @@ def make_family(name: str, num_points: int) -> Family:
 def locate(t: float, pieces: int) -> tuple[int, float]:
     """Return the piece that t in [0, 1] is in, and the position on that piece, in [0, 1].
 
-    The pieces divide [0, 1] equally; a t between two belongs to the second, at 0.
+    The pieces divide [0, 1] equally; a t between two, to rounding, belongs to the second, at 0.
 
     >>> locate(0.625, 4), locate(0.5, 4), locate(1, 4)
     ((2, 0.5), (2, 0.0), (3, 1.0))
     """
     t = _checked(t)
     position = t * pieces
-    if round(position) / pieces == t:  # in floating point, k/n * n may differ from k
+    if abs(position - round(position)) <= _ROUNDING * pieces:  # a t as of linspace may be off
         position = round(position)
     piece = min(int(position), pieces - 1)
     return piece, float(position - piece)

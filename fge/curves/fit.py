@@ -40,6 +40,7 @@ from fge.networks import (
     unwrap,
 )
 from fge.schemas import Count
+from fge.seeds import same_random_state
 from fge.train import (
     DAMAGED,
     Batches,
@@ -219,7 +220,7 @@ class CurveLearner(Learner):
         Raises:
             UserError: as :meth:`Learner.step`, or batch norm cannot normalise a single image.
         """
-        if self.batch_size is None:  # the batch size that the model is compiled for
+        if not self.batch_size:  # the batch size that the model is compiled for
             self.batch_size = count_examples(batch)
         if self._leaves_out(batch):
             return torch.zeros((), device=self.device)
@@ -246,8 +247,9 @@ class CurveLearner(Learner):
         return 0 if self._leaves_out(batch) else count_examples(batch)
 
     def _leaves_out(self, batch: Any) -> bool:
-        """Return whether a batch is a single image among larger ones, which batch norm refuses."""
-        return self._normalises and self.batch_size != 1 and count_examples(batch) == 1
+        """Return whether a batch is empty, or a single image among larger ones for batch norm."""
+        count = count_examples(batch)
+        return count == 0 or (self._normalises and self.batch_size != 1 and count == 1)
 
     @torch.no_grad()
     def move_to(self, t: float) -> None:
@@ -445,7 +447,8 @@ class _Sized:
         try:
             self.length = len(batches)  # type: ignore[arg-type]
         except TypeError:
-            self.length = sum(1 for _ in batches)
+            with same_random_state():  # a loader may draw its order from the global generator
+                self.length = sum(1 for _ in batches)
         if self.length == 0:
             raise nothing_yielded()
 

@@ -133,8 +133,7 @@ class Networks(ABC):
                 [0, 1], or the model cannot be copied.
         """
         vector, known = self.at(t), self.knows(t)
-        if self.layout is not None and self.layout != Layout.of(model):
-            raise UserError("the curve is of another architecture than the model; give its own")
+        self.check_fits(model)
         estimated = bool(estimated_layers(model)) and not known
         if estimated and refresh is None:
             raise UserError(
@@ -176,6 +175,15 @@ class Networks(ABC):
         how: dict[str, Any] = {"num_images": num_images, "forward_fn": forward_fn}
         members = [self.module(model, t, refresh, **how) for t in ts]
         return Ensemble(model, members, forward_fn=forward_fn, **options)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Check that the parameters have the names, shapes and order of a model's, if known.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.layout is not None and self.layout != Layout.of(model):
+            raise UserError("the curve is of another architecture than the model; give its own")
 
     def _ends_in_words(self) -> str:
         """Say for ``repr`` whether the ends come with buffers."""

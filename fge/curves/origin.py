@@ -334,7 +334,8 @@ class PowerReader:
             return self._join(node, joined)
         if node in _WEIGHTED:
             return self._functional(node)
-        operands = [*node.args[:2], *(v for k, v in node.kwargs.items() if k == "other")]
+        named = [node.kwargs[name] for name in ("input", "other") if name in node.kwargs]
+        operands = [*node.args[:2], *named]
         if node in _SUMS:
             return self._join(node, [self._constant(o) for o in operands if o != 0])
         if node.kwargs.get("rounding_mode"):

@@ -26,6 +26,7 @@ from fge.networks import (
     check_reiterable,
     count_examples,
     cut,
+    keeps_statistics,
     loss_of,
     named_parameters,
     nothing_yielded,
@@ -73,7 +74,8 @@ class HessianOperator:
             the same order on each pass. They are moved to the model's device.
         weight_decay: adds weight_decay / 2 * |w|^2 to the loss.
         batch_statistics: batch norm uses the statistics of each chunk, which depend on the
-            parameters too, instead of its running statistics.
+            parameters too, instead of its running statistics; that of frozen modules does not, as
+            in their training.
         forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
@@ -314,11 +316,8 @@ class GradientGraph:
     count: int
 
     @classmethod
-    def of(cls, loss: Any, parameters: Sequence[Tensor], count: int) -> GradientGraph:
+    def of(cls, loss: Tensor, parameters: Sequence[Tensor], count: int) -> GradientGraph:
         """Differentiate a loss once; refuse a loss that has no Hessian."""
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"loss_fn must return one number, the mean over a batch, got {kind}")
         if not bool(torch.isfinite(loss)):
             raise UserError(f"the loss is {loss.item()}, but only a finite loss has a Hessian")
         if not loss.requires_grad:
@@ -425,7 +424,9 @@ def measuring(
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    """Return the layers that use a batch's statistics in training: none of a frozen module."""
+    layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return [layer for layer in layers if not keeps_statistics(layer)]
 
 
 @contextmanager

@@ -52,6 +52,7 @@ from fge.networks.losses import (
     check_differentiable,
     loss_of,
     loss_of_targets,
+    one_number,
     targets_of,
 )
 from fge.networks.outputs import Output, OutputKind
@@ -138,6 +139,7 @@ __all__ = [
     "map_tensors",
     "named_parameters",
     "nothing_yielded",
+    "one_number",
     "parts_of",
     "predict",
     "predict_logits",

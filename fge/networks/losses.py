@@ -26,14 +26,26 @@ def loss_of(outputs: Any, batch: Any, loss_fn: LossFn, target_fn: TargetFn | Non
     """Return the loss of a batch's outputs.
 
     Raises:
-        UserError: it is not known what its targets are, or PyTorch's cross-entropy is of a single
-            output or of targets that it cannot take.
+        UserError: it is not known what its targets are, PyTorch's cross-entropy is of a single
+            output or of targets that it cannot take, or the loss is not one number.
     """
-    return loss_of_targets(outputs, targets_of(batch, loss_fn, target_fn), loss_fn)
+    return one_number(loss_of_targets(outputs, targets_of(batch, loss_fn, target_fn), loss_fn))
+
+
+def one_number(loss: Any) -> Tensor:
+    """Return a loss () that may have dimensions of length 1.
+
+    Raises:
+        UserError: it is no tensor of one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"loss_fn must return one number, the mean over a batch, got {kind}")
+    return loss.reshape(()) if loss.ndim else loss
 
 
 def loss_of_targets(outputs: Any, targets: Any, loss_fn: LossFn) -> Tensor:
-    """Return the loss of outputs and targets; see :func:`loss_of`."""
+    """Return what ``loss_fn`` gives for outputs and targets; see :func:`loss_of`."""
     if not is_cross_entropy(loss_fn):
         return loss_fn(outputs, targets)
     if not isinstance(outputs, Tensor):

@@ -356,6 +356,51 @@ def test_batches_that_cannot_be_used_are_refused() -> None:
         fge.check(network(), [])
 
 
+def test_empty_batches_are_passed_over_and_nothing_but_them_is_refused() -> None:
+    empty, *others = batches(0, 12, 12, 12)
+    found = fge.check(network(), [empty, *others], compilation=False)
+    assert found.ok, str(found)
+    with pytest.raises(UserError, match=r"^batches yielded nothing"):
+        fge.check(network(), [empty])
+
+
+def test_a_rest_of_one_example_is_left_out_as_in_a_fit() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES))
+    found = fge.check(model, batches(12, 1), compilation=False)
+    assert found.ok, str(found)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(72, CLASSES))
+    assert fge.check(plain, batches(1, 1), compilation=False).ok
+
+
+def test_a_lazy_layer_without_a_shape_is_one_error() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES))
+    with pytest.raises(UserError, match=r"^'1.weight' has no shape yet; call the model on one"):
+        fge.check(model, batches())
+
+
+class Auxiliary(nn.Module):
+    """Has a head for training only, and calls batch norm by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.norm = nn.Linear(72, 4), nn.BatchNorm1d(4)
+        self.head, self.aux = nn.Linear(4, CLASSES), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(input=self.trunk(x.flatten(1)))
+        return self.head(hidden + 0.1 * self.aux(hidden) if self.training else hidden)
+
+
+def test_batch_norm_of_training_alone_is_no_fault() -> None:
+    found = findings(Auxiliary())
+    assert found.ok, str(found)
+    (told,) = [finding.detail for finding in found if finding.name == "batch norm"]
+    assert told == (
+        "1 layers have the statistics of their inputs; 1 keep theirs, as 'aux' is not called in "
+        "eval()"
+    )
+
+
 @pytest.mark.slow
 def test_compilation_is_checked_on_a_module_without_length() -> None:
     x = torch.randn(8, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import fge
 from fge.curves import Bezier, Chain, Curve, evaluate_curve, fit_curve, straight_curve
 from fge.errors import UserError
+from fge.landscape import evaluate_line
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
 
 DOUBLE = torch.float64
@@ -230,6 +232,15 @@ def test_a_chain_has_the_buffers_of_all_its_networks() -> None:
         assert records[position]["loss"] == pytest.approx(loss_of(model), rel=1e-12)
     middle_state = chain.module(first, 0.5).state_dict()
     assert all(torch.equal(middle_state[n], t) for n, t in middle.state_dict().items())
+
+
+def test_networks_at_even_steps_along_a_chain_have_their_own_buffers() -> None:
+    networks = [trained(by_instance, seed) for seed in range(1, 7)]
+    pairs = itertools.pairwise(networks)
+    chain = Chain([straight_curve(networks[0], a, b) for a, b in pairs])
+    records = evaluate_line(networks[0], chain, DATA, num_points=6)
+    found = [record["loss"] for record in records]
+    assert found == pytest.approx([loss_of(network) for network in networks], rel=1e-12)
 
 
 def test_weights_without_buffers_give_a_curve_without() -> None:

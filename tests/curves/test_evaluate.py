@@ -21,6 +21,7 @@ from fge.curves import (
     bound,
     evaluate_curve,
     make_family,
+    straight_curve,
     summarise_curve,
 )
 from fge.errors import UserError
@@ -193,6 +194,14 @@ def test_records_that_are_there_are_not_measured_again() -> None:
     assert told == [record["t"] for record in whole[3:]]
 
 
+def test_records_of_fewer_points_get_the_length_along_all() -> None:
+    curve, model = make_curve(), network(9)
+    few = evaluate_curve(model, curve, TEST, num_points=3)
+    more = evaluate_curve(model, curve, TEST, num_points=9, done=few)
+    assert more == evaluate_curve(model, curve, TEST, num_points=9)
+    assert few[-1]["arc"] < more[-1]["arc"] == pytest.approx(curve.length(8), rel=1e-9)
+
+
 def test_a_chain_through_several_networks_can_be_measured() -> None:
     points = make_curve("polychain", 4).points
     chain = Chain.through(list(points), family="polychain", num_points=2)
@@ -217,6 +226,38 @@ def test_any_loss_of_any_output_can_be_measured() -> None:
         w = np.array([2 * t - 1, 3.2 * t * (1 - t)])
         assert record["loss"] == pytest.approx(3 * float(w @ w), rel=1e-12)
         assert set(record) == {"t", "distance", "arc", "loss"}
+
+
+class TwoHeads(nn.Module):
+    """Returns logits of classes and a number."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.classes, self.number = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classes(x), self.number(x)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_loss_of_several_outputs_can_be_measured(amp: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 4, generator=rng), torch.randint(0, 3, (7,), generator=rng)
+
+    def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
+        logits, number = outputs
+        return (F.cross_entropy(logits, targets) + number.square().mean())[None]
+
+    model, end = TwoHeads(0), TwoHeads(1)
+    curve = straight_curve(model, model, end)
+    options: Any = {"ts": [0.0, 1.0], "loss_fn": loss_fn, "speed": Speed(amp=amp)}
+    records = evaluate_curve(TwoHeads(2), curve, [(x[:5], y[:5]), (x[5:], y[5:])], **options)
+    assert all(set(record) == {"t", "distance", "arc", "loss"} for record in records)
+    for record, own in zip(records, (model, end), strict=True):
+        expected = loss_fn(own(x), y).item()
+        assert record["loss"] == pytest.approx(expected, rel=1e-6 if amp == "off" else 2e-2)
 
 
 def test_figures_of_outputs_that_are_not_finite_are_not_numbers() -> None:
@@ -254,6 +295,10 @@ class Once:
         ({"batches": Once(), "refresh": TRAIN}, f"^{nothing_yielded()}$"),
         ({"num_points": 1}, "num_points must be >= 2, got 1"),
         ({"ts": [0.5, 1.5]}, "1.5"),
+        (
+            {"loss_fn": nn.CrossEntropyLoss(reduction="none")},
+            r"loss_fn must return one number, the mean over a batch, got \(5,\)",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: dict[str, Any], message: str) -> None:
@@ -264,6 +309,25 @@ def test_what_cannot_be_measured_is_refused(options: dict[str, Any], message: st
 def test_a_curve_of_another_architecture_is_refused() -> None:
     with pytest.raises(UserError):
         evaluate_curve(nn.Linear(3, 2).double(), make_curve(), TEST, num_points=3)
+
+
+def test_a_curve_of_the_same_size_but_other_names_is_refused() -> None:
+    curve = make_curve()
+    other = nn.Linear(curve.points.shape[1] - 1, 1).double()
+    chain = Chain.through(list(curve.points), layout=curve.layout)
+    for path in (curve, chain):
+        with pytest.raises(UserError, match="the curve is of another architecture than the model"):
+            evaluate_curve(other, path, TEST, num_points=3)
+
+
+def test_empty_batches_have_no_part_in_the_mean() -> None:
+    (x, y), *_ = TEST
+    empty = (x[:0], y[:0])
+    found = evaluate_curve(network(9), make_curve(), [empty, *TEST, empty], num_points=3)
+    assert found == evaluate_curve(network(9), make_curve(), TEST, num_points=3, refresh=TEST)
+    assert all(math.isfinite(value) for value in found[0].values())
+    with pytest.raises(UserError, match=f"^{nothing_yielded()}$"):
+        evaluate_curve(network(9), make_curve(), [empty], num_points=3, refresh=TEST)
 
 
 def known(count: int = 2001) -> list[dict[str, float]]:

@@ -118,6 +118,14 @@ def test_a_corner_that_rounding_would_miss() -> None:
     assert locate(1 / 49, 49) == (1, 0.0)
 
 
+@pytest.mark.parametrize(("pieces", "each", "corner"), [(5, 1, 3), (2, 49, 1), (4, 49, 3)])
+def test_corners_at_even_steps_of_numpy(pieces: int, each: int, corner: int) -> None:
+    t = float(np.linspace(0, 1, pieces * each + 1)[corner * each])
+    assert t != corner / pieces, "the case is one"
+    assert locate(t, pieces) == (corner, 0.0)
+    assert locate(t + 1e-12, pieces)[1] > 0
+
+
 def test_the_last_piece_has_the_end() -> None:
     assert locate(1, 5) == (4, 1.0)
     assert PolyChain(4).derivative(1).tolist() == [0, 0, -3, 3]

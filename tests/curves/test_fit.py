@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.data import DataLoader, IterableDataset
 
 from fge.curves import (
     Curve,
@@ -520,6 +521,32 @@ def test_the_ends_stay_bitwise_and_the_model_as_it_was(speed: Speed) -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+class Stream(IterableDataset[Any]):
+    """Examples whose number nobody knows before."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(zip(*data(dtype=torch.float32), strict=True)))
+
+
+def test_counting_batches_without_a_length_draws_nothing() -> None:
+    model, start, end = (build(convolutional, seed, torch.float32) for seed in range(3))
+    loader, generator = DataLoader(Stream(), batch_size=3), torch.get_rng_state()
+    fit_curve(model, start, end, loader, epochs=1)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_empty_batches_move_nothing() -> None:
+    model, start, end = (build(convolutional, seed) for seed in range(3))
+    whole = data()
+    empty = tuple(part[:0] for part in whole)
+    ends: list[EpochEnd] = []
+    options: dict[str, Any] = {"epochs": 1, "lr": 0.1, "on_epoch": ends.append}
+    found = fit_curve(model, start, end, [whole, empty], **options)
+    assert ends[0].images == len(whole[0])
+    assert math.isfinite(ends[0].train_loss)
+    assert not torch.equal(found.points[1], (found.points[0] + found.points[2]) / 2)
 
 
 def test_channels_last_is_the_same_fit() -> None:

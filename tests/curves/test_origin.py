@@ -230,6 +230,13 @@ OPERATIONS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
     "linear of a layer": (lambda m, x: F.linear(x, weight=m.first.weight @ m.first.weight.T), 4),
     "maximum": (lambda _, x: torch.maximum(x, -2 * x), 2),
     "absolute": (lambda _, x: abs(x), 2),
+    "product by name": (lambda m, x: torch.mul(input=x, other=m.scale.view(1, -1)), 3),
+    "matrix by name": (
+        lambda m, x: torch.matmul(input=x, other=m.first.weight @ m.first.weight.T),
+        4,
+    ),
+    "quotient by name": (lambda _, x: torch.div(input=x, other=3), 2),
+    "sum by name": (lambda m, x: torch.add(input=x * m.scale, other=m.shift), 3),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.landscape import HessianOperator
-from fge.networks import cut, nothing_yielded, reordered
+from fge.networks import cut, freeze, nothing_yielded, reordered, train_mode
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -285,6 +285,25 @@ def test_batch_statistics_take_part_in_the_second_derivatives() -> None:
     with_running = operator(model, [(inputs, targets)]).dense()
     assert_close(with_running, model_hessian(model, inputs, targets))
     assert (with_running - found).abs().max() > 0.01, "the two differ here"
+
+
+def test_batch_norm_of_frozen_modules_keeps_its_statistics() -> None:
+    frozen = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+    model = initialised(nn.Sequential(frozen, nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh()))
+    inputs, targets = draw(10, 4), labels(10)
+    model.train()
+    model(2 * inputs + 1)
+    freeze(model, "^0")
+    found = operator(model, [(inputs, targets)], batch_statistics=True)
+    gradient, hessian = found.gradient(), found.dense()
+    train_mode(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss = F.cross_entropy(model(inputs), targets)
+    parts = torch.autograd.grad(loss, trained, create_graph=True)
+    expected = torch.cat([part.reshape(-1) for part in parts])
+    assert_close(gradient, expected.detach())
+    rows = [torch.autograd.grad(value, trained, retain_graph=True) for value in expected]
+    assert_close(hessian, torch.stack([torch.cat([p.reshape(-1) for p in r]) for r in rows]))
 
 
 @pytest.mark.parametrize("batch_statistics", [False, True])

@@ -146,3 +146,14 @@ def test_an_optimizer_of_frozen_parameters_is_refused(tmp_path: Path) -> None:
         fge.FGE(model, optimizer, **options)
     model.bias.requires_grad_(True)
     fge.FGE(model, optimizer, **options)
+
+
+def test_a_loss_is_one_number_whatever_its_dimensions() -> None:
+    labels = torch.arange(6) % 3
+    found = loss_of(LOGITS, (INPUTS, labels), lambda z, y: F.cross_entropy(z, y)[None, None])
+    assert found.shape == ()
+    assert found == F.cross_entropy(LOGITS, labels)
+    each = nn.CrossEntropyLoss(reduction="none")
+    for loss_fn, kind in ((each, r"\(6,\)"), (lambda z, _: float(z.sum()), "float")):
+        with pytest.raises(UserError, match=f"one number, the mean over a batch, got {kind}"):
+            loss_of(LOGITS, (INPUTS, labels), loss_fn)
