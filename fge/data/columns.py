@@ -133,6 +133,17 @@ def number_of(word: str) -> int | float:
         return int(number) if number.is_integer() else number
 
 
+def as_float(word: str | float) -> float:
+    """Return a number that may be in words, without Python's marks between its digits.
+
+    Raises:
+        ValueError: it is none; ``3_2`` is a word.
+    """
+    if isinstance(word, str) and "_" in word:
+        raise ValueError(f"could not convert string to float: {word!r}")
+    return float(word)
+
+
 def _read_csv(path: Path) -> Table:
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -183,7 +194,7 @@ def _parsed(cells: Sequence[str]) -> NDArray[Any]:
     """Return the cells of a CSV column as numbers if they are, else as words."""
     stripped = [cell.strip() for cell in cells]
     try:
-        return np.array([math.nan if cell in MISSING else float(cell) for cell in stripped])
+        return np.array([math.nan if cell in MISSING else as_float(cell) for cell in stripped])
     except ValueError:
         return np.array([None if cell in MISSING else cell for cell in stripped], dtype=object)
 

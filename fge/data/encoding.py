@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.data.columns import Table
+from fge.data.columns import Table, as_float
 from fge.data.targets import LARGEST
 from fge.errors import UserError
 from fge.files import printable
@@ -242,7 +242,7 @@ def _as_numbers(table: Table, column: Column) -> NDArray[np.float64]:
     for k, word in enumerate(values):
         try:
             known = None if word is None else truth.get(word, word)
-            numbers[k] = np.nan if known is None else float(known)
+            numbers[k] = np.nan if known is None else as_float(known)
         except ValueError:
             raise UserError(
                 f"{table.path}, {table.row(k)}: {printable(column.name)!r} must be a number, as in "

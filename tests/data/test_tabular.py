@@ -44,6 +44,21 @@ def test_numbers_and_words_are_told_apart(tmp_path: Path) -> None:
     assert len(table) == 10
 
 
+def test_codes_with_underscores_are_words(tmp_path: Path) -> None:
+    """Python takes 1_0 and 10 for the same number."""
+    text = "code,x,y\n" + "".join(f"{k % 2}_{k % 3},{k * k},{k % 2}_0\n" for k in range(1, 13))
+    table = read_table(written(tmp_path, text))
+    assert table.columns["code"].tolist()[:3] == ["1_1", "0_2", "1_0"]
+    assert load_table(tmp_path / "houses.csv", ["y"], "classification").classes == ("0_0", "1_0")
+    with pytest.raises(UserError, match=r"line 2: the target 'y' must be a number .* got '1_0'"):
+        load_table(tmp_path / "houses.csv", ["y"], "regression")
+    encoder = Encoder.fit(table, np.arange(12), ["y"], [])
+    assert encoder.features == [*(f"code={a}_{b}" for a in (0, 1) for b in (0, 1, 2)), "x"]
+    other = read_table(written(tmp_path, "code,x\n1_1,4_0\n0_0,5\n"))
+    with pytest.raises(UserError, match="line 2: 'x' must be a number, as in training, got '4_0'"):
+        encoder.encode(other)
+
+
 def test_features_by_hand(tmp_path: Path) -> None:
     table = read_table(written(tmp_path))
     train = np.array([0, 1, 2, 3])
@@ -341,6 +356,13 @@ def test_wrong_targets_and_features_are_named(
 def test_sizes_are_told_in_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="test_size 5 is more than the 2 available rows"):
         load_table(written(tmp_path), ["price"], "regression", test_size=5)
+
+
+def test_the_only_row_of_a_class_trains(tmp_path: Path) -> None:
+    rows = [f"{k * k},{'abcdefghijklmno'[k] if k < 15 else 'yz'[k % 2]}\n" for k in range(60)]
+    dataset = load_table(written(tmp_path, "x,y\n" + "".join(rows)), ["y"], "classification")
+    assert len(dataset.classes) == 17
+    assert set(dataset.train.labels.tolist()) == {*range(17)}
 
 
 def test_rows_are_shuffled_and_mixed_as_images_are(tmp_path: Path) -> None:
