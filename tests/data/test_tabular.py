@@ -59,6 +59,17 @@ def test_codes_with_underscores_are_words(tmp_path: Path) -> None:
         encoder.encode(other)
 
 
+def test_messages_name_the_line_where_a_row_begins(tmp_path: Path) -> None:
+    text = 'a,b\n\n1,"two\nlines"\n\n\n2,x\n1e999,y\n'
+    table = read_table(written(tmp_path, text))
+    assert [table.row(k) for k in range(3)] == ["line 3", "line 7", "line 8"]
+    with pytest.raises(UserError, match="line 8: 'a' is inf"):
+        Encoder.fit(table, np.arange(3), ["b"], [])
+    with pytest.raises(UserError, match="line 7: there are 3 values for 2 columns"):
+        read_table(written(tmp_path, text.replace("2,x", "2,x,3")))
+    assert read_table(written(tmp_path, "a\n1\n")).row(0) == "line 2"
+
+
 def test_features_by_hand(tmp_path: Path) -> None:
     table = read_table(written(tmp_path))
     train = np.array([0, 1, 2, 3])

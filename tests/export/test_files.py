@@ -307,7 +307,7 @@ def test_a_graph_encodes_rows_as_a_table_is_encoded() -> None:
         "age": np.array([-3.0, 1.0, nan, 5.0]),
         "flag": np.array(["yes", None, "no", "maybe"], dtype=object),
     }
-    table = Table(Path("t.csv"), values, 0)
+    table = Table(Path("t.csv"), values)
     raw = export.raw_rows(columns, table)
     assert raw[:, 1].tolist() == [1, 2, -1, 0]
     assert raw[:, 3].tolist() == [1, -1, 0, -1]
