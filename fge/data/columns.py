@@ -87,7 +87,7 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     check_file(path, "table")
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if table.other and not table.columns:
         types = ", ".join(f"{printable(name)}: {kind}" for name, kind in table.other.items())
         raise UserError(f"{path} has no column of numbers or words; add one ({types})")

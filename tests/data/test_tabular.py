@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fge.config import TrainConfig, suited
 from fge.data import Encoder, Mixup, Normaliser, TrainBatches, load_table, read_table
 from fge.errors import UserError
 from fge.export import EncodeRows, raw_rows
@@ -42,6 +43,16 @@ def test_numbers_and_words_are_told_apart(tmp_path: Path) -> None:
     assert table.columns["colour"].tolist() == ["red", "blue", "red", None, *["red", "blue"],
                                                 *["red", "red", "blue", "red"]]  # fmt: skip
     assert len(table) == 10
+
+
+def test_names_of_tables_may_be_in_capitals(tmp_path: Path) -> None:
+    path = written(tmp_path).rename(tmp_path / "HOUSES.CSV")
+    config = TrainConfig(data=str(path), target=("price",), task="regression")
+    assert suited(config).model == "mlp"
+    assert len(read_table(path)) == 10
+    (tmp_path / "A.PARQUET").write_bytes(b"PAR1 \xff")
+    with pytest.raises(UserError, match=r"A\.PARQUET cannot be read as Parquet"):
+        read_table(tmp_path / "A.PARQUET")
 
 
 def test_codes_with_underscores_are_words(tmp_path: Path) -> None:
