@@ -45,6 +45,29 @@ def test_numbers_and_words_are_told_apart(tmp_path: Path) -> None:
     assert len(table) == 10
 
 
+def test_gaps_that_no_training_row_has_are_told(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,b,c,d,y\n1,x,,,0\n7,w,5,p,1\n3,x,6,q,0\n"))
+    encoder = Encoder.fit(table, np.arange(3), ["y"], [])
+    assert encoder.unknown_words(table) == []
+    new = read_table(written(tmp_path, "a,b,c,d\n,,,\nNA,x,1,p\n"))
+    assert encoder.unknown_words(new) == [
+        "a: no training row lacks it, as 2 rows here; the mean is taken",
+        "b: no training row lacks it, as 1 row here; all features are 0",
+    ]
+    np.testing.assert_array_equal(encoder.encode(new)[:, 0], [0, 0])
+
+
+def test_a_number_too_far_to_compute_with_is_named(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,y\n1,0\n2,1\n3,0\n4,1\n-3.4e38,0\n"))
+    encoder = Encoder.fit(table, np.arange(4), ["y"], [])
+    assert np.isfinite(encoder.encode(table, np.arange(4))).all()
+    for rows in (None, np.array([0, 4])):
+        with pytest.raises(UserError, match=r"line 6: 'a' is too far from .* 2\.5 ± 1\.1, to comp"):
+            encoder.encode(table, rows)
+    new = read_table(written(tmp_path, "a\n1e29\n"))
+    assert np.isfinite(encoder.encode(new)).all()
+
+
 def test_names_of_tables_may_be_in_capitals(tmp_path: Path) -> None:
     path = written(tmp_path).rename(tmp_path / "HOUSES.CSV")
     config = TrainConfig(data=str(path), target=("price",), task="regression")
