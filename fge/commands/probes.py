@@ -51,7 +51,7 @@ def row_probes(facts: TableFacts) -> tuple[Tensor, Tensor]:
     """
     encoder, rng = Encoder.of(facts), np.random.default_rng(0)
     values = {column.name: _values(column, rng) for column in encoder.columns}
-    table = Table(Path("made-up rows"), values, 0)
+    table = Table(Path("made-up rows"), values)
     return raw_rows(encoder.columns, table), torch.from_numpy(encoder.encode(table))
 
 

@@ -147,16 +147,18 @@ def as_stored(name: str, value: Any) -> Any:
 def _is_path(value: str) -> bool:
     if value in (*DATA_NAMES, *OOD_NAMES):
         return False
-    return "/" in value or value.endswith((".npz", ".tar", *TABLES)) or os.path.exists(value)
+    return (
+        "/" in value or value.lower().endswith((".npz", ".tar", *TABLES)) or os.path.exists(value)
+    )
 
 
 def is_table(data: str) -> bool:
-    """Return whether data are a table by their name.
+    """Return whether data are a table by their name, in capitals or not.
 
-    >>> is_table("houses.csv"), is_table("fashion-mnist")
-    (True, False)
+    >>> is_table("houses.csv"), is_table("HOUSES.CSV"), is_table("fashion-mnist")
+    (True, True, False)
     """
-    return data.endswith(TABLES)
+    return data.lower().endswith(TABLES)
 
 
 def without_views(method: str) -> str:

@@ -94,12 +94,17 @@ def choose(
 
 
 def _each_class(labels: NDArray[np.int64], tested: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which images test: in addition the first of each class of two or more without any."""
+    """Return which images test: in addition the first of each class of two or more without any.
+
+    The only image of a class does not test, so that it trains, unless all are such images.
+    """
     classes, first, counts = np.unique(labels, return_index=True, return_counts=True)
     without = ~np.isin(classes, labels[tested]) & (counts > 1)
     tested = tested.copy()
     tested[first[without]] = True
-    return tested
+    several = tested.copy()
+    several[first[counts == 1]] = False
+    return several if several.any() else tested
 
 
 def balanced_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -136,9 +141,12 @@ def _held_out(train: Chosen, fraction: float, *, classes: bool) -> tuple[Chosen,
         for label in np.setdiff1d(labels[held], labels[~held]):
             held[np.flatnonzero(labels == label)[-1]] = False
     if fraction > 0 and not held.any():
+        why, remedy = "", "raise it"
+        if round(fraction * len(train)) > 0:
+            why, remedy = ", as each is the only one of its class left to train on", "add images"
         raise UserError(
-            f"val_fraction {fraction} of {len(train)} images gives no validation image; "
-            "raise it, or set it to 0 for no validation"
+            f"val_fraction {fraction} of {len(train)} images gives no validation image{why}; "
+            f"{remedy}, or set it to 0 for no validation"
         )
     origin = _of_training(fraction) if held.any() else "none"
     val = replace(train, order=train.order[held], origin=origin)

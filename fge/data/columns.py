@@ -20,23 +20,21 @@ from fge.files import check_file, printable
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 """What stands for no value in a CSV file."""
-_FIRST_LINE = 2
-"""Of the rows of a CSV file; the first line names the columns."""
 
 
 @dataclass(frozen=True)
 class Table:
     """The columns of a table by name: numbers (N,) with NaN where there are none, or words.
 
-    Words are an object array (N,) of text, and None where there is none. ``first``: the number of
-    the first row in messages; ``cells``: returns what the file says, of columns of numbers;
-    ``other``: columns that are neither numbers nor words, and their types; ``index``: those that
-    are no more than the rows' names.
+    Words are an object array (N,) of text, and None where there is none. ``lines``: of a CSV file
+    those where the rows begin (N,), from 1; ``cells``: returns what the file says, of columns of
+    numbers; ``other``: columns that are neither numbers nor words, and their types; ``index``:
+    those that are no more than the rows' names.
     """
 
     path: Path
     columns: Mapping[str, NDArray[Any]]
-    first: int
+    lines: Sequence[int] = ()
     cells: Mapping[str, Callable[[], Sequence[Any]]] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
     index: tuple[str, ...] = ()
@@ -47,7 +45,7 @@ class Table:
 
     def row(self, position: int) -> str:
         """Return the name of a row in messages."""
-        return f"{'line' if self.first == _FIRST_LINE else 'row'} {position + self.first}"
+        return f"line {self.lines[position]}" if self.lines else f"row {position}"
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column.
@@ -89,7 +87,7 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     check_file(path, "table")
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if table.other and not table.columns:
         types = ", ".join(f"{printable(name)}: {kind}" for name, kind in table.other.items())
         raise UserError(f"{path} has no column of numbers or words; add one ({types})")
@@ -133,38 +131,52 @@ def number_of(word: str) -> int | float:
         return int(number) if number.is_integer() else number
 
 
+def as_float(word: str | float) -> float:
+    """Return a number that may be in words, without Python's marks between its digits.
+
+    Raises:
+        ValueError: it is none; ``3_2`` is a word.
+    """
+    if isinstance(word, str) and "_" in word:
+        raise ValueError(f"could not convert string to float: {word!r}")
+    return float(word)
+
+
 def _read_csv(path: Path) -> Table:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not in UTF-8; save it as CSV in UTF-8") from None
     rows = _csv_rows(path, text)
-    names = next(rows, [])
+    _, names = next(rows, (0, []))
     _check_names(path, names)
-    found = dict(zip(names, zip(*rows, strict=True), strict=False))
+    below = list(rows)
+    found = dict(zip(names, zip(*(cells for _, cells in below), strict=True), strict=False))
     columns = {name: _parsed(cells) for name, cells in found.items()}
     given: dict[str, Callable[[], Sequence[Any]]] = {
         name: partial(tuple, found[name])
         for name, column in columns.items()
         if column.dtype != object
     }
-    return Table(path, columns, _FIRST_LINE, given)
+    return Table(path, columns, [line for line, _ in below], given)
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[list[str]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a CSV file, that of the names too, with the line where each begins."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    count = None
+    count, last = None, 0
     try:
         for row in reader:
+            line, last = last + 1, reader.line_num
             if not row:  # an empty line, such as the last one
                 continue
             if count is not None and len(row) != count:
                 raise UserError(
-                    f"{path}, line {reader.line_num}: there are {len(row)} values for {count} "
+                    f"{path}, line {line}: there are {len(row)} values for {count} "
                     "columns; mend the line"
                 )
             count = len(row)
-            yield row
+            yield line, row
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: this is no CSV: {error}") from None
 
@@ -183,7 +195,7 @@ def _parsed(cells: Sequence[str]) -> NDArray[Any]:
     """Return the cells of a CSV column as numbers if they are, else as words."""
     stripped = [cell.strip() for cell in cells]
     try:
-        return np.array([math.nan if cell in MISSING else float(cell) for cell in stripped])
+        return np.array([math.nan if cell in MISSING else as_float(cell) for cell in stripped])
     except ValueError:
         return np.array([None if cell in MISSING else cell for cell in stripped], dtype=object)
 
@@ -216,7 +228,7 @@ def _read_parquet(path: Path) -> Table:
     other = {name: str(by_name[name].type) for name in names if name not in columns}
     # A range of numbers is described by a mapping and has no column.
     own = tuple(name for name in index if isinstance(name, str) and name in by_name)
-    return Table(path, columns, 0, given, other, own)
+    return Table(path, columns, (), given, other, own)
 
 
 def _from_arrow(column: Any, types: Any) -> NDArray[Any] | None:

@@ -10,11 +10,11 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fge.data.columns import Table
+from fge.data.columns import Table, as_float
 from fge.data.targets import LARGEST
 from fge.errors import UserError
 from fge.files import printable
-from fge.observer import listed
+from fge.observer import counted, listed
 
 OTHER = "(other)"
 """A word that no training row had."""
@@ -25,6 +25,8 @@ _NAMED = 5
 TRUTH = {"false": 0, "False": 0, "FALSE": 0, "true": 1, "True": 1, "TRUE": 1}
 """How programs spell what 0 and 1 stand for."""
 _NO_CODE = -1
+_FARTHEST = 1e30
+"""Of a number from the mean, in standard deviations: beyond, sums in float32 become infinite."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,14 @@ class Encoder:
                 values = _as_numbers(table, column)
                 _check_finite(table, column.name, values)
             parts.append(column.encode(values if rows is None else values[rows]))
+            far = np.flatnonzero(np.abs(parts[-1][:, 0]) > _FARTHEST)
+            if len(far):
+                row = table.row(int(far[0] if rows is None else rows[far[0]]))
+                raise UserError(
+                    f"{table.path}, {row}: {printable(column.name)!r} is too far from the training "
+                    f"rows', {column.mean:.3g} ± {column.std:.2g}, to compute with; mend it, or "
+                    "leave it empty"
+                )
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def decode(self, features: NDArray[Any]) -> dict[str, list[str]]:
@@ -208,15 +218,18 @@ class Encoder:
         return found
 
     def unknown_words(self, table: Table) -> list[str]:
-        """Return lines that tell of words that no training row had."""
+        """Return lines that tell of words, and of missing values, that no training row had."""
         lines = []
         for column in self.columns:
-            if column.categories:
-                words = set(table.words(column.name))
-                new = sorted(str(word) for word in words - {*column.codes, None})
-                if new:
-                    shown = ", ".join(printable(word) for word in new[:_NAMED])
-                    lines.append(f"{column.name}: no training row has {shown}; all features are 0")
+            words = table.words(column.name)
+            new = sorted({str(word) for word in words if word is not None} - {*column.codes})
+            if column.categories and new:
+                shown = ", ".join(printable(word) for word in new[:_NAMED])
+                lines.append(f"{column.name}: no training row has {shown}; all features are 0")
+            if not (column.missing or None in column.categories) and None in words:
+                taken = "all features are 0" if column.categories else "the mean is taken"
+                rows = counted(words.count(None), "row")
+                lines.append(f"{column.name}: no training row lacks it, as {rows} here; {taken}")
         return lines
 
     def unused(self, table: Table) -> list[str]:
@@ -242,7 +255,7 @@ def _as_numbers(table: Table, column: Column) -> NDArray[np.float64]:
     for k, word in enumerate(values):
         try:
             known = None if word is None else truth.get(word, word)
-            numbers[k] = np.nan if known is None else float(known)
+            numbers[k] = np.nan if known is None else as_float(known)
         except ValueError:
             raise UserError(
                 f"{table.path}, {table.row(k)}: {printable(column.name)!r} must be a number, as in "

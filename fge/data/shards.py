@@ -139,9 +139,11 @@ def list_shards(name: str) -> Listed:
 def _classes(labels: Iterator[str]) -> tuple[str, ...]:
     found = set(labels)
     if all(label.isascii() and label.isdigit() for label in found):
-        most = max(map(int, found))
+        least, most = min(map(int, found)), max(map(int, found))
         if most > _MOST_CLASSES:
             raise UserError(f"a class is the number {most}; number the classes from 0")
+        if least > 0:
+            raise UserError(f"classes go from {least} to {most}; number the classes from 0")
         return tuple(map(str, range(most + 1)))
     return tuple(sorted(found))
 

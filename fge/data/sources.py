@@ -129,6 +129,10 @@ def from_npz(path: Path, task: TaskName = CLASSIFICATION) -> RawData:
             f"{path}: train_labels go up to {classes - 1}, but each class needs a training image "
             f"and there are {len(train)}; number the classes from 0"
         )
+    known = [part.labels for part in (train, test, checked) if part is not None]
+    low = min((int(labels.min()) for labels in known if labels.size), default=0)
+    if low > 0:  # else the error would be that class 0 has no image
+        raise UserError(f"{path}: labels go from {low} to {classes - 1}; number the classes from 0")
     names = tuple(str(c) for c in range(classes))
     return RawData(printable(path.stem), names, train, test, checked, missing="test_images")
 

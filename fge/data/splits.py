@@ -468,7 +468,13 @@ def check_learnable(train: Chosen, raw: RawData) -> None:
             f"{len(raw.classes)}; add the images of another class"
         )
     counts = np.bincount(train.labels, minlength=len(raw.classes))
-    for name, count in zip(raw.classes, counts, strict=True):
+    found = np.bincount(raw.train.labels, minlength=len(raw.classes))
+    for name, count, whole in zip(raw.classes, counts, found, strict=True):
+        if count == 0 and whole > 0:
+            raise UserError(
+                f"class {name!r} has {counted(int(whole), 'image')}, of which none is left to "
+                "train on; add some, or raise train_size"
+            )
         if count == 0:
             raise UserError(f"class {name!r} has no training image; add some or remove the class")
 

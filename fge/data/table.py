@@ -123,9 +123,11 @@ def _headings(table: Path, given: Sequence[str]) -> list[str]:
 
 
 def _row(row: dict[str, str | None], where: str) -> tuple[str, str, str]:
-    file, label = row["file"], row["label"]
+    file, label = row["file"], (row["label"] or "").strip()
     if not file or not label or "\0" in file:
-        raise UserError(f"{where}: a file and a label are needed, got {file!r} and {label!r}")
+        raise UserError(
+            f"{where}: a file and a label are needed, got {file!r} and {row['label']!r}"
+        )
     split = (row.get("split", "train") or "").strip()
     if not is_part(split):
         raise UserError(f"{where}: split must be train, val or test, got {split!r}")

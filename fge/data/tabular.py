@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fge.config import CLASSIFICATION, OF_CLASSES, TaskName
 from fge.data.choice import Chosen, choose
-from fge.data.columns import Table, number_of, read_table, words_of
+from fge.data.columns import Table, as_float, number_of, read_table, words_of
 from fge.data.encoding import Encoder
 from fge.data.parts import is_part, part_of
 from fge.data.pictures import Pictures
@@ -134,7 +134,7 @@ def _numbers(table: Table, name: str, column: NDArray[Any]) -> NDArray[np.float6
     for k, value in enumerate(column):
         where = f"{table.path}, {table.row(k)}: the target {name!r} must be"
         try:
-            numbers[k] = float(value)
+            numbers[k] = as_float(value)
         except ValueError:
             raise UserError(f"{where} a number for --task regression, got {value!r}") from None
         if not abs(numbers[k]) <= LARGEST:

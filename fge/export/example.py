@@ -34,7 +34,10 @@ import numpy, {runtime}
 from PIL import Image, ImageOps
 
 {open}for path in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("{mode}")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] == "I":  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray(numpy.uint8(numpy.round(numpy.array(image) / 257)))
+    image = image.convert("{mode}")
 {size}
     pixels = numpy.array(image)[None{channels}
     {outputs} = {run}
@@ -64,8 +67,9 @@ _RESIZED = """\
 def example_script(kind: Format, file: str, script: str, facts: Facts) -> str:
     """Return a script that predicts image files, or a CSV table, with an exported file beside it.
 
-    Images are turned upright, and where the run did so they are resized and their centre is
-    cropped. Resizing differs from torchvision's by rounding, one grey level at most.
+    Images are turned upright, those of 16 bits are scaled to 8, and where the run did so they are
+    resized and their centre is cropped. Resizing differs from torchvision's by rounding, one grey
+    level at most.
 
     Args:
         kind: of the file.

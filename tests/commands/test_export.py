@@ -307,6 +307,8 @@ def test_the_script_predicts_image_files_as_predict_does_without_this_package(
     folder.mkdir()
     for number, image in enumerate(images_of(run)[:4]):
         Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
+    deep = np.random.default_rng(0).integers(0, 2**16, (8, 8), np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
     assert cli.main(export(run, kind=kind)) == 0
     found = names_of(run / f"ensemble_{kind}_example.py", *sorted(folder.iterdir()))
     expected = predictions_of(run, folder)

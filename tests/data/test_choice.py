@@ -171,6 +171,34 @@ def test_each_class_of_two_images_or_more_has_a_test_image(counts: tuple[int, ..
         assert np.bincount(chosen.train.labels, minlength=len(counts)).min() >= 1
 
 
+@pytest.mark.parametrize("alone", [1, 7, 60])
+def test_the_only_image_of_a_class_trains(alone: int) -> None:
+    labels = np.concatenate([np.repeat([0, 1], 30), np.arange(2, 2 + alone)])
+    chosen = choose(labelled(labels), val_fraction=0.1)
+    assert set(chosen.train.labels) == set(labels)
+    assert set(chosen.test.labels) == {0, 1}
+    assert not {*chosen.val.labels} - {0, 1}
+
+
+def test_what_no_class_has_two_images_of_still_tests_other_networks() -> None:
+    assert len(choose(labelled(np.arange(20))).test) == 4
+
+
+def test_why_a_class_has_no_training_image_is_told(tmp_path: Path) -> None:
+    def load(counts: tuple[int, ...], **options: Any) -> None:
+        labels = np.repeat(np.arange(len(counts)), counts)
+        images = np.zeros((len(labels), 5, 4), np.uint8)
+        np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels)
+        load_dataset(str(tmp_path / "d.npz"), **options)
+
+    with pytest.raises(UserError, match=r"class '\d' has 1 image, of which none is left to train"):
+        load((1,) * 20, val_fraction=0)
+    with pytest.raises(UserError, match=r"class '1' has 3 images, .*; add some, or raise train_s"):
+        load((990, 3), train_size=20)
+    with pytest.raises(UserError, match=r"no validation image, as each .*; add images, or set it"):
+        load((2,) * 50, val_fraction=0.1)
+
+
 def test_splits_that_test_every_class_are_as_they_were() -> None:
     same = 0
     for seed in range(60):

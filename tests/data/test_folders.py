@@ -191,6 +191,13 @@ def test_a_table_may_have_quotes_commas_and_a_mark_of_utf8(tmp_path: Path) -> No
     assert from_folder(tmp_path).classes == ("cat, small", "dög")
 
 
+def test_spaces_around_a_label_are_none_of_it(tmp_path: Path) -> None:
+    table(tmp_path, "file,label\n0.png,cat\n2.png,cat \nsub/1.png, big dog\t\n")
+    raw = from_folder(tmp_path)
+    assert raw.classes == ("big dog", "cat")
+    assert raw.train.labels.tolist() == [1, 1, 0]
+
+
 def test_headings_and_splits_may_be_in_capitals(tmp_path: Path) -> None:
     table(tmp_path, "File,LABEL,Split\n0.png,a,Train\n2.png,a,TESTING\n")
     raw = from_folder(tmp_path)
@@ -225,6 +232,7 @@ def test_a_train_folder_comes_before_a_table_that_nobody_asked_for(tmp_path: Pat
         ("image,label\n0.png,a\n", r"needs the columns file, label and perhaps split, got image, "),
         ("", r"needs the columns .*, got none"),
         ("file,label\n0.png,\n", r"line 2: a file and a label are needed, got '0.png' and ''"),
+        ("file,label\n0.png, \t\n", r"line 2: a file and a label are needed"),
         ("file,label\n0.png\n", r"line 2: a file and a label are needed, got '0.png' and None"),
         ("file,label\n9.png,a\n", r"line 2: there is no image .*9\.png"),
         (f"{PLAIN}0.png,cat\n", r"line 6: 0\.png is there twice, first in line 2; keep one"),

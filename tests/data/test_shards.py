@@ -143,6 +143,7 @@ def member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
         ([("1.png", b"x"), ("1.cls", b" ")], r"1 has an empty class \(\.cls\); write one"),
         ([("1.png", b"x"), ("1.png", b"x")], r"cannot be read as a tar file .*duplicate file name"),
         ([("1.png", b"x"), ("1.cls", b"99999999")], r"the number 99999999; number .* from 0$"),
+        ([("1.png", b"x"), ("1.cls", b"2")], r"^classes go from 2 to 2; number .* from 0$"),
         ([("readme", b"x")], r"holds no samples; write them with webdataset\.ShardWriter$"),
         ([], r"holds no samples"),
     ],

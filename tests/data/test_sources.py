@@ -186,6 +186,16 @@ def test_labels_far_beyond_the_images_are_refused_before_their_classes_are_named
         load_dataset(str(path))
 
 
+def test_labels_that_begin_at_one_are_named_as_such(tmp_path: Path) -> None:
+    labels = {"train_labels": np.arange(96) % 3 + 1, "test_labels": np.arange(48) % 3 + 1}
+    path = write_tiny_npz(tmp_path / "t.npz", **labels)
+    with pytest.raises(UserError, match=r"t\.npz: labels go from 1 to 3; number the cl"):
+        load_dataset(str(path))
+    labels["test_labels"] -= 1
+    with pytest.raises(UserError, match="class '0' has no training image"):
+        load_dataset(str(write_tiny_npz(path, **labels)))
+
+
 def test_a_class_for_each_image_is_the_most_there_can_be(tmp_path: Path) -> None:
     path = write_tiny_npz(tmp_path / "t.npz", train_labels=np.arange(96))
     assert len(from_npz(path).classes) == 96

@@ -258,7 +258,7 @@ def test_class_without_training_image_is_named(tmp_path: Path) -> None:
 
 
 def test_class_lost_to_a_small_train_size_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"class '\d' has no training image"):
+    with pytest.raises(UserError, match=r"class '\d' has 32 images, of which none is left"):
         load_dataset(str(write_tiny_npz(tmp_path / "t.npz")), train_size=2, val_fraction=0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fge.config import TrainConfig, suited
 from fge.data import Encoder, Mixup, Normaliser, TrainBatches, load_table, read_table
 from fge.errors import UserError
 from fge.export import EncodeRows, raw_rows
@@ -42,6 +43,65 @@ def test_numbers_and_words_are_told_apart(tmp_path: Path) -> None:
     assert table.columns["colour"].tolist() == ["red", "blue", "red", None, *["red", "blue"],
                                                 *["red", "red", "blue", "red"]]  # fmt: skip
     assert len(table) == 10
+
+
+def test_gaps_that_no_training_row_has_are_told(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,b,c,d,y\n1,x,,,0\n7,w,5,p,1\n3,x,6,q,0\n"))
+    encoder = Encoder.fit(table, np.arange(3), ["y"], [])
+    assert encoder.unknown_words(table) == []
+    new = read_table(written(tmp_path, "a,b,c,d\n,,,\nNA,x,1,p\n"))
+    assert encoder.unknown_words(new) == [
+        "a: no training row lacks it, as 2 rows here; the mean is taken",
+        "b: no training row lacks it, as 1 row here; all features are 0",
+    ]
+    np.testing.assert_array_equal(encoder.encode(new)[:, 0], [0, 0])
+
+
+def test_a_number_too_far_to_compute_with_is_named(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a,y\n1,0\n2,1\n3,0\n4,1\n-3.4e38,0\n"))
+    encoder = Encoder.fit(table, np.arange(4), ["y"], [])
+    assert np.isfinite(encoder.encode(table, np.arange(4))).all()
+    for rows in (None, np.array([0, 4])):
+        with pytest.raises(UserError, match=r"line 6: 'a' is too far from .* 2\.5 ± 1\.1, to comp"):
+            encoder.encode(table, rows)
+    new = read_table(written(tmp_path, "a\n1e29\n"))
+    assert np.isfinite(encoder.encode(new)).all()
+
+
+def test_names_of_tables_may_be_in_capitals(tmp_path: Path) -> None:
+    path = written(tmp_path).rename(tmp_path / "HOUSES.CSV")
+    config = TrainConfig(data=str(path), target=("price",), task="regression")
+    assert suited(config).model == "mlp"
+    assert len(read_table(path)) == 10
+    (tmp_path / "A.PARQUET").write_bytes(b"PAR1 \xff")
+    with pytest.raises(UserError, match=r"A\.PARQUET cannot be read as Parquet"):
+        read_table(tmp_path / "A.PARQUET")
+
+
+def test_codes_with_underscores_are_words(tmp_path: Path) -> None:
+    """Python takes 1_0 and 10 for the same number."""
+    text = "code,x,y\n" + "".join(f"{k % 2}_{k % 3},{k * k},{k % 2}_0\n" for k in range(1, 13))
+    table = read_table(written(tmp_path, text))
+    assert table.columns["code"].tolist()[:3] == ["1_1", "0_2", "1_0"]
+    assert load_table(tmp_path / "houses.csv", ["y"], "classification").classes == ("0_0", "1_0")
+    with pytest.raises(UserError, match=r"line 2: the target 'y' must be a number .* got '1_0'"):
+        load_table(tmp_path / "houses.csv", ["y"], "regression")
+    encoder = Encoder.fit(table, np.arange(12), ["y"], [])
+    assert encoder.features == [*(f"code={a}_{b}" for a in (0, 1) for b in (0, 1, 2)), "x"]
+    other = read_table(written(tmp_path, "code,x\n1_1,4_0\n0_0,5\n"))
+    with pytest.raises(UserError, match="line 2: 'x' must be a number, as in training, got '4_0'"):
+        encoder.encode(other)
+
+
+def test_messages_name_the_line_where_a_row_begins(tmp_path: Path) -> None:
+    text = 'a,b\n\n1,"two\nlines"\n\n\n2,x\n1e999,y\n'
+    table = read_table(written(tmp_path, text))
+    assert [table.row(k) for k in range(3)] == ["line 3", "line 7", "line 8"]
+    with pytest.raises(UserError, match="line 8: 'a' is inf"):
+        Encoder.fit(table, np.arange(3), ["b"], [])
+    with pytest.raises(UserError, match="line 7: there are 3 values for 2 columns"):
+        read_table(written(tmp_path, text.replace("2,x", "2,x,3")))
+    assert read_table(written(tmp_path, "a\n1\n")).row(0) == "line 2"
 
 
 def test_features_by_hand(tmp_path: Path) -> None:
@@ -341,6 +401,13 @@ def test_wrong_targets_and_features_are_named(
 def test_sizes_are_told_in_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="test_size 5 is more than the 2 available rows"):
         load_table(written(tmp_path), ["price"], "regression", test_size=5)
+
+
+def test_the_only_row_of_a_class_trains(tmp_path: Path) -> None:
+    rows = [f"{k * k},{'abcdefghijklmno'[k] if k < 15 else 'yz'[k % 2]}\n" for k in range(60)]
+    dataset = load_table(written(tmp_path, "x,y\n" + "".join(rows)), ["y"], "classification")
+    assert len(dataset.classes) == 17
+    assert set(dataset.train.labels.tolist()) == {*range(17)}
 
 
 def test_rows_are_shuffled_and_mixed_as_images_are(tmp_path: Path) -> None:
