@@ -188,6 +188,9 @@ def test_intervals_of_numbers_follow_by_hand_and_are_measured(
     with np.load(out / "predictions.npz") as file:
         deviation = np.sqrt(file["spread"] ** 2 + noise)
         np.testing.assert_allclose(file["deviation"], deviation, rtol=1e-5)
+        # Numbers far from 0 differ by what float32 does not have.
+        assert file["member_predictions"].dtype == np.float64
+        np.testing.assert_array_equal(file["member_predictions"].std(axis=0), file["spread"])
         ends = [file["predictions"] + sign * scores[place] * deviation for sign in (-1, 1)]
         np.testing.assert_allclose(file["intervals"], np.stack(ends, axis=-1), rtol=1e-5)
         assert file["coverage"] == 0.8
