@@ -163,7 +163,8 @@ def write_outputs(
         found: what was predicted.
         task: multilabel or a regression.
     """
-    form = "{:.6f}" if task.name == "multilabel" else "{:.9g}"
+    # Of numbers far from 0, such as seconds since 1970, nine digits would not show how they differ.
+    form = "{:.6f}" if task.name == "multilabel" else "{:.12g}"
     columns = found.columns(task)
     lines = zip(names, np.array(list(columns.values())).T.tolist(), strict=True)
     rows: list[list[object]] = [[example, *columns]]
