@@ -188,7 +188,7 @@ class _Averaging:
         self.keys = [entry["sha256"] for entry in facts]
         self.names = [member_name(stage, position) for position in range(len(facts))]
         self.epochs = int(facts[-1]["train_epochs"])
-        self.validated = [int(entry["validation_images"]) for entry in facts]
+        self.validated = sum(int(entry["validation_images"]) for entry in facts)
         self.weight_bytes = state_bytes(self.learner.model)
         self.snapshots = len(facts)
         self.candidates: Members = self.store
@@ -250,7 +250,8 @@ class _Averaging:
             train_epochs=self.epochs,
             weight_bytes=self.weight_bytes,
             refresh_images=refresh_images,
-            validation_images=sum(self.validated) + tried * self.validated[-1],
+            validation_images=self.validated
+            + tried * (0 if self.val is None else len(self.val.targets)),
         )
 
     def _member(self, method: str) -> str:

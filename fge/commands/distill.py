@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fge.commands.resumed import run_whole
@@ -93,8 +94,7 @@ def distill(
         return None
     run.observer.note(f"distilling {counted(len(members), 'network')} into one")
     store, learner = training.stores[kind], training.learner
-    views = VIEWS if recipe.augment else 1
-    taught = TaughtBatches(run.setup.train_batches(recipe), views)
+    taught = _taught(run, recipe)
     folder = RunFolder(run.folder.path / NAME)
     folder.path.mkdir(exist_ok=True)
     student = make_training(
@@ -130,6 +130,13 @@ def distill(
         validation_images=ensemble.validation_images + len(run.dataset.val),
     )
     return Distilled(weights, entry, line, ensemble, cost, training.task.measure.key)
+
+
+def _taught(run: Run[CycleConfig], recipe: Recipe) -> TaughtBatches:
+    """Return the batches of the student."""
+    views = VIEWS if recipe.augment else 1
+    dtype = torch.float64 if run.setup.task.uses_noise else torch.float32
+    return TaughtBatches(run.setup.train_batches(recipe), views, dtype)
 
 
 def _prepare(

@@ -72,7 +72,7 @@ class Predicted:
     """Predicted labels or numbers of N examples.
 
     ``mean``: probabilities of labels (N, L), or numbers (N, K); ``spread``: the standard deviation
-    over members, of the same shape; ``members``: (S, N, ...) float32, if they are kept;
+    over members, of the same shape; ``members``: (S, N, ...) float64, if they are kept;
     ``deviation``: the standard deviation (N, K) of the true numbers, if their noise is known;
     ``intervals``: (N, K, 2) of the threshold ``fit``, if there is one; ``measures``: by name, how
     uncertain each label is (N, L).
@@ -80,7 +80,7 @@ class Predicted:
 
     mean: Array
     spread: Array
-    members: NDArray[np.float32] | None = None
+    members: Array | None = None
     deviation: Array | None = None
     fit: Conformal | None = None
     intervals: Array | None = None
@@ -122,7 +122,7 @@ class Predicted:
         intervals = None
         if fit is not None and deviation is not None:
             intervals = intervals_by(fit, mean, deviation)
-        kept = values.astype(np.float32) if keep_members else None
+        kept = values if keep_members else None
         return cls(mean, spread, kept, deviation, fit, intervals)
 
     def columns(self, task: Task) -> dict[str, Array]:
@@ -163,7 +163,8 @@ def write_outputs(
         found: what was predicted.
         task: multilabel or a regression.
     """
-    form = "{:.6f}" if task.name == "multilabel" else "{:.9g}"
+    # Of numbers far from 0, such as seconds since 1970, nine digits would not show how they differ.
+    form = "{:.6f}" if task.name == "multilabel" else "{:.12g}"
     columns = found.columns(task)
     lines = zip(names, np.array(list(columns.values())).T.tolist(), strict=True)
     rows: list[list[object]] = [[example, *columns]]

@@ -145,8 +145,8 @@ class Comparison:
 
     @property
     def budgets(self) -> list[int]:
-        """The budgets at which methods are compared: with more there than deep ensembles."""
-        return sorted({row.budget for row in self.rows if row.method not in POOLS})
+        """The budgets at which methods are compared: with more there than pooled networks."""
+        return _budgets(self.rows)
 
     @property
     def methods(self) -> list[str]:
@@ -422,6 +422,11 @@ def _differences(
                         yield Difference(*names, *paired, level)
 
 
+def _budgets(rows: Sequence[MethodRow]) -> list[int]:
+    """Return the budgets with a method; within one budget a deep ensemble is a method itself."""
+    return sorted({row.budget for row in rows if row.method not in POOLS or row.budget == 1})
+
+
 def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
     return [row for row in rows if row.budget == budget and not row.beyond]
 
@@ -429,8 +434,7 @@ def _within(rows: Sequence[MethodRow], budget: int) -> list[MethodRow]:
 def _best(
     rows: Sequence[MethodRow], pair: Pair, metrics: Sequence[str], *, one_pass: bool = False
 ) -> Iterable[Best]:
-    budgets = sorted({row.budget for row in rows if row.method not in POOLS})
-    for budget in budgets:
+    for budget in _budgets(rows):
         within = _within(rows, budget)
         level = level_among(len(within))
         if one_pass:

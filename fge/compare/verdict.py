@@ -20,7 +20,9 @@ from fge.metrics import Interval
 from fge.observer import listed
 from fge.report import cost_text
 
-_FIRST = "calibrated NLL"
+_FIRST, _CALIBRATED = "calibrated NLL", "calibrated_nll"
+_UNFIT = 1.5
+"""A temperature of 1 is always at hand: fitted ones that suit make no NLL so many times as high."""
 _WORDS = {"error": "error", "mse": "squared error", "calibrated_nll": _FIRST}
 _FORMS = {"error": "{:.2f} %", "mse": "{:.4g}", "calibrated_nll": "{:.4f}"}
 _UNITS = {"error": "{:.2f} points", "mse": "{:.4g}", "calibrated_nll": "{:.4f}"}
@@ -43,7 +45,7 @@ def comparison_verdict(comparison: Comparison) -> list[str]:
         f"at {epochs_of(comparison, budget)}, {_use(comparison, _best(comparison, budget)).clause}"
         for budget in budgets
     ]
-    parts = [f"A{'; '.join(uses)[1:]} ({_seeds(comparison)}, {images})."]
+    parts = [f"A{'; '.join(uses)[1:]} ({_seeds(comparison)}, {images}).", *_unfit(comparison)]
     for budget in budgets:
         parts += _at(comparison, budget, named=len(budgets) > 1)
     if comparison.beyond:
@@ -54,6 +56,22 @@ def comparison_verdict(comparison: Comparison) -> list[str]:
         return parts
     holds = f"The results hold for this data and model, with {_seeds(comparison)} and {images}."
     return [*parts, " ".join([*_levels(comparison, budgets), holds])]
+
+
+def _unfit(comparison: Comparison) -> list[str]:
+    """Say that no temperature can be fitted, where a method's calibrated NLL is far too high."""
+    if comparison.task.uses_noise:
+        return []
+    worst = max(comparison.rows, key=lambda row: row.mean[_CALIBRATED] - _UNFIT * row.mean["nll"])
+    calibrated, plain = worst.mean[_CALIBRATED], worst.mean["nll"]
+    if calibrated <= _UNFIT * plain:
+        return []
+    return [
+        f"The {_FIRST} says little here: that of {worst.method} at {worst.budget} B is "
+        f"{calibrated:.4f}, its NLL as it is {plain:.4f}. Half of the test {comparison.example}s "
+        "has too few errors for a temperature that suits the other half. Go by error and NLL: "
+        f"what is said of the {_FIRST}, and the worth in networks, is chance."
+    ]
 
 
 def _seeds(comparison: Comparison) -> str:

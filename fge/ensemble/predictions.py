@@ -32,8 +32,8 @@ class PredictionFile:
     """An ``.npz`` of class probabilities per member, or of what another task predicts.
 
     Arrays: ``targets`` (N,), ``members`` (S,) names, ``sha256`` (S,) of each member's weights and
-    ``probabilities`` (S, N, C) float32 (``predictions`` (S, N, K) float64 of a regression). The
-    whole file is written again after each member.
+    ``probabilities`` (S, N, C) float32 (of labels (S, N, L) float64; ``predictions`` (S, N, K)
+    float64 of a regression). The whole file is written again after each member.
 
     Args:
         path: the file; read if it exists.
@@ -171,8 +171,9 @@ class PredictionFile:
 
     def add(self, member: str, sha256: str, probs: Tensor) -> Tensor:
         """Store a member's probabilities (N, C); return them as rounded for the file."""
-        # Numbers may be far from 0, with differences that float32 does not have.
-        rounded = (probs.double() if self.task.uses_noise else probs.float()).numpy().copy()
+        # Numbers may be far from 0, with differences that float32 does not have. Probabilities of
+        # labels may be near 1, and what they lack of it has no column of its own.
+        rounded = (probs.float() if self.task.of_classes else probs.double()).numpy().copy()
         self._members[member] = (sha256, rounded)
         self._write()
         return torch.from_numpy(rounded).double()

@@ -62,7 +62,9 @@ class Conformal:
         >>> Conformal("lac", 0.9, 100, 0.5).least, Conformal("lac", 0.99, 100, 0.5).least
         (9, 99)
         """
-        return math.ceil(self.coverage / (1 - self.coverage) - _ROUNDING)
+        least = self.coverage / (1 - self.coverage)
+        whole = round(least)  # where it is one but for rounding, which the rank decides
+        return whole if 1 <= _rank(whole, self.coverage) <= whole else math.ceil(least)
 
 
 def conformal_quantile(scores: ArrayLike, coverage: float) -> float | Array:

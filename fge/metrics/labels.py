@@ -7,6 +7,8 @@ not sum to 1. ``targets`` (N, L) are 0 or 1. Every function raises
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -32,13 +34,17 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
         targets: 0 or 1 (N,), at least one 1.
 
     Raises:
-        UserError: shapes do not fit, or there is no positive.
+        UserError: shapes do not fit, scores are not finite, targets are not 0 or 1, or there is no
+            positive.
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(targets)
-    if s.ndim != 1 or s.shape != y.shape or not y.any():
+    if s.ndim != 1 or s.shape != y.shape or not (y == 1).any():
         raise UserError(
             f"scores and targets must be (N,) with a target of 1, got {s.shape} and {y.shape}"
         )
+    y = _zero_or_one(y)
+    if not np.isfinite(s).all():
+        raise UserError(f"scores must be finite, got {s[~np.isfinite(s)][0]}")
     order = np.argsort(-s, kind="stable")
     hits = np.cumsum(y[order])
     last = np.append(np.diff(s[order]) != 0, True)
@@ -146,9 +152,18 @@ def check_labels(probs: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[n
             f"probs and targets must be (N, L) with N and L >= 1, got {p.shape} and {y.shape}"
             f"{flattening(p.ndim, 'labels')}"
         )
+    return check_range(p), _zero_or_one(y)
+
+
+def _zero_or_one(y: NDArray[Any]) -> NDArray[np.int64]:
+    """Return targets in int64.
+
+    Raises:
+        UserError: one is neither 0 nor 1.
+    """
     if not np.isin(y, (0, 1)).all():
         raise UserError(f"targets must be 0 or 1, got {y[~np.isin(y, (0, 1))][0]}")
-    return check_range(p), y.astype(np.int64)
+    return y.astype(np.int64)
 
 
 def _pairs(p: Array) -> Array:

@@ -37,12 +37,13 @@ def mae(mean: ArrayLike, targets: ArrayLike) -> float:
 def r2(mean: ArrayLike, targets: ArrayLike) -> float:
     """Return 1 - squared residuals / squared deviations of the targets, the mean over outputs.
 
-    0 for a constant target is no figure: NaN, as there is nothing to explain.
+    NaN if a target never changes, as there is nothing to explain.
     """
     m, y = check_regression(mean, targets)
+    if not np.ptp(y, axis=0).all():  # a rounded mean would leave deviations of a constant
+        return math.nan
     spread = ((y - y.mean(axis=0)) ** 2).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.mean(1 - ((m - y) ** 2).sum(axis=0) / spread))
+    return float(np.mean(1 - ((m - y) ** 2).sum(axis=0) / spread))
 
 
 def squared_residuals(mean: ArrayLike, targets: ArrayLike) -> Array:
@@ -183,7 +184,12 @@ def check_regression(mean: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]
 def _column(values: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return variances in a form that broadcasts to (N, K)."""
     array = np.asarray(values, dtype=np.float64)
-    array = array[:, None] if array.ndim == 1 and shape[1] == 1 and len(array) > 1 else array
+    array = array[:, None] if array.shape == (shape[0],) and shape[1] == 1 else array
+    if array.shape not in ((), shape):
+        raise UserError(
+            f"variances over members must be {shape} as the predictions, or 0, got shape "
+            f"{array.shape}"
+        )
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise UserError("variances must be finite and >= 0")
     return array
@@ -191,6 +197,8 @@ def _column(values: ArrayLike, shape: tuple[int, ...]) -> Array:
 
 def _variance(noise: ArrayLike, spread: ArrayLike, shape: tuple[int, ...]) -> Array:
     added = np.asarray(noise, dtype=np.float64)
+    if added.shape not in ((), (1,), shape[1:]):
+        raise UserError(f"noise must be {shape[1:]}, one of each output, got shape {added.shape}")
     if not (np.isfinite(added).all() and (added > 0).all()):
         raise UserError(f"noise must be finite and above 0, got {added.min():g}")
     return np.broadcast_to(added + _column(spread, shape), shape)

@@ -115,11 +115,11 @@ def check_examples(
             f"probs must be (N, C) and targets (N,) with N >= 1, got {p.shape} and {y.shape}"
             f"{flattening(p.ndim)}"
         )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= p.shape[1]:
-        raise UserError(
-            f"targets must be integers in [0, {p.shape[1]}), got {y.dtype} "
-            f"from {y.min()} to {y.max()}"
-        )
+    wanted = f"targets must be integers in [0, {p.shape[1]}), got {y.dtype}"
+    if not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"{wanted}, such as {y[0]!s:.40}")
+    if y.min() < 0 or y.max() >= p.shape[1]:
+        raise UserError(f"{wanted} from {y.min()} to {y.max()}")
     return check_probs(p), y.astype(np.int64)
 
 

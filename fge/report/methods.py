@@ -193,7 +193,8 @@ def ensemble_results(
         stage: that kept the snapshots.
         name: of the method, whose one snapshot is one line; by default the ensembles are called
             ``fge``, and one snapshot makes none.
-        kept: the positions of the members among the snapshots; by default all are.
+        kept: the positions of the members among the snapshots; by default all are. What validation
+            left out was trained as well: all members together cost all snapshots.
         networks: methods of one network that may be trained beside the snapshots.
     """
     positions = range(len(snapshots)) if kept is None else kept
@@ -203,17 +204,16 @@ def ensemble_results(
     def result(
         name: str, part: slice, trained: int = count, chosen: str | None = None
     ) -> MethodResult:
-        """Return the line of some snapshots, at the cost of the first ``trained`` ones."""
+        """Return the line of some members, at the cost of the first ``trained`` ones."""
+        paid = snapshots[: positions[trained - 1] + 1] if trained < count else snapshots
         return method_result(
             name,
             test,
             names[part],
-            train_epochs=snapshots[positions[trained - 1]]["train_epochs"],
+            train_epochs=paid[-1]["train_epochs"],
             weight_bytes=weight_bytes,
             refresh_images=sum(snapshots[k]["refresh_images"] for k in positions[part]),
-            validation_images=sum(
-                facts["validation_images"] for facts in snapshots[: positions[trained - 1] + 1]
-            ),
+            validation_images=sum(facts["validation_images"] for facts in paid),
             chosen=chosen,
         )
 

@@ -181,6 +181,16 @@ def finite_values(values: Array, cap: float) -> Array:
     return np.where(np.isfinite(values), values, max(float(finite.max()), 2 * cap - finite.min()))
 
 
+def numbers(values: Array) -> Array:
+    """Return the values, those that are no number as infinite: what has overflowed is high."""
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def _column(records: Sequence[Mapping[str, float]], key: str) -> list[float]:
+    found: list[float] = numbers(np.array([record[key] for record in records])).tolist()
+    return found
+
+
 def text_of(key: str, task: Task = MANY_CLASSES) -> str:
     """Return what a key such as ``train_loss`` means, with its unit."""
     split, _, name = key.rpartition("_")
@@ -223,9 +233,8 @@ def plane_verdict(
         task: whose figures they are.
     """
     measure = task.measure
-    loss, tested = grid.values["train_loss"], grid.values[f"test_{measure.key}"]
-    finite = np.where(np.isfinite(loss), loss, np.inf)
-    row, column = np.unravel_index(int(finite.argmin()), loss.shape)
+    loss, tested = (numbers(grid.values[key]) for key in ("train_loss", f"test_{measure.key}"))
+    row, column = np.unravel_index(int(loss.argmin()), loss.shape)
     place = np.array([grid.xs[column], grid.ys[row]])
     apart = {n["name"]: _distance(grid, place - np.array([n["x"], n["y"]])) for n in networks}
     near = min(apart, key=lambda name: apart[name])
@@ -235,7 +244,7 @@ def plane_verdict(
         f"{apart[near]:.3g} from the nearest network, {near} (measured at {len(grid.xs)} x "
         f"{len(grid.ys)} points).",
         *([_RIM] if on_rim else []),
-        f"The training loss lies between {finite.min():.4f} and {loss.max():.4g}, the test "
+        f"The training loss lies between {loss.min():.4f} and {loss.max():.4g}, the test "
         f"{measure.word} {measure.between(tested.min(), tested.max())}.",
     ]
 
@@ -261,7 +270,7 @@ def line_table(
     headings += [f"test {measure.heading}: start", "end", "highest"]
     rows = []
     for name, records in lines.items():
-        losses, tested = ([r[k] for r in records] for k in ("train_loss", f"test_{measure.key}"))
+        losses, tested = (_column(records, k) for k in ("train_loss", f"test_{measure.key}"))
         found = [losses[0], losses[-1], min(losses), max(losses)]
         found += [_barrier(records)] if barriers else []
         row = [name, f"{records[-1]['arc'] - records[0]['arc']:.3f}"]
@@ -286,7 +295,7 @@ def line_verdict(
     """Say how high loss and measure go along lines; arguments as in :func:`line_table`."""
     measure, training = task.measure, task.training
     losses, tested = (
-        [record[key] for records in lines.values() for record in records]
+        [value for records in lines.values() for value in _column(records, key)]
         for key in ("train_loss", f"test_{measure.key}")
     )
     ranges = (
@@ -308,7 +317,8 @@ def line_verdict(
 def _barrier(records: Sequence[Mapping[str, float]]) -> float:
     """Return the largest height of the training loss above the straight line between its ends."""
     low, high = records[0]["t"], records[-1]["t"]
-    part = [{**record, "t": (record["t"] - low) / (high - low)} for record in records]
+    losses = zip(records, _column(records, "train_loss"), strict=True)
+    part = [{**r, "t": (r["t"] - low) / (high - low), "train_loss": loss} for r, loss in losses]
     return summarise_curve(part, "train_loss")["barrier"]
 
 

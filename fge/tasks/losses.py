@@ -16,7 +16,8 @@ class BinaryCrossEntropy:
 
         (w_0 (1 - t) + w_1 t) BCE(sigmoid(z), (1 - s) t + s / 2)
 
-    So smoothing and weights are those of the cross-entropy of two classes.
+    So smoothing is that of the cross-entropy of two classes; weights are, of targets that are
+    classes and not probabilities.
 
     Args:
         weights: (2,), on the device of the outputs; None for 1 and 1.

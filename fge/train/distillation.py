@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fge.data import TrainBatches
@@ -21,11 +22,16 @@ class TaughtBatches:
     Args:
         batches: of the training split.
         views: how many.
+        dtype: in which the predictions are kept. Numbers may be far from 0, with differences that
+            float32 does not have.
     """
 
-    def __init__(self, batches: TrainBatches, views: int) -> None:
+    def __init__(
+        self, batches: TrainBatches, views: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.batches = batches
         self.views = views
+        self.dtype = dtype
         self.view = 0
         self.targets: list[Tensor] = []
 
@@ -37,7 +43,8 @@ class TaughtBatches:
         """
         for view in range(self.views):
             self.batches.set_epoch(view)
-            self.targets.append(teach(self.batches).float().to(self.batches.labels.device))
+            taught = teach(self.batches).to(self.dtype)
+            self.targets.append(taught.to(self.batches.labels.device))
 
     @property
     def images(self) -> int:

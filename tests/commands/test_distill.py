@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,16 @@ def test_the_student_comes_closer_to_the_ensemble_than_its_members_are(
 
     assert distance("distilled-0001") < distance("split-0001")
     assert distance("distilled-0001") < distance("split-0002")
+
+
+def test_of_numbers_far_from_zero_the_student_learns_how_they_differ(tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 160))
+    seconds = 1.7e9 + 10 * a + 5 * b  # in float32 they are multiples of 128
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["a", "b", "y"], *np.stack([a, b, seconds], axis=1).tolist()])
+    options: dict[str, Any] = {"task": "regression", "target": ("y",), "batch_size": 16}
+    options |= {"method": "split", "epochs": 16, "distill_epochs": 8, "threads": 1}
+    run = train(TrainConfig(data=str(tmp_path / "rows.csv"), out=tmp_path / "run", **options))
+    lines = lines_of(run)
+    assert lines["split"]["r2"] > 0.8
+    assert lines["distilled"]["r2"] > 0.8

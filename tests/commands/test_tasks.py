@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from interrupting import interrupted
 from promised import promised
 from task_runs import COUNT, NAMES, rows, write, write_tables
@@ -18,9 +19,11 @@ from task_runs import COUNT, NAMES, rows, write, write_tables
 from fge import commands as cli
 from fge import metrics
 from fge.commands.predict import predict
+from fge.commands.rows import Predicted, write_outputs
 from fge.commands.train import fge, train
 from fge.config import FGEConfig, PredictConfig, TrainConfig
 from fge.errors import DivergenceError, UserError
+from fge.tasks import Regression
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -188,6 +191,9 @@ def test_intervals_of_numbers_follow_by_hand_and_are_measured(
     with np.load(out / "predictions.npz") as file:
         deviation = np.sqrt(file["spread"] ** 2 + noise)
         np.testing.assert_allclose(file["deviation"], deviation, rtol=1e-5)
+        # Numbers far from 0 differ by what float32 does not have.
+        assert file["member_predictions"].dtype == np.float64
+        np.testing.assert_array_equal(file["member_predictions"].std(axis=0), file["spread"])
         ends = [file["predictions"] + sign * scores[place] * deviation for sign in (-1, 1)]
         np.testing.assert_allclose(file["intervals"], np.stack(ends, axis=-1), rtol=1e-5)
         assert file["coverage"] == 0.8
@@ -397,3 +403,13 @@ def test_csgld_has_a_rate_at_which_a_regression_does_not_diverge(
     assert next(m for m in content["methods"] if m["name"] == "csgld")["r2"] > 0.2
     with pytest.raises(DivergenceError, match="lower the learning rates"):
         train(TrainConfig(data=data, out=tmp_path / "fast", csgld_lr=0.5, **options))
+
+
+def test_numbers_far_from_zero_are_written_so_that_they_differ(tmp_path: Path) -> None:
+    members = torch.tensor([[[1.7e9 + 1.25], [1.7e9 + 3.5]]], dtype=torch.float64)
+    task = Regression(("y",), (1.7e9,), (1.0,))
+    found = Predicted.of(members, keep_members=True)
+    write_outputs(tmp_path, "row", ["0", "1"], found, task)
+    with (tmp_path / "predictions.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["y"]) - 1.7e9 for line in lines] == [1.25, 3.5]

@@ -280,6 +280,13 @@ def test_auto_shows_its_plan_and_its_regime(data: Path, tmp_path: Path) -> None:
     assert "## Plan" in text
     assert text.count("One network is ") == 1
     assert "With more epochs, `train --method auto` would " in text
+    # Averages are tried on the validation images, not on the training images that the plan reads.
+    seen = sum(24 + snapshot["fitted_images"] for snapshot in snapshots)
+    lines, tried = lines_of(run), len(content["averages"]["fold"]["trials"])
+    assert tried
+    assert lines["fold", 1]["validation_images"] == seen + 24 * tried
+    members = max(count for name, count in lines if name == "auto")
+    assert lines["auto", members]["validation_images"] == seen
 
 
 @pytest.mark.parametrize(("average", "said"), [(None, 1), (0.0, 0)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_cells import CURVES, FGES, SINGLES, cell, compared, several
 
-from fge.compare import compare_cells
+from fge.compare import compare_cells, comparison_verdict
 from fge.compare.comparison import BASELINES
 from fge.errors import UserError
 from fge.metrics import paired_difference_over_seeds
@@ -264,6 +264,16 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compared(FGES, FGES[1:2])
     with pytest.raises(UserError, match=r"tested on 50 examples, but fge-b1-s2 on 4: they cannot"):
         compared(SINGLES, FGES[:2], [replace(FGES[2], wrong=np.zeros(4, bool))])
+
+
+def test_a_deep_ensemble_within_the_budget_is_compared_if_all_single_networks_diverged() -> None:
+    ensembles = several("deep-ensemble", [9, 10, 10], [0.45, 0.46, 0.45], members=2)
+    pooled = several("deep-ensemble", [9, 10, 10], [0.45, 0.46, 0.45], budget=2, members=2)
+    found = compared(ensembles, pooled)
+    assert found.budgets == [1]
+    assert [best.method for best in found.best] == ["deep-ensemble"] * 2
+    first, *_ = comparison_verdict(found)
+    assert first.startswith("At 1 B (10 epochs), deep-ensemble is the only method")
 
 
 def test_a_method_with_views_follows_itself_and_needs_their_passes() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from made_cells import CURVES, FGES, IMAGES, SINGLES, cell, compared, several
 
-from fge.compare import Comparison
+from fge.compare import Comparison, Cost, make_cell
 from fge.compare import comparison_verdict as in_paragraphs
 from fge.metrics import Interval
 
@@ -244,6 +246,31 @@ def test_each_budget_has_its_sentences() -> None:
     assert "; at 2 B (20 epochs), single is the only method (3 seeds" in text
     assert "At 2 B: single has the lowest" in text
     assert "3 B" not in text
+
+
+def test_a_calibrated_nll_that_cannot_be_trusted_is_said() -> None:
+    sure = [
+        replace(one, figures={**one.figures, "nll": nll})
+        for one, nll in zip(SINGLES, (0.1, 0.2, 0.3), strict=True)
+    ]
+    _, warning, *_ = in_paragraphs(compared(sure, FGES))
+    assert warning.startswith(
+        "The calibrated NLL says little here: that of single at 1 B is 0.5100, its NLL as it is "
+        "0.2000. Half of the test images has too few errors"
+    )
+    assert "says little" not in verdict(compared(SINGLES, FGES))
+
+
+def test_no_temperature_fits_where_a_half_of_the_test_set_has_no_error() -> None:
+    rng = np.random.default_rng(0)
+    targets = torch.from_numpy(rng.integers(0, 2, 114))
+    margins = torch.from_numpy(rng.uniform(1, 8, 114))
+    margins[0] = -2  # the only error
+    logits = margins * (2 * targets - 1)
+    probs = torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
+    made = make_cell("single", 1, 0, [probs], targets, cost=Cost(10, 100, 1, 1, 4))
+    assert made.figures["calibrated_nll"] > 1.5 * made.figures["nll"]
+    assert "says little here" in verdict(compared([made]))
 
 
 def test_uneven_numbers_of_seeds_are_said() -> None:

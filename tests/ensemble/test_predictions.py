@@ -17,6 +17,7 @@ from torch import Tensor
 from fge.data import EvalBatches, Normaliser, Split
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.errors import UserError
+from fge.tasks import Multilabel
 
 TARGETS = torch.tensor([2, 0, 1, 1])
 
@@ -71,6 +72,16 @@ def test_the_file_holds_the_documented_arrays(tmp_path: Path) -> None:
     assert stored["probabilities"].dtype == np.float32
     expected = torch.stack([probs_of(0), probs_of(1)]).float().numpy()
     np.testing.assert_array_equal(stored["probabilities"], expected)
+
+
+def test_a_label_that_is_certain_and_wrong_costs_as_much_on_either_side(tmp_path: Path) -> None:
+    logits = torch.tensor([[20.0], [-20.0], [16.6]], dtype=torch.float64)
+    targets, task = torch.tensor([[0], [1], [0]]), Multilabel(("a",))
+    PredictionFile(tmp_path / "test.npz", targets, task).add("a", "sha", logits.sigmoid())
+    stored = PredictionFile(tmp_path / "test.npz", targets, task)
+    # In float32 the first probability is 1, and the loss would be that of certainty, 87 nats.
+    nll = task.nll_per_example(stored.mean(["a"]), stored.targets)
+    np.testing.assert_allclose(nll, [20, 20, 16.6], rtol=1e-6)
 
 
 def test_what_is_read_again_is_what_was_returned_rounded_to_float32(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ def test_the_quantile_is_the_one_of_exact_fractions(count: int, percent: int) ->
     assert fit.least == math.ceil(Fraction(percent, 100 - percent))
 
 
+@pytest.mark.parametrize("nines", range(1, 6))
+def test_the_fewest_examples_are_those_of_a_finite_quantile(nines: int) -> None:
+    least = 10**nines - 1
+    coverage = least / 10**nines
+    for count in (least - 1, least):
+        fit = Conformal("lac", coverage, count, float(conformal_quantile(range(count), coverage)))
+        assert fit.least == least
+        assert fit.enough == math.isfinite(fit.threshold) == (count == least)
+
+
 def test_lac_by_hand() -> None:
     probs = [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.3, 0.3, 0.4], [0.05, 0.05, 0.9]]
     fit = fit_conformal(probs, [0, 2, 1, 2], coverage=0.6)  # scores .3, .6, .7, .1; the third

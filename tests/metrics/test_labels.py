@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -96,3 +98,19 @@ def test_wrong_labels_are_named(probs: list, targets: list, message: str) -> Non
 def test_average_precision_needs_a_positive() -> None:
     with pytest.raises(UserError, match="with a target of 1"):
         metrics.average_precision([0.5], [0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        ([0.1, 0.9], [-1, 1], "targets must be 0 or 1, got -1"),
+        ([0.1, 0.9, 0.3], [1, 2, 0], "targets must be 0 or 1, got 2"),
+        ([0.1, math.nan, 0.3], [0, 1, 1], "scores must be finite, got nan"),
+    ],
+)
+def test_average_precision_of_what_it_is_not_defined_for(
+    scores: list, targets: list, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        metrics.average_precision(scores, targets)
+    assert metrics.average_precision([0.1, 0.9], [False, True]) == 1.0

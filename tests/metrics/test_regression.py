@@ -112,6 +112,17 @@ def test_a_target_that_never_changes_has_no_r2() -> None:
     assert math.isnan(metrics.r2([1.0, 1.0], [1.0, 1.0]))
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e6 + 0.1])
+@pytest.mark.parametrize("count", [3, 100])
+def test_nor_has_one_whose_mean_is_rounded(value: float, count: int) -> None:
+    targets = np.full((count, 2), value)
+    targets[0, 1] += 1
+    predicted = targets + RNG.normal(size=targets.shape)
+    assert math.isnan(metrics.r2(predicted, targets))
+    assert "r2" not in metrics.regression_summary(predicted, targets, 1.0)
+    assert metrics.r2(predicted[:, 1], targets[:, 1]) < 1
+
+
 @pytest.mark.parametrize(
     ("mean", "targets", "message"),
     [
@@ -131,3 +142,12 @@ def test_a_variance_is_above_zero() -> None:
         metrics.coverage([0.0], [0.0], 0.0)
     with pytest.raises(UserError, match="variances must be finite and >= 0"):
         metrics.gaussian_nll_per_example([0.0], [0.0], 1.0, -1.0)
+
+
+def test_variances_of_other_shapes_are_refused() -> None:
+    two = np.zeros((2, 2))
+    with pytest.raises(UserError, match=r"must be \(2, 2\) as the predictions, .* shape \(2,\)"):
+        metrics.fit_noise(two, two, [1.0, 4.0])  # of examples or of outputs?
+    with pytest.raises(UserError, match=r"noise must be \(2,\), .* got shape \(3,\)"):
+        metrics.gaussian_nll_per_example(two, two, np.ones(3))
+    assert metrics.fit_noise([3.0], [1.0], [1.0]).tolist() == [3.0]

@@ -294,6 +294,8 @@ def test_tensors_are_taken_and_float32_is_summed_in_float64() -> None:
         ([[0.5, 0.5]], [2], r"targets must be integers in \[0, 2\), got int64 from 2 to 2"),
         ([[0.5, 0.5]], [-1], r"targets must be integers in \[0, 2\), got int64 from -1 to -1"),
         ([[0.5, 0.5]], [0.0], r"targets must be integers in \[0, 2\), got float64"),
+        ([[0.5, 0.5]], ["cat"], r"targets must be integers in \[0, 2\), got <U3, such as cat"),
+        ([[0.5, 0.5]], [None], r"targets must be integers in \[0, 2\), got object, such as None"),
         ([[0.5, 0.5]], [0, 1], r"probs must be \(N, C\) and targets \(N,\).*\(1, 2\) and \(2,\)"),
         ([0.5, 0.5], [0, 1], r"probs must be \(N, C\) and targets \(N,\).*\(2,\) and \(2,\)"),
         (np.zeros((0, 2)), np.zeros(0, int), r"N >= 1, got \(0, 2\) and \(0,\)"),

@@ -63,6 +63,18 @@ def found(folder: Path, snapshots: list[dict[str, Any]], *members: str) -> list[
     return ensemble_results(test, snapshots, weight_bytes=40, budget=16)
 
 
+@pytest.mark.parametrize("kept", [[0], [1], [0, 1]])
+def test_snapshots_that_validation_left_out_are_paid_for(tmp_path: Path, kept: list[int]) -> None:
+    test = prediction_file(tmp_path)
+    lines = ensemble_results(
+        test, SNAPSHOTS, weight_bytes=40, budget=16, name="auto", kept=kept, networks=()
+    )
+    line = lines[-1]
+    assert (line.name, line.members) == ("auto", len(kept))
+    assert (line.train_epochs, line.validation_images) == (12, 21)
+    assert line.refresh_images == sum(SNAPSHOTS[k]["refresh_images"] for k in kept)
+
+
 def test_a_member_alone_has_its_closed_forms(tmp_path: Path) -> None:
     one = method_result(
         "one", prediction_file(tmp_path), ["fge-0001"], train_epochs=4, weight_bytes=40

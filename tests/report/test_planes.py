@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 
 from fge.errors import UserError
 from fge.landscape import PlaneGrid
-from fge.report import draw, line_chart, plane_chart, plane_verdict, save_figure
+from fge.report import (
+    draw,
+    line_chart,
+    line_table,
+    line_verdict,
+    plane_chart,
+    plane_verdict,
+    save_figure,
+)
 from fge.report.planes import contour_levels
 
 POINTS = {"first": (0.0, 0.0), "bend": (1.0, 1.5), "second": (2.0, 0.0)}
@@ -214,3 +222,32 @@ def test_a_lowest_point_on_the_rim_is_not_called_a_minimum(
     sentences = plane_verdict(grid, [network])
     assert ("on the rim of the plane, so it is no minimum" in " ".join(sentences)) == on_rim
     assert len(sentences) == 2 + on_rim
+
+
+def on_line(*losses: float) -> list[dict[str, float]]:
+    places = np.linspace(0, 1, len(losses)).tolist()
+    return [
+        {"t": t, "arc": t, "train_loss": loss, "test_error": 10.0}
+        for t, loss in zip(places, losses, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_what_has_overflowed_on_a_line_is_the_highest_wherever_it_is(odd: float) -> None:
+    lines = {"plain": on_line(1.0, 2.0, 1.0), "far": on_line(1.0, odd, 5.0)}
+    for given in (lines, dict(reversed(lines.items()))):
+        highest, between, _ = line_verdict(given, "made up", barriers=True)
+        assert highest == "The highest barrier of the training loss is inf nats, on far."
+        assert between.startswith("The training loss lies between 1.0000 and inf, the test error")
+    table = line_table({"far": on_line(odd, 1.0, 5.0)}, "", barriers=False)
+    assert table.rows[0][2:6] == ["inf", "5.0000", "1.0000", "inf"]
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_and_so_it_is_on_a_plane(odd: float) -> None:
+    grid = grid_of(odd=odd)
+    grid.values["test_error"] = grid.values["train_loss"]
+    network = {"name": "a", "x": 0.0, "y": 0.0}
+    assert plane_verdict(grid, [network])[-1] == (
+        "The training loss lies between -1.0000 and inf, the test error between -1.00 and inf %."
+    )
