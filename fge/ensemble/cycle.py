@@ -28,9 +28,9 @@ from fge.networks import (
     is_sharded,
     ranks_of,
     refresh_batch_norm,
+    unnoticed,
 )
 from fge.parallel import Ranks
-from fge.seeds import same_random_state
 from fge.train import TriangularLR
 
 
@@ -236,12 +236,11 @@ class FGE:
         if self._mean is None:
             yield {}
             return
-        # A loader may draw its order from the global generator.
-        with same_random_state(), self._mean.swapped(self.model):
-            if self.refresh is not None:
+        with unnoticed(self.refresh) as batches, self._mean.swapped(self.model):
+            if batches is not None:
                 refresh_batch_norm(
                     self.model,
-                    self.refresh,
+                    batches,
                     forward_fn=self.forward_fn,
                     all_ranks=self.ranks.size > 1,
                 )

@@ -30,6 +30,7 @@ from fge.networks.batches import (
     rows,
     tensors,
     to_device,
+    unnoticed,
 )
 from fge.networks.batchnorm import check_estimable, estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
@@ -158,6 +159,7 @@ __all__ = [
     "to_device",
     "train_mode",
     "unflatten",
+    "unnoticed",
     "unwrap",
     "write_parameters",
     "write_state",

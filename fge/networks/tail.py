@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fge.errors import UserError, check_at_least
 from fge.networks.apply import ForwardFn
 from fge.networks.average import UniformAverage
+from fge.networks.batches import unnoticed
 from fge.networks.batchnorm import is_scripted_norm, refresh_batch_norm
 from fge.networks.copying import copy_module
 from fge.networks.state import canonical_state, first_not_finite, unwrap
 from fge.parallel import is_shard
-from fge.seeds import same_random_state
 
 
 def has_running_statistics(model: nn.Module) -> bool:
@@ -130,8 +130,8 @@ class TailAverage:
         with self.swapped():
             model = copy_module(self.model)
         if refresh is not None:
-            with same_random_state():  # a loader may draw its order from the global generator
-                refresh_batch_norm(model, refresh, forward_fn=forward_fn)
+            with unnoticed(refresh) as batches:
+                refresh_batch_norm(model, batches, forward_fn=forward_fn)
         return model.eval()
 
     def progress(self) -> dict[str, Any]:

@@ -87,6 +87,33 @@ def test_averaging_leaves_the_training_alone(tmp_path: Path) -> None:
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_statistics_from_the_loader_in_use_leave_its_passes_alone(
+    tmp_path: Path, workers: int
+) -> None:
+    """Its order comes from a generator of its own, and its workers persist."""
+    passes: list[list[Tensor]] = []
+    for part in (0.0, 0.5):
+        loader = DataLoader(
+            TensorDataset(inputs()),
+            batch_size=4,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        cycle = make_cycle(tmp_path / str(part), make_model(), average=part, refresh=loader)
+        seen = []
+        for _ in range(3):  # the minima after steps 4 and 12 are in the midst of a pass
+            for (x,) in loader:
+                seen.append(x)
+                cycle.scheduler.optimizer.step()
+                cycle.step()
+        passes.append(seen)
+    assert len(passes[0]) == len(passes[1]) == 18
+    assert all(map(torch.equal, *passes))
+
+
 def test_a_resumed_loop_ends_bitwise_where_the_uninterrupted_one_does(tmp_path: Path) -> None:
     whole = make_cycle(tmp_path / "whole", make_model(norm=False), average=0.75)
     run(whole, 0, 16)

@@ -174,16 +174,19 @@ def test_a_mean_that_is_not_finite_is_named() -> None:
         tail.state_dict()
 
 
-def test_refreshing_a_copy_draws_nothing_from_the_global_generator() -> None:
+def test_refreshing_a_copy_draws_nothing_from_any_generator() -> None:
     model = make_model()
     tail = fge.TailAverage(model, first_step=0)
     tail.step()
-    loader = DataLoader(TensorDataset(make_batches()[0][0]), batch_size=4, shuffle=True)
-    torch.manual_seed(1)
-    tail.module(refresh=loader)
-    drawn = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(1))
+    data, own = TensorDataset(make_batches()[0][0]), torch.Generator().manual_seed(2)
+    for generator in (None, own):
+        loader = DataLoader(data, batch_size=4, shuffle=True, generator=generator)
+        torch.manual_seed(1)
+        tail.module(refresh=loader)
+        drawn = torch.rand(1)
+        torch.manual_seed(1)
+        assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(own.get_state(), torch.Generator().manual_seed(2).get_state())
 
 
 def test_progress_of_another_model_is_refused() -> None:
