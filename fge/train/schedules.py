@@ -105,7 +105,7 @@ class ClosedFormLR(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step and set its learning rates.
+        """Restore the step and set its learning rates, if it has begun.
 
         Raises:
             UserError: the state holds no step.
@@ -113,6 +113,8 @@ class ClosedFormLR(LRScheduler):
         state = checked(state_dict, _State, "the saved state of the learning rate is damaged")
         self.last_epoch = state["last_epoch"]
         self._step_count = self.last_epoch + 1
+        if self.last_epoch < 0:  # it waits, in a SequentialLR: the rates are another's
+            return
         self._last_lr = [float(rate) for rate in self.get_lr()]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], float | int):
