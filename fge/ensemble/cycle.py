@@ -26,6 +26,7 @@ from fge.networks import (
     gather_state,
     has_running_statistics,
     is_sharded,
+    kept_as_trained,
     ranks_of,
     refresh_batch_norm,
     unnoticed,
@@ -52,9 +53,11 @@ class FGE:
         out: folder of the snapshots.
         average: the last part of each descent over which a snapshot is the mean of the weights, in
             [0, 1]; 0 keeps the last weights, the paper's rule. By default 0.3 where the mean needs
-            no more data: ``refresh`` is given, or the model has no batch norm; otherwise 0.
+            no more data: ``refresh`` is given, or the model has no batch norm and no instance norm
+            with running statistics; otherwise 0.
         refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, without augmentation, to
-            estimate the batch-norm statistics of a mean. The training is not touched.
+            estimate the batch-norm statistics of a mean. The training is not touched. Layers that
+            it holds in evaluation mode keep their statistics.
         overwrite: drop the snapshots that the folder holds.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
@@ -236,7 +239,11 @@ class FGE:
         if self._mean is None:
             yield {}
             return
-        with unnoticed(self.refresh) as batches, self._mean.swapped(self.model):
+        with (
+            unnoticed(self.refresh) as batches,
+            kept_as_trained(self.model),
+            self._mean.swapped(self.model),
+        ):
             if batches is not None:
                 refresh_batch_norm(
                     self.model,
@@ -343,7 +350,8 @@ def _part(
         raise UserError(f"the weights of a sharded model are not averaged, got average={average}")
     if average and stale:
         raise UserError(
-            f"average is {average:g} and the model has batch norm, whose statistics are those of "
-            "other weights than the mean: give refresh=batches of training inputs, or average=0"
+            f"average is {average:g} and the model has batch norm, or instance norm with running "
+            "statistics, which are those of other weights than the mean: give refresh=batches of "
+            "training inputs, or average=0"
         )
     return average

@@ -45,7 +45,13 @@ from fge.networks.flat import (
     unflatten,
     write_parameters,
 )
-from fge.networks.frozen import freeze, frozen_tensors, keeps_statistics, train_mode
+from fge.networks.frozen import (
+    freeze,
+    frozen_tensors,
+    keeps_statistics,
+    kept_as_trained,
+    train_mode,
+)
 from fge.networks.head import find_head, fitting_backbone
 from fge.networks.losses import (
     LossFn,
@@ -132,6 +138,7 @@ __all__ = [
     "import_named",
     "is_sharded",
     "keeps_statistics",
+    "kept_as_trained",
     "library_weights",
     "load_weights",
     "loss_of",

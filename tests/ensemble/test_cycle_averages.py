@@ -73,6 +73,21 @@ def test_members_have_batch_norm_statistics_of_their_own(tmp_path: Path) -> None
         assert torch.equal(cycle.store[0][name], value), name
 
 
+def test_layers_that_are_trained_in_evaluation_mode_keep_their_statistics(tmp_path: Path) -> None:
+    model = make_model().append(nn.BatchNorm1d(3).double())
+    cycle = make_cycle(tmp_path, model, average=0.5, refresh=[inputs()])
+    model[1].eval()  # that of a backbone, say, whose weights came with these statistics
+    before = {name: value.clone() for name, value in model[1].named_buffers()}
+    run(cycle, 0, 4)
+    tail = fge.TailAverage(model, first_step=0)
+    tail.step()
+    for state in (cycle.store[0], tail.module(refresh=[inputs()]).state_dict()):
+        assert all(torch.equal(state[f"1.{name}"], value) for name, value in before.items())
+        assert not torch.equal(state["4.running_mean"], model[4].running_mean)
+    assert fge.refresh_batch_norm(model, [inputs()]) == len(inputs())
+    assert not torch.equal(model[1].running_mean, before["running_mean"])
+
+
 def test_averaging_leaves_the_training_alone(tmp_path: Path) -> None:
     """A shuffling loader draws from PyTorch's global generator, and so does dropout."""
     results = []
@@ -134,11 +149,12 @@ def test_a_resumed_loop_ends_bitwise_where_the_uninterrupted_one_does(tmp_path: 
 
 
 def test_by_default_a_mean_is_kept_where_it_needs_no_more_data(tmp_path: Path) -> None:
-    parts = {
-        make_cycle(tmp_path / "a", make_model(norm=False)).average: 0.3,
-        make_cycle(tmp_path / "b", make_model()).average: 0.0,
-    }
-    assert all(found == expected for found, expected in parts.items())
+    norms = [nn.InstanceNorm1d(3, affine=True, track_running_stats=kept) for kept in (False, True)]
+    parts = [
+        make_cycle(tmp_path / str(number), model).average
+        for number, model in enumerate((make_model(norm=False), make_model(), *norms))
+    ]
+    assert parts == [0.3, 0.0, 0.3, 0.0]
     refreshed = make_cycle(tmp_path / "c", make_model(), refresh=[inputs()])
     assert refreshed.average == 0.3
     assert "average=0.3" in repr(refreshed)

@@ -121,6 +121,11 @@ def test_batch_norm_needs_inputs_for_statistics() -> None:
     tail.step()
     with pytest.raises(UserError, match=r"batch norm.*give refresh=batches"):
         tail.module()
+    kept = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    others = fge.TailAverage(kept, first_step=0)
+    others.step()
+    with pytest.raises(UserError, match=r"instance norm.*give refresh=batches"):
+        others.module()
     plain = fge.TailAverage(nn.Linear(2, 2), first_step=0)
     plain.step()
     assert isinstance(plain.module(), nn.Linear)
