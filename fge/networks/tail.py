@@ -17,7 +17,7 @@ from fge.networks.batches import unnoticed
 from fge.networks.batchnorm import is_scripted_norm, refresh_batch_norm
 from fge.networks.copying import copy_module
 from fge.networks.frozen import kept_as_trained
-from fge.networks.state import canonical_state, first_not_finite, unwrap
+from fge.networks.state import canonical_state, unwrap
 from fge.parallel import is_shard
 
 
@@ -165,7 +165,7 @@ class TailAverage:
                 f"no step has been averaged: {self.steps} steps were taken, and averaging starts "
                 f"after {self.first_step}; train longer or use a smaller first_step"
             )
-        name = first_not_finite(self._mean.averages.items())
+        name = self._mean.first_not_finite(self.model)
         if name is not None:
             raise UserError(f"the mean of {name!r} is not finite; lower the learning rate")
         return self._mean

@@ -179,6 +179,23 @@ def test_a_mean_that_is_not_finite_is_named() -> None:
         tail.state_dict()
 
 
+def test_infinite_numbers_that_stay_are_those_of_the_mean() -> None:
+    model = nn.Linear(2, 1)
+    mask = torch.tensor([0.0, -torch.inf])
+    model.register_parameter("mask", nn.Parameter(mask, requires_grad=False))
+    tail = fge.TailAverage(model, first_step=0)
+    for value in (1.0, 2.0, 6.0):
+        model.bias.data.fill_(value)
+        tail.step()
+    assert torch.equal(tail.module().mask, mask)
+    assert tail.state_dict()["bias"].item() == 3.0
+    model.mask.data[0] = torch.inf  # not what it was
+    tail.step()
+    model.mask.data[0] = 1.0
+    with pytest.raises(UserError, match="the mean of 'mask' is not finite"):
+        tail.state_dict()
+
+
 def test_refreshing_a_copy_draws_nothing_from_any_generator() -> None:
     model = make_model()
     tail = fge.TailAverage(model, first_step=0)
