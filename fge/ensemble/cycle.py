@@ -71,8 +71,9 @@ class FGE:
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
             batch norm without ``refresh`` or of a sharded model, an optimizer whose parameters are
-            all frozen, a model that cannot be copied for an ensemble, or one sharded over a mesh of
-            several dimensions that leaves processes out.
+            all frozen, a model that cannot be copied for an ensemble, whose state holds something
+            other than tensors, or that is sharded over a mesh of several dimensions that leaves
+            processes out.
     """
 
     def __init__(
@@ -295,6 +296,7 @@ class FGE:
         state = {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
         if self.average:
             state["mean"] = copy.deepcopy(self._mean.state_dict()) if self._mean else None
+            state["included"] = self._included  # after a step that failed, the next one
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -328,7 +330,7 @@ class FGE:
             if self.writes:
                 self.store.truncate(expected)
         self._kept = expected
-        self._included = -1
+        self._included = state_dict.get("included", -1)
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True
 

@@ -148,6 +148,32 @@ def test_a_resumed_loop_ends_bitwise_where_the_uninterrupted_one_does(tmp_path: 
             assert torch.equal(value, resumed.store[position][name]), name
 
 
+def test_a_state_saved_after_a_failed_step_counts_its_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library saves one when a training fails."""
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    failed = make_cycle(tmp_path, make_model(norm=False), average=1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(failed.store, "append", full_disk)
+        history = run(failed, 0, 3)
+        with pytest.raises(OSError, match="No space left"):
+            run(failed, 3, 4)
+    history.append({n: p.detach().clone() for n, p in failed.model.named_parameters()})
+    states = failed.scheduler.optimizer.state_dict(), failed.state_dict()
+    resumed = make_cycle(tmp_path, failed.model, average=1.0)
+    resumed.scheduler.optimizer.load_state_dict(states[0])
+    resumed.load_state_dict(states[1])
+    assert resumed.step()
+    assert resumed.store.facts(0)["averaged_steps"] == 4
+    for name in history[0]:
+        mean = torch.stack([weights[name] for weights in history]).mean(0)
+        torch.testing.assert_close(resumed.store[0][name], mean, rtol=0, atol=1e-14)
+
+
 def test_by_default_a_mean_is_kept_where_it_needs_no_more_data(tmp_path: Path) -> None:
     norms = [nn.InstanceNorm1d(3, affine=True, track_running_stats=kept) for kept in (False, True)]
     parts = [
