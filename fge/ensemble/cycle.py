@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fge.ensemble.ensemble import Ensemble
@@ -22,6 +23,7 @@ from fge.networks import (
     UniformAverage,
     Weights,
     check_copyable,
+    check_plain,
     check_reiterable,
     gather_state,
     has_running_statistics,
@@ -29,6 +31,7 @@ from fge.networks import (
     kept_as_trained,
     ranks_of,
     refresh_batch_norm,
+    state_of,
     unnoticed,
 )
 from fge.parallel import Ranks
@@ -97,6 +100,7 @@ class FGE:
         self.sharded = is_sharded(model)
         if not self.sharded:  # sharded weights are gathered for an architecture given later
             check_copyable(model)
+            _check_saved(model)
         if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
             raise UserError("no parameter of the optimizer requires a gradient; set requires_grad")
         self._max_lr, self._min_lr = max_lr, min_lr
@@ -337,6 +341,16 @@ class FGE:
 
 _USUAL_PART = 0.3
 """The last part of a descent that is averaged by default, where that needs no more data."""
+
+
+def _check_saved(model: nn.Module) -> None:
+    """Check, before any training, that a snapshot can hold the model's state.
+
+    Raises:
+        UserError: it holds something other than plain tensors; the message names it.
+    """
+    known = {name: t for name, t in state_of(model).items() if not is_lazy(t)}
+    check_plain(known, "the model's state")
 
 
 def _part(
