@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ class FGE:
         groups, known = schedule.optimizer.param_groups, len(schedule.max_lrs)
         if len(groups) == known:
             return
-        if not isinstance(self._max_lr, int | float) or not isinstance(self._min_lr, int | float):
+        if not (isinstance(self._max_lr, Real) and isinstance(self._min_lr, Real)):
             raise UserError(
                 f"the optimizer has {len(groups)} parameter groups, but max_lr and min_lr were "
                 f"given for {known}: make an FGE with rates for all and the same folder, and load "

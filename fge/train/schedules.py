@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
@@ -404,7 +405,7 @@ class CyclicalSGLDLR(CosineRestartsLR):
 
 def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
     groups = len(optimizer.param_groups)
-    if isinstance(value, int | float):
+    if isinstance(value, float | Real):  # a number of NumPy, too
         return [float(value)] * groups
     rates = [float(rate) for rate in value]
     if len(rates) != groups:
