@@ -6,11 +6,13 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fge.ensemble.ensemble import Ensemble
@@ -22,15 +24,18 @@ from fge.networks import (
     UniformAverage,
     Weights,
     check_copyable,
+    check_plain,
     check_reiterable,
     gather_state,
     has_running_statistics,
     is_sharded,
+    kept_as_trained,
     ranks_of,
     refresh_batch_norm,
+    state_of,
+    unnoticed,
 )
 from fge.parallel import Ranks
-from fge.seeds import same_random_state
 from fge.train import TriangularLR
 
 
@@ -52,9 +57,11 @@ class FGE:
         out: folder of the snapshots.
         average: the last part of each descent over which a snapshot is the mean of the weights, in
             [0, 1]; 0 keeps the last weights, the paper's rule. By default 0.3 where the mean needs
-            no more data: ``refresh`` is given, or the model has no batch norm; otherwise 0.
+            no more data: ``refresh`` is given, or the model has no batch norm and no instance norm
+            with running statistics; otherwise 0.
         refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, without augmentation, to
-            estimate the batch-norm statistics of a mean. The training is not touched.
+            estimate the batch-norm statistics of a mean. The training is not touched. Layers that
+            it holds in evaluation mode keep their statistics.
         overwrite: drop the snapshots that the folder holds.
         forward_fn: ``forward_fn(model, batch) -> logits (N, C)`` for models that are not called
             as ``model(x)``.
@@ -68,8 +75,9 @@ class FGE:
     Raises:
         UserError: a learning rate or ``cycle_steps`` that makes no cycle, a mean of a model with
             batch norm without ``refresh`` or of a sharded model, an optimizer whose parameters are
-            all frozen, a model that cannot be copied for an ensemble, or one sharded over a mesh of
-            several dimensions that leaves processes out.
+            all frozen, a model that cannot be copied for an ensemble, whose state holds something
+            other than tensors, or that is sharded over a mesh of several dimensions that leaves
+            processes out.
     """
 
     def __init__(
@@ -93,6 +101,7 @@ class FGE:
         self.sharded = is_sharded(model)
         if not self.sharded:  # sharded weights are gathered for an architecture given later
             check_copyable(model)
+            _check_saved(model)
         if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
             raise UserError("no parameter of the optimizer requires a gradient; set requires_grad")
         self._max_lr, self._min_lr = max_lr, min_lr
@@ -208,7 +217,7 @@ class FGE:
         groups, known = schedule.optimizer.param_groups, len(schedule.max_lrs)
         if len(groups) == known:
             return
-        if not isinstance(self._max_lr, int | float) or not isinstance(self._min_lr, int | float):
+        if not (isinstance(self._max_lr, Real) and isinstance(self._min_lr, Real)):
             raise UserError(
                 f"the optimizer has {len(groups)} parameter groups, but max_lr and min_lr were "
                 f"given for {known}: make an FGE with rates for all and the same folder, and load "
@@ -236,12 +245,15 @@ class FGE:
         if self._mean is None:
             yield {}
             return
-        # A loader may draw its order from the global generator.
-        with same_random_state(), self._mean.swapped(self.model):
-            if self.refresh is not None:
+        with (
+            unnoticed(self.refresh) as batches,
+            kept_as_trained(self.model),
+            self._mean.swapped(self.model),
+        ):
+            if batches is not None:
                 refresh_batch_norm(
                     self.model,
-                    self.refresh,
+                    batches,
                     forward_fn=self.forward_fn,
                     all_ranks=self.ranks.size > 1,
                 )
@@ -289,6 +301,7 @@ class FGE:
         state = {"scheduler": self.scheduler.state_dict(), "snapshots": kept}
         if self.average:
             state["mean"] = copy.deepcopy(self._mean.state_dict()) if self._mean else None
+            state["included"] = self._included  # after a step that failed, the next one
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -322,13 +335,23 @@ class FGE:
             if self.writes:
                 self.store.truncate(expected)
         self._kept = expected
-        self._included = -1
+        self._included = state_dict.get("included", -1)
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self._owns_store = True
 
 
 _USUAL_PART = 0.3
 """The last part of a descent that is averaged by default, where that needs no more data."""
+
+
+def _check_saved(model: nn.Module) -> None:
+    """Check, before any training, that a snapshot can hold the model's state.
+
+    Raises:
+        UserError: it holds something other than plain tensors; the message names it.
+    """
+    known = {name: t for name, t in state_of(model).items() if not is_lazy(t)}
+    check_plain(known, "the model's state")
 
 
 def _part(
@@ -344,7 +367,8 @@ def _part(
         raise UserError(f"the weights of a sharded model are not averaged, got average={average}")
     if average and stale:
         raise UserError(
-            f"average is {average:g} and the model has batch norm, whose statistics are those of "
-            "other weights than the mean: give refresh=batches of training inputs, or average=0"
+            f"average is {average:g} and the model has batch norm, or instance norm with running "
+            "statistics, which are those of other weights than the mean: give refresh=batches of "
+            "training inputs, or average=0"
         )
     return average

@@ -46,10 +46,11 @@ _PART_OF_MEMORY = 0.25
 class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
-    One working copy of the model takes the weights of each member in turn. Members always predict
-    in evaluation mode, even after :meth:`train`. Their parameters get no gradients; the inputs of
-    :meth:`forward` do. :meth:`state_dict` holds all members, under ``members.0.``,
-    ``members.1.``, ... :meth:`deployable` is the same without the exchange of weights.
+    One working copy of the model takes the weights of each member in turn; threads that predict at
+    the same time wait for each other. Members always predict in evaluation mode, even after
+    :meth:`train`. Their parameters get no gradients; the inputs of :meth:`forward` do.
+    :meth:`state_dict` holds all members, under ``members.0.``, ``members.1.``, ...
+    :meth:`deployable` is the same without the exchange of weights.
 
     >>> import torch
     >>> models = [torch.nn.Linear(1, 1) for _ in range(2)]

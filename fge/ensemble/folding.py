@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,19 @@ from fge.networks import (
     RunningAverage,
     RunningMean,
     TargetFn,
+    Weights,
     canonical_state,
     check_reiterable,
     copy_module,
     count_examples,
-    load_weights,
+    fitting,
     loss_of_targets,
     parts_of,
     predict_logits,
     predict_outputs,
     refresh_batch_norm,
     reordered,
+    state_of,
     targets_of,
 )
 from fge.observer import listed
@@ -193,19 +195,42 @@ def fold(
     copy = copy_module(model)
     how = copy, validation, refresh, num_images, forward_fn, target_fn
     bench = _Bench(*how) if loss_fn is None else _LossBench(loss_fn, *how)
+    named = _UnderNames(copy, members)
     figures, mean = [], RunningMean()
     for position in range(len(members)):
-        load_weights(bench.model, canonical_state(members[position]), f"member {position}")
+        bench.model.load_state_dict(named[position])
         probs = bench.predict()
         figures.append(bench.figures(probs))
         if not math.isfinite(figures[-1].nll):
             raise UserError(f"member {position} gives predictions that are not finite; drop it")
         mean.update(probs)
-    return fold_greedily(members, figures, bench.joint_figures(mean.value), bench.measure)
+    return fold_greedily(named, figures, bench.joint_figures(mean.value), bench.measure)
+
+
+class _Indexed(Protocol):
+    """Members that are taken one by one."""
+
+    def __getitem__(self, position: int, /) -> Weights:
+        """Return the weights of a member."""
+
+
+class _UnderNames:
+    """Members under the names of a model, which may differ from theirs by wrappers."""
+
+    def __init__(self, model: nn.Module, members: Members) -> None:
+        self._model, self._members = model, members
+
+    def __getitem__(self, position: int, /) -> dict[str, Tensor]:
+        """Return the tensors of a member.
+
+        Raises:
+            UserError: they do not fit the model.
+        """
+        return fitting(self._model, state_of(self._members[position]), f"member {position}")
 
 
 def fold_greedily(
-    members: Members,
+    members: _Indexed,
     figures: Sequence[Scores],
     ensemble: Scores,
     measure: Callable[[dict[str, Tensor]], Candidate],

@@ -46,6 +46,12 @@ def index_bytes(folder: Path, facts: Iterable[dict[str, Any]]) -> bytes:
     return json_text({"schema_version": SCHEMA_VERSION, "snapshots": entries}).encode()
 
 
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """Return the difference in double precision: 0 of equal infinities, too (an attention mask)."""
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    return torch.where(one == other, 0, one.to(wide) - other.to(wide))
+
+
 class SnapshotStore:
     """A folder of snapshots: ``0001.safetensors``, ... and ``index.json``.
 
@@ -128,7 +134,7 @@ class SnapshotStore:
             return None
         last = self[len(self) - 1]
         squares: list[Tensor] = [
-            (parameter.detach().cpu().double() - last[name].double()).square().sum()
+            _difference(parameter.detach().cpu(), last[name]).abs().square().sum()
             for name, parameter in unwrap(model).named_parameters()
         ]
         return float(torch.stack(squares).sum().sqrt())

@@ -30,6 +30,7 @@ from fge.networks.batches import (
     rows,
     tensors,
     to_device,
+    unnoticed,
 )
 from fge.networks.batchnorm import check_estimable, estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
@@ -44,7 +45,13 @@ from fge.networks.flat import (
     unflatten,
     write_parameters,
 )
-from fge.networks.frozen import freeze, frozen_tensors, keeps_statistics, train_mode
+from fge.networks.frozen import (
+    freeze,
+    frozen_tensors,
+    keeps_statistics,
+    kept_as_trained,
+    train_mode,
+)
 from fge.networks.head import find_head, fitting_backbone
 from fge.networks.losses import (
     LossFn,
@@ -63,6 +70,7 @@ from fge.networks.state import (
     buffers_of,
     buffers_within,
     canonical_state,
+    check_plain,
     decode_state,
     decode_weights,
     encode_weights,
@@ -111,6 +119,7 @@ __all__ = [
     "check_distinct",
     "check_estimable",
     "check_logits",
+    "check_plain",
     "check_reiterable",
     "check_whole",
     "copy_module",
@@ -132,6 +141,7 @@ __all__ = [
     "import_named",
     "is_sharded",
     "keeps_statistics",
+    "kept_as_trained",
     "library_weights",
     "load_weights",
     "loss_of",
@@ -160,6 +170,7 @@ __all__ = [
     "to_device",
     "train_mode",
     "unflatten",
+    "unnoticed",
     "unwrap",
     "write_parameters",
     "write_state",

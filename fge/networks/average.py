@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fge.errors import UserError
 from fge.files import checked
 from fge.networks.naming import under_names
-from fge.networks.state import Weights, canonical_state, unwrap
+from fge.networks.state import Weights, canonical_state, first_not_finite, unwrap
 from fge.schemas import Count
 
 
@@ -150,7 +150,8 @@ class StepAverage:
     """An average of a model's parameters over training steps, on its device.
 
     Buffers, and parameters that are no floating-point numbers, are not averaged: estimate
-    batch-norm statistics inside :meth:`swapped`. Subclasses say with which weight a step enters.
+    batch-norm statistics inside :meth:`swapped`. Infinite numbers that stay (an attention mask that
+    is a frozen parameter) are those of the average. Subclasses say with which weight a step enters.
 
     Args:
         model: its parameters are averaged; compilation and data-parallel wrappers are bypassed.
@@ -164,6 +165,8 @@ class StepAverage:
             name: parameter.detach().to(_at_least_single(parameter.dtype), copy=True)
             for name, parameter in _averaged_parameters(model).items()
         }
+        # Of these, the difference of equal numbers may not be 0.
+        self._odd = _not_finite(self.averages)
 
     def _weight(self) -> float:
         """Return the weight with which the parameters enter the average now."""
@@ -190,8 +193,25 @@ class StepAverage:
         if self.updates == 0:
             torch._foreach_copy_(averages, present)
         else:
+            values = dict(zip(self.averages, present, strict=True))
+            same = [(name, self.averages[name] == values[name]) for name in self._odd]
             torch._foreach_lerp_(averages, present, self._weight())
+            for name, where in same:
+                torch.where(where, values[name], self.averages[name], out=self.averages[name])
         self.updates += 1
+
+    def first_not_finite(self, model: nn.Module) -> str | None:
+        """Return the name of the first average with NaN or infinity that the model does not have.
+
+        Raises:
+            UserError: the parameters are not those of the model given to the constructor.
+        """
+        own = dict(zip(self.averages, self._parameters(model), strict=True))
+        for name in _not_finite(self.averages):
+            average = self.averages[name]
+            if not bool((average.isfinite() | (average == own[name].to(average))).all()):
+                return name
+        return None
 
     def reset(self) -> None:
         """Forget every step, so that the next one starts a new average."""
@@ -304,6 +324,13 @@ def _averaged_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a model that can be averaged, by name."""
     named = unwrap(model).named_parameters()
     return {name: parameter for name, parameter in named if _averaged(parameter)}
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors with NaN or infinity."""
+    if first_not_finite(tensors.items()) is None:  # which waits for the device once
+        return []
+    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

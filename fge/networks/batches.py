@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader
 
 from fge.errors import UserError
+from fge.seeds import same_random_state
 
 
 def check_reiterable(batches: Iterable[Any]) -> None:
@@ -27,6 +29,39 @@ def check_reiterable(batches: Iterable[Any]) -> None:
             f"batches must be iterable more than once, got a {type(batches).__name__}; "
             "give a list, a DataLoader or the like"
         )
+
+
+@contextmanager
+def unnoticed(batches: Any) -> Iterator[Any]:
+    """Yield batches to iterate within somebody's training, which may be iterating them too.
+
+    A loader draws its order from the global generator or from one of its own, which both come back
+    to where they were. One whose workers persist has a single iterator; the block gets another.
+    The loader of accelerate counts its epochs, and says when gradients are complete: the block gets
+    the one within.
+    """
+    loader = getattr(batches, "base_dataloader", batches)
+    states = [(own, own.get_state()) for own in _generators_of(loader)]
+    single = isinstance(loader, DataLoader) and loader.persistent_workers
+    iterator = loader._iterator if single else None
+    with same_random_state():
+        try:
+            if single:
+                loader._iterator = None
+            yield loader
+        finally:
+            if single:
+                loader._iterator = iterator
+            for own, state in states:
+                own.set_state(state)
+
+
+def _generators_of(loader: Any) -> list[torch.Generator]:
+    """Return the generators of a loader and of its samplers, each once."""
+    outer = getattr(loader, "batch_sampler", None)
+    holders = (loader, getattr(loader, "sampler", None), outer, getattr(outer, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(own): own for own in found if isinstance(own, torch.Generator)}.values())
 
 
 def nothing_yielded(name: str = "batches") -> UserError:

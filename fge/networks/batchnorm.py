@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -44,7 +45,7 @@ def refresh_batch_norm(
     weighted by its number of images (arXiv 1802.10026 evaluates each point of a curve this way).
     About 5,000 images give a network's error to 0.1 points. Instance-norm layers with running
     statistics get the averages of those of the images. These layers run in training mode,
-    everything else in evaluation mode, without gradients and without autocast. Modes and
+    everything else in evaluation mode, without gradients, autocast and compilation. Modes and
     momenta are restored, and after an exception the statistics too. If a forward pass calls a
     layer several times, later calls have more weight; a layer that it never calls (an auxiliary
     head of training) keeps its statistics.
@@ -89,6 +90,7 @@ def refresh_batch_norm(
         _calls(layers) as called,
         torch.no_grad(),
         _full_precision(device),
+        _uncompiled(),
     ):
         with ranks.together():
             for single in (False, True):
@@ -246,6 +248,18 @@ def _statistics(layer: _NormBase) -> dict[str, Tensor]:
         return {}
     names = ("running_mean", "running_var", "num_batches_tracked")
     return {n: getattr(layer, n).clone() for n in names if getattr(layer, n) is not None}
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what is compiled within a model as it is written.
+
+    It would be compiled again for the momentum of each batch, until PyTorch compiles no more.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # PyTorch 2.5 has none
+    if set_stance is None or "torch._dynamo" not in sys.modules:  # which takes time to import
+        return nullcontext()
+    stance: AbstractContextManager[Any] = set_stance("force_eager")
+    return stance
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

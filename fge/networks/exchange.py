@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Exchange:
     def __init__(self) -> None:
         self._slots: _Slots | None = None
         self._loans: dict[int, _Loan] = {}
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type[Exchange], tuple[()]]:
         """Copy as one that knows nothing: the copied model is another."""
@@ -37,7 +39,7 @@ class Exchange:
     ) -> Iterator[None]:
         """Put each state into the model; at the end, its parameters have their own values again.
 
-        Buffers stay those of the last state.
+        Buffers stay those of the last state. Other threads wait meanwhile: there is one model.
 
         Args:
             model: without wrappers.
@@ -47,22 +49,23 @@ class Exchange:
         Raises:
             UserError: a state does not fit the model.
         """
-        slots = self._slots_of(model)
-        own = [parameter.data for parameter in slots.parameters]
-        try:
-            for position, state in enumerate(states):
-                loan = self._kept(slots, position, state) if keep else slots.loan(state)
-                if loan.parameters is None:
-                    _set(slots.parameters, own)
-                    model.load_state_dict(fitting(model, state, f"member {position}"))
-                else:
-                    _set(slots.parameters, loan.parameters)
-                    if slots.buffers:
-                        with torch.no_grad():
-                            torch._foreach_copy_(slots.buffers, loan.buffers)
-                yield
-        finally:
-            _set(slots.parameters, own)
+        with self._lock:
+            slots = self._slots_of(model)
+            own = [parameter.data for parameter in slots.parameters]
+            try:
+                for position, state in enumerate(states):
+                    loan = self._kept(slots, position, state) if keep else slots.loan(state)
+                    if loan.parameters is None:
+                        _set(slots.parameters, own)
+                        model.load_state_dict(fitting(model, state, f"member {position}"))
+                    else:
+                        _set(slots.parameters, loan.parameters)
+                        if slots.buffers:
+                            with torch.no_grad():
+                                torch._foreach_copy_(slots.buffers, loan.buffers)
+                    yield
+            finally:
+                _set(slots.parameters, own)
 
     def _slots_of(self, model: nn.Module) -> _Slots:
         if self._slots is None or not self._slots.are_of(model):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -69,6 +71,25 @@ def _mark(module: nn.Module, *, within: bool = False) -> None:
 def keeps_statistics(module: nn.Module) -> bool:
     """Return whether a layer's running statistics belong to frozen weights."""
     return getattr(module, _MARK, False) is True
+
+
+@contextmanager
+def kept_as_trained(model: nn.Module) -> Iterator[None]:
+    """Have the layers that a training holds in evaluation mode keep their statistics in a block.
+
+    In a model in training mode, these layers normalise by their statistics while all is trained.
+    """
+    module = unwrap(model)
+    layers = [part for part in module.modules() if isinstance(part, _NormBase)]
+    held = [part for part in layers if not (part.training or keeps_statistics(part))]
+    held = held if module.training else []
+    for layer in held:
+        setattr(layer, _MARK, True)
+    try:
+        yield
+    finally:
+        for layer in held:
+            delattr(layer, _MARK)
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:

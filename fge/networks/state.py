@@ -225,6 +225,8 @@ def misshapen(source: object, name: str, tensor: Tensor, wanted: Tensor) -> User
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first tensor with NaN or infinity; waits for the device once."""
     named = list(tensors)
+    if not named:
+        return None
     finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
     return next((name for (name, _), sound in zip(named, finite, strict=True) if not sound), None)
 

@@ -8,22 +8,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from fge.errors import UserError, check_at_least
 from fge.networks.apply import ForwardFn
 from fge.networks.average import UniformAverage
+from fge.networks.batches import unnoticed
 from fge.networks.batchnorm import is_scripted_norm, refresh_batch_norm
 from fge.networks.copying import copy_module
-from fge.networks.state import canonical_state, first_not_finite, unwrap
+from fge.networks.frozen import kept_as_trained
+from fge.networks.state import canonical_state, unwrap
 from fge.parallel import is_shard
-from fge.seeds import same_random_state
 
 
 def has_running_statistics(model: nn.Module) -> bool:
-    """Return whether the model has batch norm with running statistics."""
+    """Return whether the model has batch or instance norm with running statistics."""
     return any(
-        (isinstance(module, _BatchNorm) and module.running_mean is not None)
+        (isinstance(module, _NormBase) and module.running_mean is not None)
         or is_scripted_norm(module)
         for module in unwrap(model).modules()
     )
@@ -114,7 +115,8 @@ class TailAverage:
 
         Args:
             refresh: re-iterable of ``x`` or ``(x, y, ...)``, training images without augmentation,
-                to estimate batch-norm statistics; needed where the model has such statistics.
+                to estimate running statistics; needed where the model has any. Layers in evaluation
+                mode keep theirs if the model is in training mode: they were trained like that.
             forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as
                 ``model(x)``.
 
@@ -124,14 +126,14 @@ class TailAverage:
         """
         if refresh is None and has_running_statistics(self.model):
             raise UserError(
-                "the model has batch norm, whose statistics are those of other weights than the "
-                "mean; give refresh=batches of training inputs"
+                "the model has batch norm, or instance norm with running statistics, which are "
+                "those of other weights than the mean; give refresh=batches of training inputs"
             )
         with self.swapped():
             model = copy_module(self.model)
         if refresh is not None:
-            with same_random_state():  # a loader may draw its order from the global generator
-                refresh_batch_norm(model, refresh, forward_fn=forward_fn)
+            with unnoticed(refresh) as batches, kept_as_trained(model):
+                refresh_batch_norm(model, batches, forward_fn=forward_fn)
         return model.eval()
 
     def progress(self) -> dict[str, Any]:
@@ -163,7 +165,7 @@ class TailAverage:
                 f"no step has been averaged: {self.steps} steps were taken, and averaging starts "
                 f"after {self.first_step}; train longer or use a smaller first_step"
             )
-        name = first_not_finite(self._mean.averages.items())
+        name = self._mean.first_not_finite(self.model)
         if name is not None:
             raise UserError(f"the mean of {name!r} is not finite; lower the learning rate")
         return self._mean

@@ -112,14 +112,15 @@ def _check_weights(learner: Learner, step: int, rate: float) -> None:
 
 
 def not_finite_part(model: nn.Module) -> str | None:
-    """Return the name of a weight or running statistic with NaN or infinity, or None."""
+    """Return the name of a trained weight or running statistic with NaN or infinity, or None."""
     statistics = [
         (f"{name}.{kind}", getattr(module, kind))
         for name, module in model.named_modules()
         for kind in ("running_mean", "running_var")
         if isinstance(getattr(module, kind, None), Tensor)
     ]
-    return first_not_finite([*model.named_parameters(), *statistics])
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return first_not_finite([*trained, *statistics])
 
 
 def diverged(what: str, step: int, rate: float) -> DivergenceError:

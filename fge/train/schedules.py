@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
@@ -105,7 +106,7 @@ class ClosedFormLR(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step and set its learning rates.
+        """Restore the step and set its learning rates, if it has begun.
 
         Raises:
             UserError: the state holds no step.
@@ -113,6 +114,8 @@ class ClosedFormLR(LRScheduler):
         state = checked(state_dict, _State, "the saved state of the learning rate is damaged")
         self.last_epoch = state["last_epoch"]
         self._step_count = self.last_epoch + 1
+        if self.last_epoch < 0:  # it waits, in a SequentialLR: the rates are another's
+            return
         self._last_lr = [float(rate) for rate in self.get_lr()]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], float | int):
@@ -402,7 +405,7 @@ class CyclicalSGLDLR(CosineRestartsLR):
 
 def _per_group(name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
     groups = len(optimizer.param_groups)
-    if isinstance(value, int | float):
+    if isinstance(value, float | Real):  # a number of NumPy, too
         return [float(value)] * groups
     rates = [float(rate) for rate in value]
     if len(rates) != groups:

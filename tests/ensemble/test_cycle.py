@@ -315,3 +315,16 @@ def test_cycles_that_cannot_be_are_refused_at_once(
     with pytest.raises(UserError, match=message):
         fge.FGE(model, SGD(model.parameters(), lr=1.0), **(OPTIONS | change), out=tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_state_that_no_snapshot_can_hold_is_refused_before_any_training(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 0}
+
+        def set_extra_state(self, state: Any) -> None:
+            del state
+
+    model = nn.Sequential(nn.LazyLinear(4), Counting(4, 3))
+    with pytest.raises(UserError, match=r"'1\._extra_state' is a dict; only tensors can be saved"):
+        fge.FGE(model, SGD(model.parameters(), lr=1.0), **OPTIONS, out=tmp_path)

@@ -73,6 +73,21 @@ def test_members_have_batch_norm_statistics_of_their_own(tmp_path: Path) -> None
         assert torch.equal(cycle.store[0][name], value), name
 
 
+def test_layers_that_are_trained_in_evaluation_mode_keep_their_statistics(tmp_path: Path) -> None:
+    model = make_model().append(nn.BatchNorm1d(3).double())
+    cycle = make_cycle(tmp_path, model, average=0.5, refresh=[inputs()])
+    model[1].eval()  # that of a backbone, say, whose weights came with these statistics
+    before = {name: value.clone() for name, value in model[1].named_buffers()}
+    run(cycle, 0, 4)
+    tail = fge.TailAverage(model, first_step=0)
+    tail.step()
+    for state in (cycle.store[0], tail.module(refresh=[inputs()]).state_dict()):
+        assert all(torch.equal(state[f"1.{name}"], value) for name, value in before.items())
+        assert not torch.equal(state["4.running_mean"], model[4].running_mean)
+    assert fge.refresh_batch_norm(model, [inputs()]) == len(inputs())
+    assert not torch.equal(model[1].running_mean, before["running_mean"])
+
+
 def test_averaging_leaves_the_training_alone(tmp_path: Path) -> None:
     """A shuffling loader draws from PyTorch's global generator, and so does dropout."""
     results = []
@@ -85,6 +100,33 @@ def test_averaging_leaves_the_training_alone(tmp_path: Path) -> None:
         run(cycle, 0, 20)
         results.append(copy.deepcopy(model.state_dict()))
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_statistics_from_the_loader_in_use_leave_its_passes_alone(
+    tmp_path: Path, workers: int
+) -> None:
+    """Its order comes from a generator of its own, and its workers persist."""
+    passes: list[list[Tensor]] = []
+    for part in (0.0, 0.5):
+        loader = DataLoader(
+            TensorDataset(inputs()),
+            batch_size=4,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        cycle = make_cycle(tmp_path / str(part), make_model(), average=part, refresh=loader)
+        seen = []
+        for _ in range(3):  # the minima after steps 4 and 12 are in the midst of a pass
+            for (x,) in loader:
+                seen.append(x)
+                cycle.scheduler.optimizer.step()
+                cycle.step()
+        passes.append(seen)
+    assert len(passes[0]) == len(passes[1]) == 18
+    assert all(map(torch.equal, *passes))
 
 
 def test_a_resumed_loop_ends_bitwise_where_the_uninterrupted_one_does(tmp_path: Path) -> None:
@@ -106,12 +148,39 @@ def test_a_resumed_loop_ends_bitwise_where_the_uninterrupted_one_does(tmp_path: 
             assert torch.equal(value, resumed.store[position][name]), name
 
 
+def test_a_state_saved_after_a_failed_step_counts_its_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library saves one when a training fails."""
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    failed = make_cycle(tmp_path, make_model(norm=False), average=1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(failed.store, "append", full_disk)
+        history = run(failed, 0, 3)
+        with pytest.raises(OSError, match="No space left"):
+            run(failed, 3, 4)
+    history.append({n: p.detach().clone() for n, p in failed.model.named_parameters()})
+    states = failed.scheduler.optimizer.state_dict(), failed.state_dict()
+    resumed = make_cycle(tmp_path, failed.model, average=1.0)
+    resumed.scheduler.optimizer.load_state_dict(states[0])
+    resumed.load_state_dict(states[1])
+    assert resumed.step()
+    assert resumed.store.facts(0)["averaged_steps"] == 4
+    for name in history[0]:
+        mean = torch.stack([weights[name] for weights in history]).mean(0)
+        torch.testing.assert_close(resumed.store[0][name], mean, rtol=0, atol=1e-14)
+
+
 def test_by_default_a_mean_is_kept_where_it_needs_no_more_data(tmp_path: Path) -> None:
-    parts = {
-        make_cycle(tmp_path / "a", make_model(norm=False)).average: 0.3,
-        make_cycle(tmp_path / "b", make_model()).average: 0.0,
-    }
-    assert all(found == expected for found, expected in parts.items())
+    norms = [nn.InstanceNorm1d(3, affine=True, track_running_stats=kept) for kept in (False, True)]
+    parts = [
+        make_cycle(tmp_path / str(number), model).average
+        for number, model in enumerate((make_model(norm=False), make_model(), *norms))
+    ]
+    assert parts == [0.3, 0.0, 0.3, 0.0]
     refreshed = make_cycle(tmp_path / "c", make_model(), refresh=[inputs()])
     assert refreshed.average == 0.3
     assert "average=0.3" in repr(refreshed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,20 @@ def test_an_ensemble_in_another_dtype_keeps_its_members_exact() -> None:
     ensemble.bfloat16()
     assert ensemble(INPUTS.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(ensemble.double()(INPUTS.double()), before)
+
+
+class Slow(nn.Linear):
+    """Lets other threads run before it uses its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.005)
+        return super().forward(x)
+
+
+def test_threads_that_predict_at_the_same_time_get_what_one_alone_gets() -> None:
+    torch.manual_seed(0)
+    ensemble = Ensemble(Slow(4, 3), [Slow(4, 3) for _ in range(4)])
+    expected = ensemble(INPUTS)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(ensemble, [INPUTS] * 6))
+    assert all(torch.equal(probs, expected) for probs in found)

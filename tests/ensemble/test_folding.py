@@ -203,9 +203,12 @@ def test_the_model_is_not_changed_and_members_may_be_of_any_kind(tmp_path: Path)
     store = fge.SnapshotStore(tmp_path)
     for member in members:
         store.append(member)
-    kinds: list[Any] = [store, members, [m.state_dict() for m in members]]
+    plain = [m.state_dict() for m in members]
+    wrapped = [{f"module.{name}": t for name, t in state.items()} for state in plain]
+    kinds: list[Any] = [store, members, plain, wrapped, [wrapped[0], plain[1]]]
     states = [fold(model, kind, BATCHES, refresh=[TRAIN]).state for kind in kinds]
     for state in states[1:]:
+        assert state.keys() == before.keys()
         assert all(torch.equal(state[name], states[0][name]) for name in state)
     assert model.training
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)

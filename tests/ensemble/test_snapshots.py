@@ -84,6 +84,19 @@ def test_a_snapshot_does_not_change_with_the_model(tmp_path: Path) -> None:
     assert torch.equal(store[0]["weight"], before)
 
 
+def test_the_distance_is_that_of_all_parameters_whatever_their_numbers(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model.turn = nn.Parameter(torch.tensor([1 + 1j], dtype=torch.complex64))
+    model.mask = nn.Parameter(torch.tensor([-torch.inf, 0.0]), requires_grad=False)
+    store = SnapshotStore(tmp_path)
+    assert store.distance(model) is None
+    store.append(model)
+    with torch.no_grad():
+        model.weight += torch.tensor([[3.0, 0.0]])
+        model.turn += 4j
+    assert store.distance(model) == pytest.approx(5, abs=1e-6)
+
+
 def test_files_and_index_are_as_documented(tmp_path: Path) -> None:
     store = filled(tmp_path, 2)
     path = store.append(weights(5.0), step=4, lr=0.001, val_error=None)

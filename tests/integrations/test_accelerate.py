@@ -62,3 +62,43 @@ def test_snapshots_are_those_of_a_plain_loop_and_resume_from_a_checkpoint(tmp_pa
     assert whole == contents(tmp_path / "plain")
     loop(tmp_path / "whole", range(7, 12), tmp_path / "state")
     assert contents(tmp_path / "whole") == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_statistics_from_the_prepared_loader_leave_steps_and_order_alone(
+    tmp_path: Path, workers: int
+) -> None:
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    found = []
+    for part in (0.0, 0.5):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+        data = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+        loader: Any = DataLoader(
+            data, 4, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
+        accelerator = Accelerator(
+            cpu=True,
+            gradient_accumulation_steps=2,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        )
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        rates = {"cycle_steps": 4, "max_lr": 0.1, "min_lr": 0.01}
+        out = tmp_path / str(part)
+        cycle = fge.FGE(model, optimizer, **rates, average=part, refresh=loader, out=out)
+        steps = 0
+        for _ in range(3):  # an odd number of batches: the last one completes gradients too
+            for x, y in loader:
+                with accelerator.accumulate(model):
+                    accelerator.backward(F.cross_entropy(model(x), y))
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    cycle.step()
+                    steps += 1
+        found.append((steps, accelerator.unwrap_model(model)[0].weight.detach().clone()))
+    assert found[0][0] == found[1][0] == 9
+    assert torch.equal(found[0][1], found[1][1])

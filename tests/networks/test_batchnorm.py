@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -457,3 +458,24 @@ def test_a_forward_pass_that_trains_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"changed the parameter '0.weight'; give a forward_fn"):
         refresh_batch_norm(model, [data(8, 2, 5, 5)], forward_fn=train)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="PyTorch 2.5 has no stance")
+def test_a_model_compiled_in_place_is_not_compiled_for_every_batch() -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _example: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    plain = copy.deepcopy(model)
+    model.compile(backend=backend)
+    batches = [data(4, 2).float() for _ in range(12)]
+    model(batches[0])
+    refresh_batch_norm(model, batches)
+    assert len(compiled) == 1
+    model.eval()(batches[0])
+    assert len(compiled) == 2
+    refresh_batch_norm(plain, batches)
+    assert torch.equal(model[1].running_var, plain[1].running_var)

@@ -121,6 +121,11 @@ def test_batch_norm_needs_inputs_for_statistics() -> None:
     tail.step()
     with pytest.raises(UserError, match=r"batch norm.*give refresh=batches"):
         tail.module()
+    kept = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    others = fge.TailAverage(kept, first_step=0)
+    others.step()
+    with pytest.raises(UserError, match=r"instance norm.*give refresh=batches"):
+        others.module()
     plain = fge.TailAverage(nn.Linear(2, 2), first_step=0)
     plain.step()
     assert isinstance(plain.module(), nn.Linear)
@@ -174,16 +179,36 @@ def test_a_mean_that_is_not_finite_is_named() -> None:
         tail.state_dict()
 
 
-def test_refreshing_a_copy_draws_nothing_from_the_global_generator() -> None:
+def test_infinite_numbers_that_stay_are_those_of_the_mean() -> None:
+    model = nn.Linear(2, 1)
+    mask = torch.tensor([0.0, -torch.inf])
+    model.register_parameter("mask", nn.Parameter(mask, requires_grad=False))
+    tail = fge.TailAverage(model, first_step=0)
+    for value in (1.0, 2.0, 6.0):
+        model.bias.data.fill_(value)
+        tail.step()
+    assert torch.equal(tail.module().mask, mask)
+    assert tail.state_dict()["bias"].item() == 3.0
+    model.mask.data[0] = torch.inf  # not what it was
+    tail.step()
+    model.mask.data[0] = 1.0
+    with pytest.raises(UserError, match="the mean of 'mask' is not finite"):
+        tail.state_dict()
+
+
+def test_refreshing_a_copy_draws_nothing_from_any_generator() -> None:
     model = make_model()
     tail = fge.TailAverage(model, first_step=0)
     tail.step()
-    loader = DataLoader(TensorDataset(make_batches()[0][0]), batch_size=4, shuffle=True)
-    torch.manual_seed(1)
-    tail.module(refresh=loader)
-    drawn = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(1))
+    data, own = TensorDataset(make_batches()[0][0]), torch.Generator().manual_seed(2)
+    for generator in (None, own):
+        loader = DataLoader(data, batch_size=4, shuffle=True, generator=generator)
+        torch.manual_seed(1)
+        tail.module(refresh=loader)
+        drawn = torch.rand(1)
+        torch.manual_seed(1)
+        assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(own.get_state(), torch.Generator().manual_seed(2).get_state())
 
 
 def test_progress_of_another_model_is_refused() -> None:

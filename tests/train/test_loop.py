@@ -349,3 +349,19 @@ def test_weights_that_the_last_step_ruined_are_not_kept() -> None:
             on_minimum=kept.append,
         )
     assert kept == []
+
+
+def test_infinite_numbers_that_are_not_trained_are_no_divergence() -> None:
+    """An attention mask may be a parameter that is frozen."""
+    model, kept = make_model(), []
+    model.mask = nn.Parameter(torch.tensor([-torch.inf]), requires_grad=False)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    train(
+        Learner(model, optimizer),
+        TriangularLR(optimizer, **RATES, cycle_steps=2),
+        make_batches(4),
+        first_epoch=0,
+        last_epoch=1,
+        on_minimum=kept.append,
+    )
+    assert kept == [1]

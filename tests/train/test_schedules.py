@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -173,6 +174,12 @@ def test_one_rate_is_for_all_groups_and_may_be_mixed_with_one_per_group() -> Non
     advance(optimizer, schedule, 1)
     assert rates_of(optimizer) == [0.2, 0.1]
     assert schedule.at_minimum
+
+
+def test_rates_may_be_numbers_of_numpy() -> None:
+    rates = {"max_lr": np.float32(0.5), "min_lr": np.array([0.25, 0.125])}
+    schedule = TriangularLR(make_optimizer(1.0, 1.0), **rates, cycle_steps=4)  # type: ignore[arg-type]
+    assert (schedule.max_lrs, schedule.min_lrs) == ([0.5, 0.5], [0.25, 0.125])
 
 
 def test_a_tensor_learning_rate_is_set_in_place() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, SequentialLR
 
 from fge.errors import UserError
-from fge.train import SGLD, CosineRestartsLR, CyclicalSGLDLR
+from fge.train import SGLD, CosineRestartsLR, CyclicalSGLDLR, LinearTailLR
 from fge.train.schedules import cosine_factor
 
 SGLD_OPTIONS: dict[str, Any] = {
@@ -136,3 +136,30 @@ def test_values_out_of_range_are_named(changes: dict[str, Any], message: str) ->
 def test_a_cosine_needs_a_step_per_cycle() -> None:
     with pytest.raises(UserError, match="cycle_steps must be >= 1, got 0"):
         CosineRestartsLR(make_optimizer(0.1), cycle_steps=0)
+
+
+@pytest.mark.parametrize("done", [3, 7])
+def test_behind_a_warm_up_of_pytorch_a_descent_goes_on_where_it_was(done: int) -> None:
+    """Loading the descent's state does not take the rates from the warm-up, which are a product."""
+
+    def make() -> tuple[SGD, SequentialLR]:
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        parts = [LinearLR(optimizer, 0.1, 1.0, 5), LinearTailLR(optimizer, steps=10)]
+        return optimizer, SequentialLR(optimizer, parts, milestones=[5])
+
+    def rates(optimizer: SGD, schedule: SequentialLR, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            found.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            schedule.step()
+        return found
+
+    expected = rates(*make(), 15)
+    optimizer, schedule = make()
+    rates(optimizer, schedule, done)
+    states = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = make()
+    optimizer.load_state_dict(states[0])
+    schedule.load_state_dict(states[1])
+    assert rates(optimizer, schedule, 15 - done) == expected[done:]
