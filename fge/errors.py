@@ -144,10 +144,14 @@ def no_run(path: object) -> UserError:
 
 
 def check_at_least(bound: int, **values: int | None) -> None:
-    """Raise a UserError if an option is given and below ``bound``."""
+    """Raise a UserError if an option is given and no whole number, or below ``bound``."""
     for name, value in values.items():
-        if value is not None and value < bound:
+        if value is None:
+            continue
+        if value < bound:
             raise UserError(f"{name} must be >= {bound}, got {value}")
+        if value != value // 1:  # NaN and infinity neither
+            raise UserError(f"{name} must be a whole number, got {value}")
 
 
 def check_not_negative(**values: float) -> None:

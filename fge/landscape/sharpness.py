@@ -392,7 +392,7 @@ def _told(operator: HessianOperator, on_product: OnProduct | None, most: int) ->
 
 
 def _check(operator: HessianOperator, k: int, tolerance: float, max_iterations: int) -> None:
-    if not 1 <= k <= operator.size:
+    if not 1 <= k <= operator.size or k != k // 1:
         raise UserError(f"k must be from 1 to the {operator.size} trainable parameters, got {k}")
     if not 0 < tolerance < 1:
         raise UserError(f"tolerance must be between 0 and 1, got {tolerance}")

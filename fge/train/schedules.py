@@ -228,11 +228,15 @@ class EndpointLR(ClosedFormLR):
         epochs: length of the whole schedule.
         steps_per_epoch: optimizer steps per epoch.
         last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
+
+    Raises:
+        UserError: ``epochs`` or ``steps_per_epoch`` is below 1 or no whole number.
     """
 
     def __init__(
         self, optimizer: Optimizer, *, epochs: int, steps_per_epoch: int, last_epoch: int = -1
     ) -> None:
+        check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         super().__init__(optimizer, last_epoch)

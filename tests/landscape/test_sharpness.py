@@ -208,12 +208,14 @@ def test_a_diagonal_hessian_has_an_exact_trace() -> None:
     [
         (0, {}, "k must be from 1 to the 20 trainable parameters, got 0"),
         (21, {}, "k must be from 1 to the 20 trainable parameters, got 21"),
+        (1.5, {}, "k must be from 1 to the 20 trainable parameters, got 1.5"),
+        (1, {"max_iterations": 2.5}, "max_iterations must be a whole number, got 2.5"),
         (1, {"tolerance": 0.0}, "tolerance must be between 0 and 1, got 0.0"),
         (1, {"max_iterations": 0}, "max_iterations must be >= 1, got 0"),
         (1, {"chunk": 0}, "chunk must be >= 1, got 0"),
     ],
 )
-def test_odd_options_are_refused(k: int, options: dict[str, Any], message: str) -> None:
+def test_odd_options_are_refused(k: float, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         top(zero_regression(), k, **options)
 

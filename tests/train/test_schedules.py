@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -409,6 +410,11 @@ def test_a_stepwise_or_linear_schedule_sets_tensor_rates_in_place(kind: type[Clo
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
+        (EndpointLR, {"epochs": 0}, "epochs must be >= 1, got 0$"),
+        (EndpointLR, {"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0$"),
+        (EndpointLR, {"epochs": 2.5}, "epochs must be a whole number, got 2.5$"),
+        (EndpointLR, {"epochs": math.inf}, "epochs must be a whole number, got inf$"),
+        (StepsLR, {"epochs": math.nan}, "epochs must be a whole number, got nan$"),
         (StepsLR, {"epochs": 0}, "epochs must be >= 1, got 0$"),
         (StepsLR, {"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0$"),
         (StepsLR, {"marks": (0.6, 0.3)}, r"marks must rise within \(0, 1\), got \(0.6, 0.3\)"),
