@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError, first_line
 from fge.networks import (
@@ -22,6 +21,7 @@ from fge.networks import (
     call_model,
     check_differentiable,
     check_reiterable,
+    check_shaped,
     count_examples,
     cut,
     loss_of,
@@ -131,7 +131,7 @@ class Subject:
             UserError: ``batches`` can be iterated only once, or yields nothing; or a parameter has
                 no shape yet.
         """
-        _check_shaped(model)
+        check_shaped(itertools.chain(model.named_parameters(), model.named_buffers()))
         check_reiterable(batches)
         device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
         device = device or torch.device("cpu")
@@ -223,13 +223,6 @@ class Subject:
                 f"the model cannot be deep-copied ({first_line(error)})",
                 "give a module that can be, or build each network with its factory",
             ) from None
-
-
-def _check_shaped(model: nn.Module) -> None:
-    """Check that lazy layers have got their shapes."""
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if is_lazy(tensor):
-            raise UserError(f"{name!r} has no shape yet; call the model on one batch first")
 
 
 def outcome(name: str, error: Exception) -> Finding:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError
 from fge.networks.naming import under_names
@@ -79,18 +79,26 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     parameters = dict(unwrap(model).named_parameters())
     if not parameters:
         raise UserError(f"the model, a {type(unwrap(model)).__name__}, has no parameters")
+    check_shaped(parameters.items())
     first_name, first = next(iter(parameters.items()))
     for name, parameter in parameters.items():
-        if isinstance(parameter, UninitializedParameter):
-            raise UserError(
-                f"parameter {name!r} has no shape yet; call the model on one batch first"
-            )
         if (parameter.dtype, parameter.device) != (first.dtype, first.device):
             raise UserError(
                 f"parameter {name!r} is {parameter.dtype} on {parameter.device}, {first_name!r} "
                 f"is {first.dtype} on {first.device}; move all to one dtype and device"
             )
     return parameters
+
+
+def check_shaped(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that tensors of lazy layers have got their shapes.
+
+    Raises:
+        UserError: naming the first that has none.
+    """
+    for name, tensor in named:
+        if is_lazy(tensor):
+            raise UserError(f"{name!r} has no shape yet; call the model on one batch first")
 
 
 def flatten(weights: Weights, model: nn.Module) -> Tensor:
