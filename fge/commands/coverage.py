@@ -11,7 +11,7 @@ from fge.errors import UserError
 from fge.files import AGAIN, is_there
 from fge.metrics import Conformal, fit_conformal
 from fge.observer import counted
-from fge.report import COVERAGE, VALIDATION, fit_intervals
+from fge.report import COVERAGE, VALIDATION, fit_intervals, fit_label_sets
 
 
 def fit_of_run(
@@ -22,7 +22,7 @@ def fit_of_run(
     Args:
         run: its folder.
         keys: SHA-256 of the weights of each member.
-        facts: about its data, of classes or numbers.
+        facts: about its data.
         coverage: that was asked for; None for ``COVERAGE``, if that can be had.
 
     Raises:
@@ -34,7 +34,7 @@ def fit_of_run(
         return found, ""
     if coverage is not None:
         raise UserError(f"--coverage {coverage:g}: {found}")
-    return None, f"no conformal {'sets' if facts.task.of_classes else 'intervals'}: {found}"
+    return None, f"no conformal {'intervals' if facts.task.uses_noise else 'sets'}: {found}"
 
 
 def _fitted(path: Path, keys: Sequence[str], facts: DataFacts, coverage: float) -> Conformal | str:
@@ -51,17 +51,21 @@ def _fitted(path: Path, keys: Sequence[str], facts: DataFacts, coverage: float) 
     members, numbers = [names[key] for key in keys], facts.task.uses_noise
     classes, known = file.mean(members).shape[-1], len(facts.classes)
     if not numbers and classes != known:
-        raise UserError(f"{path} has {classes} classes and the run {known}; {AGAIN}")
+        kind = "classes" if facts.task.of_classes else "labels"
+        raise UserError(f"{path} has {classes} {kind} and the run {known}; {AGAIN}")
     try:
         if numbers:
-            fit = fit_intervals(file, members, coverage)
-        else:
+            fit, what = fit_intervals(file, members, coverage), "intervals that hold the value"
+        elif facts.task.of_classes:
             fit = fit_conformal(file.mean(members), file.targets, coverage=coverage)
+            what = "sets that hold the class"
+        else:
+            fit = fit_label_sets(file, members, coverage)
+            what = "sets that hold all labels"
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}; {AGAIN}") from None
     if fit.enough:
         return fit
-    what = "intervals that hold the value" if numbers else "sets that hold the class"
     return (
         f"{what} of {100 * coverage:g} % of {facts.example}s need {fit.least} validation "
         f"{facts.example}s, and the run has {fit.examples}"

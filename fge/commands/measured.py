@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 OF_MEMBERS = ("mutual_information", "disagreement")
 """Measures that one network does not have."""
 _BETWEEN = " | "
-"""Between the classes of a set."""
+"""Between the classes or labels of a set."""
 ONE_NETWORK = (
     "One network predicted, so its entropy is the only measure: there are no members that could "
     "disagree."
@@ -50,6 +50,12 @@ def figures_of(
     if not keep_members:
         found.pop("members", None)
     return found
+
+
+def set_in_words(probs: Array, inside: NDArray[np.bool_], names: Sequence[str]) -> str:
+    """Return the classes or labels in a set, the most probable first."""
+    order = np.argsort(-probs, kind="stable")
+    return _BETWEEN.join(names[k] for k in order if inside[k])
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,7 @@ class Measured:
     def set_of(self, image: int, classes: Sequence[str]) -> str:
         """Return the classes of an image's set in words, the most probable first."""
         assert self.sets is not None
-        order = np.argsort(-self.probs[image], kind="stable")
-        return _BETWEEN.join(classes[c] for c in order if self.sets[image, c])
+        return set_in_words(self.probs[image], self.sets[image], classes)
 
     def shown(self, classes: Sequence[str]) -> dict[str, Callable[[int], str]]:
         """Return, by heading, what the table of the least certain images has more of an image."""

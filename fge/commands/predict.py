@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from fge.commands.finished import (
 )
 from fge.commands.inputs import Inputs, read_inputs
 from fge.commands.measured import Measured, figures_of
-from fge.commands.members import RunMembers, members_of_run
+from fge.commands.members import members_of_run
 from fge.commands.rows import (
     Predicted,
     outputs_pictures,
@@ -81,7 +82,7 @@ def predict(config: PredictConfig) -> Path:
     store = snapshots_of_run(config.run)
     averaged = combines_weights(config.run, run_config, content) and len(store) > 1
     members = members_of_run(config.run, run_config, store, averaged=averaged)
-    fit, no_sets = _sets(config, members, facts)
+    fit, no_sets = fit_of_run(config.run, members.keys, facts, config.coverage)
     with enough_memory(device, "use a smaller --batch-size"):
         ensemble = ensemble_of_run(config.run, run_config.model, members.states, facts, device)
         noise = noise_of_run(config.run, members.keys, facts.task)
@@ -139,24 +140,6 @@ def _inputs(
     )
 
 
-def _sets(
-    config: PredictConfig, members: RunMembers, facts: DataFacts
-) -> tuple[Conformal | None, str]:
-    """Return the threshold of conformal sets or intervals, or None and why, if it is to be told.
-
-    Raises:
-        UserError: a coverage was asked for, and there is no threshold for it.
-    """
-    if facts.task.name != "multilabel":
-        return fit_of_run(config.run, members.keys, facts, config.coverage)
-    if config.coverage is not None:
-        raise UserError(
-            f"--coverage {config.coverage:g} is for sets of classes and intervals of numbers, and "
-            "the run's task is multilabel; leave it out"
-        )
-    return None, ""
-
-
 def _predicted(
     config: PredictConfig,
     ensemble: Ensemble,
@@ -172,8 +155,10 @@ def _predicted(
     if not facts.task.of_classes:
         predictions = ensemble.predict_members(batches)
         if facts.task.name == "multilabel":
-            return Predicted.of_labels(predictions, keep_members=config.keep_members)
-        return Predicted.of(predictions, noise, sets[0], keep_members=config.keep_members)
+            own = Predicted.of_labels(predictions, sets[0], keep_members=config.keep_members)
+        else:
+            own = Predicted.of(predictions, noise, sets[0], keep_members=config.keep_members)
+        return replace(own, no_sets=sets[1])
     figures = figures_of(ensemble, batches, keep_members=config.keep_members)
     return Measured.of(figures, len(ensemble), images, *sets, facts.example)
 
@@ -196,6 +181,8 @@ def _report(
         if facts.table is None:
             outputs_pictures(report, names, found, facts.task, inputs.split)
         report.say(*outputs_verdict(found, source, example))
+        if own := found.facts():
+            report.facts(uncertainty=own)
     else:
         values, more = found.probs, found.shown(facts.classes)
         caption = f"How many {example}s have which largest probability"

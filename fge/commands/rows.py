@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ from torch import Tensor
 
 from fge.arrays import write_npz
 from fge.commands.inputs import Inputs
-from fge.commands.measured import OF_MEMBERS
+from fge.commands.measured import OF_MEMBERS, set_in_words
 from fge.config import PredictConfig, is_table
 from fge.data import Encoder, Split, TableFacts, read_table
 from fge.errors import UserError
 from fge.files import printable, write_text
-from fge.metrics import Conformal, uncertainty
+from fge.metrics import Conformal, conformal_label_sets, uncertainty
 from fge.observer import Observer
 from fge.report import (
     SHOWN,
     ReportBuilder,
     Table,
     add_pictures,
+    conformal_facts,
     csv_text,
     deviation_of,
     intervals_by,
     plain_name,
+    set_size_table,
 )
 from fge.tasks import Task
 
@@ -74,8 +77,8 @@ class Predicted:
     ``mean``: probabilities of labels (N, L), or numbers (N, K); ``spread``: the standard deviation
     over members, of the same shape; ``members``: (S, N, ...) float64, if they are kept;
     ``deviation``: the standard deviation (N, K) of the true numbers, if their noise is known;
-    ``intervals``: (N, K, 2) of the threshold ``fit``, if there is one; ``measures``: by name, how
-    uncertain each label is (N, L).
+    ``intervals``: (N, K, 2), or ``sets`` of labels (N, L), of the threshold ``fit``, if there is
+    one; ``no_sets``: why there is none; ``measures``: by name, how uncertain each label is (N, L).
     """
 
     mean: Array
@@ -84,20 +87,26 @@ class Predicted:
     deviation: Array | None = None
     fit: Conformal | None = None
     intervals: Array | None = None
+    sets: NDArray[np.bool_] | None = None
+    no_sets: str = ""
     measures: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
-    def of_labels(cls, predictions: Tensor, *, keep_members: bool) -> Predicted:
+    def of_labels(
+        cls, predictions: Tensor, fit: Conformal | None = None, *, keep_members: bool
+    ) -> Predicted:
         """Return what the members' probabilities of labels (S, N, L) come to.
 
         Args:
             predictions: of the members.
+            fit: the threshold of sets of labels.
             keep_members: whether their own predictions are kept.
         """
         found = uncertainty(predictions.numpy(), output="sigmoid")
         names = ("entropy", *(OF_MEMBERS if len(predictions) > 1 else ()))
         own = cls.of(predictions, keep_members=keep_members)
-        return replace(own, measures={name: found[name] for name in names})
+        sets = None if fit is None else conformal_label_sets(own.mean, fit)
+        return replace(own, fit=fit, sets=sets, measures={name: found[name] for name in names})
 
     @classmethod
     def of(
@@ -139,6 +148,20 @@ class Predicted:
                 found |= {f"{what} of {n}": v for n, v in zip(task.names, values.T, strict=True)}
         return found
 
+    def facts(self) -> dict[str, Any]:
+        """Return the content for ``report.json``: means over the examples, labels and numbers."""
+        found: dict[str, Any] = {name: float(v.mean()) for name, v in self.measures.items()}
+        if self.fit is None:
+            return found
+        means = {}
+        if self.intervals is not None:
+            widths = self.intervals[..., 1] - self.intervals[..., 0]
+            means["width"] = widths.mean(axis=0).tolist()
+        if self.sets is not None:
+            sizes = self.sets.sum(axis=1)
+            means |= {"size": float(sizes.mean()), "empty": float((sizes == 0).mean())}
+        return found | {"conformal": {**conformal_facts(self.fit), **means}}
+
     def differing(self) -> NDArray[np.int64]:
         """Return the examples (N,) by how much the members differ, the largest spread first."""
         # Targets of different units count the same.
@@ -169,6 +192,9 @@ def write_outputs(
     lines = zip(names, np.array(list(columns.values())).T.tolist(), strict=True)
     rows: list[list[object]] = [[example, *columns]]
     rows += [[name, *(form.format(value) for value in values)] for name, values in lines]
+    if found.sets is not None:
+        cells = map(partial(set_in_words, names=task.names), found.mean, found.sets)
+        rows = [[*row, cell] for row, cell in zip(rows, ["set", *cells], strict=True)]
     write_text(out / "predictions.csv", csv_text(rows))
     arrays: dict[str, Any] = {
         f"{example}s": np.array(names),
@@ -181,8 +207,9 @@ def write_outputs(
         arrays[f"member_{task.array}"] = found.members
     if found.deviation is not None:
         arrays["deviation"] = found.deviation
-    if found.fit is not None and found.intervals is not None:
-        arrays |= {"intervals": found.intervals, "coverage": found.fit.coverage}
+    for name, values in (("intervals", found.intervals), ("sets", found.sets)):
+        if found.fit is not None and values is not None:
+            arrays |= {name: values, "coverage": found.fit.coverage}
     write_npz(out / "predictions.npz", arrays)
 
 
@@ -199,6 +226,13 @@ def outputs_verdict(found: Predicted, what: str, example: str) -> list[str]:
             f"The conformal intervals, stated to hold the value of {100 * found.fit.coverage:g} % "
             f"of {example}s, are {width:.4g} wide on average."
         )
+    if found.fit is not None and found.sets is not None:
+        said.append(
+            f"The conformal sets, stated to hold all labels of {100 * found.fit.coverage:g} % of "
+            f"{example}s, have {found.sets.sum(axis=1).mean():.2f} labels on average."
+        )
+    if found.no_sets:
+        said.append(f"{found.no_sets[:1].upper()}{found.no_sets[1:]}.")
     return said
 
 
@@ -238,10 +272,13 @@ def outputs_tables(
         for place, k in enumerate(most)
     ]
     title = f"The {example}s on which the members differ most"
-    return [
+    tables = [
         Table("Predictions", headings, rows, note),
         Table(title, [example, *given, *task.names], differing),
     ]
+    if found.sets is not None and found.fit is not None:
+        tables.insert(1, set_size_table(found.sets, found.fit, example))
+    return tables
 
 
 def outputs_pictures(

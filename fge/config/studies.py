@@ -247,9 +247,9 @@ class PredictConfig(DeviceOptions, FigureOptions):
     model: str | None = field(default=None, metadata={"group": "model"})
     """The run's package.module:factory, given again to allow its import."""
     coverage: float | None = field(default=None, metadata={"group": "measurement"})
-    """Stated probability that the conformal set of an image holds its class, or the conformal
-    interval of a regression its number, in (0, 1), with a threshold from the run's validation data.
-    By default 0.9, if the run has enough of it."""
+    """Stated probability that the conformal set of an image holds its class, or all its labels, or
+    the conformal interval of a regression its number, in (0, 1), with a threshold from the run's
+    validation data. By default 0.9, if the run has enough of it."""
     keep_members: bool = field(default=False, metadata={"group": "output"})
     """Keep the probabilities of each member too, in predictions.npz."""
     batch_size: int = field(default=250, metadata={**BATCH, "group": "speed"})

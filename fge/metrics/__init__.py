@@ -26,6 +26,12 @@ from fge.metrics.conformal import (
     interval_coverage,
     set_coverage,
 )
+from fge.metrics.conformal_labels import (
+    LabelSetCoverage,
+    conformal_label_sets,
+    fit_conformal_labels,
+    label_set_coverage,
+)
 from fge.metrics.detection import (
     RiskCoverage,
     aurc,
@@ -108,6 +114,7 @@ __all__ = [
     "GainSplit",
     "Interval",
     "IntervalCoverage",
+    "LabelSetCoverage",
     "PowerLaw",
     "Regime",
     "Reliability",
@@ -133,6 +140,7 @@ __all__ = [
     "check_regression",
     "class_errors",
     "conformal_intervals",
+    "conformal_label_sets",
     "conformal_quantile",
     "conformal_sets",
     "confusion",
@@ -150,6 +158,7 @@ __all__ = [
     "find_regime",
     "fit_conformal",
     "fit_conformal_intervals",
+    "fit_conformal_labels",
     "fit_noise",
     "fit_power_law",
     "fit_temperature",
@@ -158,6 +167,7 @@ __all__ = [
     "gaussian_nll_per_example",
     "interval_coverage",
     "label_disagreement",
+    "label_set_coverage",
     "labels_ece",
     "labels_nll_per_example",
     "labels_summary",

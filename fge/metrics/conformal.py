@@ -31,6 +31,13 @@ _ROUNDING = 1e-9
 _INSIDE = 0.95
 _INTERVALS = ("residual", "normalised")
 """Scores of intervals."""
+OF_LABELS = "labels"
+"""The score of sets of labels."""
+_USES = {
+    "sets": "conformal_sets",
+    OF_LABELS: "conformal_label_sets",
+    "intervals": "conformal_intervals",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Conformal:
     """A threshold for scores, fitted on calibration examples.
 
     Attributes:
-        score: the kind of score; ``"residual"`` or ``"normalised"`` for intervals.
+        score: the kind of score; ``"residual"`` or ``"normalised"`` for intervals, ``"labels"`` for
+            sets of labels.
         coverage: the stated probability that a set holds the truth.
         examples: n, the number of calibration examples.
         threshold: scores up to it are in the set; infinite if n is too small for the coverage, and
@@ -153,10 +161,9 @@ def conformal_sets(probs: ArrayLike, fit: Conformal, *, seed: int = 0) -> Masks:
         fit (``fit.enough``).
 
     Raises:
-        UserError: values are not probabilities, or the fit is one of intervals.
+        UserError: values are not probabilities, or the fit is one of labels or intervals.
     """
-    if fit.score in _INTERVALS:
-        raise UserError(f"the fit is one of intervals ({fit.score}); use conformal_intervals")
+    check_fit(fit, "sets")
     p = check_probs(probs)
     inside: Masks = _scores(p, fit.score, seed, "new") <= fit.threshold
     return inside
@@ -249,8 +256,7 @@ def conformal_intervals(
         UserError: shapes differ, values are not finite, the spread is missing or not positive, or
             the fit is one of sets.
     """
-    if fit.score not in _INTERVALS:
-        raise UserError(f"the fit is one of sets ({fit.score}); use conformal_sets")
+    check_fit(fit, "intervals")
     if (fit.score == "normalised") != (spread is not None):
         word = "was made with" if fit.score == "normalised" else "was made without"
         raise UserError(f"the fit {word} a spread; give one to both or to neither")
@@ -334,6 +340,18 @@ def check_coverage(coverage: float) -> None:
         raise UserError(
             f"coverage must be above 0 and below 1, got {coverage:g}; for 90 % give 0.9"
         )
+
+
+def check_fit(fit: Conformal, of: str) -> None:
+    """Check that a threshold is one of sets, of sets of labels, or of intervals.
+
+    Raises:
+        UserError: it is one of others; the message says which function takes it.
+    """
+    kind = "intervals" if fit.score in _INTERVALS else fit.score
+    kind = kind if kind in _USES else "sets"
+    if kind != of:
+        raise UserError(f"the fit is one of {kind} ({fit.score}); use {_USES[kind]}")
 
 
 def _rank(count: int, coverage: float) -> int:

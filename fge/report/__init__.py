@@ -50,6 +50,7 @@ from fge.report.facts import (
     units_note,
 )
 from fge.report.intervals import conformal_facts, deviation_of, fit_intervals, intervals_by
+from fge.report.label_sets import fit_label_sets, set_size_table
 from fge.report.methods import (
     COLUMNS,
     OTHER_COLUMNS,
@@ -219,6 +220,7 @@ __all__ = [
     "errors_table",
     "find_dynamics",
     "fit_intervals",
+    "fit_label_sets",
     "information_chart",
     "intervals_by",
     "line_chart",
@@ -252,6 +254,7 @@ __all__ = [
     "row_cells",
     "run_facts",
     "save_figure",
+    "set_size_table",
     "sharpness_table",
     "sharpness_verdict",
     "size_table",

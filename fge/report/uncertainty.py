@@ -18,6 +18,7 @@ from fge.report.builder import ReportBuilder
 from fge.report.charts import Bars, Chart, Panel
 from fge.report.examples import add_least_certain
 from fge.report.intervals import REUSED, add_intervals, conformal_facts
+from fge.report.label_sets import add_label_sets
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.report.rejection import (
@@ -80,7 +81,7 @@ def add_uncertainty(
 ) -> None:
     """Add rejection, conformal sets and the least certain test examples of a run's best lines.
 
-    Numbers have conformal intervals instead; labels have neither sets nor intervals.
+    Sets are of classes or of labels; numbers have conformal intervals instead.
 
     Args:
         report: gets tables, the chart ``rejection.png``, a sentence, pictures and facts.
@@ -100,10 +101,10 @@ def add_uncertainty(
         _add_doubts(report, shown, main, test, val, example)
     else:
         found = add_rejection(report, shown, main, test, COVERAGE, example)
-        if test.task.uses_noise:
-            bounds = add_intervals(report, shown, main, test, val, COVERAGE, example)
-            names = [line.name for line in shown if line.name in {*found, *bounds}]
-            found = {name: found.get(name, {}) | bounds.get(name, {}) for name in names}
+        add = add_intervals if test.task.uses_noise else add_label_sets
+        bounds = add(report, shown, main, test, val, COVERAGE, example)
+        names = [line.name for line in shown if line.name in {*found, *bounds}]
+        found = {name: found.get(name, {}) | bounds.get(name, {}) for name in names}
         if found:
             report.facts(uncertainty={"coverage": COVERAGE, "methods": [*found.values()]})
     add_least_certain(report, shown[main], test, split, classes, table)

@@ -137,6 +137,7 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         "multilabel": [
             *("row", "p(up)", "p(wide)"),
             *(f"{what} of {n}" for what in ("spread", *measures[:3]) for n in ("up", "wide")),
+            "set",
         ],
         "binary": ["row", "label", "class", "p(new)", "p(old)", *measures],
         "classification": ["row", "label", "class", "p(l)", "p(m)", "p(s)", *measures],
@@ -148,6 +149,7 @@ def test_the_run_predicts_a_table_as_it_predicted_its_test_rows(
         with np.load(out / "predictions.npz") as found, (out / "predictions.csv").open() as file:
             columns = {name: [] for name in headings}
             for row in csv.DictReader(file):
+                del row["set"]
                 for name, value in row.items():
                     columns[name].append(float(value))
             for name in measures[:3]:
@@ -203,13 +205,58 @@ def test_intervals_of_numbers_follow_by_hand_and_are_measured(
         predict(PredictConfig(run=run, images=new, out=tmp_path / "more", coverage=0.99))
 
 
-def test_neither_sets_nor_intervals_are_for_labels(runs: dict[str, Path], tmp_path: Path) -> None:
-    new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
-    with pytest.raises(UserError, match=r"^--coverage 0\.8 is for sets of .* is multilabel; leave"):
-        predict(
-            PredictConfig(run=runs["multilabel"], images=new, out=tmp_path / "out", coverage=0.8)
-        )
-    assert not (tmp_path / "out").exists()
+def test_sets_of_labels_follow_by_hand_and_are_measured(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run, new = runs["multilabel"], write(tmp_path / "new.csv", rows())
+    out, stored = tmp_path / "out", {}
+    for part in ("val", "test"):
+        with np.load(run / "predictions" / f"{part}.npz") as file:
+            own = [k for k, name in enumerate(file["members"]) if str(name).startswith("fge-")]
+            mean = file["probabilities"][own].astype(float).mean(axis=0)
+            stored[part] = (mean, file["targets"] == 1)
+    probs, has = stored["val"]
+    scores = sorted(
+        max([1 - p for p, one in zip(*pair, strict=True) if one] + [0.0])
+        for pair in zip(probs, has, strict=True)
+    )
+    threshold = scores[math.ceil(0.9 * (len(has) + 1)) - 1]
+    [line] = [
+        line for line in report_of(run)["uncertainty"]["methods"] if line["members"] == len(own)
+    ]
+    assert line["conformal"]["threshold"] == pytest.approx(threshold)
+    probs, has = stored["test"]
+    sets = 1 - probs <= threshold
+    assert line["conformal"]["coverage"] == pytest.approx(np.mean((sets | ~has).all(axis=1)))
+    assert line["conformal"]["recall"] == pytest.approx((sets & has).sum() / has.sum())
+    assert line["conformal"]["size"] == pytest.approx(sets.sum(axis=1).mean())
+    page = (run / "report.md").read_text()
+    assert "## Conformal sets of labels" in page
+    assert "stated to hold all labels of 90 % of rows, hold them for" in page
+
+    threshold = scores[math.ceil(0.8 * (len(scores) + 1)) - 1]
+    predict(PredictConfig(run=run, images=new, out=out, coverage=0.8))
+    with np.load(out / "predictions.npz") as file, (out / "predictions.csv").open() as table:
+        assert np.array_equal(file["sets"], 1 - file["probabilities"] <= threshold)
+        assert file["coverage"] == 0.8
+        for row, p, inside in zip(
+            csv.DictReader(table), file["probabilities"], file["sets"], strict=True
+        ):
+            order = np.argsort(-p, kind="stable")
+            assert row["set"] == " | ".join(("up", "wide")[k] for k in order if inside[k])
+        sizes = file["sets"].sum(axis=1)
+    assert 0 < sizes.mean() < 2
+    found = report_of(out)["uncertainty"]["conformal"]
+    assert (found["score"], found["stated"]) == ("labels", 0.8)
+    assert found["size"] == sizes.mean()
+    page = (out / "report.md").read_text()
+    assert "stated to hold all labels of 80 % of rows, have" in page
+    for size, count in enumerate(np.bincount(sizes)):
+        assert f"| {size} | {count} | {100 * count / COUNT:.1f} |" in re.sub(" +", " ", page)
+    error = "--coverage 0.99: sets that hold all labels of 99 % of rows need 99 validation rows"
+    with pytest.raises(UserError, match=error):
+        predict(PredictConfig(run=run, images=new, out=tmp_path / "more", coverage=0.99))
+    assert not (tmp_path / "more").exists()
 
 
 def test_a_table_without_a_column_cannot_be_predicted(
