@@ -6,11 +6,12 @@
 Data that packages ship: scikit-learn's digits (classification), breast cancer (binary) and diabetes
 (regression) as tables with an MLP, 40 epochs; five attributes of 2,000 images of Fashion-MNIST
 (multilabel: footwear, upper body, long sleeves, covers legs, bag, by their classes) with the
-convnet, 10 epochs. ``run`` is ``fge compare`` with single, average, fge and split, which is a deep
-ensemble within one budget; pools of the single networks and of the averages are the scale of the
-deep-ensemble equivalent. It can be interrupted and continued: finished cells stay in WORK. One
-thread, float32, seeds from 1000 on; three to fifteen seconds of CPU time for each of 20 trainings a
-task. Results: ``benchmarks/results/tasks/``, which ``table`` prints.
+convnet, 10 epochs. ``run`` is ``fge compare`` with single, average, fge, the two-network curve
+ensemble and split, which is a deep ensemble within one budget; pools of the single networks and of
+the averages are the scale of the deep-ensemble equivalent. It can be interrupted and continued:
+finished cells stay in WORK. One thread, float32, seeds from 1000 on; three to fifteen seconds of
+CPU time for most of the 25 trainings a task. Results: ``benchmarks/results/tasks/``, which
+``table`` prints.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fge.config import CompareConfig
 
 RESULTS = Path(__file__).parent / "results" / "tasks"
 FILES = ("compare.json", "compare.csv", "compare.md")
-METHODS = ("single", "average", "fge", "split")
+METHODS = ("single", "average", "fge", "split", "curve-ensemble")
 PLAIN: dict[str, Any] = {"threads": 1, "channels_last": "off", "compile": "off", "amp": "off"}
 TABLE: dict[str, Any] = {"target": ("target",), "epochs": 40, "batch_size": 32}
 ATTRIBUTES = {

@@ -1,12 +1,15 @@
 """Coverage of conformal sets and rejection: what is stated, and what test images measure.
 
     python benchmarks/uncertainty.py run S A [--work runs/pays]
+    python benchmarks/uncertainty.py reports diabetes attributes --work WORK
     python benchmarks/uncertainty.py table
 
-The runs are those of tasks of ``benchmarks/pays.py``, finished in ``--work``; nothing is trained.
-Thresholds for a stated coverage of 90 % are from the validation images of each run (S: 1,000, A:
-100), by each score of ``SCORES``; coverage, mean size of the sets and AURC are measured on all test
-images (S: 10,000, A: 5,000). Results: ``benchmarks/results/uncertainty.json``.
+The runs are finished ones in ``--work``; nothing is trained. Those of ``run`` are tasks of
+``benchmarks/pays.py``: thresholds for a stated coverage of 90 % are from the validation images of
+each run (S: 1,000, A: 100), by each score of ``SCORES``; coverage, mean size of the sets and AURC
+are measured on all test images (S: 10,000, A: 5,000). Those of ``reports`` are tasks of
+``benchmarks/tasks.py``, labels and numbers: what each run's own report says of its sets or
+intervals. Results: ``benchmarks/results/uncertainty.json``.
 """
 
 from __future__ import annotations
@@ -79,6 +82,42 @@ def run_task(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return methods
 
 
+def reports(folder: Path) -> list[dict[str, Any]]:
+    """Return what the reports of finished runs say of their sets of labels or intervals.
+
+    There is an entry for each run and target; labels have one set together.
+    """
+    found = []
+    for run in sorted(folder.glob("*-e*-s*")):
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        method, name, seed = method_of(run)
+        lines = report.get("uncertainty", {}).get("methods", ())
+        for own in (line for line in lines if line["name"] == name):
+            conformal = own["conformal"]
+            facts = {"method": method, "seed": seed, "members": own["members"]}
+            facts |= {"val": conformal["examples"], "test": report["dataset"]["test"]}
+            targets = conformal.get("targets", {"all labels": conformal})
+            for target, one in targets.items():
+                sizes = {key: one[key] for key in ("width", "size", "labels") if key in one}
+                found.append({**facts, "target": target, "coverage": one["coverage"], **sizes})
+    if not found:
+        raise SystemExit(f"{folder} has no finished runs; start benchmarks/tasks.py first")
+    return found
+
+
+def report_table(found: list[dict[str, Any]]) -> str:
+    """Return the table of runs whose reports were read: means and deviations over seeds."""
+    size = "mean width" if "width" in found[0] else "mean size"
+    rows = []
+    for method, target in dict.fromkeys((own["method"], own["target"]) for own in found):
+        own = [one for one in found if (one["method"], one["target"]) == (method, target)]
+        sizes = [one.get("width", one.get("size")) for one in own]
+        row = [method, str(len(own)), f"{np.mean([one['members'] for one in own]):.3g}", target]
+        covered = spread([100 * one["coverage"] for one in own], 1)
+        rows.append([*row, covered, f"{np.mean(sizes):.4g}"])
+    return markdown_table(("method", "seeds", "passes", "target", "coverage %", size), rows)
+
+
 def table(content: dict[str, Any]) -> str:
     """Return the tables for the docs: means and standard deviations over seeds."""
     parts = [f"Stated coverage: {100 * content['coverage']:g} %."]
@@ -99,6 +138,13 @@ def table(content: dict[str, Any]) -> str:
             f"by chance alone, one run in 20 is outside {100 * low:.1f} to {100 * high:.1f} %."
         )
         parts.append(markdown_table(heads, rows))
+    for task, found in content.get("reports", {}).items():
+        low, high = metrics.coverage_range(content["coverage"], found[0]["val"], found[0]["test"])
+        parts.append(
+            f"## {task}\n\n{found[0]['val']} validation and {found[0]['test']} test examples: by "
+            f"chance alone, one run in 20 is outside {100 * low:.1f} to {100 * high:.1f} %."
+        )
+        parts.append(report_table(found))
     return "\n\n".join(parts)
 
 
@@ -111,15 +157,23 @@ def spread(values: list[float], digits: int) -> str:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("run", "table"))
+    parser.add_argument("part", choices=("run", "reports", "table"))
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--work", type=Path, default=Path("runs/pays"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    content: dict[str, Any] = {"coverage": COVERAGE, "tasks": {}}
+    if asked.results.is_file():
+        content = json.loads(asked.results.read_text(encoding="utf-8"))
+    runs = {task: asked.work / task / "runs" for task in asked.tasks}
     if asked.part == "run":
-        tasks = {task: run_task(asked.work / task / "runs") for task in asked.tasks}
-        write_json(asked.results, {"coverage": COVERAGE, "tasks": tasks})
-    print(table(json.loads(asked.results.read_text(encoding="utf-8"))))
+        content["tasks"] |= {task: run_task(folder) for task, folder in runs.items()}
+    if asked.part == "reports":
+        read = {task: reports(folder) for task, folder in runs.items()}
+        content["reports"] = {**content.get("reports", {}), **read}
+    if asked.part != "table":
+        write_json(asked.results, content)
+    print(table(content))
 
 
 if __name__ == "__main__":
