@@ -30,6 +30,11 @@ _SMALL = 1 << 12
 _MOST_BYTES, _MOST_SIDES = 2**63, 32
 
 
+def is_npz(path: Path) -> bool:
+    """Return whether a file is an ``.npz`` file by its name, in capitals or not."""
+    return path.suffix.lower() == ".npz"
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of an array: ``fortran`` if its first axis varies fastest."""

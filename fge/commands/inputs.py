@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fge.arrays import read_npz
+from fge.arrays import is_npz, read_npz
 from fge.data import (
     ArrayPictures,
     FilePaths,
@@ -66,7 +66,7 @@ def read_inputs(
         size = f"{image_size[0]} x {image_size[1]}"
         raise UserError(f"image_size must be the side of the network's images, {size}, got {side}")
     bad: dict[str, str] = {}
-    if path.suffix == ".npz":
+    if is_npz(path):
         if skip_unreadable:
             raise UserError(f"--skip-unreadable is for image files, and {path} is none")
         names, pictures = _from_npz(path)

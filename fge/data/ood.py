@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fge.arrays import read_npz
+from fge.arrays import is_npz, read_npz
 from fge.config import OOD_NAMES
 from fge.data.choice import SPLIT_SEED
 from fge.data.split import Split
@@ -107,7 +107,7 @@ def _read(given: str, dataset: Dataset, data_dir: Path | None) -> tuple[str, Ten
     if given == DIGITS:
         return DIGITS, convert_images(_digits(), channels=channels, size=size)
     path = Path(given)
-    if not (given in NAMED or path.suffix == ".npz" or path.is_dir()):
+    if not (given in NAMED or is_npz(path) or path.is_dir()):
         raise UserError(f"unknown --ood {given!r}; give {_KINDS}")
     try:
         # The first images of the test split are balanced, for any number of them.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fge.arrays import is_npz
 from fge.config import CLASSIFICATION, DATA_NAMES, OF_CLASSES, TaskName
 from fge.data import sources
 from fge.data.choice import Chosen, choose
@@ -290,7 +291,7 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
     path = Path(name)
     known = reading.own is not None or name in NAMED
     shards = not known and _in_shards(path)
-    if reading.skip_unreadable and (known or path.suffix == ".npz"):
+    if reading.skip_unreadable and (known or is_npz(path)):
         raise UserError(f"--skip-unreadable is for image files, and data {name!r} are none")
     if reading.labels is not None and (known or shards or not path.is_dir()):
         raise UserError(f"--labels is for a folder of images, and data {name!r} is none")
@@ -308,7 +309,7 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
         )
     if name in NAMED:
         return NAMED[name](data_dir)
-    if path.suffix == ".npz":
+    if is_npz(path):
         return sources.from_npz(path, reading.task)
     if "/" in name or path.exists():
         raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")

@@ -75,6 +75,11 @@ def test_npz_of_grey_images(tmp_path: Path, array: np.ndarray) -> None:
     assert np.array_equal(images.numpy(), GREY[:, None])
 
 
+def test_npz_in_capitals(tmp_path: Path) -> None:
+    path = save_npz(tmp_path, images=GREY).rename(tmp_path / "IN.NPZ")
+    assert read_inputs(path, 1, (5, 7))[0] == ["0", "1", "2"]
+
+
 def test_npz_of_colour_images(tmp_path: Path) -> None:
     _, images = read_inputs(save_npz(tmp_path, images=RGB), 3, (5, 7))
     assert np.array_equal(images.numpy(), RGB.transpose(0, 3, 1, 2))

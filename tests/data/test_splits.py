@@ -101,6 +101,13 @@ def test_mean_and_std_are_those_of_the_training_images(mini: Dataset) -> None:
     assert mini.std == pytest.approx([pixels.std()], rel=1e-12)
 
 
+def test_a_name_in_capitals_is_an_npz_file_too(tmp_path: Path) -> None:
+    small, capitals = write_tiny_npz(tmp_path / "tiny.npz"), tmp_path / "TINY.NPZ"
+    capitals.write_bytes(small.read_bytes())
+    own, other = load_dataset(str(small)), load_dataset(str(capitals))
+    assert torch.equal(own.train.images, other.train.images)
+
+
 def test_mean_and_std_are_per_channel(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, [50, 150, 250], (30, 5, 6, 3)).astype(np.uint8)
