@@ -1,4 +1,4 @@
-"""Tasks: one network, averages, FGE and split networks on four tasks, at equal budgets.
+"""Tasks: the methods on tasks other than images of classes, at equal budgets.
 
     python benchmarks/tasks.py run WORK [--only diabetes] [--seeds 5]
     python benchmarks/tasks.py table
@@ -6,12 +6,13 @@
 Data that packages ship: scikit-learn's digits (classification), breast cancer (binary) and diabetes
 (regression) as tables with an MLP, 40 epochs; five attributes of 2,000 images of Fashion-MNIST
 (multilabel: footwear, upper body, long sleeves, covers legs, bag, by their classes) with the
-convnet, 10 epochs. ``run`` is ``fge compare`` with single, average, fge, the two-network curve
-ensemble and split, which is a deep ensemble within one budget; pools of the single networks and of
-the averages are the scale of the deep-ensemble equivalent. It can be interrupted and continued:
-finished cells stay in WORK. One thread, float32, seeds from 1000 on; three to fifteen seconds of
-CPU time for most of the 25 trainings a task. Results: ``benchmarks/results/tasks/``, which
-``table`` prints.
+convnet, 10 epochs; the angle by which 1,000 of these images were rotated (regression, up to 60
+degrees each way) with the convnet, 20 epochs. ``run`` is ``fge compare`` with single, average, fge,
+the two-network curve ensemble, auto, and split, which is a deep ensemble within one budget; pools
+of the single networks and of the averages are the scale of the deep-ensemble equivalent. It can be
+interrupted and continued: finished cells stay in WORK. One thread, float32, seeds from 1000 on;
+three to fifteen seconds of CPU time for most of the 30 trainings a task. Results:
+``benchmarks/results/tasks/``, which ``table`` prints.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import rotate
 
 from fge.commands.compare import compare
 from fge.config import CompareConfig
 
 RESULTS = Path(__file__).parent / "results" / "tasks"
 FILES = ("compare.json", "compare.csv", "compare.md")
-METHODS = ("single", "average", "fge", "split", "curve-ensemble")
+METHODS = ("single", "average", "fge", "split", "auto", "curve-ensemble")
 PLAIN: dict[str, Any] = {"threads": 1, "channels_last": "off", "compile": "off", "amp": "off"}
 TABLE: dict[str, Any] = {"target": ("target",), "epochs": 40, "batch_size": 32}
 ATTRIBUTES = {
@@ -42,6 +44,7 @@ ATTRIBUTES = {
     "bag": (8,),
 }
 """Classes of Fashion-MNIST that have an attribute."""
+MOST_DEGREES = 60
 
 
 def write_table(path: Path, frame: Any, names: Any = None) -> None:
@@ -88,6 +91,22 @@ def write_attributes(path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def write_angles(path: Path) -> None:
+    """Write bundled images of Fashion-MNIST, each rotated, with their angles in degrees."""
+    generator = np.random.default_rng(0)
+    file = resources.files("fge.data") / "bundled" / "fashion-mnist-mini.npz"
+    arrays: dict[str, Any] = {"target_names": np.array(["angle"])}
+    with resources.as_file(file) as bundled, np.load(bundled) as found:
+        for part, count in (("train", 1000), ("test", 2000)):
+            angles = generator.uniform(-MOST_DEGREES, MOST_DEGREES, size=count)
+            images = [
+                rotate(image, angle, reshape=False, order=1)
+                for image, angle in zip(found[f"{part}_images"], angles, strict=False)
+            ]
+            arrays |= {f"{part}_images": np.stack(images), f"{part}_targets": angles[:, None]}
+    np.savez(path, **arrays)
+
+
 TASKS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "digits": ("digits.csv", write_digits, {"task": "classification", **TABLE}),
     "cancer": ("cancer.csv", write_cancer, {"task": "binary", **TABLE}),
@@ -96,6 +115,11 @@ TASKS: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
         "attributes.npz",
         write_attributes,
         {"task": "multilabel", "train_size": 2000, "epochs": 10, "batch_size": 64},
+    ),
+    "angles": (
+        "angles.npz",
+        write_angles,
+        {"task": "regression", "epochs": 20, "batch_size": 64, "augment": "none"},
     ),
 }
 """By name: the file, what writes it, and the options."""

@@ -111,7 +111,7 @@ def report_table(found: list[dict[str, Any]]) -> str:
     rows = []
     for method, target in dict.fromkeys((own["method"], own["target"]) for own in found):
         own = [one for one in found if (one["method"], one["target"]) == (method, target)]
-        sizes = [one.get("width", one.get("size")) for one in own]
+        sizes = [one["width" if "width" in one else "size"] for one in own]
         row = [method, str(len(own)), f"{np.mean([one['members'] for one in own]):.3g}", target]
         covered = spread([100 * one["coverage"] for one in own], 1)
         rows.append([*row, covered, f"{np.mean(sizes):.4g}"])

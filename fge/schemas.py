@@ -62,6 +62,10 @@ class Snapshot(TypedDict):
     ensemble_val_nll: NotRequired[float]
     distance: NotRequired[NotNegative]
     train_nll: NotRequired[Loss]
+    train_scaled_mse: NotRequired[NotNegative]
+    val_scaled_mse: NotRequired[NotNegative]
+    val_examples: NotRequired[Count]
+    ensemble_val_scaled_mse: NotRequired[NotNegative]
     val_wrong: NotRequired[Count]
     val_tempered_nll: NotRequired[Loss]
     val_change_error: NotRequired[NotNegative]
@@ -77,6 +81,7 @@ class Plan(TypedDict):
     first_epoch: Count
     epochs: Positive
     nll: NotRequired[Loss]
+    scaled_mse: NotRequired[NotNegative]
     forecast: NotRequired[float]
     forecast_whole: NotRequired[float]
     forecast_longer: NotRequired[float]

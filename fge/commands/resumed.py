@@ -23,6 +23,7 @@ class _Facts(TypedDict):
     refresh_images: NotRequired[Count]
     fitted_images: NotRequired[Count]
     train_nll: NotRequired[Loss]
+    train_scaled_mse: NotRequired[NotNegative]
 
 
 class _ValidatedFacts(_Facts):

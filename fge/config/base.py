@@ -16,9 +16,6 @@ TaskName = Literal["classification", "binary", "multilabel", "regression"]
 CLASSIFICATION: Final = "classification"
 OF_CLASSES = (CLASSIFICATION, "binary")
 """Tasks whose targets are exclusive classes."""
-WITHOUT_PLANS = ("regression",)
-"""Tasks that a planner cannot decide for: it compares NLLs of probabilities, and counts what is
-predicted wrong."""
 TABLES = (".csv", ".parquet")
 """What ends the names of tables."""
 DATA_NAMES = ("fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from fge.config.base import CLASSIFICATION, OF_CLASSES, WITHOUT_PLANS, is_table, without_views
-from fge.config.compare import CompareConfig
+from fge.config.base import CLASSIFICATION, OF_CLASSES, is_table
 from fge.config.options import DataOptions
-from fge.config.training import TrainConfig
 from fge.errors import UserError
 
 _OF_IMAGES: dict[str, tuple[Any, ...]] = {
@@ -82,13 +80,7 @@ def _suited_to_task(config: C) -> C:
     ):
         if vars(config).get(name, plain) != plain:
             raise _without(name, why, task)
-    config = _without_ood(config, f"OOD detection needs classes, and the task is {task}")
-    if task not in WITHOUT_PLANS:
-        return config
-    _check_plan(config, task)
-    if isinstance(config, CompareConfig):
-        config = replace(config, methods=_methods(config))
-    return config
+    return _without_ood(config, f"OOD detection needs classes, and the task is {task}")
 
 
 def _without(name: str, why: str, task: str) -> UserError:
@@ -103,26 +95,3 @@ def _without_ood(config: C, why: str) -> C:
     if given not in ((), default):
         raise UserError(f"--ood is for images of classes: {why}; leave it out")
     return replace(config, ood=()) if given else config  # type: ignore[call-arg]
-
-
-def _check_plan(config: DataOptions, task: str) -> None:
-    why = (
-        "decides by NLLs of probabilities and by how many examples are predicted wrong, which "
-        f"--task {task} has not"
-    )
-    if getattr(config, "plan", "cycles") == "auto":
-        raise UserError(f"--plan auto {why}; leave it out")
-    if isinstance(config, TrainConfig) and config.method == "auto":
-        raise UserError(f"--method auto {why}; use average, fge or split")
-
-
-def _methods(config: CompareConfig) -> tuple[str, ...]:
-    """Return the methods without that by default which the task does not have."""
-    default = {f.name: f.default for f in fields(config)}["methods"]
-    found = [method for method in config.methods if without_views(method) == "auto"]
-    if found and config.methods != default:
-        raise UserError(
-            f"{found[0]} is for classes and labels, got --task {config.task}; leave it out of "
-            "--methods"
-        )
-    return tuple(method for method in config.methods if method not in found)

@@ -15,16 +15,16 @@ from fge.report.builder import ReportBuilder
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.runs import StagedTraining, member_name
-from fge.schemas import Loss
+from fge.schemas import Loss, extended
+from fge.tasks import NLL_OF_PLANS, PlanLoss
 from fge.train import Planner
 
 _NOTHING = "-"
 _NOTE = (
-    "Each stage was decided from the log of those before it. NLL is that of the validation "
-    "{example}s, in nats per {example}, with the temperature that suits these {example}s best. "
-    "Forecast and measured "
-    "are those of the ensemble of the networks so far, which of one network is the network itself. "
-    "The difference is measured minus forecast: below 0, the stage did better than its forecast."
+    "Each stage was decided from the log of those before it. The {word} is that of the validation "
+    "{example}s, in {unit}, {how}. Forecast and measured are those of the ensemble of the networks "
+    "so far, which of one network is the network itself. The difference is measured minus "
+    "forecast: below 0, the stage did better than its forecast."
 )
 Next = Literal["continue", "others", "stop"]
 _NEXT = {
@@ -34,24 +34,20 @@ _NEXT = {
 }
 
 
-class _Judged(TypedDict):
-    """A snapshot in the log of a plan."""
-
-    val_tempered_nll: Loss
-    ensemble_val_tempered_nll: NotRequired[Loss]
-    train_nll: NotRequired[Loss]
+class _Snapshot(TypedDict):
+    """A snapshot in the log of a plan, whose keys depend on the task."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A network after ``epochs``: NLL of each validation image (N,) and mean of training images.
+    """A network after ``epochs``: losses (N,) of validation examples, the mean of training ones.
 
-    Both in nats; the latter None if it was not measured.
+    Both are those that a planner compares; the latter is None if it was not measured.
     """
 
     epochs: int
-    nll: NDArray[np.float64]
-    train_nll: float | None = None
+    losses: NDArray[np.float64]
+    train: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +78,15 @@ def plan_section(training: StagedTraining, longer: Planner, example: str = "imag
         example: what the network is trained on, image or row.
     """
     records = training.folder.records()
-    stages = plan_stages(records)
+    loss = training.task.plan
+    stages = plan_stages(records, loss)
     regime = _regime_of(_first_network(training, stages))
     step = next_step(longer, records)
     content: dict[str, Any] = {"plan": stages, "next": step}
-    table = plan_table(stages, example)
+    table = plan_table(stages, example, loss)
     if regime is None:
         return PlanSection([table], [_next_sentence(step)], content)
-    sentence = regime_sentence(regime, step)
+    sentence = regime_sentence(regime, step, loss.word)
     return PlanSection([table], [sentence], content | {"regime": asdict(regime)})
 
 
@@ -105,26 +102,30 @@ def regime_section(training: StagedTraining, kind: str) -> PlanSection | None:
     regime = _regime_of(_measured(training, kind, range(len(store)), epochs))
     if regime is None:
         return None
-    step: Next | None = "continue" if regime.gains else "others"
-    if not training.task.planned:
-        step = None
-    return PlanSection([], [regime_sentence(regime, step)], {"regime": asdict(regime)})
+    step: Next = "continue" if regime.gains else "others"
+    sentence = regime_sentence(regime, step, training.task.plan.word)
+    return PlanSection([], [sentence], {"regime": asdict(regime)})
 
 
-def plan_stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def plan_stages(
+    records: Sequence[dict[str, Any]], loss: PlanLoss = NLL_OF_PLANS
+) -> list[dict[str, Any]]:
     """Return the stages of a plan from the records of a log, each with what it was to reach.
 
     Args:
         records: ``plan`` and ``snapshot`` records in order, one snapshot per stage.
+        loss: what was planned with.
 
     Returns:
         Per stage: ``stage``, ``network``, ``first_epoch``, ``epochs``, ``forecast`` (None for the
         first), ``measured`` (of the ensemble so far), ``network_nll`` and ``train_nll``, all NLL in
-        nats per image.
+        nats per image; of a regression ``network_scaled_mse`` and ``train_scaled_mse``.
     """
+    more = {loss.val: Loss, loss.joint: NotRequired[Loss], loss.train: NotRequired[Loss]}
+    judged = extended(_Snapshot, more)
     plans = [record for record in records if record["event"] == "plan"]
     snapshots = [
-        checked(record, _Judged, "log.jsonl is damaged", AGAIN)
+        checked(record, judged, "log.jsonl is damaged", AGAIN)
         for record in records
         if record["event"] == "snapshot"
     ]
@@ -132,23 +133,26 @@ def plan_stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **{key: plan[key] for key in ("stage", "network", "first_epoch", "epochs")},
             "forecast": plan.get("forecast"),
-            "measured": kept.get("ensemble_val_tempered_nll", kept["val_tempered_nll"]),
-            "network_nll": kept["val_tempered_nll"],
-            "train_nll": kept.get("train_nll"),
+            "measured": kept.get(loss.joint, kept[loss.val]),
+            f"network_{loss.now}": kept[loss.val],
+            loss.train: kept.get(loss.train),
         }
         for plan, kept in zip(plans, snapshots, strict=False)
     ]
 
 
-def plan_table(stages: Sequence[dict[str, Any]], example: str = "image") -> Table:
+def plan_table(
+    stages: Sequence[dict[str, Any]], example: str = "image", loss: PlanLoss = NLL_OF_PLANS
+) -> Table:
     """Return the table of a plan.
 
     Args:
         stages: as :func:`plan_stages` returns them.
         example: what the network is trained on, image or row.
+        loss: what was planned with.
     """
-    headings = ["stage", "network", "epochs", "forecast NLL", "measured NLL", "difference"]
-    headings += ["network alone", "training NLL"]
+    headings = ["stage", "network", "epochs", f"forecast {loss.word}", f"measured {loss.word}"]
+    headings += ["difference", "network alone", f"training {loss.word}"]
     rows = [
         [
             stage["stage"],
@@ -157,13 +161,14 @@ def plan_table(stages: Sequence[dict[str, Any]], example: str = "image") -> Tabl
             _number(stage["forecast"]),
             _number(stage["measured"]),
             _number(_miss(stage), sign="+"),
-            _number(stage["network_nll"]),
-            _number(stage["train_nll"]),
+            _number(stage[f"network_{loss.now}"]),
+            _number(stage[loss.train]),
         ]
         for stage in stages
     ]
     misses = [abs(miss) for stage in stages if (miss := _miss(stage)) is not None]
-    note = _NOTE.format(example=example)
+    unit, how = (text.format(example=example) for text in (loss.unit, loss.how))
+    note = _NOTE.format(example=example, word=loss.word, unit=unit, how=how)
     if misses:
         note += f" On average a forecast missed by {sum(misses) / len(misses):.4f}."
     return Table("Plan", headings, rows, note)
@@ -191,34 +196,35 @@ def next_step(planner: Planner, records: Sequence[dict[str, Any]]) -> Next:
     return "continue" if decided["network"] == network else "others"
 
 
-def regime_sentence(regime: Regime, step: Next | None) -> str:
+def regime_sentence(regime: Regime, step: Next, word: str = NLL_OF_PLANS.word) -> str:
     """Say whether one network still gains from epochs, and what comes next.
 
     Args:
         regime: of the network.
-        step: what ``train --method auto`` would do with more epochs, None where it cannot decide.
+        step: what ``train --method auto`` would do with more epochs.
+        word: for the loss by which it was found.
     """
     text = "One network is still gaining from epochs"
     if not regime.gains:
         text = f"One network is saturated since epoch {regime.saturated_since}"
-    reasons = [] if regime.first == regime.last else [_gain_text(regime)]
+    reasons = [] if regime.first == regime.last else [_gain_text(regime, word)]
     if regime.fit is not None:
         side = "above" if regime.fit > FITS else "not above"
         reasons.append(
-            f"its training NLL is {regime.fit:.2f} of its validation NLL, {side} {FITS:g}"
+            f"its training {word} is {regime.fit:.2f} of its validation {word}, {side} {FITS:g}"
         )
     text = f"{text}: {'; '.join(reasons)}."
     if regime.fit is None:
-        text += " The log has no training NLL, so the validation NLL alone decides this."
-    return text if step is None else f"{text} {_next_sentence(step)}"
+        text += f" The log has no training {word}, so the validation {word} alone decides this."
+    return f"{text} {_next_sentence(step)}"
 
 
-def _gain_text(regime: Regime) -> str:
+def _gain_text(regime: Regime, word: str) -> str:
     way = "fell" if regime.gain >= 0 else "rose"
     significant = "significant" if regime.significant else "not significant"
     less = ", less than a doubling" if 2 * regime.first > regime.last else ""
     return (
-        f"from epoch {regime.first} to {regime.last}{less}, its validation NLL {way} by "
+        f"from epoch {regime.first} to {regime.last}{less}, its validation {word} {way} by "
         f"{abs(regime.gain):.4f} ± {regime.standard_error:.4f} (paired standard error; "
         f"{significant})"
     )
@@ -230,11 +236,11 @@ def _next_sentence(step: Next) -> str:
 
 def _regime_of(points: Sequence[Measured]) -> Regime | None:
     """Return the regime; None where there are too few measurements."""
-    train_nll = points[-1].train_nll if points else None
-    if len(points) < (2 if train_nll is None else 1):
+    train = points[-1].train if points else None
+    if len(points) < (2 if train is None else 1):
         return None
-    epochs, nlls = [point.epochs for point in points], [point.nll for point in points]
-    return find_regime(epochs, nlls, train_nll=train_nll)
+    epochs, losses = [point.epochs for point in points], [point.losses for point in points]
+    return find_regime(epochs, losses, train_nll=train)
 
 
 def _first_network(training: StagedTraining, stages: Sequence[dict[str, Any]]) -> list[Measured]:
@@ -248,14 +254,13 @@ def _first_network(training: StagedTraining, stages: Sequence[dict[str, Any]]) -
 def _measured(
     training: StagedTraining, kind: str, positions: Sequence[int], epochs: Sequence[int]
 ) -> list[Measured]:
-    """Return snapshots by their stored predictions, each with its own best temperature."""
+    """Return snapshots by their stored predictions."""
     stored, store = training.val_predictions, training.stores[kind]
     found = []
     for position, epoch in zip(positions, epochs, strict=True):
         facts = store.facts(position)
         probs = stored.get(member_name(kind, position), facts["sha256"]) if stored else None
         if probs is not None and stored is not None:
-            targets = stored.targets
-            nll = training.task.tempered(probs, targets)
-            found.append(Measured(epoch, nll, facts.get("train_nll")))
+            losses = training.task.plan_losses(probs, stored.targets)
+            found.append(Measured(epoch, losses, facts.get(training.task.plan.train)))
     return found

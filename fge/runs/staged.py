@@ -40,7 +40,7 @@ from fge.train import (
 CHECKPOINTS = ("checkpoint", "checkpoint-2")
 """The last two are kept, written in turn, so that a damaged one does not end the run."""
 _FACTS = (
-    *("step", "epoch", "lr", "refresh_images", "train_nll", "fitted_images"),
+    *("step", "epoch", "lr", "refresh_images", "train_nll", "train_scaled_mse", "fitted_images"),
     *("val_error", "val_rmse", "val_nll"),
 )
 """What the index of a store says of a snapshot."""
@@ -420,7 +420,7 @@ class StagedTraining:
         if self.fitted:
             fitted = self.learner.predict(self.fitted)
             labels = self.fitted.split.labels.cpu()
-            facts |= {"train_nll": self.task.scores(fitted, labels)[1]}
+            facts |= {self.task.plan.train: self.task.fitted_loss(fitted, labels)}
             facts |= {"fitted_images": len(labels)}
         train_mode(self.learner.model, training=training)
         if probs is not None and self.validation:
@@ -451,7 +451,7 @@ class StagedTraining:
     def _ensemble_figures(self, kind: str) -> dict[str, float]:
         """Return the validation figures of the snapshots of a kind so far, averaged.
 
-        A planner gets calibrated ones too: with one temperature, fitted on the same images.
+        A planner gets what it compares too, such as the NLL with a temperature of these images.
         """
         assert self.val_predictions is not None
         figures = self._planner_figures(kind) if self.planner else {}
@@ -465,23 +465,22 @@ class StagedTraining:
         figures |= {f"ensemble_val_{self.task.measure.key}": first, "ensemble_val_nll": nll}
         if self.planner:
             figures["ensemble_members"] = mean.count
-            figures["ensemble_val_tempered_nll"] = float(
-                self.task.tempered(mean.value, targets).mean()
-            )
+            joint = self.task.plan_losses(mean.value, targets)
+            figures[self.task.plan.joint] = float(joint.mean())
         return figures
 
     def _planner_figures(self, kind: str) -> dict[str, float]:
-        """Return the calibrated NLL of the last snapshot of a kind, and the error of its change."""
+        """Return what a planner compares, of the last snapshot of a kind."""
         assert self.val_predictions is not None
         names = [name for name, store, _ in self.members() if store is self.stores[kind]][-2:]
         targets = self.val_predictions.targets
         probs = [self.val_predictions.probabilities(name) for name in names]
-        losses = [self.task.tempered(each, targets) for each in probs]
+        losses = [self.task.plan_losses(each, targets) for each in probs]
         change = losses[-1] - losses[0]
         last = self.val_predictions.probabilities(names[-1]).numpy()
         return {
-            "val_wrong": int(self.task.wrong(last, targets).sum()),
-            "val_tempered_nll": float(losses[-1].mean()),
+            self.task.plan.count: self.task.decisive(last, targets),
+            self.task.plan.val: float(losses[-1].mean()),
             "val_change_error": float(change.std() / math.sqrt(len(targets))),
         }
 

@@ -1,6 +1,15 @@
 """Tasks: what is predicted, by which loss, and by which figures that is judged."""
 
-from fge.tasks.base import BALANCED, ERROR, Column, Measure, PerExample, Task
+from fge.tasks.base import (
+    BALANCED,
+    ERROR,
+    NLL_OF_PLANS,
+    Column,
+    Measure,
+    PerExample,
+    PlanLoss,
+    Task,
+)
 from fge.tasks.choice import make_task, task_of
 from fge.tasks.classes import MANY_CLASSES, Binary, Classification, both_classes
 from fge.tasks.labels import Multilabel
@@ -11,6 +20,7 @@ __all__ = [
     "BALANCED",
     "ERROR",
     "MANY_CLASSES",
+    "NLL_OF_PLANS",
     "Binary",
     "BinaryCrossEntropy",
     "Classification",
@@ -18,6 +28,7 @@ __all__ = [
     "Measure",
     "Multilabel",
     "PerExample",
+    "PlanLoss",
     "Regression",
     "SquaredError",
     "Task",

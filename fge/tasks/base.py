@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fge.config import OF_CLASSES, WITHOUT_PLANS, TaskName
+from fge.config import OF_CLASSES, TaskName
 from fge.networks import ForwardFn, LossFn, Output
 
 Array = NDArray[np.float64]
@@ -73,6 +73,48 @@ RANKINGS = (("auroc", "AUROC", "{:.4f}"), ("average_precision", "AP", "{:.4f}"))
 
 
 @dataclass(frozen=True)
+class PlanLoss:
+    """The loss that a planner compares: in words, and by its keys in a log.
+
+    Ratios and parts of it need a meaning: it is not below 0, and other units of the targets do not
+    change it. ``now``: key in the record of a plan; in that of a snapshot ``train``: of training
+    examples, ``val``: of validation examples, ``joint``: the same of the ensemble so far, and
+    ``count``: validation examples on which a decision rests.
+    """
+
+    word: str
+    unit: str
+    how: str
+    now: str
+    train: str
+    val: str
+    joint: str
+    count: str
+
+
+NLL_OF_PLANS = PlanLoss(
+    word="NLL",
+    unit="nats per {example}",
+    how="with the temperature that suits these {example}s best",
+    now="nll",
+    train="train_nll",
+    val="val_tempered_nll",
+    joint="ensemble_val_tempered_nll",
+    count="val_wrong",
+)
+SQUARES_OF_PLANS = PlanLoss(
+    word="squared error",
+    unit="parts of the variance of the training targets",
+    how="a mean over the targets",
+    now="scaled_mse",
+    train="train_scaled_mse",
+    val="val_scaled_mse",
+    joint="ensemble_val_scaled_mse",
+    count="val_examples",
+)
+
+
+@dataclass(frozen=True)
 class PerExample:
     """Of each test example (N,): what is compared, NLL and calibrated NLL in nats."""
 
@@ -112,16 +154,13 @@ class Task(ABC):
     array: ClassVar[str] = "probabilities"
     """The name of the array of predictions in files."""
     uses_noise: ClassVar[bool] = False
+    plan: ClassVar[PlanLoss] = NLL_OF_PLANS
+    """What a planner compares, by :meth:`plan_losses`."""
 
     @property
     def of_classes(self) -> bool:
         """Whether predictions are probabilities of exclusive classes."""
         return self.name in OF_CLASSES
-
-    @property
-    def planned(self) -> bool:
-        """Whether a planner can decide how its budget is spent."""
-        return self.name not in WITHOUT_PLANS
 
     @property
     def outputs(self) -> int:
@@ -189,6 +228,18 @@ class Task(ABC):
     @abstractmethod
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the NLL (N,) of validation data, calibrated on these very examples."""
+
+    def plan_losses(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the loss (N,) of validation data that a planner compares."""
+        return self.tempered(mean, targets)
+
+    def fitted_loss(self, mean: ArrayLike, targets: ArrayLike) -> float:
+        """Return the loss of training data that a planner divides by that of validation data."""
+        return self.scores(mean, targets)[1]
+
+    def decisive(self, mean: ArrayLike, targets: ArrayLike) -> int:
+        """Return on how many validation examples a plan rests: those that are predicted wrong."""
+        return int(self.wrong(mean, targets).sum())
 
     @abstractmethod
     def per_example(

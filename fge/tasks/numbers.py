@@ -14,7 +14,7 @@ from torch import Tensor
 from fge import metrics
 from fge.config import TaskName
 from fge.networks import LossFn, Output
-from fge.tasks.base import NLL, Array, Column, Measure, PerExample, Task
+from fge.tasks.base import NLL, SQUARES_OF_PLANS, Array, Column, Measure, PerExample, PlanLoss, Task
 from fge.tasks.losses import SquaredError
 
 
@@ -56,6 +56,7 @@ class Regression(Task):
     )
     array: ClassVar[str] = "predictions"
     uses_noise: ClassVar[bool] = True
+    plan: ClassVar[PlanLoss] = SQUARES_OF_PLANS
 
     @property
     def output(self) -> Output:
@@ -103,6 +104,23 @@ class Regression(Task):
     def tempered(self, mean: ArrayLike, targets: ArrayLike) -> Array:
         """Return the same: the noise variance is what a temperature is for probabilities."""
         return self.nll_per_example(mean, targets)
+
+    def plan_losses(self, mean: ArrayLike, targets: ArrayLike) -> Array:
+        """Return the squared error (N,) in parts of the variance of the training targets."""
+        numbers, wanted = (
+            (np.asarray(values, dtype=np.float64) - self.mean) / self.std
+            for values in (mean, targets)
+        )
+        return metrics.squared_residuals(numbers, wanted)
+
+    def fitted_loss(self, mean: ArrayLike, targets: ArrayLike) -> float:
+        """Return the mean of the same."""
+        return float(self.plan_losses(mean, targets).mean())
+
+    def decisive(self, mean: ArrayLike, targets: ArrayLike) -> int:
+        """Return the number of all examples: a number is never exactly right."""
+        del mean
+        return len(np.asarray(targets))
 
     def _nll(self, mean: ArrayLike, targets: ArrayLike, spread: ArrayLike | None) -> Array:
         spread, noise = self._variances(mean, targets, spread, None)

@@ -25,6 +25,7 @@ from fge.config import (
 )
 from fge.errors import UserError, unknown
 from fge.networks import import_named
+from fge.tasks import make_task
 from fge.train.descents import LinearRestartsLR, linear_tail
 from fge.train.groups import FACTOR
 from fge.train.planner import AutoPlanner, Planner
@@ -200,6 +201,7 @@ def auto_plan(config: CycleConfig) -> AutoPlanner:
         final=config.final_factor,
         average=config.average_part,
         given_weights=getattr(config, "pretrained", None) is not None,
+        loss=make_task(config.task, ()).plan,
     )
 
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypedDict
 
 from fge.errors import UserError, check_at_least
 from fge.files import AGAIN, checked
-from fge.schemas import Count, Loss, NotNegative
+from fge.schemas import Count, Loss, NotNegative, extended
+from fge.tasks import NLL_OF_PLANS, PlanLoss
 from fge.train.descents import linear_tail
 from fge.train.recipes import Stage
 
@@ -46,35 +47,43 @@ part of it. Held-out images of Fashion-MNIST: 8 % at a ratio of 0.73, 4.5 % at 0
 DECAY = 0.6
 """The gain of a doubling of the epochs is this part of the gain of the doubling before it."""
 MARGIN = 0.002
-"""A forecast has to be lower by this (nats per example) to be worth more forward passes."""
+"""A forecast has to be lower by this to be worth more forward passes (nats per example; of a
+regression, parts of the variance)."""
 _ERRORS = 2.0
 """Standard errors by which a measured gain is taken to be larger before others start."""
 FEWEST_WRONG = 30
 """Validation images of which the first network gets fewer wrong decide nothing: it goes on to the
-end of the budget, and is trained as networks usually are."""
+end of the budget, and is trained as networks usually are. Of a regression all examples count."""
 HELD = 0.75
 """The part of that which stays at the base rate. On rows of digits, of which 200 validate, a
 descent from the start was 5 % worse in NLL than the conventional schedule, this one as good."""
 LEAST_GAIN = 0.001
-"""Training stops early if another network is forecast to take off less than this (nats)."""
+"""Training stops early if another network is forecast to take off less than this."""
 
 
 _DAMAGED = "log.jsonl is damaged"
 
 
-class _Kept(TypedDict):
-    """What decides whether a snapshot is a member."""
+class _Change(TypedDict):
+    """What a log says of a snapshot, whatever the loss."""
 
-    val_tempered_nll: Loss
     val_change_error: NotNegative
 
 
-class _Judged(_Kept):
-    """A snapshot in the log of a plan."""
+@dataclass(frozen=True)
+class _Judged:
+    """A snapshot in the log of a plan.
 
-    train_nll: Loss
-    val_wrong: Count
-    ensemble_val_tempered_nll: Loss
+    ``loss``: of validation examples; ``error``: the standard error of its paired change from the
+    snapshot before; ``train``: of training examples; ``joint``: of the ensemble so far; ``count``:
+    the validation examples on which a decision rests.
+    """
+
+    loss: float
+    error: float
+    train: float = 0.0
+    joint: float = 0.0
+    count: int = 0
 
 
 class Planner(Protocol):
@@ -99,38 +108,36 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class _Point:
-    """A network after ``epochs``: its validation NLL and its NLL of training images (nats).
-
-    ``error``: the standard error of the paired change of the validation NLL from the point before;
-    ``wrong``: validation images that it gets wrong.
-    """
+    """A network after ``epochs``: its losses, and the examples on which a decision rests."""
 
     epochs: int
-    nll: float
-    train_nll: float
+    loss: float
+    train: float
     error: float
-    wrong: int
+    count: int
 
     @property
     def ratio(self) -> float:
-        """The NLL of training images divided by that of validation images."""
-        return _ratio(self.train_nll, self.nll)
+        """The loss of training examples divided by that of validation examples."""
+        return _ratio(self.train, self.loss)
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A way to go on: the network to ``epochs``, then ``others``; the NLL that is forecast."""
+    """A way to go on: the network to ``epochs``, then ``others``; the loss that is forecast."""
 
     epochs: int
     others: int
-    nll: float
+    loss: float
 
 
 class AutoPlanner:
     """Continues one network while that gains more than other networks would.
 
-    L is the validation NLL of the first network after e epochs, with one temperature fitted on the
-    same images, and r the ratio of its NLL of training images to its validation NLL. Forecasts:
+    L is the validation loss of the first network after e epochs, and r the ratio of its loss of
+    training examples to L. The loss is the NLL, that of validation examples with one temperature
+    fitted on the same; of a regression it is the squared error, in parts of the variance of the
+    targets. The constants were measured with NLL. Forecasts:
 
     - of one network after e' > e epochs: each doubling takes off a part g of L, at first
       SLOPE (r - SATURATED) or 0, then DECAY of that of the doubling before; where an earlier
@@ -143,11 +150,12 @@ class AutoPlanner:
     another one, others start where they are forecast to be lower than the network at the end of
     the budget would be if the last measured gain were two standard errors larger: few validation
     images have to show a lot. Where r <= MEMORISED the others start after the first descent, with a
-    LONGER tail. With fewer than FEWEST_WRONG wrong predictions validation decides nothing: the
-    network goes on to the end of the budget, HELD of it at the base rate. The others get equal
-    epochs, and training stops early when another one is forecast to gain less than LEAST_GAIN; D is
-    then the mean of the above and of what the networks so far gained. The member of a network is
-    its last average, or one before it that is better by two standard errors.
+    LONGER tail. With fewer than FEWEST_WRONG wrong predictions (of a regression, examples)
+    validation decides nothing: the network goes on to the end of the budget, HELD of it at the base
+    rate. The others get equal epochs, and training stops early when another one is forecast to gain
+    less than LEAST_GAIN; D is then the mean of the above and of what the networks so far gained.
+    The member of a network is its last average, or one before it that is better by two standard
+    errors.
 
     Args:
         epochs: the budget.
@@ -155,23 +163,34 @@ class AutoPlanner:
         average: the last part of each descent that is averaged.
         given_weights: whether other networks start from the given weights again, and not from new
             initial ones.
+        loss: what is compared, as the log names it.
     """
 
     members = "auto"
     store = "snapshots"
 
     def __init__(
-        self, epochs: int, *, final: float, average: float, given_weights: bool = False
+        self,
+        epochs: int,
+        *,
+        final: float,
+        average: float,
+        given_weights: bool = False,
+        loss: PlanLoss = NLL_OF_PLANS,
     ) -> None:
         check_at_least(1, epochs=epochs)
         self.epochs = epochs
         self.final = final
         self.average = average
         self.given_weights = given_weights
+        self.loss = loss
+        self._member = extended(_Change, {loss.val: Loss})
+        whole = {loss.train: Loss, loss.count: Count, loss.joint: Loss}
+        self._snapshot = extended(self._member, whole)
 
     def decide(self, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Return the record of the next stage, or None at the end; equal logs, equal decisions."""
-        plans, snapshots = _logged(records)
+        plans, snapshots = self._logged(records)
         if not plans:
             return self._descent(0, max(1, round(self.epochs / FIRST_PART)), {})
         done = plans[-1]["first_epoch"] + plans[-1]["epochs"]
@@ -182,32 +201,26 @@ class AutoPlanner:
         return self._after_network(plans, snapshots, done)
 
     def _after_descent(
-        self, plans: list[dict[str, Any]], snapshots: list[dict[str, Any]], done: int
+        self, plans: list[dict[str, Any]], snapshots: list[_Judged], done: int
     ) -> dict[str, Any]:
         """Decide how the first network goes on, or how many others start."""
         curve = [
-            _Point(
-                p["first_epoch"] + p["epochs"],
-                s["val_tempered_nll"],
-                s["train_nll"],
-                s["val_change_error"],
-                s["val_wrong"],
-            )
+            _Point(p["first_epoch"] + p["epochs"], s.loss, s.train, s.error, s.count)
             for p, s in zip(plans, snapshots, strict=True)
         ]
         options, memorised = self._options(curve, done)
         best = self._best(curve, options)
-        forecasts = {f"forecast_{name}": option.nll for name, option in options.items()}
-        facts = {"nll": curve[-1].nll, **forecasts}
+        forecasts = {f"forecast_{name}": option.loss for name, option in options.items()}
+        facts = {self.loss.now: curve[-1].loss, **forecasts}
         if best.epochs > done:
             facts["forecast"] = _forecast(curve, best.epochs)
-            if curve[-1].wrong < FEWEST_WRONG:
+            if curve[-1].count < FEWEST_WRONG:
                 facts["hold"] = HELD
             return self._descent(done, best.epochs - done, facts)
         length = (self.epochs - done) // best.others
         if memorised:
             facts["average"] = max(LONGER, self.average)
-        members = [min(point.nll for point in curve), _forecast(curve, length)]
+        members = [min(point.loss for point in curve), _forecast(curve, length)]
         reached = _ensemble(members, _diversity(curve[-1].ratio))
         return self._network(2, done, length, {**facts, "forecast": reached})
 
@@ -225,35 +238,35 @@ class AutoPlanner:
         """Return what to do: the whole budget for one network unless something else is shown."""
         whole, last = options["whole"], curve[-1]
         others = [option for name, option in options.items() if name != "whole"]
-        if not others or last.wrong < FEWEST_WRONG:
+        if not others or last.count < FEWEST_WRONG:
             return whole
-        best = min(others, key=lambda option: option.nll)
+        best = min(others, key=lambda option: option.loss)
         if len(curve) == 1:
             in_doubt = last.ratio <= SATURATED
-            return best if in_doubt or best.nll < whole.nll - MARGIN else whole
-        return best if best.nll < _forecast(curve, self.epochs, errors=_ERRORS) else whole
+            return best if in_doubt or best.loss < whole.loss - MARGIN else whole
+        return best if best.loss < _forecast(curve, self.epochs, errors=_ERRORS) else whole
 
     def _with_others(self, curve: list[_Point], epochs: int) -> _Option:
         """Return the best of the network to ``epochs`` with 1, 2, ... others after it."""
         left, diversity = self.epochs - epochs, _diversity(curve[-1].ratio)
-        own = min([_forecast(curve, epochs), *(point.nll for point in curve)])
+        own = min([_forecast(curve, epochs), *(point.loss for point in curve)])
         most = max(1, left // curve[0].epochs)  # shorter ones were not measured
         options = [
             _Option(epochs, m, _ensemble([own, *[_forecast(curve, left // m)] * m], diversity))
             for m in range(1, most + 1)
         ]
-        return min(options, key=lambda option: option.nll)
+        return min(options, key=lambda option: option.loss)
 
     def _after_network(
-        self, plans: list[dict[str, Any]], snapshots: list[dict[str, Any]], done: int
+        self, plans: list[dict[str, Any]], snapshots: list[_Judged], done: int
     ) -> dict[str, Any] | None:
         """Decide whether another network starts."""
         networks, length = plans[-1]["network"], plans[1 - plans[-1]["network"]]["epochs"]
-        members = [snapshots[k]["val_tempered_nll"] for k in self.kept([*plans, *snapshots])]
-        reached = snapshots[-1]["ensemble_val_tempered_nll"]
+        members = [snapshots[k].loss for k in _best_of_each(plans, snapshots)]
+        last, reached = snapshots[-1], snapshots[-1].joint
         mean = sum(members) / networks
         gained = (1 - reached / mean) / (1 - _left_over(networks)) if mean > 0 else 0.0
-        expected = _diversity(_ratio(snapshots[-1]["train_nll"], snapshots[-1]["val_tempered_nll"]))
+        expected = _diversity(_ratio(last.train, last.loss))
         diversity = (expected + max(0.0, gained)) / 2
         gain = diversity * mean * (_left_over(networks) - _left_over(networks + 1))
         left = self.epochs - done
@@ -261,7 +274,7 @@ class AutoPlanner:
             return None
         if left < 2 * length:
             length = left
-        facts = {"nll": reached, "diversity": diversity, "forecast": reached - gain}
+        facts = {self.loss.now: reached, "diversity": diversity, "forecast": reached - gain}
         if "average" in plans[-1]:
             facts["average"] = plans[-1]["average"]
         return self._network(networks + 1, done, length, facts)
@@ -308,9 +321,8 @@ class AutoPlanner:
         if "average" in record:
             text += f", averaged over its last {record['average']:.0%}".replace("%", " %")
         if "forecast" in record:
-            text += (
-                f"; validation NLL {record['nll']:.4f} is forecast to be {record['forecast']:.4f}"
-            )
+            now = f"validation {self.loss.word} {record[self.loss.now]:.4f}"
+            text += f"; {now} is forecast to be {record['forecast']:.4f}"
         ways = {
             "whole": "one network",
             "longer": "a longer first one and others",
@@ -326,42 +338,56 @@ class AutoPlanner:
     def kept(self, records: Sequence[dict[str, Any]]) -> list[int]:
         """Return the positions of the members: of each network the last average.
 
-        One before it is the member if its validation NLL is lower by two standard errors.
+        One before it is the member if its validation loss is lower by two standard errors.
         """
-        networks = [r["network"] for r in records if r["event"] == "plan"]
-        snapshots = [checked(r, _Kept, _DAMAGED) for r in records if r["event"] == "snapshot"]
-        members: dict[int, int] = {}
-        for position, (network, snapshot) in enumerate(zip(networks, snapshots, strict=False)):
-            before = snapshots[members[network]] if network in members else snapshot
-            rise = snapshot["val_tempered_nll"] - before["val_tempered_nll"]
-            if rise <= _ERRORS * snapshot["val_change_error"]:
-                members[network] = position
-        return list(members.values())
+        plans = [r for r in records if r["event"] == "plan"]
+        snapshots = [
+            _Judged(one[self.loss.val], one["val_change_error"])
+            for r in records
+            if r["event"] == "snapshot"
+            for one in [checked(r, self._member, _DAMAGED)]
+        ]
+        return _best_of_each(plans, snapshots)
+
+    def _logged(
+        self, records: Sequence[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[_Judged]]:
+        """Return the plans in a log and their snapshots.
+
+        Raises:
+            UserError: they do not follow from each other.
+        """
+        plans = [r for r in records if r["event"] == "plan"]
+        kept = [checked(r, self._snapshot, _DAMAGED) for r in records if r["event"] == "snapshot"]
+        own = self.loss
+        snapshots = [
+            _Judged(s[own.val], s["val_change_error"], s[own.train], s[own.joint], s[own.count])
+            for s in kept
+        ]
+        network, done = 1, 0
+        for plan in plans:
+            if plan["first_epoch"] != done or plan["network"] not in (network, network + 1):
+                raise UserError(f"{_DAMAGED}: {plan['stage']} does not follow the plan; {AGAIN}")
+            network, done = plan["network"], done + plan["epochs"]
+        if len(plans) != len(snapshots):
+            found = f"{len(plans)} plans and {len(snapshots)} snapshots"
+            raise UserError(f"{_DAMAGED}: it has {found}; {AGAIN}")
+        return plans, snapshots
 
 
-def _logged(
-    records: Sequence[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the plans in a log and their snapshots.
-
-    Raises:
-        UserError: they do not follow from each other.
-    """
-    plans = [r for r in records if r["event"] == "plan"]
-    snapshots = [dict(checked(r, _Judged, _DAMAGED)) for r in records if r["event"] == "snapshot"]
-    network, done = 1, 0
-    for plan in plans:
-        if plan["first_epoch"] != done or plan["network"] not in (network, network + 1):
-            raise UserError(f"{_DAMAGED}: {plan['stage']} does not follow the plan; {AGAIN}")
-        network, done = plan["network"], done + plan["epochs"]
-    if len(plans) != len(snapshots):
-        found = f"{len(plans)} plans and {len(snapshots)} snapshots"
-        raise UserError(f"{_DAMAGED}: it has {found}; {AGAIN}")
-    return plans, snapshots
+def _best_of_each(plans: Sequence[dict[str, Any]], snapshots: Sequence[_Judged]) -> list[int]:
+    """Return the positions of the members, as :meth:`AutoPlanner.kept`."""
+    members: dict[int, int] = {}
+    for position, (plan, snapshot) in enumerate(zip(plans, snapshots, strict=False)):
+        network = plan["network"]
+        before = snapshots[members[network]] if network in members else snapshot
+        if snapshot.loss - before.loss <= _ERRORS * snapshot.error:
+            members[network] = position
+    return list(members.values())
 
 
-def _ratio(train_nll: float, nll: float) -> float:
-    return train_nll / nll if nll > 0 else 0.0
+def _ratio(train: float, loss: float) -> float:
+    return train / loss if loss > 0 else 0.0
 
 
 def _left_over(networks: int) -> float:
@@ -370,17 +396,17 @@ def _left_over(networks: int) -> float:
 
 
 def _diversity(ratio: float) -> float:
-    """Return the part of the NLL that infinitely many networks with this r would take off."""
+    """Return the part of the loss that infinitely many networks with this r would take off."""
     return max(0.0, DIVERSITY - LESS * ratio)
 
 
-def _ensemble(nlls: Sequence[float], diversity: float) -> float:
-    """Return the forecast NLL of an ensemble of networks with these NLLs."""
-    return sum(nlls) / len(nlls) * (1 - diversity * (1 - _left_over(len(nlls))))
+def _ensemble(losses: Sequence[float], diversity: float) -> float:
+    """Return the forecast loss of an ensemble of networks with these losses."""
+    return sum(losses) / len(losses) * (1 - diversity * (1 - _left_over(len(losses))))
 
 
 def _forecast(curve: Sequence[_Point], epochs: int, errors: float = 0.0) -> float:
-    """Return the forecast NLL of one network after so many epochs.
+    """Return the forecast loss of one network after so many epochs.
 
     It is linear in the logarithm of the epochs between measured points. With ``errors``, the last
     measured gain is taken to be so many standard errors larger.
@@ -389,20 +415,20 @@ def _forecast(curve: Sequence[_Point], epochs: int, errors: float = 0.0) -> floa
     for low, high in itertools.pairwise(curve):
         if low.epochs <= epochs <= high.epochs:
             part = math.log(epochs / low.epochs) / math.log(high.epochs / low.epochs)
-            return low.nll + part * (high.nll - low.nll)
+            return low.loss + part * (high.loss - low.loss)
     doublings = math.log2(epochs / last.epochs)
-    return last.nll * (1 - _gain(curve, errors) * (1 - math.pow(DECAY, doublings)) / (1 - DECAY))
+    return last.loss * (1 - _gain(curve, errors) * (1 - math.pow(DECAY, doublings)) / (1 - DECAY))
 
 
 def _gain(curve: Sequence[_Point], errors: float) -> float:
-    """Return the part of the last NLL that the next doubling of the epochs takes off."""
+    """Return the part of the last loss that the next doubling of the epochs takes off."""
     last = curve[-1]
     by_ratio = SLOPE * max(0.0, last.ratio - SATURATED)
     if len(curve) == 1:
         return by_ratio
     before = curve[-2]
     doublings = math.log2(last.epochs / before.epochs)
-    part = (last.nll - errors * last.error) / before.nll if before.nll > 0 else 1.0
+    part = (last.loss - errors * last.error) / before.loss if before.loss > 0 else 1.0
     measured = (1 - part) / doublings
     if errors:
         return max(by_ratio, DECAY * measured)

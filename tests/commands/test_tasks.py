@@ -85,7 +85,7 @@ def test_the_report_has_the_figures_of_the_task(runs: dict[str, Path], task: str
             metrics.auroc(mean[targets == 0, 1], mean[targets == 1, 1])
         )
         assert "balanced" in text
-    assert ("--method auto" in text) == (task != "regression")
+    assert "train --method auto" in text
     assert content["dataset"]["table"]["targets"] == NAMES[task]
     section = text.split("## The least certain test rows")[1].split("\n## ")[0]
     assert re.search(r"\| *a *\| *b *\| *colour *\|", section)
@@ -402,6 +402,48 @@ def test_a_planner_decides_for_labels(table: Path, tmp_path: Path) -> None:
     assert "in nats per row, with the temperature" in (run / "report.md").read_text()
     new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
     predict(PredictConfig(run=run, images=new, out=tmp_path / "out"))  # by the kept members
+
+
+def test_a_planner_decides_for_numbers(table: Path, tmp_path: Path) -> None:
+    """By the squared error in parts of the variance: other units change nothing."""
+    options = {"task": "regression", "target": TARGETS["regression"], **RUN, "epochs": 8}
+    options |= {"data": str(table / "regression.csv"), "val_fraction": 0.4}
+    run = train(TrainConfig(out=tmp_path / "run", method="auto", **options))
+    plan = fge(FGEConfig(out=tmp_path / "plan", plan="auto", **options))
+    content = report_of(run)
+    line = next(line for line in content["methods"] if line["name"] == "auto")
+    again = next(line for line in report_of(plan)["methods"] if line["name"] == "auto")
+    assert line["rmse"] == again["rmse"]
+    records = [json.loads(text) for text in (run / "log.jsonl").open()]
+    kept = [record for record in records if record["event"] == "snapshot"]
+    settled = json.loads((run / "config.json").read_text())["dataset"]
+    with np.load(run / "predictions" / "val.npz") as stored:
+        names, targets = stored["members"].tolist(), stored["targets"]
+        said = stored["predictions"].astype(float)
+    squares = ((said - targets) / np.array(settled["target_std"])) ** 2
+    for number, record in enumerate(kept, start=1):
+        own = squares[names.index(f"auto-{number:04d}")]
+        assert record["val_examples"] == len(targets) >= 30  # enough to decide
+        assert record["val_scaled_mse"] == pytest.approx(own.mean(), rel=1e-5)
+        assert not any("tempered" in key or key == "train_nll" for key in record)
+    plans = [record for record in records if record["event"] == "plan"]
+    assert plans[1]["scaled_mse"] == kept[0]["val_scaled_mse"]
+    assert [stage["network_scaled_mse"] for stage in content["plan"]] == [
+        record["val_scaled_mse"] for record in kept
+    ]
+    text = (run / "report.md").read_text()
+    assert (
+        "The squared error is that of the validation rows, in parts of the variance of the" in text
+    )
+    assert "its training squared error is " in text
+    new = write(tmp_path / "new.csv", {key: rows()[key] for key in ("colour", "a", "b")})
+    predict(PredictConfig(run=run, images=new, out=tmp_path / "out"))  # by the kept members
+    scaled = rows() | {name: 1000 * np.array(rows()[name]) for name in TARGETS["regression"]}
+    options["data"] = str(write(tmp_path / "scaled.csv", scaled))
+    other = train(TrainConfig(out=tmp_path / "scaled", method="auto", **options))
+    assert [stage["epochs"] for stage in report_of(other)["plan"]] == [
+        stage["epochs"] for stage in content["plan"]
+    ]
 
 
 @pytest.mark.usefixtures("forked_jobs")

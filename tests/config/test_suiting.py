@@ -67,13 +67,7 @@ def test_a_target_needs_a_table() -> None:
         (FGEConfig(task="binary", mixup=0.2), "--mixup has no meaning for --task binary"),
         (FGEConfig(task="regression", label_smoothing=0.1), "--label-smoothing has no meaning"),
         (FGEConfig(task="multilabel", class_weights="balanced"), "--class-weights has no meaning"),
-        (FGEConfig(task="regression", plan="auto"), "--plan auto decides by NLLs of probabilities"),
-        (
-            TrainConfig(task="regression", method="auto"),
-            "--method auto decides by NLLs.* which --task regression has not; use average",
-        ),
         (FGEConfig(task="multilabel", ood=("noise",)), "OOD detection needs classes"),
-        (CompareConfig(task="regression", methods=("single", "auto")), "auto is for classes and"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(config: Any, message: str) -> None:
@@ -87,6 +81,9 @@ def test_what_a_task_has_is_left_alone() -> None:
         TrainConfig(task="binary", method="auto"),
         TrainConfig(task="multilabel", method="auto"),
         FGEConfig(task="multilabel", plan="auto"),
+        TrainConfig(task="regression", method="auto"),
+        FGEConfig(task="regression", plan="auto"),
+        CompareConfig(task="regression", methods=("single", "auto"), ood=()),
         FGEConfig(task="binary", refit="bezier", baseline="auto"),
         FGEConfig(task="regression", refit="polychain", baseline="auto"),
         ConnectConfig(task="multilabel", weights=("a", "b")),  # type: ignore[arg-type]
@@ -99,10 +96,9 @@ def test_what_a_task_has_is_left_alone() -> None:
         assert suited(config) == config
 
 
-def test_methods_by_default_are_those_of_the_task() -> None:
+def test_methods_by_default_are_those_of_every_task() -> None:
     numbers = suited(CompareConfig(task="regression"))
-    assert "auto" not in numbers.methods
-    assert "curve-ensemble" in numbers.methods
+    assert numbers.methods == CompareConfig().methods
     assert suited(CompareConfig(task="multilabel")).methods == CompareConfig().methods
     assert numbers.ood == ()
     assert numbers.base_lr == CompareConfig().base_lr / 4

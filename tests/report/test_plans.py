@@ -9,6 +9,7 @@ import pytest
 
 from fge.metrics import Regime
 from fge.report.plans import next_step, plan_stages, plan_table, regime_sentence
+from fge.tasks import Regression
 
 
 def planned(network: int, first: int, epochs: int, forecast: float | None) -> dict[str, Any]:
@@ -61,6 +62,24 @@ def test_a_plan_without_forecasts_says_nothing_of_them() -> None:
     ]
     assert "missed by" not in plan_table(stages).note
     assert "validation rows, in nats per row, with" in plan_table(stages, "row").note
+
+
+def test_the_plan_of_a_regression_has_its_own_words() -> None:
+    loss = Regression.plan
+    names = {"val_tempered_nll": loss.val, "ensemble_val_tempered_nll": loss.joint}
+    names["train_nll"] = loss.train
+    records = [{names.get(key, key): value for key, value in own.items()} for own in RECORDS]
+    stages = plan_stages(records, loss)
+    assert [stage["network_scaled_mse"] for stage in stages] == [0.5, 0.44, 0.43]
+    assert [stage["train_scaled_mse"] for stage in stages] == [0.4, 0.2, 0.19]
+    table = plan_table(stages, "row", loss)
+    assert table.rows == plan_table(plan_stages(RECORDS)).rows
+    assert table.headings[3:5] == ["forecast squared error", "measured squared error"]
+    assert "in parts of the variance of the training targets, a mean" in table.note
+    assert "NLL" not in table.note + " ".join(table.headings)
+    said = regime_sentence(Regime(10, 20, 0.01, 0.02, 0.17, 10), "others", loss.word)
+    assert "its validation squared error fell by 0.0100" in said
+    assert "its training squared error is 0.17 of its validation squared error" in said
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,25 @@ def test_what_is_wrong_and_the_nll_of_each_example() -> None:
         each = task.nll_per_example(values, targets)
         assert each.shape == (50,)
         assert each.mean() == pytest.approx(task.scores(values, targets)[1], rel=1e-12)
-    assert (classes.planned, labels.planned, SCALED.planned) == (True, True, False)
+
+
+def test_what_a_planner_compares() -> None:
+    """NLL of classes and labels; of numbers the training loss, which has no unit."""
+    classes, labels = Classification(("a", "b", "c")), Multilabel(("a", "b", "c"))
+    for task, targets in ((classes, CLASSES), (labels, LABELS)):
+        values = predicted(task, LOGITS)
+        assert np.array_equal(task.plan_losses(values, targets), task.tempered(values, targets))
+        assert task.fitted_loss(values, targets) == task.scores(values, targets)[1]
+        assert task.decisive(values, targets) == task.wrong(values, targets).sum()
+        assert task.plan.val == "val_tempered_nll"
+    outputs = LOGITS[:, :2]
+    values = predicted(SCALED, outputs)
+    losses = SCALED.plan_losses(values, NUMBERS)
+    assert losses.shape == (50,)
+    trained = SCALED.loss(torch.device("cpu"))(outputs.double(), NUMBERS.double()).item()
+    assert losses.mean() == pytest.approx(trained, rel=1e-12)
+    assert SCALED.fitted_loss(values, NUMBERS) == losses.mean()
+    assert SCALED.decisive(values, NUMBERS) == 50
+    assert SCALED.plan.val == "val_scaled_mse"
     with pytest.raises(TypeError, match="of a regression are neither right nor wrong"):
         SCALED.wrong(NUMBERS, NUMBERS)

@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD
 
 from fge.errors import UserError
+from fge.tasks import Regression
 from fge.train import AutoPlanner, LinearTailLR
 
 Record = dict[str, Any]
@@ -178,6 +179,26 @@ def test_a_log_that_does_not_follow_is_refused_in_one_line() -> None:
             plan.decide(records)
     with pytest.raises(UserError, match=r"^log\.jsonl is damaged: .*`val_change_error`"):
         plan.kept([{"event": "snapshot", "val_tempered_nll": 0.3}])
+
+
+def test_numbers_are_planned_by_their_own_loss() -> None:
+    """The same decisions from the same values, under the keys of a regression."""
+    outcomes = [snapshot(0.5, 0.2), snapshot(0.48, 0.1), snapshot(0.47, 0.09, 0.45)]
+    plans = play(planner(), outcomes)
+    names = {
+        "val_tempered_nll": "val_scaled_mse",
+        "train_nll": "train_scaled_mse",
+        "ensemble_val_tempered_nll": "ensemble_val_scaled_mse",
+        "val_wrong": "val_examples",
+    }
+    numbers = planner(loss=Regression.plan)
+    renamed = [{names.get(key, key): value for key, value in o.items()} for o in outcomes]
+    own = play(numbers, renamed)
+    assert [{"nll" if k == "scaled_mse" else k: v for k, v in p.items()} for p in own] == plans
+    said = numbers.describe(own[1])
+    assert "validation squared error 0.5000 is forecast to be " in said
+    with pytest.raises(UserError, match=r"^log\.jsonl is damaged: .*`val_scaled_mse`"):
+        numbers.kept([{"event": "snapshot", "val_change_error": 0.1, "val_tempered_nll": 0.3}])
 
 
 def test_perfect_predictions_are_no_division_by_zero() -> None:
