@@ -24,7 +24,7 @@ from fge.files import (
     write_bytes,
     write_json,
 )
-from fge.metrics import check_probs, ood_auroc
+from fge.metrics import check_probs
 from fge.networks import RunningMean
 from fge.schemas import Count, NotNegative, Positive
 from fge.tasks import MANY_CLASSES, PerExample, Task
@@ -105,9 +105,10 @@ class Cell:
     ``calibrated_log_likelihood`` (nats per example), ``brier``, ``ece``, ``adaptive_ece``,
     ``calibrated_ece`` and ``aurc`` (fractions); for two or more members also ``disagreement`` and
     ``mean_member_error`` (percent), ``mean_member_nll`` (nats) and, if it is defined,
-    ``error_correlation``; ``ood_NAME_max_probability`` and ``ood_NAME_entropy`` (AUROC) for the OOD
-    data NAME. ``by_members``: ``error``, ``nll`` and ``calibrated_nll`` of the first m
-    members together, m = 1 to all. Other tasks have other figures, those of :mod:`fge.tasks`.
+    ``error_correlation``; ``ood_NAME_max_probability`` and ``ood_NAME_entropy`` (of numbers
+    ``ood_NAME_variance``; AUROC) for the OOD data NAME. ``by_members``: ``error``, ``nll`` and
+    ``calibrated_nll`` of the first m members together, m = 1 to all. Other tasks have other
+    figures, those of :mod:`fge.tasks`.
 
     Per example, in the order of the test set: ``wrong`` (N,), of classes whether it is, of labels
     the percentage that are, of a regression the squared residual; ``nll`` and ``calibrated_nll``
@@ -201,7 +202,8 @@ def make_cell(
     figures = _figures(mean, y, task, values, variances) | _diversity(members, y, task)
     for name, outside in (ood or {}).items():
         _check_count(method, f"ood[{name!r}]", len(outside), members)
-        scores = ood_auroc(mean, _mean_of(outside))
+        spread, _ = _variances(outside, task, None, len(outside))
+        scores = task.detection(mean, _mean_of(outside), variances[0], spread)
         figures |= {f"ood_{name}_{score}": value for score, value in scores.items()}
     return Cell(
         method,

@@ -97,7 +97,7 @@ def measure_cell(
         name: [
             probs
             for line in lines
-            for probs in line.probabilities(f"ood-{name}.npz", other.split.labels.cpu())
+            for probs in line.probabilities(f"ood-{name}.npz", other.split.labels.cpu(), task)
         ]
         for name, other in dataset.ood.items()
         if not viewed  # views of OOD images are not predicted

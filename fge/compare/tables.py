@@ -63,8 +63,8 @@ _AURC_NOTE = (
     "better."
 )
 _OOD_NOTE = (
-    " AUROC measures how well low confidence (largest probability, or entropy) detects OOD "
-    "images: 0.5 is chance, 1 is perfect."
+    " AUROC measures how well doubt (a low largest probability, the entropy, or the variance over "
+    "members) detects OOD images: 0.5 is chance, 1 is perfect."
 )
 _WORTH_NOTE = (
     "How many independent networks of B epochs each form an ensemble with the calibrated NLL of "
@@ -347,26 +347,27 @@ def _spread_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
 def _ood_table(comparison: Comparison, budget: int) -> list[Table]:
     rows = comparison.at(budget)
     known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
-    keys = ["aurc", *known]
-    if not any(key in row.mean for row in rows for key in keys):
+    keys = [*(["aurc"] if any("aurc" in row.mean for row in rows) else []), *known]
+    if not keys:
         return []
-    headings = ["method", "AURC", *(_ood_heading(key) for key in known)]
+    headings = ["method", *("AURC" if key == "aurc" else _ood_heading(key) for key in keys)]
     lines = [
         [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
         for row in rows
     ]
-    note = _AURC_NOTE + (_OOD_NOTE if comparison.example == "image" else "")
+    note = _AURC_NOTE if "aurc" in keys else ""
+    note = (note + (_OOD_NOTE if known else "")).strip()
     return [Table(f"Uncertainty at {budget} B", headings, lines, note)]
 
 
 def _ood_heading(key: str) -> str:
-    """Return the heading of a figure called ``ood_NAME_max_probability`` or ``ood_NAME_entropy``.
+    """Return the heading of a figure ``ood_NAME_SCORE``, whose score is one of three.
 
     >>> _ood_heading("ood_my_set_max_probability")
     'my_set: AUROC by max probability'
     """
     name = key.removeprefix("ood_")
-    for score in ("max_probability", "entropy"):
+    for score in ("max_probability", "entropy", "variance"):
         if name.endswith(f"_{score}"):
             name = f"{name.removesuffix(f'_{score}')}: AUROC by {score.replace('_', ' ')}"
     return name

@@ -66,7 +66,7 @@ def load_ood(
             raise UserError(f"--ood has {name!r} twice; leave one out, or rename its file")
         if name != NOISE:
             _check_ood(given, images, dataset)
-        labels = torch.zeros(len(images), dtype=torch.int64)
+        labels = dataset.test.labels.new_zeros((len(images), *dataset.test.labels.shape[1:]))
         loaded[name] = OODImages(Split(images, labels), _fingerprint(images))
     return loaded
 

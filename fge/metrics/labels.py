@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
 
 from fge.errors import UserError, check_at_least
 from fge.metrics.calibration import fit_temperature, halves, scale_temperature
@@ -68,6 +69,25 @@ def ranking_scores(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     areas = [auroc(p[y[:, k] == 0, k], p[y[:, k] == 1, k]) for k in defined]
     precisions = [average_precision(p[:, k], y[:, k]) for k in defined]
     return {"auroc": float(np.mean(areas)), "average_precision": float(np.mean(precisions))}
+
+
+def labels_entropy(probs: ArrayLike) -> Array:
+    """Return the entropy of the labels of each example, summed over labels, in nats (N,).
+
+    Args:
+        probs: (N, L).
+
+    Raises:
+        UserError: values are no probabilities (N, L).
+    """
+    p = np.asarray(probs, dtype=np.float64)
+    if p.ndim != 2 or p.size == 0:
+        raise UserError(
+            f"probs must be (N, L) with N and L >= 1, got {p.shape}{flattening(p.ndim, 'labels')}"
+        )
+    check_range(p)
+    # Sorted rows with the same probabilities have bitwise equal sums, so ties stay ties.
+    return np.asarray(np.sort(entr(p) + entr(1 - p), axis=1).sum(axis=1))
 
 
 def wrong_labels(probs: ArrayLike, targets: ArrayLike) -> Array:

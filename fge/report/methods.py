@@ -13,7 +13,6 @@ from fge import metrics
 from fge.config import CLASSIFICATION, VIEWS_SUFFIX
 from fge.data import Dataset
 from fge.ensemble import MemberPredictions, PredictionFile
-from fge.metrics import ood_auroc
 from fge.report.escaping import plain_name
 from fge.report.page import Table
 from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
@@ -33,7 +32,12 @@ OTHER_COLUMNS = (
 """Columns of tasks that are not of several classes, for tables of several runs."""
 _BALANCED = ("balanced_error", "balanced", "{:.2f}")
 ONE_RUN = "This is one run: other seeds give other numbers."
-_SCORES = {"max_probability": "max probability", "entropy": "entropy"}
+_SCORES = {
+    "max_probability": ("max probability", "the largest probability"),
+    "entropy": ("entropy", "the entropy of the averaged prediction"),
+    "variance": ("variance over members", "the variance over the members"),
+}
+"""Of OOD images: the heading of an AUROC, and the doubt in words."""
 OOD_TITLE = "OOD detection"
 _WITHOUT_VIEWS = ("best-snapshot", "fge+refit")
 """Lines that have none with test-time augmentation, so that the table stays short."""
@@ -49,8 +53,9 @@ class MethodResult:
     passed forward to estimate the batch-norm statistics of members other than snapshots;
     ``validation_images`` to validate the snapshots up to the last member, and the averages that
     were tried. ``member_names`` are the names in ``predictions/test.npz`` (with views in
-    ``predictions/test-tta.npz``). ``ood`` has the result of :func:`fge.metrics.ood_auroc` for each
-    kind of OOD images. ``balanced_error`` is the mean of the errors of the classes, in percent.
+    ``predictions/test-tta.npz``). ``ood`` has for each kind of OOD images the result
+    of :meth:`fge.tasks.Task.detection`. ``balanced_error`` is the mean of the errors of the
+    classes, in percent.
 
     Of another ``task`` than one of several classes ``figures`` has all figures by key.
     """
@@ -359,8 +364,8 @@ def as_methods(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
 def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) -> list[MethodResult]:
     """Return the results with the AUROCs of each kind of OOD images; unchanged without any.
 
-    Each AUROC compares the members' averaged prediction on the OOD images with that on the test
-    set; see :func:`fge.metrics.ood_auroc`.
+    Each AUROC compares the members' predictions on the OOD images with those on the test set; see
+    :meth:`fge.tasks.Task.detection`.
 
     Args:
         results: whose members are predicted on all images.
@@ -372,9 +377,10 @@ def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) ->
 
 
 def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, dict[str, float]]:
-    inside = predictions.test.mean(result.member_names)
+    names, test = result.member_names, predictions.test
+    mean, spread = test.mean(names), test.variances(names)[0]
     return {
-        name: ood_auroc(inside, file.mean(result.member_names))
+        name: test.task.detection(mean, file.mean(names), spread, file.variances(names)[0])
         for name, file in predictions.ood.items()
     }
 
@@ -431,14 +437,19 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
     """
     if not dataset.ood:
         return []
+    found = [result.ood or {} for result in results]
+    known = {score for aurocs in found for own in aurocs.values() for score in own}
+    scores = {score: words for score, words in _SCORES.items() if score in known}
+    if not scores:
+        return []
     headings = ["method", "members"]
     for name in dataset.ood:
-        first, *others = _SCORES.values()
+        first, *others = (heading for heading, _ in scores.values())
         headings += [f"{name}: {first}", *others]
     rows = []
-    for result in results:
-        aurocs = result.ood or {}
-        cells = [f"{aurocs[name][score]:.4f}" for name in dataset.ood for score in _SCORES]
+    for result, aurocs in zip(results, found, strict=True):
+        own = [aurocs.get(name, {}).get(score) for name in dataset.ood for score in scores]
+        cells = ["-" if value is None else f"{value:.4f}" for value in own]
         rows.append([result.name, str(result.members), *cells])
     kinds = [
         f"{plain_name(name)}, {len(other.split)} images" for name, other in dataset.ood.items()
@@ -446,8 +457,8 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
     note = (
         f"OOD images ({'; '.join(kinds)}; in the size and channels of the data) against the "
         f"{len(dataset.test)} test images. AUROC is the probability that the OOD image is the less "
-        "certain one, by the largest probability or the entropy of the averaged prediction: 0.5 is "
-        "chance, 1 is perfect. OOD images are not used in training or selection, and the costs "
-        "above do not count them."
+        f"certain one, by {' or '.join(doubt for _, doubt in scores.values())}: 0.5 is chance, 1 "
+        "is perfect. OOD images are not used in training or selection, and the costs above do not "
+        "count them."
     )
     return [Table(OOD_TITLE, headings, rows, note)]

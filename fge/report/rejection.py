@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
 
 from fge import metrics
 from fge.ensemble import PredictionFile
@@ -40,8 +39,7 @@ def curve_of(result: MethodResult, test: PredictionFile) -> RiskCoverage:
     if task.uses_noise:
         squares = metrics.squared_residuals(mean, test.targets.reshape(mean.shape))
         return metrics.risk_coverage_of(test.spread(members).mean(axis=1), squares)
-    # Sorted rows with the same probabilities have bitwise equal sums, so ties stay ties.
-    doubt = np.sort(entr(mean) + entr(1 - mean), axis=1).sum(axis=1)
+    doubt = metrics.labels_entropy(mean)
     return metrics.risk_coverage_of(doubt, metrics.wrong_labels(mean, test.targets))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from fge import metrics
 from fge.config import OF_CLASSES, TaskName
 from fge.networks import ForwardFn, LossFn, Output
 
@@ -261,6 +262,24 @@ class Task(ABC):
         """Return the noise that data say, or None for a task that has none."""
         del mean, targets, spread
         return None
+
+    def detection(
+        self,
+        mean: ArrayLike,
+        other: ArrayLike,
+        spread: ArrayLike | None = None,
+        other_spread: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """Return how well predictions tell OOD inputs from others: AUROCs by kind of doubt.
+
+        Args:
+            mean: predictions of N inputs of the data.
+            other: of M OOD inputs.
+            spread: the variance over members of the former.
+            other_spread: of the latter.
+        """
+        del spread, other_spread
+        return metrics.ood_auroc(mean, other)
 
     def extra(
         self,

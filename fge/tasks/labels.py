@@ -101,6 +101,18 @@ class Multilabel(Task):
             metrics.calibrated_labels_nll(mean, targets),
         )
 
+    def detection(
+        self,
+        mean: ArrayLike,
+        other: ArrayLike,
+        spread: ArrayLike | None = None,
+        other_spread: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """Return the AUROC by the entropy of the labels."""
+        del spread, other_spread
+        inside, outside = (metrics.labels_entropy(probs) for probs in (mean, other))
+        return {"entropy": metrics.auroc(inside, outside)}
+
     def diversity(self, members: Sequence[Array], targets: ArrayLike) -> dict[str, float]:
         """Return how many labels two members say differently, and the members' figures."""
         said = np.array([member > 0.5 for member in members])

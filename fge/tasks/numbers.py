@@ -158,6 +158,26 @@ class Regression(Task):
             "mean_member_nll": float(np.mean(nlls)),
         }
 
+    def detection(
+        self,
+        mean: ArrayLike,
+        other: ArrayLike,
+        spread: ArrayLike | None = None,
+        other_spread: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """Return the AUROC by the variance over members, in parts of that of the targets.
+
+        Of one network there is none: it is as certain of one number as of another.
+        """
+        del mean, other
+        if spread is None or other_spread is None or not np.any(spread):
+            return {}
+        inside, outside = (
+            (np.asarray(variance) / np.square(self.std)).mean(axis=1)
+            for variance in (spread, other_spread)
+        )
+        return {"variance": metrics.auroc(inside, outside)}
+
     def _variances(
         self,
         mean: ArrayLike,

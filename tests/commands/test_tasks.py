@@ -306,6 +306,38 @@ def test_images_have_numbers_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.sort(said, axis=0), np.sort(expected, axis=0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_ood_images_of_labels_and_numbers(tmp_path: Path, task: str) -> None:
+    data = images(tmp_path / "light.npz")
+    if task == "multilabel":
+        with np.load(data) as stored:
+            arrays = dict(stored)
+        for part in ("train", "test"):
+            numbers = arrays.pop(f"{part}_targets")
+            bright = numbers > np.median(numbers)
+            arrays[f"{part}_labels"] = np.stack([bright, numbers > 130], axis=1).astype(int)
+        np.savez(data, **arrays)
+    options: dict[str, Any] = {**RUN, **PLAIN, "epochs": 2, "task": task, "data": str(data)}
+    run = train(TrainConfig(out=tmp_path / "run", method="split", ood=("noise",), **options))
+    line = next(one for one in report_of(run)["methods"] if one["name"] == "split")
+    array = "predictions" if task == "regression" else "probabilities"
+    found = []
+    for part in ("test", "ood-noise"):
+        with np.load(run / "predictions" / f"{part}.npz") as stored:
+            assert stored["members"].tolist()[:2] == ["split-0001", "split-0002"]
+            members = stored[array][:2].astype(float)
+        if task == "regression":
+            found.append(members.var(axis=0)[:, 0])
+        else:
+            p = members.mean(axis=0)
+            found.append(-(p * np.log(p) + (1 - p) * np.log(1 - p)).sum(axis=1))
+    inside, outside = found
+    pairs = (outside[:, None] > inside) + (outside[:, None] == inside) / 2
+    score = "variance" if task == "regression" else "entropy"
+    assert line["ood"] == {"noise": {score: pytest.approx(pairs.mean())}}
+    assert "## OOD detection" in (run / "report.md").read_text()
+
+
 def test_wrong_options_end_in_a_line(
     table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

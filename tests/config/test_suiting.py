@@ -47,7 +47,7 @@ def test_a_table_gets_its_network_and_no_crops() -> None:
         ({"crop_padding": 2}, "--crop-padding is for images"),
         ({"augment": "randaugment"}, "--augment is for images"),
         ({"channels_last": "on"}, "--channels-last is for images"),
-        ({"ood": ("noise",)}, "--ood is for images of classes: houses.csv is a table"),
+        ({"ood": ("noise",)}, "--ood is for images, and houses.csv is a table"),
         ({"target": ()}, "the table houses.csv needs --target COLUMN"),
     ],
 )
@@ -67,7 +67,6 @@ def test_a_target_needs_a_table() -> None:
         (FGEConfig(task="binary", mixup=0.2), "--mixup has no meaning for --task binary"),
         (FGEConfig(task="regression", label_smoothing=0.1), "--label-smoothing has no meaning"),
         (FGEConfig(task="multilabel", class_weights="balanced"), "--class-weights has no meaning"),
-        (FGEConfig(task="multilabel", ood=("noise",)), "OOD detection needs classes"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(config: Any, message: str) -> None:
@@ -80,10 +79,10 @@ def test_what_a_task_has_is_left_alone() -> None:
         FGEConfig(task="binary", label_smoothing=0.1, class_weights="balanced", ood=("noise",)),
         TrainConfig(task="binary", method="auto"),
         TrainConfig(task="multilabel", method="auto"),
-        FGEConfig(task="multilabel", plan="auto"),
+        FGEConfig(task="multilabel", plan="auto", ood=("noise",)),
         TrainConfig(task="regression", method="auto"),
         FGEConfig(task="regression", plan="auto"),
-        CompareConfig(task="regression", methods=("single", "auto"), ood=()),
+        CompareConfig(task="regression", methods=("single", "auto")),
         FGEConfig(task="binary", refit="bezier", baseline="auto"),
         FGEConfig(task="regression", refit="polychain", baseline="auto"),
         ConnectConfig(task="multilabel", weights=("a", "b")),  # type: ignore[arg-type]
@@ -100,5 +99,5 @@ def test_methods_by_default_are_those_of_every_task() -> None:
     numbers = suited(CompareConfig(task="regression"))
     assert numbers.methods == CompareConfig().methods
     assert suited(CompareConfig(task="multilabel")).methods == CompareConfig().methods
-    assert numbers.ood == ()
+    assert numbers.ood == CompareConfig().ood
     assert numbers.base_lr == CompareConfig().base_lr / 4

@@ -114,3 +114,16 @@ def test_average_precision_of_what_it_is_not_defined_for(
     with pytest.raises(UserError, match=message):
         metrics.average_precision(scores, targets)
     assert metrics.average_precision([0.1, 0.9], [False, True]) == 1.0
+
+
+def test_the_entropy_of_labels_is_that_of_each_summed() -> None:
+    halves = metrics.labels_entropy([[0.5, 0.5], [1.0, 0.0], [0.25, 0.5]])
+    quarter = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert halves == pytest.approx([2 * np.log(2), 0.0, quarter + np.log(2)])
+    assert (
+        metrics.labels_entropy([[0.2, 0.7, 0.4]])[0] == metrics.labels_entropy([[0.4, 0.2, 0.7]])[0]
+    )
+    with pytest.raises(UserError, match=r"probs must be \(N, L\)"):
+        metrics.labels_entropy([0.5])
+    with pytest.raises(UserError, match="probs must be probabilities"):
+        metrics.labels_entropy([[1.5]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_the_table_has_both_scores_of_each_kind(tmp_path: Path) -> None:
     assert "(noise, 2 images; in the size and channels of the data)" in table.note
     assert "3 test images" in table.note
     assert "the costs above do not count them" in table.note
+
+
+def test_of_numbers_the_variance_over_the_members_is_shown() -> None:
+    lines = [line("one", "a"), line("both", "a", "b")]
+    found = [
+        replace(lines[0], ood={"noise": {}}),
+        replace(lines[1], ood={"noise": {"variance": 0.75}}),
+    ]
+    (table,) = ood_tables(found, data_by_hand())
+    assert table.headings == ["method", "members", "noise: variance over members"]
+    assert table.rows == [["one", "1", "-"], ["both", "2", "0.7500"]]
+    assert "is the less certain one, by the variance over the members: 0.5 is chance" in table.note
+    assert ood_tables(found[:1], data_by_hand()) == []
 
 
 def test_without_ood_images_nothing_is_said(tmp_path: Path) -> None:

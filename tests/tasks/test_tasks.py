@@ -218,3 +218,21 @@ def test_what_a_planner_compares() -> None:
     assert SCALED.plan.val == "val_scaled_mse"
     with pytest.raises(TypeError, match="of a regression are neither right nor wrong"):
         SCALED.wrong(NUMBERS, NUMBERS)
+
+
+def test_ood_inputs_are_told_by_the_doubt_of_the_task() -> None:
+    classes, labels = Classification(("a", "b")), Multilabel(("a", "b"))
+    inside, outside = [[0.9, 0.1], [0.6, 0.4]], [[0.5, 0.5], [0.7, 0.3]]
+    assert classes.detection(inside, outside) == metrics.ood_auroc(inside, outside)
+    # Of labels by their entropy: 0.9 and 0.9 is the surest, then 0.7 and 0.9, 0.6 and 0.9.
+    found = labels.detection([[0.9, 0.9], [0.1, 0.6]], [[0.3, 0.9], [0.5, 0.5]])
+    assert found == {"entropy": 3 / 4}
+    # Of numbers by the variance over members, in parts of that of the targets, 9 and 400.
+    spread, other = np.array([[9.0, 40.0], [1.0, 80.0]]), np.array([[0.9, 600.0], [9.0, 400.0]])
+    assert (spread / [9.0, 400.0]).mean(axis=1) == pytest.approx([0.55, 0.1 + 1 / 18])
+    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], spread, other) == {"variance": 1.0}
+    other = np.array([[4.5, 0.0], [9.0, 400.0]])  # 0.25 and 1
+    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], spread, other) == {"variance": 3 / 4}
+    alone = np.zeros((2, 2))
+    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], alone, alone) == {}
+    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4]) == {}
