@@ -22,8 +22,7 @@ from fge.metrics.conformal import (
     check_fit,
     conformal_quantile,
 )
-from fge.metrics.labels import check_labels
-from fge.metrics.scores import check_range, flattening
+from fge.metrics.labels import check_label_probs, check_labels
 
 Masks = NDArray[np.bool_]
 
@@ -69,12 +68,7 @@ def conformal_label_sets(probs: ArrayLike, fit: Conformal) -> Masks:
         UserError: values are not probabilities, or the fit is one of classes or intervals.
     """
     check_fit(fit, OF_LABELS)
-    p = np.asarray(probs, dtype=np.float64)
-    if p.ndim != 2 or p.size == 0:
-        raise UserError(
-            f"probs must be (N, L) with N and L >= 1, got {p.shape}{flattening(p.ndim, 'labels')}"
-        )
-    inside: Masks = 1 - check_range(p) <= fit.threshold
+    inside: Masks = 1 - check_label_probs(probs) <= fit.threshold
     return inside
 
 

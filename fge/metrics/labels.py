@@ -80,12 +80,7 @@ def labels_entropy(probs: ArrayLike) -> Array:
     Raises:
         UserError: values are no probabilities (N, L).
     """
-    p = np.asarray(probs, dtype=np.float64)
-    if p.ndim != 2 or p.size == 0:
-        raise UserError(
-            f"probs must be (N, L) with N and L >= 1, got {p.shape}{flattening(p.ndim, 'labels')}"
-        )
-    check_range(p)
+    p = check_label_probs(probs)
     # Sorted rows with the same probabilities have bitwise equal sums, so ties stay ties.
     return np.asarray(np.sort(entr(p) + entr(1 - p), axis=1).sum(axis=1))
 
@@ -173,6 +168,20 @@ def check_labels(probs: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[n
             f"{flattening(p.ndim, 'labels')}"
         )
     return check_range(p), _zero_or_one(y)
+
+
+def check_label_probs(probs: ArrayLike) -> Array:
+    """Return probabilities (N, L) in float64.
+
+    Raises:
+        UserError: the shape does not fit, or values are no probabilities.
+    """
+    p = np.asarray(probs, dtype=np.float64)
+    if p.ndim != 2 or p.size == 0:
+        raise UserError(
+            f"probs must be (N, L) with N and L >= 1, got {p.shape}{flattening(p.ndim, 'labels')}"
+        )
+    return check_range(p)
 
 
 def _zero_or_one(y: NDArray[Any]) -> NDArray[np.int64]:

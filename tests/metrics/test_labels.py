@@ -127,3 +127,4 @@ def test_the_entropy_of_labels_is_that_of_each_summed() -> None:
         metrics.labels_entropy([0.5])
     with pytest.raises(UserError, match="probs must be probabilities"):
         metrics.labels_entropy([[1.5]])
+    assert metrics.labels_entropy([[1 + 1e-9, 0.0]])[0] == 0  # rounding of a sigmoid
