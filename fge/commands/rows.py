@@ -271,10 +271,15 @@ def outputs_tables(
         [names[k], *(values[place] for values in given.values()), *found.cells(k)]
         for place, k in enumerate(most)
     ]
+    differing_headings = [example, *given, *task.names]
+    if found.sets is not None:
+        differing_headings.append("set")
+        for row, k in zip(differing, most, strict=True):
+            row.append(set_in_words(found.mean[k], found.sets[k], task.names) or "(empty)")
     title = f"The {example}s on which the members differ most"
     tables = [
         Table("Predictions", headings, rows, note),
-        Table(title, [example, *given, *task.names], differing),
+        Table(title, differing_headings, differing),
     ]
     if found.sets is not None and found.fit is not None:
         tables.insert(1, set_size_table(found.sets, found.fit, example))

@@ -104,7 +104,15 @@ def label_set_table(found: Sequence[LabelSets], tests: int, example: str) -> Tab
             f"Sets at {100 * fit.coverage:g} % need {fit.least} validation {example}s, and there "
             f"are {fit.examples}: every set holds all labels."
         )
-    headings = ["method", "members", "coverage %", "recall %", "mean size", "labels", "empty %"]
+    headings = [
+        "method",
+        "members",
+        "coverage %",
+        "recall %",
+        "mean size",
+        "true labels",
+        "empty %",
+    ]
     return Table(TITLE, headings, rows, note)
 
 

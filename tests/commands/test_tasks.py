@@ -253,6 +253,8 @@ def test_sets_of_labels_follow_by_hand_and_are_measured(
     assert "stated to hold all labels of 80 % of rows, have" in page
     for size, count in enumerate(np.bincount(sizes)):
         assert f"| {size} | {count} | {100 * count / COUNT:.1f} |" in re.sub(" +", " ", page)
+    differing = page.split("members differ most")[1]
+    assert re.search(r"\| up *\| wide *\| set *\|", differing)
     error = "--coverage 0.99: sets that hold all labels of 99 % of rows need 99 validation rows"
     with pytest.raises(UserError, match=error):
         predict(PredictConfig(run=run, images=new, out=tmp_path / "more", coverage=0.99))
