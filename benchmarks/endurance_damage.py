@@ -373,7 +373,8 @@ class DamageStudy:
             kind = UNREAD if untouched(names, damaged, before, after) else "silent"
             found += [(kind, name) for name in names[:3]]
         elif done.code == 2:
-            for name in damaged:
+            # A manifest first: what the run has dropped is known from it.
+            for name in sorted(damaged, key=lambda name: Path(name).name != MANIFEST):
                 restore(folder, name, original)
             again = run(place, words)
             reap()

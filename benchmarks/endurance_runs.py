@@ -236,10 +236,16 @@ def promised(folder: Path) -> dict[str, bytes]:
 
 
 def manifest_of(data: bytes) -> bytes:
-    """Return a manifest without its checksum and the entries of files that may differ."""
-    content = json.loads(data)
-    del content["sha256"]
-    content["files"] = {n: e for n, e in content["files"].items() if is_promised(n)}
+    """Return a manifest without its checksum and the entries of files that may differ.
+
+    What stands in its place, such as another file, is as it is.
+    """
+    try:
+        content = json.loads(data)
+        del content["sha256"]
+        content["files"] = {n: e for n, e in content["files"].items() if is_promised(n)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return data
     return json.dumps(content, indent=1).encode()
 
 
@@ -247,10 +253,7 @@ def differences(
     folder: Path, reference: dict[str, bytes], ignored: Iterable[str] = ()
 ) -> list[str]:
     """Return the names of promised files that are missing, more, or not the same."""
-    try:
-        ours = promised(folder)
-    except (ValueError, KeyError) as error:
-        return [f"manifest.json ({error})"]
+    ours = promised(folder)
     names = sorted({*ours, *reference} - set(ignored))
     return [name for name in names if ours.get(name) != reference.get(name)]
 

@@ -71,6 +71,13 @@ def test_the_end_of_an_interrupted_command_is_judged(
     assert study.stopped_badly(done(130, TRACE), study.signal.SIGINT) == "traceback"
 
 
+def test_a_manifest_in_whose_place_another_file_stands_is_that_file() -> None:
+    manifest = json.dumps({"files": {"a.json": 1, "timing.jsonl": 2}, "sha256": "x"}).encode()
+    assert json.loads(runs.manifest_of(manifest)) == {"files": {"a.json": 1}}
+    for other in (b'{"method": "fge"}', b"[]", b"", b'{"sha256": 1, "files": []}'):
+        assert runs.manifest_of(other) == other
+
+
 def test_a_lost_file_is_found() -> None:
     mine = damage.FOREIGN
     before = {"a.json": b"1", mine: b"2", f"s/{mine}": b"3", "timing.jsonl": b"4", "m": b"5"}

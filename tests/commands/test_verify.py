@@ -491,6 +491,30 @@ def test_repair_removes_what_was_being_written(ended: Path, tmp_path: Path) -> N
     assert "state/new.safetensors" not in Manifest.read(run).files  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", ["timing.jsonl", "logs/job.log"])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_what_stands_in_the_place_of_a_file_that_is_not_compared_is_found(
+    outer: Path, capsys: pytest.CaptureFixture[str], name: str, pipe: bool
+) -> None:
+    """The comparison would append to it, and be refused."""
+    manifest = Manifest.read(outer)
+    assert manifest is not None
+    manifest.note(folders=[], streams=["logs/*"])
+    manifest.save()
+    path = outer / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if pipe else path.mkdir()
+    what = f"outer/{name} is {'a named pipe' if pipe else 'a folder'}, not a file; move it away\n"
+    code, out, err = verify(outer, capsys)
+    assert (code, what in out) == (2, True), out
+    assert err.endswith("outer is not as written\n")
+    assert verify(outer, capsys, "--repair")[0] == 2
+    assert path.is_fifo() or path.is_dir()
+    path.unlink() if pipe else path.rmdir()
+    assert verify(outer, capsys)[0] == 0
+
+
 def test_damaged_lines_of_times_that_are_not_compared_are_dropped(
     outer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
