@@ -69,9 +69,11 @@ def check_run(root: Path) -> Findings:
     """
     manifest = Manifest.read(root)
     if manifest is None:
+        there = kind_of(root / manifests.NAME) is not None
         raise UserError(
-            f"{root} has no manifest.json: it is no run, or an older one with nothing to compare "
-            "with; --repair takes the files of an older run in as they are"
+            f"{root} has no manifest.json{' of this program' if there else ''}: it is no run, or "
+            "an older one with nothing to compare with; --repair takes the files of an older run "
+            "in as they are"
         )
     faults = [
         Fault(root, name, what, *_remedy(manifest, name))

@@ -223,7 +223,9 @@ def test_a_run_from_before_there_were_manifests_is_taken_in(
     (run / "manifest.json").unlink()
     code, _, err = verify(run, capsys)
     assert code == 2
-    assert "has no manifest.json" in err
+    assert "has no manifest.json: it is no run" in err
+    (tmp_path / "manifest.json").write_text('{"method": "fge"}')
+    assert "has no manifest.json of this program: it is no run" in verify(tmp_path, capsys)[2]
     assert verify(run, capsys, "--repair")[0] == 0
     assert {n: d for n, d in promised(run).items() if is_promised(n)} == promised(ended)
     (run / "manifest.json").unlink()
