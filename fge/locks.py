@@ -126,7 +126,9 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether somebody holds the lock on a file."""
+    """Return whether somebody holds the lock on a file; nobody holds what is no file."""
+    if kind_of(path) != "":
+        return False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

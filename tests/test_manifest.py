@@ -308,4 +308,9 @@ def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "target")
     with pytest.raises(UserError, match="lock is a link and no file; move it away"):
         Lock(tmp_path / "lock").take()
+    held = Lock(tmp_path / "held")
+    assert held.take()
+    (tmp_path / "other").symlink_to(held.path)
+    assert (is_held(held.path), is_held(tmp_path / "other")) == (True, False)
+    held.release()
     assert (tmp_path / "target").read_text() == "mine"

@@ -141,11 +141,11 @@ def _blocked(manifest: Manifest) -> list[str]:
     """Return the names of files that are not compared in whose place something else stands."""
     paths = {path for pattern in manifest.streams for path in manifest.root.glob(pattern)}
     names = [path.relative_to(manifest.root).as_posix() for path in sorted(paths)]
-    return [n for n in names if n not in manifest.files and _in_the_way(manifest.root / n)]
+    return [n for n in names if n not in manifest.files and kind_of(manifest.root / n)]
 
 
 def _fault(manifest: Manifest, name: str) -> str | None:
-    if name not in manifest.files and (kind := _in_the_way(manifest.root / name)):
+    if name not in manifest.files and (kind := kind_of(manifest.root / name)):
         return f"{shown(manifest.root / name)} is {kind}, not a file"
     try:
         if name.endswith(TIMES) and kind_of(manifest.root / name) == "":
@@ -175,7 +175,7 @@ def _others(manifest: Manifest, inner: list[Path]) -> Iterator[Path]:
 
 def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return what can be done about a damaged file, and whether that is nothing."""
-    if name not in manifest.files and _in_the_way(manifest.root / name):
+    if name not in manifest.files and kind_of(manifest.root / name):
         return "move it away", True
     remedy, lost = _remedy_of(manifest, name)
     if _in_the_way(manifest.root / name):

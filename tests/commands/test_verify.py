@@ -493,28 +493,34 @@ def test_repair_removes_what_was_being_written(ended: Path, tmp_path: Path) -> N
     assert "state/new.safetensors" not in Manifest.read(run).files  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["timing.jsonl", "logs/job.log"])
-@pytest.mark.parametrize("pipe", [False, True])
+@pytest.mark.parametrize("name", ["timing.jsonl", "logs/job.log", "locks/job"])
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a link"])
 def test_what_stands_in_the_place_of_a_file_that_is_not_compared_is_found(
-    outer: Path, capsys: pytest.CaptureFixture[str], name: str, pipe: bool
+    outer: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
 ) -> None:
-    """The comparison would append to it, and be refused."""
+    """The comparison would write to it, and be refused."""
     manifest = Manifest.read(outer)
     assert manifest is not None
-    manifest.note(folders=[], streams=["logs/*"])
+    manifest.note(folders=[], streams=["logs/*", "locks/*"])
     manifest.save()
     path = outer / name
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
-    os.mkfifo(path) if pipe else path.mkdir()
-    what = f"outer/{name} is {'a named pipe' if pipe else 'a folder'}, not a file; move it away\n"
+    make = {"a folder": Path.mkdir, "a named pipe": os.mkfifo, "a link": symlink_to_copy}
+    make[kind](path)
     code, out, err = verify(outer, capsys)
-    assert (code, what in out) == (2, True), out
+    assert (code, f"outer/{name} is {kind}, not a file; move it away\n" in out) == (2, True), out
     assert err.endswith("outer is not as written\n")
     assert verify(outer, capsys, "--repair")[0] == 2
-    assert path.is_fifo() or path.is_dir()
-    path.unlink() if pipe else path.rmdir()
+    assert os.path.lexists(path)
+    path.rmdir() if kind == "a folder" else path.unlink()
     assert verify(outer, capsys)[0] == 0
+
+
+def symlink_to_copy(path: Path) -> None:
+    outside = path.parent.parent.parent / f"{path.name}-copy"
+    outside.write_bytes(b"")
+    path.symlink_to(outside)
 
 
 def test_damaged_lines_of_times_that_are_not_compared_are_dropped(
