@@ -280,7 +280,7 @@ class Manifest:
     def note(self, *, folders: Iterable[str] = (), streams: Iterable[str] = ()) -> None:
         """Record whole runs in folders of this one, and patterns of files that are not compared."""
         known = (len(self.folders), len(self.streams))
-        self.folders = list(dict.fromkeys([*self.folders, *folders]))
+        self.folders = sorted({*self.folders, *folders})
         self.streams = list(dict.fromkeys([*self.streams, *streams]))
         if known != (len(self.folders), len(self.streams)):
             self.save()

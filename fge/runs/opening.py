@@ -211,6 +211,8 @@ def manifest_of(out: Path, command: str) -> Manifest:
         manifest = Manifest(out, known or command)
         if known is not None:
             manifest.adopt(files_of_old_run(out))
+            manifest.folders = _runs_in(out)
+            manifest.adopt(_configs_of_jobs(out, manifest.folders))
             manifest.streams = list(STREAMS) if of_run else []
     manifest.command = manifest.command or command
     return manifest
@@ -267,11 +269,18 @@ def _runs_in(out: Path) -> list[str]:
     if Manifest.read(out) is not None:
         return []
     folders = [out / "baseline", *(out / RUNS.name).glob("*")]
-    return [
+    return sorted(
         path.relative_to(out).as_posix()
         for path in folders
         if path.is_dir() and not path.is_symlink() and command_of(path / "config.json") is not None
-    ]
+    )
+
+
+def _configs_of_jobs(out: Path, folders: Sequence[str]) -> list[str]:
+    """Return the names of the files with the options of a comparison's jobs."""
+    jobs = [name.partition("/")[2] for name in folders if name.startswith(f"{RUNS.name}/")]
+    names = [f"logs/{job}.json" for job in jobs]
+    return [name for name in names if kind_of(out / name) == ""]
 
 
 def _streams_in(manifest: Manifest) -> list[Path]:

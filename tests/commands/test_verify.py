@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from fge.commands.train import fge
 from fge.manifest import Manifest
 from fge.runs import repair_run
 from fge.runs.adopting import files_of_old_run
+from fge.runs.opening import manifest_of
 from fge.train import Learner
 
 STEPS = 3
@@ -427,6 +429,23 @@ def test_resuming_without_the_options_names_their_file(
     capsys.readouterr()
     assert cli.main(["fge", "--out", str(run), "--resume"]) == 2
     assert f"{run / 'config.json'} " in capsys.readouterr().err
+
+
+def test_an_older_comparison_is_taken_in_with_its_runs(tmp_path: Path) -> None:
+    """Whoever lost the manifest of a comparison gets one that names the same runs again."""
+    for folder, command in ((".", "compare"), ("runs/b", "train"), ("runs/a", "train")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        content = {"schema_version": 2, "command": command, "options": {}}
+        (tmp_path / folder / "config.json").write_text(json.dumps(content))
+    for name in ("runs/mine/config.json", "logs/a.json", "logs/mine.json", "logs/a.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "runs" / "a")
+    manifest = manifest_of(tmp_path, "compare")
+    assert manifest.folders == ["runs/a", "runs/b"]
+    assert sorted(manifest.files) == ["config.json", "logs/a.json"]
+    manifest.note(folders=["runs/b", "runs/0"])
+    assert manifest.folders == ["runs/0", "runs/a", "runs/b"]
 
 
 @pytest.fixture
