@@ -10,7 +10,7 @@ from fge.metrics.calibration import (
     scale_temperature,
     tempered_nll_per_example,
 )
-from fge.metrics.classes import balanced_error, class_errors, confusion
+from fge.metrics.classes import balanced_error, class_errors, class_rankings, confusion
 from fge.metrics.conformal import (
     Conformal,
     IntervalCoverage,
@@ -140,6 +140,7 @@ __all__ = [
     "check_probs",
     "check_regression",
     "class_errors",
+    "class_rankings",
     "conformal_intervals",
     "conformal_label_sets",
     "conformal_quantile",

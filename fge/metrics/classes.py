@@ -1,10 +1,12 @@
-"""Errors by class: the confusion matrix, each class's error, and their mean."""
+"""Errors by class: the confusion matrix, each class's error, their mean, and rankings."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fge.metrics.detection import auroc
+from fge.metrics.labels import average_precision
 from fge.metrics.scores import check_examples
 
 
@@ -53,3 +55,31 @@ def balanced_error(counts: NDArray[np.int64]) -> float:
         counts: (C, C), of :func:`confusion`.
     """
     return float(np.nanmean(class_errors(counts)))
+
+
+def class_rankings(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+    """Return ``auroc`` and ``average_precision`` of classes against the rest, means over classes.
+
+    By the probability of each class. It needs examples in it and outside of it; a figure is
+    left out if no class has both.
+
+    >>> class_rankings([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1])
+    {'auroc': 1.0, 'average_precision': 1.0}
+
+    Args:
+        probs: (N, C), rows sum to 1.
+        targets: (N,), integers.
+
+    Raises:
+        UserError: as :func:`fge.metrics.check_examples`.
+    """
+    p, y = check_examples(probs, targets)
+    areas, precisions = [], []
+    for k in range(p.shape[1]):
+        own = y == k
+        if own.any() and not own.all():
+            areas.append(auroc(p[~own, k], p[own, k]))
+            precisions.append(average_precision(p[:, k], own))
+    if not areas:
+        return {}
+    return {"auroc": float(np.mean(areas)), "average_precision": float(np.mean(precisions))}

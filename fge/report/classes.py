@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fge import metrics
-from fge.config import OF_CLASSES
+from fge.config import CLASSIFICATION, OF_CLASSES
 from fge.data import Dataset
 from fge.ensemble import PredictionFile
 from fge.observer import counted
@@ -23,6 +23,8 @@ MOST_CLASSES = 20
 """So many classes have a row each; of more, those of the largest errors are shown."""
 MOST_CONFUSIONS = 20
 """The mistakes that are listed instead of a larger matrix."""
+MOST_RANKED = 100
+"""Of more classes no rankings are made: each class sorts all test images."""
 IMBALANCED = 2.0
 """The ratio of the sizes of classes from which the balanced error is a column of its own."""
 _NOT_SHOWN = ("best-snapshot", "fold")
@@ -112,9 +114,12 @@ def add_classes(
     errors = map(metrics.class_errors, matrices)
     report.table(errors_table(counts, dict(zip(names, errors, strict=True)), names[k]))
     report.table(confusion_table(counts, shown[k], matrices[k]))
+    rankings = _rankings(shown, test, len(counts.names))
+    if any(rankings):
+        report.table(ranking_table(shown, rankings, counts))
     if counts.imbalanced:
         report.say(class_verdict(counts, shown[k], matrices[k]))
-    report.facts(classes=class_facts(counts, shown, matrices))
+    report.facts(classes=class_facts(counts, shown, matrices, rankings))
 
 
 def _main(results: Sequence[MethodResult]) -> int:
@@ -126,6 +131,7 @@ def class_facts(
     counts: ClassCounts,
     results: Sequence[MethodResult],
     matrices: Sequence[NDArray[np.int64]],
+    rankings: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     """Return the content for ``report.json``: errors in percent, null without test images."""
     return {
@@ -139,8 +145,9 @@ def class_facts(
                 "balanced_error": metrics.balanced_error(matrix),
                 "errors": [None if np.isnan(e) else float(e) for e in metrics.class_errors(matrix)],
                 "confusion": matrix.tolist(),
+                **ranking,
             }
-            for result, matrix in zip(results, matrices, strict=True)
+            for result, matrix, ranking in zip(results, matrices, rankings, strict=True)
         ],
     }
 
@@ -197,6 +204,31 @@ def confusion_table(counts: ClassCounts, result: MethodResult, matrix: NDArray[n
     what = f"{counts.example}s"
     note = f"Test {what} of {of}: the most frequent mistakes; report.json has the whole matrix."
     return Table("Confusions", ["true", "predicted", what], rows, note)
+
+
+def _rankings(
+    results: Sequence[MethodResult], test: PredictionFile, classes: int
+) -> list[dict[str, float]]:
+    """Return AUROC and average precision of lines of several classes, but not of very many."""
+    if test.task.name != CLASSIFICATION or classes > MOST_RANKED:
+        return [{} for _ in results]
+    return [metrics.class_rankings(test.mean(r.member_names), test.targets) for r in results]
+
+
+def ranking_table(
+    results: Sequence[MethodResult], rankings: Sequence[Mapping[str, float]], counts: ClassCounts
+) -> Table:
+    """Return the table of how well probabilities rank the examples of a class."""
+    rows = [
+        [result.name, str(result.members), *(f"{value:.4f}" for value in ranking.values())]
+        for result, ranking in zip(results, rankings, strict=True)
+    ]
+    note = (
+        f"How well the probability of a class tells its test {counts.example}s from the others: "
+        "AUROC and average precision (AP) of each class against the rest, means over "
+        f"{counts.of_classes}."
+    )
+    return Table("Rankings", ["method", "members", "AUROC", "AP"], rows, note)
 
 
 def class_verdict(counts: ClassCounts, result: MethodResult, matrix: NDArray[np.int64]) -> str:

@@ -16,6 +16,7 @@ from fge.commands.train import train
 from fge.config import TrainConfig
 from fge.data import load_dataset
 from fge.ensemble import PredictionFile
+from fge.metrics import class_rankings
 from fge.report import ClassCounts, MethodResult, errors_table
 from fge.report.classes import class_verdict
 
@@ -60,6 +61,9 @@ def test_the_majority_alone_is_seen_at_a_glance(tmp_path: Path) -> None:
     report = json.loads((run / "report.json").read_text())
     (line,) = report["methods"]
     assert (line["error"], line["balanced_error"]) == (1.0, 50.0)
+    (found,) = report["classes"]["methods"]
+    ranks = {name: found.pop(name) for name in ("auroc", "average_precision")}
+    assert all(0 <= rank <= 1 for rank in ranks.values())
     assert report["classes"] == {
         "names": ["0", "1"],
         "train": [990, 10],
@@ -105,6 +109,10 @@ def test_of_equal_classes_the_tables_are_there_and_the_column_is_not(
     assert found["errors"] == pytest.approx(wrong)
     assert report["methods"][0]["balanced_error"] == pytest.approx(np.mean(wrong))
     text = (run / "report.md").read_text()
+    ranked = class_rankings(probs.numpy(), true)
+    assert {key: found[key] for key in ranked} == ranked
+    shown = f"| single | 1 | {ranked['auroc']:.4f} | {ranked['average_precision']:.4f} |"
+    assert shown in text.split("## Rankings")[1]
     assert "## Errors by class" in text
     assert "## Confusion matrix" in text
     assert "| balanced |" not in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fge.errors import UserError
-from fge.metrics import balanced_error, class_errors, confusion
+from fge.metrics import balanced_error, class_errors, class_rankings, confusion
 
 
 def probs_of(predicted: list[int], classes: int) -> np.ndarray:
@@ -45,3 +45,27 @@ def test_it_is_what_scikit_learn_says() -> None:
 def test_targets_that_are_no_classes_are_refused() -> None:
     with pytest.raises(UserError, match=r"^targets must be integers in \[0, 2\)"):
         confusion(probs_of([0, 1], 2), [0, 2])
+
+
+def test_rankings_of_classes_are_those_of_scikit_learn() -> None:
+    oracle = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    probs = generator.dirichlet(np.ones(4), size=200).round(2)  # some are equal
+    probs[:, 3] = 1 - probs[:, :3].sum(axis=1)
+    targets = np.where(generator.random(200) < 0.5, probs.argmax(axis=1), generator.integers(4))
+    found = class_rankings(probs, targets)
+    each = [
+        (
+            oracle.roc_auc_score(targets == k, probs[:, k]),
+            oracle.average_precision_score(targets == k, probs[:, k]),
+        )
+        for k in range(4)
+    ]
+    auroc, precision = np.mean(each, axis=0)
+    assert found == pytest.approx({"auroc": auroc, "average_precision": precision}, rel=1e-12)
+    # A class without examples has no part.
+    padded = np.column_stack([probs, np.zeros(200)])
+    assert class_rankings(padded, targets) == found
+    assert class_rankings(probs[:3], [1, 1, 1]) == {}
+    with pytest.raises(UserError, match="targets"):
+        class_rankings(probs, targets[:5])
