@@ -216,6 +216,11 @@ class Manifest:
         """Return whether a file belongs to the run without being compared."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.streams)
 
+    def stream_names(self) -> list[str]:
+        """Return the names, in order, of what stands where such a file may be."""
+        found = {path for pattern in self.streams for path in self.root.glob(pattern)}
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
     def is_open(self) -> bool:
         """Return whether a command writes into the folder, or was interrupted there."""
         return any(entry.next or entry.removing for entry in self.files.values())

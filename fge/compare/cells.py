@@ -27,7 +27,7 @@ from fge.files import (
 from fge.metrics import check_probs
 from fge.networks import RunningMean
 from fge.schemas import Count, NotNegative, Positive
-from fge.tasks import MANY_CLASSES, PerExample, Task
+from fge.tasks import MANY_CLASSES, Averaged, PerExample, Task
 
 Array = NDArray[np.float64]
 
@@ -203,7 +203,8 @@ def make_cell(
     for name, outside in (ood or {}).items():
         _check_count(method, f"ood[{name!r}]", len(outside), members)
         spread, _ = _variances(outside, task, None, len(outside))
-        scores = task.detection(mean, _mean_of(outside), variances[0], spread)
+        found = Averaged(_mean_of(outside), spread)
+        scores = task.detection(Averaged(mean, variances[0]), found)
         figures |= {f"ood_{name}_{score}": value for score, value in scores.items()}
     return Cell(
         method,

@@ -16,7 +16,7 @@ from fge.compare.comparison import (
 from fge.compare.worth import WHOLE, Scale, Worth
 from fge.config import CLASSIFICATION, DEEP_ENSEMBLE, DEEP_ENSEMBLE_AVERAGED
 from fge.metrics import Interval
-from fge.report import Table, csv_text
+from fge.report import OOD_SCORES, Table, csv_text
 from fge.tasks import BALANCED, Column
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,7 @@ _AURC_NOTE = (
     "better."
 )
 _OOD_NOTE = (
-    " AUROC measures how well doubt (a low largest probability, the entropy, or the variance over "
+    "AUROC measures how well doubt (a low largest probability, the entropy, or the variance over "
     "members) detects OOD images: 0.5 is chance, 1 is perfect."
 )
 _WORTH_NOTE = (
@@ -347,17 +347,16 @@ def _spread_table(rows: Sequence[MethodRow], budget: int) -> list[Table]:
 def _ood_table(comparison: Comparison, budget: int) -> list[Table]:
     rows = comparison.at(budget)
     known = dict.fromkeys(key for row in rows for key in row.mean if key.startswith("ood_"))
-    keys = [*(["aurc"] if any("aurc" in row.mean for row in rows) else []), *known]
-    if not keys:
+    columns = [("aurc", "AURC", "{:.4f}")] if any("aurc" in row.mean for row in rows) else []
+    notes = [_AURC_NOTE] if columns else []
+    if known:
+        columns += [(key, _ood_heading(key), "{:.3f}") for key in known]
+        notes.append(_OOD_NOTE)
+    if not columns:
         return []
-    headings = ["method", *("AURC" if key == "aurc" else _ood_heading(key) for key in keys)]
-    lines = [
-        [row.method, *(_figure(row, key, "{:.4f}" if key == "aurc" else "{:.3f}") for key in keys)]
-        for row in rows
-    ]
-    note = _AURC_NOTE if "aurc" in keys else ""
-    note = (note + (_OOD_NOTE if known else "")).strip()
-    return [Table(f"Uncertainty at {budget} B", headings, lines, note)]
+    headings = ["method", *(heading for _, heading, _ in columns)]
+    lines = [[row.method, *(_figure(row, key, form) for key, _, form in columns)] for row in rows]
+    return [Table(f"Uncertainty at {budget} B", headings, lines, " ".join(notes))]
 
 
 def _ood_heading(key: str) -> str:
@@ -367,9 +366,9 @@ def _ood_heading(key: str) -> str:
     'my_set: AUROC by max probability'
     """
     name = key.removeprefix("ood_")
-    for score in ("max_probability", "entropy", "variance"):
+    for score, (heading, _) in OOD_SCORES.items():
         if name.endswith(f"_{score}"):
-            name = f"{name.removesuffix(f'_{score}')}: AUROC by {score.replace('_', ' ')}"
+            name = f"{name.removesuffix(f'_{score}')}: AUROC by {heading}"
     return name
 
 

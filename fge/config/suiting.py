@@ -58,7 +58,7 @@ def _suited_to_table(config: C) -> C:
                 f"--{name.replace('_', '-')} is for images, and {config.data} is a table; leave it "
                 "out"
             )
-    config = _without_ood(config, f"{config.data} is a table")
+    config = _without_ood(config)
     names = {f.name for f in fields(config)}
     changes = {name: value for name, value in _OF_TABLES.items() if name in names}
     auto = [name for name in _ALWAYS_OFF if getattr(config, name, None) == "auto"]
@@ -88,10 +88,10 @@ def _without(name: str, why: str, task: str) -> UserError:
     return UserError(f"--{option} has no meaning for --task {task}: {why}; leave it out")
 
 
-def _without_ood(config: C, why: str) -> C:
+def _without_ood(config: C) -> C:
     """Return the options without OOD images that are there by default."""
     default = {f.name: f.default for f in fields(config)}.get("ood", ())
     given = getattr(config, "ood", ())
     if given not in ((), default):
-        raise UserError(f"--ood is for images, and {why}; leave it out")
+        raise UserError(f"--ood is for images, and {config.data} is a table; leave it out")
     return replace(config, ood=()) if given else config  # type: ignore[call-arg]

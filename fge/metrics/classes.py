@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fge.metrics.detection import auroc
-from fge.metrics.labels import average_precision
+from fge.metrics.labels import mean_rankings
 from fge.metrics.scores import check_examples
 
 
@@ -74,12 +73,4 @@ def class_rankings(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
         UserError: as :func:`fge.metrics.check_examples`.
     """
     p, y = check_examples(probs, targets)
-    areas, precisions = [], []
-    for k in range(p.shape[1]):
-        own = y == k
-        if own.any() and not own.all():
-            areas.append(auroc(p[~own, k], p[own, k]))
-            precisions.append(average_precision(p[:, k], own))
-    if not areas:
-        return {}
-    return {"auroc": float(np.mean(areas)), "average_precision": float(np.mean(precisions))}
+    return mean_rankings((p[:, k], y == k) for k in range(p.shape[1]))

@@ -7,6 +7,7 @@ not sum to 1. ``targets`` (N, L) are 0 or 1. Every function raises
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,22 @@ def ranking_scores(probs: ArrayLike, targets: ArrayLike) -> dict[str, float]:
         targets: 0 or 1 (N, L).
     """
     p, y = check_labels(probs, targets)
-    defined = [k for k in range(p.shape[1]) if 0 < y[:, k].sum() < len(y)]
-    if not defined:
+    return mean_rankings((p[:, k], y[:, k] == 1) for k in range(p.shape[1]))
+
+
+def mean_rankings(columns: Iterable[tuple[Array, NDArray[np.bool_]]]) -> dict[str, float]:
+    """Return ``auroc`` and ``average_precision``, means over the columns for which they exist.
+
+    Args:
+        columns: of each, the scores (N,) and which examples are positives (N,).
+    """
+    areas, precisions = [], []
+    for scores, positive in columns:
+        if positive.any() and not positive.all():
+            areas.append(auroc(scores[~positive], scores[positive]))
+            precisions.append(average_precision(scores, positive))
+    if not areas:
         return {}
-    areas = [auroc(p[y[:, k] == 0, k], p[y[:, k] == 1, k]) for k in defined]
-    precisions = [average_precision(p[:, k], y[:, k]) for k in defined]
     return {"auroc": float(np.mean(areas)), "average_precision": float(np.mean(precisions))}
 
 

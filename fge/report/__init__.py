@@ -53,6 +53,7 @@ from fge.report.intervals import conformal_facts, deviation_of, fit_intervals, i
 from fge.report.label_sets import fit_label_sets, set_size_table
 from fge.report.methods import (
     COLUMNS,
+    OOD_SCORES,
     OTHER_COLUMNS,
     MethodLine,
     MethodResult,
@@ -160,6 +161,7 @@ __all__ = [
     "ENSEMBLE_LABELS",
     "FEWEST",
     "FILES",
+    "OOD_SCORES",
     "OTHER_COLUMNS",
     "PREDICTIONS",
     "RELIABILITY_CAPTION",

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from fge import metrics
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, IntervalCoverage
-from fge.report.builder import ReportBuilder
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 
@@ -104,32 +103,6 @@ def conformal_facts(fit: Conformal) -> dict[str, Any]:
         "examples": fit.examples,
         "threshold": threshold if fit.enough else None,
     }
-
-
-def add_intervals(
-    report: ReportBuilder,
-    shown: Sequence[MethodResult],
-    main: int,
-    test: PredictionFile,
-    val: PredictionFile | None,
-    coverage: float,
-    example: str,
-) -> dict[str, dict[str, Any]]:
-    """Add the conformal intervals of lines, of numbers, and a sentence on one of them.
-
-    Returns:
-        the facts of each line by its name.
-    """
-    if val is None or not len(val.targets):
-        return {}
-    lines = [line for line in shown if all(name in val for name in line.member_names)]
-    bounds = [Bounds.of(line, test, val, coverage) for line in lines]
-    if not bounds:
-        return {}
-    report.table(interval_table(bounds, len(test.targets), example))
-    if shown[main] in lines and bounds[0].fit.enough:
-        report.say(interval_verdict(bounds[lines.index(shown[main])], len(test.targets), example))
-    return {own.name: own.facts() for own in bounds}
 
 
 def interval_table(bounds: Sequence[Bounds], tests: int, example: str) -> Table:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fge import metrics
 from fge.ensemble import PredictionFile
 from fge.metrics import Conformal, LabelSetCoverage
-from fge.report.builder import ReportBuilder
 from fge.report.intervals import REUSED, conformal_facts
 from fge.report.methods import MethodResult
 from fge.report.page import Table
@@ -51,33 +50,6 @@ def fit_label_sets(val: PredictionFile, members: Sequence[str], coverage: float)
     return metrics.fit_conformal_labels(val.mean(members), val.targets, coverage=coverage)
 
 
-def add_label_sets(
-    report: ReportBuilder,
-    shown: Sequence[MethodResult],
-    main: int,
-    test: PredictionFile,
-    val: PredictionFile | None,
-    coverage: float,
-    example: str,
-) -> dict[str, dict[str, Any]]:
-    """Add the conformal sets of lines, of labels, and a sentence on one of them.
-
-    Returns:
-        the facts of each line by its name.
-    """
-    if val is None or not len(val.targets):
-        return {}
-    lines = [line for line in shown if all(name in val for name in line.member_names)]
-    found = [LabelSets.of(line, test, val, coverage) for line in lines]
-    if not found:
-        return {}
-    report.table(label_set_table(found, len(test.targets), example))
-    if shown[main] in lines and found[0].fit.enough:
-        own = found[lines.index(shown[main])]
-        report.say(label_set_verdict(own, len(test.targets), example))
-    return {own.name: own.facts() for own in found}
-
-
 def label_set_table(found: Sequence[LabelSets], tests: int, example: str) -> Table:
     """Return the table of sets of labels: coverage, recall and size of each line."""
     rows = [
@@ -104,16 +76,8 @@ def label_set_table(found: Sequence[LabelSets], tests: int, example: str) -> Tab
             f"Sets at {100 * fit.coverage:g} % need {fit.least} validation {example}s, and there "
             f"are {fit.examples}: every set holds all labels."
         )
-    headings = [
-        "method",
-        "members",
-        "coverage %",
-        "recall %",
-        "mean size",
-        "true labels",
-        "empty %",
-    ]
-    return Table(TITLE, headings, rows, note)
+    measured = ("coverage %", "recall %", "mean size", "true labels", "empty %")
+    return Table(TITLE, ["method", "members", *measured], rows, note)
 
 
 def label_set_verdict(sets: LabelSets, tests: int, example: str) -> str:

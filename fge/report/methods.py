@@ -16,7 +16,7 @@ from fge.ensemble import MemberPredictions, PredictionFile
 from fge.report.escaping import plain_name
 from fge.report.page import Table
 from fge.schemas import Count, Loss, NotNegative, Percent, Positive, Share
-from fge.tasks import MANY_CLASSES, Task
+from fge.tasks import MANY_CLASSES, Averaged, Task
 
 COLUMNS = (
     *(("name", "method", "{}"), ("members", "members", "{}")),
@@ -32,7 +32,7 @@ OTHER_COLUMNS = (
 """Columns of tasks that are not of several classes, for tables of several runs."""
 _BALANCED = ("balanced_error", "balanced", "{:.2f}")
 ONE_RUN = "This is one run: other seeds give other numbers."
-_SCORES = {
+OOD_SCORES = {
     "max_probability": ("max probability", "the largest probability"),
     "entropy": ("entropy", "the entropy of the averaged prediction"),
     "variance": ("variance over members", "the variance over the members"),
@@ -377,12 +377,13 @@ def with_ood(results: Sequence[MethodResult], predictions: MemberPredictions) ->
 
 
 def _aurocs(result: MethodResult, predictions: MemberPredictions) -> dict[str, dict[str, float]]:
-    names, test = result.member_names, predictions.test
-    mean, spread = test.mean(names), test.variances(names)[0]
-    return {
-        name: test.task.detection(mean, file.mean(names), spread, file.variances(names)[0])
-        for name, file in predictions.ood.items()
-    }
+    names, task = result.member_names, predictions.test.task
+
+    def averaged(file: PredictionFile) -> Averaged:
+        return Averaged(file.mean(names), file.spread(names) if task.uses_noise else None)
+
+    inside = averaged(predictions.test)
+    return {name: task.detection(inside, averaged(file)) for name, file in predictions.ood.items()}
 
 
 def with_views(
@@ -439,7 +440,7 @@ def ood_tables(results: Sequence[MethodResult], dataset: Dataset) -> list[Table]
         return []
     found = [result.ood or {} for result in results]
     known = {score for aurocs in found for own in aurocs.values() for score in own}
-    scores = {score: words for score, words in _SCORES.items() if score in known}
+    scores = {score: words for score, words in OOD_SCORES.items() if score in known}
     if not scores:
         return []
     headings = ["method", "members"]

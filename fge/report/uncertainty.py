@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,14 @@ from fge.metrics import Conformal, SetCoverage
 from fge.report.builder import ReportBuilder
 from fge.report.charts import Bars, Chart, Panel
 from fge.report.examples import add_least_certain
-from fge.report.intervals import REUSED, add_intervals, conformal_facts
-from fge.report.label_sets import add_label_sets
+from fge.report.intervals import (
+    REUSED,
+    Bounds,
+    conformal_facts,
+    interval_table,
+    interval_verdict,
+)
+from fge.report.label_sets import LabelSets, label_set_table, label_set_verdict
 from fge.report.methods import MethodResult
 from fge.report.page import Table
 from fge.report.rejection import (
@@ -38,6 +44,10 @@ _SIZES = 10
 """Sizes of sets that have a row each."""
 _BINS = 20
 Array = NDArray[np.float64]
+Conformals = tuple[Callable[..., Any], Callable[..., Table], Callable[..., str]]
+_INTERVALS: Conformals = (Bounds.of, interval_table, interval_verdict)
+_LABEL_SETS: Conformals = (LabelSets.of, label_set_table, label_set_verdict)
+"""What measures a line, and makes the table and the sentence of it."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,39 @@ def add_uncertainty(
         _add_doubts(report, shown, main, test, val, example)
     else:
         found = add_rejection(report, shown, main, test, COVERAGE, example)
-        add = add_intervals if test.task.uses_noise else add_label_sets
-        bounds = add(report, shown, main, test, val, COVERAGE, example)
+        bounds = _add_conformal(report, shown, main, test, val, example)
         names = [line.name for line in shown if line.name in {*found, *bounds}]
         found = {name: found.get(name, {}) | bounds.get(name, {}) for name in names}
         if found:
             report.facts(uncertainty={"coverage": COVERAGE, "methods": [*found.values()]})
     add_least_certain(report, shown[main], test, split, classes, table)
+
+
+def _add_conformal(
+    report: ReportBuilder,
+    shown: Sequence[MethodResult],
+    main: int,
+    test: PredictionFile,
+    val: PredictionFile | None,
+    example: str,
+) -> dict[str, dict[str, Any]]:
+    """Add the conformal sets of labels or intervals of numbers, and a sentence on one line.
+
+    Returns:
+        the facts of each line by its name.
+    """
+    if val is None or not len(val.targets):
+        return {}
+    measure, table, verdict = _INTERVALS if test.task.uses_noise else _LABEL_SETS
+    lines = [line for line in shown if all(name in val for name in line.member_names)]
+    found = [measure(line, test, val, COVERAGE) for line in lines]
+    if not found:
+        return {}
+    report.table(table(found, len(test.targets), example))
+    if shown[main] in lines and found[0].fit.enough:
+        own = found[lines.index(shown[main])]
+        report.say(verdict(own, len(test.targets), example))
+    return {own.name: own.facts() for own in found}
 
 
 def _add_doubts(

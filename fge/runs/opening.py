@@ -237,7 +237,7 @@ def remove_run(out: Path) -> None:
         UserError: another process writes into a run within it.
     """
     manifest = manifest_of(out, "")
-    for name in [*manifest.folders, *_runs_in(out)]:
+    for name in manifest.folders:
         inner = out / name
         if inner.is_dir() and manifest.link_in(name) is None and is_run(inner):
             lock = locked(inner)
@@ -252,9 +252,10 @@ def remove_run(out: Path) -> None:
     for name in sorted(manifest.files, key=lambda name: name == "config.json"):
         manifest.remove(name)
         parents |= set((out / name).parents)
-    for path in _streams_in(manifest):
-        path.unlink(missing_ok=True)
-        parents |= set(path.parents)
+    for name in manifest.stream_names():
+        if kind_of(out / name) == "" and manifest.link_in(name) is None:
+            (out / name).unlink(missing_ok=True)
+            parents |= set((out / name).parents)
     for name in (*manifest.folders, "runs/x", "logs/x", "locks/x", "tensorboard/x", "state/x"):
         parents |= set((out / name).parents)
     for folder in sorted(parents, key=lambda path: -len(path.parts)):
@@ -266,8 +267,6 @@ def remove_run(out: Path) -> None:
 
 def _runs_in(out: Path) -> list[str]:
     """Return the folders of the runs of an older comparison, and of an older baseline."""
-    if Manifest.read(out) is not None:
-        return []
     folders = [out / "baseline", *(out / RUNS.name).glob("*")]
     return sorted(
         path.relative_to(out).as_posix()
@@ -281,17 +280,6 @@ def _configs_of_jobs(out: Path, folders: Sequence[str]) -> list[str]:
     jobs = [name.partition("/")[2] for name in folders if name.startswith(f"{RUNS.name}/")]
     names = [f"logs/{job}.json" for job in jobs]
     return [name for name in names if kind_of(out / name) == ""]
-
-
-def _streams_in(manifest: Manifest) -> list[Path]:
-    """Return the regular files that match the streams of a manifest, through no link."""
-    found = []
-    for pattern in manifest.streams:
-        for path in manifest.root.glob(pattern):
-            name = path.relative_to(manifest.root).as_posix()
-            if kind_of(path) == "" and manifest.link_in(name) is None:
-                found.append(path)
-    return found
 
 
 def forget_times(manifest: Manifest) -> list[str]:

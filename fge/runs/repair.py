@@ -77,9 +77,10 @@ def check_run(root: Path) -> Findings:
         )
     faults = [
         Fault(root, name, what, *_remedy(manifest, name))
-        for name in [*_checked(manifest), *_blocked(manifest)]
+        for name in _checked(manifest)
         if (what := _fault(manifest, name)) is not None
     ]
+    faults += _blocked(manifest)
     count, others = len(manifest.files), []
     inner = []
     for folder in manifest.folders:
@@ -137,16 +138,18 @@ def _checked(manifest: Manifest) -> list[str]:
     return [*manifest.files, *([TIMES] if times else [])]
 
 
-def _blocked(manifest: Manifest) -> list[str]:
-    """Return the names of files that are not compared in whose place something else stands."""
-    paths = {path for pattern in manifest.streams for path in manifest.root.glob(pattern)}
-    names = [path.relative_to(manifest.root).as_posix() for path in sorted(paths)]
-    return [n for n in names if n not in manifest.files and kind_of(manifest.root / n)]
+def _blocked(manifest: Manifest) -> list[Fault]:
+    """Return the faults of files that are not compared in whose place something else stands."""
+    root = manifest.root
+    names = [name for name in manifest.stream_names() if name not in manifest.files]
+    return [
+        Fault(root, name, f"{shown(root / name)} is {kind}, not a file", "move it away", lost=True)
+        for name in names
+        if (kind := kind_of(root / name))
+    ]
 
 
 def _fault(manifest: Manifest, name: str) -> str | None:
-    if name not in manifest.files and (kind := kind_of(manifest.root / name)):
-        return f"{shown(manifest.root / name)} is {kind}, not a file"
     try:
         if name.endswith(TIMES) and kind_of(manifest.root / name) == "":
             read_records(manifest.root / name)  # its lines are not compared, but have to be JSON
@@ -175,8 +178,6 @@ def _others(manifest: Manifest, inner: list[Path]) -> Iterator[Path]:
 
 def _remedy(manifest: Manifest, name: str) -> tuple[str, bool]:
     """Return what can be done about a damaged file, and whether that is nothing."""
-    if name not in manifest.files and kind_of(manifest.root / name):
-        return "move it away", True
     remedy, lost = _remedy_of(manifest, name)
     if _in_the_way(manifest.root / name):
         return f"move it away; {remedy if lost else f'then {remedy}'}", True

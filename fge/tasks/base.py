@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +122,13 @@ class PerExample:
     compared: Array
     nll: Array
     calibrated: Array
+
+
+class Averaged(NamedTuple):
+    """Averaged predictions of inputs, and their variance over members, which numbers have."""
+
+    mean: ArrayLike
+    spread: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -263,23 +270,14 @@ class Task(ABC):
         del mean, targets, spread
         return None
 
-    def detection(
-        self,
-        mean: ArrayLike,
-        other: ArrayLike,
-        spread: ArrayLike | None = None,
-        other_spread: ArrayLike | None = None,
-    ) -> dict[str, float]:
+    def detection(self, inside: Averaged, outside: Averaged) -> dict[str, float]:
         """Return how well predictions tell OOD inputs from others: AUROCs by kind of doubt.
 
         Args:
-            mean: predictions of N inputs of the data.
-            other: of M OOD inputs.
-            spread: the variance over members of the former.
-            other_spread: of the latter.
+            inside: of N inputs of the data.
+            outside: of M OOD inputs.
         """
-        del spread, other_spread
-        return metrics.ood_auroc(mean, other)
+        return metrics.ood_auroc(inside.mean, outside.mean)
 
     def extra(
         self,

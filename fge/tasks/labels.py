@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from fge import metrics
 from fge.config import TaskName
 from fge.networks import LossFn, Output
-from fge.tasks.base import BRIER, ECE, NLL, RANKINGS, Array, Column, Measure, PerExample, Task
+from fge.tasks.base import (
+    BRIER,
+    ECE,
+    NLL,
+    RANKINGS,
+    Array,
+    Averaged,
+    Column,
+    Measure,
+    PerExample,
+    Task,
+)
 from fge.tasks.losses import label_cross_entropy
 
 _ERROR = Measure("error", "error per label", "{:.2f} %", "{:.2f} points", "%")
@@ -101,17 +112,10 @@ class Multilabel(Task):
             metrics.calibrated_labels_nll(mean, targets),
         )
 
-    def detection(
-        self,
-        mean: ArrayLike,
-        other: ArrayLike,
-        spread: ArrayLike | None = None,
-        other_spread: ArrayLike | None = None,
-    ) -> dict[str, float]:
+    def detection(self, inside: Averaged, outside: Averaged) -> dict[str, float]:
         """Return the AUROC by the entropy of the labels."""
-        del spread, other_spread
-        inside, outside = (metrics.labels_entropy(probs) for probs in (mean, other))
-        return {"entropy": metrics.auroc(inside, outside)}
+        doubts = [metrics.labels_entropy(found.mean) for found in (inside, outside)]
+        return {"entropy": metrics.auroc(*doubts)}
 
     def diversity(self, members: Sequence[Array], targets: ArrayLike) -> dict[str, float]:
         """Return how many labels two members say differently, and the members' figures."""

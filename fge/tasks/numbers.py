@@ -14,7 +14,17 @@ from torch import Tensor
 from fge import metrics
 from fge.config import TaskName
 from fge.networks import LossFn, Output
-from fge.tasks.base import NLL, SQUARES_OF_PLANS, Array, Column, Measure, PerExample, PlanLoss, Task
+from fge.tasks.base import (
+    NLL,
+    SQUARES_OF_PLANS,
+    Array,
+    Averaged,
+    Column,
+    Measure,
+    PerExample,
+    PlanLoss,
+    Task,
+)
 from fge.tasks.losses import SquaredError
 
 
@@ -158,25 +168,16 @@ class Regression(Task):
             "mean_member_nll": float(np.mean(nlls)),
         }
 
-    def detection(
-        self,
-        mean: ArrayLike,
-        other: ArrayLike,
-        spread: ArrayLike | None = None,
-        other_spread: ArrayLike | None = None,
-    ) -> dict[str, float]:
+    def detection(self, inside: Averaged, outside: Averaged) -> dict[str, float]:
         """Return the AUROC by the variance over members, in parts of that of the targets.
 
         Of one network there is none: it is as certain of one number as of another.
         """
-        del mean, other
-        if spread is None or other_spread is None or not np.any(spread):
+        spreads = [found.spread for found in (inside, outside) if found.spread is not None]
+        if len(spreads) < 2 or not np.any(spreads[0]):
             return {}
-        inside, outside = (
-            (np.asarray(variance) / np.square(self.std)).mean(axis=1)
-            for variance in (spread, other_spread)
-        )
-        return {"variance": metrics.auroc(inside, outside)}
+        doubts = [(np.asarray(s) / np.square(self.std)).mean(axis=1) for s in spreads]
+        return {"variance": metrics.auroc(*doubts)}
 
     def _variances(
         self,

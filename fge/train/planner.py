@@ -70,22 +70,6 @@ class _Change(TypedDict):
     val_change_error: NotNegative
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A snapshot in the log of a plan.
-
-    ``loss``: of validation examples; ``error``: the standard error of its paired change from the
-    snapshot before; ``train``: of training examples; ``joint``: of the ensemble so far; ``count``:
-    the validation examples on which a decision rests.
-    """
-
-    loss: float
-    error: float
-    train: float = 0.0
-    joint: float = 0.0
-    count: int = 0
-
-
 class Planner(Protocol):
     """Decides the stages of a training one by one, from what the log says of those before."""
 
@@ -108,18 +92,24 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class _Point:
-    """A network after ``epochs``: its losses, and the examples on which a decision rests."""
+    """The snapshot at the end of a stage, after so many ``epochs`` of the budget.
+
+    ``loss``: of validation examples; ``error``: the standard error of its paired change from the
+    snapshot before; ``train``: of training examples; ``joint``: of the ensemble so far; ``count``:
+    the validation examples on which a decision rests.
+    """
 
     epochs: int
     loss: float
-    train: float
     error: float
+    train: float
+    joint: float
     count: int
 
     @property
     def ratio(self) -> float:
         """The loss of training examples divided by that of validation examples."""
-        return _ratio(self.train, self.loss)
+        return self.train / self.loss if self.loss > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -190,24 +180,18 @@ class AutoPlanner:
 
     def decide(self, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Return the record of the next stage, or None at the end; equal logs, equal decisions."""
-        plans, snapshots = self._logged(records)
+        plans, points = self._logged(records)
         if not plans:
             return self._descent(0, max(1, round(self.epochs / FIRST_PART)), {})
-        done = plans[-1]["first_epoch"] + plans[-1]["epochs"]
+        done = points[-1].epochs
         if done >= self.epochs:
             return None
         if plans[-1]["network"] == 1:
-            return self._after_descent(plans, snapshots, done)
-        return self._after_network(plans, snapshots, done)
+            return self._after_descent(points, done)
+        return self._after_network(plans, points, done)
 
-    def _after_descent(
-        self, plans: list[dict[str, Any]], snapshots: list[_Judged], done: int
-    ) -> dict[str, Any]:
+    def _after_descent(self, curve: list[_Point], done: int) -> dict[str, Any]:
         """Decide how the first network goes on, or how many others start."""
-        curve = [
-            _Point(p["first_epoch"] + p["epochs"], s.loss, s.train, s.error, s.count)
-            for p, s in zip(plans, snapshots, strict=True)
-        ]
         options, memorised = self._options(curve, done)
         best = self._best(curve, options)
         forecasts = {f"forecast_{name}": option.loss for name, option in options.items()}
@@ -258,15 +242,16 @@ class AutoPlanner:
         return min(options, key=lambda option: option.loss)
 
     def _after_network(
-        self, plans: list[dict[str, Any]], snapshots: list[_Judged], done: int
+        self, plans: list[dict[str, Any]], points: list[_Point], done: int
     ) -> dict[str, Any] | None:
         """Decide whether another network starts."""
         networks, length = plans[-1]["network"], plans[1 - plans[-1]["network"]]["epochs"]
-        members = [snapshots[k].loss for k in _best_of_each(plans, snapshots)]
-        last, reached = snapshots[-1], snapshots[-1].joint
+        changes = [(point.loss, point.error) for point in points]
+        members = [points[k].loss for k in _best_of_each(plans, changes)]
+        last, reached = points[-1], points[-1].joint
         mean = sum(members) / networks
         gained = (1 - reached / mean) / (1 - _left_over(networks)) if mean > 0 else 0.0
-        expected = _diversity(_ratio(last.train, last.loss))
+        expected = _diversity(last.ratio)
         diversity = (expected + max(0.0, gained)) / 2
         gain = diversity * mean * (_left_over(networks) - _left_over(networks + 1))
         left = self.epochs - done
@@ -341,53 +326,51 @@ class AutoPlanner:
         One before it is the member if its validation loss is lower by two standard errors.
         """
         plans = [r for r in records if r["event"] == "plan"]
-        snapshots = [
-            _Judged(one[self.loss.val], one["val_change_error"])
-            for r in records
-            if r["event"] == "snapshot"
-            for one in [checked(r, self._member, _DAMAGED)]
-        ]
-        return _best_of_each(plans, snapshots)
+        kept = [checked(r, self._member, _DAMAGED) for r in records if r["event"] == "snapshot"]
+        return _best_of_each(plans, [(s[self.loss.val], s["val_change_error"]) for s in kept])
 
     def _logged(
         self, records: Sequence[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[_Judged]]:
-        """Return the plans in a log and their snapshots.
+    ) -> tuple[list[dict[str, Any]], list[_Point]]:
+        """Return the plans in a log, and the snapshot at the end of each.
 
         Raises:
             UserError: they do not follow from each other.
         """
         plans = [r for r in records if r["event"] == "plan"]
         kept = [checked(r, self._snapshot, _DAMAGED) for r in records if r["event"] == "snapshot"]
-        own = self.loss
-        snapshots = [
-            _Judged(s[own.val], s["val_change_error"], s[own.train], s[own.joint], s[own.count])
-            for s in kept
-        ]
-        network, done = 1, 0
+        network, ends = 1, [0]
         for plan in plans:
-            if plan["first_epoch"] != done or plan["network"] not in (network, network + 1):
+            if plan["first_epoch"] != ends[-1] or plan["network"] not in (network, network + 1):
                 raise UserError(f"{_DAMAGED}: {plan['stage']} does not follow the plan; {AGAIN}")
-            network, done = plan["network"], done + plan["epochs"]
-        if len(plans) != len(snapshots):
-            found = f"{len(plans)} plans and {len(snapshots)} snapshots"
+            network = plan["network"]
+            ends.append(ends[-1] + plan["epochs"])
+        if len(plans) != len(kept):
+            found = f"{len(plans)} plans and {len(kept)} snapshots"
             raise UserError(f"{_DAMAGED}: it has {found}; {AGAIN}")
-        return plans, snapshots
+        own = self.loss
+        keys = (own.val, "val_change_error", own.train, own.joint, own.count)
+        points = [
+            _Point(end, *(snapshot[key] for key in keys))
+            for end, snapshot in zip(ends[1:], kept, strict=True)
+        ]
+        return plans, points
 
 
-def _best_of_each(plans: Sequence[dict[str, Any]], snapshots: Sequence[_Judged]) -> list[int]:
-    """Return the positions of the members, as :meth:`AutoPlanner.kept`."""
+def _best_of_each(
+    plans: Sequence[dict[str, Any]], changes: Sequence[tuple[float, float]]
+) -> list[int]:
+    """Return the positions of the members, as :meth:`AutoPlanner.kept`.
+
+    ``changes``: of each snapshot the loss, and the standard error of its change.
+    """
     members: dict[int, int] = {}
-    for position, (plan, snapshot) in enumerate(zip(plans, snapshots, strict=False)):
+    for position, (plan, (loss, error)) in enumerate(zip(plans, changes, strict=False)):
         network = plan["network"]
-        before = snapshots[members[network]] if network in members else snapshot
-        if snapshot.loss - before.loss <= _ERRORS * snapshot.error:
+        before = changes[members[network]][0] if network in members else loss
+        if loss - before <= _ERRORS * error:
             members[network] = position
     return list(members.values())
-
-
-def _ratio(train: float, loss: float) -> float:
-    return train / loss if loss > 0 else 0.0
 
 
 def _left_over(networks: int) -> float:

@@ -14,6 +14,7 @@ from fge import metrics
 from fge.ensemble import MemberPredictions, PredictionFile
 from fge.networks import OutputKind
 from fge.tasks import (
+    Averaged,
     Binary,
     BinaryCrossEntropy,
     Classification,
@@ -223,16 +224,23 @@ def test_what_a_planner_compares() -> None:
 def test_ood_inputs_are_told_by_the_doubt_of_the_task() -> None:
     classes, labels = Classification(("a", "b")), Multilabel(("a", "b"))
     inside, outside = [[0.9, 0.1], [0.6, 0.4]], [[0.5, 0.5], [0.7, 0.3]]
-    assert classes.detection(inside, outside) == metrics.ood_auroc(inside, outside)
+    assert classes.detection(Averaged(inside), Averaged(outside)) == metrics.ood_auroc(
+        inside, outside
+    )
     # Of labels by their entropy: 0.9 and 0.9 is the surest, then 0.7 and 0.9, 0.6 and 0.9.
-    found = labels.detection([[0.9, 0.9], [0.1, 0.6]], [[0.3, 0.9], [0.5, 0.5]])
+    found = labels.detection(Averaged([[0.9, 0.9], [0.1, 0.6]]), Averaged([[0.3, 0.9], [0.5, 0.5]]))
     assert found == {"entropy": 3 / 4}
+
+    def of_numbers(spread: Any, other: Any) -> dict[str, float]:
+        inside, outside = Averaged(NUMBERS[:2], spread), Averaged(NUMBERS[2:4], other)
+        return SCALED.detection(inside, outside)
+
     # Of numbers by the variance over members, in parts of that of the targets, 9 and 400.
     spread, other = np.array([[9.0, 40.0], [1.0, 80.0]]), np.array([[0.9, 600.0], [9.0, 400.0]])
     assert (spread / [9.0, 400.0]).mean(axis=1) == pytest.approx([0.55, 0.1 + 1 / 18])
-    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], spread, other) == {"variance": 1.0}
+    assert of_numbers(spread, other) == {"variance": 1.0}
     other = np.array([[4.5, 0.0], [9.0, 400.0]])  # 0.25 and 1
-    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], spread, other) == {"variance": 3 / 4}
+    assert of_numbers(spread, other) == {"variance": 3 / 4}
     alone = np.zeros((2, 2))
-    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4], alone, alone) == {}
-    assert SCALED.detection(NUMBERS[:2], NUMBERS[2:4]) == {}
+    assert of_numbers(alone, alone) == {}
+    assert of_numbers(None, None) == {}
