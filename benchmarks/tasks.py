@@ -11,7 +11,7 @@ degrees each way) with the convnet, 20 epochs. ``run`` is ``fge compare`` with s
 the two-network curve ensemble, auto, and split, which is a deep ensemble within one budget; pools
 of the single networks and of the averages are the scale of the deep-ensemble equivalent. It can be
 interrupted and continued: finished cells stay in WORK. One thread, float32, seeds from 1000 on;
-three to fifteen seconds of CPU time for most of the 30 trainings a task. Results:
+three to sixty seconds of CPU time for most of the 30 trainings a task. Results:
 ``benchmarks/results/tasks/``, which ``table`` prints.
 """
 
@@ -45,6 +45,7 @@ ATTRIBUTES = {
 }
 """Classes of Fashion-MNIST that have an attribute."""
 MOST_DEGREES = 60
+"""Images are rotated by up to so many degrees, either way."""
 
 
 def write_table(path: Path, frame: Any, names: Any = None) -> None:
