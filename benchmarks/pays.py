@@ -91,7 +91,7 @@ TASKS = {
             "warmup_epochs": 1.0,
         },
     ),
-    "C": Task("cifar", "CIFAR-10 (JPEG q75), 10,000 images, 100 epochs", FEW),
+    "C": Task("cifar", "CIFAR-10 (JPEG q75), 10,000 images, 100 epochs", FEW, {"amp": "off"}),
 }
 RELATED_EPOCHS = 20
 
