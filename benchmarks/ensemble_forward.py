@@ -1,6 +1,7 @@
 """What a forward pass of an ensemble costs, beside as many passes of one network.
 
     python benchmarks/ensemble_forward.py [--rounds 5] [--threads 1] [--members 1 2 5 10 20]
+        [--networks convnet torchvision:resnet18] [--batches 1 256]
 
 The default network (28 x 28 images) and a ResNet-18 (32 x 32) predict one image and batches of 256,
 with initial weights: one network as often as there are members, as many different networks, an
@@ -9,12 +10,14 @@ take turns, batches of one image 20 times as often; the first round is dropped. 
 over rounds of the ratio within a round: of the ensemble's time in memory to that of as many passes
 of one network (``passes``) and of as many networks (``networks``, whose weights have to be fetched
 as the members' have), and of its time from disk to that in memory (``disk``). Raw seconds are in
-``benchmarks/results/ensemble_forward.json``. The aim is ``passes`` of at most 1.1.
+``benchmarks/results/ensemble_forward.json``, each row with its environment; rows that are not
+measured again are kept. The aim is ``passes`` of at most 1.1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -111,9 +114,22 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def merged(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with those that were measured before and not now."""
+
+    def key(row: dict[str, Any]) -> tuple[int, int, int]:
+        return [*MODELS].index(row["model"]), row["batch"], row["members"]
+
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else '{"ensembles": []}'
+    before = json.loads(text)["ensembles"]
+    return [row for _, row in sorted({key(row): row for row in [*before, *found]}.items())]
+
+
 def main() -> None:
     """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -122,13 +138,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = [
             measure(name, size, members, arguments.rounds, Path(folder))
-            for name in MODELS
-            for size in BATCHES
+            for name in arguments.networks
+            for size in arguments.batches
             for members in arguments.members
         ]
     print(table(found))
     environment = environment_facts(torch.device("cpu"), arguments.threads)
-    write_json(RESULTS, {"environment": environment, "ensembles": found})
+    rows = merged([{**row, "environment": environment} for row in found])
+    write_json(RESULTS, {"ensembles": rows})
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ _EFFORTS = (
     Effort(128, 8, 1, 40),
     Effort(64, 8, 1, 30),
     Effort(32, 8, 1, 30),
+    Effort(16, 8, 1, 30),
 )
 
 

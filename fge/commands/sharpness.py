@@ -276,7 +276,10 @@ def _report_sharpness(
         example=run.dataset.example,
     )
     run.report.table(found)
-    run.report.say(*sharpness_verdict(networks, thresholds))
+    total, example = len(run.dataset.train), run.dataset.example
+    run.report.say(
+        *sharpness_verdict(networks, thresholds, examples=examples, total=total, example=example)
+    )
     run.report.say(*(n["agreement"] for n in networks[-1:] if "agreement" in n))
     run.report.facts(methods=[], networks=networks, spectrum=spectrum)
     run.finish(f"Sharpness of {run.config.model} on {run.dataset.name}")

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fge.devices import free_memory
 from fge.ensemble.deployed import Deployed, cast_to, chosen, floating_dtype, is_traced, twins
 from fge.ensemble.ensemble_file import member_names, members_of, read_ensemble, write_ensemble
+from fge.ensemble.networks import Networks, laid_out
 from fge.ensemble.outputs import Combine, Outputs
 from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
@@ -46,11 +47,13 @@ _PART_OF_MEMORY = 0.25
 class Ensemble(nn.Module):
     """The averaged prediction of several sets of weights of one architecture.
 
-    One working copy of the model takes the weights of each member in turn; threads that predict at
-    the same time wait for each other. Members always predict in evaluation mode, even after
-    :meth:`train`. Their parameters get no gradients; the inputs of :meth:`forward` do.
-    :meth:`state_dict` holds all members, under ``members.0.``, ``members.1.``, ...
-    :meth:`deployable` is the same without the exchange of weights.
+    Members in memory are networks of their own, made at the first prediction. Others take turns in
+    one working copy of the model, ``ensemble.model``; so do all of them once that module has been
+    looked at, by its name or as one of :meth:`modules`: a hook or a change to it counts for each.
+    Threads that predict at the same time wait for each other. Members always predict in evaluation
+    mode, even after :meth:`train`. Their parameters get no gradients; the inputs of :meth:`forward`
+    do. :meth:`state_dict` holds all members, under ``members.0.``, ``members.1.``, ...
+    :meth:`deployable` is the same as a plain module, which compiles and exports.
 
     >>> import torch
     >>> models = [torch.nn.Linear(1, 1) for _ in range(2)]
@@ -83,6 +86,10 @@ class Ensemble(nn.Module):
     """
 
     _cast: torch.dtype | None = None
+    _seen = False
+    """Whether somebody has looked at the working copy, who may have changed it."""
+    _together = True
+    """Whether the members in memory are on the device of the model."""
 
     def __init__(
         self,
@@ -102,14 +109,34 @@ class Ensemble(nn.Module):
         check_whole(model)
         self.forward_fn = forward_fn
         self.model = copy_module(model).eval()
-        self._exchange = Exchange()
+        self._exchange, self._networks = Exchange(), Networks()
         self.members: SnapshotStore | list[dict[str, Tensor]]
         if isinstance(members, SnapshotStore):
             kept = self._fits(len(members)) if in_memory is None else in_memory
             self.members = self._whole_store(members, kept=kept)
         else:
-            states = (fitting(self.model, *named) for named in _named(map(state_of, members)))
+            states = (fitting(self._model, *named) for named in _named(map(state_of, members)))
             self.members = self._placed(_cloned(state) for state in states)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a module, as PyTorch does, and note who looks at the working copy."""
+        if name == "model":
+            self._seen = True
+        return super().__getattr__(name)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return the working copy with its name."""
+        self._seen = True
+        return super().named_children()
+
+    def named_modules(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Return the modules of the working copy with their names."""
+        self._seen = True
+        return super().named_modules(*args, **options)  # type: ignore[no-any-return]
+
+    @property
+    def _model(self) -> nn.Module:
+        return cast("nn.Module", self._modules["model"])
 
     @property
     def combine(self) -> Combine:
@@ -118,9 +145,9 @@ class Ensemble(nn.Module):
 
     def __repr__(self) -> str:
         """Return the architecture, the number of members, and what they predict and average."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
         return (
-            f"Ensemble({counted(len(self), 'member')} of {type(self.model).__name__}, "
+            f"Ensemble({counted(len(self), 'member')} of {type(self._model).__name__}, "
             f"{counted(parameters, 'parameter')} each, {self.outputs!r})"
         )
 
@@ -130,8 +157,8 @@ class Ensemble(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of this module; its members stay in evaluation mode."""
-        super().train(mode)
-        self.model.eval()
+        self.training = mode
+        self._model.eval()
         return self
 
     def forward(self, batch: Any) -> Tensor:
@@ -155,15 +182,11 @@ class Ensemble(nn.Module):
                 "torch.export and torch.jit.trace cannot follow the exchange of weights in an "
                 "Ensemble; give them ensemble.deployable(), which holds a network for each member"
             )
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors(batch))
-        mean = RunningMean()
-        dtype = torch.float32
+        if not torch.is_grad_enabled():
+            return self._mean_of(self._in_turn(), batch)
+        differentiable = any(tensor.requires_grad for tensor in tensors(batch))
         with torch.set_grad_enabled(differentiable):
-            for member in self._copies() if differentiable else self._in_turn():
-                outputs = self._outputs(batch, member)
-                dtype = outputs.dtype
-                mean.update(self.outputs.averaged(outputs))
-            return self.outputs.finished(mean.value).to(dtype)
+            return self._mean_of(self._copies() if differentiable else self._in_turn(), batch)
 
     def deployable(
         self, members: Sequence[int] | None = None, *, preprocess: nn.Module | None = None
@@ -179,7 +202,7 @@ class Ensemble(nn.Module):
             UserError: a member is unknown or given twice, or none is given.
         """
         positions = chosen(members, len(self))
-        copies = list(twins(self.model, [self.members[position] for position in positions]))
+        copies = list(twins(self._model, [self.members[position] for position in positions]))
         deployed = Deployed(copies, self.outputs, forward_fn=self.forward_fn, preprocess=preprocess)
         return deployed.to(self._device())
 
@@ -345,8 +368,8 @@ class Ensemble(nn.Module):
                 f"the state dict holds {counted(len(states), 'member')} and the ensemble has "
                 f"{len(self)}; make it with as many members, or use Ensemble.save and load"
             )
-        fitted = [fitting(self.model, *named) for named in _named(states)]
-        self._exchange = Exchange()
+        fitted = [fitting(self._model, *named) for named in _named(states)]
+        self._exchange, self._networks = Exchange(), Networks()
         self.members = self._placed(_cloned(state) for state in fitted)
         for name, tensor in self.members[0].items():  # what PyTorch loads into the working copy
             state_dict[f"{prefix}model.{name}"] = tensor
@@ -356,29 +379,29 @@ class Ensemble(nn.Module):
 
         After a cast, inputs are cast too.
         """
-        before = floating_dtype(self.model)
+        before, seen = floating_dtype(self._model), self._seen
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = floating_dtype(self.model)
+        after, self._seen = floating_dtype(self._model), seen
         self._cast = self._cast if after == before else after
-        self._exchange = Exchange()
+        self._exchange, self._networks = Exchange(), Networks()
         if not isinstance(self.members, SnapshotStore):
             self.members = self._placed(self.members)
         return self
 
     def _device(self) -> torch.device:
-        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        held = itertools.chain(self._model.parameters(), self._model.buffers())
         return next((tensor.device for tensor in held), torch.device("cpu"))
 
     def _fits(self, members: int) -> bool:
         """Return whether so many members take a small part of the memory that is free."""
-        needed = members * state_bytes(self.model)
+        needed = members * state_bytes(self._model)
         return needed <= _PART_OF_MEMORY * free_memory(torch.device("cpu"))
 
     def _whole_store(
         self, store: SnapshotStore, *, kept: bool
     ) -> SnapshotStore | list[dict[str, Tensor]]:
         """Return the members of a store, checked, in memory or as a store that does not grow."""
-        states = (fitting(self.model, *named) for named in _named(store))
+        states = (fitting(self._model, *named) for named in _named(store))
         if kept:
             return self._placed(states)
         for _ in states:
@@ -391,25 +414,33 @@ class Ensemble(nn.Module):
         Their tensors lie there as those of the model (channels last), which can then borrow them.
         """
         device, held = self._device(), list(states)
-        if device.type != "cpu":
-            needed = sum(t.nbytes for s in held for t in s.values() if t.device != device)
-            if needed > _PART_OF_MEMORY * free_memory(device):
-                return [dict(state) for state in held]
-        slots = self.model.state_dict()
+        needed = sum(t.nbytes for s in held for t in s.values() if t.device != device)
+        self._together = device.type == "cpu" or needed <= _PART_OF_MEMORY * free_memory(device)
+        if not self._together:
+            return [dict(state) for state in held]
+        slots = self._model.state_dict()
         return [
-            {name: _laid_out(tensor.to(device), slots.get(name)) for name, tensor in s.items()}
+            {name: laid_out(tensor.to(device), slots.get(name)) for name, tensor in s.items()}
             for s in held
         ]
 
     def _in_turn(self) -> Iterator[nn.Module]:
-        """Yield the working copy with each member's weights, one after the other."""
-        kept = not isinstance(self.members, SnapshotStore)
-        for _ in self._exchange.in_turn(self.model, self.members, keep=kept):
-            yield self.model
+        """Yield the network of each member, or the working copy with each member's weights."""
+        members, networks = self.members, self._networks
+        kept = isinstance(members, list)
+        if isinstance(members, list) and self._together and not (self._seen or networks.stateful):
+            yield from networks.in_turn(self._model, members)
+            return
+        for _ in self._exchange.in_turn(self._model, members, keep=kept):
+            yield self._model
 
     def _copies(self) -> Iterator[nn.Module]:
         """Yield a network for each member: a graph outlives the exchange of weights."""
-        return twins(self.model, self.members)
+        return twins(self._model, self.members)
+
+    def _mean_of(self, members: Iterator[nn.Module], batch: Any) -> Tensor:
+        outputs = (self._outputs(batch, member) for member in members)
+        return self.outputs.mean_of(outputs, len(self.members))
 
     def _outputs(self, batch: Any, member: nn.Module) -> Tensor:
         batch = batch if self._cast is None else cast_to(self._cast, batch)
@@ -449,13 +480,6 @@ def _named(states: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str
 def _cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of a state: the network it was given with may continue to train."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _laid_out(tensor: Tensor, slot: Tensor | None) -> Tensor:
-    """Return a tensor with the strides of the one whose place it takes."""
-    if slot is None or tensor.shape != slot.shape or tensor.stride() == slot.stride():
-        return tensor
-    return torch.empty_like(slot, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:

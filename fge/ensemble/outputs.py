@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -13,6 +13,8 @@ from fge.networks import Output, OutputKind, RunningMean
 
 Combine = Literal["probs", "logits"]
 _HALF = 0.5
+_FEW = 1 << 16
+"""The most outputs of all members for one batch that are kept to be averaged together."""
 
 
 class Outputs(OutputKind):
@@ -43,6 +45,32 @@ class Outputs(OutputKind):
     def finished(self, mean: Tensor) -> Tensor:
         """Return the prediction from the mean over members, in its dtype."""
         return mean if self.combine == "probs" else self.predictions(mean, mean.dtype)
+
+    def mean_of(self, outputs: Iterable[Tensor], members: int) -> Tensor:
+        """Return the mean prediction for one batch, in the dtype of the outputs.
+
+        Few outputs are averaged together, which is faster; of many, only the mean is kept.
+
+        Args:
+            outputs: those of each member, (N, ...).
+            members: how many there are.
+        """
+        mean, few = RunningMean(), []
+        dtype = torch.float32
+        for one in outputs:
+            dtype = one.dtype
+            if self.name and one.numel() * members <= _FEW:
+                few.append(one)
+            else:
+                mean.update(self.averaged(one))
+        averaged = self._mean_of_few(few) if few else mean.value
+        return self.finished(averaged).to(dtype)
+
+    def _mean_of_few(self, outputs: list[Tensor]) -> Tensor:
+        if len(outputs) == 1:
+            return self.averaged(outputs[0])
+        rows = torch.stack(outputs, dim=1 if self.dim < 0 else -1)
+        return self.averaged(rows).mean(dim=1 if self.dim < 0 else -1)
 
     def uncertainty(self) -> Uncertainty:
         """Return what collects the members' predictions."""

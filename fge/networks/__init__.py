@@ -34,8 +34,8 @@ from fge.networks.batches import (
 )
 from fge.networks.batchnorm import check_estimable, estimated_layers, refresh_batch_norm
 from fge.networks.build import build_model, import_named
-from fge.networks.copying import check_copyable, copy_module
-from fge.networks.exchange import Exchange
+from fge.networks.copying import check_copyable, copy_module, same_values
+from fge.networks.exchange import Exchange, can_lend
 from fge.networks.flat import (
     FlatParameters,
     Layout,
@@ -114,6 +114,7 @@ __all__ = [
     "buffers_within",
     "build_model",
     "call_model",
+    "can_lend",
     "canonical_state",
     "check_copyable",
     "check_differentiable",
@@ -165,6 +166,7 @@ __all__ = [
     "refresh_batch_norm",
     "reordered",
     "rows",
+    "same_values",
     "state_bytes",
     "state_of",
     "targets_of",

@@ -203,7 +203,7 @@ class RunningMean:
         if self._mean is None:
             self._mean = value.double().clone()
         else:
-            self._mean += (value.double() - self._mean) / self.count
+            self._mean += (value.double() - self._mean).div_(self.count)
         return self._mean
 
     @property

@@ -78,6 +78,8 @@ def reordered(name: str = "batches") -> UserError:
 
 def parts_of(batch: Any) -> Sequence[Any] | None:
     """Return a batch as its parts ``(x, y, ...)``, or None if it is one object."""
+    if isinstance(batch, Tensor):  # the usual case, and that of which this takes a share
+        return None
     if isinstance(batch, str | bytes | PackedSequence) or not isinstance(batch, Sequence):
         return None
     return batch

@@ -54,7 +54,7 @@ def _check_same(model: nn.Module, twin: nn.Module) -> None:
     theirs = dict(_tensors(twin))
     for name, tensor in _tensors(model):
         copied = theirs.get(name)
-        if copied is None or not _same_values(tensor, copied):
+        if copied is None or not same_values(tensor, copied):
             raise UserError(
                 f"the copy of the model, a {type(model).__name__}, has another {name!r} than the "
                 "model; correct its __deepcopy__ method"
@@ -68,7 +68,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _same_values(one: Tensor, other: Tensor) -> bool:
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are of one kind and equal, NaN too; those of meta are."""
     if (one.shape, one.dtype, one.layout) != (other.shape, other.dtype, other.layout):
         return False
     if one.is_meta or one.layout is not torch.strided:

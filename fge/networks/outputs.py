@@ -62,9 +62,9 @@ class OutputKind:
         """
         if callable(self.kind):
             return self.kind(outputs.double()).to(dtype)
-        given = outputs.to(dtype)
         if self.kind == "softmax":
-            return given.softmax(dim=self.dim)
+            return outputs.softmax(dim=self.dim, dtype=dtype)
+        given = outputs.to(dtype)
         return given.sigmoid() if self.kind == "sigmoid" else given
 
     def checked(self, outputs: Any) -> Tensor:

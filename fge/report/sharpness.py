@@ -22,6 +22,8 @@ THRESHOLD_NOTE = (
     "2(1+m)/lr is the stability threshold of full-batch heavy-ball descent on a quadratic loss; "
     "training with batches may differ."
 )
+_ROUGH = 100
+"""Fewer examples than these give a rough estimate of the Hessian on all of them."""
 _EIGENVALUE = "eigenvalue of the Hessian"
 _DECADES = 1e-8
 """Between nodes the smoothed density falls to nothing; what is shown spans eight decades."""
@@ -140,9 +142,17 @@ def sharpness_table(
 
 
 def sharpness_verdict(
-    networks: Sequence[Mapping[str, Any]], thresholds: Sequence[float] | None
+    networks: Sequence[Mapping[str, Any]],
+    thresholds: Sequence[float] | None,
+    *,
+    examples: int,
+    total: int,
+    example: str = "image",
 ) -> list[str]:
-    """Say how large the top eigenvalue is; arguments as in :func:`sharpness_table`."""
+    """Say how large the top eigenvalue is, on so many of all training examples.
+
+    Other arguments as in :func:`sharpness_table`.
+    """
     tops, last = [network["eigenvalues"][0] for network in networks], networks[-1]
     sentences = [
         f"The largest eigenvalue of the Hessian is {tops[-1]:.4g} for {last['name']} (residual "
@@ -156,5 +166,10 @@ def sharpness_verdict(
         sentences.append(
             f"The threshold 2(1 + momentum)/lr is {thresholds[-1]:.4g} at the learning rate of "
             f"{last['name']}."
+        )
+    if examples < min(_ROUGH, total):
+        sentences.append(
+            f"These are of the loss on {examples} of the {total} training {example}s: on all of "
+            "them they may differ much; --examples takes more."
         )
     return sentences

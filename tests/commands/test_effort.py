@@ -42,7 +42,7 @@ def test_the_effort_is_the_largest_within_the_operations(position: int, networks
 
 
 def test_the_least_is_measured_whatever_it_costs() -> None:
-    assert chosen(10**6) == (32, 8, 1, 30)
+    assert chosen(10**6) == (16, 8, 1, 30)
 
 
 def test_what_is_given_stays() -> None:
