@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fge.config import (
     CommandConfig,
-    DataOptions,
+    DoctorConfig,
     FitConfig,
     RunConfig,
     TrainingConfig,
@@ -27,10 +27,10 @@ from fge.data import (
 from fge.devices import choose_device, free_memory
 from fge.errors import UserError
 from fge.memory import check_fits
-from fge.networks import import_named
+from fge.networks import import_named, input_statistics
 
 
-def read_dataset(config: DataOptions) -> Dataset:
+def read_dataset(config: CommandConfig | DoctorConfig) -> Dataset:
     """Load the data that the options name.
 
     Raises:
@@ -53,7 +53,9 @@ def read_dataset(config: DataOptions) -> Dataset:
         train_size=config.train_size,
         test_size=config.test_size,
         val_fraction=config.val_fraction,
-        normalize=config.normalize,
+        normalize=(
+            input_statistics(config.model) if config.normalize == "model" else config.normalize
+        ),
         reading=Reading(
             config.image_size,
             stream=config.stream,

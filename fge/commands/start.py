@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from fge.commands.build import Setup
 from fge.config import StartOptions
+from fge.errors import UserError
 from fge.networks import (
     fitting_backbone,
     freeze,
     frozen_tensors,
+    input_statistics,
     library_weights,
     read_weights,
     unwrap,
@@ -22,6 +24,8 @@ from fge.parallel import default_ranks
 from fge.report import ConsoleObserver, MethodResult, ReportBuilder
 from fge.train import Recipe, say_groups
 
+_NEAR = 0.1
+"""How far mean and standard deviation, from 0 to 1, may be from those that weights know."""
 GIVEN_COST = (
     "The run started from given weights (--pretrained): the epochs of their training are unknown, "
     "and the costs do not count them."
@@ -75,6 +79,7 @@ def starting_model(config: StartOptions, setup: Setup, recipe: Recipe) -> Start:
     if config.pretrained is not None:
         if config.pretrained == "library":
             state, source = _of_library(setup), f"the weights of {config.model}"
+            notes += _other_inputs(config.model, setup)
         else:
             state, source = read_weights(config.pretrained), str(config.pretrained)
         given, left_out = fitting_backbone(model, state, source)
@@ -93,6 +98,27 @@ def starting_model(config: StartOptions, setup: Setup, recipe: Recipe) -> Start:
     kept = given or {}  # which need not be copied
     frozen = {n: kept[n] if n in kept else t.clone() for n, t in frozen_tensors(model).items()}
     return Start(model, given, frozen)
+
+
+def _other_inputs(model: str, setup: Setup) -> list[str]:
+    """Say it where the channels get other statistics than those that the weights know."""
+    dataset = setup.dataset
+    try:
+        known = input_statistics(model)
+    except UserError:  # the library does not say
+        return []
+    (mean, std), found = known, (dataset.mean, dataset.std)
+    pairs = [(sum(a) / len(a), sum(b) / len(b) / 255) for a, b in zip(known, found, strict=True)]
+    if all(abs(one - other) <= _NEAR for one, other in pairs):
+        return []
+    return [
+        f"the weights of {model} were trained on channels of mean {_numbers(mean)} and standard "
+        f"deviation {_numbers(std)}; --normalize model gives these"
+    ]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in dict.fromkeys(values))
 
 
 def _of_library(setup: Setup) -> dict[str, Tensor]:

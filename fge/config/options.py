@@ -146,10 +146,10 @@ class DataOptions(TaskOptions):
     """Resize images so that their shorter side has this many pixels, and crop the centre. Training
     images are random resized crops, unless padded ones are asked for. By default images are used
     as they are, and must have one size."""
-    normalize: Literal["data", "imagenet"] = "data"
-    """Whose mean and standard deviation the channels get: those of the training images, or
-    ImageNet's, which pretrained networks expect (for grey images the means of its three
-    channels')."""
+    normalize: Literal["data", "imagenet", "model"] = "data"
+    """Whose mean and standard deviation the channels get: those of the training images; ImageNet's,
+    which most pretrained networks expect; or those that the pretrained weights of a timm: or
+    torchvision: model were trained on. Grey images get the means of the three channels'."""
     stream: Switch = "auto"
     """Read images from their files when they are needed, instead of keeping them in memory. auto
     does so if they do not fit."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,12 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
     "cifar100": sources.cifar100,
 }
 assert tuple(NAMED) == DATA_NAMES
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ChannelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and standard deviations of the channels red, green and blue, from 0 to 1."""
+_NAMED_VALUES: dict[str, ChannelStatistics | None] = {
+    "data": None,
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 """Per channel, of 1 (torchvision's ``ImageClassification`` preset)."""
 _SHARD, _BRACES = re.compile(r"\.(tar|tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE), re.compile("[{}]")
 """Names that are meant as tar shards: compressed ones and unfinished braces are refused as such."""
@@ -200,7 +205,7 @@ def load_dataset(
     train_size: int | None = None,
     test_size: int | None = None,
     val_fraction: float = 0.1,
-    normalize: str = "data",
+    normalize: Literal["data", "imagenet"] | ChannelStatistics = "data",
     reading: Reading | None = None,
 ) -> Dataset:
     """Load a data set by name or from the user's own files.
@@ -216,8 +221,8 @@ def load_dataset(
         test_size: number of test images to use, balanced over classes.
         val_fraction: fraction of the training images that becomes the validation split if the data
             have no validation images of their own; 0 for no validation.
-        normalize: whose mean and standard deviation images get: those of the training images
-            (data) or of ImageNet.
+        normalize: the means and standard deviations that the channels get, of red, green and blue
+            from 0 to 1; ``"imagenet"`` for ImageNet's, ``"data"`` for those of the training images.
         reading: how images are read; by default as they are, into memory.
 
     Raises:
@@ -233,14 +238,15 @@ def load_dataset(
     three = (chosen.train, chosen.val, chosen.test)
     streamed = _streams(raw, three, reading)
     read = (_streamed if streamed else _in_memory)(raw, three, reading)
+    values = _NAMED_VALUES[normalize] if isinstance(normalize, str) else normalize
     return Dataset(
         name=raw.name,
         classes=raw.classes,
         train=read.splits[0],
         val=read.splits[1],
         test=read.splits[2],
-        mean=_imagenet(raw, _IMAGENET_MEAN) if normalize == "imagenet" else read.mean,
-        std=_imagenet(raw, _IMAGENET_STD) if normalize == "imagenet" else read.std,
+        mean=read.mean if values is None else _of_channels(raw, values[0]),
+        std=read.std if values is None else _of_channels(raw, values[1]),
         fingerprint=read.fingerprint,
         names_fingerprint=read.names,
         origins={"val": chosen.val.origin} | ({} if raw.test else {"test": chosen.test.origin}),
@@ -412,14 +418,14 @@ def _whole(pictures: Pictures) -> Pictures:
     return pictures.pictures if isinstance(pictures, Sized) else pictures
 
 
-def _imagenet(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return values of ImageNet's three channels, or for grey images their mean, from 0 to 255."""
+def _of_channels(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return values of three channels, or for grey images their mean, from 0 to 255."""
     channels = raw.train.shape[3]
     if channels == 1:
         return (255 * sum(values) / len(values),)
     if channels != len(values):
         raise UserError(
-            f"--normalize imagenet is for images in colour or grey, and these have "
+            f"--normalize imagenet and model are for images in colour or grey, and these have "
             f"{counted(channels, 'channel')}; use --normalize data"
         )
     return tuple(255 * value for value in values)

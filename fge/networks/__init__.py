@@ -88,7 +88,7 @@ from fge.networks.state import (
     write_state,
 )
 from fge.networks.tail import TailAverage, has_running_statistics
-from fge.networks.zoo import library_weights
+from fge.networks.zoo import input_statistics, library_weights
 
 __all__ = [
     "ENSEMBLE",
@@ -142,6 +142,7 @@ __all__ = [
     "gather_state",
     "has_running_statistics",
     "import_named",
+    "input_statistics",
     "is_sharded",
     "keeps_statistics",
     "kept_as_trained",

@@ -77,6 +77,29 @@ def library_weights(
         ) from error
 
 
+def input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, from 0 to 1, of what pretrained weights were trained on.
+
+    Args:
+        name: of a library's model; the values are those of the channels red, green and blue.
+
+    Raises:
+        UserError: it is no model of a library, or the library does not say.
+    """
+    known: Any = None
+    if name.startswith(TORCHVISION):
+        models = _torchvision_with(name.removeprefix(TORCHVISION))
+        known = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT.transforms()
+    elif name.startswith(TIMM):
+        known = _timm_with(name.removeprefix(TIMM)).get_pretrained_cfg(name.removeprefix(TIMM))
+    if known is None:
+        raise UserError(
+            f"--normalize model is for models of a library, timm:NAME or torchvision:NAME, with "
+            f"pretrained weights, got {name}; use --normalize data or imagenet"
+        )
+    return tuple(known.mean), tuple(known.std)
+
+
 def _with_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
     """Adapt the first convolution for 3 channels to other images."""
     stem = next((n for n, t in state.items() if t.ndim == 4 and t.shape[1] == 3), None)
@@ -113,10 +136,7 @@ def _torchvision_names() -> list[str]:
 
 
 def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    from torchvision import models
-
-    if name not in _torchvision_names():
-        raise unknown("torchvision model", name, _torchvision_names())
+    models = _torchvision_with(name)
     options: dict[str, Any] = {}
     if name in _AUXILIARY:
         options = {"aux_logits": False, "init_weights": True, "transform_input": in_channels == 3}
@@ -124,6 +144,26 @@ def _torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
     if in_channels != 3:
         _replace_stem(model, in_channels, name)
     return model
+
+
+def _torchvision_with(name: str) -> Any:
+    """Return torchvision's module of models, which has one of this name."""
+    from torchvision import models
+
+    if name not in _torchvision_names():
+        raise unknown("torchvision model", name, _torchvision_names())
+    return models
+
+
+def _timm_with(name: str) -> Any:
+    """Return timm, which has a model of this name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise missing_package(f"--model {TIMM}{name}", "timm", error, extra="timm") from None
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models())
+    return timm
 
 
 def _replace_stem(model: nn.Module, in_channels: int, name: str) -> None:
@@ -153,12 +193,7 @@ def _timm(
     *,
     pretrained: bool = False,
 ) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_package(f"--model {TIMM}{name}", "timm", error, extra="timm") from None
-    if not timm.is_model(name):
-        raise unknown("timm model", name, timm.list_models())
+    timm = _timm_with(name)
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:  # such as of a vision transformer

@@ -209,6 +209,29 @@ def test_pretrained_weights_of_the_library_are_taken_with_another_head(
     assert saved["pretrained"] == "library"
 
 
+@pytest.mark.parametrize("normalize", ["data", "imagenet", "model"])
+def test_weights_that_know_other_inputs_are_told_of(
+    normalize: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    create, name = timm.create_model, "timm:test_resnet"
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **given: create(name, **{**given, "pretrained": False})
+    )
+    line = ["train", "--data", str(data), "--model", name, "--pretrained", "library"]
+    line += ["--normalize", normalize, "--out", str(tmp_path / "run"), "--amp", "off"]
+    result = run_line([*line, "--method", "single", "--epochs", "1", "--batch-size", "32"])
+    assert result.code == 0, result.message
+    told = (
+        f"the weights of {name} were trained on channels of mean 0.5 and standard deviation 0.5; "
+        "--normalize model gives these"
+    )
+    assert (told in result.out) == (normalize != "model")
+    found = json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]
+    if normalize == "model":
+        assert (found["mean"], found["std"]) == ([127.5], [127.5])
+
+
 def unreachable(*_: Any, **__: Any) -> Any:
     raise URLError("no route to host\nsecond line")
 

@@ -365,6 +365,13 @@ def test_imagenet_normalisation_is_torchvisions(photos: Path) -> None:
     assert torch.allclose(normaliser(dataset.test.images), preset(dataset.test.images), atol=1e-5)
 
 
+def test_given_values_normalise(photos: Path) -> None:
+    values = ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+    dataset = load_dataset(str(photos), normalize=values, reading=Reading(16), val_fraction=0.25)
+    assert dataset.mean == pytest.approx([127.5, 102.0, 76.5])
+    assert dataset.std == pytest.approx([127.5, 63.75, 51.0])
+
+
 def test_imagenet_normalisation_of_grey_images_is_the_mean_of_its_channels(
     tiny_npz: Path, tmp_path: Path
 ) -> None:

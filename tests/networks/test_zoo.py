@@ -11,7 +11,7 @@ import torch
 from torchvision import models
 
 from fge.errors import UserError, missing_package, nearest
-from fge.networks import build_model, fitting_backbone, library_weights
+from fge.networks import build_model, fitting_backbone, input_statistics, library_weights
 
 
 def build(name: str, channels: int = 1, classes: int = 5, side: int = 32) -> Any:
@@ -189,3 +189,40 @@ def test_a_timm_model_that_cannot_be_built_so_is_one_line() -> None:
     ) as e:
         build("timm:nest_tiny", side=8)
     assert "\n" not in str(e.value)
+
+
+# ----------------------------------------------------- what pretrained weights were trained on
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm:resnet18", IMAGENET),
+        ("timm:tf_efficientnet_lite0", HALF),
+        ("timm:vit_tiny_patch16_224", HALF),
+        ("torchvision:resnet18", IMAGENET),
+        ("torchvision:inception_v3", IMAGENET),  # its own first step makes 0.5 of them
+    ],
+)
+@pytest.mark.usefixtures("timm")
+def test_the_statistics_are_those_that_the_library_normalises_with(
+    name: str, expected: tuple[tuple[float, ...], tuple[float, ...]]
+) -> None:
+    assert input_statistics(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convnet", "--normalize model is for models of a library, .*got convnet; use --normalize"),
+        ("torchvision:resnet19", "unknown torchvision model 'resnet19'; did you mean 'resnet1"),
+        ("timm:resnet10tt", "unknown timm model 'resnet10tt'; did you mean 'resnet10t'"),
+    ],
+)
+@pytest.mark.usefixtures("timm")
+def test_other_names_have_no_known_statistics(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        input_statistics(name)
