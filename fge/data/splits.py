@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fge.data.pictures import FEWER, ArrayPictures, OfOneSize, Pictures, Sized
 from fge.data.raw import RawData, check, sized
 from fge.data.shards import SUFFIX, list_shards
 from fge.data.split import Photographs, Split, StreamedSplit
-from fge.data.statistics import mean_and_std
+from fge.data.statistics import Normalisation, given_statistics, mean_and_std
 from fge.data.targets import MANY, TargetFacts, as_tensor, outputs_of
 from fge.data.workers import default_workers
 from fge.errors import UserError, unknown
@@ -41,13 +41,6 @@ NAMED: dict[str, Callable[[Path], RawData]] = {
     "cifar100": sources.cifar100,
 }
 assert tuple(NAMED) == DATA_NAMES
-ChannelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Means and standard deviations of the channels red, green and blue, from 0 to 1."""
-_NAMED_VALUES: dict[str, ChannelStatistics | None] = {
-    "data": None,
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Per channel, of 1 (torchvision's ``ImageClassification`` preset)."""
 _SHARD, _BRACES = re.compile(r"\.(tar|tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE), re.compile("[{}]")
 """Names that are meant as tar shards: compressed ones and unfinished braces are refused as such."""
 _NAMED = 20
@@ -205,7 +198,7 @@ def load_dataset(
     train_size: int | None = None,
     test_size: int | None = None,
     val_fraction: float = 0.1,
-    normalize: Literal["data", "imagenet"] | ChannelStatistics = "data",
+    normalize: Normalisation = "data",
     reading: Reading | None = None,
 ) -> Dataset:
     """Load a data set by name or from the user's own files.
@@ -238,15 +231,15 @@ def load_dataset(
     three = (chosen.train, chosen.val, chosen.test)
     streamed = _streams(raw, three, reading)
     read = (_streamed if streamed else _in_memory)(raw, three, reading)
-    values = _NAMED_VALUES[normalize] if isinstance(normalize, str) else normalize
+    mean, std = given_statistics(normalize, raw.train.shape[3]) or (read.mean, read.std)
     return Dataset(
         name=raw.name,
         classes=raw.classes,
         train=read.splits[0],
         val=read.splits[1],
         test=read.splits[2],
-        mean=read.mean if values is None else _of_channels(raw, values[0]),
-        std=read.std if values is None else _of_channels(raw, values[1]),
+        mean=mean,
+        std=std,
         fingerprint=read.fingerprint,
         names_fingerprint=read.names,
         origins={"val": chosen.val.origin} | ({} if raw.test else {"test": chosen.test.origin}),
@@ -416,19 +409,6 @@ def _photographs(chosen: Chosen, reading: Reading) -> Photographs | None:
 
 def _whole(pictures: Pictures) -> Pictures:
     return pictures.pictures if isinstance(pictures, Sized) else pictures
-
-
-def _of_channels(raw: RawData, values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return values of three channels, or for grey images their mean, from 0 to 255."""
-    channels = raw.train.shape[3]
-    if channels == 1:
-        return (255 * sum(values) / len(values),)
-    if channels != len(values):
-        raise UserError(
-            f"--normalize imagenet and model are for images in colour or grey, and these have "
-            f"{counted(channels, 'channel')}; use --normalize data"
-        )
-    return tuple(255 * value for value in values)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,50 @@
-"""Mean and standard deviation of images, without a copy of all of them in floating point."""
+"""Mean and standard deviation of the channels of images, measured or given."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fge.errors import UserError
+from fge.observer import counted
+
+ChannelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
+Normalisation = Literal["data", "imagenet"] | ChannelStatistics
+"""Whose statistics the channels get: those of the training images, ImageNet's, or these of red,
+green and blue, from 0 to 1."""
+_IMAGENET: ChannelStatistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of torchvision's ``ImageClassification`` preset."""
 _ROWS = 1 << 16
 """Pixels that are in floating point at a time."""
 
 
-def mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def given_statistics(normalize: Normalisation, channels: int) -> ChannelStatistics | None:
+    """Return what is given instead of the images' own statistics, from 0 to 255.
+
+    A single channel gets the means of the three.
+
+    Raises:
+        UserError: the images have neither one channel nor three.
+    """
+    if normalize == "data":
+        return None
+    mean, std = _IMAGENET if normalize == "imagenet" else normalize
+    if channels not in (1, len(mean)):
+        raise UserError(
+            f"--normalize imagenet and model are for images in colour or grey, and these have "
+            f"{counted(channels, 'channel')}; use --normalize data"
+        )
+
+    def scaled(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(255 * v for v in (values if channels > 1 else (sum(values) / len(values),)))
+
+    return scaled(mean), scaled(std)
+
+
+def mean_and_std(images: NDArray[np.uint8]) -> ChannelStatistics:
     """Return mean and standard deviation per channel, in grey levels from 0 to 255.
 
     Both are bitwise those of ``numpy.mean`` and ``numpy.std`` in float64 over all pixels, which
