@@ -39,6 +39,7 @@ class Baseline(ABC):
         chord = curve.points[-1].double() - self._start
         self._coordinates = _coordinates(curve.points)
         self._axis = chord / chord.norm()
+        self._free = len(chord) - sum(part.stop - part.start for part in curve.held)
         self._prepare(generator(seed, "baseline", self.name))
 
     def distance(self, t: float) -> float:
@@ -102,9 +103,10 @@ class RandomAtAngle(Baseline):
     name = "random-at-angle"
 
     def _prepare(self, rng: torch.Generator) -> None:
-        if len(self._axis) < 2:
+        if self._free < 2:
             raise UserError(
-                "a direction at an angle to the chord needs at least 2 parameters, got 1"
+                "a direction at an angle to the chord needs at least 2 parameters that differ "
+                "along the curve, got 1"
             )
         (self._side,) = self._frame(1, rng, self._axis[None])
 
@@ -126,11 +128,12 @@ class SameGramArc(Baseline):
     name = "same-gram-arc"
 
     def _prepare(self, rng: torch.Generator) -> None:
-        side = self._coordinates.shape[1] - 1
+        side = min(self._coordinates.shape[1], self._free) - 1
         frame = torch.stack([self._axis, *self._frame(side, rng, self._axis[None])])
         points = self.curve.points.clone()
         for i in range(1, len(points) - 1):
-            points[i] = self._from_start(self._coordinates[i].to(frame.device) @ frame)
+            part = self._coordinates[i, : len(frame)]
+            points[i] = self._from_start(part.to(frame.device) @ frame)
         self.arc = Curve(self.curve.family, points, self.curve.layout)
 
     def at(self, t: float) -> Tensor:

@@ -284,8 +284,34 @@ def test_a_closed_curve_has_no_chord(kind: type[Baseline]) -> None:
 
 
 def test_one_parameter_leaves_no_angle_to_the_chord() -> None:
-    with pytest.raises(UserError, match=r"at least 2 parameters, got 1"):
+    with pytest.raises(UserError, match=r"at least 2 parameters that differ .*, got 1"):
         RandomAtAngle(make_curve(Bezier(3), size=1))
+
+
+def partly_held(free: int) -> Curve:
+    """Return a curve with ``free`` parameters that differ along it, and 30 that do not."""
+    curve = make_curve(Bezier(4), size=30 + free)
+    curve.points[:, :30] = curve.points[0, :30]
+    return Curve(curve.family, curve.points, Layout(("frozen", "free"), ((30,), (free,))))
+
+
+def test_one_free_parameter_is_as_one() -> None:
+    curve = partly_held(1)
+    with pytest.raises(UserError, match=r"at least 2 parameters that differ .*, got 1"):
+        RandomAtAngle(curve)
+    torch.testing.assert_close(SameGramArc(curve).arc.points, curve.points)
+
+
+@pytest.mark.parametrize("free", [2, 3])
+@pytest.mark.parametrize("kind", [RandomAtAngle, SameGramArc])
+def test_few_free_parameters_keep_distance_and_angle(kind: type[Baseline], free: int) -> None:
+    curve = partly_held(free)
+    baseline = kind(curve)
+    for t in (0.2, 0.7):
+        ours, theirs = from_start(curve, baseline.at(t)), from_start(curve, curve.at(t))
+        assert torch.equal(baseline.at(t)[:30], curve.points[0, :30])
+        torch.testing.assert_close(ours.norm(), theirs.norm())
+        torch.testing.assert_close(ours @ chord(curve), theirs @ chord(curve))
 
 
 @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
