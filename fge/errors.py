@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
+from numbers import Integral
 
 OK, USER_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 """Exit codes of a command."""
@@ -148,10 +149,10 @@ def check_at_least(bound: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is None:
             continue
+        if not isinstance(value, Integral):  # 3.0 neither, which no range takes
+            raise UserError(f"{name} must be a whole number, got {value!r}")
         if value < bound:
             raise UserError(f"{name} must be >= {bound}, got {value}")
-        if value != value // 1:  # NaN and infinity neither
-            raise UserError(f"{name} must be a whole number, got {value}")
 
 
 def check_not_negative(**values: float) -> None:

@@ -413,6 +413,7 @@ def test_a_stepwise_or_linear_schedule_sets_tensor_rates_in_place(kind: type[Clo
         (EndpointLR, {"epochs": 0}, "epochs must be >= 1, got 0$"),
         (EndpointLR, {"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0$"),
         (EndpointLR, {"epochs": 2.5}, "epochs must be a whole number, got 2.5$"),
+        (EndpointLR, {"epochs": 2.0}, "epochs must be a whole number, got 2.0$"),
         (EndpointLR, {"epochs": math.inf}, "epochs must be a whole number, got inf$"),
         (StepsLR, {"epochs": math.nan}, "epochs must be a whole number, got nan$"),
         (StepsLR, {"epochs": 0}, "epochs must be >= 1, got 0$"),
