@@ -1,6 +1,6 @@
 """Ship the five-seed results of the two-network baseline with the package.
 
-    python benchmarks/published_baseline.py [--results benchmarks/results/comparison]
+    python benchmarks/published_baseline.py [--results benchmarks/results/published_baseline]
         [--environment REPORT]
 
 Reads the cells of ``curve-ensemble`` at a budget of 1 from a comparison's folder, and writes mean,
@@ -28,7 +28,7 @@ from fge.config import CompareConfig, read_config, to_options
 from fge.files import write_json
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "comparison"
+RESULTS = ROOT / "benchmarks" / "results" / "published_baseline"
 OUT = ROOT / "fge" / "report" / "published_baseline.json"
 METHOD = "curve-ensemble"
 FIGURES = ("error", "nll", "calibrated_nll", "brier", "ece")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fge.config import SharpnessConfig
+from fge.landscape import measuring
 from fge.networks import preserved
 
 KRYLOV = (10, 30)
@@ -80,7 +84,15 @@ def settled(
 
 def _operations(model: nn.Module, image: torch.Tensor) -> int:
     """Return the floating-point operations of a forward pass, in layers that multiply matrices."""
-    with preserved(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()
+    with preserved(model), _visible(model, image), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _visible(model: nn.Module, image: torch.Tensor) -> Iterator[None]:
+    """Have no fused attention and recurrence, which the counter does not see through."""
+    with warnings.catch_warnings(), measuring(model, image.device):
+        warnings.simplefilter("ignore", UserWarning)  # of flags that are left as they are
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield

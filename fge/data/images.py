@@ -27,7 +27,7 @@ it starts a program, and the decoders of rare ones (DDS, BLP, FTEX) take a broke
 _DEEP_MODES = {"I", "I;16", "I;16B", "I;16L"}
 _GREY_MODES = {"1", "L", "F", *_DEEP_MODES}
 _MOST_OF_16_BITS = 65_535
-_LEFT_BEHIND = {"__MACOSX"}
+_LEFT_BEHIND = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 """Folders that systems leave behind, beside those whose names begin with a dot."""
 _PIXEL_BYTES = 4
 _SURELY_FITS = 1 << 24

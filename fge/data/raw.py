@@ -99,7 +99,8 @@ def check_arrays(
         )
     if 0 in images[1:]:
         raise UserError(f"{part}_images {images} have no pixel; give (N, H, W) or (N, H, W, C)")
-    if images[1] in _CHANNELS and images[3] not in _CHANNELS:
+    square = images[1] != images[2] == images[3]  # (N, 13, 64, 64): as many channels as columns
+    if images[3] not in _CHANNELS and (images[1] in _CHANNELS or square):
         raise UserError(
             f"{part}_images {images} have their channels first; give (N, H, W, C), "
             "images.transpose(0, 2, 3, 1)"

@@ -2,7 +2,7 @@
 
 from fge.landscape.agreement import Agreement
 from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
-from fge.landscape.hessian import CHUNK, HessianOperator
+from fge.landscape.hessian import CHUNK, HessianOperator, measuring
 from fge.landscape.plane import Bounds, Line, Plane
 from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
 from fge.landscape.sharpness import spectral_density, stability_threshold, top_eigenvalues, trace
@@ -19,6 +19,7 @@ __all__ = [
     "SharpnessProbe",
     "evaluate_line",
     "evaluate_plane",
+    "measuring",
     "spectral_density",
     "stability_threshold",
     "top_eigenvalues",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass
@@ -124,29 +125,35 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def count_examples(batch: Any) -> int:
-    """Return the length of the first tensor in a batch that has one.
+    """Return the length that most tensors in a batch have, the first of as frequent ones.
+
+    Others are not of examples, such as the weights of classes.
 
     >>> import torch
     >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
     (5, 2)
+    >>> count_examples({"weights": torch.ones(3), "x": torch.zeros(5, 3), "y": torch.zeros(5)})
+    5
 
     Raises:
-        UserError: there is no such tensor.
+        UserError: there is no tensor that has a length.
     """
-    first = _first_of(batch)
-    if first is None:
+    lengths = Counter(_lengths(batch))
+    if not lengths:
         raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
-    return first
+    return lengths.most_common(1)[0][0]
 
 
-def _first_of(batch: Any) -> int | None:
-    """Return the number of examples of the first part that has any."""
+def _lengths(batch: Any) -> Iterator[int]:
+    """Yield the number of examples of each part that has any."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else None
-    if isinstance(batch, PackedSequence):  # its data are the steps of all sequences
-        return int(batch.batch_sizes[0])
-    counts = (_first_of(part) for part in (_held_by(batch) or {}).values())
-    return next((count for count in counts if count is not None), None)
+        if batch.ndim:
+            yield len(batch)
+    elif isinstance(batch, PackedSequence):  # its data are the steps of all sequences
+        yield int(batch.batch_sizes[0])
+    else:
+        for part in (_held_by(batch) or {}).values():
+            yield from _lengths(part)
 
 
 def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:

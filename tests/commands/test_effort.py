@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fge.commands.effort import KRYLOV, OPERATIONS, Effort, settled
+from fge.commands.effort import KRYLOV, OPERATIONS, Effort, _operations, settled
 from fge.config import SharpnessConfig
 
 OPEN = SharpnessConfig(weights=(Path("a.safetensors"),))
@@ -43,6 +43,21 @@ def test_the_effort_is_the_largest_within_the_operations(position: int, networks
 
 def test_the_least_is_measured_whatever_it_costs() -> None:
     assert chosen(10**6) == (16, 8, 1, 30)
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent"])
+def test_fused_layers_are_counted(kind: str) -> None:
+    """In evaluation they are computed by operations that the counter does not see through."""
+    width, tokens = 256, 49
+    if kind == "attention":
+        module: nn.Module = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
+        weights = 12 * width * width  # of queries, keys, values, their output, and two layers
+        expected = 2 * tokens * weights + 2 * 2 * tokens * tokens * width
+    else:
+        module = nn.LSTM(width, width, batch_first=True)
+        expected = 2 * tokens * 8 * width * width  # four gates, of inputs and of states
+    found = _operations(module, torch.zeros(1, tokens, width))
+    assert found == pytest.approx(expected, rel=0.01)
 
 
 def test_what_is_given_stays() -> None:

@@ -106,7 +106,8 @@ def test_pixels_without_a_known_range_are_refused(
 
 def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path: Path) -> None:
     for part in ("train", "test"):
-        for name in ("a/1.png", "b/1.png", ".ipynb_checkpoints/1.png", "a/.thumbs/1.png"):
+        hidden = (".ipynb_checkpoints/1.png", "a/.thumbs/1.png", "@eaDir/1.png", "a/@eaDir/1.png")
+        for name in ("a/1.png", "b/1.png", *hidden):
             save(tmp_path / part / name, GREY)
         save(tmp_path / part / "a" / "x.png", GREY).rename(tmp_path / part / "a" / "._1.png")
         save(tmp_path / part / "__MACOSX" / "1.png", GREY)

@@ -134,6 +134,11 @@ def negative(part: str, found: str) -> str:
             "images.transpose(0, 2, 3, 1)",
         ),
         (
+            {"train_images": np.zeros((96, 13, 16, 16), np.uint8)},
+            "train_images (96, 13, 16, 16) have their channels first; give (N, H, W, C), "
+            "images.transpose(0, 2, 3, 1)",
+        ),
+        (
             {"test_images": np.zeros((48, 1, 8, 8), np.uint8)},
             "test_images (48, 1, 8, 8) have their channels first; give (N, H, W, C), "
             "images.transpose(0, 2, 3, 1)",

@@ -199,3 +199,11 @@ def test_a_named_tuple_is_cut_to_the_images_wanted_and_keeps_its_names() -> None
     assert used == 4
     assert layer.running_mean is not None
     assert torch.allclose(layer.running_mean, X[:4].double().mean(0))
+
+
+@pytest.mark.parametrize("order", [("w", "x", "y"), ("x", "w", "y"), ("x", "y", "w")])
+def test_the_examples_are_as_many_as_most_tensors_have(order: tuple[str, ...]) -> None:
+    parts = {"w": torch.ones(3), "x": torch.zeros(5, 2), "y": torch.zeros(5)}
+    batch = {name: parts[name] for name in order}
+    assert count_examples(batch) == 5
+    assert [count for _, count in cut(batch, 2)] == [5]  # as a whole: what "w" is of is unknown
