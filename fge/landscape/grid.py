@@ -50,6 +50,7 @@ def evaluate_plane(
 ) -> PlaneGrid:
     """Measure a model on a grid of a plane, with batch-norm statistics estimated at each point.
 
+    Other buffers are those of the model at every point, at the networks that define the plane too.
     The grid of arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. Give training
     data without augmentation. The model is unchanged afterwards.
 
