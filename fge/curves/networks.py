@@ -88,7 +88,8 @@ class Networks(ABC):
     def state_dict(self, t: float) -> dict[str, Tensor]:
         """Return parameters and buffers at t by name, contiguous, each with its own memory.
 
-        Buffers are those of :meth:`buffers_at`.
+        Buffers are those of :meth:`buffers_at`. Tied parameters have all their names if the layout
+        knows them, as that of a fitted curve does.
 
         Raises:
             UserError: running statistics at t are not known, as those of batch norm between the
@@ -103,7 +104,9 @@ class Networks(ABC):
                 f"curve.module(model, {t:g}, refresh=batches).state_dict(), or "
                 f"curve.parameters({t:g}) for the parameters alone"
             )
-        return {**state, **self.buffers_at(t)}
+        others = self.layout.other_names if self.layout is not None else {}
+        tied = {name: state[first].clone() for name, first in others.items()}
+        return {**state, **tied, **self.buffers_at(t)}
 
     def module(
         self,

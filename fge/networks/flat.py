@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,10 +30,13 @@ class Layout:
     """Names and shapes of a model's distinct parameters, in the order of ``named_parameters()``.
 
     A tied parameter has one entry, under its first name; frozen parameters are included.
+    ``other_names`` gives the further names of tied parameters, each with the first one; a layout
+    that does not know them is the same one.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    other_names: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
@@ -43,7 +46,12 @@ class Layout:
             UserError: the model has no parameters, lazy parameters, or several dtypes or devices.
         """
         parameters = named_parameters(model)
-        return cls(tuple(parameters), tuple(tuple(p.shape) for p in parameters.values()))
+        first = {id(parameter): name for name, parameter in parameters.items()}
+        every = unwrap(model).named_parameters(remove_duplicate=False)
+        tied = ((n, id(p)) for n, p in every if n not in parameters)
+        others = {name: first[key] for name, key in tied if key in first}
+        shapes = tuple(tuple(parameter.shape) for parameter in parameters.values())
+        return cls(tuple(parameters), shapes, others)
 
     @property
     def sizes(self) -> list[int]:

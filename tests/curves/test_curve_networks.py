@@ -155,6 +155,22 @@ def test_the_state_of_an_end_is_that_of_its_network(build: Callable[[], nn.Modul
             assert torch.equal(other.state_dict()[name], tensor), name
 
 
+def test_a_tied_parameter_has_all_its_names() -> None:
+    def tied() -> nn.Module:
+        layers = nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)
+        model = nn.Sequential(*layers).double()
+        model[2].weight = model[0].weight
+        return model
+
+    first, second = tied(), tied()
+    curve = fit_curve(first, first, second, DATA, epochs=1)
+    for t, model in ((0, first), (1, second)):
+        other = tied()
+        other.load_state_dict(curve.state_dict(t))
+        assert other[2].weight is other[0].weight
+        assert all(map(torch.equal, other.parameters(), model.parameters()))
+
+
 def test_between_the_ends_batch_norm_needs_data() -> None:
     curve, first, _ = curve_of(by_batch)
     message = (
