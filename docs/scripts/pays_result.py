@@ -24,6 +24,7 @@ TASKS = {
     "S": "100 epochs, no augmentation",
     "L": "300 epochs, augmented",
     "U": "100 epochs, augmented",
+    "C": "CIFAR-10, 60 epochs",
     "A": "fine-tuning, AdamW",
     "F": "fine-tuning, SGD",
     "R": "digits, perceptron",
@@ -68,7 +69,7 @@ def main() -> None:
     """Draw the picture."""
     read_tasks = {task: read(task) for task in TASKS}
     plt.rcParams |= {"font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left"}
-    figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.9), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(7.6, 4.4), sharey=True, layout="constrained")
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
         draw(axes, [intervals[metric] for _, intervals in read_tasks.values()], title)
     panels[0].set_yticks(range(len(TASKS)), [label(t, row) for t, (row, _) in read_tasks.items()])
