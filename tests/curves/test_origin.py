@@ -118,6 +118,7 @@ def vector_inputs() -> Tensor:
 def test_the_logits_of_known_networks_scale_with_one_power(
     name: str, channels: int, side: int, degree: int
 ) -> None:
+    torch.manual_seed(0)  # with some initial weights the last ReLU of a SqueezeNet gives only zeros
     model = build_model(name, in_channels=channels, num_classes=10, image_size=(side, side))
     path = assert_homogeneous(randomised(model), images_of(channels, side))
     assert path.output_degree == degree
