@@ -28,10 +28,10 @@ from fge.commands.studied import (
 )
 from fge.config import KEEP_SNAPSHOTS, PlaneConfig, read_run
 from fge.curves import (
-    AnyCurve,
     Chain,
     Curve,
     InterpolatedWarning,
+    Networks,
     Record,
     Statistics,
     make_family,
@@ -75,7 +75,7 @@ class LineSetup:
     """
 
     what: str
-    paths: Mapping[str, AnyCurve]
+    paths: Mapping[str, Networks]
     networks: Sequence[str]
     num_points: int
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -143,8 +143,8 @@ def study_line(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup) -> Non
     ts = [record["t"] for record in next(iter(lines.values()))]
     names = {"lines": np.array(list(lines)), "networks": np.array(setup.networks, dtype=np.str_)}
     write_npz(run.folder.path / _DATA, {**names, "t": np.array(ts), **arrays})
-    paths = [path for path in setup.paths.values() if isinstance(path, Curve | Chain)]
-    statistics = statistics_of(model, [ends for path in paths for ends in path.all_ends()])
+    every = [ends for path in setup.paths.values() for ends in path.all_ends()]
+    statistics = statistics_of(model, every)
     _report(run, setup, lines, statistics)
 
 

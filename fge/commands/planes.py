@@ -24,7 +24,7 @@ from fge.commands.studied import (
     snapshot_networks,
 )
 from fge.config import KEEP_SNAPSHOTS, PlaneConfig, check_same_images, read_run
-from fge.curves import Curve, WeightsEvaluator, make_family, straight_points
+from fge.curves import Curve, Statistics, WeightsEvaluator, make_family, straight_points
 from fge.ensemble import SnapshotStore
 from fge.errors import DivergenceError, UserError
 from fge.landscape import Bounds, Plane, PlaneGrid, evaluate_plane
@@ -99,7 +99,7 @@ def _of_networks(
     if config.trajectory:
         plane = Plane.principal(vectors)
         return PlaneSetup(plane, f"the principal components of {len(networks)} networks", networks)
-    return PlaneSetup(_through(names, vectors), listed(names), networks)
+    return PlaneSetup(_through(networks, model), listed(names), networks)
 
 
 def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
@@ -107,14 +107,18 @@ def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     studied = run_curve(run, model)
     points = studied.curve.points
     bend = len(points) // 2
-    chosen = {"w(0)": points[0], "bend": points[bend], "w(1)": points[-1]}
-    plane = _through(list(chosen), list(chosen.values()))
+    # Buffers are those of the ends, and for the bend those in the middle of the curve.
+    chosen = (("w(0)", 0, 0.0), ("bend", bend, 0.5), ("w(1)", -1, 1.0))
+    networks = [
+        replace(studied.network(name, points[k], model, t=t), facts={}) for name, k, t in chosen
+    ]
+    plane = _through(networks, model)
     segment = Curve(make_family("polychain", 2), straight_points(points[0], points[-1], 2))
     return PlaneSetup(
         plane,
         f"the ends and {'the' if len(points) == 3 else 'the middle'} bend of the "
         f"{studied.curve.family.name} curve {studied.name}",
-        [studied.network(name, vector, model) for name, vector in chosen.items()],
+        networks,
         {
             "curve" if len(points) == 3 else "curve, projected": plane.project(studied.curve),
             "segment": plane.project(segment),
@@ -122,11 +126,12 @@ def _of_curve(run: Path, model: nn.Module) -> PlaneSetup:
     )
 
 
-def _through(names: Sequence[str], vectors: Sequence[Tensor]) -> Plane:
+def _through(networks: Sequence[StudiedNetwork], model: nn.Module) -> Plane:
+    first, second, third = (network.state for network in networks)
     try:
-        return Plane.through(*vectors)
+        return Plane.through(first, second, third, model=model)
     except UserError as error:
-        called = ", ".join(f"w{k} = {name}" for k, name in enumerate(names))
+        called = ", ".join(f"w{k} = {network.name}" for k, network in enumerate(networks))
         raise UserError(f"{error} ({called})") from None
 
 
@@ -150,7 +155,7 @@ def _study_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -> 
     networks = _measure_networks(run, model, setup)
     grid = _measure_plane(run, model, setup)
     grid.save(run.folder.path / "plane.npz")
-    _report_plane(run, setup, grid, networks)
+    _report_plane(run, setup, grid, networks, setup.plane.statistics(model))
 
 
 def _measure_networks(
@@ -173,7 +178,7 @@ def _measure_networks(
         weights = vector.to(setup.plane.origin.device)
         x, y = setup.plane.coordinates(weights)
         with preserved(model):
-            record = evaluate(vector)[0]
+            record = evaluate(vector, setup.plane.buffers_at(x, y))[0]
         if not all(math.isfinite(value) for value in record.values()):
             raise DivergenceError(f"the loss of {network.name} is not finite; try --amp off")
         known[network.name] = {"event": "network", "name": network.name, "x": x, "y": y}
@@ -222,7 +227,11 @@ def _shown(measure: Measure) -> dict[str, tuple[str, bool, str]]:
 
 
 def _report_plane(
-    run: Run[PlaneConfig], setup: PlaneSetup, grid: PlaneGrid, networks: Sequence[dict[str, Any]]
+    run: Run[PlaneConfig],
+    setup: PlaneSetup,
+    grid: PlaneGrid,
+    networks: Sequence[dict[str, Any]],
+    statistics: Statistics,
 ) -> None:
     labelled = networks if len(networks) <= _MOST_LABELS else (networks[0], networks[-1])
     points = {network["name"]: (network["x"], network["y"]) for network in labelled}
@@ -235,8 +244,8 @@ def _report_plane(
     note = (
         f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
-        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, has its own "
-        f"batch-norm statistics. They and the training loss"
+        f"Each of its {grid.xs.size * grid.ys.size} points, and each network, is measured by "
+        f"itself: {statistics}. Estimated statistics and the training loss"
         f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} "
         f"training {example}s without augmentation; test numbers are over {images['test']} "
         f"{example}s. {_BEST_NOISE if task.uses_noise else ''}Data: `plane.npz`."
@@ -246,5 +255,6 @@ def _report_plane(
     run.report.files.append("plane.npz")
     facts = {"through": setup.what, "networks": networks, "gram": grid.gram.tolist()}
     facts |= {"xs": grid.xs.tolist(), "ys": grid.ys.tolist(), "images_per_point": images}
+    facts |= {"statistics": statistics.facts()}
     run.report.facts(methods=[], plane={**facts, "data": "plane.npz"})
     run.finish(f"Plane of {run.config.model} on {run.dataset.name}")

@@ -1,7 +1,15 @@
 """Curves through weight space: fit, evaluate, baselines, the path through the origin."""
 
 from fge.curves.baselines import BASELINES, make_baseline
-from fge.curves.buffers import Ends, InterpolatedWarning, Statistics, statistics_of
+from fge.curves.buffers import (
+    Buffers,
+    Ends,
+    InterpolatedWarning,
+    Statistics,
+    mixed,
+    statistics_of,
+    warn_of_interpolated,
+)
 from fge.curves.curve import Chain, Curve, gram_matrix, straight_curve, straight_points
 from fge.curves.evaluate import (
     AnyCurve,
@@ -16,6 +24,7 @@ from fge.curves.evaluate import (
 from fge.curves.families import Bezier, PolyChain, make_family
 from fge.curves.fit import fit_curve
 from fge.curves.geometry import angle, distance, turning_angles
+from fge.curves.networks import Networks
 from fge.curves.objectives import Objective, stratified_uniform
 from fge.curves.origin import OriginPath, TrivialPath
 
@@ -23,11 +32,13 @@ __all__ = [
     "BASELINES",
     "AnyCurve",
     "Bezier",
+    "Buffers",
     "Chain",
     "Curve",
     "CurveRecords",
     "Ends",
     "InterpolatedWarning",
+    "Networks",
     "Objective",
     "OriginPath",
     "PolyChain",
@@ -44,10 +55,12 @@ __all__ = [
     "gram_matrix",
     "make_baseline",
     "make_family",
+    "mixed",
     "statistics_of",
     "straight_curve",
     "straight_points",
     "stratified_uniform",
     "summarise_curve",
     "turning_angles",
+    "warn_of_interpolated",
 ]

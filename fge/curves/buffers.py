@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,8 @@ Ends = tuple[Buffers, Buffers]
 """The buffers of the networks at the ends of a curve."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _MOST_NAMED = 3
+_ROUNDING = 1e-9
+"""What the weight of a network may differ from 1 by, where it is met."""
 
 
 class InterpolatedWarning(UserWarning):
@@ -48,18 +51,33 @@ def check_buffers(ends: Ends) -> None:
 
 
 def between(ends: Ends, t: float) -> dict[str, Tensor]:
-    """Return the buffers at t: those of an end, bitwise, and linear in between.
+    """Return the buffers at t: those of an end, bitwise, also beyond it, and linear in between.
 
     Those that are not floating-point are the nearer end's.
     """
-    first, second = ends
-    if t in (0, 1):
-        return {name: value.clone() for name, value in (second if t else first).items()}
+    part = min(max(t, 0.0), 1.0)
+    return mixed(ends, [1 - part, part])
+
+
+def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tensor]:
+    """Return the mean of the buffers of networks, with weights ``parts`` whose sum is 1.
+
+    A network of weight 1, to rounding, has its own, bitwise. Buffers that are equal stay so; those
+    that are not floating-point are those of the network of the largest weight.
+    """
+    heaviest = max(range(len(parts)), key=lambda k: parts[k])
+    nearest = networks[heaviest]
+    if parts[heaviest] >= 1 - _ROUNDING:
+        return {name: value.clone() for name, value in nearest.items()}
     buffers = {}
-    for name, value in first.items():
-        nearer = second[name] if t > 0.5 else value
-        floats = value.is_floating_point() and not torch.equal(value, second[name])
-        buffers[name] = torch.lerp(value, second[name], t) if floats else nearer.clone()
+    for name, value in nearest.items():
+        every = [network[name] for network in networks]
+        if value.is_floating_point() and not all(torch.equal(value, v) for v in every):
+            buffers[name] = value.clone()
+            for other, part in zip(every, parts, strict=True):
+                buffers[name] += part * (other - value)
+        else:
+            buffers[name] = value.clone()
     return buffers
 
 
@@ -96,7 +114,8 @@ class Statistics:
     ``own_ends``: whether the ends have the buffers of their networks, beside the statistics of
     batch norm, which are estimated there too; ``batch_norm`` and ``instance_norm``: whether there
     are such statistics to estimate; ``interpolated``: the buffers that differ at the ends and are
-    linear in between; ``models``: buffers that are the model's at every t. Printed, it is a text.
+    linear in between; ``models``: buffers that are the model's at every t; ``places``: what the
+    ends are called. Printed, it is a text.
     """
 
     own_ends: bool
@@ -104,23 +123,26 @@ class Statistics:
     instance_norm: bool = False
     interpolated: Sequence[str] = ()
     models: Sequence[str] = ()
+    places: str = "ends"
 
     def __str__(self) -> str:
-        parts = []
+        everywhere = "at every t" if self.places == "ends" else "at every point"
+        own, parts = f"at the {self.places}", []
         if self.batch_norm:
-            parts.append("statistics of batch norm are estimated at every t, the ends included")
+            included = f"{everywhere}, the {self.places} included"
+            parts.append(f"statistics of batch norm are estimated {included}")
         if self.instance_norm:
-            where = "at every t"
+            where = everywhere
             if self.own_ends:
-                where = "in between, and at the ends they are the networks' own"
+                where = f"in between, and {own} they are the networks' own"
             parts.append(f"statistics of instance norm are estimated {where}")
         if self.interpolated:
             parts.append(
-                f"the buffers {_named(self.interpolated)} are the networks' own at the ends, and "
-                "linear in between"
+                f"the buffers {_named(self.interpolated)} are the networks' own {own}, and linear "
+                "in between"
             )
         if self.models:
-            parts.append(f"the buffers {_named(self.models)} are the model's at every t")
+            parts.append(f"the buffers {_named(self.models)} are the model's {everywhere}")
         if not parts:
             return "the networks have no statistics that differ"
         return "; ".join(parts)
@@ -155,6 +177,17 @@ def statistics_of(
         interpolated=[n for n in others if any(n in interpolated(model, p) for p in known)],
         models=[] if whole else others,
     )
+
+
+def warn_of_interpolated(names: Sequence[str], places: str = "ends") -> None:
+    """Warn of buffers, by name, that can neither be known nor estimated between networks."""
+    if names:
+        warnings.warn(
+            f"buffers that differ at the {places} ({names[0]!r}{', ...' if len(names) > 1 else ''}"
+            ") are interpolated in between, because they cannot be estimated from data",
+            InterpolatedWarning,
+            stacklevel=4,
+        )
 
 
 def _named(names: Sequence[str]) -> str:

@@ -1,19 +1,18 @@
-"""Curves through weight space: points, speed, length, and files."""
+"""Curves through weight space: points, speed and length."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from fge.curves.buffers import Ends, check_buffers, end_buffers
+from fge.curves.curve_file import read_points, write_points
 from fge.curves.families import (
     Bezier,
     Family,
@@ -23,32 +22,20 @@ from fge.curves.families import (
 )
 from fge.curves.networks import Networks
 from fge.errors import UserError, check_at_least
-from fge.files import RESTORE, checked, parse_json, read_bytes, write_bytes
 from fge.networks import (
     Layout,
+    Point,
     Weights,
+    architecture_of,
+    as_vectors,
+    buffers_of_points,
     check_distinct,
-    decode_weights,
-    encode_weights,
     flatten,
-    read_metadata,
 )
 from fge.observer import counted
 
-_KIND = "fge-curve"
-_POINTS = "points"
-_ENDS = (0, 1)
 _COLUMNS = 1 << 20
 """Columns per block of the Gram matrix, so that float64 copies stay small."""
-
-
-class _Metadata(TypedDict):
-    """The metadata of a curve's file; ``num_points``, ``layout`` and ``buffers`` are JSON."""
-
-    family: str
-    num_points: str
-    layout: NotRequired[str]
-    buffers: NotRequired[str]
 
 
 class Curve(Networks):
@@ -257,33 +244,41 @@ class Chain(Networks):
     @classmethod
     def through(
         cls,
-        points: Tensor | Sequence[Tensor],
+        points: Tensor | Sequence[Point],
         *,
         family: str = "bezier",
         num_points: int = 3,
         closed: bool = False,
         layout: Layout | None = None,
+        model: nn.Module | None = None,
     ) -> Chain:
-        """Return straight curves through the networks ``points`` (K, P), in order.
+        """Return straight curves through several networks, in order, which keep their buffers.
 
         Args:
-            points: weights of the networks, in order.
+            points: the networks: vectors (K, P), modules, state dicts or paths.
             family: of each curve.
             num_points: of each curve.
             closed: return from the last network to the first.
-            layout: names and shapes of the parameters.
+            layout: names and shapes of the parameters of vectors, unless there is a model.
+            model: their architecture; not needed for vectors, or if one is a module.
 
         Raises:
-            UserError: there are fewer than two networks, or two neighbours are equal.
+            UserError: there are fewer than two networks, two neighbours are equal, or they are not
+                weights of one architecture, or it is not known.
         """
         if len(points) < 2:
             raise UserError(f"a chain needs at least two networks, got {len(points)}")
         stops = [*points, points[0]] if closed else list(points)
+        vectors, architecture = as_vectors(stops, model), architecture_of(stops, model)
+        if layout is None and architecture is not None:
+            layout = Layout.of(architecture)
+        buffers = buffers_of_points(stops, model)
         curves = []
-        for start, end in itertools.pairwise(stops):
+        for k, (start, end) in enumerate(itertools.pairwise(vectors)):
             check_distinct(start, end)
             bends = straight_points(start, end, num_points, layout)
-            curves.append(Curve(make_family(family, num_points), bends, layout))
+            ends = None if buffers is None else (buffers[k], buffers[k + 1])
+            curves.append(Curve(make_family(family, num_points), bends, layout, ends))
         return cls(curves)
 
     def __repr__(self) -> str:
@@ -432,68 +427,3 @@ def combination(coefficients: Sequence[float], points: Tensor) -> Tensor:
         total = point * coefficient if total is None else total.add_(point, alpha=coefficient)
     assert total is not None, "all coefficients are 0"
     return total
-
-
-def write_points(
-    path: Path, family: Family, points: Tensor, layout: Layout | None, buffers: Ends | None = None
-) -> None:
-    """Write a curve to a ``.safetensors`` file; see :meth:`Curve.save`."""
-    points = points.cpu()
-    metadata = {"kind": _KIND, "family": family.name, "num_points": str(family.num_points)}
-    tensors = {_POINTS: points.contiguous()}
-    if layout is not None:
-        metadata["layout"] = json.dumps(layout.names)
-        columns = torch.split(points, layout.sizes, dim=1)
-        shapes = [(len(points), *shape) for shape in layout.shapes]
-        parts = [part.reshape(s).contiguous() for part, s in zip(columns, shapes, strict=True)]
-        tensors = dict(zip(layout.names, parts, strict=True))
-    if buffers is not None:
-        first, second = buffers
-        metadata["buffers"] = json.dumps(list(first))
-        tensors |= {name: torch.stack([v, second[name]]).cpu() for name, v in first.items()}
-    write_bytes(path, encode_weights(tensors, metadata))
-
-
-def read_points(path: Path) -> tuple[Family, Tensor, Layout | None, Ends | None]:
-    """Return what :func:`write_points` wrote, bitwise, on the CPU."""
-    data = read_bytes(path, "curve file")
-    tensors, metadata = decode_weights(data, path), read_metadata(data, path)
-    if metadata.get("kind") != _KIND:
-        raise UserError(f"{path} holds no curve; give a file that Curve.save wrote")
-    damaged = f"{path} is damaged and is not a curve any more"
-    facts = checked(metadata, _Metadata, damaged)
-    count = parse_json(facts["num_points"].encode(), int, damaged)
-    names = parse_json(facts.get("layout", "[]").encode(), list[str], damaged)
-    others = parse_json(facts.get("buffers", "[]").encode(), list[str], damaged)
-    try:
-        family = make_family(facts["family"], count)
-        if "layout" in facts:
-            return _decode(tensors, family, names, others)
-        points = tensors[_POINTS]
-        if points.ndim != 2 or len(points) != count:
-            raise ValueError(f"the metadata name {count} points, not {tuple(points.shape)}")
-        return family, _not_empty(points), None, None
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise UserError(f"{damaged}: {error}; {RESTORE}") from None
-
-
-def _decode(
-    tensors: dict[str, Tensor], family: Family, names: Sequence[str], others: Sequence[str]
-) -> tuple[Family, Tensor, Layout, Ends | None]:
-    """Return family, points, layout and buffers; damaged data raise one of several errors."""
-    if sorted([*names, *others]) != sorted(tensors):
-        raise ValueError("the tensors are not those of the layout")
-    parts, rows = [tensors[name] for name in names], family.num_points
-    layout = Layout(tuple(names), tuple(tuple(part.shape[1:]) for part in parts))
-    columns = [part.reshape(rows, size) for part, size in zip(parts, layout.sizes, strict=True)]
-    if any(len(tensors[name]) != len(_ENDS) for name in others):
-        raise ValueError("a buffer is not that of two ends")
-    first, second = ({name: tensors[name][end] for name in others} for end in _ENDS)
-    points = _not_empty(torch.cat(columns, dim=1))
-    return family, points, layout, (first, second) if others else None
-
-
-def _not_empty(points: Tensor) -> Tensor:
-    if points.numel() == 0:
-        raise ValueError("it has no weights")
-    return points

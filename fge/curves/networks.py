@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from fge.curves.buffers import (
     Ends,
-    InterpolatedWarning,
     Statistics,
     between,
     interpolated,
     statistics_of,
     unknown_statistic,
+    warn_of_interpolated,
     write_buffers,
 )
 from fge.ensemble import Ensemble
@@ -89,7 +88,8 @@ class Networks(ABC):
         """Return parameters and buffers at t by name, contiguous, each with its own memory.
 
         Buffers are those of :meth:`buffers_at`. Tied parameters have all their names if the layout
-        knows them, as that of a fitted curve does.
+        knows them, as that of a fitted curve does. The extra state of modules
+        (``get_extra_state``) is not on a curve: :meth:`module` has that of its model.
 
         Raises:
             UserError: running statistics at t are not known, as those of batch norm between the
@@ -199,11 +199,5 @@ class Networks(ABC):
             ends, part = self.ends_at(t)
             names = interpolated(model, ends) if ends is not None and part not in (0, 1) else []
             if names:
-                warnings.warn(
-                    f"buffers that differ at the ends ({names[0]!r}"
-                    f"{', ...' if len(names) > 1 else ''}) are interpolated in between, because "
-                    "they cannot be estimated from data",
-                    InterpolatedWarning,
-                    stacklevel=3,
-                )
+                warn_of_interpolated(names)
                 return

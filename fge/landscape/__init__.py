@@ -3,7 +3,8 @@
 from fge.landscape.agreement import Agreement
 from fge.landscape.grid import PlaneGrid, evaluate_line, evaluate_plane
 from fge.landscape.hessian import CHUNK, HessianOperator, measuring
-from fge.landscape.plane import Bounds, Line, Plane
+from fge.landscape.line import Line
+from fge.landscape.plane import Bounds, Plane
 from fge.landscape.probe import PROBE_IMAGES, SharpnessProbe
 from fge.landscape.sharpness import spectral_density, stability_threshold, top_eigenvalues, trace
 

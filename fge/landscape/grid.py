@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fge.arrays import read_npz, write_npz
-from fge.curves import AnyCurve, Record, WeightsEvaluator, evaluate_curve
+from fge.curves import (
+    AnyCurve,
+    Record,
+    WeightsEvaluator,
+    evaluate_curve,
+    warn_of_interpolated,
+)
 from fge.errors import UserError, check_at_least
 from fge.files import append_record, checked, read_records
 from fge.landscape.plane import Bounds, Plane
@@ -50,9 +56,10 @@ def evaluate_plane(
 ) -> PlaneGrid:
     """Measure a model on a grid of a plane, with batch-norm statistics estimated at each point.
 
-    Other buffers are those of the model at every point, at the networks that define the plane too.
-    The grid of arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. Give training
-    data without augmentation. The model is unchanged afterwards.
+    Running statistics of instance norm are estimated too. Other buffers are those that the plane
+    has there, with a warning if those of its networks differ, or else the model's. The grid of
+    arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. Give training data without
+    augmentation. The model is unchanged afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
@@ -95,12 +102,18 @@ def evaluate_plane(
         speed=speed,
         task=task,
     )
+    statistics = plane.statistics(model)
+    if num_images != 0:
+        warn_of_interpolated(statistics.interpolated, statistics.places)
     header = {"xs": xs.tolist(), "ys": ys.tolist(), **_described(evaluate, plane)}
+    if statistics.interpolated:
+        header["buffers"] = list(statistics.interpolated)
     points = GridStore(None if store is None else Path(store), header)
     with preserved(model):
         for row, column in np.ndindex(len(ys), len(xs)):
             if (row, column) not in points.records:
-                record, _ = evaluate(plane.point(float(xs[column]), float(ys[row])))
+                x, y = float(xs[column]), float(ys[row])
+                record, _ = evaluate(plane.point(x, y), plane.buffers_at(x, y))
                 points.add((row, column), record)
                 if on_point:
                     on_point(len(points.records), xs.size * ys.size)

@@ -1,24 +1,24 @@
-"""Planes and lines through weight space, and random directions."""
+"""Planes through weight space."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from fge.curves import AnyCurve
+from fge.curves import AnyCurve, Buffers, Statistics, mixed, statistics_of
 from fge.errors import UserError
-from fge.networks import Layout, Weights, flatten
+from fge.landscape.directions import random_direction, with_layout
+from fge.networks import Layout, Point, as_vectors, buffers_of_points, check_vectors
 from fge.observer import counted
-from fge.seeds import generator
 
 Bounds = tuple[float, float, float, float]
 """The lowest x, the highest x, the lowest y and the highest y of a rectangle in a plane."""
-Point = Tensor | Weights
-"""A network as a weight vector (P,), a module, a state dict or a path."""
+_ROUNDING = 1e-12
 _COLUMNS = 1 << 20
 """Columns of a trajectory per block, so that float64 copies stay small."""
 
@@ -36,6 +36,7 @@ class Plane:
         axes: (2, P) float64.
         anchors: coordinates (K, 2) float64 of the weights that define the plane.
         extent: the rectangle to show, without a margin.
+        buffers: of three anchors, by name, if they are known. Between the networks they are linear.
 
     Raises:
         UserError: the axes are not two finite, linearly independent vectors of the origin's size.
@@ -45,6 +46,7 @@ class Plane:
     axes: Tensor
     anchors: Tensor = field(default_factory=lambda: torch.zeros(1, 2, dtype=torch.float64))
     extent: Bounds = (-1.0, 1.0, -1.0, 1.0)
+    buffers: Sequence[Buffers] | None = None
 
     def __post_init__(self) -> None:
         if len(self.axes) != 2:
@@ -60,7 +62,7 @@ class Plane:
         return (
             f"Plane({counted(len(self.origin), 'parameter')}, "
             f"{counted(len(self.anchors), 'anchor')}, "
-            f"x {left:.4g} to {right:.4g}, y {low:.4g} to {high:.4g})"
+            f"x {_short(left)} to {_short(right)}, y {_short(low)} to {_short(high)})"
         )
 
     @classmethod
@@ -73,14 +75,16 @@ class Plane:
         The first axis is u = (w2 - w0)/|w2 - w0|, the second the normalised Gram-Schmidt remainder
         of w1 - w0, so ``w1`` has y > 0 (arXiv 1802.10026, appendix). Gram-Schmidt is applied twice,
         which makes the axes perpendicular to rounding even if the three are almost on a line.
-        ``anchors`` are the coordinates of w0, w1, w2.
+        ``anchors`` are the coordinates of w0, w1, w2; ``buffers`` are theirs, unless one is a
+        vector.
 
         Raises:
             UserError: two of them are equal or all are on a line, up to the rounding of their
                 dtype, they are not finite vectors of equal length or weights of one architecture,
                 or it is not known.
         """
-        w0, w1, w2 = as_vectors([w0, w1, w2], model)
+        given = [w0, w1, w2]
+        w0, w1, w2 = as_vectors(given, model)
         vectors = {"w0": w0, "w1": w1, "w2": w2}
         check_vectors(vectors)
         noise = torch.finfo(w0.dtype).eps * max(float(w.double().norm()) for w in vectors.values())
@@ -101,11 +105,18 @@ class Plane:
                 f"w0, w1 and w2 are on one line up to rounding: w1 is {float(side.norm()):.2g} off "
                 "the line through w0 and w2; give three networks that span a plane"
             )
-        return _spanned(w0.detach(), torch.stack([u, side / side.norm()]), [w0, w1, w2])
+        plane = _spanned(w0.detach(), torch.stack([u, side / side.norm()]), [w0, w1, w2])
+        return replace(plane, buffers=buffers_of_points(given, model))
 
     @classmethod
     def random(
-        cls, center: Tensor, layout: Layout, seed: int = 0, *, biases: bool = False
+        cls,
+        center: Point,
+        layout: Layout | None = None,
+        seed: int = 0,
+        *,
+        biases: bool = False,
+        model: nn.Module | None = None,
     ) -> Plane:
         """Return the plane through ``center`` along two random filter-normalised directions.
 
@@ -113,21 +124,27 @@ class Plane:
         ``extent`` is one such step to each side.
 
         Args:
-            center: weights (P,), canonical.
-            layout: their names and shapes.
+            center: a network, given as to :meth:`through`.
+            layout: names and shapes of its parameters; needed if it is a vector without ``model``.
             seed: of the Gaussian directions.
             biases: also move parameters of fewer than two dimensions; by default they are fixed.
+            model: its architecture, where it is neither a vector nor a module.
 
         Raises:
-            UserError: ``center`` is not finite, does not fit the layout, or all its filters are 0.
+            UserError: ``center`` is not finite, does not fit the layout, or all its filters are 0,
+                or the architecture is not known.
         """
-        check_vectors({"center": center})
-        axes = [random_direction(center, layout, seed, axis, biases=biases) for axis in range(2)]
-        return cls(center.detach(), torch.stack(axes))
+        vector, layout = with_layout(center, layout, model)
+        axes = [random_direction(vector, layout, seed, axis, biases=biases) for axis in range(2)]
+        return cls(vector.detach(), torch.stack(axes))
 
     @classmethod
     def principal(
-        cls, trajectory: Tensor | Sequence[Tensor], *, center: Tensor | None = None
+        cls,
+        trajectory: Tensor | Sequence[Point],
+        *,
+        center: Point | None = None,
+        model: nn.Module | None = None,
     ) -> Plane:
         """Return the plane of the first two principal components of a trajectory.
 
@@ -138,8 +155,9 @@ class Plane:
         start.
 
         Args:
-            trajectory: (K, P), or K vectors (P,), in order.
-            center: weights (P,) at the origin; the mean of the trajectory by default.
+            trajectory: (K, P), or K networks in order, given as to :meth:`through`.
+            center: the network at the origin; the mean of the trajectory by default.
+            model: their architecture, as to :meth:`through`.
 
         Raises:
             UserError: there are fewer than three vectors, they are not finite and of equal length,
@@ -147,10 +165,13 @@ class Plane:
         """
         if len(trajectory) < 3:
             raise UserError(f"principal components need at least 3 vectors, got {len(trajectory)}")
-        rows = [vector.detach() for vector in trajectory]
-        given = {} if center is None else {"center": center}
-        check_vectors({**{f"vector {k}": row for k, row in enumerate(rows)}, **given})
-        origin = _mean(rows) if center is None else center.detach().to(rows[0])
+        middle = [] if center is None else [center]
+        rows = [vector.detach() for vector in as_vectors([*trajectory, *middle], model)]
+        named = {f"vector {k}": row for k, row in enumerate(rows)}
+        if middle:
+            named["center"] = named.pop(f"vector {len(trajectory)}")
+        check_vectors(named)
+        origin = rows.pop().to(rows[0]) if middle else _mean(rows)
         left, sizes = _decomposed(rows, origin)
         noise = torch.finfo(rows[0].dtype).eps * max(float(row.double().norm()) for row in rows)
         if len(sizes) < 2 or float(sizes[1]) <= noise * math.sqrt(len(rows)):
@@ -170,23 +191,53 @@ class Plane:
         point = torch.add(self.origin.double(), self.axes[0], alpha=x)
         return point.add_(self.axes[1], alpha=y).to(self.origin.dtype)
 
-    def coordinates(self, weights: Tensor) -> tuple[float, float]:
-        """Return (x, y) of the point of the plane nearest to weights (P,).
+    def coordinates(self, weights: Point, *, model: nn.Module | None = None) -> tuple[float, float]:
+        """Return (x, y) of the point of the plane nearest to a network.
+
+        Args:
+            weights: given as to :meth:`through`.
+            model: its architecture, where it is neither a vector nor a module.
 
         Raises:
-            UserError: they are not a finite vector of the plane's size.
+            UserError: it is not finite, not of the plane's size, or of an unknown architecture.
         """
-        x, y = torch.linalg.solve(self.gram, (self.axes @ self._from_origin(weights)).cpu())
+        offset = self._from_origin(weights, model)
+        x, y = torch.linalg.solve(self.gram, (self.axes @ offset).cpu())
         return float(x), float(y)
 
-    def residual(self, weights: Tensor) -> float:
-        """Return the distance of weights (P,) from the plane.
+    def residual(self, weights: Point, *, model: nn.Module | None = None) -> float:
+        """Return the distance of a network from the plane.
 
         Raises:
-            UserError: they are not a finite vector of the plane's size.
+            UserError: as :meth:`coordinates`.
         """
-        x, y = self.coordinates(weights)
-        return float((self._from_origin(weights) - x * self.axes[0] - y * self.axes[1]).norm())
+        x, y = self.coordinates(weights, model=model)
+        offset = self._from_origin(weights, model)
+        return float((offset - x * self.axes[0] - y * self.axes[1]).norm())
+
+    def buffers_at(self, x: float, y: float) -> dict[str, Tensor]:
+        """Return the buffers at (x, y) by name: a network has its own, bitwise.
+
+        Elsewhere in the triangle of the three networks they are linear, and those that are not
+        floating-point the nearest one's. Outside it negative barycentric coordinates count as 0.
+        There are none if those of the networks are not known.
+        """
+        if self.buffers is None:
+            return {}
+        corners = torch.cat([self.anchors.T, torch.ones(1, 3, dtype=torch.float64)])
+        parts = torch.linalg.solve(corners, torch.tensor([x, y, 1.0], dtype=torch.float64))
+        parts = parts.clamp(min=0)
+        return mixed(self.buffers, (parts / parts.sum()).tolist())
+
+    def statistics(self, model: nn.Module) -> Statistics:
+        """Return which buffers the networks of the plane have; printed, it is a text.
+
+        Args:
+            model: the architecture.
+        """
+        known = self.buffers
+        pairs = [None] if known is None else list(itertools.pairwise(known))
+        return replace(statistics_of(model, pairs), own_ends=False, places="networks of the plane")
 
     def project(self, curve: AnyCurve, ts: Sequence[float] | None = None) -> Tensor:
         """Return the coordinates (T, 2) float64 of a curve's points, at 61 even ts by default.
@@ -210,9 +261,15 @@ class Plane:
         dx, dy = margin * (right - left), margin * (top - bottom)
         return left - dx, right + dx, bottom - dy, top + dy
 
-    def _from_origin(self, weights: Tensor) -> Tensor:
-        check_vectors({"origin": self.origin, "weights": weights})
-        return weights.detach().to(self.axes) - self.origin.double()
+    def _from_origin(self, weights: Point, model: nn.Module | None) -> Tensor:
+        (vector,) = as_vectors([weights], model)
+        check_vectors({"origin": self.origin, "weights": vector})
+        return vector.detach().to(self.axes) - self.origin.double()
+
+
+def _short(coordinate: float) -> str:
+    """Return a coordinate in few digits; what is left of rounding around 0 is 0."""
+    return f"{0.0 if abs(coordinate) < _ROUNDING else coordinate:.4g}"
 
 
 def _spanned(origin: Tensor, axes: Tensor, weights: Sequence[Tensor]) -> Plane:
@@ -260,131 +317,3 @@ def _components(rows: Sequence[Tensor], origin: Tensor, left: Tensor, sizes: Ten
         axes[1] -= (axes[1] @ axes[0]) * axes[0]
     axes[1] /= axes[1].norm()
     return axes
-
-
-@dataclass(frozen=True, eq=False)
-class Line:
-    """The weights start + t direction for any t, to evaluate like a curve.
-
-    Raises:
-        UserError: start and direction are not finite vectors (P,) of equal length, or the direction
-            is 0.
-    """
-
-    start: Tensor
-    direction: Tensor
-
-    def __post_init__(self) -> None:
-        check_vectors({"start": self.start, "direction": self.direction})
-        if not bool(self.direction.any()):
-            raise UserError("the direction of a line is 0; give two networks that differ")
-
-    def __repr__(self) -> str:
-        """Return the number of parameters and the distance from t = 0 to t = 1."""
-        length = float(self.direction.double().norm())
-        return f"Line({counted(len(self.start), 'parameter')}, length {length:.4g})"
-
-    @classmethod
-    def through(cls, start: Point, end: Point, *, model: nn.Module | None = None) -> Line:
-        """Return the line with ``start`` at t = 0, ``end`` at t = 1, given as to a plane.
-
-        Raises:
-            UserError: they are equal, or as in :meth:`Plane.through`.
-        """
-        start, end = as_vectors([start, end], model)
-        check_vectors({"start": start, "end": end})
-        origin = start.detach().double()
-        return cls(start.detach(), end.detach().to(origin) - origin)
-
-    @classmethod
-    def random(cls, center: Tensor, layout: Layout, seed: int = 0, *, biases: bool = False) -> Line:
-        """Return the line through ``center`` along the first axis of :meth:`Plane.random`.
-
-        Raises:
-            UserError: as for :meth:`Plane.random`.
-        """
-        check_vectors({"center": center})
-        return cls(center.detach(), random_direction(center, layout, seed, 0, biases=biases))
-
-    def at(self, t: float) -> Tensor:
-        """Return the weights (P,) at t, in the dtype of the start."""
-        return (self.start.double() + t * self.direction.double()).to(self.start.dtype)
-
-
-def filter_normalised(
-    direction: Tensor, weights: Tensor, layout: Layout, *, biases: bool = False
-) -> Tensor:
-    """Return a direction (P,) float64 whose filters have the norms of the weights' filters.
-
-    d_ij <- d_ij |w_ij| / |d_ij| for the j-th filter of tensor i (Li et al. 2018, arXiv 1712.09913,
-    section 4): an output channel of a convolution, a row of a linear layer. Parameters of fewer
-    than two dimensions, that is biases and those of normalisation layers, become 0; with ``biases``
-    each counts as one filter.
-    """
-    scaled = torch.zeros_like(weights, dtype=torch.float64, requires_grad=False)
-    parts = (layout.split(vector.detach().double()).values() for vector in (direction, weights))
-    for out, along, weight in zip(layout.split(scaled).values(), *parts, strict=True):
-        if weight.numel() == 0 or (weight.ndim < 2 and not biases):
-            continue
-        filters = len(weight) if weight.ndim >= 2 else 1
-        step = along.reshape(filters, -1)
-        lengths = step.norm(dim=1, keepdim=True)
-        wanted = weight.reshape(filters, -1).norm(dim=1, keepdim=True)
-        # Where a filter of the direction is 0 it stays 0, and must not become 0/0.
-        out.copy_((step * (wanted / lengths.where(lengths > 0, 1.0))).reshape(weight.shape))
-    return scaled
-
-
-def random_direction(
-    center: Tensor, layout: Layout, seed: int, axis: int, *, biases: bool = False
-) -> Tensor:
-    """Return a Gaussian direction (P,) float64, filter-normalised to the weights ``center``.
-
-    Directions with the same seed and different ``axis`` numbers are independent.
-    """
-    rng = generator(seed, "direction", axis)
-    gaussian = torch.randn(layout.numel, generator=rng, dtype=torch.float64).to(center.device)
-    direction = filter_normalised(gaussian, center, layout, biases=biases)
-    if not bool(direction.any()):
-        kind = "weights" if biases else "weights of two or more dimensions"
-        raise UserError(
-            f"a random direction is scaled to the filters, but all {kind} are 0; give a trained "
-            "network"
-        )
-    return direction
-
-
-def as_vectors(weights: Sequence[Point], model: nn.Module | None) -> list[Tensor]:
-    """Return weights as vectors (P,); the first module among them is the architecture of all."""
-    modules = [w for w in weights if isinstance(w, nn.Module)]
-    architecture = model if model is not None or not modules else modules[0]
-    vectors = []
-    for point in weights:
-        if isinstance(point, Tensor):
-            vectors.append(point)
-        elif architecture is None:
-            raise UserError(
-                f"a {type(point).__name__} does not say which tensors are parameters; give "
-                "model=, the architecture"
-            )
-        else:
-            vectors.append(flatten(point, architecture))
-    return vectors
-
-
-def check_vectors(vectors: Mapping[str, Tensor]) -> None:
-    """Raise a UserError unless named weight vectors are flat, finite and of equal length."""
-    first = next(iter(vectors))
-    for name, vector in vectors.items():
-        if vector.ndim != 1 or not vector.is_floating_point():
-            raise UserError(
-                f"{name} must be a floating-point vector (P,), got {vector.dtype} of shape "
-                f"{tuple(vector.shape)}; fge.networks.flatten makes one from a network"
-            )
-        if len(vector) != len(vectors[first]):
-            raise UserError(
-                f"{name} has {len(vector)} weights, {first} has {len(vectors[first])}; "
-                "give networks of one architecture"
-            )
-        if not bool(torch.isfinite(vector).all()):
-            raise UserError(f"{name} holds values that are not finite")

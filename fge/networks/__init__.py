@@ -64,6 +64,13 @@ from fge.networks.losses import (
     targets_of,
 )
 from fge.networks.outputs import Output, OutputKind
+from fge.networks.points import (
+    Point,
+    architecture_of,
+    as_vectors,
+    buffers_of_points,
+    check_vectors,
+)
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
     ENSEMBLE,
@@ -102,6 +109,7 @@ __all__ = [
     "LossFn",
     "Output",
     "OutputKind",
+    "Point",
     "RunningAverage",
     "RunningMean",
     "StepAverage",
@@ -109,8 +117,11 @@ __all__ = [
     "TargetFn",
     "UniformAverage",
     "Weights",
+    "architecture_of",
+    "as_vectors",
     "average_weights",
     "buffers_of",
+    "buffers_of_points",
     "buffers_within",
     "build_model",
     "call_model",
@@ -124,6 +135,7 @@ __all__ = [
     "check_plain",
     "check_reiterable",
     "check_shaped",
+    "check_vectors",
     "check_whole",
     "copy_module",
     "count_examples",

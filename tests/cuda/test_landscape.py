@@ -17,7 +17,7 @@ from fge.curves import BASELINES, Bezier, Curve, angle, distance, make_baseline,
 from fge.curves.baselines import SameGramArc
 from fge.curves.geometry import cosine
 from fge.landscape import Line, Plane, evaluate_line, evaluate_plane
-from fge.landscape.plane import filter_normalised
+from fge.landscape.directions import filter_normalised
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
 from fge.train import Speed
 

@@ -18,7 +18,7 @@ from fge.curves import Bezier, Chain, Curve
 from fge.errors import UserError
 from fge.landscape import Line, Plane
 from fge.landscape import plane as plane_module
-from fge.landscape.plane import random_direction
+from fge.landscape.directions import random_direction
 from fge.networks import Layout, encode_weights, flatten
 
 REFERENCE = {

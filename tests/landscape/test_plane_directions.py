@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.landscape import Line
-from fge.landscape.plane import filter_normalised, random_direction
+from fge.landscape.directions import filter_normalised, random_direction
 from fge.networks import Layout, flatten
 
 
