@@ -52,6 +52,7 @@ from fge.report import (
 from fge.runs import RunFolder, StagedTraining, member_name
 from fge.schemas import Count, NotNegative, Percent
 from fge.tasks import Task
+from fge.train import Recipe
 
 FILES = {"swa": "swa.safetensors", "fold": "folded.safetensors"}
 """The files of the averages in the run folder, by method."""
@@ -115,6 +116,7 @@ def average_snapshots(
     run: Run[RunConfig],
     training: StagedTraining,
     stage: str,
+    recipe: Recipe,
     predictions: MemberPredictions,
     *,
     all_of_them: bool = True,
@@ -126,14 +128,14 @@ def average_snapshots(
     The first (``swa``: Izmailov et al. 2018, arXiv 1803.05407) needs two snapshots, the second
     (``fold``: :func:`fge.ensemble.fold`) also validation data. Each is saved in the run folder and
     evaluated once as a member of the stored predictions; a resumed run uses what is already there.
-    With several processes only the first one does this, with all training images for batch norm.
+    With several processes only the first one does this. Batch norm sees images as in training.
     Networks that were trained apart are not averaged ``all_of_them``: their mean is no network. A
     ``distilled`` network is one more that the fold may start from or keep. What the fold lost is
     told against the ensemble of the snapshots ``kept``, by default all.
     """
     if len(training.stores[stage]) < 2:
         return Averages()
-    work = _Averaging(run, training, stage, predictions)
+    work = _Averaging(run, training, stage, recipe, predictions)
     made = work.swa() if all_of_them else None
     swa = Swa(made.figures, work.members, work.ensemble) if made and work.ensemble else None
     if distilled and distilled.scores:
@@ -176,13 +178,14 @@ class _Averaging:
         run: Run[RunConfig],
         training: StagedTraining,
         stage: str,
+        recipe: Recipe,
         predictions: MemberPredictions,
     ) -> None:
         self.folder, self.observer = run.folder, run.observer
         self.learner, self.store = training.learner, training.stores[stage]
         self.val, self.val_batches = training.val_predictions, training.validation
         self.predictions = predictions
-        self.refresh = run.setup.eval_batches(run.dataset.train)
+        self.refresh = run.setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
         self.taken = set(training.stores)
         facts = training.snapshot_costs(stage)
         self.keys = [entry["sha256"] for entry in facts]

@@ -32,6 +32,7 @@ from fge.config import (
     TrainConfig,
     VerifyConfig,
     check_import,
+    check_of_method,
     end_with_parent,
     options_of_run,
     preset_options,
@@ -242,7 +243,15 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
         base = _with_preset(base, preset, arguments)
     merged = _parse(command, kind, arguments, default=base)
     _check_imports(merged, arguments, source)
+    if isinstance(merged, FGEConfig | TrainConfig):
+        check_of_method(merged, _options_given(arguments))
     return merged
+
+
+def _options_given(arguments: list[str]) -> list[str]:
+    """Return the names of the options that stand on a command line, as those of fields."""
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    return [flag.removeprefix("--").replace("-", "_") for flag in flags]
 
 
 def _check_config(out: Path) -> None:

@@ -49,11 +49,12 @@ class StudyData:
     """Batches of a study.
 
     ``train``: shuffled and augmented, for the fit; ``measured``: training images without
-    augmentation, for batch-norm statistics and training loss; ``test``: the test set; ``example``:
-    what they hold, image or row.
+    augmentation, for the training loss; ``refresh``: the same images, augmented, for batch-norm
+    statistics; ``test``: the test set; ``example``: what they hold, image or row.
     """
 
     train: TrainBatches
     measured: EvalBatches
+    refresh: EvalBatches | TrainBatches
     test: EvalBatches
     example: str = "image"

@@ -23,6 +23,7 @@ from fge.commands.studied import (
     last_snapshot,
     measured_batches,
     networks_in_files,
+    refresh_batches,
     run_curve,
     snapshot_networks,
 )
@@ -167,6 +168,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             model,
             setup.paths[name],
             measured_batches(run),
+            refresh=refresh_batches(run),
             bounds=setup.bounds,
             num_points=setup.num_points,
             num_images=None,
@@ -244,8 +246,8 @@ def _note(run: Run[PlaneConfig], setup: LineSetup, images: Mapping[str, int]) ->
     )
     return (
         f"The line is {setup.what}; {t}. Lengths are distances in weight space. Each of "
-        f"{setup.num_points} points per line is measured by itself. Estimated statistics and the "
-        f"training loss{f' (with weight decay {decay:g})' if decay else ''} are from "
-        f"{images['train']} training {example}s without augmentation; test numbers are over "
-        f"{images['test']} {example}s. Data: `{_DATA}`."
+        f"{setup.num_points} points per line is measured by itself. The training loss"
+        f"{f' (with weight decay {decay:g})' if decay else ''} is over {images['train']} training "
+        f"{example}s without augmentation; statistics are estimated on the same, varied as in "
+        f"training. Test numbers are over {images['test']} {example}s. Data: `{_DATA}`."
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fge.config import (
+    REFRESH_IMAGES,
     CommandConfig,
     DoctorConfig,
     FitConfig,
@@ -108,7 +109,8 @@ def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
         padding, (height, width) = config.crop_padding, dataset.image_size
         around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
         pixels = (height + around) * (width + around)
-        needed += len(dataset.train) * dataset.in_channels * pixels
+        refreshing = min(len(dataset.train), REFRESH_IMAGES)  # which are padded too
+        needed += (len(dataset.train) + refreshing) * dataset.in_channels * pixels
         what = "a padded copy of the training images needs" if device.type == "cpu" else what
     remedy = f"{FEWER}, or read them when they are needed with --stream on"
     remedy = remedy if dataset.streamable else FEWER

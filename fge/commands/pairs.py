@@ -292,7 +292,7 @@ class CurveStudy:
                 curve,
                 batches,
                 ts=ts,
-                refresh=self.data.measured,
+                refresh=self.data.refresh,
                 num_images=None,
                 speed=self.speed,
                 task=self.task,
@@ -380,6 +380,7 @@ def make_study(
         predictions: of the members of all studies of the run.
         observer: called after each epoch and point.
     """
+    measured = setup.dataset.train.first(plan.eval_images)
     return CurveStudy(
         folder / name,
         name,
@@ -387,7 +388,8 @@ def make_study(
         ends=ends,
         data=StudyData(
             setup.shuffled(plan.batch_size),
-            setup.eval_batches(setup.dataset.train.first(plan.eval_images)),
+            setup.eval_batches(measured),
+            setup.refresh_batches(measured),
             setup.eval_batches(setup.dataset.test),
             setup.dataset.example,
         ),

@@ -20,6 +20,7 @@ from fge.commands.studied import (
     measured_batches,
     networks_in_files,
     recorded,
+    refresh_batches,
     run_curve,
     snapshot_networks,
 )
@@ -165,6 +166,7 @@ def _measure_networks(
     evaluate = WeightsEvaluator(
         model,
         measured_batches(run),
+        refresh=refresh_batches(run),
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
@@ -198,6 +200,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
         model,
         replace(setup.plane, origin=origin, axes=axes),
         measured_batches(run),
+        refresh=refresh_batches(run),
         resolution=run.config.resolution,
         bounds=_bounds(setup.plane, run.config.margin),
         num_images=None,
@@ -245,10 +248,11 @@ def _report_plane(
         f"The plane goes through {setup.what}; x and y are "
         f"{'multiples of the directions' if run.config.random else 'distances in weight space'}. "
         f"Each of its {grid.xs.size * grid.ys.size} points, and each network, is measured by "
-        f"itself: {statistics}. Estimated statistics and the training loss"
-        f"{f' (with weight decay {decay:g})' if decay else ''} are from {images['train']} "
-        f"training {example}s without augmentation; test numbers are over {images['test']} "
-        f"{example}s. {_BEST_NOISE if task.uses_noise else ''}Data: `plane.npz`."
+        f"itself: {statistics}. The training loss"
+        f"{f' (with weight decay {decay:g})' if decay else ''} is over {images['train']} training "
+        f"{example}s without augmentation; statistics are estimated on the same, varied as in "
+        f"training. Test numbers are over {images['test']} {example}s. "
+        f"{_BEST_NOISE if task.uses_noise else ''}Data: `plane.npz`."
     )
     run.report.table(plane_table(networks, note, task=task))
     run.report.say(*plane_verdict(grid, networks, task=task))

@@ -169,7 +169,7 @@ def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
     """
     load_weights(model, network.state, network.name)
     if not network.measured:
-        images = run.setup.eval_batches(training_part(run, REFRESH_IMAGES))
+        images = run.setup.refresh_batches(training_part(run, REFRESH_IMAGES))
         refresh_batch_norm(model, images, num_images=None, instance_norm=not network.own)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -191,6 +191,11 @@ def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     """Return the batches for losses and errors of a plane or a line, by split."""
     splits = {"train": training_part(run, run.config.eval_images), "test": run.dataset.test}
     return {name: run.setup.eval_batches(split) for name, split in splits.items()}
+
+
+def refresh_batches(run: Run[PlaneConfig]) -> Iterable[Any]:
+    """Return what batch-norm statistics on a plane or a line are estimated from."""
+    return run.setup.refresh_batches(training_part(run, run.config.eval_images))
 
 
 def recorded(run: Run[StudyConfig], event: str, kind: type[Any]) -> dict[str, dict[str, Any]]:

@@ -278,7 +278,14 @@ def _assess(
     )
     distilled = distill(run, training, stage, kept, recipe, predictions, results[-1])
     averages = average_snapshots(
-        run, training, stage, predictions, all_of_them=one_path, distilled=distilled, kept=kept
+        run,
+        training,
+        stage,
+        recipe,
+        predictions,
+        all_of_them=one_path,
+        distilled=distilled,
+        kept=kept,
     )
     run.report.say(*verdict(results, ensemble))
     if averaged:

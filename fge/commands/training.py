@@ -67,11 +67,12 @@ def make_training(
     groups = parameter_groups(model, recipe)
     optimizer = make_optimizer(recipe, groups, examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
-    measured, leads = setup.eval_batches(dataset.train), usual.ranks.leads
+    leads = usual.ranks.leads
+    refresh = setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
     if ema_decay is not None:
-        make = partial(EmaLearner, decay=ema_decay, refresh=measured)
+        make = partial(EmaLearner, decay=ema_decay, refresh=refresh)
     elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
-        make = partial(TailLearner, refresh=measured)
+        make = partial(TailLearner, refresh=refresh)
     learner = make(
         model,
         optimizer,

@@ -52,6 +52,7 @@ from fge.config.learning import (
     StartOptions,
     TrainingConfig,
 )
+from fge.config.of_methods import check_of_method
 from fge.config.options import (
     GROUPS,
     CommandConfig,
@@ -59,6 +60,7 @@ from fge.config.options import (
     FitConfig,
     Options,
     SpeedOptions,
+    VariedConfig,
 )
 from fge.config.saved import (
     KEEP_SNAPSHOTS,
@@ -159,9 +161,11 @@ __all__ = [
     "TaskName",
     "TrainConfig",
     "TrainingConfig",
+    "VariedConfig",
     "VerifyConfig",
     "as_stored",
     "check_import",
+    "check_of_method",
     "check_same_images",
     "check_unchanged",
     "check_used",

@@ -339,10 +339,15 @@ class CommandConfig(OutputOptions, EvaluationOptions, ModelOptions, DataOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(SpeedOptions, ScheduleOptions, AugmentationOptions, CommandConfig):
-    """Options of every command that trains networks or curves."""
+class VariedConfig(AugmentationOptions, CommandConfig):
+    """Options of every command for which it matters how training images are varied."""
 
     @property
     def resized(self) -> bool:
         """Whether training images are random resized crops, not padded ones."""
         return self.image_size is not None and self.crop_padding is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(SpeedOptions, ScheduleOptions, VariedConfig):
+    """Options of every command that trains networks or curves."""

@@ -10,20 +10,19 @@ from typing import ClassVar, Literal
 from fge.config.base import BATCH, POINTS, SEED, THIS_INVOCATION, Precision, whole
 from fge.config.curves import PointOptions
 from fge.config.options import (
-    CommandConfig,
     DataOptions,
     DeviceOptions,
     FigureOptions,
     FormatOptions,
     ModelOptions,
     Options,
+    VariedConfig,
 )
 from fge.errors import UserError, check_not_negative
 
 _PLANE_NEEDS = 3
 _PLACE = {**THIS_INVOCATION, "group": "output"}
 _NOTHING_TRAINED = "nothing is trained"
-_NOT_AUGMENTED = "images are not augmented"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +46,13 @@ class LossOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(LossOptions, CommandConfig):
+class StudyConfig(LossOptions, VariedConfig):
     """The networks to study."""
 
     group: ClassVar[str] = "networks"
     unused: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("epochs", "lr", "batch_size", "momentum"), _NOTHING_TRAINED),
         **dict.fromkeys(("compile", "cuda_graphs"), _NOTHING_TRAINED),
-        **dict.fromkeys(("augment", "crop_padding", "flip"), _NOT_AUGMENTED),
     }
     run: Path | None = None
     """Folder of an fge, train, curve-ensemble or connect run. Data and model are those of the

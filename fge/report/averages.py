@@ -131,7 +131,7 @@ def average_table(
         "from good to bad; it keeps a snapshot if the average does not raise the NLL: "
         f"{_trials(fold, names)}. These {example}s chose `fold`, so its numbers here are "
         "optimistic. Each average has batch-norm statistics of its own, from training "
-        f"{example}s without augmentation."
+        f"{example}s that are varied as in training."
     )
     headings = (*_HEADINGS, f"validation {task.measure.word}", "validation NLL")
     return Table(f"Averaged weights on the validation {example}s", headings, rows, note=note)

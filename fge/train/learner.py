@@ -296,7 +296,7 @@ class AveragingLearner(Learner):
     Args:
         arguments: of :class:`fge.train.Learner`.
         average: of the model's parameters.
-        refresh: training images without augmentation, which give the average its batch-norm
+        refresh: training images, varied as in training, which give the average its batch-norm
             statistics.
         options: of :class:`fge.train.Learner`.
     """
