@@ -174,6 +174,8 @@ def call(command: str, rest: list[str]) -> None:
         config = _with_config_file(command, kind, given)
     else:
         config = _parse(command, kind, given)
+    if isinstance(config, FGEConfig | TrainConfig):
+        check_of_method(config, _options_given(given))
     # This imports PyTorch, so it comes after all checks of the options.
     getattr(importlib.import_module(module), function)(config)
 
@@ -243,8 +245,6 @@ def _with_config_file(command: str, kind: type[C], arguments: list[str]) -> C:
         base = _with_preset(base, preset, arguments)
     merged = _parse(command, kind, arguments, default=base)
     _check_imports(merged, arguments, source)
-    if isinstance(merged, FGEConfig | TrainConfig):
-        check_of_method(merged, _options_given(arguments))
     return merged
 
 

@@ -59,7 +59,8 @@ from fge.train import RECIPES, Recipe, average_recipe, endpoint_recipe, recipe, 
 _COST = (
     "Networks on paths and means of weights have their own batch-norm statistics, estimated on "
     "training {example}s, varied as in training (refresh_images in report.json counts them); other "
-    "networks keep the statistics of their training. probe_images counts the {example}s that measured the paths."
+    "networks keep the statistics of their training. probe_images counts the {example}s that "
+    "measured the paths."
 )
 _UNKNOWN_COST = " A network from a file counts as 0 epochs: its training is unknown."
 

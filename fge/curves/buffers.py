@@ -196,8 +196,12 @@ def _named(names: Sequence[str]) -> str:
 
 
 def write_buffers(model: nn.Module, buffers: Buffers) -> None:
-    """Copy buffers, by name, into a model."""
+    """Copy buffers, by name, into a model; one of another shape there is replaced."""
     own = buffers_of(model)
     with torch.no_grad():
         for name, value in buffers.items():
-            own[name].copy_(value)
+            if own[name].shape == value.shape and not own[name].is_inference():
+                own[name].copy_(value)
+            else:  # the last forward pass may have stored a batch of its own
+                path, _, last = name.rpartition(".")
+                unwrap(model).get_submodule(path)._buffers[last] = value.to(own[name], copy=True)

@@ -31,6 +31,7 @@ from fge.networks import (
     one_number,
     preserved,
     refresh_batch_norm,
+    single_refused,
     targets_of,
     to_device,
     write_parameters,
@@ -93,16 +94,17 @@ def evaluate_curve(
     Other buffers are those of the network at an end of the curve, if it has them. In between,
     running statistics of instance norm are estimated too; others are linear in t, with a warning
     if they differ. The default of 61 points is that of the reference implementation of arXiv
-    1802.10026. Give training data without augmentation. The model is unchanged afterwards.
+    1802.10026. The model is unchanged afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
         curve: a ``Curve`` or a ``Chain``.
-        batches: re-iterable of ``(x, y)``; or a mapping such as ``{"train": ..., "test":
-            ...}``, then keys of records are ``train_loss``, ``test_error``, ...
+        batches: re-iterable of ``(x, y)``, without augmentation; or a mapping such as ``{"train":
+            ..., "test": ...}``, then keys of records are ``train_loss``, ``test_error``, ...
         num_points: number of evenly spaced values of t, 0 and 1 included.
         ts: values of t to use instead.
-        refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
+        refresh: data for estimating batch-norm statistics, varied as in training; by default the
+            first of ``batches``, which suits networks that were trained without augmentation.
         num_images: at most this many of them; None for all, 0 to keep the model's buffers.
         loss_fn: of outputs and targets, averaged over the batch; by default that of the ``task``,
             or the cross-entropy.
@@ -373,7 +375,8 @@ class WeightsEvaluator:
             moved = to_device(batch, device)
             if (count := count_examples(moved)) == 0:
                 continue  # the mean of nothing is not a number
-            with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+            amp = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+            with amp, single_refused():
                 outputs = self.forward_fn(self.model, moved)
             if dtype is not None:
                 outputs = map_tensors(outputs, _in_float32)

@@ -36,6 +36,7 @@ from fge.networks import (
     named_parameters,
     nothing_yielded,
     preserved,
+    single_refused,
     to_device,
     unwrap,
 )
@@ -228,14 +229,8 @@ class CurveLearner(Learner):
         gram = quick_gram(self.points) if self.objective.uses_gram else None
         draw = self.objective.draw(u, Shape(self.family, gram))
         self.move_to(draw.t)
-        try:
+        with single_refused():
             loss = self._backward(to_device(batch[0] if len(batch) == 1 else batch, self.device))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                "batch norm cannot normalise a batch of a single image; give larger batches"
-            ) from error
         self._set_gradients(draw, loss)
         self._update()
         self.flat.zero_grad()

@@ -125,7 +125,7 @@ class Networks(ABC):
         Args:
             model: the architecture, on the device to use; it is copied, not changed.
             t: from 0 to 1.
-            refresh: re-iterable of ``x`` or ``(x, y, ...)``, training inputs without augmentation,
+            refresh: re-iterable of ``x`` or ``(x, y, ...)``, training inputs varied as in training,
                 to estimate running statistics; needed if the model has any, except at an end.
             num_images: at most this many of them; None for all.
             forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class FGE:
             [0, 1]; 0 keeps the last weights, the paper's rule. By default 0.3 where the mean needs
             no more data: ``refresh`` is given, or the model has no batch norm and no instance norm
             with running statistics; otherwise 0.
-        refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, without augmentation, to
+        refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, varied as in training, to
             estimate the batch-norm statistics of a mean. The training is not touched. Layers that
             it holds in evaluation mode keep their statistics.
         overwrite: drop the snapshots that the folder holds.
@@ -104,7 +103,6 @@ class FGE:
             _check_saved(model)
         if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
             raise UserError("no parameter of the optimizer requires a gradient; set requires_grad")
-        self._max_lr, self._min_lr = max_lr, min_lr
         self.scheduler = TriangularLR(
             optimizer, max_lr=max_lr, min_lr=min_lr, cycle_steps=cycle_steps
         )
@@ -217,15 +215,13 @@ class FGE:
         groups, known = schedule.optimizer.param_groups, len(schedule.max_lrs)
         if len(groups) == known:
             return
-        if not (isinstance(self._max_lr, Real) and isinstance(self._min_lr, Real)):
+        if schedule.per_group:
             raise UserError(
                 f"the optimizer has {len(groups)} parameter groups, but max_lr and min_lr were "
                 f"given for {known}: make an FGE with rates for all and the same folder, and load "
                 "this one's state_dict() into it"
             )
-        schedule.max_lrs = [float(self._max_lr)] * len(groups)
-        schedule.min_lrs = [float(self._min_lr)] * len(groups)
-        schedule.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+        schedule.join_groups()
 
     def _include(self) -> None:
         """Include the weights in the mean, or start a new one with them, within a tail."""

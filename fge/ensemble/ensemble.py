@@ -32,6 +32,7 @@ from fge.networks import (
     fitting,
     nothing_yielded,
     reordered,
+    single_refused,
     state_bytes,
     state_of,
     tensors,
@@ -459,7 +460,8 @@ class Ensemble(nn.Module):
             shape: tuple[int, ...] = ()
             for batch in batches:
                 moved = to_device(batch, device)
-                with torch.no_grad():  # not inference_mode: a model may store what it computes here
+                # not inference_mode: a model may store what it computes here
+                with torch.no_grad(), single_refused():
                     outputs = self._outputs(moved, member)
                     values = transform(outputs)
                 if rows is None:

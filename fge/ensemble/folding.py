@@ -35,7 +35,7 @@ from fge.networks import (
     state_of,
     targets_of,
 )
-from fge.observer import listed
+from fge.observer import counted, listed
 from fge.tasks import MANY_CLASSES, Task
 
 
@@ -96,6 +96,10 @@ class Fold:
     ensemble: Scores
     trials: tuple[Trial, ...]
     refresh_images: int
+
+    def __repr__(self) -> str:
+        """Return the description, without the weights."""
+        return f"<Fold of {counted(len(self.members), 'member')}. {self}>"
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -173,7 +177,7 @@ def fold(
         members: a store, state dicts, modules or paths.
         validation: re-iterable of ``(x, y)`` in one order; neither training nor test data.
         refresh: re-iterable of ``x`` or ``(x, y, ...)`` for estimating batch-norm statistics:
-            training data, without augmentation.
+            training data, varied as in training.
         num_images: how many images estimate the statistics; None uses all.
         loss_fn: judge by this mean loss of outputs and targets and not by NLL, for regression,
             tokens and other outputs (N, ...). The ensemble is then that of averaged outputs. If

@@ -58,18 +58,19 @@ def evaluate_plane(
 
     Running statistics of instance norm are estimated too. Other buffers are those that the plane
     has there, with a warning if those of its networks differ, or else the model's. The grid of
-    arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. Give training data without
-    augmentation. The model is unchanged afterwards.
+    arXiv 1802.10026 (figure 1) has 21 x 21 points and a margin of 0.2. The model is unchanged
+    afterwards.
 
     Args:
         model: the architecture, on the device to use; any module.
         plane: through weights of that architecture.
-        batches: re-iterable of ``(x, y)``; or a mapping such as ``{"train": ..., "test":
-            ...}``, then keys are ``train_loss``, ``test_error``, ...
+        batches: re-iterable of ``(x, y)``, without augmentation; or a mapping such as ``{"train":
+            ..., "test": ...}``, then keys are ``train_loss``, ``test_error``, ...
         resolution: points along each axis.
         margin: around the plane's extent, as a fraction of its width and height.
         bounds: lowest x, highest x, lowest y and highest y, to use instead of ``margin``.
-        refresh: data for estimating batch-norm statistics; by default the first of ``batches``.
+        refresh: data for estimating batch-norm statistics, varied as in training; by default the
+            first of ``batches``.
         num_images: at most this many of them; None for all, 0 to keep the model's statistics.
         loss_fn: of outputs and targets, averaged over the batch; by default that of the ``task``,
             or the cross-entropy.

@@ -35,6 +35,7 @@ from fge.networks import (
     to_device,
     unwrap,
 )
+from fge.observer import counted
 
 CHUNK = 256
 GRAPH_MEMORY = 2 * 1024**3
@@ -140,6 +141,11 @@ class HessianOperator:
         self.agreement: Agreement | None = None
         self._store = _GraphStore(graph_memory)
         self._chunks = self._examples = 0  # known after the first pass
+
+    def __repr__(self) -> str:
+        """Return the number of parameters and of products so far."""
+        size, products = counted(self.size, "parameter"), counted(self.products, "product")
+        return f"HessianOperator({size}, {products})"
         self._first: Tensor | None = None
 
     @property

@@ -11,6 +11,7 @@ from fge.networks.apply import (
     predict_logits,
     predict_outputs,
     predict_proba,
+    single_refused,
 )
 from fge.networks.average import (
     ExponentialAverage,
@@ -71,6 +72,7 @@ from fge.networks.points import (
     buffers_of_points,
     check_vectors,
 )
+from fge.networks.preserving import preserved
 from fge.networks.spread import check_whole, gather_state, is_sharded, ranks_of
 from fge.networks.state import (
     ENSEMBLE,
@@ -85,7 +87,6 @@ from fge.networks.state import (
     first_not_finite,
     fitting,
     load_weights,
-    preserved,
     read_metadata,
     read_state,
     read_weights,
@@ -180,6 +181,7 @@ __all__ = [
     "reordered",
     "rows",
     "same_values",
+    "single_refused",
     "state_bytes",
     "state_of",
     "targets_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,9 +80,10 @@ def _outputs_of(
         for batch in batches:
             empty = False
             moved = to_device(batch, device)
-            with torch.no_grad():  # not inference_mode: a model may store what it computes here
+            # not inference_mode: a model may store what it computes here
+            with torch.no_grad(), single_refused():
                 outputs = check(forward(model, moved))
-            yield moved, outputs
+            yield moved, outputs.detach()  # TorchScript may ignore torch.no_grad
     finally:
         for module, training in modes:
             module.training = training
@@ -140,6 +142,24 @@ def predict(
     return rows.all()
 
 
+@contextmanager
+def single_refused() -> Iterator[None]:
+    """Say what is wrong where batch norm has to normalise a batch of a single example.
+
+    Raises:
+        UserError: it has, in training, or as it keeps no running statistics.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch norm cannot normalise a batch of a single image; give larger batches, and leave "
+            "out a last one of a single image (drop_last)"
+        ) from error
+
+
 class HostRows:
     """Collects rows computed on a device and copies them to the CPU in few transfers.
 
@@ -154,7 +174,7 @@ class HostRows:
 
     def add(self, rows: Tensor) -> None:
         """Add the rows (n, ...) of the next batch."""
-        self._waiting.append(rows)
+        self._waiting.append(rows.detach())  # TorchScript may ignore torch.no_grad
         self._bytes += rows.nbytes
         if self._bytes >= self.most_bytes:
             self._fetch()

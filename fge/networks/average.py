@@ -13,6 +13,7 @@ from fge.errors import UserError
 from fge.files import checked
 from fge.networks.naming import under_names
 from fge.networks.state import Weights, canonical_state, first_not_finite, unwrap
+from fge.observer import counted
 from fge.schemas import Count
 
 
@@ -168,6 +169,12 @@ class StepAverage:
         # Of these, the difference of equal numbers may not be 0.
         self._odd = _not_finite(self.averages)
 
+    def __repr__(self) -> str:
+        """Return the number of steps averaged and of parameters."""
+        count = sum(average.numel() for average in self.averages.values())
+        name = type(self).__name__
+        return f"{name}({counted(self.updates, 'step')}, {counted(count, 'parameter')})"
+
     def _weight(self) -> float:
         """Return the weight with which the parameters enter the average now."""
         raise NotImplementedError
@@ -247,7 +254,8 @@ class StepAverage:
         finally:
             with torch.no_grad():
                 for tensor, saved in originals:
-                    tensor.copy_(saved)
+                    if not tensor.is_inference():  # nothing could change it
+                        tensor.copy_(saved)
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             self._lent = before

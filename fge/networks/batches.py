@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from fge.errors import UserError
+from fge.observer import listed
 from fge.seeds import same_random_state
 
 
@@ -140,7 +141,9 @@ def count_examples(batch: Any) -> int:
     """
     lengths = Counter(_lengths(batch))
     if not lengths:
-        raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}")
+        parts = batch if isinstance(batch, tuple | list) else ()
+        within = f" of {listed(type(part).__name__ for part in parts)}" if parts else ""
+        raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}{within}")
     return lengths.most_common(1)[0][0]
 
 

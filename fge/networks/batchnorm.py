@@ -43,6 +43,8 @@ def refresh_batch_norm(
 
     They become the averages of the batch means and of the unbiased batch variances, each batch
     weighted by its number of images (arXiv 1802.10026 evaluates each point of a curve this way).
+    Give images varied as in training, in any mixed order: the network has learned with the
+    statistics of such batches, and those of images as they are can differ by points of error.
     About 5,000 images give a network's error to 0.1 points. Instance-norm layers with running
     statistics get the averages of those of the images. These layers run in training mode,
     everything else in evaluation mode, without gradients, autocast and compilation. Modes and
@@ -52,7 +54,8 @@ def refresh_batch_norm(
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
-        batches: yields ``x`` or ``(x, y, ...)``; batches of one image are skipped unless all are.
+        batches: yields ``x`` or ``(x, y, ...)``, shuffled and augmented as in training; batches of
+            one image are skipped unless all are.
         num_images: stop after this many; None uses all. The batch that reaches the number is cut
             if it is ``x`` or ``(x, y, ...)`` of tensors, and used completely otherwise.
         forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.

@@ -6,8 +6,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -236,45 +235,6 @@ def not_finite(source: object, name: str) -> UserError:
     return UserError(f"{source}: tensor {name!r} holds values that are not finite")
 
 
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore parameters, gradients, buffers and modes at the end of a ``with`` block.
-
-    The block works on copies of the parameters, so the originals stay untouched, strides
-    included; buffers are copied back, those too that the block assigns again, as a forward pass
-    may. The block must not replace parameters.
-
-    Args:
-        model: any module; compilation and data-parallel wrappers are bypassed.
-    """
-    target = unwrap(model)
-    parameters = [(p, p.data, p.grad) for p in target.parameters()]
-    homes = [
-        (module, dict(module._buffers))
-        for module in target.modules()
-        if isinstance(module._buffers, dict)  # TorchScript does not let its own be replaced
-    ]
-    buffers = [(buffer, buffer.clone()) for buffer in target.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
-    for parameter, data, _ in parameters:
-        parameter.data = data.clone()
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, data, gradient in parameters:
-            parameter.data = data
-            parameter.grad = gradient
-        for module, held in homes:
-            module._buffers.clear()
-            module._buffers.update(held)
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
-        for module, training in modes:
-            module.training = training
-
-
 def encode_weights(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a state dict as the bytes of a ``.safetensors`` file: equal ones, equal bytes."""
     data = save(dict(state), metadata=dict(metadata) if metadata else None)
@@ -317,6 +277,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         UserError: no such file, or it holds no state dict, several, or an ensemble.
     """
     path = Path(path)
+    if path.name.endswith(".index.json") or path.suffix == ".npz":
+        raise UserError(_NOT_WEIGHTS[path.suffix].format(path))
     if path.suffix == ".safetensors":
         data = read_bytes(path, "weights file")
         tensors, metadata = decode_weights(data, path), read_metadata(data, path)
@@ -327,6 +289,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             )
         return _model_weights(tensors) if _SKELETON in metadata else tensors
     return _read_torch_weights(path)
+
+
+_NOT_WEIGHTS = {
+    ".json": "{} lists the files of a model in parts; load it with its library and save "
+    "model.state_dict()",
+    ".npz": "{} holds NumPy arrays, not weights; save model.state_dict() as .safetensors or .pt",
+}
 
 
 def is_state(path: Path) -> bool:

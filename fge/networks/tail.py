@@ -114,7 +114,7 @@ class TailAverage:
         """Return a copy of the model with the mean, in evaluation mode.
 
         Args:
-            refresh: re-iterable of ``x`` or ``(x, y, ...)``, training images without augmentation,
+            refresh: re-iterable of ``x`` or ``(x, y, ...)``, training images varied as in training,
                 to estimate running statistics; needed where the model has any. Layers in evaluation
                 mode keep theirs if the model is in training mode: they were trained like that.
             forward_fn: ``forward_fn(model, batch) -> outputs`` for models that are not called as

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -99,7 +100,35 @@ class _State(TypedDict):
 
 
 class ClosedFormLR(LRScheduler):
-    """A schedule that depends only on the step, so its state is the step."""
+    """A schedule that depends only on the step, so its state is the step.
+
+    A parameter group that is added to the optimizer joins at the next :meth:`step`; its learning
+    rate is then its base rate.
+    """
+
+    def __repr__(self) -> str:
+        """Return the step and the learning rates of the parameter groups."""
+        rates = ", ".join(f"{float(rate):.4g}" for rate in self.get_last_lr())
+        return f"{type(self).__name__}(step {self.last_epoch}, learning rate {rates})"
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the learning rates of the next step.
+
+        Args:
+            epoch: go to this step instead, as PyTorch's ``SequentialLR`` does.
+
+        Raises:
+            UserError: rates were given per group, and one was added.
+        """
+        self.join_groups()
+        super().step(epoch)
+
+    def join_groups(self) -> None:
+        """Take the groups that were added to the optimizer into the schedule."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            rate = group["lr"]
+            group.setdefault("initial_lr", rate.clone() if isinstance(rate, Tensor) else rate)
+            self.base_lrs.append(group["initial_lr"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step; the options are not part of the state."""
@@ -116,6 +145,7 @@ class ClosedFormLR(LRScheduler):
         self._step_count = self.last_epoch + 1
         if self.last_epoch < 0:  # it waits, in a SequentialLR: the rates are another's
             return
+        self.join_groups()
         self._last_lr = [float(rate) for rate in self.get_lr()]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], float | int):
@@ -173,7 +203,8 @@ class TriangularLR(ClosedFormLR):
 
     Args:
         optimizer: its learning rates are set, starting with the first.
-        max_lr: rate at the start of a cycle; one number, or one per parameter group.
+        max_lr: rate at the start of a cycle; one number, also of groups that are added later, or
+            one per parameter group.
         min_lr: rate in the middle of a cycle; one number, or one per parameter group.
         cycle_steps: optimizer steps per cycle, even.
         last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
@@ -195,11 +226,29 @@ class TriangularLR(ClosedFormLR):
         if cycle_steps < 2 or cycle_steps % 2:
             raise UserError(f"cycle_steps must be even and >= 2, got {cycle_steps}")
         self.cycle_steps = cycle_steps
+        self.per_group = not (isinstance(max_lr, Real) and isinstance(min_lr, Real))
         self.max_lrs = _per_group("max_lr", max_lr, optimizer)
         self.min_lrs = _per_group("min_lr", min_lr, optimizer)
         for high, low in zip(self.max_lrs, self.min_lrs, strict=True):
             check_learning_rates(high, low)
         super().__init__(optimizer, last_epoch)
+
+    def join_groups(self) -> None:
+        """Give groups that were added the rates of the others.
+
+        Raises:
+            UserError: the rates were given per group, so that these have none.
+        """
+        added = len(self.optimizer.param_groups) - len(self.max_lrs)
+        if added > 0 and self.per_group:
+            raise UserError(
+                f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, but "
+                f"max_lr and min_lr were given for {len(self.max_lrs)}: make a schedule with rates "
+                "for all, and load this one's state_dict() into it"
+            )
+        self.max_lrs += self.max_lrs[:1] * added
+        self.min_lrs += self.min_lrs[:1] * added
+        super().join_groups()
 
     def get_lr(self) -> list[Any]:
         """Return the learning rate of each parameter group at the current step."""

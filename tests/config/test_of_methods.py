@@ -47,7 +47,9 @@ def test_an_option_of_other_methods_is_refused(
 
 def test_a_plan_that_decides_by_itself_has_no_cycles() -> None:
     plan = FGEConfig(epochs=40, plan="auto", cycle_epochs=4)
-    message = "--cycle-epochs 4 is not used by --plan auto: it decides by itself how long a descent is"
+    message = (
+        "--cycle-epochs 4 is not used by --plan auto: it decides by itself how long a descent is"
+    )
     with pytest.raises(UserError, match=f"^{message}$"):
         check_of_method(plan, ["plan", "cycle_epochs"])
     check_of_method(FGEConfig(epochs=40, cycle_epochs=4), ["cycle_epochs"])
@@ -72,9 +74,9 @@ def test_the_published_methods_may_be_told_that_they_average_nothing() -> None:
 def test_every_option_of_methods_is_known() -> None:
     own = {field.name for field in dataclasses.fields(MethodConfig) if field.name in _OF_METHODS}
     assert own == set(_OF_METHODS)
-    assert {name for methods in _OF_METHODS.values() for name in methods} == {
-        *METHOD_NAMES
-    } - {"single"}
+    assert {name for methods in _OF_METHODS.values() for name in methods} == {*METHOD_NAMES} - {
+        "single"
+    }
 
 
 def test_the_command_refuses_them(capsys: pytest.CaptureFixture[str]) -> None:
