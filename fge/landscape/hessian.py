@@ -141,12 +141,12 @@ class HessianOperator:
         self.agreement: Agreement | None = None
         self._store = _GraphStore(graph_memory)
         self._chunks = self._examples = 0  # known after the first pass
+        self._first: Tensor | None = None
 
     def __repr__(self) -> str:
         """Return the number of parameters and of products so far."""
         size, products = counted(self.size, "parameter"), counted(self.products, "product")
         return f"HessianOperator({size}, {products})"
-        self._first: Tensor | None = None
 
     @property
     def keeps_all_graphs(self) -> bool:

@@ -31,7 +31,7 @@ from fge import metrics
 from fge.commands import averages as averages_module
 from fge.commands import cli
 from fge.commands.averages import Averages, average_snapshots
-from fge.commands.build import Setup
+from fge.commands.build import Setup, settle_options
 from fge.commands.loading import load_data
 from fge.commands.run import Run, open_run, prepare
 from fge.commands.training import make_training
@@ -51,7 +51,7 @@ TRAIN_IMAGES, VAL_IMAGES = 72, 24
 def averaged_job(data: Path, out: Path, **more: Any) -> dict[str, Any]:
     """Three snapshots around one minimum, after epochs 7, 9 and 11."""
     cycles = {"epochs": 11, "start_epoch": 6, "cycle_epochs": 2, "lr": 0.1}
-    rates = {"max_lr": 0.1, "min_lr": 0.05, "val_fraction": 0.25}
+    rates = {"max_lr": 0.1, "min_lr": 0.05, "val_fraction": 0.25, "seed": 5}
     return job(data, out, **{**cycles, **rates, **more})
 
 
@@ -69,14 +69,15 @@ def stored(folder: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str, s
 
 
 def averaged_by_hand(folder: Path, data: Path, names: list[str]) -> nn.Module:
-    """Return the average of snapshots with statistics from the plain training images."""
+    """Return the average of snapshots with statistics from images varied as in training."""
     config = FGEConfig(**{**averaged_job(data, folder), "out": None})
     dataset = load_data(config)
     model = build_model("convnet", in_channels=1, num_classes=3, image_size=(8, 8))
     states = [load_file(folder / "snapshots" / f"{name[-4:]}.safetensors") for name in names]
     mean = {n: torch.stack([s[n].double() for s in states]).mean(0) for n in states[0]}
     model.load_state_dict(mean)
-    fge.refresh_batch_norm(model, Setup.of(config, dataset).eval_batches(dataset.train))
+    setup = Setup.of(settle_options(config, dataset), dataset)
+    fge.refresh_batch_norm(model, setup.refresh_batches())
     return model
 
 
@@ -228,7 +229,8 @@ class Scene:
 
     def average(self, stage: str) -> Averages:
         self.training.predict_members(self.predictions)
-        return average_snapshots(self.run, self.training, stage, self.predictions)
+        recipe = endpoint_recipe(self.run.config)
+        return average_snapshots(self.run, self.training, stage, recipe, self.predictions)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_a_gpu_must_hold_all_images_and_the_padded_copy(
     tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FGEConfig(data=str(tiny_npz), device="cuda:0", batch_size=32, crop_padding=1)
-    needed = (96 + 48) * 8 * 8 + 86 * 10 * 10
+    needed = (96 + 48) * 8 * 8 + 2 * 86 * 10 * 10
     asked: list[torch.device] = []
 
     def free(device: torch.device) -> int:
@@ -125,6 +125,6 @@ def test_a_gpu_must_hold_all_images_and_the_padded_copy(
     monkeypatch.setattr(loading, "choose_device", torch.device)
     monkeypatch.setattr(loading, "free_memory", free)
     assert len(load_data(config).test) == 48
-    with pytest.raises(UserError, match=r"^on cuda:0, the data needs 17\.8 kB of memory, but "):
+    with pytest.raises(UserError, match=r"^on cuda:0, the data needs 26\.4 kB of memory, but "):
         load_data(config)
     assert asked == [torch.device("cuda:0")] * 2

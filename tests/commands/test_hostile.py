@@ -137,11 +137,11 @@ def test_the_padded_copy_must_fit_too(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tiny_npz(tmp_path / "d.npz")
-    copy = 86 * (8 + 2 * 3) ** 2
+    copy = 2 * 86 * (8 + 2 * 3) ** 2  # of the training images, and of those for batch norm
     monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy - 1)
     message = told(*FGE, "--data", "d.npz", "--crop-padding", "3", "--out", "run")
     assert message == (
-        "on cpu, a padded copy of the training images needs 16.9 kB of memory, but 16.9 kB are "
+        "on cpu, a padded copy of the training images needs 33.7 kB of memory, but 33.7 kB are "
         "free; take fewer with --train-size and --test-size"
     )
 

@@ -44,7 +44,7 @@ def test_ends_of_a_curve_keep_statistics_of_instance_norm_as_where_the_curve_is_
     curve = RunCurve("pair", straight_curve(model, *ends), canonical_state(ends[0]))
     run: Any = SimpleNamespace(
         dataset=SimpleNamespace(train=SimpleNamespace(first=lambda _count: None)),
-        setup=SimpleNamespace(eval_batches=lambda _split: DATA),
+        setup=SimpleNamespace(refresh_batches=lambda _images: DATA),
     )
     found = []
     for t in (0.0, 0.5, 1.0):

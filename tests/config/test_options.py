@@ -45,8 +45,6 @@ EARLIER: dict[str, Any] = {
     "lr": 0.2,
     "batch_size": 128,
     "momentum": 0.9,
-    "crop_padding": 2,
-    "flip": True,
     "compile": "off",
     "cuda_graphs": "off",
 }

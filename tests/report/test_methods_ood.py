@@ -28,6 +28,9 @@ from numpy.typing import NDArray
 from promised import promised
 from torch import nn
 
+from fge.commands.build import Setup
+from fge.commands.loading import load_data
+from fge.config import CurveEnsembleConfig, read_config
 from fge.curves import Curve
 from fge.data import Dataset, EvalBatches, Normaliser, OODImages, Split, load_dataset, load_ood
 from fge.ensemble import MemberPredictions
@@ -258,8 +261,9 @@ def test_points_on_curves_have_statistics_of_their_own(ended: Path, data: Path) 
     path = ended / "networks" / "average-1" / "network" / "0001.safetensors"
     curve = Curve.load(ended / "curves" / PAIR / "curve.safetensors")
     model = network({**load_file(path), **curve.parameters(0.5)})
-    inputs = (splits.train.images - splits.mean[0]) / splits.std[0]
-    refresh_batch_norm(model, [inputs], num_images=None)
+    config = read_config(ended / "config.json", "curve-ensemble", CurveEnsembleConfig)[0]
+    setup = Setup.of(config, load_data(config))
+    refresh_batch_norm(model, setup.refresh_batches(setup.dataset.train), num_images=None)
     np.testing.assert_allclose(
         mean_of(ended, "ood-noise", [f"{PAIR}/curve/0.5000"]),
         outputs(model, images, splits),
