@@ -31,7 +31,7 @@ class PointOptions(Options):
 
     group: ClassVar[str] = "measurement"
     eval_images: int = field(default=REFRESH_IMAGES, metadata=whole(0, 10**9))
-    """Training images, not augmented, for the batch-norm statistics and the training loss at
+    """Training images for the training loss, not augmented, and the batch-norm statistics, at
     each point. 0 takes all."""
 
 

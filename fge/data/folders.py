@@ -27,6 +27,7 @@ from fge.data.table import TABLE, Listed, from_table
 from fge.data.workers import loaded
 from fge.errors import UserError
 from fge.files import printable
+from fge.observer import listed
 
 _OUTSIDE = "outside the class folders"
 _BESIDE = "beside the parts"
@@ -125,6 +126,12 @@ def parts_in(folder: Path, skipped: Skipped | None = None) -> dict[str, str]:
 def _of_classes(folder: Path, skipped: Skipped) -> Listed:
     """Return the files of a folder of class folders, all of which train."""
     classes = _class_names(folder, skipped)
+    if len(classes) == 1 and parts_in(folder / classes[0]):
+        inner = folder / classes[0]
+        raise UserError(
+            f"{folder} has no class folders, but one folder, whose parts are "
+            f"{listed(parts_in(inner).values())}; give {inner}"
+        )
     files, numbers = _labelled_files(folder, classes, skipped, folder)
     part = (FilePaths(folder, files), np.array(numbers, np.int64), "from the class folders")
     return Listed(classes, {"train": part})

@@ -115,8 +115,8 @@ def _with_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tens
 def with_prefix(name: str) -> str | None:
     """Return what was meant by a library's name without its prefix, or None.
 
-    >>> with_prefix("ResNet18")
-    'torchvision:resnet18'
+    >>> with_prefix("ResNet18"), with_prefix("convnext")
+    ('torchvision:resnet18', 'torchvision:convnext_base')
     """
     known = _torchvision_names()
     if name not in known and importlib.util.find_spec("timm") is not None:
@@ -124,7 +124,8 @@ def with_prefix(name: str) -> str | None:
 
         if timm.is_model(name):
             return f"{TIMM}{name}"
-    near = nearest(name, known)
+    begun = sorted((n for n in known if n.startswith(name.lower())), key=len)
+    near = name.lower() if name.lower() in known else next(iter(begun), nearest(name, known))
     return None if near is None else f"{TORCHVISION}{near}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import zlib
@@ -343,3 +344,16 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         list_images(tmp_path)
     (tmp_path / "locked").chmod(0o700)
+
+
+def test_a_folder_around_the_data_set_is_told(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in "ab":
+            save(tmp_path / "photos" / part / name / "1.png", GREY)
+    inner = tmp_path / "photos"
+    message = (
+        f"{tmp_path} has no class folders, but one folder, whose parts are test and train; "
+        f"give {inner}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        load_dataset(str(tmp_path), val_fraction=0)

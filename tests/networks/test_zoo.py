@@ -26,6 +26,8 @@ def build(name: str, channels: int = 1, classes: int = 5, side: int = 32) -> Any
         ("ResNet18", "torchvision:resnet18"),
         ("resnet_50", "torchvision:resnet50"),
         ("efficientnet-b0", "torchvision:efficientnet_b0"),
+        ("convnext", "torchvision:convnext_base"),
+        ("resnet", "torchvision:resnet18"),
         ("vgg16_bn", "vgg16-bn"),
         ("vgg16b", "vgg16-bn"),
         ("WRN-28-10", "wrn28-10"),
