@@ -99,7 +99,7 @@ def _unknown_model(name: str) -> UserError:
     """Return the error that names the model most like it: of another library with its prefix."""
     near = [n for n in (nearest(name, MODELS), with_prefix(name)) if n is not None]
     alike = {known.rpartition(":")[2]: known for known in near}
-    begun = [known for known in alike if known.startswith(name.lower())]
+    begun = [known for known in alike if known.startswith(name.lower()) and known != name]
     best = begun[0] if begun else nearest(name, alike)
     if best is None:
         return unknown("model", name, [*MODELS, *ROW_MODELS, *_OTHERS])
