@@ -91,6 +91,7 @@ from fge.config.suiting import suited
 from fge.config.training import (
     AVERAGE,
     FINAL_FACTOR,
+    HOLD,
     METHOD_NAMES,
     PRESETS,
     CycleConfig,
@@ -114,6 +115,7 @@ __all__ = [
     "FGE",
     "FINAL_FACTOR",
     "GROUPS",
+    "HOLD",
     "KEEP_SNAPSHOTS",
     "LIBRARIES",
     "METHOD_NAMES",

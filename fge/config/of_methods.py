@@ -18,6 +18,7 @@ _OF_METHODS: dict[str, tuple[str, ...]] = {
     "min_lr": _CYCLES,
     "average": _AVERAGED,
     "final_factor": (*_AVERAGED, "fge-paper", "swa"),
+    "hold": ("average", "auto"),
     "star_trunk": ("star",),
     "star_branches": ("star",),
     "split": ("split",),

@@ -35,12 +35,16 @@ RUN_COMMANDS = (*RUN_KINDS, "compare", "plane", "sharpness")
 """Commands whose runs can be resumed."""
 KEEP_SNAPSHOTS = ("fge", "train")
 """Commands whose runs keep snapshots; the other runs keep networks and curves."""
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 """``schema_version`` of config files."""
 REPORT_VERSION = 1
 """``schema_version`` of reports."""
-_IN_VERSION_1: dict[str, Any] = {"average": 0.0, "first": "G", "second": "G"}
-"""What runs did by default when there was no option for it yet, or its default was another."""
+_IN_VERSION: dict[int, dict[str, Any]] = {
+    1: {"average": 0.0, "first": "G", "second": "G"},
+    2: {"hold": 0.0},
+}
+"""What runs did by default, up to a version of their files, when there was no option for it yet, or
+its default was another."""
 C = TypeVar("C", bound=CommandConfig)
 S = TypeVar("S", bound=StudyConfig)
 T = TypeVar("T")
@@ -256,9 +260,10 @@ def _options(content: dict[str, Any], path: Path, kind: type[CommandConfig]) -> 
         raise UserError(
             f"{path} has schema_version {version}; this program reads up to {CONFIG_VERSION}"
         )
-    if version < CONFIG_VERSION:
-        known = saved_fields(kind)
-        options = {**{n: v for n, v in _IN_VERSION_1.items() if n in known}, **options}
+    known = saved_fields(kind)
+    for last, defaults in _IN_VERSION.items():
+        if version <= last:
+            options = {**{n: v for n, v in defaults.items() if n in known}, **options}
     if options.get("compile", "auto") != "auto":
         options.setdefault("cuda_graphs", "off")  # the run is older than the option
     if options.get("device", "auto") != "auto" and "stream" in saved_fields(kind):

@@ -36,6 +36,8 @@ AVERAGE, CYCLE_AVERAGE = 0.2, 0.3
 and of one of FGE's cycles."""
 FINAL_FACTOR = 0.05
 """The part of the base rate at which a descent ends by default where weights are averaged."""
+HOLD = 0.25
+"""The part of a descent of a whole budget that stays at the base rate by default."""
 METHOD_NAMES = (
     *("single", "average", "fge", "fge-paper", "sse", "swa", "csgld", "ema"),
     *("star", "split", "auto"),
@@ -112,6 +114,9 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
     """Descents of the learning rate end at this part of --lr, and not near 0, because the weights
     are averaged."""
 
+    hold: float = HOLD
+    """average, and auto once it trains one network to the end of the budget: this part of a descent
+    stays at --lr, then the learning rate falls linearly."""
     distill_epochs: int = field(default=0, metadata={**EPOCHS_OR_NONE, **MAY_BE_ADDED})
     """After training, distil an ensemble into one network in so many epochs, which are added to its
     cost. The best single network on the validation images is folded.safetensors. 0 for none."""
@@ -122,6 +127,8 @@ class CycleConfig(ProbeOptions, ViewOptions, TrainingConfig):
             raise UserError(f"average must be in [0, 1], got {self.average}")
         if not 0 <= self.final_factor <= 1:
             raise UserError(f"final_factor must be in [0, 1], got {self.final_factor}")
+        if not 0 <= self.hold < 1:
+            raise UserError(f"hold must be in [0, 1), got {self.hold}")
         check_learning_rates(self.cycle_lrs.max_lr, self.cycle_lrs.min_lr)
         cycle = self.cycle_epochs
         if cycle is not None and (cycle < 2 or cycle % 2):

@@ -109,6 +109,7 @@ class LinearDecayLR(LinearTailLR):
         epochs: length of the whole schedule.
         steps_per_epoch: optimizer steps per epoch.
         final_factor: the fraction of the base rate at the end, in [0, 1].
+        hold: the part of the steps that stay at the base rate first, in [0, 1).
         last_epoch: the step to resume from, as in PyTorch's schedulers; -1 starts at the beginning.
 
     Raises:
@@ -123,13 +124,16 @@ class LinearDecayLR(LinearTailLR):
         epochs: int,
         steps_per_epoch: int,
         final_factor: float = 0.0,
+        hold: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
         check_at_least(1, epochs=epochs, steps_per_epoch=steps_per_epoch)
         if not 0 <= final_factor <= 1:
             raise UserError(f"final_factor must be in [0, 1], got {final_factor}")
         steps = epochs * steps_per_epoch
-        super().__init__(optimizer, steps=steps, final=final_factor, last_epoch=last_epoch)
+        super().__init__(
+            optimizer, steps=steps, final=final_factor, hold=hold, last_epoch=last_epoch
+        )
 
 
 class LinearRestartsLR(LinearTailLR):

@@ -83,7 +83,11 @@ def fge_stages(config: CycleConfig) -> list[Stage]:
     if isinstance(config, FGEConfig) and config.single:
         stages += [
             replace(_whole("single", config), store="single", fresh=0),
-            replace(_tail("average", 0, config.epochs, config), store="average", fresh=0),
+            replace(
+                _tail("average", 0, config.epochs, config, hold=config.hold),
+                store="average",
+                fresh=0,
+            ),
         ]
     return stages
 
@@ -142,8 +146,8 @@ def ema_stages(config: MethodConfig) -> list[Stage]:
 
 
 def average_stages(config: MethodConfig) -> list[Stage]:
-    """Return the single stage of a linear descent; its snapshot is the mean of the tail."""
-    return [_tail("average", 0, config.epochs, config)]
+    """Return the single stage of a descent; its snapshot is the mean of the tail."""
+    return [_tail("average", 0, config.epochs, config, hold=config.hold)]
 
 
 def split_stages(config: MethodConfig) -> list[Stage]:
@@ -200,6 +204,7 @@ def auto_plan(config: CycleConfig) -> AutoPlanner:
         config.epochs,
         final=config.final_factor,
         average=config.average_part,
+        hold=config.hold,
         given_weights=getattr(config, "pretrained", None) is not None,
         loss=make_task(config.task, ()).plan,
     )
@@ -311,9 +316,9 @@ def _triangular(config: CycleConfig, optimizer: Optimizer, steps_per_epoch: int)
     )
 
 
-def _tail(name: str, first: int, last: int, config: CycleConfig) -> Stage:
+def _tail(name: str, first: int, last: int, config: CycleConfig, hold: float = 0.0) -> Stage:
     """Return a descent whose snapshot is the mean of its tail."""
-    schedule = partial(linear_tail, last - first, config.final_factor)
+    schedule = partial(linear_tail, last - first, config.final_factor, hold=hold)
     part = config.average_part
     return Stage(name, first, last, schedule, store="snapshots", keep="end", average=part)
 

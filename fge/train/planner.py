@@ -142,15 +142,16 @@ class AutoPlanner:
     images have to show a lot. Where r <= MEMORISED the others start after the first descent, with a
     LONGER tail. With fewer than FEWEST_WRONG wrong predictions (of a regression, examples)
     validation decides nothing: the network goes on to the end of the budget, HELD of it at the base
-    rate. The others get equal epochs, and training stops early when another one is forecast to gain
-    less than LEAST_GAIN; D is then the mean of the above and of what the networks so far gained.
-    The member of a network is its last average, or one before it that is better by two standard
-    errors.
+    rate; otherwise ``hold`` of it is, where no others follow. The others get equal epochs, and
+    training stops early when another one is forecast to gain less than LEAST_GAIN; D is then the
+    mean of the above and of what the networks so far gained. The member of a network is its last
+    average, or one before it that is better by two standard errors.
 
     Args:
         epochs: the budget.
         final: the part of the base rate to which each descent falls.
         average: the last part of each descent that is averaged.
+        hold: the part of the descent to the end of the budget that stays at the base rate.
         given_weights: whether other networks start from the given weights again, and not from new
             initial ones.
         loss: what is compared, as the log names it.
@@ -165,6 +166,7 @@ class AutoPlanner:
         *,
         final: float,
         average: float,
+        hold: float = 0.0,
         given_weights: bool = False,
         loss: PlanLoss = NLL_OF_PLANS,
     ) -> None:
@@ -172,6 +174,7 @@ class AutoPlanner:
         self.epochs = epochs
         self.final = final
         self.average = average
+        self.hold = hold
         self.given_weights = given_weights
         self.loss = loss
         self._member = extended(_Change, {loss.val: Loss})
@@ -198,8 +201,8 @@ class AutoPlanner:
         facts = {self.loss.now: curve[-1].loss, **forecasts}
         if best.epochs > done:
             facts["forecast"] = _forecast(curve, best.epochs)
-            if curve[-1].count < FEWEST_WRONG:
-                facts["hold"] = HELD
+            if hold := self._hold(curve[-1], best):
+                facts["hold"] = hold
             return self._descent(done, best.epochs - done, facts)
         length = (self.epochs - done) // best.others
         if memorised:
@@ -207,6 +210,12 @@ class AutoPlanner:
         members = [min(point.loss for point in curve), _forecast(curve, length)]
         reached = _ensemble(members, _diversity(curve[-1].ratio))
         return self._network(2, done, length, {**facts, "forecast": reached})
+
+    def _hold(self, last: _Point, best: _Option) -> float:
+        """Return which part of the next descent stays at the base rate."""
+        if last.count < FEWEST_WRONG:
+            return max(HELD, self.hold)
+        return self.hold if best.others == 0 else 0.0
 
     def _options(self, curve: list[_Point], done: int) -> tuple[dict[str, _Option], bool]:
         """Return the ways to go on, and whether the first network has its images by heart."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from fge.config import AVERAGE, FINAL_FACTOR, OptimizerName, RunConfig
+from fge.config import AVERAGE, FINAL_FACTOR, HOLD, OptimizerName, RunConfig
 from fge.data import POLICIES
 from fge.errors import UserError, check_at_least, check_not_negative, check_positive, unknown
 from fge.networks import unwrap
@@ -30,7 +30,7 @@ _SCHEDULES: dict[str, Callable[..., ClosedFormLR]] = {
     "step": StepsLR,
     "linear": LinearDecayLR,
     "endpoint": EndpointLR,
-    "tail": partial(LinearDecayLR, final_factor=FINAL_FACTOR),
+    "tail": partial(LinearDecayLR, final_factor=FINAL_FACTOR, hold=HOLD),
 }
 _OPTIMIZERS = (*get_args(OptimizerName), "sgld")
 ADAM_LR = 1e-3
@@ -264,9 +264,9 @@ def endpoint_recipe(config: RunConfig) -> Recipe:
 def average_recipe(config: RunConfig) -> Recipe:
     """Return the training whose network is the mean of a tail, with the values of a run's options.
 
-    It is :func:`endpoint_recipe` with a linear descent to a tenth of the rate; the network is the
-    mean of the weights over the last 20 % (``fge.LinearTailLR`` and ``fge.TailAverage``), as of
-    ``train --method average``.
+    It is :func:`endpoint_recipe` with a quarter of the training at the base rate, and then a linear
+    descent to a twentieth; the network is the mean of the weights over the last 20 %
+    (``fge.LinearTailLR`` and ``fge.TailAverage``), as of ``train --method average``.
     """
     return replace(
         endpoint_recipe(config),

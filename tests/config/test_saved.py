@@ -100,6 +100,7 @@ def configs(draw: st.DrawFn) -> FGEConfig:
         task=draw(st.sampled_from(["classification", "binary", "multilabel", "regression"])),
         target=(),
         final_factor=draw(st.floats(0, 1)),
+        hold=draw(st.floats(0, 1, exclude_max=True)),
         distill_epochs=draw(st.integers(0, 50)),
         pretrained=pretrained,
         single=draw(st.booleans()) if pretrained is None else False,
@@ -185,7 +186,7 @@ def test_options_of_one_invocation_are_not_in_the_file(tmp_path: Path) -> None:
 def test_file_holds_schema_command_and_facts(tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", "fge", FGEConfig(), dataset={"train": 9})
     _, content = read_config(tmp_path / "config.json", "fge", FGEConfig)
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert content["command"] == "fge"
     assert content["dataset"] == {"train": 9}
 
@@ -211,9 +212,9 @@ def read_first_version(folder: Path, command: str, kind: type[Any], **options: A
 @pytest.mark.parametrize(
     ("command", "kind", "old"),
     [
-        ("fge", FGEConfig, {"average": 0.0}),
-        ("train", TrainConfig, {"average": 0.0}),
-        ("compare", CompareConfig, {"average": 0.0}),
+        ("fge", FGEConfig, {"average": 0.0, "hold": 0.0}),
+        ("train", TrainConfig, {"average": 0.0, "hold": 0.0}),
+        ("compare", CompareConfig, {"average": 0.0, "hold": 0.0}),
         ("curve-ensemble", CurveEnsembleConfig, {"first": "G", "second": "G"}),
     ],
 )
@@ -222,7 +223,7 @@ def test_a_run_from_before_averages_goes_on_as_it_began(
 ) -> None:
     begun = read_first_version(tmp_path, command, kind, seed=3, lr=0.1)
     assert begun == kind(seed=3, lr=0.1, **old)
-    changed = {name: 0.5 if name == "average" else "F" for name in old}
+    changed = {name: "F" if name in ("first", "second") else 0.5 for name in old}
     with pytest.raises(UserError, match=f"cannot resume with {next(iter(old))} "):
         check_unchanged(begun, kind(seed=3, lr=0.1, **changed))
     assert read_first_version(tmp_path, command, kind, **changed) == kind(**changed)
@@ -232,11 +233,18 @@ def test_a_run_from_before_averages_goes_on_as_it_began(
     assert now != begun
 
 
+def test_a_run_from_before_held_rates_goes_on_as_it_began(tmp_path: Path) -> None:
+    content = {"schema_version": 2, "command": "train", "options": {"method": "average"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    begun, _ = read_config(tmp_path / "config.json", "train", TrainConfig)
+    assert begun == TrainConfig(method="average", hold=0.0)
+
+
 def test_other_options_of_the_first_version_have_the_defaults_of_today(tmp_path: Path) -> None:
     assert read_first_version(tmp_path, "connect", ConnectConfig, weights=["/a", "/b"]) == (
         ConnectConfig(weights=(Path("/a"), Path("/b")))
     )
-    old = FGEConfig(average=0.0)
+    old = FGEConfig(average=0.0, hold=0.0)
     assert (old.cycle_lrs.max_lr, old.cycle_lrs.min_lr) == (0.05, 0.001)  # the papers'
 
 
@@ -332,8 +340,8 @@ def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_of_a_later_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"schema_version": 3, "options": {}}')
-    with pytest.raises(UserError, match="schema_version 3; this program reads up to 2"):
+    (tmp_path / "config.json").write_text('{"schema_version": 4, "options": {}}')
+    with pytest.raises(UserError, match="schema_version 4; this program reads up to 3"):
         read_config(tmp_path / "config.json", "fge", FGEConfig)
 
 

@@ -104,6 +104,21 @@ def test_fewer_than_30_wrong_predictions_decide_nothing() -> None:
     assert [round(schedule.rate_at(4 * k), 3) for k in (0, 56, 60, 75)] == [0.2, 0.2, 0.164, 0.02]
 
 
+def test_the_descent_to_the_end_of_the_budget_is_held_and_others_are_not() -> None:
+    plan = planner(hold=0.4)
+    first, whole = play(plan, [snapshot(0.28, 0.22)])
+    assert "hold" not in first
+    assert (whole["epochs"], whole["hold"]) == (75, 0.4)
+    assert plan.describe(whole).startswith("plan: train the network to epoch 100, 40 % of it at")
+    schedule = plan.stage(whole).schedule(SGD([torch.nn.Parameter(torch.zeros(1))], 0.2), 4)
+    assert isinstance(schedule, LinearTailLR)
+    assert [round(schedule.rate_at(4 * k), 3) for k in (0, 30, 75)] == [0.2, 0.2, 0.02]
+    outcomes = [snapshot(0.29, 0.1), snapshot(0.3, 0.006)]  # twice as long, then another network
+    assert all("hold" not in record for record in play(plan, outcomes))
+    assert play(plan, [snapshot(0.29, 0.02, wrong=29)])[1]["hold"] == 0.75
+    assert play(planner(hold=0.8), [snapshot(0.29, 0.02, wrong=29)])[1]["hold"] == 0.8
+
+
 def test_beside_a_network_that_has_its_images_by_heart_others_start_at_once() -> None:
     outcomes = [snapshot(0.29, 0.05), snapshot(0.28, 0.06, 0.27), snapshot(0.28, 0.06, 0.26)]
     plans = play(planner(), outcomes)

@@ -194,11 +194,12 @@ def test_an_average_is_conventional_training_with_a_linear_descent_and_a_mean() 
     config = RunConfig(model="preresnet20", momentum=0.8, weight_decay=3e-4, lr=0.3)
     difference = {"schedule": "tail", "average": 0.2}
     assert differing(average_recipe(config), endpoint_recipe(config)) == difference
-    (stage,) = recipe_stages(average_recipe(config), 5)
-    assert (stage.average, stage.keep, stage.last_epoch) == (0.2, "end", 5)
+    (stage,) = recipe_stages(average_recipe(config), 4)
+    assert (stage.average, stage.keep, stage.last_epoch) == (0.2, "end", 4)
     assert recipe_stages(endpoint_recipe(config), 5)[0].average == 0
     found = rates(stage, make_optimizer(average_recipe(config), parameters()), 2)
-    expected = [0.3 * (1 - 0.95 * step / 10) for step in range(10)]  # then a twentieth
+    # A quarter of the steps at the base rate, then down to a twentieth, which no step has.
+    expected = [0.3] * 2 + [0.3 * (1 - 0.95 * step / 6) for step in range(6)]
     assert found == pytest.approx(expected, rel=1e-12)
     for part in (-0.1, 1.1):
         with pytest.raises(UserError, match=rf"^average must be in \[0, 1\], got {part}$"):
@@ -252,7 +253,7 @@ def test_two_steps_are_those_of_the_textbook(name: str) -> None:
         (recipe("G"), StepsLR, 0.04),
         (recipe("C"), LinearDecayLR, 0.3),
         (endpoint_recipe(RunConfig()), EndpointLR, 1 - 0.3 / 0.4 * 0.99),
-        (average_recipe(RunConfig()), LinearDecayLR, 1 - 0.7 * 0.95),
+        (average_recipe(RunConfig()), LinearDecayLR, 1 - (21 - 8) / (30 - 8) * 0.95),
     ],
     ids=["step", "linear", "endpoint", "tail"],
 )
