@@ -68,11 +68,12 @@ def make_training(
     optimizer = make_optimizer(recipe, groups, examples=len(dataset.train))
     make: Callable[..., Learner] = Learner
     leads = usual.ranks.leads
-    refresh = setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
-    if ema_decay is not None:
-        make = partial(EmaLearner, decay=ema_decay, refresh=refresh)
-    elif not isinstance(stages, Sequence) or any(stage.average for stage in stages):
+    averages = not isinstance(stages, Sequence) or any(stage.average for stage in stages)
+    if ema_decay is not None or averages:
+        refresh = setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
         make = partial(TailLearner, refresh=refresh)
+        if ema_decay is not None:
+            make = partial(EmaLearner, decay=ema_decay, refresh=refresh)
     learner = make(
         model,
         optimizer,

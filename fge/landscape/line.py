@@ -83,7 +83,9 @@ class Line(Networks):
         """
         vector, layout = with_layout(center, layout, model)
         direction = random_direction(vector, layout, seed, 0, biases=biases)
-        return cls(vector.detach(), direction, layout)
+        known = buffers_of_points([center], model)
+        ends = None if known is None else (known[0], known[0])
+        return cls(vector.detach(), direction, layout, ends)
 
     def at(self, t: float) -> Tensor:
         """Return the weights (P,) at t, in the dtype of the start."""

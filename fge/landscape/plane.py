@@ -36,7 +36,7 @@ class Plane:
         axes: (2, P) float64.
         anchors: coordinates (K, 2) float64 of the weights that define the plane.
         extent: the rectangle to show, without a margin.
-        buffers: of three anchors, by name, if they are known. Between the networks they are linear.
+        buffers: of the three anchors, by name, or of the one, if they are known.
 
     Raises:
         UserError: the axes are not two finite, linearly independent vectors of the origin's size.
@@ -136,7 +136,8 @@ class Plane:
         """
         vector, layout = with_layout(center, layout, model)
         axes = [random_direction(vector, layout, seed, axis, biases=biases) for axis in range(2)]
-        return cls(vector.detach(), torch.stack(axes))
+        buffers = buffers_of_points([center], model)
+        return cls(vector.detach(), torch.stack(axes), buffers=buffers)
 
     @classmethod
     def principal(
@@ -220,10 +221,12 @@ class Plane:
 
         Elsewhere in the triangle of the three networks they are linear, and those that are not
         floating-point the nearest one's. Outside it negative barycentric coordinates count as 0.
-        There are none if those of the networks are not known.
+        Around a single network they are its own. There are none if they are not known.
         """
         if self.buffers is None:
             return {}
+        if len(self.buffers) == 1:
+            return mixed(self.buffers, [1.0])
         corners = torch.cat([self.anchors.T, torch.ones(1, 3, dtype=torch.float64)])
         parts = torch.linalg.solve(corners, torch.tensor([x, y, 1.0], dtype=torch.float64))
         parts = parts.clamp(min=0)
@@ -236,7 +239,7 @@ class Plane:
             model: the architecture.
         """
         known = self.buffers
-        pairs = [None] if known is None else list(itertools.pairwise(known))
+        pairs = [None] if known is None else list(itertools.pairwise([*known, known[0]]))
         return replace(statistics_of(model, pairs), own_ends=False, places="networks of the plane")
 
     def project(self, curve: AnyCurve, ts: Sequence[float] | None = None) -> Tensor:

@@ -179,6 +179,19 @@ def test_random_directions_take_networks_as_they_are() -> None:
             kind.random(dict(model.state_dict()))
 
 
+def test_around_one_network_all_points_have_its_buffers() -> None:
+    center, model = NETWORKS[1], NETWORKS[2]
+    plane = Plane.random(center)
+    found = losses_at(plane, [(0.0, 0.0), (0.5, -1.0)], model)
+    wanted = [loss_of(center), loss_at(plane.point(0.5, -1.0), 2.0, 2)]
+    assert found == pytest.approx(wanted, rel=1e-12)
+    assert "no statistics that differ" in str(plane.statistics(model))
+    line = Line.random(center.state_dict(), model=model)
+    records = evaluate_line(model, line, DATA, bounds=(-1.0, 1.0), num_points=3)
+    wanted = [loss_at(line.at(-1.0), 2.0, 2), loss_of(center), loss_at(line.at(1.0), 2.0, 2)]
+    assert [record["loss"] for record in records] == pytest.approx(wanted, rel=1e-12)
+
+
 def test_coordinates_and_trajectories_take_networks_as_they_are() -> None:
     plane, model = Plane.through(*NETWORKS), NETWORKS[1]
     vectors = [flatten(each, model) for each in NETWORKS]
