@@ -22,7 +22,9 @@ from promised import promised
 from torch import Tensor
 
 import fge
-from fge.data import EvalBatches, Normaliser, load_dataset
+from fge.commands.build import Setup
+from fge.commands.loading import load_data
+from fge.config import TrainConfig, read_config
 from fge.ensemble import SnapshotStore
 from fge.networks import average_weights, build_model, read_weights, refresh_batch_norm
 from fge.parallel import Ranks
@@ -417,12 +419,12 @@ def test_statistics_of_an_average_are_those_of_all_training_images(
     folder = tmp_path / "run"
     answer = group.run(arguments=arguments(tiny, folder, *cycles, command="train"))
     assert answer["codes"] == [0, 0], answer["errors"]
-    dataset = load_dataset(str(tiny), val_fraction=0.25)
+    config = read_config(folder / "config.json", "train", TrainConfig)[0]
+    setup = Setup.of(config, load_data(config))
     model = build_model("convnet", in_channels=1, num_classes=3, image_size=(8, 8))
     model.load_state_dict(average_weights(SnapshotStore(folder / "snapshots")))
-    normaliser = Normaliser(dataset.mean, dataset.std, torch.device("cpu"))
-    used = refresh_batch_norm(model, EvalBatches(dataset.train, normaliser, 250))
-    assert used == len(dataset.train) == 72
+    used = refresh_batch_norm(model, setup.refresh_batches())
+    assert used == len(setup.dataset.train) == 72
     found = read_weights(folder / "swa.safetensors")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
