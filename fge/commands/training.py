@@ -66,14 +66,7 @@ def make_training(
     usual = batches.batches if batches else setup.train_batches(recipe, seed, ranks=ranks)
     groups = parameter_groups(model, recipe)
     optimizer = make_optimizer(recipe, groups, examples=len(dataset.train))
-    make: Callable[..., Learner] = Learner
-    leads = usual.ranks.leads
-    averages = not isinstance(stages, Sequence) or any(stage.average for stage in stages)
-    if ema_decay is not None or averages:
-        refresh = setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
-        make = partial(TailLearner, refresh=refresh)
-        if ema_decay is not None:
-            make = partial(EmaLearner, decay=ema_decay, refresh=refresh)
+    make, leads = _kind(setup, recipe, stages, ema_decay), usual.ranks.leads
     learner = make(
         model,
         optimizer,
@@ -100,6 +93,19 @@ def make_training(
     )
     check_index(training)
     return training
+
+
+def _kind(
+    setup: Setup, recipe: Recipe, stages: Sequence[Stage] | Planner, ema_decay: float | None
+) -> Callable[..., Learner]:
+    """Return what makes the learner: one whose snapshots are averages, if they are."""
+    averages = not isinstance(stages, Sequence) or any(stage.average for stage in stages)
+    if ema_decay is None and not averages:
+        return Learner
+    refresh = setup.refresh_batches(augment=recipe.augment, mixup=recipe.mixup)
+    if ema_decay is not None:
+        return partial(EmaLearner, decay=ema_decay, refresh=refresh)
+    return partial(TailLearner, refresh=refresh)
 
 
 def _loss(recipe: Recipe, setup: Setup, *, soft: bool) -> LossFn:

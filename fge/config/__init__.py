@@ -52,7 +52,7 @@ from fge.config.learning import (
     StartOptions,
     TrainingConfig,
 )
-from fge.config.of_methods import check_of_method
+from fge.config.of_methods import OF_METHODS, check_of_method
 from fge.config.options import (
     GROUPS,
     CommandConfig,
@@ -121,6 +121,7 @@ __all__ = [
     "METHOD_NAMES",
     "OF_AVERAGED_RUN",
     "OF_CLASSES",
+    "OF_METHODS",
     "OF_PAPER_RUN",
     "OOD_NAMES",
     "ORDER",

@@ -11,7 +11,7 @@ from fge.observer import listed
 
 _CYCLES = ("fge", "fge-paper", "swa")
 _AVERAGED = ("average", "fge", "sse", "star", "split", "auto")
-_OF_METHODS: dict[str, tuple[str, ...]] = {
+OF_METHODS: dict[str, tuple[str, ...]] = {
     "start_epoch": _CYCLES,
     "cycle_epochs": _CYCLES,
     "max_lr": _CYCLES,
@@ -30,6 +30,7 @@ _OF_METHODS: dict[str, tuple[str, ...]] = {
     "csgld_noise_scale": ("csgld",),
     "ema_decay": ("ema",),
 }
+"""The options that some methods alone use, each with them."""
 _INSTEAD = {
     ("sse", "cycle_epochs"): "--sse-cycles sets how many it has",
     ("csgld", "cycle_epochs"): "--csgld-cycles sets how many it has",
@@ -55,9 +56,9 @@ def check_of_method(config: FGEConfig | TrainConfig, given: Iterable[str]) -> No
             return
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in given:
-        if name not in _OF_METHODS:
+        if name not in OF_METHODS:
             continue
-        methods = _OF_METHODS[name]
+        methods = OF_METHODS[name]
         as_published = name == "average" and not values[name] and method in _CYCLES
         if method in methods or as_published or values[name] is None:
             continue

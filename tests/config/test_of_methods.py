@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from fge.commands.cli import main
-from fge.config import METHOD_NAMES, FGEConfig, MethodConfig, TrainConfig, check_of_method
-from fge.config.of_methods import _OF_METHODS
+from fge.config import (
+    METHOD_NAMES,
+    OF_METHODS,
+    FGEConfig,
+    MethodConfig,
+    TrainConfig,
+    check_of_method,
+)
 from fge.errors import UserError
 
 
@@ -58,7 +64,7 @@ def test_a_plan_that_decides_by_itself_has_no_cycles() -> None:
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_the_options_of_a_method_are_accepted(method: str) -> None:
-    given = [name for name, methods in _OF_METHODS.items() if method in methods]
+    given = [name for name, methods in OF_METHODS.items() if method in methods]
     values = {"start_epoch": 10, "cycle_epochs": 4, "max_lr": 0.1, "min_lr": 0.01, "average": 0.1}
     options = {name: value for name, value in values.items() if name in given}
     check_of_method(config(method, **options), ["method", "lr", "tta", *given])
@@ -72,9 +78,9 @@ def test_the_published_methods_may_be_told_that_they_average_nothing() -> None:
 
 
 def test_every_option_of_methods_is_known() -> None:
-    own = {field.name for field in dataclasses.fields(MethodConfig) if field.name in _OF_METHODS}
-    assert own == set(_OF_METHODS)
-    assert {name for methods in _OF_METHODS.values() for name in methods} == {*METHOD_NAMES} - {
+    own = {field.name for field in dataclasses.fields(MethodConfig) if field.name in OF_METHODS}
+    assert own == set(OF_METHODS)
+    assert {name for methods in OF_METHODS.values() for name in methods} == {*METHOD_NAMES} - {
         "single"
     }
 
