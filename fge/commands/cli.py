@@ -74,8 +74,6 @@ COMMANDS: dict[str, tuple[type[Options], str, str]] = {
 _BOUNDS = r"(?:>=|<=|in |from |finite|above|even|at most)"
 _PYTHON_NAME = r"""(?<![\w\-./"'=:{(])[a-z]+(?:_[a-z]+)+(?![\w./"'=:(\[])"""
 """A name of several words that is no part of a path, a quotation or an expression."""
-_SWITCHES = ("flip",)
-"""Options without a value among those that some commands ignore."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,12 +198,12 @@ def _without_unused(command: str, kind: type[Options], arguments: list[str]) -> 
     rest = iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        name = flag.removeprefix("--").replace("-", "_")
         known = flag.startswith("--") and (kind.unused.get(name) or kind.instead.get(name))
         if not known:
             kept.append(argument)
             continue
-        if not equals and name not in _SWITCHES:
+        if not equals:
             value = next(rest, "")
         if name in kind.instead:
             raise UserError(f"{flag} {value} is not used: {known}")

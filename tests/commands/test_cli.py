@@ -447,7 +447,7 @@ def test_an_option_of_all_data_that_a_command_does_not_use_is_told(
     assert [config.test_size for config in seen] == [None, None]
 
 
-@pytest.mark.parametrize("form", [["--epochs", "3"], ["--epochs=3"], ["--no-flip"], ["--flip"]])
+@pytest.mark.parametrize("form", [["--epochs", "3"], ["--epochs=3"], ["--lr", "0.1"]])
 def test_a_common_option_without_effect_is_told_and_passed_over(
     run: Run, monkeypatch: pytest.MonkeyPatch, form: list[str]
 ) -> None:
@@ -456,8 +456,8 @@ def test_a_common_option_without_effect_is_told_and_passed_over(
     result = run(["plane", "--weights", "a.pt", "b.pt", "c.pt", *form, "--margin", "0.3"])
     assert (result.code, result.err) == (0, "")
     assert seen == [PlaneConfig(weights=(Path("a.pt"), Path("b.pt"), Path("c.pt")), margin=0.3)]
-    reason = "nothing is trained" if "epochs" in form[0] else "images are not augmented"
-    assert result.out == f"note: plane does not use {form[0].split('=')[0]}: {reason}\n"
+    flag = form[0].split("=")[0]
+    assert result.out == f"note: plane does not use {flag}: nothing is trained\n"
 
 
 @pytest.mark.parametrize(

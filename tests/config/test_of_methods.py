@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fge.commands.cli import main
+from fge.commands import cli
 from fge.config import (
     METHOD_NAMES,
     OF_METHODS,
@@ -86,7 +86,7 @@ def test_every_option_of_methods_is_known() -> None:
 
 
 def test_the_command_refuses_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--method", "sse", "--cycle-epochs=4", "--out", "nowhere"]) == 2
+    assert cli.main(["train", "--method", "sse", "--cycle-epochs=4", "--out", "nowhere"]) == 2
     assert capsys.readouterr().err == (
         "error: --cycle-epochs 4 is not used by --method sse: --sse-cycles sets how many it has\n"
     )
