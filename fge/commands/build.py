@@ -213,7 +213,7 @@ class Setup:
         """Return what batch-norm statistics are estimated from: images varied as in training.
 
         A network is trained with the statistics of such images; those of images as they are differ
-        (4 points of error on CIFAR-10 with padded crops). The batches are the same every time.
+        (3 points of error on CIFAR-10 with padded crops). The batches are the same every time.
 
         Args:
             images: training images; by default as many as an estimate needs.
