@@ -40,8 +40,10 @@ from torch import nn
 
 import fge.curves.evaluate
 from fge.commands import cli
+from fge.commands.build import Setup
 from fge.commands.endpoints import Network
-from fge.config import ConnectConfig, CurveEnsembleConfig
+from fge.commands.loading import load_data
+from fge.config import ConnectConfig, CurveEnsembleConfig, read_config
 from fge.curves import BASELINES, Curve
 from fge.data import load_dataset
 from fge.files import read_records
@@ -223,7 +225,9 @@ def test_the_middle_of_the_segment_is_the_mean_network_with_its_own_statistics(
     def inputs(images: torch.Tensor) -> torch.Tensor:
         return (images - splits.mean[0]) / splits.std[0]
 
-    refresh_batch_norm(model, [inputs(splits.train.images)], num_images=None)
+    config = read_config(ended / "config.json", "curve-ensemble", CurveEnsembleConfig)[0]
+    setup = Setup.of(config, load_data(config))
+    refresh_batch_norm(model, setup.refresh_batches(setup.dataset.train), num_images=None)
     model.eval()
     with torch.no_grad():
         probs = model(inputs(splits.test.images)).double().softmax(1).numpy()

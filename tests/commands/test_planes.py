@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import fge.commands.sharpness
 import fge.curves.evaluate
+from fge.commands.build import Setup, settle_options
+from fge.commands.loading import load_data
 from fge.config import PlaneConfig, SharpnessConfig, TrainConfig
 from fge.curves import Curve
 from fge.data import load_dataset
@@ -133,11 +135,19 @@ def normalised(data: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {k: ((v.images - splits.mean[0]) / splits.std[0], v.labels) for k, v in parts.items()}
 
 
+def refresh(model: nn.Module, data: Path) -> None:
+    """Give batch norm the statistics of all training images, varied as in training."""
+    config = TrainConfig(data=str(data), device="cpu", batch_size=32)
+    dataset = load_data(config)
+    setup = Setup.of(settle_options(config, dataset), dataset)
+    refresh_batch_norm(model, setup.refresh_batches(dataset.train), num_images=None)
+
+
 def measured(model: nn.Module, vector: Tensor, data: Path) -> dict[str, float]:
-    """Return the figures of the weights, with batch-norm statistics of all training images."""
+    """Return the figures of the weights, with statistics of images varied as in training."""
     splits = normalised(data)
     write_parameters(model, vector)
-    refresh_batch_norm(model, [splits["train"][0]], num_images=None)
+    refresh(model, data)
     model.eval()
     found = {}
     for name, (images, labels) in splits.items():
@@ -583,7 +593,7 @@ def test_sharpness_along_a_curve_has_statistics_of_each_point(
     model = built(NORMED)
     for network in found:
         write_parameters(model, curve.at(network["t"]))
-        refresh_batch_norm(model, [images], num_images=None)
+        refresh(model, data)
         model.eval()
         top = top_eigenvalues(model, F.cross_entropy, [(images, labels)], tolerance=1e-3)
         assert network["eigenvalues"][0] == pytest.approx(float(top.values[0]), rel=2e-3)
