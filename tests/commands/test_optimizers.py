@@ -87,7 +87,9 @@ def test_the_rate_in_the_log_is_the_one_of_the_warm_up(data: Path, tmp_path: Pat
         run = train(options(data, tmp_path / "run", "average", warmup_epochs=2.5))
     steps = 3  # of 32, 32 and 8 images
     assert len(used) == 4 * steps
-    base = [0.01 * (1 - 0.95 * step / (4 * steps)) for step in range(4 * steps)]
+    held = steps  # a quarter of the budget
+    falling = [max(0, step - held) / (4 * steps - held) for step in range(4 * steps)]
+    base = [0.01 * (1 - 0.95 * part) for part in falling]
     ramp = [min(1.0, (step + 1) / round(2.5 * steps)) for step in range(4 * steps)]
     assert used == pytest.approx([b * r for b, r in zip(base, ramp, strict=True)], rel=1e-12)
     logged = [record["next_lr"] for record in epochs_of(run)]
