@@ -60,7 +60,8 @@ def check_of_method(config: FGEConfig | TrainConfig, given: Iterable[str]) -> No
             continue
         methods = OF_METHODS[name]
         as_published = name == "average" and not values[name] and method in _CYCLES
-        if method in methods or as_published or values[name] is None:
+        nothing = values[name] is None or (name == "hold" and not values[name])
+        if method in methods or as_published or nothing:
             continue
         flag = f"--{name.replace('_', '-')} {values[name]}"
         whose = f"it is for --method {listed(methods, 'or')}; leave it out"

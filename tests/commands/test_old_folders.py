@@ -16,7 +16,7 @@ from fge.config import CompareConfig, CurveEnsembleConfig, FGEConfig, TrainConfi
 
 NEWER = (
     *("image_size", "normalize", "stream", "workers", "skip_unreadable", "labels"),
-    *("average", "final_factor", "star_trunk", "star_branches", "split", "pretrained"),
+    *("average", "hold", "final_factor", "star_trunk", "star_branches", "split", "pretrained"),
 )
 """Options that there were not (of ``fge`` there was the last one)."""
 
@@ -41,8 +41,9 @@ def make_old(file: Path) -> dict[str, Any]:
 def test_a_half_finished_run_goes_on_by_the_papers_rule(
     data: Path, tmp_path: Path, command: str, options: dict[str, Any]
 ) -> None:
-    reference = done(command, job(data, tmp_path / "new", average=0.0, **options))
-    half = job(data, tmp_path / "old", average=0.0, **options)
+    options = {"average": 0.0, "hold": 0.0, **options}
+    reference = done(command, job(data, tmp_path / "new", **options))
+    half = job(data, tmp_path / "old", **options)
     if command == "fge":
         killed = kill_server().run(command, half, kill_at=25)
         assert killed["code"] == -signal.SIGKILL
@@ -59,7 +60,7 @@ def test_a_half_finished_run_goes_on_by_the_papers_rule(
     # Its options now say what was meant, whatever the defaults of today are.
     assert {name for name in ours if ours[name] != theirs[name]} <= {"report.html"}
     assert json.loads(old.read_text())["options"]["average"] == 0.0
-    assert json.loads(old.read_text())["schema_version"] == 2
+    assert json.loads(old.read_text())["schema_version"] == 3
 
 
 def test_an_old_run_is_not_resumed_with_averages(data: Path, tmp_path: Path) -> None:
