@@ -12,6 +12,7 @@ from fge.config import (
     FitConfig,
     RunConfig,
     TrainingConfig,
+    VariedConfig,
     is_loader,
     is_table,
 )
@@ -77,6 +78,8 @@ def load_data(config: CommandConfig) -> Dataset:
             batches or a crop padding larger than the data, or than the memory.
     """
     dataset = read_dataset(config)
+    if isinstance(config, VariedConfig):
+        _check_crops(config, dataset)
     if isinstance(config, FitConfig):
         _check_fits(config, dataset)
     _check_memory(config, dataset)
@@ -85,11 +88,14 @@ def load_data(config: CommandConfig) -> Dataset:
     return replace(dataset, ood=ood)
 
 
-def _check_fits(config: FitConfig, dataset: Dataset) -> None:
+def _check_crops(config: VariedConfig, dataset: Dataset) -> None:
     check_policy(config.augment, dataset.in_channels)
     side = min(dataset.image_size)
     if config.crop_padding is not None and config.crop_padding > side:
         raise UserError(f"crop_padding {config.crop_padding} is more than the images' side, {side}")
+
+
+def _check_fits(config: FitConfig, dataset: Dataset) -> None:
     accumulate = config.accumulate if isinstance(config, RunConfig) else 1
     if config.batch_size * accumulate > len(dataset.train):
         what, remedy = f"batch_size {config.batch_size} is", "lower it"

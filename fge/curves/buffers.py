@@ -71,13 +71,11 @@ def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tens
         return {name: value.clone() for name, value in nearest.items()}
     buffers = {}
     for name, value in nearest.items():
+        buffers[name] = value.clone()
         every = [network[name] for network in networks]
         if value.is_floating_point() and not all(torch.equal(value, v) for v in every):
-            buffers[name] = value.clone()
             for other, part in zip(every, parts, strict=True):
                 buffers[name] += part * (other - value)
-        else:
-            buffers[name] = value.clone()
     return buffers
 
 

@@ -17,6 +17,7 @@ from fge.commands.build import Setup, settle_options
 from fge.commands.loading import load_data
 from fge.config import FGEConfig, PlaneConfig
 from fge.data import EvalBatches, TrainBatches
+from fge.errors import UserError
 from fge.networks import build_model, refresh_batch_norm
 
 SIDE, PADDING = 8, 2
@@ -132,3 +133,12 @@ def test_a_study_varies_them_as_its_options_say(tmp_path: Path) -> None:
     setup = Setup.of(settle_options(config, dataset), dataset)
     assert (setup.crop_padding, setup.flip, setup.augment) == (2, True, "crop-flip")
     assert type(setup.refresh_batches(dataset.train)) is TrainBatches
+
+
+def test_a_study_refuses_crops_that_training_refuses(tmp_path: Path) -> None:
+    data = tmp_path / "d.npz"
+    write_tiny_npz(data)
+    weights = tuple(tmp_path / f"{name}.pt" for name in "abc")
+    config = PlaneConfig(data=str(data), weights=weights, device="cpu", crop_padding=9)
+    with pytest.raises(UserError, match=r"^crop_padding 9 is more than the images' side, 8$"):
+        load_data(config)
