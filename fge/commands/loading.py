@@ -111,12 +111,13 @@ def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
     if device.type != "cpu":
         splits = (dataset.train, dataset.val, dataset.test)
         needed = sum(split.nbytes for split in splits)
-    if isinstance(config, FitConfig) and not (dataset.streamed or config.resized):
+    if isinstance(config, VariedConfig) and not (dataset.streamed or config.resized):
         padding, (height, width) = config.crop_padding, dataset.image_size
         around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
         pixels = (height + around) * (width + around)
-        refreshing = min(len(dataset.train), REFRESH_IMAGES)  # which are padded too
-        needed += (len(dataset.train) + refreshing) * dataset.in_channels * pixels
+        padded = min(len(dataset.train), REFRESH_IMAGES)  # for batch-norm statistics
+        padded += len(dataset.train) if isinstance(config, FitConfig) else 0
+        needed += padded * dataset.in_channels * pixels
         what = "a padded copy of the training images needs" if device.type == "cpu" else what
     remedy = f"{FEWER}, or read them when they are needed with --stream on"
     remedy = remedy if dataset.streamable else FEWER

@@ -142,3 +142,17 @@ def test_a_study_refuses_crops_that_training_refuses(tmp_path: Path) -> None:
     config = PlaneConfig(data=str(data), weights=weights, device="cpu", crop_padding=9)
     with pytest.raises(UserError, match=r"^crop_padding 9 is more than the images' side, 8$"):
         load_data(config)
+
+
+def test_the_padded_copy_of_a_study_must_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "d.npz"
+    write_tiny_npz(data)
+    copy = 86 * (SIDE + 2 * 3) ** 2
+    config = PlaneConfig(data=str(data), weights=(data,) * 3, device="cpu", crop_padding=3)
+    monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy)
+    assert len(load_data(config).train) == 86
+    monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy - 1)
+    with pytest.raises(UserError, match=r"^on cpu, a padded copy of the training images needs 16"):
+        load_data(config)
