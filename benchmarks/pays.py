@@ -48,6 +48,8 @@ RESULTS = HERE / "results" / "pays"
 FIRST_SEED = 1000
 """Seeds 100 and on were used in the search, seeds 0 to 6 in older results."""
 SPEED: dict[str, Any] = {"channels_last": "on", "compile": "off", "amp": "bf16"}
+FLOAT32: dict[str, Any] = {"amp": "off"}
+"""What was measured on cores without fast bf16."""
 METHODS = (
     *("single", "average", "ema", "swa", "fge-paper", "fge", "sse", "csgld"),
     *("star", "split", "auto", "curve-ensemble"),
@@ -55,6 +57,10 @@ METHODS = (
 LARGEST = 5
 """Networks of the largest ensembles of whole networks that are kept and shown."""
 FEW = ("single", "average", "auto")
+FINE_TUNED = (
+    *("single", "average", "swa", "fge-paper", "fge"),
+    *("star", "split", "auto", "curve-ensemble"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,15 @@ TASKS = {
     "F": Task(
         "fine",
         "fine-tuning on 1,000 images of other classes, 40 epochs",
-        ("single", "average", "swa", "fge-paper", "fge", "star", "split", "auto"),
-        {"epochs": 40, "split": 4, "lr": 0.05},
+        FINE_TUNED,
+        FLOAT32 | {"epochs": 40, "split": 4, "lr": 0.05},
     ),
     "A": Task(
         "fine",
         "F with AdamW at 0.003 (warm-up of one epoch), 20 epochs in batches of 50",
-        ("single", "average", "swa", "fge-paper", "fge", "star", "split", "auto"),
-        {
+        FINE_TUNED,
+        FLOAT32
+        | {
             "epochs": 20,
             "batch_size": 50,
             "split": 4,
@@ -95,7 +102,7 @@ TASKS = {
         "cifar",
         "CIFAR-10 (JPEG q75), 5,000 images, augmented, 60 epochs",
         FEW,
-        {"train_size": 5000, "epochs": 60, "amp": "off"},
+        FLOAT32 | {"train_size": 5000, "epochs": 60},
     ),
 }
 RELATED_EPOCHS = 20
@@ -127,7 +134,7 @@ def related_weights(work: Path) -> Path:
             seed=FIRST_SEED,
             resume=(out / "config.json").is_file(),
             device="cpu",
-            **SPEED,
+            **SPEED | FLOAT32,
         )
         train(config)
     return weights

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fge.compare import Cell, Comparison, Cost, compare_cells, make_cell
+from fge.config import HOLD
 from fge.files import write_json
 from fge.metrics import nll, tempered_nll_per_example
 from fge.networks import UniformAverage
@@ -132,7 +133,7 @@ def single(loop: Loop) -> list[Tensor]:
 
 def average(loop: Loop) -> list[Tensor]:
     """Return the mean of the tail of one descent."""
-    return [loop.tail(EPOCHS)]
+    return [loop.tail(EPOCHS, HOLD)]
 
 
 def split(loop: Loop) -> list[Tensor]:

@@ -256,6 +256,7 @@ def _command(job: dict[str, Any], given: Sequence[int]) -> int:
     for number, name in enumerate(("stdout", "stderr"), start=1):
         setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so inherited
     words = job["words"]
     start = next(k for k, word in enumerate(words) if word == "fge" or word.endswith("cli.py"))
     module = str(ROOT / "fge" / "__main__.py")
