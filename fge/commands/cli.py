@@ -51,7 +51,7 @@ from fge.errors import (
     unknown,
 )
 from fge.manifest import Manifest, damaged, name_program
-from fge.observer import LastingOutput, open_standard_streams, visible
+from fge.observer import LastingOutput, listed, open_standard_streams, visible
 
 T = TypeVar("T", bound=Options)
 C = TypeVar("C", bound=CommandConfig)
@@ -353,7 +353,29 @@ def _one_line(message: str) -> str:
     lines = [line.strip("│|+╭╮╰╯ ") for line in message.splitlines()]
     untitled = itertools.dropwhile(_is_rule, lines[1:])
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), untitled))
-    return _with_nearest(re.sub(r"^Error parsing \w*Config: ", "", text))
+    text = re.sub(r"^Error parsing \w*Config: ", "", text)
+    for pattern, words in _PLAIN_WORDS:
+        text = re.sub(pattern, words, text)
+    missing = re.match(r"Missing from (\S+): (.*)", text)
+    if missing:
+        names = re.findall(r"(?:^|\(required\) )(--[\w-]+|[A-Z]+)", missing[2])
+        return f"{missing[1]} needs {listed(names)}"
+    return _with_nearest(text)
+
+
+_PLAIN_WORDS = [
+    (
+        r"^Error parsing (\S+): .*\bint\(\) with base 10: ('.*')$",
+        r"\1 needs a whole number, got \2",
+    ),
+    (r"^Error parsing (\S+): .*\bINT could be .* \[(.*)\]\.$", r"\1 needs a whole number, got \2"),
+    (r"^Error parsing (\S+): .* string to float: ('.*')$", r"\1 needs a number, got \2"),
+    (r"^Error parsing (\S+): .*\bFLOAT could be .* \[(.*)\]\.$", r"\1 needs a number, got \2"),
+    (r"^Error parsing (\S+): .*valid parse .*\[(.*)\]$", r"\1 needs whole numbers, got \2"),
+    (r"^Missing value for argument '(.*)'\. Expected .*", r"\1 needs a value"),
+    (r"^Unrecognized options: (.*)$", r"'\1' belongs to no option; leave it out"),
+]
+"""Messages of tyro, and what is said instead."""
 
 
 def _with_nearest(text: str) -> str:

@@ -75,6 +75,8 @@ class CompareConfig(PretrainedConfig, MethodConfig):
         super().__post_init__()
         if self.seeds < 2:
             raise UserError(f"seeds must be >= 2, because an interval needs 2, got {self.seeds}")
+        if not self.methods:
+            raise UserError("name at least one method in --methods")
         if not self.budgets:
             raise UserError("budgets must be whole numbers >= 1, got none")
         if max(self.budgets) > self.seeds:

@@ -212,7 +212,10 @@ def _class_names(folder: Path, skipped: Skipped) -> tuple[str, ...]:
         else:
             skipped.add(_OUTSIDE, entry.name)
     if not names:
-        raise UserError(f"{folder} holds no class folders; put images into {folder}/CLASS/")
+        raise UserError(
+            f"{folder} holds no class folders; put images into {folder}/CLASS/, or give a table of "
+            "their classes, --labels FILE"
+        )
     return tuple(names)
 
 

@@ -312,7 +312,8 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
         return sources.from_npz(path, reading.task)
     if "/" in name or path.exists():
         raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")
-    raise unknown("data", name, NAMED)
+    error = unknown("data", name, NAMED)
+    raise error if str(error).endswith("?") else UserError(f"{error}, or a folder or file here")
 
 
 def _in_shards(path: Path) -> bool:

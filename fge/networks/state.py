@@ -322,10 +322,13 @@ def _read_torch_weights(path: Path) -> dict[str, Tensor]:
                 value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad file
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = str(error).split("\n")[0] or "it is empty"
+        # PyTorch's own reasons advise to read the file unsafely.
+        reason = "it holds something else, or is damaged; save model.state_dict()"
+        if path.stat().st_size == 0:
+            reason = "it is empty"
         if pickled:
             reason = f"it holds a pickled {pickled[1]}; save model.state_dict() alone"
-        if "TorchScript archive" in reason:
+        if "TorchScript archive" in str(error):
             raise UserError(f"{path} is a TorchScript archive; save model.state_dict()") from None
         raise UserError(f"{path} cannot be loaded as a plain state dict: {reason}") from None
     value = weights_within(value, path)

@@ -340,7 +340,9 @@ def test_test_part_without_images_is_refused(tmp_path: Path) -> None:
 def test_part_without_class_folders_says_where_images_go(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(UserError, match=r"train holds no class folders; put images into .*/CLASS/"):
+    with pytest.raises(
+        UserError, match=r"train holds no class folders; put images into .*/CLASS/, or .* --labels"
+    ):
         from_folder(tmp_path)
 
 

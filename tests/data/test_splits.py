@@ -284,6 +284,8 @@ def test_validation_part_of_no_image_is_refused(tmp_path: Path) -> None:
 def test_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown data 'fashon-mnist'; did you mean 'fashion-mnis"):
         load_dataset("fashon-mnist")
+    with pytest.raises(UserError, match=r"unknown data 'photos'; .* cifar100, or a folder or file"):
+        load_dataset("photos")
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -457,6 +457,17 @@ def test_weights_in_a_pt_file_may_require_gradients_and_be_strided(tmp_path: Pat
     assert not weights["w"].requires_grad
 
 
+@pytest.mark.parametrize(
+    "content", [b"file,label\na,b\n", b"\xff\xd8\xff\xe0 a picture", b"\x80\x02."]
+)
+def test_what_is_no_file_of_weights_is_told_without_advice_to_read_it_unsafely(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.pt cannot be .*; save model\.state_dict\(\)$"):
+        read_weights(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("nest", [lambda e: e, lambda e: {"w": e}, lambda e: {"state_dict": e}])
 def test_code_in_a_pickle_is_refused_and_not_run(
     tmp_path: Path, nest: Callable[[Evil], object]
