@@ -144,15 +144,18 @@ def test_a_study_refuses_crops_that_training_refuses(tmp_path: Path) -> None:
         load_data(config)
 
 
+@pytest.mark.parametrize(("eval_images", "padded"), [(5120, 86), (0, 86), (40, 40)])
 def test_the_padded_copy_of_a_study_must_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eval_images: int, padded: int
 ) -> None:
     data = tmp_path / "d.npz"
     write_tiny_npz(data)
-    copy = 86 * (SIDE + 2 * 3) ** 2
-    config = PlaneConfig(data=str(data), weights=(data,) * 3, device="cpu", crop_padding=3)
+    copy = padded * (SIDE + 2 * 3) ** 2
+    monkeypatch.setattr("fge.commands.loading.REFRESH_IMAGES", 50)
+    given = {"crop_padding": 3, "eval_images": eval_images}
+    config = PlaneConfig(data=str(data), weights=(data,) * 3, device="cpu", **given)
     monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy)
     assert len(load_data(config).train) == 86
     monkeypatch.setattr("fge.commands.loading.free_memory", lambda _: copy - 1)
-    with pytest.raises(UserError, match=r"^on cpu, a padded copy of the training images needs 16"):
+    with pytest.raises(UserError, match=r"^on cpu, a padded copy of the training images needs"):
         load_data(config)
