@@ -166,7 +166,7 @@ class SharpnessConfig(StudyConfig):
     k: int = field(default=3, metadata=whole(1, 1000))
     """Number of the largest eigenvalues to compute."""
     examples: int | None = field(default=None, metadata=whole(0, 10**9))
-    """Training images, not augmented, in the loss. 0 takes all. By default from 1024 down to 64:
+    """Training images, not augmented, in the loss. 0 takes all. By default from 1024 down to 16:
     this and the three numbers of vectors and steps below so that all takes about a minute on two
     cores."""
     chunk: int = field(default=256, metadata=BATCH)
