@@ -168,7 +168,7 @@ def _measured(run: Run[PlaneConfig], model: nn.Module, setup: LineSetup, name: s
             model,
             setup.paths[name],
             measured_batches(run),
-            refresh=refresh_batches(run),
+            refresh=refresh_batches(run, run.config.eval_images),
             bounds=setup.bounds,
             num_points=setup.num_points,
             num_images=None,

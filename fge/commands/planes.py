@@ -166,7 +166,7 @@ def _measure_networks(
     evaluate = WeightsEvaluator(
         model,
         measured_batches(run),
-        refresh=refresh_batches(run),
+        refresh=refresh_batches(run, run.config.eval_images),
         num_images=None,
         weight_decay=run.config.loss_decay,
         speed=run.setup.speed,
@@ -200,7 +200,7 @@ def _measure_plane(run: Run[PlaneConfig], model: nn.Module, setup: PlaneSetup) -
         model,
         replace(setup.plane, origin=origin, axes=axes),
         measured_batches(run),
-        refresh=refresh_batches(run),
+        refresh=refresh_batches(run, run.config.eval_images),
         resolution=run.config.resolution,
         bounds=_bounds(setup.plane, run.config.margin),
         num_images=None,

@@ -15,6 +15,7 @@ from fge.commands.run import Run, check_kept, open_run, prepare
 from fge.commands.studied import (
     StudiedNetwork,
     recorded,
+    refresh_batches,
     sharpness_networks,
     snapshot_recipe,
     training_part,
@@ -169,7 +170,7 @@ def _set_up(run: Run[SharpnessConfig], model: nn.Module, network: StudiedNetwork
     """
     load_weights(model, network.state, network.name)
     if not network.measured:
-        images = run.setup.refresh_batches(training_part(run, REFRESH_IMAGES))
+        images = refresh_batches(run, REFRESH_IMAGES)
         refresh_batch_norm(model, images, num_images=None, instance_norm=not network.own)
 
 

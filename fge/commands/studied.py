@@ -89,10 +89,12 @@ class RunCurve:
 
         Buffers are those of the curve there, or those of the start where it has none.
         """
-        parts = Layout.of(model).split(vector)
+        layout = Layout.of(model)
+        parts = layout.split(vector)
+        tied = {name: parts[first] for name, first in layout.other_names.items()}
         own = self.curve.buffers_at(facts["t"]) if "t" in facts else {}
         known = "t" in facts and self.curve.knows(facts["t"])
-        state = {**self.state, **own, **parts}
+        state = {**self.state, **own, **parts, **tied}
         return StudiedNetwork(name, state, facts, measured=False, own=known)
 
 
@@ -193,9 +195,15 @@ def measured_batches(run: Run[PlaneConfig]) -> dict[str, EvalBatches]:
     return {name: run.setup.eval_batches(split) for name, split in splits.items()}
 
 
-def refresh_batches(run: Run[PlaneConfig]) -> Iterable[Any]:
-    """Return what batch-norm statistics on a plane or a line are estimated from."""
-    return run.setup.refresh_batches(training_part(run, run.config.eval_images))
+def refresh_batches(run: Run[StudyConfig], count: int) -> Iterable[Any]:
+    """Return what batch-norm statistics are estimated from: ``count`` images, or all for 0.
+
+    They are varied as the recipe of a run's snapshots varied them.
+    """
+    source = run.config.run
+    recipe = None if source is None else snapshot_recipe(source)[0]
+    augment, mixup = (True, 0.0) if recipe is None else (recipe.augment, recipe.mixup)
+    return run.setup.refresh_batches(training_part(run, count), augment=augment, mixup=mixup)
 
 
 def recorded(run: Run[StudyConfig], event: str, kind: type[Any]) -> dict[str, dict[str, Any]]:

@@ -186,6 +186,12 @@ _UNCHANGED = _Operations(
 )
 
 
+_PARTS = ("data", "real", "imag")
+"""Attributes of a tensor that scale as it does."""
+_FACTS = ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
+"""Attributes of a tensor that are none."""
+
+
 _SUMS = _Operations("add add_ sub sub_ iadd isub")
 
 
@@ -292,8 +298,18 @@ class PowerReader:
         if not joined or node in _SHAPES:
             return None
         if node.target is getattr:
-            return joined[0] if node.args[1] in _UNCHANGED.names else None
+            return self._attribute(str(node.args[1]), joined[0])
         return self._join(node, joined) if node.op == "output" else self._operation(node, joined)
+
+    def _attribute(self, name: str, degree: int) -> int | None:
+        if name in _UNCHANGED.names or name in _PARTS:
+            return degree
+        if name not in _FACTS:  # torch.fx cannot tell which layer reads it
+            raise UserError(
+                f"no path through the origin: the network reads {name!r} of a tensor, which is not "
+                "known to be homogeneous"
+            )
+        return None
 
     def _layer(self, node: fx.Node, degree: int) -> int:
         module: Any = self.model.get_submodule(str(node.target))

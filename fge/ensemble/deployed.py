@@ -74,6 +74,9 @@ class DeployedNetworks(nn.Module):
         preprocess: is applied to the inputs first, such as :class:`fge.Normalise`.
     """
 
+    cast = False
+    """Whether the networks were cast to another dtype, which inputs follow then."""
+
     def __init__(
         self,
         members: Iterable[nn.Module],
@@ -102,10 +105,19 @@ class DeployedNetworks(nn.Module):
         del mode
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow a cast of the networks with that of their inputs."""
+        before = floating_dtype(self.members)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.cast = self.cast or floating_dtype(self.members) != before
+        return self
+
     def each(self, batch: Any) -> list[Tensor]:
         """Return the outputs (N, ...) of each member for one batch."""
         given = batch if self.preprocess is None else self.preprocess(batch)
-        dtype = floating_dtype(self.members)
+        # Other inputs are as the networks take them: of float64, say, whatever their weights are.
+        follows = self.cast or self.preprocess is not None
+        dtype = floating_dtype(self.members) if follows else None
         given = given if dtype is None else cast_to(dtype, given)
         predict = call_model if self.forward_fn is None else self.forward_fn
         return [self.outputs.checked(predict(member, given)) for member in self.members]
@@ -178,6 +190,7 @@ class DeployedGaussian(DeployedNetworks):
             forward_fn=deployed.forward_fn,
             preprocess=deployed.preprocess,
         )
+        self.cast = deployed.cast
         self.noise = tuple(map(float, noise))
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:

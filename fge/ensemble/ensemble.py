@@ -202,9 +202,9 @@ class Ensemble(nn.Module):
         Raises:
             UserError: a member is unknown or given twice, or none is given.
         """
-        positions = chosen(members, len(self))
-        copies = list(twins(self._model, [self.members[position] for position in positions]))
+        copies = list(twins(self._model, [self.members[k] for k in chosen(members, len(self))]))
         deployed = Deployed(copies, self.outputs, forward_fn=self.forward_fn, preprocess=preprocess)
+        deployed.cast = self._cast is not None
         return deployed.to(self._device())
 
     def predict(self, batches: Iterable[Any]) -> Tensor:

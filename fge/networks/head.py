@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
 from fge.errors import UserError
 from fge.networks.naming import body_under_names, is_count, under_names
@@ -13,13 +15,15 @@ from fge.networks.state import check_plain, fitting, unwrap
 
 _AUXILIARY = re.compile(r"(^|\.)(aux1|aux2|AuxLogits)\.")
 """Names in torchvision's auxiliary heads."""
+_NO_HEADS = (nn.PReLU, _NormBase, nn.GroupNorm, nn.LayerNorm)
+"""Layers with parameters that may stand behind a head."""
 
 
 def find_head(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the parameters of a classifier's head.
 
     It is what ``get_classifier`` returns (timm has it), else of torchvision's models the last
-    linear layer, else the last module with parameters of its own.
+    linear layer, else the last module with parameters of its own, norms and activations apart.
 
     >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     ('2.weight', '2.bias')
@@ -57,10 +61,23 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 def _last_module(module: nn.Module) -> Sequence[nn.Module]:
+    """Return the last module with parameters of its own that is no norm and no activation."""
     own = [
-        part for part in module.modules() if next(part.parameters(recurse=False), None) is not None
+        part
+        for part in _without_parametrizations(module)
+        if parametrize.is_parametrized(part)
+        or next(part.parameters(recurse=False), None) is not None
     ]
-    return own[-1:]
+    weighted = [part for part in own if not isinstance(part, _NO_HEADS)]
+    return (weighted or own)[-1:]
+
+
+def _without_parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield modules, those that compute the weights of another one apart."""
+    yield module
+    for name, child in module.named_children():
+        if not (name == "parametrizations" and parametrize.is_parametrized(module)):
+            yield from _without_parametrizations(child)
 
 
 def fitting_backbone(

@@ -53,6 +53,11 @@ class WarmUpLR(ClosedFormLR):
         super().__init__(schedule.optimizer)
         self.load_state_dict({"last_epoch": first})
 
+    def join_groups(self) -> None:
+        """Take the groups that were added to the optimizer into both schedules."""
+        self.schedule.join_groups()
+        super().join_groups()
+
     def get_lr(self) -> list[Any]:
         """Return the learning rate of each parameter group at the current step."""
         self.schedule.last_epoch = self.last_epoch

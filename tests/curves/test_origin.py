@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -427,6 +427,31 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         r"'add' in '1\.0' \(Residual\) joins terms with unequal powers of t",
     ),
 }
+
+
+class Reads(nn.Module):
+    """Returns an attribute of its input, which may be more than a constant."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", getattr(x, self.name))
+
+
+@pytest.mark.parametrize("name", ["data", "real", "mT"])
+def test_a_part_of_a_tensor_scales_as_it_does(name: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Reads(name), nn.Linear(6, 6)).double().eval()
+    path, x = OriginPath(model), torch.randn(6, 6, dtype=torch.float64)
+    assert path.output_degree == 2
+    torch.testing.assert_close(path.model_at(0.5)(x) / 0.5**2, model(x))
+
+
+def test_an_attribute_that_is_not_known_is_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Reads("grad"), nn.Linear(6, 2))
+    with pytest.raises(UserError, match=r"the network reads 'grad' of a tensor, which is not kn"):
+        OriginPath(model)
 
 
 @pytest.mark.parametrize("name", REFUSED)

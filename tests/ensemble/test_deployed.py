@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -197,6 +197,30 @@ def test_in_half_precision_predictions_are_float32_and_close(
     assert 0 < float((found - expected).abs().max()) <= apart
     torch.testing.assert_close(found.sum(1), torch.ones(16), rtol=0, atol=ROUNDING)
     torch.testing.assert_close(exported(halved, images)(images[:1]), found[:1], rtol=0, atol=apart)
+
+
+class SinceStart(nn.Module):
+    """Takes times in seconds, which float32 would round to two minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, times: Tensor) -> Tensor:
+        return cast("Tensor", self.linear(((times - 1.7e9) / 100).to(self.linear.weight.dtype)))
+
+
+def test_inputs_are_not_cast_before_the_networks_are() -> None:
+    torch.manual_seed(0)
+    networks = [SinceStart(), SinceStart()]
+    times = 1.7e9 + 100 * torch.randn(16, 4, dtype=torch.float64)
+    ensemble = Ensemble(networks[0], networks)
+    expected = ensemble(times).float()
+    deployed = ensemble.deployable()
+    torch.testing.assert_close(deployed(times), expected, rtol=0, atol=ROUNDING)
+    images = torch.randn(7, 2, 8, 8)
+    for half in (ensemble_of().half().deployable(), ensemble_of().deployable().half()):
+        assert half(images).dtype == torch.float32
 
 
 def test_grey_levels_are_normalised_as_by_the_commands_and_never_in_half_precision() -> None:

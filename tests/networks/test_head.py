@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fge.errors import UserError
 from fge.networks import build_model, find_head, fitting_backbone, read_weights
@@ -42,6 +43,18 @@ def test_the_head_is_found_by_what_the_library_says(
     assert find_head(model) == head
     state = dict(model.named_parameters())
     assert len(state[head[-1]]) == 3  # one per class
+
+
+def test_a_parametrized_head_is_found_whole() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), weight_norm(nn.Linear(8, 3)))
+    weights = (f"2.parametrizations.weight.original{k}" for k in (0, 1))
+    assert sorted(find_head(model)) == sorted(["2.bias", *weights])
+
+
+@pytest.mark.parametrize("last", [nn.PReLU(), nn.LayerNorm(3), nn.BatchNorm1d(3)])
+def test_norms_and_activations_behind_a_head_are_not_it(last: nn.Module) -> None:
+    assert find_head(nn.Sequential(nn.Linear(4, 3), last)) == ("0.weight", "0.bias")
+    assert find_head(nn.Sequential(last)) == tuple(f"0.{n}" for n, _ in last.named_parameters())
 
 
 def test_the_classifier_of_timm_need_not_be_registered_last() -> None:

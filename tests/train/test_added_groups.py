@@ -20,6 +20,7 @@ from fge.train import (
     LinearTailLR,
     StepsLR,
     TriangularLR,
+    WarmUpLR,
 )
 
 MAKERS: dict[str, Callable[[Optimizer], ClosedFormLR]] = {
@@ -29,6 +30,7 @@ MAKERS: dict[str, Callable[[Optimizer], ClosedFormLR]] = {
     "tail": lambda o: LinearTailLR(o, steps=10),
     "decay": lambda o: LinearDecayLR(o, epochs=5, steps_per_epoch=2),
     "restarts": lambda o: LinearRestartsLR(o, cycle_steps=4, final=0.1),
+    "warm-up": lambda o: WarmUpLR(LinearTailLR(o, steps=10), steps=5),
 }
 
 
