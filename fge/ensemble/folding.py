@@ -293,7 +293,11 @@ class _Bench:
         """Return the candidate of averaged weights, with their own batch-norm statistics."""
         self.model.load_state_dict(state)
         images = refresh_batch_norm(
-            self.model, self.refresh, num_images=self.num_images, forward_fn=self.forward_fn
+            self.model,
+            self.refresh,
+            num_images=self.num_images,
+            forward_fn=self.forward_fn,
+            target_fn=self.target_fn,
         )
         probs = self.predict()
         return Candidate(canonical_state(self.model), self.figures(probs), probs, images)
@@ -359,7 +363,7 @@ class _LossBench(_Bench):
         ):
             outputs.append(found.reshape(-1) if found.ndim == 0 else found)
             targets = targets_of(batch, self.loss_fn, self.target_fn)
-            self._batches.append((targets, count_examples(batch), found.ndim > 0))
+            self._batches.append((targets, count_examples(batch, self.target_fn), found.ndim > 0))
         if len({found.shape[1:] for found in outputs}) > 1:
             raise UserError(
                 "the outputs of validation batches differ in shape, so that they cannot be "

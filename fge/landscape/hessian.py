@@ -81,7 +81,7 @@ class HessianOperator:
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples per chunk; batches of tensors of equal length are cut
-            evenly.
+            evenly, unless they may lie time first.
         graph_memory: bytes of graphs to keep; 0 keeps none.
 
     Attributes:
@@ -228,7 +228,7 @@ class HessianOperator:
         for batch in self.batches:
             if index == 0:
                 self._check_order(batch)
-            for piece, count in cut(batch, self.chunk):
+            for piece, count in self._cut(batch, self.chunk):
                 if self.agreement is None:  # before there is a graph, whose buffers it writes
                     self.agreement = self._checked(piece)
                 known = self._store.graphs.get(index)
@@ -240,9 +240,16 @@ class HessianOperator:
         self._check_amount(examples)
         self._chunks, self._examples = index, examples
 
+    def _cut(self, batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
+        return cut(batch, chunk, model=self.model, target_fn=self.target_fn)
+
     def _differentiate(self, piece: Any, count: int) -> GradientGraph:
         batch = to_device(piece, self.device)
-        if self.batch_statistics and count_examples(batch) == 1 and _batch_norms(self.model):
+        if (
+            self.batch_statistics
+            and count_examples(batch, self.target_fn) == 1
+            and _batch_norms(self.model)
+        ):
             raise UserError(
                 "a single example has no batch statistics; give batches of two or more, without a "
                 "rest of one, or batch_statistics=False"
@@ -255,7 +262,7 @@ class HessianOperator:
     def _checked(self, piece: Any) -> Agreement:
         """Check products on the first examples, or on a piece that cannot be cut."""
         whole = to_device(piece, self.device)
-        few = next(cut(whole, EXAMPLES))[0]
+        few = next(self._cut(whole, EXAMPLES))[0]
 
         def gradients(batch: Any) -> tuple[Sequence[Tensor | None], Products]:
             graph = self._differentiate(batch, 1)
