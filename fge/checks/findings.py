@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -135,7 +135,8 @@ class Subject:
         check_reiterable(batches)
         device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
         device = device or torch.device("cpu")
-        pieces = (next(cut(to_device(b, device), EXAMPLES), None) for b in batches)
+        layout: dict[str, Any] = {"model": model, "target_fn": target_fn}
+        pieces = (next(cut(to_device(b, device), EXAMPLES, **layout), None) for b in batches)
         kept = list(itertools.islice((piece for piece in pieces if piece is not None), BATCHES))
         if not kept:
             raise nothing_yielded()
@@ -153,7 +154,12 @@ class Subject:
     @property
     def examples(self) -> int:
         """Their number."""
-        return count_examples(self.batch)
+        return count_examples(self.batch, self.target_fn)
+
+    def pieces(self, size: int) -> Iterator[Any]:
+        """Yield the first examples in pieces of at most ``size``, whole where they are not cut."""
+        for piece, _ in cut(self.batch, size, model=self.model, target_fn=self.target_fn):
+            yield piece
 
     def untouched(self) -> AbstractContextManager[None]:
         """Restore the model at the end of a ``with`` block."""

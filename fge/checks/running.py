@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fge.checks.findings import CheckFailedError, SkippedError, Subject, distance
-from fge.networks import cut
 from fge.seeds import same_random_state
 
 BF16_DISTANCE = 0.1
@@ -33,7 +32,7 @@ def outputs(subject: Subject) -> str:
             "two passes in evaluation mode differ", "switch randomness off in eval()"
         )
     half = max(1, subject.examples // 2)
-    pieces = torch.cat([subject.predict(piece) for piece, _ in cut(subject.batch, half)])
+    pieces = torch.cat([subject.predict(piece) for piece in subject.pieces(half)])
     apart = distance(pieces, first)
     if apart > 1e-3:
         raise CheckFailedError(

@@ -79,7 +79,12 @@ def statistics(subject: Subject) -> str:
         for name, module in layers.items()
     ]
     try:
-        refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
+        refresh_batch_norm(
+            subject.model,
+            subject.batches,
+            forward_fn=subject.forward_fn,
+            target_fn=subject.target_fn,
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -121,7 +126,12 @@ def curve_ends(subject: Subject) -> str:
     ends, losses, buffers = [], [], []
     for _ in range(2):
         if has_running_statistics(subject.model):
-            refresh_batch_norm(subject.model, subject.batches, forward_fn=subject.forward_fn)
+            refresh_batch_norm(
+                subject.model,
+                subject.batches,
+                forward_fn=subject.forward_fn,
+                target_fn=subject.target_fn,
+            )
         subject.model.eval()
         with torch.no_grad():
             losses.append(float(subject.loss()))

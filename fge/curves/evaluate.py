@@ -343,6 +343,7 @@ class WeightsEvaluator:
                 self.refresh,
                 num_images=self.num_images,
                 forward_fn=self.forward_fn,
+                target_fn=self.target_fn,
                 instance_norm=not own,
             )
         penalty = self.weight_decay / 2 * float(vector.double().square().sum())
@@ -373,7 +374,7 @@ class WeightsEvaluator:
         kind, judged = OutputKind(self.task.path_output), True
         for batch in batches:
             moved = to_device(batch, device)
-            if (count := count_examples(moved)) == 0:
+            if (count := count_examples(moved, self.target_fn)) == 0:
                 continue  # the mean of nothing is not a number
             amp = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
             with amp, single_refused():

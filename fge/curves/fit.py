@@ -31,7 +31,6 @@ from fge.networks import (
     Weights,
     check_distinct,
     check_reiterable,
-    count_examples,
     flatten,
     named_parameters,
     nothing_yielded,
@@ -222,7 +221,7 @@ class CurveLearner(Learner):
             UserError: as :meth:`Learner.step`, or batch norm cannot normalise a single image.
         """
         if not self.batch_size:  # the batch size that the model is compiled for
-            self.batch_size = count_examples(batch)
+            self.batch_size = self._count(batch)
         if self._leaves_out(batch):
             return torch.zeros((), device=self.device)
         u = stratified_uniform(self.seed, self.steps, self.objective.strata)
@@ -239,11 +238,11 @@ class CurveLearner(Learner):
 
     def joint_images(self, batch: Any) -> int:
         """Return the images of a batch that moved the bends."""
-        return 0 if self._leaves_out(batch) else count_examples(batch)
+        return 0 if self._leaves_out(batch) else self._count(batch)
 
     def _leaves_out(self, batch: Any) -> bool:
         """Return whether a batch is empty, or a single image among larger ones for batch norm."""
-        count = count_examples(batch)
+        count = self._count(batch)
         return count == 0 or (self._normalises and self.batch_size != 1 and count == 1)
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from fge.networks import (
     ForwardFn,
     HostRows,
     Output,
+    Passes,
     RunningMean,
     Weights,
     call_model,
@@ -31,7 +32,6 @@ from fge.networks import (
     copy_module,
     fitting,
     nothing_yielded,
-    reordered,
     single_refused,
     state_bytes,
     state_of,
@@ -453,9 +453,10 @@ class Ensemble(nn.Module):
     ) -> Iterator[Tensor]:
         """Yield the transformed outputs (N, ...) of each member over a data set, on the CPU."""
         check_reiterable(batches)
-        device, first = self._device(), None
+        device, passes = self._device(), Passes()
         for member in self._in_turn():
             member.eval()
+            passes.begin()
             rows: HostRows | None = None
             shape: tuple[int, ...] = ()
             for batch in batches:
@@ -464,13 +465,15 @@ class Ensemble(nn.Module):
                 with torch.no_grad(), single_refused():
                     outputs = self._outputs(moved, member)
                     values = transform(outputs)
+                passes.look(moved, len(values))
                 if rows is None:
-                    first, rows, shape = _same_order(first, moved), HostRows(), values.shape[1:]
+                    rows, shape = HostRows(), values.shape[1:]
                 if values.shape[1:] != shape:
                     raise _ragged(shape, tuple(values.shape[1:]))
                 rows.add(values)
             if rows is None:
                 raise nothing_yielded()
+            passes.end()
             yield rows.all()
 
 
@@ -482,14 +485,6 @@ def _named(states: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str
 def _cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of a state: the network it was given with may continue to train."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _same_order(first: Tensor | None, batch: Any) -> Tensor | None:
-    """Return the first inputs of a pass, after checking them against those of the first pass."""
-    inputs = next(tensors(batch), None)
-    if first is not None and inputs is not None and not torch.equal(first, inputs):
-        raise reordered()
-    return inputs if first is None else first
 
 
 def _ragged(first: tuple[int, ...], other: tuple[int, ...]) -> UserError:

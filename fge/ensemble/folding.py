@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from fge.networks import (
     REFRESH_IMAGES,
     ForwardFn,
     LossFn,
+    Passes,
     RunningAverage,
     RunningMean,
     TargetFn,
@@ -32,8 +33,10 @@ from fge.networks import (
     predict_outputs,
     refresh_batch_norm,
     reordered,
+    same_values,
     state_of,
     targets_of,
+    tensors,
 )
 from fge.observer import counted, listed
 from fge.tasks import MANY_CLASSES, Task
@@ -288,12 +291,17 @@ class _Bench:
         self.forward_fn = forward_fn
         self.target_fn = target_fn
         self.targets: Tensor | None = None
+        self._passes = Passes("validation batches")
 
     def measure(self, state: dict[str, Tensor]) -> Candidate:
         """Return the candidate of averaged weights, with their own batch-norm statistics."""
         self.model.load_state_dict(state)
         images = refresh_batch_norm(
-            self.model, self.refresh, num_images=self.num_images, forward_fn=self.forward_fn
+            self.model,
+            self.refresh,
+            num_images=self.num_images,
+            forward_fn=self.forward_fn,
+            target_fn=self.target_fn,
         )
         probs = self.predict()
         return Candidate(canonical_state(self.model), self.figures(probs), probs, images)
@@ -301,6 +309,7 @@ class _Bench:
     def predict(self) -> Tensor:
         """Return the model's validation probabilities (N, C), float64."""
         probs, labels = [], []
+        self._passes.begin()
         for batch, logits in predict_logits(
             self.model, self.validation, forward_fn=self.forward_fn
         ):
@@ -310,8 +319,10 @@ class _Bench:
                     "one output; give forward_fn=lambda model, batch: ..., which returns, say, the "
                     "logits (0, z) of two classes"
                 )
+            self._passes.look(batch, len(logits))
             probs.append(logits.double().softmax(dim=1).cpu())
             labels.append(self._targets_of(batch).cpu())
+        self._passes.end()
         self._check_order(torch.cat(labels))
         return torch.cat(probs)
 
@@ -325,7 +336,7 @@ class _Bench:
         return self.figures(probs)
 
     def _check_order(self, targets: Tensor) -> None:
-        if self.targets is not None and not torch.equal(self.targets, targets):
+        if self.targets is not None and not same_values(self.targets, targets):
             raise reordered("validation batches")
         self.targets = targets
 
@@ -338,6 +349,17 @@ class _Bench:
                 "them, or target_fn"
             )
         return targets
+
+
+class _Filled:
+    """The batches that have examples: the mean loss of none is not a number."""
+
+    def __init__(self, batches: Iterable[Any], target_fn: TargetFn | None) -> None:
+        self._batches, self._target_fn = batches, target_fn
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield them."""
+        return (batch for batch in self._batches if count_examples(batch, self._target_fn))
 
 
 class _LossBench(_Bench):
@@ -354,19 +376,24 @@ class _LossBench(_Bench):
         """Return the model's validation outputs (N, ...), or the loss of each batch."""
         outputs: list[Tensor] = []
         self._batches = []
+        self._passes.begin()
         for batch, found in predict_outputs(
-            self.model, self.validation, forward_fn=self.forward_fn
+            self.model, _Filled(self.validation, self.target_fn), forward_fn=self.forward_fn
         ):
             outputs.append(found.reshape(-1) if found.ndim == 0 else found)
             targets = targets_of(batch, self.loss_fn, self.target_fn)
-            self._batches.append((targets, count_examples(batch), found.ndim > 0))
+            count = count_examples(batch, self.target_fn)
+            self._passes.look(batch, count)
+            self._batches.append((targets, count, found.ndim > 0))
+        self._passes.end()
         if len({found.shape[1:] for found in outputs}) > 1:
             raise UserError(
                 "the outputs of validation batches differ in shape, so that they cannot be "
                 "averaged; pad all to one length"
             )
-        if all(isinstance(targets, Tensor) for targets, _, _ in self._batches):
-            self._check_order(torch.cat([t.reshape(-1).cpu() for t, _, _ in self._batches]))
+        parts = [t.reshape(-1).cpu() for held, _, _ in self._batches for t in tensors(held)]
+        if parts:
+            self._check_order(torch.cat(parts))
         self._rows = [len(found) for found in outputs]
         self._dtype = outputs[0].dtype
         return torch.cat(outputs)

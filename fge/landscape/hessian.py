@@ -21,6 +21,7 @@ from fge.networks import (
     ForwardFn,
     Layout,
     LossFn,
+    Passes,
     TargetFn,
     call_model,
     check_reiterable,
@@ -30,8 +31,6 @@ from fge.networks import (
     loss_of,
     named_parameters,
     nothing_yielded,
-    reordered,
-    tensors,
     to_device,
     unwrap,
 )
@@ -81,7 +80,7 @@ class HessianOperator:
             ``model(x)``.
         target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts.
         chunk: the largest number of examples per chunk; batches of tensors of equal length are cut
-            evenly.
+            evenly, unless they may lie time first.
         graph_memory: bytes of graphs to keep; 0 keeps none.
 
     Attributes:
@@ -140,8 +139,8 @@ class HessianOperator:
         self.cost = 0.0
         self.agreement: Agreement | None = None
         self._store = _GraphStore(graph_memory)
-        self._chunks = self._examples = 0  # known after the first pass
-        self._first: Tensor | None = None
+        self._chunks = 0  # known after the first pass
+        self._passes = Passes()
 
     def __repr__(self) -> str:
         """Return the number of parameters and of products so far."""
@@ -224,11 +223,11 @@ class HessianOperator:
             for graph in self._store.graphs.values():
                 yield graph, True, 0.0
             return
-        index = examples = 0
+        index = 0
+        self._passes.begin()
         for batch in self.batches:
-            if index == 0:
-                self._check_order(batch)
-            for piece, count in cut(batch, self.chunk):
+            for piece, count in self._cut(batch, self.chunk):
+                self._passes.look(batch, count)
                 if self.agreement is None:  # before there is a graph, whose buffers it writes
                     self.agreement = self._checked(piece)
                 known = self._store.graphs.get(index)
@@ -236,13 +235,22 @@ class HessianOperator:
                 # The first pass decides which graphs to keep; later passes drop theirs.
                 kept = known is not None or (not self._chunks and self._store.keep(index, graph))
                 yield graph, kept, 0.0 if known else GRAPH_COST
-                index, examples = index + 1, examples + count
-        self._check_amount(examples)
-        self._chunks, self._examples = index, examples
+                index += 1
+        if not self._passes.examples:
+            raise nothing_yielded()
+        self._passes.end()
+        self._chunks = index
+
+    def _cut(self, batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
+        return cut(batch, chunk, model=self.model, target_fn=self.target_fn)
 
     def _differentiate(self, piece: Any, count: int) -> GradientGraph:
         batch = to_device(piece, self.device)
-        if self.batch_statistics and count_examples(batch) == 1 and _batch_norms(self.model):
+        if (
+            self.batch_statistics
+            and count_examples(batch, self.target_fn) == 1
+            and _batch_norms(self.model)
+        ):
             raise UserError(
                 "a single example has no batch statistics; give batches of two or more, without a "
                 "rest of one, or batch_statistics=False"
@@ -255,7 +263,7 @@ class HessianOperator:
     def _checked(self, piece: Any) -> Agreement:
         """Check products on the first examples, or on a piece that cannot be cut."""
         whole = to_device(piece, self.device)
-        few = next(cut(whole, EXAMPLES))[0]
+        few = next(self._cut(whole, EXAMPLES))[0]
 
         def gradients(batch: Any) -> tuple[Sequence[Tensor | None], Products]:
             graph = self._differentiate(batch, 1)
@@ -269,24 +277,6 @@ class HessianOperator:
             raise
         except Exception:  # model or loss may know the size of their batch
             return check_products(subject, whole)
-
-    def _check_order(self, batch: Any) -> None:
-        first = next(tensors(batch), None)
-        if first is None:
-            return  # counting the examples raises the error
-        if self._first is None:
-            self._first = first.clone()
-        if not torch.equal(self._first, first):
-            raise reordered()
-
-    def _check_amount(self, examples: int) -> None:
-        if examples == 0:
-            raise nothing_yielded()
-        if self._examples not in (0, examples):
-            raise UserError(
-                f"batches yielded {self._examples} examples on the first pass and {examples} on a "
-                "later one; give the same data on each pass"
-            )
 
 
 class _GraphStore:

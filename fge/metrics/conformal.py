@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from fge.errors import UserError
+from fge.metrics.given import as_array
 from fge.metrics.scores import check_examples, check_probs
 
 Array = NDArray[np.float64]
@@ -92,7 +93,7 @@ def conformal_quantile(scores: ArrayLike, coverage: float) -> float | Array:
     (4.0, inf)
     """
     check_coverage(coverage)
-    values = np.asarray(scores, dtype=np.float64)
+    values = as_array(scores, dtype=np.float64)
     if values.ndim == 0 or values.size == 0:
         raise UserError(f"scores must be (n, ...) with n >= 1, got shape {values.shape}")
     if np.isnan(values).any():
@@ -192,7 +193,7 @@ def set_coverage(sets: ArrayLike, targets: ArrayLike) -> SetCoverage:
     Raises:
         UserError: shapes or targets do not fit.
     """
-    masks = np.asarray(sets)
+    masks = as_array(sets)
     if masks.dtype != np.bool_ or masks.ndim != 2:
         raise UserError(f"sets must be (N, C) of True and False, got {masks.dtype} {masks.shape}")
     # Each row made into probabilities, for the check of the targets.
@@ -285,7 +286,7 @@ def interval_coverage(intervals: ArrayLike, targets: ArrayLike) -> IntervalCover
     Raises:
         UserError: shapes do not fit, or a target is not finite.
     """
-    ends, y = np.asarray(intervals, dtype=np.float64), _finite("targets", targets)
+    ends, y = as_array(intervals, dtype=np.float64), _finite("targets", targets)
     if ends.shape != (*y.shape, 2):
         raise UserError(f"intervals must be {(*y.shape, 2)} as the targets, got {ends.shape}")
     low, high = ends[..., 0], ends[..., 1]
@@ -379,7 +380,7 @@ def _scores(p: Array, score: str, seed: int, stream: str) -> Array:
 
 
 def _finite(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = as_array(values, dtype=np.float64)
     if array.ndim == 0 or array.size == 0:
         raise UserError(f"{name} must be (N, ...) with N >= 1, got shape {array.shape}")
     if not np.isfinite(array).all():

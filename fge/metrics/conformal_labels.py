@@ -22,6 +22,7 @@ from fge.metrics.conformal import (
     check_fit,
     conformal_quantile,
 )
+from fge.metrics.given import as_array
 from fge.metrics.labels import check_label_probs, check_labels
 
 Masks = NDArray[np.bool_]
@@ -101,7 +102,7 @@ def label_set_coverage(sets: ArrayLike, targets: ArrayLike) -> LabelSetCoverage:
     >>> label_set_coverage([[True, True], [False, True]], [[1, 0], [1, 1]])._asdict()
     {'coverage': 0.5, 'recall': 0.6666666666666666, 'size': 1.5, 'labels': 1.5, 'empty': 0.0}
     """
-    masks, shape = np.asarray(sets), np.shape(targets)
+    masks, shape = as_array(sets), as_array(targets).shape
     if masks.dtype != np.bool_ or masks.ndim != 2 or masks.shape != shape:
         raise UserError(
             "sets must be (N, L) of True and False, as the targets, got "

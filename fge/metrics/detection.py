@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from fge.errors import UserError
+from fge.metrics.given import as_array
 from fge.metrics.scores import check_examples, check_probs
 
 Array = NDArray[np.float64]
@@ -150,7 +151,7 @@ def aurc(probs: ArrayLike, targets: ArrayLike) -> float:
 
 
 def _scores(name: str, values: ArrayLike) -> Array:
-    scores = np.asarray(values, dtype=np.float64)
+    scores = as_array(values, dtype=np.float64)
     if scores.ndim != 1 or len(scores) == 0:
         raise UserError(f"{name} must be scores (N,) with N >= 1, got shape {scores.shape}")
     finite = np.isfinite(scores)

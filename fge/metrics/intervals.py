@@ -11,6 +11,7 @@ from scipy.special import ndtri, stdtrit
 
 from fge.errors import UserError, check_at_least, unknown
 from fge.metrics import scores
+from fge.metrics.given import as_array
 
 Metric = Literal["error", "nll"]
 
@@ -66,14 +67,14 @@ def paired_difference(
     if metric not in _METRICS:
         raise unknown("metric", metric, _METRICS)
     _check_options(draws, level)
-    a, b = (np.asarray(probs, dtype=np.float64) for probs in (a_probs, b_probs))
+    a, b = (as_array(probs, dtype=np.float64) for probs in (a_probs, b_probs))
     if a.shape != b.shape:
         raise UserError(f"a_probs and b_probs must have one shape, got {a.shape} and {b.shape}")
     for name, probs in (("a_probs", a), ("b_probs", b)):
         if not np.isfinite(probs).all():
             raise UserError(f"{name} holds values that are not finite")
     difference = _METRICS[metric](a, targets) - _METRICS[metric](b, targets)
-    y = np.asarray(targets)
+    y = as_array(targets)
     low, high = _bootstrap(
         _per_example(a, y, metric) - _per_example(b, y, metric), draws, seed, level
     )
@@ -100,7 +101,7 @@ def paired_difference_of_values(
             range.
     """
     _check_options(draws, level)
-    first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    first, second = (as_array(values, dtype=np.float64) for values in (a, b))
     if first.ndim != 1 or first.shape != second.shape or first.size == 0:
         raise UserError(
             f"a and b must have one shape (N,) with N >= 1, got {first.shape} and {second.shape}"
@@ -210,7 +211,7 @@ def _check_options(draws: int, level: float) -> None:
 
 def _checked_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Return a - b (S, N)."""
-    first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    first, second = (as_array(values, dtype=np.float64) for values in (a, b))
     if first.ndim != 2 or first.shape != second.shape or first.size == 0:
         raise UserError(
             f"a and b must have one shape (S, N) with N >= 1, got {first.shape} and {second.shape}"
@@ -220,7 +221,8 @@ def _checked_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     for name, values in (("a", first), ("b", second)):
         if not np.isfinite(values).all():
             raise UserError(f"{name} holds values that are not finite")
-    return first - second
+    difference: NDArray[np.float64] = first - second
+    return difference
 
 
 def _per_example(

@@ -17,6 +17,7 @@ from scipy.special import entr
 from fge.errors import UserError, check_at_least
 from fge.metrics.calibration import fit_temperature, halves, scale_temperature
 from fge.metrics.detection import auroc
+from fge.metrics.given import as_array
 from fge.metrics.scores import TINY, check_range, flattening
 
 Array = NDArray[np.float64]
@@ -39,7 +40,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
         UserError: shapes do not fit, scores are not finite, targets are not 0 or 1, or there is no
             positive.
     """
-    s, y = np.asarray(scores, dtype=np.float64), np.asarray(targets)
+    s, y = as_array(scores, dtype=np.float64), as_array(targets)
     if s.ndim != 1 or s.shape != y.shape or not (y == 1).any():
         raise UserError(
             f"scores and targets must be (N,) with a target of 1, got {s.shape} and {y.shape}"
@@ -173,7 +174,7 @@ def check_labels(probs: ArrayLike, targets: ArrayLike) -> tuple[Array, NDArray[n
     Raises:
         UserError: the shapes do not fit, targets are not 0 or 1, or values are no probabilities.
     """
-    p, y = np.asarray(probs, dtype=np.float64), np.asarray(targets)
+    p, y = as_array(probs, dtype=np.float64), as_array(targets)
     if p.ndim != 2 or p.shape != y.shape or p.size == 0:
         raise UserError(
             f"probs and targets must be (N, L) with N and L >= 1, got {p.shape} and {y.shape}"
@@ -188,7 +189,7 @@ def check_label_probs(probs: ArrayLike) -> Array:
     Raises:
         UserError: the shape does not fit, or values are no probabilities.
     """
-    p = np.asarray(probs, dtype=np.float64)
+    p = as_array(probs, dtype=np.float64)
     if p.ndim != 2 or p.size == 0:
         raise UserError(
             f"probs must be (N, L) with N and L >= 1, got {p.shape}{flattening(p.ndim, 'labels')}"

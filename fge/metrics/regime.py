@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fge.errors import UserError
+from fge.metrics.given import as_array
 
 Array = NDArray[np.float64]
 SIGNIFICANT = 1.96
@@ -108,7 +109,7 @@ def _checked(
         )
     if any(later <= earlier for earlier, later in itertools.pairwise(epochs)):
         raise UserError(f"epochs must rise, got {list(epochs)}")
-    values = [np.asarray(nll, dtype=np.float64) for nll in nlls]
+    values = [as_array(nll, dtype=np.float64) for nll in nlls]
     shapes = {value.shape for value in values}
     if len(shapes) > 1 or values[0].ndim != 1 or len(values[0]) < 2:
         raise UserError(f"NLL must be (N,) with one N >= 2, got shapes {sorted(shapes)}")

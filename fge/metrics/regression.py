@@ -16,6 +16,7 @@ from scipy.special import ndtri
 
 from fge.errors import UserError
 from fge.metrics.calibration import halves
+from fge.metrics.given import as_array
 from fge.metrics.scores import flattening
 
 Array = NDArray[np.float64]
@@ -169,7 +170,7 @@ def check_regression(mean: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]
     Raises:
         UserError: the shapes do not fit, or values are not finite.
     """
-    m, y = (np.asarray(values, dtype=np.float64) for values in (mean, targets))
+    m, y = (as_array(values, dtype=np.float64) for values in (mean, targets))
     if m.shape != y.shape or m.ndim not in (1, 2) or m.size == 0:
         raise UserError(
             f"predictions and targets must be (N,) or (N, K), with one shape, got {m.shape} and "
@@ -183,7 +184,7 @@ def check_regression(mean: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]
 
 def _column(values: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return variances in a form that broadcasts to (N, K)."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_array(values, dtype=np.float64)
     array = array[:, None] if array.shape == (shape[0],) and shape[1] == 1 else array
     if array.shape not in ((), shape):
         raise UserError(
@@ -196,7 +197,7 @@ def _column(values: ArrayLike, shape: tuple[int, ...]) -> Array:
 
 
 def _variance(noise: ArrayLike, spread: ArrayLike, shape: tuple[int, ...]) -> Array:
-    added = np.asarray(noise, dtype=np.float64)
+    added = as_array(noise, dtype=np.float64)
     if added.shape not in ((), (1,), shape[1:]):
         raise UserError(f"noise must be {shape[1:]}, one of each output, got shape {added.shape}")
     if not (np.isfinite(added).all() and (added > 0).all()):

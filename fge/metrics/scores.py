@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fge.errors import UserError, check_at_least
+from fge.metrics.given import as_array
 
 _ROUNDING = 1e-3
 """By how much rows may differ from 1, as those in float16 do."""
+_OF_BFLOAT16 = 2**-8
+"""By how much rows may differ from 1 that were rounded to bfloat16, which has 8 bits."""
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest probability in logarithms, since stored probabilities are float32."""
 
@@ -108,8 +111,8 @@ def check_examples(
         UserError: the shapes do not fit, there is no example, targets are not classes, or values
             are not probabilities.
     """
-    p = np.asarray(probs, dtype=np.float64)
-    y = np.asarray(targets)
+    p = as_array(probs, dtype=np.float64)
+    y = as_array(targets)
     if p.ndim != 2 or y.shape != p.shape[:1] or len(y) == 0:
         raise UserError(
             f"probs must be (N, C) and targets (N,) with N >= 1, got {p.shape} and {y.shape}"
@@ -136,7 +139,7 @@ def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]
             because they are logits), a row does not sum to 1 (often because it has labels of which
             several may be true), or there is one column and it is not that of all classes.
     """
-    p = np.asarray(probs, dtype=np.float64)
+    p = as_array(probs, dtype=np.float64)
     if p.ndim != 2 or p.size == 0:
         raise UserError(f"{name} must be (N, C) with N >= 1, got {p.shape}{flattening(p.ndim)}")
     check_range(p, name=name, remedy="softmax")
@@ -148,10 +151,15 @@ def check_probs(probs: ArrayLike, *, name: str = "probs") -> NDArray[np.float64]
     sums = p.sum(axis=1)
     worst = int(np.abs(sums - 1).argmax())
     if abs(sums[worst] - 1) > _ROUNDING:
+        remedy = (
+            "take the softmax in float32, or divide each row by its sum"
+            if abs(sums[worst] - 1) <= _OF_BFLOAT16
+            else "of independent labels use the figures of labels, such as labels_summary, and "
+            'uncertainty(..., output="sigmoid")'
+        )
         raise UserError(
             f"{name} must be probabilities of exclusive classes, rows that sum to 1, but row "
-            f"{worst} sums to {sums[worst]:g}; of independent labels use the figures of labels, "
-            'such as labels_summary, and uncertainty(..., output="sigmoid")'
+            f"{worst} sums to {sums[worst]:g}; {remedy}"
         )
     return p
 
@@ -169,7 +177,7 @@ def check_range(
     Raises:
         UserError: there are none, or values are not in [0, 1].
     """
-    p = np.asarray(probs, dtype=np.float64)
+    p = as_array(probs, dtype=np.float64)
     if p.ndim < 1 or p.size == 0:
         raise UserError(f"{name} must be (N, ...) with N >= 1, got {p.shape}")
     low, high = float(p.min()), float(p.max())

@@ -21,6 +21,7 @@ from scipy.special import entr
 
 from fge.errors import UserError, unknown
 from fge.metrics.detection import entropy
+from fge.metrics.given import as_array
 from fge.metrics.scores import check_probs, check_range
 
 Array = NDArray[np.float64]
@@ -159,7 +160,7 @@ def member_variance(members: ArrayLike) -> Array:
     Raises:
         UserError: the shape is another, or values are not finite.
     """
-    values = np.asarray(members, dtype=np.float64)
+    values = as_array(members, dtype=np.float64)
     if values.ndim < 2 or values.size == 0:
         raise UserError(f"members must be (S, N, ...) with S, N >= 1, got shape {values.shape}")
     if not np.isfinite(values).all():

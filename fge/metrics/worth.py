@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
 from fge.errors import UserError
+from fge.metrics.given import as_array
 
 Array = NDArray[np.float64]
 MIN_EXPONENT, MAX_EXPONENT = 0.25, 4.0
@@ -209,13 +210,13 @@ def _checked(
     log_likelihood: float, deep_ensemble: ArrayLike, sizes: Sequence[int] | None
 ) -> tuple[Array, Array]:
     """Return log-likelihoods and numbers of networks (K,) of ensembles."""
-    levels = np.asarray(deep_ensemble, dtype=np.float64)
+    levels = as_array(deep_ensemble, dtype=np.float64)
     if levels.ndim != 1 or len(levels) == 0:
         raise UserError(f"deep_ensemble must be (K,) with K >= 1, got shape {levels.shape}")
     _check_finite(log_likelihood, *levels.tolist())
     if sizes is None:
         return levels, np.arange(1.0, len(levels) + 1)
-    networks = np.asarray(sizes, dtype=np.float64)
+    networks = as_array(sizes, dtype=np.float64)
     if networks.shape != levels.shape or networks[0] != 1 or not (np.diff(networks) > 0).all():
         raise UserError(f"sizes must be {len(levels)} numbers that rise from 1, got {list(sizes)}")
     return levels, networks

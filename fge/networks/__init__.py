@@ -65,6 +65,7 @@ from fge.networks.losses import (
     targets_of,
 )
 from fge.networks.outputs import Output, OutputKind
+from fge.networks.passes import Passes
 from fge.networks.points import (
     Point,
     architecture_of,
@@ -110,6 +111,7 @@ __all__ = [
     "LossFn",
     "Output",
     "OutputKind",
+    "Passes",
     "Point",
     "RunningAverage",
     "RunningMean",

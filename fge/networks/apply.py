@@ -21,7 +21,7 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
     """Apply ``model`` to the inputs of a batch, which is ``x`` or ``(x, y, ...)``.
 
     Raises:
-        UserError: the inputs are no tensor, and the model cannot take them.
+        UserError: the model cannot take the inputs, which are no tensor or not all that it needs.
     """
     parts = parts_of(batch)
     inputs = batch if parts is None else parts[0]
@@ -29,7 +29,14 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
         outputs: Tensor = model(inputs)
     except (AttributeError, KeyError, TypeError) as error:
         if isinstance(inputs, Tensor):
-            raise
+            # of more parts the others may be inputs too
+            if parts is None or len(parts) < 2 or "required positional arg" not in str(error):
+                raise
+            raise UserError(
+                f"the model cannot be called with the first of {len(parts)} parts of a batch alone "
+                f"({type(error).__name__}: {first_line(error)}); give forward_fn=lambda model, "
+                "batch: model(batch[0], batch[1]), or the like"
+            ) from error
         raise UserError(
             f"the model cannot be called with a {type(inputs).__name__} "
             f"({type(error).__name__}: {first_line(error)}); give forward_fn=lambda model, batch: "

@@ -125,16 +125,21 @@ def tensors(batch: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def count_examples(batch: Any) -> int:
-    """Return the length that most tensors in a batch have, the first of as frequent ones.
+def count_examples(batch: Any, target_fn: Callable[[Any], Any] | None = None) -> int:
+    """Return the number of examples of a batch: the length of its tensors.
 
-    Others are not of examples, such as the weights of classes.
+    Where lengths differ it is that of the targets, which ``target_fn`` gives or the second of two
+    parts is, if another tensor has this length in its first or second dimension: sequences may lie
+    time first. Otherwise it is the length that most have, the first of as frequent ones: others are
+    not of examples, such as the weights of classes.
 
     >>> import torch
     >>> count_examples((torch.zeros(5, 3), torch.zeros(5))), count_examples({"ids": torch.ones(2)})
     (5, 2)
     >>> count_examples({"weights": torch.ones(3), "x": torch.zeros(5, 3), "y": torch.zeros(5)})
     5
+    >>> count_examples((torch.zeros(5, 12, 3), torch.zeros(12)))
+    12
 
     Raises:
         UserError: there is no tensor that has a length.
@@ -144,7 +149,25 @@ def count_examples(batch: Any) -> int:
         parts = batch if isinstance(batch, tuple | list) else ()
         within = f" of {listed(type(part).__name__ for part in parts)}" if parts else ""
         raise UserError(f"a batch must hold a tensor, got a {type(batch).__name__}{within}")
-    return lengths.most_common(1)[0][0]
+    told = _length_of_targets(batch, target_fn) if len(lengths) > 1 else None
+    return lengths.most_common(1)[0][0] if told is None else told
+
+
+def _length_of_targets(batch: Any, target_fn: Callable[[Any], Any] | None) -> int | None:
+    """Return the length of a batch's targets, None if it is not known or no input has it."""
+    parts = parts_of(batch)
+    if target_fn is None and (parts is None or len(parts) != 2):
+        return None
+    targets = None if parts is None or target_fn is not None else parts[1]
+    if target_fn is not None:
+        with suppress(Exception):  # inputs alone have no targets, and the function is anybody's
+            targets = target_fn(batch)
+    found, own = set(_lengths(targets)), {id(tensor) for tensor in tensors(targets)}
+    if len(found) != 1:
+        return None
+    inputs = (tensor for tensor in tensors(batch) if id(tensor) not in own)
+    count = found.pop()
+    return count if any(count in tensor.shape[:2] for tensor in inputs) else None
 
 
 def _lengths(batch: Any) -> Iterator[int]:
@@ -159,11 +182,18 @@ def _lengths(batch: Any) -> Iterator[int]:
             yield from _lengths(part)
 
 
-def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
+def cut(
+    batch: Any,
+    chunk: int,
+    *,
+    model: nn.Module | None = None,
+    target_fn: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[Any, int]]:
     """Yield pieces of at most ``chunk`` examples, as equal in size as possible, and their sizes.
 
-    An empty batch has no pieces. A batch is not cut if its tensors differ in length, or if a part
-    of it is an object of another class than a container's. Tuples become lists.
+    An empty batch has no pieces. A batch is not cut if its tensors differ in length, if it may lie
+    time first for ``model`` (see :func:`may_be_time_first`), or if a part of it is an object of
+    another class than a container's. Tuples become lists.
 
     >>> import torch
     >>> [size for _, size in cut([torch.zeros(10, 3), torch.zeros(10)], 4)]
@@ -175,15 +205,32 @@ def cut(batch: Any, chunk: int) -> Iterator[tuple[Any, int]]:
     parts = list(tensors(batch))
     if any(tensor.ndim == 0 for tensor in parts):
         raise UserError("a batch must hold tensors of shape (n, ...), got one of shape ()")
-    count = count_examples(batch)
+    count = count_examples(batch, target_fn)
     pieces = -(-count // chunk)
     whole = pieces == 1 or any(len(tensor) != count for tensor in parts) or _is_opaque(batch)
-    if count and whole:
+    if count and (whole or may_be_time_first(batch, model)):
         yield batch, count
         return
     starts = [count * piece // pieces for piece in range(pieces)]
     for start, stop in itertools.pairwise([*starts, count]):
         yield rows(batch, start, stop, count), stop - start
+
+
+def may_be_time_first(batch: Any, model: nn.Module | None) -> bool:
+    """Return whether the first dimension of tensors of one length may be time for a model.
+
+    A recurrent or attention layer without ``batch_first``, PyTorch's default, takes (T, N, ...).
+    The shapes do not tell this from (N, T, ...) where T = N, or where all tensors have both
+    dimensions: then a piece of the first would be a part of each sequence, of which the loss is
+    another one.
+    """
+    layers = () if model is None else model.modules()
+    if not any(getattr(layer, "batch_first", None) is False for layer in layers):
+        return False
+    shapes = [tensor.shape[:2] for tensor in tensors(batch) if tensor.ndim in (2, 3)]
+    every = len(shapes) == sum(1 for _ in tensors(batch))
+    square = any(first == second for first, second in shapes)
+    return square or (every and len(set(shapes)) == 1)
 
 
 def rows(batch: Any, start: int, stop: int, count: int) -> Any:

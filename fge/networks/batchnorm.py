@@ -19,6 +19,7 @@ from fge.networks.apply import ForwardFn, call_model
 from fge.networks.batches import (
     check_reiterable,
     count_examples,
+    may_be_time_first,
     nothing_yielded,
     parts_of,
     rows,
@@ -26,6 +27,7 @@ from fge.networks.batches import (
     to_device,
 )
 from fge.networks.frozen import keeps_statistics
+from fge.networks.losses import TargetFn
 from fge.networks.state import unwrap
 from fge.parallel import Ranks, default_ranks, is_shard, running_statistics
 
@@ -36,6 +38,7 @@ def refresh_batch_norm(
     *,
     num_images: int | None = REFRESH_IMAGES,
     forward_fn: ForwardFn | None = None,
+    target_fn: TargetFn | None = None,
     instance_norm: bool = True,
     all_ranks: bool = False,
 ) -> int:
@@ -57,8 +60,11 @@ def refresh_batch_norm(
         batches: yields ``x`` or ``(x, y, ...)``, shuffled and augmented as in training; batches of
             one image are skipped unless all are.
         num_images: stop after this many; None uses all. The batch that reaches the number is cut
-            if it is ``x`` or ``(x, y, ...)`` of tensors, and used completely otherwise.
+            if it is ``x`` or ``(x, y, ...)`` of tensors of one length that do not lie time first,
+            and used completely otherwise.
         forward_fn: ``forward_fn(model, batch)`` for models that are not called as ``model(x)``.
+        target_fn: ``target_fn(batch) -> targets`` where they are not the second of two parts: their
+            length is the number of images of sequences that lie time first, (T, N, ...).
         instance_norm: whether instance-norm layers get new statistics too, or keep theirs.
         all_ranks: all processes of ``torch.distributed``'s default group call this together, each
             with its own images; every process gets the statistics of all images. ``num_images``
@@ -98,7 +104,7 @@ def refresh_batch_norm(
         with ranks.together():
             for single in (False, True):
                 seen = 0
-                for batch, count in _counted(batches, wanted, single):
+                for batch, count in _counted(batches, wanted, single, (target, target_fn)):
                     seen += count
                     for layer in layers:
                         layer.momentum = count / seen
@@ -272,17 +278,21 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _counted(
-    batches: Iterable[Any], num_images: int | None, single: bool
+    batches: Iterable[Any],
+    num_images: int | None,
+    single: bool,
+    layout: tuple[nn.Module, TargetFn | None],
 ) -> Iterator[tuple[Any, int]]:
     """Yield batches and their numbers of images until there are enough images.
 
     Batches of one image are skipped, unless ``single`` is true.
     """
     seen = 0
+    model, target_fn = layout
     for batch in batches:
-        if num_images is not None:
+        if num_images is not None and not may_be_time_first(batch, model):
             batch = _cut(batch, num_images - seen)
-        count = _count(batch)
+        count = _count(batch, target_fn)
         if count > 1 or (single and count == 1):
             yield batch, count
             seen += count
@@ -303,10 +313,10 @@ def _cut(batch: Any, count: int) -> Any:
     return rows(batch, 0, count, len(parts[0]))
 
 
-def _count(batch: Any) -> int:
+def _count(batch: Any, target_fn: TargetFn | None) -> int:
     """Return the number of images of a batch."""
     if any(tensor.ndim for tensor in tensors(batch)):
-        return count_examples(batch)
+        return count_examples(batch, target_fn)
     raise UserError(
         f"cannot count the images of a batch that is a {type(batch).__name__} without tensors; "
         "give tensors, or lists, tuples or dicts of tensors"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fge.networks import count_examples, rows, unwrap
+from fge.networks import TargetFn, count_examples, rows, unwrap
 from fge.parallel import Ranks, running_statistics
 
 
@@ -38,14 +38,16 @@ class JointStep:
     Args:
         model: whose parameters and buffers become those of the first process.
         ranks: the processes.
+        target_fn: ``target_fn(batch) -> targets``, which count the examples where lengths differ.
     """
 
     # The context ``join`` of PyTorch's wrapper does not fit a process without an image: that
     # process would take part in the others' sums, but get no gradients for its own optimizer.
 
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, target_fn: TargetFn | None = None) -> None:
         self.model = unwrap(model)
         self.ranks = ranks
+        self.target_fn = target_fn
         self.images = 0
         """Images of the last joint batch."""
         ranks.broadcast(self.model.buffers())
@@ -81,7 +83,7 @@ class JointStep:
         if part_size is None:
             mean, self.images = self._pass(batch, loss_of, differentiate)
             return mean
-        count = count_examples(batch)
+        count = count_examples(batch, self.target_fn)
         total = self.ranks.begin_sum(count)()
         pieces = parts_in(total // self.ranks.size, part_size)
         loss = None
@@ -107,7 +109,7 @@ class JointStep:
         Returns:
             Its mean loss, detached, and its images.
         """
-        count = count_examples(batch)
+        count = count_examples(batch, self.target_fn)
         total = self.ranks.begin_sum(count)
         with self.ranks.exchange():
             loss = self._parallel(loss_of, batch, count)

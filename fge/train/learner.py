@@ -127,7 +127,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.speed.amp == "fp16")
         if self.scaler.is_enabled():
             _make_momentum(optimizer)
-        self._joint = JointStep(model, self.ranks) if self.ranks.size > 1 else None
+        self._joint = JointStep(model, self.ranks, self.target_fn) if self.ranks.size > 1 else None
 
     def step(self, *batch: Any) -> Tensor:
         """Take one optimizer step; return the loss before it, detached, without waiting.
@@ -154,7 +154,12 @@ class Learner:
 
     def joint_images(self, batch: Any) -> int:
         """Return the images of the last step's batch, of which this process had ``batch``."""
-        return count_examples(batch) if self._joint is None else self._joint.images
+        return self._count(batch) if self._joint is None else self._joint.images
+
+    def _count(self, batch: Any) -> int:
+        """Return the examples of a batch, or of the parts that a step was given."""
+        alone = isinstance(batch, tuple) and len(batch) == 1
+        return count_examples(batch[0] if alone else batch, self.target_fn)
 
     def synchronise(self) -> None:
         """Make buffers that are no running statistics those of the first process."""
@@ -171,15 +176,15 @@ class Learner:
 
     def _backward(self, batch: Any) -> Tensor:
         """Add the gradient of a batch's loss, scaled if there is a scaler; return the loss."""
-        full = count_examples(batch) == self.batch_size
+        full = self._count(batch) == self.batch_size
         return self._graphed(batch) if self._graphed and full else self._compute(batch)
 
     def _accumulated(self, batch: Any) -> Tensor:
         """Add the gradient of a batch's mean loss, part by part; return the loss."""
         assert self.part_size is not None
-        count = count_examples(batch)
+        count = self._count(batch)
         pieces = parts_in(count, self.part_size)
-        parts = cut(batch, -(-count // pieces))
+        parts = cut(batch, -(-count // pieces), model=self.model, target_fn=self.target_fn)
         return torch.stack([self._compute(part, size / count) for part, size in parts]).sum()
 
     def _compute(self, batch: Any, share: float = 1.0) -> Tensor:
@@ -226,7 +231,7 @@ class Learner:
         first: list[int] = []
 
         def forward(_: nn.Module, batch: Any) -> Tensor:
-            first.append(count_examples(batch))
+            first.append(self._count(batch))
             with self._autocast():
                 return self._forward(batch, first[0]).float()
 
@@ -238,7 +243,7 @@ class Learner:
 
     def _forward(self, batch: Any, full: int | None) -> Tensor:
         """Apply the model; batches of another size than ``full`` go around the compiled one."""
-        compiled = self._compiled is not None and count_examples(batch) == full
+        compiled = self._compiled is not None and self._count(batch) == full
         return self.forward_fn(self._compiled if compiled else self.model, batch)  # type: ignore[arg-type]
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -325,7 +330,11 @@ class AveragingLearner(Learner):
             return
         with self.average.swapped(self.model):
             yield refresh_batch_norm(
-                self.model, self.refresh, num_images=REFRESH_IMAGES, forward_fn=self.forward_fn
+                self.model,
+                self.refresh,
+                num_images=REFRESH_IMAGES,
+                forward_fn=self.forward_fn,
+                target_fn=self.target_fn,
             )
 
     def state_dict(self) -> dict[str, Any]:

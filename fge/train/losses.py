@@ -38,7 +38,7 @@ class WeightedCrossEntropy:
         """Return the mean loss of logits (N, C) and targets (N,), or probabilities (N, C)."""
         log_probs = F.log_softmax(outputs, dim=1)
         hard = not targets.is_floating_point()
-        mixed = F.one_hot(targets, outputs.shape[1]).to(log_probs) if hard else targets
+        mixed = F.one_hot(targets.long(), outputs.shape[1]).to(log_probs) if hard else targets
         weighted = mixed * self.weights
         losses = -(1 - self.smoothing) * (weighted * log_probs).sum(1)
         if self.smoothing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,8 @@ def test_fewer_than_one_bin_is_refused(metric: Callable[..., object]) -> None:
             r"\(2, 3, 4, 4\); of pixels .*movedim\(1, -1\).flatten\(0, -2",
         ),
         ([[0.5, 0.5], [0.9, 0.8]], "rows that sum to 1, but row 1 sums to 1.7; of independent"),
-        ([[0.5, 0.5], [0.5, 0.498]], "row 1 sums to 0.998"),
+        ([[0.5, 0.5], [0.5, 0.498]], "row 1 sums to 0.998; take the softmax in float32, or divide"),
+        ([[0.5, 0.5], [0.5, 0.49]], "row 1 sums to 0.99; of independent labels"),
         (np.zeros((0, 3)), r"N >= 1, got \(0, 3\)"),
         (np.zeros((2, 0)), r"N >= 1, got \(2, 0\)"),
         ([[0.3], [1.0]], r"a column per class, got \(2, 1\) .* give the columns 1 - p and p"),
@@ -333,3 +335,42 @@ def test_the_nll_is_the_mean_over_examples() -> None:
     values = metrics.nll_per_example(probs, targets)
     np.testing.assert_allclose(values, [math.log(2), math.log(4 / 3), 0], rtol=1e-15, atol=0)
     assert metrics.nll(probs, targets) == values.mean()
+
+
+GIVEN: dict[str, Callable[[torch.Tensor], object]] = {
+    "bfloat16": lambda values: values.bfloat16(),
+    "float16": lambda values: values.half(),
+    "with a graph": lambda values: values.clone().requires_grad_() * 1,
+    "bfloat16 rows": lambda values: [*values.bfloat16().requires_grad_()],
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_tensors_of_any_kind_are_measured(given: Callable[[torch.Tensor], object]) -> None:
+    values = torch.tensor([[0.75, 0.25], [0.125, 0.875], [0.5, 0.5]])  # exact in 8 bits
+    probs: Any = given(values)
+    y, plain = torch.tensor([0, 0, 1]), values.numpy()
+    expected = float(F.nll_loss(values.double().log(), y))
+    assert metrics.nll(probs, y) == pytest.approx(expected, rel=1e-12)
+    assert metrics.summary(probs, y) == metrics.summary(plain, y)
+    labels = torch.tensor([[1, 0], [0, 1], [1, 1]])
+    assert metrics.labels_nll_per_example(probs, labels).mean() == pytest.approx(
+        2 * float(F.binary_cross_entropy(values.double(), labels.double())), rel=1e-12
+    )
+    assert np.array_equal(metrics.entropy(probs), metrics.entropy(plain))
+    noise = torch.tensor([0.5, 2.0])
+    each = F.gaussian_nll_loss(
+        values, 1 - values, noise.expand(3, 2), full=True, reduction="none"
+    ).sum(1)
+    found = metrics.gaussian_nll_per_example(probs, 1 - values, given(noise))  # type: ignore[arg-type]
+    assert found == pytest.approx(each.numpy(), rel=1e-6)
+    assert metrics.uncertainty([probs, probs])["mutual_information"].max() < 1e-12
+
+
+def test_rows_of_bfloat16_are_told_apart_from_labels() -> None:
+    logits = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
+    probs = (3 * logits).softmax(1).bfloat16()
+    with pytest.raises(UserError, match="take the softmax in float32, or divide each row by its s"):
+        metrics.check_probs(probs)
+    rows = probs.float() / probs.float().sum(1, keepdim=True)
+    assert np.array_equal(metrics.check_probs(rows), rows.double().numpy())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+import fge
 from fge.errors import UserError
 from fge.networks import (
     call_model,
@@ -207,3 +208,28 @@ def test_the_examples_are_as_many_as_most_tensors_have(order: tuple[str, ...]) -
     batch = {name: parts[name] for name in order}
     assert count_examples(batch) == 5
     assert [count for _, count in cut(batch, 2)] == [5]  # as a whole: what "w" is of is unknown
+
+
+class Pair(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        out: Tensor = self.layer(one - other)
+        return out
+
+
+def test_a_model_of_several_inputs_is_told_of_forward_fn() -> None:
+    error = r"first of 3 parts of a batch alone \(TypeError: .*'other'\); give forward_fn=lambda"
+    model, batch = Pair(), (X, 2 * X, Y % 3)
+    with pytest.raises(UserError, match=error):
+        call_model(model, batch)
+    with pytest.raises(UserError, match=error.replace("3", "2")):
+        fge.Ensemble(model, [model]).predict([(X, 2 * X)])
+    found = fge.Ensemble(model, [model], forward_fn=lambda m, b: m(b[0], b[1])).predict([batch])
+    assert torch.allclose(found, model(X, 2 * X).double().softmax(1))
+    with pytest.raises(TypeError, match="other"):
+        call_model(model, X)  # nothing else could be given

@@ -35,7 +35,8 @@ def test_the_weighted_loss_is_pytorch_s_sum_over_the_number_of_examples() -> Non
     expected = F.cross_entropy(outputs, targets, weight=WEIGHTS, reduction="sum") / len(targets)
     assert float(WeightedCrossEntropy(WEIGHTS)(outputs, targets)) == pytest.approx(float(expected))
     one_hot = F.one_hot(targets, 3).double()
-    assert float(WeightedCrossEntropy(WEIGHTS)(outputs, one_hot)) == pytest.approx(float(expected))
+    for same in (one_hot, targets.byte()):  # which PyTorch's takes too
+        assert float(WeightedCrossEntropy(WEIGHTS)(outputs, same)) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
