@@ -63,7 +63,8 @@ def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tens
     """Return the mean of the buffers of networks, with weights ``parts`` whose sum is 1.
 
     A network of weight 1, to rounding, has its own, bitwise. Buffers that are equal stay so; those
-    that are not floating-point are those of the network of the largest weight.
+    that are not floating-point are those of the network of the largest weight. With an infinite
+    number the mean is infinite, and NaN only between infinities of both signs.
     """
     heaviest = max(range(len(parts)), key=lambda k: parts[k])
     nearest = networks[heaviest]
@@ -75,8 +76,15 @@ def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tens
         every = [network[name] for network in networks]
         if value.is_floating_point() and not all(torch.equal(value, v) for v in every):
             for other, part in zip(every, parts, strict=True):
-                buffers[name] += part * (other - value)
+                buffers[name] += _step(value, other, part)
     return buffers
+
+
+def _step(value: Tensor, other: Tensor, part: float) -> Tensor:
+    """Return a part of the way from a value to another; finite numbers draw no infinity away."""
+    # The difference of equal infinities (an attention mask) is NaN, and 0 of an infinity too.
+    stays = (value == other) | (value.isinf() & other.isfinite()) | (part == 0)
+    return torch.where(stays, torch.zeros_like(value), part * (other - value))
 
 
 def unknown_statistic(ends: Ends) -> str | None:

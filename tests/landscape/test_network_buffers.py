@@ -230,3 +230,18 @@ def test_a_plane_of_coordinates_off_by_rounding_shows_zero() -> None:
     left, right, bottom, top = plane.extent
     assert -1e-15 < bottom < 1e-15
     assert "y 0 to" in repr(Plane(plane.origin, plane.axes, extent=(left, right, -5e-17, top)))
+
+
+def test_infinite_buffers_of_planes_and_lines_are_no_nan() -> None:
+    """All three networks have the first infinity, one the second, which only it may spread."""
+    infinity = float("inf")
+    networks = [network(k, 0.0) for k in range(3)]
+    for each, mask in zip(networks, ([1.0, 2.0], [3.0, 4.0], [5.0, -infinity]), strict=True):
+        each.register_buffer("mask", torch.tensor([-infinity, *mask], dtype=DOUBLE))
+    plane, line = Plane.through(*networks), Line.through(networks[0], networks[1])
+    x, y = (torch.tensor([0.5, 0.25, 0.25], dtype=DOUBLE) @ plane.anchors).tolist()
+    inside = plane.buffers_at(x, y)["mask"].tolist()
+    assert inside == [-infinity, pytest.approx(0.5 + 0.75 + 1.25), -infinity]
+    beyond = (torch.tensor([0.75, 0.75, -0.5], dtype=DOUBLE) @ plane.anchors).tolist()
+    assert plane.buffers_at(*beyond)["mask"].tolist() == pytest.approx([-infinity, 2, 3])
+    assert line.buffers_at(0.5)["mask"].tolist() == [-infinity, 2, 3]
