@@ -50,6 +50,34 @@ def check_buffers(ends: Ends) -> None:
         raise UserError(f"the ends of the curve differ in the buffer {name!r}; give both the same")
 
 
+def check_model(model: nn.Module, networks: Buffers | None, what: str) -> None:
+    """Check that a model has the buffers of networks, by name, and only those; None is unknown.
+
+    Running statistics, which are estimated, may be the model's alone. ``what`` names the networks.
+
+    Raises:
+        UserError: naming the first buffer that only one of the two has.
+    """
+    if networks is None:
+        return
+    module = unwrap(model)
+    saved = module.state_dict().keys()
+    every = {n for n, _ in module.named_buffers(remove_duplicate=False) if n in saved}
+    for name in networks:
+        if name not in every:
+            raise UserError(
+                f"{what} has a buffer {name!r}, which the model lacks; give the model that it was "
+                "made with"
+            )
+    estimated = _estimated_names(model)
+    for name in buffers_of(model):
+        if name not in networks and name not in estimated:
+            raise UserError(
+                f"the model has a buffer {name!r}, which {what} lacks; give the model that it was "
+                "made with"
+            )
+
+
 def between(ends: Ends, t: float) -> dict[str, Tensor]:
     """Return the buffers at t: those of an end, bitwise, also beyond it, and linear in between.
 
@@ -203,7 +231,8 @@ def _named(names: Sequence[str]) -> str:
 
 def write_buffers(model: nn.Module, buffers: Buffers) -> None:
     """Copy buffers, by name, into a model; one of another shape there is replaced."""
-    own = buffers_of(model)
+    # All names of a shared buffer: moving a model to another device or dtype parts it.
+    own = dict(unwrap(model).named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, value in buffers.items():
             if own[name].shape == value.shape and not own[name].is_inference():
