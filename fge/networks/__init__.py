@@ -95,7 +95,13 @@ from fge.networks.state import (
     unwrap,
     write_state,
 )
-from fge.networks.tail import TailAverage, has_running_statistics
+from fge.networks.tail import (
+    StatisticsWarning,
+    TailAverage,
+    has_running_statistics,
+    own_statistics,
+    warn_of_statistics,
+)
 from fge.networks.zoo import input_statistics, library_weights
 
 __all__ = [
@@ -113,6 +119,7 @@ __all__ = [
     "Point",
     "RunningAverage",
     "RunningMean",
+    "StatisticsWarning",
     "StepAverage",
     "TailAverage",
     "TargetFn",
@@ -167,6 +174,7 @@ __all__ = [
     "named_parameters",
     "nothing_yielded",
     "one_number",
+    "own_statistics",
     "parts_of",
     "predict",
     "predict_logits",
@@ -191,6 +199,7 @@ __all__ = [
     "unflatten",
     "unnoticed",
     "unwrap",
+    "warn_of_statistics",
     "write_parameters",
     "write_state",
 ]

@@ -50,7 +50,7 @@ def refresh_batch_norm(
     everything else in evaluation mode, without gradients, autocast and compilation. Modes and
     momenta are restored, and after an exception the statistics too. If a forward pass calls a
     layer several times, later calls have more weight; a layer that it never calls (an auxiliary
-    head of training) keeps its statistics.
+    head of training) keeps its statistics, and so does one that is none of PyTorch's.
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
