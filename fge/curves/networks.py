@@ -177,7 +177,7 @@ class Networks(ABC):
             UserError: as :meth:`module` and :class:`fge.Ensemble`.
         """
         how: dict[str, Any] = {"num_images": num_images, "forward_fn": forward_fn}
-        members = [self.module(model, t, refresh, **how) for t in ts]
+        members = [self.module(model, t, refresh, **how).state_dict() for t in ts]
         return Ensemble(model, members, forward_fn=forward_fn, **options)
 
     def check_fits(self, model: nn.Module, *, buffers: bool = True) -> None:

@@ -65,6 +65,7 @@ from fge.networks.losses import (
     targets_of,
 )
 from fge.networks.outputs import Output, OutputKind
+from fge.networks.passing import check_passing
 from fge.networks.points import (
     Point,
     architecture_of,
@@ -140,6 +141,7 @@ __all__ = [
     "check_distinct",
     "check_estimable",
     "check_logits",
+    "check_passing",
     "check_plain",
     "check_reiterable",
     "check_shaped",
