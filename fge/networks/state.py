@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError
 from fge.files import RESTORE, check_file, parse_json, read_bytes, sha256, write_bytes
@@ -87,6 +88,10 @@ def check_plain(state: Mapping[str, Any], source: object) -> None:
             raise UserError(
                 f"{source} {name!r} is sharded over processes; gather it whole before, "
                 "with get_model_state_dict of torch.distributed.checkpoint.state_dict"
+            )
+        if is_lazy(value):
+            raise UserError(
+                f"{source} {name!r} has no shape yet; call the model on one batch first"
             )
         if value.is_meta:
             raise UserError(f"{source} {name!r} has no values, only a shape (device meta)")

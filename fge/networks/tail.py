@@ -114,7 +114,8 @@ class TailAverage:
         """Count an optimizer step; from ``first_step`` on, include the weights after it.
 
         Raises:
-            UserError: the model's parameters are not those that it had before.
+            UserError: the model's parameters are not those that it had before, or are lazy and
+                have no shape yet.
         """
         if self.steps >= self.first_step:
             self._mean = self._mean or UniformAverage(self.model)
