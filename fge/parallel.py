@@ -185,7 +185,9 @@ class Ranks:
         """
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             group = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in group]).mul_(weight)
+            # In fewer bits than float32 a product with a number of images may be infinite.
+            wide = torch.promote_types(dtype, torch.float32)
+            flat = torch.cat([tensor.reshape(-1) for tensor in group]).to(wide).mul_(weight)
             self.sum(flat)
             flat.div_(total)
             parts = torch.split(flat, [tensor.numel() for tensor in group])

@@ -26,6 +26,24 @@ def test_shares_cover_a_batch_and_leave_nobody_with_a_single_image() -> None:
             assert max(sizes) - min(sizes) <= 1
 
 
+class Two(Ranks):
+    """One of two processes, of which the other has the same."""
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        tensor.mul_(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_means_over_processes_are_finite_where_their_sums_have_no_number(
+    dtype: torch.dtype,
+) -> None:
+    """A variance of 20 times 5,000 images is above 65,504, the largest number of float16."""
+    variances = torch.tensor([20.0, 1.25, 0.0], dtype=dtype)
+    expected = variances.clone()
+    Two(0, 2).average([variances], 5000, 10_000)
+    assert torch.equal(variances, expected)
+
+
 @pytest.mark.parametrize(("batch_size", "near"), [(1, 6), (3, 6), (10, 9), (128, 126)])
 def test_batch_sizes_name_one_that_works(batch_size: int, near: int) -> None:
     with pytest.raises(UserError, match=rf"^batch_size {batch_size} makes .* 3, {near} say$"):

@@ -50,6 +50,34 @@ def check_buffers(ends: Ends) -> None:
         raise UserError(f"the ends of the curve differ in the buffer {name!r}; give both the same")
 
 
+def check_model(model: nn.Module, networks: Buffers | None, what: str) -> None:
+    """Check that a model has the buffers of networks, by name, and only those; None is unknown.
+
+    Running statistics, which are estimated, may be the model's alone. ``what`` names the networks.
+
+    Raises:
+        UserError: naming the first buffer that only one of the two has.
+    """
+    if networks is None:
+        return
+    module = unwrap(model)
+    saved = module.state_dict().keys()
+    every = {n for n, _ in module.named_buffers(remove_duplicate=False) if n in saved}
+    for name in networks:
+        if name not in every:
+            raise UserError(
+                f"{what} has a buffer {name!r}, which the model lacks; give the model that it was "
+                "made with"
+            )
+    estimated = _estimated_names(model)
+    for name in buffers_of(model):
+        if name not in networks and name not in estimated:
+            raise UserError(
+                f"the model has a buffer {name!r}, which {what} lacks; give the model that it was "
+                "made with"
+            )
+
+
 def between(ends: Ends, t: float) -> dict[str, Tensor]:
     """Return the buffers at t: those of an end, bitwise, also beyond it, and linear in between.
 
@@ -63,7 +91,8 @@ def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tens
     """Return the mean of the buffers of networks, with weights ``parts`` whose sum is 1.
 
     A network of weight 1, to rounding, has its own, bitwise. Buffers that are equal stay so; those
-    that are not floating-point are those of the network of the largest weight.
+    that are not floating-point are those of the network of the largest weight. With an infinite
+    number the mean is infinite, and NaN only between infinities of both signs.
     """
     heaviest = max(range(len(parts)), key=lambda k: parts[k])
     nearest = networks[heaviest]
@@ -75,8 +104,15 @@ def mixed(networks: Sequence[Buffers], parts: Sequence[float]) -> dict[str, Tens
         every = [network[name] for network in networks]
         if value.is_floating_point() and not all(torch.equal(value, v) for v in every):
             for other, part in zip(every, parts, strict=True):
-                buffers[name] += part * (other - value)
+                buffers[name] += _step(value, other, part)
     return buffers
+
+
+def _step(value: Tensor, other: Tensor, part: float) -> Tensor:
+    """Return a part of the way from a value to another; finite numbers draw no infinity away."""
+    # The difference of equal infinities (an attention mask) is NaN, and 0 of an infinity too.
+    stays = (value == other) | (value.isinf() & other.isfinite()) | (part == 0)
+    return torch.where(stays, torch.zeros_like(value), part * (other - value))
 
 
 def unknown_statistic(ends: Ends) -> str | None:
@@ -195,7 +231,8 @@ def _named(names: Sequence[str]) -> str:
 
 def write_buffers(model: nn.Module, buffers: Buffers) -> None:
     """Copy buffers, by name, into a model; one of another shape there is replaced."""
-    own = buffers_of(model)
+    # All names of a shared buffer: moving a model to another device or dtype parts it.
+    own = dict(unwrap(model).named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, value in buffers.items():
             if own[name].shape == value.shape and not own[name].is_inference():

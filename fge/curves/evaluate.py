@@ -147,7 +147,7 @@ def evaluate_curve(
         task=task,
     )
     if isinstance(curve, Networks):
-        curve.check_fits(model)
+        curve.check_fits(model, buffers=num_images != 0)
     if isinstance(curve, Networks) and num_images != 0:
         curve.warn_of_interpolated(model, (t for t in grid if t not in known))
     with preserved(model):

@@ -12,6 +12,7 @@ from fge.curves.buffers import (
     Ends,
     Statistics,
     between,
+    check_model,
     interpolated,
     statistics_of,
     unknown_statistic,
@@ -176,17 +177,23 @@ class Networks(ABC):
             UserError: as :meth:`module` and :class:`fge.Ensemble`.
         """
         how: dict[str, Any] = {"num_images": num_images, "forward_fn": forward_fn}
-        members = [self.module(model, t, refresh, **how) for t in ts]
+        members = [self.module(model, t, refresh, **how).state_dict() for t in ts]
         return Ensemble(model, members, forward_fn=forward_fn, **options)
 
-    def check_fits(self, model: nn.Module) -> None:
+    def check_fits(self, model: nn.Module, *, buffers: bool = True) -> None:
         """Check that the parameters have the names, shapes and order of a model's, if known.
 
+        Args:
+            model: the architecture.
+            buffers: whether the names of buffers are compared too, if the curve has any.
+
         Raises:
-            UserError: they do not.
+            UserError: they do not, or one of the two has a buffer that the other lacks.
         """
         if self.layout is not None and self.layout != Layout.of(model):
             raise UserError("the curve is of another architecture than the model; give its own")
+        for ends in self.all_ends() if buffers else ():
+            check_model(model, ends and ends[0], "the curve")
 
     def _ends_in_words(self) -> str:
         """Say for ``repr`` whether the ends come with buffers."""

@@ -29,10 +29,12 @@ from fge.networks import (
     has_running_statistics,
     is_sharded,
     kept_as_trained,
+    own_statistics,
     ranks_of,
     refresh_batch_norm,
     state_of,
     unnoticed,
+    warn_of_statistics,
 )
 from fge.parallel import Ranks
 from fge.train import TriangularLR
@@ -57,7 +59,8 @@ class FGE:
         average: the last part of each descent over which a snapshot is the mean of the weights, in
             [0, 1]; 0 keeps the last weights, the paper's rule. By default 0.3 where the mean needs
             no more data: ``refresh`` is given, or the model has no batch norm and no instance norm
-            with running statistics; otherwise 0.
+            with running statistics; otherwise 0. It is 0 too if a layer of one's own has a buffer
+            ``running_mean`` or ``running_var``, which ``refresh`` does not estimate.
         refresh: re-iterable of training inputs, ``x`` or ``(x, y, ...)``, varied as in training, to
             estimate the batch-norm statistics of a mean. The training is not touched. Layers that
             it holds in evaluation mode keep their statistics.
@@ -356,7 +359,7 @@ def _part(
     """Return the part of each descent to average; refuse what would make a wrong network."""
     stale = refresh is None and has_running_statistics(model)
     if average is None:
-        return 0.0 if stale or sharded else _USUAL_PART
+        return 0.0 if stale or sharded or own_statistics(model) else _USUAL_PART
     if not 0 <= average <= 1:
         raise UserError(f"average must be in [0, 1], got {average}")
     if average and sharded:
@@ -367,4 +370,6 @@ def _part(
             "statistics, which are those of other weights than the mean: give refresh=batches of "
             "training inputs, or average=0"
         )
+    if average:
+        warn_of_statistics(model, stacklevel=4)
     return average

@@ -34,7 +34,6 @@ from fge.networks import (
     nothing_yielded,
     single_refused,
     state_bytes,
-    state_of,
     tensors,
     to_device,
 )
@@ -82,8 +81,9 @@ class Ensemble(nn.Module):
             of the free memory. Other members are always kept.
 
     Raises:
-        UserError: no members, a file that cannot be read, tensors that do not fit the model, an
-            unknown option, or a model that is sharded or cannot be copied.
+        UserError: no members, a file that cannot be read, tensors that do not fit the model, a
+            module with another buffer that is not in its state, an unknown option, or a model that
+            is sharded or cannot be copied.
     """
 
     _cast: torch.dtype | None = None
@@ -116,7 +116,7 @@ class Ensemble(nn.Module):
             kept = self._fits(len(members)) if in_memory is None else in_memory
             self.members = self._whole_store(members, kept=kept)
         else:
-            states = (fitting(self._model, *named) for named in _named(map(state_of, members)))
+            states = (fitting(self._model, *named) for named in _named(members))
             self.members = self._placed(_cloned(state) for state in states)
 
     def __getattr__(self, name: str) -> Any:
@@ -477,8 +477,8 @@ class Ensemble(nn.Module):
             yield rows.all()
 
 
-def _named(states: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str, Tensor], str]]:
-    """Yield the states of members, each with its name for errors."""
+def _named(states: Iterable[Weights]) -> Iterator[tuple[Weights, str]]:
+    """Yield the weights of members, each with its name for errors."""
     return ((state, f"member {position}") for position, state in enumerate(states))
 
 

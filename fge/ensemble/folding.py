@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fge.ensemble.ensemble import Members
+from fge.ensemble.snapshots import SnapshotStore
 from fge.errors import UserError
 from fge.networks import (
     REFRESH_IMAGES,
@@ -23,6 +24,7 @@ from fge.networks import (
     TargetFn,
     Weights,
     canonical_state,
+    check_passing,
     check_reiterable,
     copy_module,
     count_examples,
@@ -37,6 +39,7 @@ from fge.networks import (
     state_of,
     targets_of,
     tensors,
+    unwrap,
 )
 from fge.observer import counted, listed
 from fge.tasks import MANY_CLASSES, Task
@@ -226,6 +229,11 @@ class _UnderNames:
 
     def __init__(self, model: nn.Module, members: Members) -> None:
         self._model, self._members = model, members
+        # Before any forward pass, which may write to such buffers of the model.
+        given = () if isinstance(members, SnapshotStore) else members
+        for position, member in enumerate(given):
+            if isinstance(member, nn.Module):
+                check_passing(unwrap(model), unwrap(member), f"member {position}")
 
     def __getitem__(self, position: int, /) -> dict[str, Tensor]:
         """Return the tensors of a member.

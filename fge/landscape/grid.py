@@ -18,6 +18,7 @@ from fge.curves import (
     AnyCurve,
     Record,
     WeightsEvaluator,
+    check_model,
     evaluate_curve,
     warn_of_interpolated,
 )
@@ -89,7 +90,7 @@ def evaluate_plane(
             plane is of another architecture, the store of another grid, or a split yields nothing
             or can be iterated only once.
     """
-    _check_fits(model, plane)
+    _check_fits(model, plane, buffers=num_images != 0)
     xs, ys = _grid_lines(plane, resolution, margin, bounds)
     evaluate = WeightsEvaluator(
         model,
@@ -155,13 +156,15 @@ def evaluate_line(
     return evaluate_curve(model, path, batches, ts=ts, **options)
 
 
-def _check_fits(model: nn.Module, plane: Plane) -> None:
+def _check_fits(model: nn.Module, plane: Plane, *, buffers: bool) -> None:
     count = Layout.of(model).numel
     if count != len(plane.origin):
         raise UserError(
             f"the model has {count} parameters, the plane has {len(plane.origin)}; give a plane of "
             "the model's architecture"
         )
+    for network in plane.buffers or () if buffers else ():
+        check_model(model, network, "the plane")
 
 
 def _grid_lines(

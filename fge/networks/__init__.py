@@ -66,6 +66,7 @@ from fge.networks.losses import (
 )
 from fge.networks.outputs import Output, OutputKind
 from fge.networks.passes import Passes
+from fge.networks.passing import check_passing
 from fge.networks.points import (
     Point,
     architecture_of,
@@ -96,7 +97,13 @@ from fge.networks.state import (
     unwrap,
     write_state,
 )
-from fge.networks.tail import TailAverage, has_running_statistics
+from fge.networks.tail import (
+    StatisticsWarning,
+    TailAverage,
+    has_running_statistics,
+    own_statistics,
+    warn_of_statistics,
+)
 from fge.networks.zoo import input_statistics, library_weights
 
 __all__ = [
@@ -115,6 +122,7 @@ __all__ = [
     "Point",
     "RunningAverage",
     "RunningMean",
+    "StatisticsWarning",
     "StepAverage",
     "TailAverage",
     "TargetFn",
@@ -135,6 +143,7 @@ __all__ = [
     "check_distinct",
     "check_estimable",
     "check_logits",
+    "check_passing",
     "check_plain",
     "check_reiterable",
     "check_shaped",
@@ -169,6 +178,7 @@ __all__ = [
     "named_parameters",
     "nothing_yielded",
     "one_number",
+    "own_statistics",
     "parts_of",
     "predict",
     "predict_logits",
@@ -193,6 +203,7 @@ __all__ = [
     "unflatten",
     "unnoticed",
     "unwrap",
+    "warn_of_statistics",
     "write_parameters",
     "write_state",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fge.errors import UserError
 from fge.files import checked
+from fge.networks.flat import check_shaped
 from fge.networks.naming import under_names
 from fge.networks.state import Weights, canonical_state, first_not_finite, unwrap
 from fge.observer import counted
@@ -114,7 +115,7 @@ def average_weights(states: Iterable[Weights]) -> dict[str, Tensor]:
         statistics again (:func:`fge.networks.refresh_batch_norm`).
 
     Raises:
-        UserError: no states, names or shapes that differ, or a member that is not finite.
+        UserError: no states, names or shapes that differ, or a member that is not finite or lazy.
     """
     average = RunningAverage()
     for state in states:
@@ -157,6 +158,9 @@ class StepAverage:
     Args:
         model: its parameters are averaged; compilation and data-parallel wrappers are bypassed.
             The averages are copies on its device, in float32 or the parameters' wider dtype.
+
+    Raises:
+        UserError: a parameter is lazy and has no shape yet.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -329,8 +333,9 @@ class UniformAverage(StepAverage):
 
 
 def _averaged_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of a model that can be averaged, by name."""
-    named = unwrap(model).named_parameters()
+    """Return the parameters of a model that can be averaged, by name; none may be lazy."""
+    named = list(unwrap(model).named_parameters())
+    check_shaped(named)
     return {name: parameter for name, parameter in named if _averaged(parameter)}
 
 

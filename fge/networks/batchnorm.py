@@ -53,7 +53,7 @@ def refresh_batch_norm(
     everything else in evaluation mode, without gradients, autocast and compilation. Modes and
     momenta are restored, and after an exception the statistics too. If a forward pass calls a
     layer several times, later calls have more weight; a layer that it never calls (an auxiliary
-    head of training) keeps its statistics.
+    head of training) keeps its statistics, and so does one that is none of PyTorch's.
 
     Args:
         model: any module; compilation and data-parallel wrappers are bypassed.
@@ -97,6 +97,7 @@ def refresh_batch_norm(
         _estimating(target, layers) as former,
         _only_predicting(target),
         _calls(layers) as called,
+        _averaging(layers) as averages,
         torch.no_grad(),
         _full_precision(device),
         _uncompiled(),
@@ -106,11 +107,11 @@ def refresh_batch_norm(
                 seen = 0
                 for batch, count in _counted(batches, wanted, single, (target, target_fn)):
                     seen += count
-                    for layer in layers:
-                        layer.momentum = count / seen
+                    averages.weigh(count / seen)
                     forward(target, to_device(batch, device))
                 if seen:
                     break
+            averages.write()
         total = _pool(layers, seen, ranks)
         if not total:
             raise nothing_yielded()
@@ -188,6 +189,65 @@ def _calls(layers: list[_NormBase]) -> Iterator[set[int]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Averages:
+    """The averages of layers' statistics over batches: where they are narrow, beside the layers.
+
+    In fewer bits than float32 most batches would change an average by less than it can resolve.
+    """
+
+    def __init__(self, layers: list[_NormBase]) -> None:
+        self.layers = layers
+        self.narrow = [n for n, layer in enumerate(layers) if _is_narrow(layer)]
+        self._weight = 1.0
+        self._means: dict[int, list[Tensor]] = {}
+
+    def weigh(self, weight: float) -> None:
+        """Say with which weight the next batch enters the averages."""
+        self._weight = weight
+        for layer in self.layers:
+            layer.momentum = weight
+        for number in self.narrow:
+            self.layers[number].momentum = 1.0  # the layer then has the statistics of the batch
+
+    def include(self, number: int) -> None:
+        """Include what a narrow layer has after a call."""
+        found = [statistic.float() for statistic in _moments(self.layers[number])]
+        means = self._means.setdefault(number, found)
+        torch._foreach_lerp_(means, found, self._weight)
+
+    def write(self) -> None:
+        """Give the narrow layers their averages."""
+        for number, means in self._means.items():
+            for statistic, mean in zip(_moments(self.layers[number]), means, strict=True):
+                statistic.copy_(mean)
+
+
+@contextmanager
+def _averaging(layers: list[_NormBase]) -> Iterator[_Averages]:
+    """Yield the averages of layers' statistics, which include every call of a layer in a block."""
+    averages = _Averages(layers)
+
+    def hook_of(number: int) -> Callable[..., None]:
+        return lambda *_: averages.include(number)
+
+    hooks = [layers[n].register_forward_hook(hook_of(n)) for n in averages.narrow]
+    try:
+        yield averages
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_narrow(layer: _NormBase) -> bool:
+    """Return whether a layer has its statistics in fewer bits than float32."""
+    return layer.running_mean is not None and layer.running_mean.dtype.itemsize < 4
+
+
+def _moments(layer: _NormBase) -> list[Tensor]:
+    """Return a layer's running mean and variance."""
+    return [s for s in (layer.running_mean, layer.running_var) if s is not None]
 
 
 @contextmanager

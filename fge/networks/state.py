@@ -14,11 +14,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fge.errors import UserError
 from fge.files import RESTORE, check_file, parse_json, read_bytes, sha256, write_bytes
 from fge.memory import check_fits
 from fge.networks.naming import is_count, under_names, weights_within
+from fge.networks.passing import check_passing
 from fge.parallel import is_shard
 
 _OPTIONS = type("Namespace", (), {"__module__": "argparse"})
@@ -87,6 +89,10 @@ def check_plain(state: Mapping[str, Any], source: object) -> None:
                 f"{source} {name!r} is sharded over processes; gather it whole before, "
                 "with get_model_state_dict of torch.distributed.checkpoint.state_dict"
             )
+        if is_lazy(value):
+            raise UserError(
+                f"{source} {name!r} has no shape yet; call the model on one batch first"
+            )
         if value.is_meta:
             raise UserError(f"{source} {name!r} has no values, only a shape (device meta)")
         if value.is_nested or value.layout is not torch.strided:
@@ -116,14 +122,17 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: object) 
     unwrap(model).load_state_dict(fitting(model, state, source))
 
 
-def fitting(model: nn.Module, state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Return ``state`` under the model's names; ``source`` names it in errors.
+def fitting(model: nn.Module, weights: Weights, source: object) -> dict[str, Tensor]:
+    """Return the tensors of weights under the model's names; ``source`` names them in errors.
 
     Raises:
-        UserError: as :func:`load_weights`.
+        UserError: as :func:`load_weights`; or a module has other values than the model in a buffer
+            that is not in its state.
     """
+    if isinstance(weights, nn.Module):
+        check_passing(unwrap(model), unwrap(weights), source)
     expected = unwrap(model).state_dict()
-    state = under_names(state, expected)
+    state = under_names(state_of(weights), expected)
     check_plain(state, f"{source}: tensor")
     for name, tensor in expected.items():
         if name not in state and is_count(name):
@@ -188,8 +197,11 @@ def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | No
     """Return copies of the buffers in weights of a model, on its device; None if some are missing.
 
     Raises:
-        UserError: one is of another shape or kind than the model's.
+        UserError: one is of another shape or kind than the model's; or a module has other values
+            than the model in a buffer that is not in its state.
     """
+    if isinstance(weights, nn.Module):
+        check_passing(unwrap(model), unwrap(weights), "the weights")
     own = buffers_of(model)
     state = _with_counts(under_names(state_of(weights), unwrap(model).state_dict()), own)
     if not own.keys() <= state.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,38 @@ def has_running_statistics(model: nn.Module) -> bool:
     )
 
 
+class StatisticsWarning(UserWarning):
+    """Running statistics of averaged weights are those of other weights, and stay so."""
+
+
+def warn_of_statistics(model: nn.Module, *, stacklevel: int = 3) -> None:
+    """Warn of running statistics of a model's own making, which nobody can estimate for a mean."""
+    layer = own_statistics(model)
+    if layer is not None:
+        warnings.warn(
+            f"the running statistics in {type(layer).__name__} are those of other weights than "
+            "the mean and cannot be estimated; set them from data, use PyTorch's batch norm, or "
+            "keep the last weights",
+            StatisticsWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def own_statistics(model: nn.Module) -> nn.Module | None:
+    """Return the first layer that keeps running statistics and is none of PyTorch's, or None.
+
+    It is known by the names of its buffers, as on curves. Frozen batch norm, as libraries for
+    detection name theirs, keeps constants.
+    """
+    for module in unwrap(model).modules():
+        names = {name for name, _ in module.named_buffers(recurse=False)}
+        known = isinstance(module, _NormBase) or is_scripted_norm(module)
+        frozen = any("Frozen" in kind.__name__ for kind in type(module).__mro__)
+        if names & {"running_mean", "running_var"} and not (known or frozen):
+            return module
+    return None
+
+
 class TailAverage:
     """The mean of a model's weights after each step from one on (Polyak and Juditsky 1992).
 
@@ -38,7 +71,9 @@ class TailAverage:
     is the last tenth to fifth of the steps. Call :meth:`step` after every optimizer step.
 
     Parameters are averaged, in float32 or their wider dtype; buffers are the model's current ones.
-    Batch-norm statistics of other weights are wrong for the mean: :meth:`module` estimates them.
+    Batch-norm statistics of other weights are wrong for the mean: :meth:`module` estimates them,
+    and warns of those of a layer of one's own, which a buffer ``running_mean`` or ``running_var``
+    tells.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -79,7 +114,8 @@ class TailAverage:
         """Count an optimizer step; from ``first_step`` on, include the weights after it.
 
         Raises:
-            UserError: the model's parameters are not those that it had before.
+            UserError: the model's parameters are not those that it had before, or are lazy and
+                have no shape yet.
         """
         if self.steps >= self.first_step:
             self._mean = self._mean or UniformAverage(self.model)
@@ -129,6 +165,7 @@ class TailAverage:
                 "the model has batch norm, or instance norm with running statistics, which are "
                 "those of other weights than the mean; give refresh=batches of training inputs"
             )
+        warn_of_statistics(self.model)
         with self.swapped():
             model = copy_module(self.model)
         if refresh is not None:

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fge
-from fge.curves import Bezier, Chain, Curve, evaluate_curve, fit_curve, straight_curve
+from fge.curves import (
+    Bezier,
+    Chain,
+    Curve,
+    InterpolatedWarning,
+    evaluate_curve,
+    fit_curve,
+    straight_curve,
+)
 from fge.errors import UserError
 from fge.landscape import evaluate_line
 from fge.networks import Layout, flatten, refresh_batch_norm, write_parameters
@@ -329,3 +337,34 @@ def test_a_segment_has_the_buffers_of_its_networks() -> None:
     for t, model in ((0, first), (1, second)):
         state = segment.state_dict(t)
         assert all(torch.equal(state[n], tensor) for n, tensor in model.state_dict().items())
+
+
+class Masked(nn.Module):
+    """Adds a mask, a buffer that is infinite by design."""
+
+    mask: Tensor
+
+    def __init__(self, *mask: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4, dtype=DOUBLE)
+        self.register_buffer("mask", torch.tensor(mask, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(x) + self.mask
+        return outputs
+
+
+INFINITY = float("inf")
+
+
+def test_infinite_buffers_stay_infinite_between_the_ends() -> None:
+    first, second = Masked(-INFINITY, 1, 0, -INFINITY), Masked(-INFINITY, 2, 0, 5)
+    curve = straight_curve(first, first, second)
+    for t, wanted in [(0.25, 1.25), (0.5, 1.5), (0.75, 1.75)]:
+        assert curve.buffers_at(t)["mask"].tolist() == [-INFINITY, wanted, 0, -INFINITY]
+    assert curve.buffers_at(1.0)["mask"].tolist() == [-INFINITY, 2, 0, 5]
+    with pytest.warns(InterpolatedWarning):
+        outputs = curve.module(first, 0.5)(torch.zeros(1, 6, dtype=DOUBLE))
+    bias = (first.linear.bias + second.linear.bias) / 2
+    wanted_outputs = bias + torch.tensor([-INFINITY, 1.5, 0, -INFINITY])
+    torch.testing.assert_close(outputs[0], wanted_outputs)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fge
 from fge.errors import UserError
+from fge.networks import StatisticsWarning
 
 OPTIONS: dict[str, Any] = {"cycle_steps": 8, "max_lr": 0.05, "min_lr": 0.005}
 
@@ -184,6 +185,17 @@ def test_by_default_a_mean_is_kept_where_it_needs_no_more_data(tmp_path: Path) -
     refreshed = make_cycle(tmp_path / "c", make_model(), refresh=[inputs()])
     assert refreshed.average == 0.3
     assert "average=0.3" in repr(refreshed)
+
+
+def test_where_statistics_cannot_be_estimated_the_last_weights_are_kept(tmp_path: Path) -> None:
+    """A layer of the user's own collects them, as its buffers' names say."""
+    model = make_model(norm=False)
+    model[1].register_buffer("running_var", torch.ones(5))
+    assert make_cycle(tmp_path / "a", model).average == 0
+    assert make_cycle(tmp_path / "b", model, refresh=[inputs()]).average == 0
+    with pytest.warns(StatisticsWarning, match="^the running statistics in Identity") as caught:
+        assert make_cycle(tmp_path / "c", model, average=0.3).average == 0.3
+    assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
 
 
 @pytest.mark.parametrize(

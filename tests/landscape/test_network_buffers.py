@@ -230,3 +230,64 @@ def test_a_plane_of_coordinates_off_by_rounding_shows_zero() -> None:
     left, right, bottom, top = plane.extent
     assert -1e-15 < bottom < 1e-15
     assert "y 0 to" in repr(Plane(plane.origin, plane.axes, extent=(left, right, -5e-17, top)))
+
+
+def test_infinite_buffers_of_planes_and_lines_are_no_nan() -> None:
+    """All three networks have the first infinity, one the second, which only it may spread."""
+    infinity = float("inf")
+    networks = [network(k, 0.0) for k in range(3)]
+    for each, mask in zip(networks, ([1.0, 2.0], [3.0, 4.0], [5.0, -infinity]), strict=True):
+        each.register_buffer("mask", torch.tensor([-infinity, *mask], dtype=DOUBLE))
+    plane, line = Plane.through(*networks), Line.through(networks[0], networks[1])
+    x, y = (torch.tensor([0.5, 0.25, 0.25], dtype=DOUBLE) @ plane.anchors).tolist()
+    inside = plane.buffers_at(x, y)["mask"].tolist()
+    assert inside == [-infinity, pytest.approx(0.5 + 0.75 + 1.25), -infinity]
+    beyond = (torch.tensor([0.75, 0.75, -0.5], dtype=DOUBLE) @ plane.anchors).tolist()
+    assert plane.buffers_at(*beyond)["mask"].tolist() == pytest.approx([-infinity, 2, 3])
+    assert line.buffers_at(0.5)["mask"].tolist() == [-infinity, 2, 3]
+
+
+def extended(seed: int, *names: str) -> nn.Module:
+    """Return a network with more buffers, one number each."""
+    model = network(seed, 0.0)
+    for name in names:
+        model.register_buffer(name, torch.zeros((), dtype=DOUBLE))
+    return model
+
+
+def test_a_buffer_that_only_one_of_networks_and_model_has_is_refused() -> None:
+    bare, full = ([extended(k, *names) for k in range(3)] for names in ((), ("scale",)))
+    remedy = "give the model that it was made with$"
+    for networks, model, words in [
+        (full, bare[0], "{} has a buffer 'scale', which the model lacks"),
+        (bare, full[0], "the model has a buffer 'scale', which {} lacks"),
+    ]:
+        plane, line = Plane.through(*networks), Line.through(*networks[:2])
+        chain = Chain.through(networks)
+        with pytest.raises(UserError, match=f"^{words.format('the plane')}; {remedy}"):
+            evaluate_plane(model, plane, DATA, resolution=2)
+        for path in (line, chain):
+            with pytest.raises(UserError, match=f"^{words.format('the curve')}; {remedy}"):
+                evaluate_curve(model, path, DATA, num_points=2)
+            with pytest.raises(UserError, match=f"^{words.format('the curve')}; {remedy}"):
+                path.module(model, 0.5)
+        # Without an estimate all buffers are the model's, whatever their names.
+        records = evaluate_curve(model, line, DATA, ts=[1.0], num_images=0)
+        wanted = loss_at(flatten(networks[1], networks[1]), 0.0, 0)
+        assert records[0]["loss"] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_buffer_shared_under_two_names_is_written_under_both() -> None:
+    """Moving a model to another dtype parts its shared buffers, so a curve may have either."""
+
+    def shared(seed: int, mean: float) -> nn.Module:
+        model = network(seed, 0.0)
+        model[0].register_buffer("again", model[0].mean.fill_(mean))
+        return model
+
+    apart = [shared(k, k + 1.0).float().double() for k in range(2)]
+    line, model = Line.through(*apart), shared(7, 9.0)
+    with pytest.warns(InterpolatedWarning):
+        records = evaluate_curve(model, line, DATA, ts=[0.0, 0.5, 1.0])
+    wanted = [loss_of(apart[0]), loss_at(line.at(0.5), 1.5, 0), loss_of(apart[1])]
+    assert [record["loss"] for record in records] == pytest.approx(wanted, rel=1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from fge.errors import UserError
 from fge.networks import (
     ExponentialAverage,
     RunningAverage,
+    TailAverage,
+    UniformAverage,
     average_weights,
     read_state,
     write_state,
@@ -343,3 +345,23 @@ def test_a_damaged_state_is_refused(state: Any) -> None:
         UserError, match=r"the saved average is damaged: .*; restore it from a copy"
     ):
         average.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("use", "source"),
+    [
+        (lambda model: average_weights([model]), "the model's state "),
+        (lambda model: TailAverage(model, 0).step(), ""),
+        (ExponentialAverage, ""),
+        (UniformAverage, ""),
+    ],
+)
+def test_lazy_weights_are_averaged_after_a_batch(
+    use: Callable[[nn.Module], object], source: str
+) -> None:
+    model = nn.Sequential(nn.LazyLinear(3))
+    message = f"^{source}'0.weight' has no shape yet; call the model on one batch first$"
+    with pytest.raises(UserError, match=message):
+        use(model)
+    model(torch.zeros(1, 2))
+    use(model)

@@ -69,6 +69,49 @@ def test_batches_weigh_by_their_images(dtype: torch.dtype, momentum: float | Non
     assert layer.num_batches_tracked == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 50])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: nn.BatchNorm1d(4),
+        lambda: nn.LazyBatchNorm1d(),
+        lambda: nn.InstanceNorm1d(4, track_running_stats=True),
+    ],
+    ids=["batch", "lazy", "instance"],
+)
+def test_statistics_in_fewer_bits_are_those_of_float32(
+    made: Callable[[], nn.Module], size: int, dtype: torch.dtype
+) -> None:
+    """Most of the batches change the averages by less than these dtypes can resolve."""
+    rng = torch.Generator().manual_seed(0)
+    scale, offset = torch.tensor([[1.0], [2], [3], [4]]), torch.tensor([[0.0], [5], [10], [20]])
+    x = (torch.randn(5000, 4, 5, generator=rng) * scale + offset).to(dtype)
+    narrow, exact = made().to(dtype), made()
+    assert refresh_batch_norm(narrow, list(x.split(size))) == 5000
+    refresh_batch_norm(exact, list(x.float().split(size)))
+    for found, expected in zip(statistics(narrow), statistics(exact), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=2e-3)
+    assert narrow.momentum == exact.momentum == 0.1
+    assert len(narrow._forward_hooks) == 0
+
+
+def test_later_calls_of_a_pass_weigh_more_in_fewer_bits_too() -> None:
+    """In a batch of weight 1/2, the second call gets 1/2, and what was before it 1/2."""
+    layer = nn.BatchNorm1d(1, affine=False).bfloat16()
+
+    def twice(model: nn.Module, x: Tensor) -> Tensor:
+        model(x)
+        outputs: Tensor = model(x + 8)
+        return outputs
+
+    refresh_batch_norm(layer, [column(0, 4).bfloat16()] * 2, forward_fn=twice)
+    # 10 after the first batch; then (10 + 2) / 2 = 6 and (6 + 10) / 2 = 8.
+    assert statistics(layer)[0].tolist() == [8]
+    assert statistics(layer)[1].tolist() == [8]
+
+
 def test_one_batch_gives_its_own_mean_and_unbiased_variance() -> None:
     x = data(50, 3)
     layer = layer_of(3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fge
 from fge.errors import UserError
+from fge.networks import StatisticsWarning
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -129,6 +132,50 @@ def test_batch_norm_needs_inputs_for_statistics() -> None:
     plain = fge.TailAverage(nn.Linear(2, 2), first_step=0)
     plain.step()
     assert isinstance(plain.module(), nn.Linear)
+
+
+class HandNorm(nn.Module):
+    """Batch norm written by hand: the statistics are plain buffers."""
+
+    running_mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("running_mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean(0), 0.5)
+        return (x - self.running_mean) * self.scale
+
+
+class FrozenHandNorm(HandNorm):
+    """Named as libraries for detection name layers whose statistics are constants."""
+
+
+def test_statistics_of_a_layer_of_ones_own_are_warned_of() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), HandNorm())
+    tail = fge.TailAverage(model, first_step=0)
+    model(torch.tensor([[1.0, 2.0, 3.0]]))
+    tail.step()
+    message = (
+        "^the running statistics in HandNorm are those of other weights than the mean and cannot "
+        "be estimated; set them from data, use PyTorch's batch norm, or keep the last weights$"
+    )
+    for refresh in (None, [torch.zeros(4, 3)]):
+        with pytest.warns(StatisticsWarning, match=message) as caught:
+            averaged = tail.module(refresh=refresh)
+        assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
+        assert torch.equal(averaged[1].running_mean, model[1].running_mean)
+
+
+def test_constants_named_as_frozen_statistics_are_taken_for_such() -> None:
+    tail = fge.TailAverage(nn.Sequential(nn.Linear(3, 3), FrozenHandNorm()), first_step=0)
+    tail.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tail.module()
 
 
 def test_a_mean_of_no_step_is_refused() -> None:
