@@ -24,8 +24,8 @@ from fge.networks import (
     TargetFn,
     Weights,
     canonical_state,
-    check_passing,
     check_reiterable,
+    check_unsaved,
     copy_module,
     count_examples,
     fitting,
@@ -233,7 +233,7 @@ class _UnderNames:
         given = () if isinstance(members, SnapshotStore) else members
         for position, member in enumerate(given):
             if isinstance(member, nn.Module):
-                check_passing(unwrap(model), unwrap(member), f"member {position}")
+                check_unsaved(unwrap(model), unwrap(member), f"member {position}")
 
     def __getitem__(self, position: int, /) -> dict[str, Tensor]:
         """Return the tensors of a member.

@@ -66,7 +66,6 @@ from fge.networks.losses import (
 )
 from fge.networks.outputs import Output, OutputKind
 from fge.networks.passes import Passes
-from fge.networks.passing import check_passing
 from fge.networks.points import (
     Point,
     architecture_of,
@@ -104,6 +103,7 @@ from fge.networks.tail import (
     own_statistics,
     warn_of_statistics,
 )
+from fge.networks.unsaved import check_unsaved
 from fge.networks.zoo import input_statistics, library_weights
 
 __all__ = [
@@ -143,10 +143,10 @@ __all__ = [
     "check_distinct",
     "check_estimable",
     "check_logits",
-    "check_passing",
     "check_plain",
     "check_reiterable",
     "check_shaped",
+    "check_unsaved",
     "check_vectors",
     "check_whole",
     "copy_module",

@@ -20,7 +20,7 @@ from fge.errors import UserError
 from fge.files import RESTORE, check_file, parse_json, read_bytes, sha256, write_bytes
 from fge.memory import check_fits
 from fge.networks.naming import is_count, under_names, weights_within
-from fge.networks.passing import check_passing
+from fge.networks.unsaved import check_unsaved
 from fge.parallel import is_shard
 
 _OPTIONS = type("Namespace", (), {"__module__": "argparse"})
@@ -130,7 +130,7 @@ def fitting(model: nn.Module, weights: Weights, source: object) -> dict[str, Ten
             that is not in its state.
     """
     if isinstance(weights, nn.Module):
-        check_passing(unwrap(model), unwrap(weights), source)
+        check_unsaved(unwrap(model), unwrap(weights), source)
     expected = unwrap(model).state_dict()
     state = under_names(state_of(weights), expected)
     check_plain(state, f"{source}: tensor")
@@ -201,7 +201,7 @@ def buffers_within(weights: Weights, model: nn.Module) -> dict[str, Tensor] | No
             than the model in a buffer that is not in its state.
     """
     if isinstance(weights, nn.Module):
-        check_passing(unwrap(model), unwrap(weights), "the weights")
+        check_unsaved(unwrap(model), unwrap(weights), "the weights")
     own = buffers_of(model)
     state = _with_counts(under_names(state_of(weights), unwrap(model).state_dict()), own)
     if not own.keys() <= state.keys():

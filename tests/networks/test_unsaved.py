@@ -13,7 +13,7 @@ from fge.curves import Chain, evaluate_curve, fit_curve, straight_curve
 from fge.ensemble import Ensemble, fold
 from fge.errors import UserError
 from fge.landscape import Line, Plane
-from fge.networks import check_passing, flatten
+from fge.networks import check_unsaved, flatten
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 DATA = [(X, torch.arange(12) % 3)]
@@ -128,7 +128,7 @@ def test_values_are_compared_to_rounding(
 ) -> None:
     for model, network in ((Scaled(one), Scaled(other)), (Scaled(other), Scaled(one))):
         if alike:
-            check_passing(model, network, "the network")
+            check_unsaved(model, network, "the network")
         else:
             with pytest.raises(UserError, match=r"^the network: the buffer 'k' is not in"):
-                check_passing(model, network, "the network")
+                check_unsaved(model, network, "the network")

@@ -15,7 +15,7 @@ _ROUNDING = 4
 """By so many roundings of its largest value, a float32 cache may differ on another device."""
 
 
-def check_passing(model: nn.Module, network: nn.Module, source: object) -> None:
+def check_unsaved(model: nn.Module, network: nn.Module, source: object) -> None:
     """Check that a network has the model's values in the buffers that its state dict lacks.
 
     The network is used as the model with its state dict, so others would be the model's silently.
@@ -26,8 +26,8 @@ def check_passing(model: nn.Module, network: nn.Module, source: object) -> None:
     """
     if network is model:
         return
-    own = dict(_passing(model))
-    for name, value in _passing(network):
+    own = dict(_unsaved(model))
+    for name, value in _unsaved(network):
         if name in own and not _alike(own[name], value):
             raise UserError(
                 f"{source}: the buffer {name!r} is not in the state dict (persistent=False) and "
@@ -36,7 +36,7 @@ def check_passing(model: nn.Module, network: nn.Module, source: object) -> None:
             )
 
 
-def _passing(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _unsaved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the buffers with values that are not saved, by name."""
     for path, part in module.named_modules():
         for name in part._non_persistent_buffers_set:
