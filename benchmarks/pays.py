@@ -35,13 +35,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pays_data import make_data
 
 from fge.commands.compare import compare
 from fge.commands.train import train
-from fge.compare import as_json, compare_cells, load_cells
+from fge.compare import Cell, Comparison, as_json, compare_cells, comparison_verdict, load_cells
 from fge.config import CompareConfig, TrainConfig
 from fge.files import write_json
+from fge.metrics import paired_difference_over_seeds
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "pays"
@@ -173,8 +175,40 @@ def keep(folder: Path, results: Path, seeds: int) -> None:
     options = json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]
     cells = load_cells(folder / "cells")
     if cells:
-        comparison = compare_cells(cells, budget_epochs=options["epochs"])
-        write_json(results / "compare.json", as_json(comparison))
+        write_comparison(results, compare_cells(cells, budget_epochs=options["epochs"]))
+
+
+def write_comparison(results: Path, comparison: Comparison) -> None:
+    """Write ``compare.json`` of a task, with its verdict, and ``auto`` against fixed plans."""
+    content = {**as_json(comparison), "verdict": "\n\n".join(comparison_verdict(comparison))}
+    content["auto_against_fixed"] = against_fixed(comparison)
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "compare.json", content)
+
+
+def against_fixed(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Return the differences of ``auto`` from the best other method at one budget, by metric.
+
+    The best is the one with the lowest mean on test data: a bar that no plan can know of.
+    """
+    auto = {cell.seed: cell for cell in comparison.cells_of("auto", 1)}
+    found: dict[str, dict[str, Any]] = {}
+    for metric in ("error", "calibrated_nll"):
+        fixed = [row for row in comparison.at(1) if row.method != "auto"]
+        best = min(fixed, key=lambda row: row.mean[metric]).method
+        pairs = [(auto[c.seed], c) for c in comparison.cells_of(best, 1) if c.seed in auto]
+        values = (
+            np.stack([values_of(cell, metric) for cell in side])
+            for side in zip(*pairs, strict=True)
+        )
+        interval = paired_difference_over_seeds(*values)
+        found[metric] = {"method": best, "seeds": len(pairs), "interval": interval._asdict()}
+    return found
+
+
+def values_of(cell: Cell, metric: str) -> np.ndarray:
+    """Return the values (N,) whose mean a metric is."""
+    return 100.0 * cell.wrong if metric == "error" else np.asarray(cell.calibrated_nll)
 
 
 def copy_config(source: Path, target: Path, paths: dict[str, Any]) -> None:
@@ -216,12 +250,25 @@ def print_table(file: Path) -> None:
         cells.append(f"{bound}{row['equivalent']:.1f}" if row.get("equivalent") else "")
         for key, form in (("error", "+.2f"), ("calibrated_nll", "+.4f")):
             found = None if pool else changes.get((row["name"], key))
-            cells.append(
-                f"{found['difference']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
-                if found
-                else ""
-            )
+            cells.append(_change(found, form) if found else "")
         print(f"| {' | '.join(cells)} |")
+
+
+def print_against_fixed() -> None:
+    """Print ``auto`` against the best fixed plan of each task as Markdown."""
+    print("\n| task | best fixed plan, error | auto - it | best fixed plan, cal. NLL | auto - it |")
+    print("| :-- | :-- | --: | :-- | --: |")
+    for name in (*TASKS, "R"):
+        file = RESULTS / name / "compare.json"
+        content = json.loads(file.read_text(encoding="utf-8"))["auto_against_fixed"]
+        cells = [name]
+        for key, form in (("error", "+.2f"), ("calibrated_nll", "+.4f")):
+            cells += [content[key]["method"], _change(content[key]["interval"], form)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _change(found: dict[str, float], form: str) -> str:
+    return f"{found['difference']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def read_arguments() -> argparse.Namespace:
@@ -243,11 +290,10 @@ def main() -> None:
     arguments = read_arguments()
     for name in arguments.tasks:
         if name == "R":
-            from pays_rows import run_rows
+            from pays_rows import compare_rows
 
-            run_rows(
-                RESULTS / "R" / "compare.json", range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-            )
+            seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+            write_comparison(RESULTS / "R", compare_rows(seeds))
         else:
             run_task(name, arguments)
     if arguments.what == "table":
@@ -256,6 +302,7 @@ def main() -> None:
             if file.is_file():
                 print(f"\n## {name}: {task.description}\n")
                 print_table(file)
+        print_against_fixed()
 
 
 if __name__ == "__main__":

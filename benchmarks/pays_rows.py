@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from fge.compare import Cell, Comparison, Cost, compare_cells, make_cell
 from fge.config import HOLD
-from fge.files import write_json
 from fge.metrics import nll, tempered_nll_per_example
 from fge.networks import UniformAverage
 from fge.seeds import derive_seed, generator
@@ -203,6 +201,7 @@ METHODS: dict[str, Callable[[Loop], list[Tensor]]] = {
 
 def compare_rows(seeds: range) -> Comparison:
     """Return the comparison of all methods over seeds, at one budget, and of pooled networks."""
+    torch.set_num_threads(1)
     data = read_data()
     cells: list[Cell] = []
     pools: dict[int, Tensor] = {}
@@ -227,15 +226,3 @@ def _cell(
     cost = Cost(epochs, epochs * _SIZES[0], len(members), len(members), len(members) * size)
     pooled = budget if name == "deep-ensemble" else 1
     return make_cell(name, budget, seed, members, data.test[1], cost=cost, pooled=pooled)
-
-
-def run_rows(file: Path, seeds: range) -> Comparison:
-    """Run the task and write its figures; return the comparison."""
-    from fge.compare import as_json, comparison_verdict
-
-    torch.set_num_threads(1)
-    comparison = compare_rows(seeds)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {**as_json(comparison), "verdict": "\n\n".join(comparison_verdict(comparison))}
-    write_json(file, content)
-    return comparison
