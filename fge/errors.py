@@ -107,8 +107,11 @@ def _plain(name: str) -> str:
     return name.casefold().replace("-", "").replace("_", "")
 
 
-def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
-    """Return the error for an unknown name; ``kind`` is what it should name, such as "model"."""
+def unknown(kind: str, value: str, known: Iterable[str], *, others: str = "") -> UserError:
+    """Return the error for an unknown name; ``kind`` is what it should name, such as "model".
+
+    ``others`` says what could be given besides the known names.
+    """
     names = list(known)
     near = nearest(value[:_LONGEST_NAME], names)
     hint = f"known: {', '.join(names[:_MOST_KNOWN])}"
@@ -116,6 +119,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
         alike = difflib.get_close_matches(value[:_LONGEST_NAME], names, cutoff=_ALIKE)
         few = f"known: {', '.join(names[:_FEW])}, ..."
         hint = f"nearest of {len(names)}: {', '.join(alike)}" if alike else few
+    hint += f", or {others}" if others else ""
     return UserError(f"unknown {kind} {value!r}; {f'did you mean {near!r}?' if near else hint}")
 
 

@@ -27,6 +27,7 @@ from fge.networks import (
     loss_of,
     nothing_yielded,
     preserved,
+    refresh_batch_norm,
     to_device,
     unwrap,
 )
@@ -155,6 +156,12 @@ class Subject:
     def examples(self) -> int:
         """Their number."""
         return count_examples(self.batch, self.target_fn)
+
+    def refresh(self) -> None:
+        """Estimate the model's batch-norm statistics from the batches."""
+        refresh_batch_norm(
+            self.model, self.batches, forward_fn=self.forward_fn, target_fn=self.target_fn
+        )
 
     def pieces(self, size: int) -> Iterator[Any]:
         """Yield the first examples in pieces of at most ``size``, whole where they are not cut."""

@@ -26,7 +26,6 @@ from fge.networks import (
     flatten,
     has_running_statistics,
     load_weights,
-    refresh_batch_norm,
 )
 from fge.seeds import generator
 
@@ -79,12 +78,7 @@ def statistics(subject: Subject) -> str:
         for name, module in layers.items()
     ]
     try:
-        refresh_batch_norm(
-            subject.model,
-            subject.batches,
-            forward_fn=subject.forward_fn,
-            target_fn=subject.target_fn,
-        )
+        subject.refresh()
     finally:
         for handle in handles:
             handle.remove()
@@ -126,12 +120,7 @@ def curve_ends(subject: Subject) -> str:
     ends, losses, buffers = [], [], []
     for _ in range(2):
         if has_running_statistics(subject.model):
-            refresh_batch_norm(
-                subject.model,
-                subject.batches,
-                forward_fn=subject.forward_fn,
-                target_fn=subject.target_fn,
-            )
+            subject.refresh()
         subject.model.eval()
         with torch.no_grad():
             losses.append(float(subject.loss()))

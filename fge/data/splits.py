@@ -312,8 +312,7 @@ def _found(name: str, data_dir: Path, reading: Reading) -> RawData:
         return sources.from_npz(path, reading.task)
     if "/" in name or path.exists():
         raise UserError(f"data {name!r} is neither a folder, an .npz file nor a tar shard")
-    error = unknown("data", name, NAMED)
-    raise error if str(error).endswith("?") else UserError(f"{error}, or a folder or file here")
+    raise unknown("data", name, NAMED, others="a folder or file here")
 
 
 def _in_shards(path: Path) -> bool:
