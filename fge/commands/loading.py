@@ -10,6 +10,7 @@ from fge.config import (
     CommandConfig,
     DoctorConfig,
     FitConfig,
+    PointOptions,
     RunConfig,
     TrainingConfig,
     VariedConfig,
@@ -115,8 +116,8 @@ def _check_memory(config: CommandConfig, dataset: Dataset) -> None:
         padding, (height, width) = config.crop_padding, dataset.image_size
         around = 2 * (default_padding(dataset.image_size) if padding is None else padding)
         pixels = (height + around) * (width + around)
-        refreshing = getattr(config, "eval_images", REFRESH_IMAGES) or len(dataset.train)  # 0: all
-        padded = min(len(dataset.train), refreshing)  # for batch-norm statistics
+        refreshing = config.eval_images if isinstance(config, PointOptions) else REFRESH_IMAGES
+        padded = min(len(dataset.train), refreshing or len(dataset.train))  # 0 takes all
         padded += len(dataset.train) if isinstance(config, FitConfig) else 0
         needed += padded * dataset.in_channels * pixels
         what = "a padded copy of the training images needs" if device.type == "cpu" else what

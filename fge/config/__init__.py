@@ -32,7 +32,14 @@ from fge.config.compare import (
     CompareConfig,
     options_for,
 )
-from fge.config.curves import ConnectConfig, CurveConfig, CurveEnsembleConfig, check_used, pairs_of
+from fge.config.curves import (
+    ConnectConfig,
+    CurveConfig,
+    CurveEnsembleConfig,
+    PointOptions,
+    check_used,
+    pairs_of,
+)
 from fge.config.described import OptionHelp, help_of
 from fge.config.invocation import (
     LIBRARIES,
@@ -152,6 +159,7 @@ __all__ = [
     "OptionHelp",
     "Options",
     "PlaneConfig",
+    "PointOptions",
     "Precision",
     "PredictConfig",
     "PretrainedConfig",
