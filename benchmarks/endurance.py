@@ -79,7 +79,7 @@ PAIRED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict")
 FILLED = ("fge", "train", "curve-ensemble", "plane", "compare", "predict", "report")
 PAGE_BYTES, SPACE = 4096, "256m"
 LIMITS = ("kills", "damages", "commands", "rounds", "minutes")
-SMOKE_MINUTES = 0.7
+SMOKE_MINUTES = 0.35
 SMOKE = ("train", "predict", "report-again")
 Rows = dict[str, Counts]
 

@@ -30,6 +30,7 @@ from endurance_runs import BASE, Job, Workplace, copy, tiny_arrays, tiny_split
 import fge
 import fge.manifest
 from fge.commands import cli
+from fge.report.page import page_template
 
 LIMIT_SECONDS = 60.0
 """A command that takes longer hangs: none of these takes more than a few seconds."""
@@ -160,6 +161,7 @@ def prepare() -> None:
             importlib.import_module(module.name)
     for name in ("matplotlib.figure", "tyro", "msgspec", "scipy.optimize", "torchvision"):
         importlib.import_module(name)
+    page_template()
     with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     gc.collect()

@@ -21,6 +21,7 @@ import shlex
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ _VERSION = 1
 _program = ["fge"]
 _LEVELS = 8
 """Folders above a file in which its manifest is looked for."""
+_END = "\n}"
 _LATE = ("timing.jsonl",)
 """Files whose new lines are recorded with the next other change: they hold no results."""
 
@@ -53,7 +55,7 @@ class Content:
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
     """A file of the manifest: what it holds, and what it will hold once a write is complete.
 
@@ -153,18 +155,20 @@ class Manifest:
 
     def save(self) -> None:
         """Write the file, whole."""
-        content: dict[str, Any] = {
+        head: dict[str, Any] = {
             "format": _FORMAT,
             "schema_version": _VERSION,
             "program": f"fast-geometric-ensembling {__version__}",
             "command": self.command,
             "folders": self.folders,
             "streams": self.streams,
-            "files": {name: _stored(self.files[name]) for name in sorted(self.files)},
         }
-        encoded = _encoded(content)
-        content["sha256"] = hashlib.sha256(encoded).hexdigest()
-        write_whole(self.root / NAME, _encoded(content))
+        # What `_encoded` gives, faster: the file is saved at each write of another one.
+        files = [f"{json.dumps(name)}: {_lines(self.files[name])}" for name in sorted(self.files)]
+        listed = "{\n  " + ",\n  ".join(files) + "\n }" if files else "{}"
+        text = f'{json.dumps(head, indent=1)[: -len(_END)]},\n "files": {listed}'
+        checksum = hashlib.sha256(f"{text}{_END}\n".encode()).hexdigest()
+        write_whole(self.root / NAME, f'{text},\n "sha256": "{checksum}"{_END}\n'.encode())
 
     # ------------------------------------------------------------------------ questions
 
@@ -427,12 +431,15 @@ def _encoded(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode() + b"\n"
 
 
-def _stored(entry: Entry) -> dict[str, Any]:
+@lru_cache(maxsize=4096)
+def _lines(entry: Entry) -> str:
+    """Return an entry as its lines in the file."""
     stored: dict[str, Any] = {}
     for key, content in (("now", entry.now), ("next", entry.next)):
         if content is not None:
             stored[key] = {"sha256": content.sha256, "size": content.size}
-    return stored | ({"removing": True} if entry.removing else {}) | {"by": entry.by}
+    stored |= ({"removing": True} if entry.removing else {}) | {"by": entry.by}
+    return json.dumps(stored, indent=1).replace("\n", "\n  ")
 
 
 def _content(stored: Any) -> Content | None:

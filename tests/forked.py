@@ -131,12 +131,36 @@ def run(
 
 
 def write_fixed_pictures(replace: Callable[[Any, str, Any], None]) -> None:
-    """Have reports write fixed bytes for pictures; ``replace`` is called as ``setattr`` is."""
+    """Have reports write fixed bytes for pictures; ``replace`` is called as ``setattr`` is.
+
+    Pages get a line in place of the 5 MB of plotly.js.
+    """
     import fge.report.builder
+    import fge.report.page
     from fge.files import write_bytes
 
+    replace(fge.report.page, "plotly_script", lambda: "// plotly.js")
     replace(fge.report.builder, "draw", lambda chart: chart)
     replace(fge.report.builder, "save_figure", lambda _, path: write_bytes(path, PICTURE))
+
+
+def prepare_children() -> None:
+    """Import what commands import, so that no forked child has to; pictures are fixed bytes."""
+    sys.path.insert(0, str(ROOT))
+    import PIL.Image
+
+    import fge.report.page
+
+    for module in pkgutil.walk_packages([str(ROOT / "fge")], "fge."):
+        if "integrations" not in module.name and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("matplotlib.figure", "plotly.offline", "scipy.optimize", "torchvision", "tyro"):
+        importlib.import_module(name)
+    PIL.Image.init()
+    fge.report.page.page_template()
+    write_fixed_pictures(setattr)
+    gc.collect()
+    gc.freeze()
 
 
 def in_place_of_subprocess() -> SimpleNamespace:
@@ -201,21 +225,13 @@ def serve(path: str) -> None:
 
 
 def _prepare() -> None:
-    """Import what commands import; pictures are fixed bytes."""
-    sys.path.insert(0, str(ROOT))
-    for module in pkgutil.walk_packages([str(ROOT / "fge")], "fge."):
-        if "integrations" not in module.name and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    for name in ("matplotlib.figure", "scipy.optimize", "torchvision"):
-        importlib.import_module(name)
+    """Import what commands import; jobs are forked as well."""
+    prepare_children()
     import fge.compare.runner
 
-    write_fixed_pictures(setattr)
     runner: Any = fge.compare.runner
     runner.subprocess = in_place_of_subprocess()
     runner.POLL_SECONDS = 0.05
-    gc.collect()
-    gc.freeze()
 
 
 def _answer(connection: socket.socket) -> None:

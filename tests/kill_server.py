@@ -82,6 +82,6 @@ def run(job: dict[str, Any]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    forked.write_fixed_pictures(setattr)
+    forked.prepare_children()
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

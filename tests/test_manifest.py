@@ -48,6 +48,21 @@ def digest(data: bytes) -> dict[str, object]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_the_file_is_ordinary_json_of_one_form(run: Path, files: int) -> None:
+    manifest = _manifest(run)
+    for k in range(files):
+        write_bytes(run / f'a "{k}" é \\ .bin', b"one")
+    manifest.note(streams=["logs/*.txt"])
+    data = (run / NAME).read_bytes()
+    content = json.loads(data)
+    assert data == json.dumps(content, indent=1).encode() + b"\n"
+    del content["sha256"]
+    unsigned = json.dumps(content, indent=1).encode() + b"\n"
+    assert json.loads(data)["sha256"] == hashlib.sha256(unsigned).hexdigest()
+    assert len(content["files"]) == files
+
+
 def test_what_is_written_is_recorded(run: Path) -> None:
     write_bytes(run / "deep" / "a.bin", b"one")
     append_record(run / "points.jsonl", {"epoch": 0})

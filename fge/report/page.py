@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from fge.runs import RunFolder
 from fge.tasks import MANY_CLASSES
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 FILES = ("report.json", "config.json", "log.jsonl")
@@ -211,22 +212,11 @@ def markdown_verdict(headline: str, details: Sequence[str]) -> list[str]:
 
 
 def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fge.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"shown": _shown, "worded": _worded}
-    environment.filters |= {"marked": _safe(html_text), "cell": _safe(html_cell)}
     wanted = any(section.page.plots for section in sections)
     script = plotly_script() if wanted else None
     runs = [_run(out, section, number, script) for number, section in enumerate(sections, start=1)]
     plots = {figure["id"]: figure["plot"] for run in runs for figure in run["figures"]}
-    rendered = environment.get_template("report.html").render(
+    rendered = page_template().render(
         page=page,
         more=MORE,
         light=variables(dark=False),
@@ -238,6 +228,23 @@ def _html(out: Path, page: Page, sections: Sequence[Section]) -> str:
     )
     # Names of files may have bytes that are no text.
     return rendered.encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def page_template() -> Template:
+    """Return the template of a page, compiled once."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fge.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": _shown, "worded": _worded}
+    environment.filters |= {"marked": _safe(html_text), "cell": _safe(html_cell)}
+    return environment.get_template("report.html")
 
 
 def _run(out: Path, section: Section, number: int, script: str | None) -> dict[str, Any]:

@@ -43,8 +43,6 @@ from fge.networks import build_model
 from fge.runs import StagedTraining
 from fge.train import Learner, endpoint_recipe, fge_stages
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 TRAIN_IMAGES, VAL_IMAGES = 72, 24
 
 

@@ -27,7 +27,7 @@ from fge.config.base import saved_fields
 from fge.errors import DivergenceError, UserError
 from fge.files import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fixed_pictures")]
+pytestmark = pytest.mark.slow
 
 EPOCHS, END, FIT = 6, 2, 2
 

@@ -49,8 +49,6 @@ from fge.data import load_dataset
 from fge.files import read_records
 from fge.networks import build_model, refresh_batch_norm
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 PAIR = "average-1--average-2"
 Files = tuple[Path, ...]
 

@@ -19,8 +19,6 @@ from fge.networks import read_weights
 from fge.runs import StagedTraining
 from fge.train import TaughtBatches, mean_prediction
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 
 def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {

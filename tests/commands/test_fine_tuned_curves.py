@@ -177,7 +177,6 @@ def test_fine_tuned_curves_resume_bitwise(data: Path, weights: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fixed_pictures")
 def test_a_fine_tuned_run_trains_its_own_baseline_from_the_same_weights(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -209,6 +209,7 @@ def test_pretrained_weights_of_the_library_are_taken_with_another_head(
     assert saved["pretrained"] == "library"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", ["data", "imagenet", "model"])
 def test_weights_that_know_other_inputs_are_told_of(
     normalize: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,6 @@ from fge.metrics import class_rankings
 from fge.report import ClassCounts, MethodResult, errors_table
 from fge.report.classes import class_verdict
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 
 def imbalanced(path: Path, train_counts: tuple[int, ...], test_counts: tuple[int, ...]) -> Path:
     """Write noise without classes: at best a network learns how frequent they are."""

@@ -22,8 +22,6 @@ from fge.config import CurveEnsembleConfig, FGEConfig, TrainConfig
 from fge.ensemble import SnapshotStore
 from fge.train import Learner
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 LEARNING: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 0.01,

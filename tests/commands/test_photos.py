@@ -16,8 +16,6 @@ from promised import promised
 
 from fge.config import FGEConfig, TrainConfig, read_config
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 SIZES = [(12, 9), (9, 14), (10, 10)]
 
 

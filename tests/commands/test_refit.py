@@ -32,8 +32,6 @@ from fge.ensemble import SnapshotStore
 from fge.errors import UserError
 from fge.networks import build_model, flatten
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 PAIRS = ["0001--0002", "0002--0003"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from promised import promised_anywhere
 
-SMALL = ["--train-size", "300", "--test-size", "100", "--epochs", "4"]
+SMALL = ["--train-size", "120", "--test-size", "60", "--epochs", "4", "--batch-size", "32"]
 LINE = re.compile(
     r"^speed: channels_last (on|off), amp (off|bf16)(, compile off, cuda_graphs off)? "
     r"\(measured (now and kept in \S+|on \S+ \S+ UTC; --speed-cache refresh measures again)\)$",

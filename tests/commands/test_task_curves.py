@@ -27,7 +27,7 @@ from fge.files import read_records
 from fge.networks import build_model, predict_outputs, refresh_batch_norm, write_parameters
 from fge.tasks import Regression, task_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fixed_pictures")]  # whole runs
+pytestmark = pytest.mark.slow  # whole runs
 
 PAIR = "average-1--average-2"
 TASKS = ("multilabel", "regression")

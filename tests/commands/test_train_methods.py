@@ -27,8 +27,6 @@ from fge.networks import read_weights
 from fge.runs import StagedTraining
 from fge.train import METHODS, EndpointLR, Method, Stage, sse_stages
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 BATCHES = 3
 """Steps per epoch: 72 training images in batches of 32."""
 

@@ -28,8 +28,6 @@ from fge.networks import build_model, load_weights, read_weights
 from fge.seeds import generator
 from fge.train import METHODS, Learner, Method, endpoint_recipe
 
-pytestmark = pytest.mark.usefixtures("fixed_pictures")
-
 VIEWS, PADDING, SEED = 3, 2, 7
 RUN: dict[str, Any] = {"single": True, "ood": ("noise",), "crop_padding": PADDING, "seed": SEED}
 VIEWED = ("single", "average", "last-snapshot", "fge", "swa", "fold")

@@ -31,8 +31,9 @@ def is_count(hint: Any) -> bool:
 COUNTS = [
     (command, option.name, option.metadata.get(BOUNDS))
     for command, (kind, *_) in COMMANDS.items()
+    for hints in [get_type_hints(kind)]
     for option in fields(kind)
-    if option.name not in kind.unused and is_count(get_type_hints(kind)[option.name])
+    if option.name not in kind.unused and is_count(hints[option.name])
 ]
 NEEDED = {
     "connect": ["--weights", "a.pt", "b.pt"],
@@ -50,6 +51,7 @@ def test_every_command_s_whole_numbers_are_found() -> None:
     assert {("predict", "batch_size"), ("doctor", "threads"), ("plane", "snapshots")} <= named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "bounds"), COUNTS, ids=[f"{command}-{name}" for command, name, _ in COUNTS]
 )

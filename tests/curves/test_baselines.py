@@ -213,6 +213,7 @@ def test_curves_with_fewer_parameters_than_points_have_baselines(kind: type[Base
             assert float(from_start(curve, point).norm()) == pytest.approx(distance, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RANDOM)
 def test_random_parts_have_the_moments_of_the_uniform_distribution(kind: type[Baseline]) -> None:
     size, draws = 12, 1500

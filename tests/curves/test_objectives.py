@@ -116,6 +116,7 @@ def test_uniform_takes_the_number_for_t_and_the_coefficients_for_the_scale() -> 
     assert draw.pull is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=IDS)
 def test_the_arclength_gradient_is_unbiased_for_any_baseline(family: Family) -> None:
     points = points_of(family).clone().requires_grad_()

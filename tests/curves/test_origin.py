@@ -107,12 +107,12 @@ def vector_inputs() -> Tensor:
     ("name", "channels", "side", "degree"),
     [
         ("convnet", 1, 12, 2),
-        ("vgg16", 3, 32, 16),
-        ("vgg16-bn", 3, 32, 4),
         ("preresnet20", 3, 8, 2),
-        ("preresnet164", 3, 8, 2),
-        ("torchvision:resnet18", 3, 32, 2),
-        ("torchvision:squeezenet1_0", 3, 32, 18),
+        pytest.param("vgg16", 3, 32, 16, marks=pytest.mark.slow),
+        pytest.param("vgg16-bn", 3, 32, 4, marks=pytest.mark.slow),
+        pytest.param("preresnet164", 3, 8, 2, marks=pytest.mark.slow),
+        pytest.param("torchvision:resnet18", 3, 32, 2, marks=pytest.mark.slow),
+        pytest.param("torchvision:squeezenet1_0", 3, 32, 18, marks=pytest.mark.slow),
     ],
 )
 def test_the_logits_of_known_networks_scale_with_one_power(

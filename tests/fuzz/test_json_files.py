@@ -28,9 +28,7 @@ from made_cells import cell
 
 from fge.compare import load_cells
 from fge.errors import UserError
-from fge.files import write_bytes
 from fge.networks import decode_state, write_state
-from fge.report import builder
 
 T = TypeVar("T")
 OTHERS = [None, True, -1, 1.5, "x", "", [], {}, [1], ["x"], {"x": 1}, [[]], "\0", "\ud800"]
@@ -77,19 +75,9 @@ def finished(folder: Path, name: str) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def no_figures() -> Iterator[None]:
-    """Write figures without drawing them, which takes most of the time of a report."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "draw", lambda chart: chart)
-        patch.setattr(builder, "save_figure", lambda _, path: write_bytes(path, b"figure"))
-        yield
-
-
 @pytest.fixture(scope="module")
-def fge_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with no_figures():
-        yield finished(tmp_path_factory.mktemp("fge"), "fge")
+def fge_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("fge"), "fge")
 
 
 # ------------------------------------------------------------------------------------- changes
@@ -425,13 +413,12 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 def test_every_reader_ends_well(
     name: str, reader: str, files: str, finished_runs: Callable[[str], Path]
 ) -> None:
-    with no_figures():
-        folder = finished_runs(name)
+    folder = finished_runs(name)
 
-        @settings(few, max_examples=24, phases=[Phase.generate])  # to find less takes minutes
-        @given(data=st.data())
-        def ends(data: st.DataObject) -> None:
-            with harmed(data, folder, files) as (copy, file):
-                ends_well(run(command(reader, folder, copy)), file)
+    @settings(few, max_examples=24, phases=[Phase.generate])  # to find less takes minutes
+    @given(data=st.data())
+    def ends(data: st.DataObject) -> None:
+        with harmed(data, folder, files) as (copy, file):
+            ends_well(run(command(reader, folder, copy)), file)
 
-        ends()
+    ends()

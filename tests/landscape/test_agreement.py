@@ -92,6 +92,7 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks())
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
 def test_fused_operations_have_the_hessian_of_finite_differences(name: str) -> None:

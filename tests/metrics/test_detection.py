@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torchmetrics.functional.classification import binary_auroc
 
 from fge.errors import UserError
 from fge.metrics import aurc, auroc, entropy, error, ood_auroc, risk_coverage, risk_coverage_of
@@ -66,6 +65,8 @@ def exact_entropy(row: Sequence[float]) -> float:
 
 @pytest.mark.parametrize("case", OOD)
 def test_out_of_distribution_aurocs_are_those_of_scikit_learn_and_torchmetrics(case: str) -> None:
+    from torchmetrics.functional.classification import binary_auroc  # takes a second
+
     inside, outside = (np.asarray(p, dtype=np.float64) for p in OOD[case])
     labels = [0] * len(inside) + [1] * len(outside)
     rows = np.concatenate([inside, outside])

@@ -188,6 +188,7 @@ def crossed(seeds: int, examples: int, deviations: tuple[float, float, float], r
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(
     "deviations",
@@ -264,6 +265,7 @@ def test_a_single_example_gives_the_expanded_percentiles_of_the_seeds(seeds: int
     assert found.high - values.mean() == pytest.approx(factor * high, rel=0, abs=0.03 * width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "pooled"), [(5, 2), (5, 3)])
 def test_rows_that_share_runs_are_not_taken_for_independent(seeds: int, pooled: int) -> None:
     rng, held, naive, repeats = np.random.default_rng(9), 0, 0, 500

@@ -13,10 +13,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 from fge import metrics
 from fge.errors import UserError
@@ -111,6 +107,8 @@ del CASES_AND_MORE["one class"]  # which torchmetrics refuses
 
 @pytest.mark.parametrize("case", CASES_AND_MORE)
 def test_the_error_is_that_of_torchmetrics(case: str) -> None:
+    from torchmetrics.functional.classification import multiclass_accuracy  # takes a second
+
     probs, targets = CASES_AND_MORE[case]
     accuracy = multiclass_accuracy(
         torch.tensor(probs), torch.tensor(targets), num_classes=probs.shape[1], average="micro"
@@ -141,6 +139,8 @@ def test_brier_is_that_of_scikit_learn(case: str) -> None:
 @pytest.mark.parametrize("bins", [1, 15, 20])
 @pytest.mark.parametrize("case", CASES_AND_MORE)
 def test_ece_is_that_of_torchmetrics(case: str, bins: int) -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     probs, targets = CASES_AND_MORE[case]
     # torchmetrics puts an edge into the bin above, and certainty into one of its own; just below
     # the edges both bin alike. It works in float32.

@@ -35,6 +35,7 @@ def test_an_exact_power_law_is_found_again(exponent: float, sizes: tuple[int, ..
     assert found == pytest.approx(law, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(
     st.floats(0.3, 3.5),
     st.floats(0.0, 5.0),

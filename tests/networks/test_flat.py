@@ -507,6 +507,7 @@ def test_parameters_that_secretly_share_memory_are_refused() -> None:
         FlatParameters(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_first", [True, False])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_models_see_the_vector(backend: str, compile_first: bool) -> None:

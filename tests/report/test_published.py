@@ -90,6 +90,7 @@ def test_the_default_job_shows_it_whatever_its_seed_and_ensemble(images: str) ->
         assert found.facts == FACTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -67,6 +67,7 @@ def test_each_method_says_on_what_it_spends_its_part(
     assert {k: v for k, v in unused.remedies.items() if k != "epochs"} == remedies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "auto"])
 @given(
     epochs=st.integers(12, 60),
