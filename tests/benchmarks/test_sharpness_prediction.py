@@ -48,6 +48,7 @@ def test_a_constant_has_no_correlation() -> None:
     assert np.isnan(study.interval([1, 1, 1], [1, 2, 3])).all()
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_scipys_bootstrap() -> None:
     x, y = pairs(25, 0.6)
     low, high = study.interval(x, y, draws=4000)
@@ -65,6 +66,7 @@ def test_the_interval_is_that_of_scipys_bootstrap() -> None:
     assert high == pytest.approx(oracle.high, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_resampled_correlations_by_its_level() -> None:
     x, y = pairs(15, 0.3)
     rng = np.random.default_rng(7)
@@ -180,6 +182,7 @@ def test_variants_are_what_their_names_say(
     assert variant in study.VARIANTS
 
 
+@pytest.mark.slow
 def test_a_rerun_fills_gaps_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1101,6 +1101,7 @@ def full_disk(patch: pytest.MonkeyPatch, after: int) -> None:
     patch.setattr(os, "fsync", fsync)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 12, 27, 40])
 def test_full_disk_is_one_line_and_the_run_can_be_resumed(
     run: Run, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

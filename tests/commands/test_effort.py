@@ -41,6 +41,7 @@ def test_the_effort_is_the_largest_within_the_operations(position: int, networks
     assert chosen(width + 1, networks=networks) == later
 
 
+@pytest.mark.slow
 def test_the_least_is_measured_whatever_it_costs() -> None:
     assert chosen(10**6) == (16, 8, 1, 30)
 
@@ -60,6 +61,7 @@ def test_fused_layers_are_counted(kind: str) -> None:
     assert found == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_is_given_stays() -> None:
     given = replace(OPEN, examples=7, spectrum_steps=9)
     assert chosen(10**6, options=given) == (7, 32, 4, 9)

@@ -106,6 +106,7 @@ def test_files_of_others_are_named_and_left(
     assert (run / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_damaged_file_is_found(
     ended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]

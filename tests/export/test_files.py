@@ -67,6 +67,7 @@ def test_a_file_predicts_batches_of_any_size_and_holds_its_facts(kind: str, tmp_
     assert path.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_on_demand_and_is_the_same_each_time(tmp_path: Path) -> None:
     path, written = tmp_path / "model.pt2", []
     for overwrite in (False, True):

@@ -21,6 +21,8 @@ from PIL import Image
 from fge.data import Dataset, load_dataset
 from fge.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 DTYPES = (
     *(np.uint8, np.int64, np.int8, np.uint16, np.float32, np.float64, np.bool_),
     *(np.complex64, np.str_, np.object_, "M8[D]", "m8[s]", "V3", [("a", "i4")]),

@@ -30,6 +30,8 @@ from fge.compare import load_cells
 from fge.errors import UserError
 from fge.networks import decode_state, write_state
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 OTHERS = [None, True, -1, 1.5, "x", "", [], {}, [1], ["x"], {"x": 1}, [[]], "\0", "\ud800"]
 """Values of every type; a count becomes -1, but no other number: a run may have more epochs."""
@@ -246,7 +248,6 @@ few = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 # --------------------------------------------------------------------------------------- tests
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^report\.json$", r"^page\.json$"])
 @few
 @given(data=st.data())
@@ -257,7 +258,6 @@ def test_a_changed_report_is_shown_or_refused(
         ends_well(run(command("report", fge_run, copy)), file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^config\.json$", r"^index\.json$"])
 @few
 @given(data=st.data())
@@ -268,7 +268,6 @@ def test_a_changed_run_predicts_or_is_refused(
         ends_well(run(command("predict", fge_run, copy)), file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("files", [r"^config\.json$", r"log\.jsonl$|^index\.json$", "safetensors$"])
 @few
 @given(data=st.data())
@@ -408,7 +407,6 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return functools.cache(lambda name: finished(tmp_path_factory.mktemp(name), name))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reader", "files"), READERS)
 def test_every_reader_ends_well(
     name: str, reader: str, files: str, finished_runs: Callable[[str], Path]

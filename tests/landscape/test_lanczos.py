@@ -73,6 +73,7 @@ def test_the_largest_eigenvalues_are_found(count: int, spectrum: Tensor) -> None
     assert (found.vectors @ found.vectors.T - torch.eye(count)).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_restarts_bound_the_basis_and_reach_the_same() -> None:
     matrix = with_spectrum(torch.linspace(0, 1, 400, dtype=torch.float64) ** 0.5)
     for capacity in (8, 400):

@@ -63,6 +63,7 @@ def test_softmax_regression_at_zero_has_its_eigenvalue_as_often_as_classes_less_
         assert found.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_eigenvalues_are_those_of_scipys_eigsh(k: int) -> None:
     model = mlp()

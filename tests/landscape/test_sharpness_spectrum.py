@@ -81,6 +81,7 @@ def test_with_all_steps_the_density_is_that_of_the_signs_spectrum() -> None:
     torch.testing.assert_close(found.density, expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_mean_over_vectors_is_the_dense_density() -> None:
     values = torch.linalg.eigvalsh(dense())
     found = density(num_vectors=80, num_steps=15, sigma=0.3)

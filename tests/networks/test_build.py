@@ -117,6 +117,7 @@ def test_depth_counts_the_layers_of_the_longest_path(depth: int) -> None:
 SIZES = [(28, 28), (32, 32), (33, 47), (8, 8), (5, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet", "preresnet20", "wrn28-10"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
@@ -125,6 +126,7 @@ def test_any_image_size_gives_logits(name: str, size: Size, channels: int) -> No
     assert model(torch.zeros(2, channels, *size, device="meta")).shape == (2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["preresnet56", "preresnet110", "preresnet164"])
 def test_deep_networks_take_odd_image_sizes(name: str) -> None:
     size, channels = (33, 47), 1

@@ -77,6 +77,7 @@ def test_bins_of_few_predictions_are_left_out_and_with_them_the_figure(tmp_path:
     assert not list(tmp_path.glob("figures/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["fge", "train"])
 def test_a_run_draws_its_own_predictions(command: str, tiny_npz: Path, tmp_path: Path) -> None:
     options = config(tiny_npz, tmp_path / "run", epochs=4)

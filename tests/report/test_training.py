@@ -127,6 +127,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fge(config(data, folder / "run", sharpness_every=2))
 
 
+@pytest.mark.slow
 def test_a_run_reports_what_it_logged(finished: Path) -> None:
     logged = [
         record
