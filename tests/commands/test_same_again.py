@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from promised import promised_anywhere
 
-SMALL = ["--train-size", "120", "--test-size", "60", "--epochs", "4", "--batch-size", "32"]
+SIZES = ["--train-size", "120", "--test-size", "60", "--batch-size", "32"]
 LINE = re.compile(
     r"^speed: channels_last (on|off), amp (off|bf16)(, compile off, cuda_graphs off)? "
     r"\(measured (now and kept in \S+|on \S+ \S+ UTC; --speed-cache refresh measures again)\)$",
@@ -74,7 +74,7 @@ def twice(command: str, arguments: list[str], folder: Path) -> tuple[Path, list[
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_busy_machine_changes_nothing(command: str, tmp_path: Path) -> None:
-    folder, (first, second) = twice(command, [*SMALL, *COMMANDS[command]], tmp_path)
+    folder, (first, second) = twice(command, [*SIZES, "--epochs", "4", *COMMANDS[command]], tmp_path)
     assert "(measured now and kept in " in first
     assert "(measured on " in second
     assert first.partition(" (measured")[0] == second.partition(" (measured")[0]
@@ -83,7 +83,7 @@ def test_a_busy_machine_changes_nothing(command: str, tmp_path: Path) -> None:
     weights = [str(folder / kind / "0001.safetensors") for kind in ("snapshots", "single")]
     fit = ["--epochs", "2", "--eval-points", "3", "--weights", *weights]
     studies = {
-        "connect": [*SMALL[:4], *fit],
+        "connect": [*SIZES, *fit],
         "plane": ["--run", str(folder), "--random", "--resolution", "3", *AUTO],
     }
     for study, options in studies.items():
