@@ -74,7 +74,9 @@ def twice(command: str, arguments: list[str], folder: Path) -> tuple[Path, list[
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_busy_machine_changes_nothing(command: str, tmp_path: Path) -> None:
-    folder, (first, second) = twice(command, [*SIZES, "--epochs", "4", *COMMANDS[command]], tmp_path)
+    folder, (first, second) = twice(
+        command, [*SIZES, "--epochs", "4", *COMMANDS[command]], tmp_path
+    )
     assert "(measured now and kept in " in first
     assert "(measured on " in second
     assert first.partition(" (measured")[0] == second.partition(" (measured")[0]

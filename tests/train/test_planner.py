@@ -117,6 +117,7 @@ def test_the_descent_to_the_end_of_the_budget_is_held_and_others_are_not() -> No
     assert all("hold" not in record for record in play(plan, outcomes))
     assert play(plan, [snapshot(0.29, 0.02, wrong=29)])[1]["hold"] == 0.75
     assert play(planner(hold=0.8), [snapshot(0.29, 0.02, wrong=29)])[1]["hold"] == 0.8
+    assert play(plan, [snapshot(0.29, 0.15, wrong=29)])[1]["hold"] == 0.4  # it still gains
 
 
 def test_beside_a_network_that_has_its_images_by_heart_others_start_at_once() -> None:
