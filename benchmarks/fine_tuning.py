@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pays import TASKS
 from pays_data import make_data
 from safetensors.torch import load_file, save_file
 
@@ -52,11 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adamw 1e-3, frozen": {"optimizer": "adamw", "lr": 1e-3, "freeze": r"^[0-9]\."},
 }
 """Each with a warm-up of one epoch."""
-TASKS: dict[str, dict[str, Any]] = {
-    "F": {"epochs": 40, "lr": 0.05},
-    "A": {"epochs": 20, "batch_size": 50, "optimizer": "adamw", "lr": 3e-3, "warmup_epochs": 1.0},
-}
-"""As in ``benchmarks/pays.py``."""
+FINE_TUNED = ("F", "A")
 HOLDS = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -117,7 +115,7 @@ def held(work: Path, seed: int, task: str, hold: float | None) -> dict[str, floa
         seed=seed,
         pretrained=related_weights(work),
         resume=(out / "config.json").is_file(),
-        **{**PLAIN, **TASKS[task], **({} if hold is None else {"hold": hold})},
+        **{**PLAIN, **TASKS[task].options, **({} if hold is None else {"hold": hold})},
     )
     if not (out / "report.json").is_file():
         # Validation never speaks for other networks, and holds nothing by itself.
@@ -126,7 +124,7 @@ def held(work: Path, seed: int, task: str, hold: float | None) -> dict[str, floa
     return figures_of(out)
 
 
-def holds(work: Path, tasks: list[str], seeds: int) -> None:
+def holds(work: Path, tasks: Sequence[str], seeds: int) -> None:
     """Train with each part held; keep the figures per seed."""
     for task in tasks:
         for hold in (None, *HOLDS):
@@ -164,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("search", "hold", "table"))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument("--task", nargs="+", choices=FINE_TUNED, default=FINE_TUNED)
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     arguments = parser.parse_args()
     if arguments.part == "search":

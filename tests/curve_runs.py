@@ -105,7 +105,7 @@ def member_probabilities(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarra
 
 
 class KillServer:
-    """Runs jobs in children that are killed before their n-th write."""
+    """Runs jobs in children that are killed before their n-th write or after some seconds."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -115,7 +115,7 @@ class KillServer:
             text=True,
         )
 
-    def run(self, command: str, options: dict[str, Any], **kill: int) -> dict[str, int]:
+    def run(self, command: str, options: dict[str, Any], **kill: float) -> dict[str, int]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(

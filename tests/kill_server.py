@@ -1,7 +1,7 @@
 """Runs training jobs in forked children and kills them where it is told to.
 
 Started as a script by the tests of resuming. Each line on standard input is a JSON job:
-``command``, ``fge`` by default; the ``options`` of its configuration; and ``kill_at``, the number
+``command``; the ``options`` of its configuration; and ``kill_at``, the number
 of the fsync call before which the child kills itself with SIGKILL, or ``kill_after``, seconds
 after which it is killed from outside. Each answer is a JSON line: the child's exit status and the
 number of fsync calls it made. Every file that the library writes is synced, so fsync calls lie
@@ -57,7 +57,7 @@ def child(job: dict[str, Any], counter: int) -> None:
 
     fge.disk.os.fsync = counting_fsync  # type: ignore[attr-defined]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    run_command(job.get("command", "fge"), job["options"])
+    run_command(job["command"], job["options"])
     os.write(counter, str(calls).encode())
 
 
